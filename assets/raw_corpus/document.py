@@ -1,0 +1,41 @@
+"""The unit of the corpus: a document, identified by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Document:
+    """One raw text or one chat, before tokenization.
+
+    `group` names what must stay on one side of a split: documents that share text share a group (a module's
+    docstrings and its source, the turns of one user). It defaults to the document's own id.
+    """
+
+    domain: str
+    source: str
+    """File within the source, as `source-name/relative/path`: says where the document came from, never an
+    absolute path."""
+    row: int
+    """0-based row of the document in its file."""
+    text: str | None = None
+    messages: tuple[dict[str, str], ...] | None = None
+    group: str = ""
+    doc_id: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError(f"{self.source} row {self.row}: a document has either text or messages")
+        object.__setattr__(self, "doc_id", document_id(self.text, self.messages))
+        if not self.group:
+            object.__setattr__(self, "group", self.doc_id)
+
+
+def document_id(text: str | None, messages: tuple[dict[str, str], ...] | None) -> str:
+    """SHA-256 (hex) of the content: the same text has the same id in whatever file it arrives."""
+    payload = text if text is not None else json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    kind = "text" if text is not None else "messages"
+    return hashlib.sha256(f"{kind}\0{payload}".encode()).hexdigest()
