@@ -1,0 +1,59 @@
+"""`corpus:` in params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PythonStdlib(_Source):
+    """The standard library of the running Python: domains `prose` and `code`."""
+
+    kind: Literal["python_stdlib"]
+
+
+class Directory(_Source):
+    """Every `.txt`, `.md`, `.jsonl`, `.jsonl.gz` and `.parquet` file below a folder."""
+
+    kind: Literal["directory"]
+    path: str
+    domain: str | None = None
+    """Domain of every document; None: the name of the first folder below `path`, or of the source."""
+    column: str = "text"
+    """Field of a row that holds the text; a row with `messages` (chat) is read as such."""
+
+
+class HuggingFace(_Source):
+    """A dataset of the hub."""
+
+    kind: Literal["huggingface"]
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str
+    """Commit of the dataset: without it the corpus could change under the same parameters."""
+    column: str = "text"
+    streaming: bool = True
+    domain: str | None = None
+    limit: int | None = Field(default=None, gt=0)
+
+
+Source = Annotated[PythonStdlib | Directory | HuggingFace, Field(discriminator="kind")]
+
+
+class CorpusParams(BaseModel):
+    """Where documents come from, and how many bad rows a run puts up with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: dict[str, Source]
+    inbox: str = "inbox"
+    """A folder that is a source of kind `directory` named `inbox`; new files there start a run."""
+    max_document_bytes: int = Field(default=2_000_000, gt=0)
+    max_rejected: float = Field(default=0.05, ge=0, le=1)
+    """Share of rows that may be quarantined (duplicates aside) before the run fails."""

@@ -1,0 +1,134 @@
+"""The typed reading of params.yaml: every section is checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from assets.activation_stats.params import StatisticsParams
+from assets.base_model.params import ModelParams
+from assets.calibration_choice.params import ChoiceParams
+from assets.calibration_report.params import ReportParams
+from assets.evaluation.params import EvaluationParams
+from assets.quantized_model.params import SchemeParams
+from assets.raw_corpus.params import CorpusParams
+from assets.sample_features.params import FeatureParams
+from assets.tokenized_samples.params import TokenizeParams
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class Grid(BaseModel):
+    """Which choices are quantized under which schemes, and compared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calibrations: tuple[str, ...]
+    schemes: tuple[str, ...]
+
+
+class DeploymentParams(BaseModel):
+    """Which scheme is deployed; the calibration choice follows from the evaluations."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheme: str
+
+
+class TrackingParams(BaseModel):
+    """Where MLflow keeps the runs; None: a SQLite file of this workspace."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str | None = None
+    experiment: str = "plumbline"
+    registered_model: str = "plumbline"
+
+
+class Params(BaseModel):
+    """params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelParams
+    corpus: CorpusParams
+    tokenize: TokenizeParams = TokenizeParams()
+    features: FeatureParams = FeatureParams()
+    calibrations: dict[str, ChoiceParams]
+    statistics: StatisticsParams = StatisticsParams()
+    schemes: dict[str, SchemeParams]
+    grid: Grid
+    evaluation: EvaluationParams = EvaluationParams()
+    report: ReportParams = ReportParams()
+    deployment: DeploymentParams
+    tracking: TrackingParams = TrackingParams()
+
+    @model_validator(mode="after")
+    def _names(self) -> Params:
+        for section, names in (("calibrations", self.calibrations), ("schemes", self.schemes)):
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{section}: the name {name!r} becomes a folder and a DVC stage; use a-z, 0-9, '-' and '_'"
+                    )
+            wanted = getattr(self.grid, section)
+            if unknown := [name for name in wanted if name not in names]:
+                raise ValueError(f"grid.{section}: {unknown} not under {section}: (there: {sorted(names)})")
+            if len(set(wanted)) < len(wanted):
+                raise ValueError(f"grid.{section}: a name occurs twice")
+        keys = [pair_key(c, s) for c in self.grid.calibrations for s in self.grid.schemes]
+        if len(set(keys)) < len(keys):
+            raise ValueError("grid: two pairs share the name CALIBRATION-SCHEME; rename a choice or a scheme")
+        if self.deployment.scheme not in self.grid.schemes:
+            raise ValueError(f"deployment.scheme: {self.deployment.scheme!r} is not in grid.schemes")
+        if self.report.baseline is not None and self.report.baseline not in self.grid.calibrations:
+            raise ValueError(f"report.baseline: {self.report.baseline!r} is not in grid.calibrations")
+        return self
+
+    def pairs(self) -> dict[str, tuple[str, str]]:
+        """(calibration, scheme) of every pair of the grid by its key, in order."""
+        return {pair_key(c, s): (c, s) for c in self.grid.calibrations for s in self.grid.schemes}
+
+
+def pair_key(calibration: str, scheme: str) -> str:
+    """Partition key, DVC stage suffix and folder of a quantized model: as DVC joins the values of a matrix."""
+    return f"{calibration}-{scheme}"
+
+
+def project_root() -> Path:
+    """The workspace: PLUMBLINE_ROOT, or the checkout that this code is in."""
+    return Path(os.environ.get("PLUMBLINE_ROOT") or Path(__file__).resolve().parents[1])
+
+
+def load_params(root: Path | None = None) -> Params:
+    """Read params.yaml of the workspace.
+
+    Raises:
+        ValueError: the file is missing, is not YAML, or a value is wrong: the message names file, place and value.
+    """
+    path = (root or project_root()) / "params.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path} not found: run inside a Plumbline workspace, or set PLUMBLINE_ROOT to one")
+    return _load(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, mtime_ns: int) -> Params:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected sections such as `model:`, found {type(content).__name__}")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        wrong = "\n".join(
+            f"  {'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']} (found {e['input']!r:.80})" for e in error.errors()
+        )
+        raise ValueError(f"{path} is not valid:\n{wrong}") from error
