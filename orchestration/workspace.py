@@ -1,0 +1,48 @@
+"""Where a workspace keeps what is not an artifact: Dagster's history and MLflow's runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestration.params import project_root
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+
+def dagster_home(root: Path | None = None) -> Path:
+    """DAGSTER_HOME if it is set, else `.dagster` of the workspace."""
+    return Path(os.environ.get("DAGSTER_HOME") or (root or project_root()) / ".dagster")
+
+
+def tracking_uri(root: Path | None = None) -> str:
+    """MLflow's address: `tracking.uri` of params.yaml, else MLFLOW_TRACKING_URI, else a SQLite file here."""
+    from orchestration.params import load_params
+
+    root = root or project_root()
+    return (
+        load_params(root).tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    )
+
+
+@contextlib.contextmanager
+def instance(quiet: bool = True) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance that remembers this workspace's history.
+
+    Args:
+        quiet: print warnings and errors only, for commands that show progress of their own.
+    """
+    home = dagster_home()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["DAGSTER_HOME"] = str(home)
+    import dagster as dg
+
+    if quiet:
+        logging.getLogger("dagster").setLevel(logging.WARNING)
+    with dg.DagsterInstance.get() as history:
+        yield history
