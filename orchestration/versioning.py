@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -143,6 +144,7 @@ def _repository(root: Path) -> Iterator[Repo]:
 def _open(root: Path) -> Repo:
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # "Updating lock file" at every step says nothing
     # Without waiting, contention ends in a LockError after three seconds.
     return Repo(str(root), _wait_for_lock=True)
 
@@ -278,13 +280,16 @@ def _remove(folder: Path) -> None:
 # Status
 
 
-def changed_stages(root: Path) -> dict[str, list[str]]:
+def changed_stages(root: Path, asset: str | None = None) -> dict[str, list[str]]:
     """Stages whose recorded inputs, parameters, code or output differ from what is there, each with the reasons.
 
     Direct changes only: what lies downstream of one is not in the result.
+
+    Args:
+        asset: ask about the stages of this asset only.
     """
     with _repository(root) as repo:
-        status = repo.status()
+        status = repo.status([asset] if asset else None)
     return {name.split(":")[-1]: [_reason(r) for r in reasons] for name, reasons in status.items()}
 
 
