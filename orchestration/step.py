@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ Build = Callable[[Step, str, Path], Mapping[str, Any]]
 """(step, partition key or "", empty folder) -> summary: counts and names, JSON-able."""
 After = Callable[[Step, str, Mapping[str, Any]], Mapping[str, Any]]
 """Runs once the output is published, for what needs its hash (MLflow); returns further metadata."""
+
+# Single-run backfills are marked beta; what we need of them is covered by tests/orchestration/test_step.py.
+warnings.filterwarnings("ignore", message="Parameter `backfill_policy`")
 
 OWNERS = ["team:plumbline"]
 PREVIEW_BYTES = 100_000  # metadata lives in the event log

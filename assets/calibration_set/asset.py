@@ -1,0 +1,36 @@
+"""The Dagster definition of `calibration_set`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.calibration_choice.asset import calibration_choice
+from assets.sample_features.asset import sample_features
+from assets.tokenized_samples.asset import tokenized_samples
+from orchestration.partitions import CALIBRATIONS
+from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+
+
+@dg.asset(
+    group_name="2_calibration",
+    kinds={"parquet"},
+    owners=OWNERS,
+    partitions_def=CALIBRATIONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version=code_version("calibration_set"),
+    automation_condition=ON_NEW_INPUT,
+    deps=[calibration_choice, tokenized_samples, sample_features],
+    description="The samples that a choice picked from the pool, in order, each with the reason it was picked, and how "
+    "well they represent production. Opens as a torch Dataset and as a datasets.Dataset.",
+)
+def calibration_set(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from assets.calibration_set.select import build_calibration_set
+
+        return build_calibration_set(
+            step.input("calibration_choice", key), step.input("tokenized_samples"), step.input("sample_features"), out
+        )
+
+    yield from materialize(context, build)

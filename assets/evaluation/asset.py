@@ -1,0 +1,47 @@
+"""The Dagster definition of `evaluation`."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.base_model.params import ModelParams
+from assets.evaluation.params import EvaluationParams
+from assets.quantized_model.asset import quantized_model
+from assets.tokenized_samples.asset import tokenized_samples
+from orchestration.partitions import PAIRS
+from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+
+
+@dg.asset(
+    group_name="4_verdict",
+    kinds={"mlflow", "pytorch"},
+    owners=OWNERS,
+    partitions_def=PAIRS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version=code_version("evaluation"),
+    automation_condition=ON_NEW_INPUT,
+    deps=[quantized_model, tokenized_samples],
+    description="How far a quantized model is from the base model on the report split, which no calibration choice may "
+    "see: KL divergence per token, perplexity, top-1 agreement, per domain. Also a run in MLflow.",
+)
+def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from assets.evaluation.evaluate import build_evaluation
+
+        return build_evaluation(
+            EvaluationParams.model_validate(step.params["evaluation"]),
+            ModelParams.model_validate(step.params["model"]),
+            step.input("quantized_model", key),
+            step.input("tokenized_samples"),
+            out,
+            step.root,
+        )
+
+    def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+        from orchestration.record import record_in_mlflow
+
+        return record_in_mlflow(step, key, context.run_id)
+
+    yield from materialize(context, build, after=track)

@@ -1,0 +1,40 @@
+"""The Dagster definition of `raw_corpus`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.raw_corpus.params import CorpusParams
+from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+
+inbox = dg.AssetSpec(
+    "inbox",
+    group_name="1_corpus",
+    kinds={"file"},
+    owners=OWNERS,
+    description="Files that people drop into the inbox folder. A sensor watches it; a new file starts one run.",
+)
+
+
+@dg.asset(
+    group_name="1_corpus",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version=code_version("raw_corpus"),
+    automation_condition=ON_NEW_INPUT,
+    deps=[inbox],
+    description="Every document of every source in params.yaml and of the inbox, one Parquet shard per file. A file "
+    "that did not change is not read again; a bad row is set aside with its file, row and reason, and counted.",
+)
+def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from assets.raw_corpus.file_hashes import FileHashes
+        from assets.raw_corpus.ingest import build_raw_corpus
+
+        params = CorpusParams.model_validate(step.params["corpus"])
+        hashes = FileHashes(step.root / ".plumbline" / "file_hashes.json")
+        return build_raw_corpus(params, step.root, out, step.previous, hashes)
+
+    yield from materialize(context, build)

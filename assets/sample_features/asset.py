@@ -1,0 +1,39 @@
+"""The Dagster definition of `sample_features`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.base_model.params import ModelParams
+from assets.sample_features.params import FeatureParams
+from assets.tokenized_samples.asset import tokenized_samples
+from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+
+
+@dg.asset(
+    group_name="1_corpus",
+    kinds={"numpy", "huggingface"},
+    owners=OWNERS,
+    code_version=code_version("sample_features"),
+    automation_condition=ON_NEW_INPUT,
+    deps=[tokenized_samples],
+    description="Length and sentence embedding of every pool and tuning sample: what a strategy chooses by. "
+    "Computed once per sample, and never again while the embedder stays.",
+)
+def sample_features(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from assets.base_model.load import model_folder
+        from assets.sample_features.embed import build_sample_features
+
+        return build_sample_features(
+            FeatureParams.model_validate(step.params["features"]),
+            model_folder(ModelParams.model_validate(step.params["model"]), step.root),
+            step.input("tokenized_samples"),
+            out,
+            previous=step.previous,
+            root=step.root,
+        )
+
+    yield from materialize(context, build)

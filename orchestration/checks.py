@@ -1,0 +1,123 @@
+"""Promises that the UI shows as passed or failed, each read back from the artifacts on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.artifact import read_json
+from assets.calibration_set.asset import calibration_set
+from assets.quantized_model.asset import quantized_model
+from assets.raw_corpus.asset import raw_corpus
+from assets.tokenized_samples.asset import tokenized_samples
+from orchestration.params import load_params, project_root
+
+
+def _folder(asset: str) -> Path:
+    return project_root() / "data" / asset
+
+
+def _keys(context: dg.AssetCheckExecutionContext, asset: str, names: list[str]) -> list[str]:
+    """Partitions to check: those of the run, or all that exist."""
+    run = context.op_execution_context
+    if run.has_partition_key or run.has_partition_key_range:
+        return list(run.partition_keys)
+    return [name for name in names if (_folder(asset) / name).is_dir()]
+
+
+def _result(wrong: list[str], good: str, metadata: dict[str, Any] | None = None) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=not wrong, description="; ".join(wrong[:5]) or good, metadata=metadata or {})
+
+
+@dg.asset_check(asset=raw_corpus, blocking=True)
+def every_row_is_accounted_for() -> dg.AssetCheckResult:
+    """Rows read = documents kept + rows set aside, in every source file and in total."""
+    manifest = read_json(_folder("raw_corpus") / "manifest.json")
+    wrong = [
+        f"{s['file']}: {s['rows']} rows, but {s['documents']} documents + {sum(s['rejected'].values())} set aside"
+        for s in [*manifest["shards"], {"file": "total", **manifest["totals"]}]
+        if s["rows"] != s["documents"] + sum(s["rejected"].values())
+    ]
+    totals = manifest["totals"]
+    aside = sum(totals["rejected"].values())
+    return _result(wrong, f"{totals['rows']} rows = {totals['documents']} documents + {aside} set aside", totals)
+
+
+@dg.asset_check(asset=tokenized_samples, blocking=True)
+def every_token_is_accounted_for() -> dg.AssetCheckResult:
+    """Tokens of the documents = tokens of the samples + tokens lost, by reason."""
+    counts = read_json(_folder("tokenized_samples") / "accounting.json")
+    lost = {reason: what["tokens"] for reason, what in counts["lost"].items()}
+    wrong = []
+    if counts["tokens_in"] != counts["tokens_out"] + sum(lost.values()):
+        wrong.append(f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {lost} lost: they do not add up")
+    good = f"{counts['tokens_in']} tokens = {counts['tokens_out']} in samples + {sum(lost.values())} lost"
+    return _result(wrong, good, {"lost": dg.MetadataValue.json(counts["lost"])})
+
+
+@dg.asset_check(asset=calibration_set, blocking=True)
+def no_report_document_in_a_calibration_set(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """Reported numbers come from documents that no calibration set contains."""
+    import pyarrow.parquet as pq
+
+    from assets.tokenized_samples.reader import read_samples
+
+    report = set(read_samples(_folder("tokenized_samples"), ["report"], ["doc_id"]).column("doc_id").to_pylist())
+    wrong, seen = [], 0
+    for key in _keys(context, "calibration_set", list(load_params().calibrations)):
+        documents = pq.read_table(_folder("calibration_set") / key / "samples.parquet", columns=["doc_id"])
+        seen += documents.num_rows
+        if leaked := report.intersection(documents.column("doc_id").to_pylist()):
+            wrong.append(f"{key}: {len(leaked)} documents of the report split, first {min(leaked)}")
+    return _result(wrong, f"none of {len(report)} report documents is among {seen} calibration samples")
+
+
+@dg.asset_check(asset=calibration_set, blocking=True)
+def calibration_set_was_tokenized_as_the_corpus_is(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """Tokenizer, special tokens, chat template and truncation have one fingerprint from samples to set."""
+    from assets.tokenized_samples.reader import fingerprint_of
+
+    expected = fingerprint_of(_folder("tokenized_samples"))
+    wrong = []
+    for key in _keys(context, "calibration_set", list(load_params().calibrations)):
+        found = read_json(_folder("calibration_set") / key / "manifest.json")["fingerprint"]
+        if found != expected:
+            wrong.append(f"{key} was tokenized under {found}, the samples under {expected}")
+    return _result(wrong, f"one fingerprint: {expected}")
+
+
+@dg.asset_check(asset=quantized_model, blocking=True)
+def model_carries_the_tokenizer_it_was_calibrated_with(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """The fingerprint in the quantized model is that of the samples."""
+    from assets.tokenized_samples.reader import fingerprint_of
+
+    expected = fingerprint_of(_folder("tokenized_samples"))
+    wrong = []
+    for key in _keys(context, "quantized_model", list(load_params().pairs())):
+        found = read_json(_folder("quantized_model") / key / "calibration.json")["fingerprint"]
+        if found != expected:
+            wrong.append(f"{key} was calibrated under {found}, the samples are now under {expected}")
+    return _result(wrong, f"one fingerprint: {expected}")
+
+
+@dg.asset_check(asset=quantized_model)
+def no_layer_fell_back(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """Every layer was quantized by the method asked for; one that fell back is named."""
+    wrong = []
+    for key in _keys(context, "quantized_model", list(load_params().pairs())):
+        fallbacks = read_json(_folder("quantized_model") / key / "calibration.json")["fallbacks"]
+        wrong += [f"{key}: {layer}" for layer in fallbacks]
+    result = _result(wrong, "no layer fell back")
+    return result if result.passed else dg.AssetCheckResult(
+        passed=False, severity=dg.AssetCheckSeverity.WARN, description=result.description
+    )
+
+
+CHECKS: list[dg.AssetChecksDefinition] = [
+    every_row_is_accounted_for,
+    every_token_is_accounted_for,
+    no_report_document_in_a_calibration_set,
+    calibration_set_was_tokenized_as_the_corpus_is,
+    model_carries_the_tokenizer_it_was_calibrated_with,
+    no_layer_fell_back,
+]
