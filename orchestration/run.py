@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestration.workspace import instance
+from orchestration.workspace import QUIET, instance
 
 
 def main(asset: str, key: str | None = None) -> int:
@@ -20,7 +20,12 @@ def main(asset: str, key: str | None = None) -> int:
     [definition] = [a for a in ASSETS if a.key == dg.AssetKey(asset)]
     with instance() as history:
         result = dg.materialize(
-            [definition], instance=history, partition_key=key, raise_on_error=False, tags={"front_door": "dvc repro"}
+            [definition],
+            instance=history,
+            partition_key=key,
+            run_config=QUIET,
+            raise_on_error=False,
+            tags={"front_door": "dvc repro"},
         )
         if not result.success:
             for event in result.get_step_failure_events():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,19 +29,17 @@ def tracking_uri(root: Path | None = None) -> str:
     )
 
 
-@contextlib.contextmanager
-def instance(quiet: bool = True) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance that remembers this workspace's history.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""Run configuration of commands that show progress of their own; the event log has everything all the same."""
 
-    Args:
-        quiet: print warnings and errors only, for commands that show progress of their own.
-    """
+
+@contextlib.contextmanager
+def instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance that remembers this workspace's history."""
     home = dagster_home()
     home.mkdir(parents=True, exist_ok=True)
     os.environ["DAGSTER_HOME"] = str(home)
     import dagster as dg
 
-    if quiet:
-        logging.getLogger("dagster").setLevel(logging.WARNING)
     with dg.DagsterInstance.get() as history:
         yield history

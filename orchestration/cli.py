@@ -1,0 +1,122 @@
+"""`plumbline`: the command line. Heavy packages are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import click
+
+from orchestration.params import project_root
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Picks, proves and audits the calibration data behind quantized language models.
+
+    \b
+    plumbline run                                   bring every artifact up to date, show the table
+    plumbline audit data/quantized_model/NAME       from a model back to its documents
+    plumbline status                                what is out of date, and why
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+
+
+@main.command()
+@click.option("--only", multiple=True, metavar="ASSET", help="Only this asset (may be given several times).")
+def run(only: tuple[str, ...]) -> None:
+    """Materialize what is missing or out of date, then show the results.
+
+    \b
+    Example: plumbline run --only raw_corpus --only tokenized_samples
+    """
+    from orchestration.study import StudyFailed, run_study
+
+    root, started = project_root(), time.perf_counter()
+    _require_git_or_no_scm(root)
+    try:
+        steps = run_study(root, only, click.echo)
+    except (StudyFailed, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    seconds = time.perf_counter() - started
+    click.echo(f"{steps} steps in {seconds:.0f} s\n" if steps else f"everything is up to date ({seconds:.1f} s)\n")
+    if (root / "data" / "calibration_report" / "table.json").is_file():
+        from orchestration.summary import show
+
+        show(root)
+
+
+@main.command()
+def status() -> None:
+    """What is out of date, and why."""
+    from orchestration.versioning import changed_stages
+
+    changed = changed_stages(project_root())
+    for name, reasons in changed.items():
+        click.echo(f"{name}\n    " + "\n    ".join(reasons))
+    click.echo(f"{len(changed)} stages out of date: plumbline run" if changed else "everything is up to date")
+    sys.exit(1 if changed else 0)
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def audit(model: Path, as_json: bool) -> None:
+    """From a deployed MODEL directory back to the documents: every digest is recomputed.
+
+    Exit status 0 only if every link of the chain is verified.
+
+    \b
+    Example: plumbline audit data/quantized_model/random-64-w4a16-gptq
+    """
+    from orchestration.provenance import audit as audit_model
+    from orchestration.provenance import render
+
+    result = audit_model(model, project_root())
+    click.echo(json.dumps(result.as_dict(), indent=1) if as_json else render(result))
+    sys.exit(0 if result.verified else 1)
+
+
+@main.command()
+def verify() -> None:
+    """Re-hash every artifact and every object of DVC's cache: DVC itself trusts read-only cache files."""
+    from orchestration.provenance import verify as verify_workspace
+
+    wrong = verify_workspace(project_root())
+    for line in wrong:
+        click.echo(line)
+    click.echo(f"{len(wrong)} corrupted" if wrong else "every artifact and cache object holds what its hash says")
+    sys.exit(1 if wrong else 0)
+
+
+@main.command()
+def reconcile() -> None:
+    """Tell Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place."""
+    from orchestration.definitions import defs
+    from orchestration.reconcile import reconcile as report
+    from orchestration.workspace import instance
+
+    with instance() as history:
+        names = report(history, defs)
+    click.echo(f"reported {len(names)} artifacts to Dagster" if names else "Dagster knows everything in dvc.lock")
+
+
+def _require_git_or_no_scm(root: Path) -> None:
+    """A copy of the project without git (an archive) works once DVC is told so."""
+    if not (root / ".git").exists():
+        local = root / ".dvc" / "config.local"
+        if "no_scm" not in (local.read_text() if local.is_file() else ""):
+            with local.open("a") as file:
+                file.write("[core]\n    no_scm = true\n")
+
+
+if __name__ == "__main__":
+    main()
