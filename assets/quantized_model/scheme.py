@@ -1,0 +1,74 @@
+"""What a scheme means for one model: which Linears it takes, and with which group size."""
+
+from __future__ import annotations
+
+from compressed_tensors.utils.match import is_match, match_named_modules
+from torch import nn
+
+from assets.quantized_model.params import SchemeParams
+
+
+def quantizable_linears(model: nn.Module, ignore: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """The Linears that a scheme quantizes, by module name in the model's order; names match as in compressed-tensors.
+
+    Raises:
+        ValueError: none is left, an `ignore` entry matches nothing, or a Linear shares its weight with the embedding.
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for entry in ignore:
+        if entry != "lm_head" and not any(is_match(name, module, entry) for name, module in linears.items()):
+            raise ValueError(f"ignore entry {entry!r} matches no Linear; the model has {_some(list(linears))}")
+    taken = {
+        name: module
+        for name, module in match_named_modules(model, ["Linear"], ignore)
+        if isinstance(module, nn.Linear)
+    }
+    if not taken:
+        raise ValueError(f"no Linear to quantize in {type(model).__name__} after ignore {list(ignore)}; shorten ignore")
+    shared = [name for name, module in taken.items() if _tied(model, module)]
+    if shared:
+        raise ValueError(f"{_some(shared)} shares its weight with the input embedding; add it to the scheme's ignore")
+    return taken
+
+
+def group_size_for(width: int, group_size: int | None, bits: int) -> int | None:
+    """The group size used at an input width: the scheme's, or the largest divisor of the width below it.
+
+    None (one scale per output channel) stays None.
+
+    Raises:
+        ValueError: only groups so small remain that the scales outweigh the saving (a prime width, say).
+    """
+    if group_size is None:
+        return None
+    used = next(size for size in range(min(group_size, width), 0, -1) if width % size == 0)
+    if bits + 16 / used >= 16:
+        raise ValueError(
+            f"width {width} has no divisor between {used + 1} and {group_size}; groups of {used} would need more room "
+            f"for scales than {bits}-bit codes save: remove group_size (one scale per channel) or ignore that layer"
+        )
+    return used
+
+
+def layer_group_sizes(linears: dict[str, nn.Linear], scheme: SchemeParams) -> dict[str, int | None]:
+    """Group size per Linear.
+
+    Raises:
+        ValueError: a width does not suit the scheme; the message names the layer.
+    """
+    sizes: dict[str, int | None] = {}
+    for name, module in linears.items():
+        try:
+            sizes[name] = group_size_for(module.in_features, scheme.group_size, scheme.weight_bits)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return sizes
+
+
+def _tied(model: nn.Module, module: nn.Linear) -> bool:
+    embeddings = [other for other in model.modules() if isinstance(other, nn.Embedding)]
+    return any(other.weight is module.weight for other in embeddings)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

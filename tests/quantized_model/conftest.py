@@ -1,0 +1,88 @@
+"""A small random Llama with awkward widths, and what its Linears saw."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The input of one Linear over a few tokens, collected here without the project's own statistics."""
+
+    x: Tensor
+    hessian: Tensor
+
+
+def tiny_llama(dtype: torch.dtype, tie: bool = True) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tie,
+        dtype=dtype,
+    )
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # the default initialisation leaves next to nothing in the logits
+    with tempfile.TemporaryDirectory() as folder:
+        # Loaded as a user would: `.to(dtype)` rounds the rotary frequencies, which from_pretrained keeps in float32.
+        model.save_pretrained(folder)
+        return LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def seen_by_linears(model: nn.Module, tokens: Tensor) -> dict[str, Seen]:
+    seen: dict[str, Seen] = {}
+
+    def watch(name: str):
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].reshape(-1, args[0].shape[-1]).double()
+            seen[name] = Seen(x, x.T @ x)
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        model(tokens)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Tensor:
+    return torch.randint(0, 96, (8, 48), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def llama(request: pytest.FixtureRequest) -> LlamaForCausalLM:
+    return tiny_llama(request.param)
+
+
+@pytest.fixture(scope="session")
+def seen(llama: LlamaForCausalLM, tokens: Tensor) -> dict[str, Seen]:
+    return seen_by_linears(llama, tokens)
+
+
+@pytest.fixture(scope="session")
+def make_llama() -> Callable[..., LlamaForCausalLM]:
+    """The model of `llama`, with an untied head for example."""
+    return tiny_llama
+
+
+@pytest.fixture(scope="session")
+def see() -> Callable[[nn.Module, Tensor], dict[str, Seen]]:
+    """What the Linears of any model see."""
+    return seen_by_linears
