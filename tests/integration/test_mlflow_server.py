@@ -1,0 +1,109 @@
+"""The same records over http: a real `mlflow server` on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.tracking import Tracking, TrackingError
+
+pytestmark = pytest.mark.integration
+MODEL, CALIBRATION = f"{1:032x}.dir", f"{2:032x}.dir"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    address = f"127.0.0.1:{free_port()}"
+    host, port = address.split(":")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port, "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, cwd=folder, env=environment, start_new_session=True
+        )
+    try:
+        while not healthy(f"http://{address}/health"):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=0.2)
+                pytest.fail(f"mlflow server ended with {code}:\n{log.read_text()[-2000:]}")
+        yield f"http://{address}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_record_find_again_promote_and_trace(server: str, tmp_path: Path) -> None:
+    tracking = Tracking(server)
+    plot = tmp_path / "kl_histogram.png"
+    plot.write_bytes(PNG)
+    record: dict[str, Any] = {
+        "pair": "random-64-w4a16-gptq",
+        "calibration": "random-64",
+        "scheme": "w4a16-gptq",
+        "dvc_md5": f"{3:032x}.dir",
+        "model_md5": MODEL,
+        "calibration_md5": CALIBRATION,
+        "choice": {"strategy": "random", "n": 64},
+        "scheme_params": {"method": "gptq"},
+        "metrics": {"kl_mean/prose": 0.25},
+        "hashes": {"fingerprint": "f" * 64},
+        "plots": [plot],
+        "dagster_run_id": "run-1",
+        "code_version": "0123456789ab",
+        "model_path": "data/quantized_model/random-64-w4a16-gptq",
+    }
+    run_id, version = tracking.record_evaluation(**record)
+    assert tracking.record_evaluation(**record) == (run_id, version)
+    assert tracking.promote(MODEL) == version
+    found = tracking.trace(alias="champion")
+    assert (found["version"], found["run_id"], found["aliases"]) == (version, run_id, ["champion"])
+    assert found["calibration"] == [("random-64", CALIBRATION)]
+    assert found["metrics"]["kl_mean/prose"] == 0.25
+    from mlflow import MlflowClient
+
+    downloaded = MlflowClient(server, server).download_artifacts(run_id, "plots/kl_histogram.png", str(tmp_path))
+    assert Path(downloaded).read_bytes() == PNG
+    assert tracking.run_url(run_id).startswith(f"{server}/#/experiments/")
+    with urllib.request.urlopen(server, timeout=30) as page:
+        assert b"<title>MLflow</title>" in page.read()
+
+
+def test_a_server_that_is_down_is_named_soon() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(TrackingError, match=f"{address} does not answer.*tracking.uri"):
+        Tracking(address).promote(MODEL)
