@@ -8,12 +8,19 @@ Nothing of it is copied into the project.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from assets.artifact import sha256_json
+from assets.raw_corpus.document import Document
+from assets.raw_corpus.file_hashes import FileHashes
+from assets.raw_corpus.rows import RowReader
+from assets.raw_corpus.source_file import Rejected, SourceFile
 
 # Tables that machines wrote, and packages that are tests or third-party code.
 EXCLUDED = frozenset({"encodings", "pydoc_data", "site-packages", "dist-packages", "lib2to3", "idlelib", "ensurepip"})
@@ -51,7 +58,7 @@ def split_docstrings(source: str) -> tuple[str, str]:
     lines = source.splitlines(keepends=True)
     prose: list[str] = []
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    named = {id(tree): ""} | {id(child): getattr(child, "name", "") for child in ast.walk(tree) if isinstance(child, kinds[1:])}
+    named = {id(node): getattr(node, "name", "") for node in ast.walk(tree) if isinstance(node, kinds)}
     for node in ast.walk(tree):
         if not isinstance(node, kinds):
             continue
@@ -102,3 +109,39 @@ def builtin_docs() -> Iterator[tuple[str, str]]:
                         doc = inspect.getdoc(getattr(value, attribute))
                         parts.append(f"{key}.{attribute}\n{doc or ''}")
         yield name, "\n\n".join(parts)
+
+
+def source_files(name: str, max_document_bytes: int, hashes: FileHashes) -> Iterator[SourceFile]:
+    """The library as three files that exist nowhere: `docstrings` and `topics` (prose), `library` (code).
+
+    A document's group is the name of its module or topic, so a module's prose and its code fall into one split. What
+    is too short to be prose, or does not parse, is not part of the source; an empty module is a rejected row.
+    """
+    texts = functools.cache(lambda: list(code_and_prose()))  # parsed once for two files, and only if one is new
+    paths = list(modules())
+    library = [[module, hashes.sha256(path)] for module, path in paths]
+    size = sum(path.stat().st_size for _, path in paths)
+    builtin, topic_texts = list(builtin_docs()), list(topics())
+
+    def file(
+        virtual: str, domain: str, content: object, size: int, pairs: Callable[[], Iterable[tuple[str, str]]]
+    ) -> SourceFile:
+        reader = RowReader(f"{name}/{virtual}", domain, max_document_bytes)
+        options = {"domain": domain, "max_document_bytes": max_document_bytes, "shortest_docstring": SHORTEST_DOCSTRING}
+
+        def read() -> Iterator[Document | Rejected]:
+            return (reader.text(row, text, group) for row, (group, text) in enumerate(pairs()))
+
+        return SourceFile(virtual, sha256_json(content), size, options, read)
+
+    def docstrings() -> Iterator[tuple[str, str]]:
+        yield from ((m, prose) for m, prose, _ in texts() if len(prose) >= SHORTEST_DOCSTRING)
+        yield from builtin
+
+    def code() -> Iterator[tuple[str, str]]:
+        return ((m, source) for m, _, source in texts())
+
+    builtin_size = sum(len(text.encode()) for _, text in builtin)
+    yield file("docstrings", "prose", [library, builtin], size + builtin_size, docstrings)
+    yield file("library", "code", library, size, code)
+    yield file("topics", "prose", topic_texts, sum(len(t.encode()) for _, t in topic_texts), lambda: topic_texts)

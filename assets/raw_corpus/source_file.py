@@ -1,0 +1,48 @@
+"""What a source hands to the ingestion: files with a digest, and from each file rows that are documents or rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from assets.raw_corpus.document import Document
+
+REASONS = {
+    "broken_json": "the line is not JSON",
+    "wrong_type": "the row has no text and no chat of the expected type",
+    "empty": "nothing but white space",
+    "not_utf8": "the bytes are not UTF-8, or the text cannot be written as UTF-8",
+    "oversize": "longer than corpus.max_document_bytes",
+    "duplicate": "the same content was read before",
+    "unreadable": "the file cannot be opened as what its name says",
+    "unsupported": "no reader for this kind of file",
+}
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is no document; `row` is None where the whole file is meant."""
+
+    row: int | None
+    reason: str
+    detail: str
+
+
+class UnreadableFile(Exception):
+    """The file as a whole cannot be read; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source. Its shard depends on these fields alone, so an unchanged file needs no second reading."""
+
+    name: str
+    """Path within the source, with `/`."""
+    sha256: str | None
+    """Digest of the content; None for a file that is rejected by its name."""
+    bytes: int
+    options: dict[str, Any]
+    """Whatever beside the content decides which documents come out. JSON-able."""
+    read: Callable[[], Iterator[Document | Rejected]]
+    """Stream the rows in file order; raises UnreadableFile."""

@@ -1,0 +1,145 @@
+"""Every readable file below a folder: `.txt`, `.md` (a document each), `.jsonl`, `.jsonl.gz`, `.parquet` (rows)."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from assets.raw_corpus.document import Document
+from assets.raw_corpus.file_hashes import FileHashes, stamp
+from assets.raw_corpus.params import Directory
+from assets.raw_corpus.rows import RowReader
+from assets.raw_corpus.source_file import Rejected, SourceFile, UnreadableFile
+
+UNFINISHED = (".part", ".tmp", ".crdownload", ".swp", "~")  # what editors and downloads write before the real name
+SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
+BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
+
+
+def source_files(
+    name: str,
+    source: Directory,
+    folder: Path,
+    max_document_bytes: int,
+    hashes: FileHashes,
+    ignore: tuple[str, ...] = (),
+) -> Iterator[SourceFile]:
+    """The files of a folder (or the one file that `folder` is), in order of their path.
+
+    Hidden files, unfinished ones and the names in `ignore` are passed over; a file with another suffix, a link that
+    leads nowhere and a link to a folder are rejected.
+    """
+    single = folder.is_file()
+    for relative in [folder.name] if single else sorted(_names(folder)):
+        if relative in ignore:
+            continue
+        path = folder if single else folder / relative
+        shown = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        parts = shown.split("/")
+        domain = source.domain or (parts[0] if len(parts) > 1 else name)
+        suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if shown.lower().endswith(s)), None)
+        problem = None
+        if path.is_dir():
+            problem = "a link to a folder is not followed; make that folder a source of its own in params.yaml"
+        elif not path.exists():
+            problem = "a link that leads nowhere"
+        elif suffix is None:
+            problem = f"expected one of {', '.join(SUFFIXES)}"
+        if problem is not None:
+            reason = "unreadable" if suffix and not path.exists() else "unsupported"
+            size = path.stat().st_size if path.is_file() else 0
+            yield SourceFile(shown, None, size, {"rejected": reason}, _rejected(reason, problem))
+            continue
+        reader = RowReader(f"{name}/{shown}", domain, max_document_bytes, source.column)
+        options = {"domain": domain, "column": source.column, "max_document_bytes": max_document_bytes}
+        before = stamp(path)
+        digest = hashes.sha256(path)
+        yield SourceFile(shown, digest, before[0], options, _reading(path, cast(str, suffix), reader, before))
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        links = [f for f in folders if os.path.islink(os.path.join(where, f))]  # noqa: PTH114, PTH118
+        for file in files + links:
+            if not file.startswith(".") and not file.lower().endswith(UNFINISHED):
+                yield (Path(where) / file).relative_to(folder).as_posix()
+
+
+def _rejected(reason: str, detail: str) -> Callable[[], Iterator[Rejected]]:
+    return lambda: iter([Rejected(None, reason, detail)])
+
+
+def _reading(
+    path: Path, suffix: str, reader: RowReader, before: tuple[int, int, int]
+) -> Callable[[], Iterator[Document | Rejected]]:
+    def read() -> Iterator[Document | Rejected]:
+        try:
+            yield from read_file(path, suffix, reader)
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise UnreadableFile(f"{type(error).__name__}: {str(error).replace(str(path), path.name)[:300]}") from error
+        if stamp(path) != before:
+            raise RuntimeError(f"{path} changed while it was ingested; run again when whatever writes it has finished")
+
+    return read
+
+
+def read_file(path: Path, suffix: str, reader: RowReader) -> Iterator[Document | Rejected]:
+    """Stream the rows of one file.
+
+    Raises:
+        OSError, EOFError, zlib.error, pyarrow.ArrowException: the file is not what its suffix says.
+    """
+    if suffix in (".txt", ".md"):
+        if (size := path.stat().st_size) > reader.max_document_bytes:  # not read: it need not fit into memory
+            yield Rejected(0, "oversize", f"{size} bytes; corpus.max_document_bytes is {reader.max_document_bytes}")
+        else:
+            yield reader.text(0, path.read_bytes())
+    elif suffix == ".parquet":
+        yield from _parquet_rows(path, reader)
+    else:
+        with gzip.open(path) if suffix == ".jsonl.gz" else path.open("rb") as file:
+            yield from reader.json_lines(cast(BinaryIO, file))
+
+
+def _parquet_rows(path: Path, reader: RowReader) -> Iterator[Document | Rejected]:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        columns = [c for c in dict.fromkeys(("messages", reader.column)) if c in names]
+        if not columns:
+            detail = f"no column {reader.column!r} and no messages; columns: {', '.join(names)}"[:300]
+            for row in range(file.metadata.num_rows):
+                yield Rejected(row, "wrong_type", detail)
+            return
+        row = 0
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+            values = {c: _python_values(batch.column(c)) for c in columns}
+            for i in range(batch.num_rows):
+                yield reader.value(row, {c: values[c][i] for c in columns})
+                row += 1
+
+
+def _python_values(column: pa.Array) -> list[object]:
+    """Values of a column; texts as bytes, because one that is not UTF-8 must cost its row and not the batch."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    try:
+        return cast(list[object], column.to_pylist())
+    except UnicodeDecodeError:  # within a chat: find the row
+        return [_python_value(item) for item in column]
+
+
+def _python_value(item: pa.Scalar) -> object:
+    try:
+        return cast(object, item.as_py())
+    except UnicodeDecodeError:
+        return b"\xff"
