@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
 from compressed_tensors.quantization import (
     QuantizationArgs,
@@ -60,7 +59,7 @@ def export(
         del state[f"{name}.weight"]
         tensors = compress(weight, _scheme(weight, ["Linear"], static_activations=bool(input_scales)))
         if input_scales:
-            tensors["input_scale"] = input_scales[name]
+            tensors["input_scale"] = input_scales[name].clone()  # q, k and v share one; safetensors store no aliases
         state.update({f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
     model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE)
     ModelCompressor(config).update_config(str(out))

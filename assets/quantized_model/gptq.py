@@ -69,7 +69,8 @@ def gptq(
     """
     columns = weight.shape[1]
     if hessian.shape != (columns, columns):
-        raise ValueError(f"the weight is {columns} wide, the Hessian {tuple(hessian.shape)}: another model's statistics")
+        shape = tuple(hessian.shape)
+        raise ValueError(f"the weight is {columns} wide, the Hessian {shape}: these are another model's statistics")
     if group_size is not None and columns % group_size:
         raise ValueError(f"group size {group_size} does not divide the width {columns}; take a divisor of it")
     S = hessian.to(weight.device, torch.float64)
@@ -80,7 +81,7 @@ def gptq(
     if factor is None:
         reason = f"Hessian not positive definite at any damping from {damping:g} to 1"
         return Solution(rtn(weight, bits, group_size), None, dead, reason)
-    return Solution(_solve(weight, factor, bits, group_size or columns, group_size, block_size), used, dead, None)
+    return Solution(_solve(weight, factor, bits, group_size, block_size), used, dead, None)
 
 
 def inverse_factor(S: Tensor, damping: float) -> tuple[Tensor | None, float]:
@@ -113,11 +114,12 @@ def inverse_factor(S: Tensor, damping: float) -> tuple[Tensor | None, float]:
     return None, 1.0
 
 
-def _solve(weight: Tensor, U: Tensor, bits: int, width: int, group_size: int | None, block_size: int) -> QuantizedWeight:
+def _solve(weight: Tensor, U: Tensor, bits: int, group_size: int | None, block_size: int) -> QuantizedWeight:
     """Algorithm 1, transposed (a column of W is a contiguous row here) and looking back: a column is brought up to date
     when its turn comes, from the errors E before it, so that nothing is written twice."""
     W = weight.to(torch.float64).t().contiguous()
     columns, rows = W.shape
+    width = group_size or columns
     E = torch.empty_like(W)
     codes = torch.empty(columns, rows, dtype=torch.int8, device=W.device)
     scales = []

@@ -19,9 +19,7 @@ def quantizable_linears(model: nn.Module, ignore: tuple[str, ...]) -> dict[str, 
         if entry != "lm_head" and not any(is_match(name, module, entry) for name, module in linears.items()):
             raise ValueError(f"ignore entry {entry!r} matches no Linear; the model has {_some(list(linears))}")
     taken = {
-        name: module
-        for name, module in match_named_modules(model, ["Linear"], ignore)
-        if isinstance(module, nn.Linear)
+        name: module for name, module in match_named_modules(model, ["Linear"], ignore) if isinstance(module, nn.Linear)
     }
     if not taken:
         raise ValueError(f"no Linear to quantize in {type(model).__name__} after ignore {list(ignore)}; shorten ignore")

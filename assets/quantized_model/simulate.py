@@ -35,7 +35,9 @@ def simulate(
     """
     simulated = copy.deepcopy(model)
     for name, weight in weights.items():
-        simulated.get_submodule(name).weight.copy_(dequantize(weight))
+        linear = simulated.get_submodule(name)
+        assert isinstance(linear, nn.Linear)  # only those are quantized
+        linear.weight.copy_(dequantize(weight))
     for name, scale in input_scales.items():
         simulated.get_submodule(name).register_forward_pre_hook(_rounding(scale, activation_bits))
     return simulated

@@ -131,7 +131,10 @@ def test_damping_grows_until_positive_definite() -> None:
 @pytest.mark.parametrize("spoil", ["negative", "nan"])
 def test_a_hopeless_hessian_falls_back_by_name(spoil: str) -> None:
     W, S = problem(8, 32, 200)
-    S = -S if spoil == "negative" else S.index_put((torch.tensor(3), torch.tensor(3)), torch.tensor(float("nan")).double())
+    if spoil == "negative":
+        S = -S
+    else:
+        S[3, 3] = float("nan")
     solution = gptq(W, S, 200, 4, 16)
     assert "not positive definite" in (solution.fallback or "")
     assert torch.equal(solution.weight.codes, rtn(W, 4, 16).codes)

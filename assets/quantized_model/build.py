@@ -1,0 +1,139 @@
+"""From stored statistics to a quantized model on disk, without a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safetensors import safe_open
+
+from assets.activation_stats import store
+from assets.artifact import read_json, sha256_files, sha256_json
+from assets.base_model.load import base_model_digest, loaded_model, model_folder
+from assets.base_model.params import ModelParams
+from assets.calibration_set.reader import read_calibration_set, read_manifest
+from assets.quantized_model.export import add_provenance, export
+from assets.quantized_model.params import SchemeParams
+from assets.quantized_model.quantize import Layer, quantize_layers
+from assets.quantized_model.scheme import quantizable_linears
+
+FORMAT = 1
+"""Of calibration.json."""
+
+
+def build_quantized_model(
+    scheme_name: str,
+    scheme: SchemeParams,
+    model_params: ModelParams,
+    stats: Path,
+    calibration_set: Path,
+    out: Path,
+    root: Path,
+    code_version: str = "",
+) -> dict[str, Any]:
+    """Quantize the base model under a scheme and write a folder that transformers and vLLM load.
+
+    Args:
+        scheme_name: its name in params.yaml.
+        scheme: its parameters.
+        model_params: the base model.
+        stats: an activation_stats artifact of that model over that calibration set.
+        calibration_set: a calibration_set artifact.
+        out: an existing empty folder.
+        root: the project.
+        code_version: of this step, written into the model.
+
+    Returns:
+        Summary: sizes, bits per weight, layer errors, fallbacks, a row per layer.
+
+    Raises:
+        ValueError: statistics, calibration set and model do not belong together (both sides are named), a width does
+            not suit the scheme, or the statistics lack what the method reads.
+    """
+    folder = model_folder(model_params, root)
+    digest = base_model_digest(folder)
+    header, manifest = read_json(stats / store.HEADER), read_manifest(calibration_set)
+    _require_same("base model", digest, header["base_model"]["digest"])
+    _require_same("calibration set", manifest["digest"], header["calibration_set"])
+    _require_same("tokenization fingerprint", manifest["fingerprint"], header["fingerprint"])
+    samples = read_calibration_set(calibration_set, ["sample_id", "doc_id", "source", "domain"]).to_pylist()
+
+    model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
+    layers = quantize_layers(quantizable_linears(model, scheme.ignore), store.load(stats), scheme)
+    scales = {name: layer.input_scale for name, layer in layers.items() if layer.input_scale is not None}
+    weights = {name: layer.weight for name, layer in layers.items()}
+    files = export(model, weights, scales, folder, out)
+
+    files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
+    origin = {
+        "format": FORMAT,
+        "base_model": header["base_model"],
+        "fingerprint": manifest["fingerprint"],
+        "statistics": {"digest": sha256_json(files_of_stats), "files": files_of_stats},
+        "scheme": {"name": scheme_name, **scheme.model_dump(mode="json")},
+        "code_version": code_version,
+    }
+    fallbacks = {name: layer.fallback for name, layer in layers.items() if layer.fallback}
+    record = {
+        **origin,
+        "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
+        "layers": {name: _layer_record(layer) for name, layer in layers.items()},
+        "fallbacks": fallbacks,
+    }
+    choice = {key: manifest["choice"].get(key) for key in ("name", "strategy", "n", "seed")}
+    size = {key: manifest[key] for key in ("digest", "samples", "tokens")}
+    add_provenance(out, files, record, {**origin, "calibration_set": {**choice, **size}})
+    return _summary(folder, out, files, layers, fallbacks)
+
+
+def _require_same(what: str, given: str, collected: str) -> None:
+    if given != collected:
+        raise ValueError(
+            f"{what}: {given[:16]} is to be used here, but the statistics were collected with {collected[:16]}; run "
+            "activation_stats again"
+        )
+
+
+def _layer_record(layer: Layer) -> dict[str, Any]:
+    record: dict[str, Any] = {"bits": layer.weight.bits, "group_size": layer.group_size}
+    extra = {"damping": layer.damping, "dead_channels": layer.dead or None, "fallback": layer.fallback}
+    return record | {key: value for key, value in extra.items() if value is not None}
+
+
+def _summary(
+    base: Path, out: Path, files: list[str], layers: Mapping[str, Layer], fallbacks: dict[str, str]
+) -> dict[str, Any]:
+    stored = 0
+    for file in files:
+        with safe_open(out / file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                layer, _, what = key.rpartition(".")
+                if layer in layers and what != "bias":
+                    tensor = tensors.get_tensor(key)
+                    stored += tensor.numel() * tensor.element_size()
+    errors = {name: layer.error for name, layer in layers.items() if layer.error is not None}
+    worst = max(errors, key=errors.__getitem__, default=None)
+    return {
+        "bytes": sum((out / file).stat().st_size for file in files),
+        "base_model_bytes": sum(path.stat().st_size for path in base.glob("*.safetensors")),
+        "bits_per_weight": round(8 * stored / sum(layer.weight.codes.numel() for layer in layers.values()), 4),
+        "quantized_layers": len(layers),
+        "group_sizes": sorted({str(layer.group_size or "per channel") for layer in layers.values()}),
+        "mean_layer_error": fmean(errors.values()) if errors else None,
+        "max_layer_error": errors[worst] if worst else None,
+        "worst_layer": worst,
+        "fallbacks": fallbacks,
+        "layers": [
+            {
+                "layer": name,
+                "group_size": str(layer.group_size or "per channel"),
+                "relative_error": errors.get(name, ""),
+                "damping": layer.damping if layer.damping is not None else "",
+                "dead_channels": layer.dead,
+                "fallback": layer.fallback or "",
+            }
+            for name, layer in layers.items()
+        ],
+    }
