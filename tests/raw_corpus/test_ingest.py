@@ -134,7 +134,7 @@ def test_parquet_rows_that_are_not_utf8_cost_themselves_only(tmp_path: Path, ing
     pq.write_table(pa.table({"text": text}), tmp_path / "docs/a.parquet")
     pq.write_table(pa.table({"messages": chat}), tmp_path / "docs/b.parquet")
     pq.write_table(pa.table({"body": [1, 2]}), tmp_path / "docs/c.parquet")
-    corpus, summary = ingest(tmp_path)
+    corpus, _ = ingest(tmp_path)
     assert texts(corpus) == ["fine", "also fine", None, None]
     assert rejected(corpus) == {
         ("docs/a.parquet", 1, "not_utf8"),
@@ -159,7 +159,7 @@ def test_duplicates_across_files_are_counted_and_skipped(tmp_path: Path, ingest:
     write(tmp_path / "docs/a.jsonl", '{"text": "one"}\n{"text": "two"}\n{"text": "one"}\n')
     write(tmp_path / "docs/b.jsonl", '{"text": "two"}\n{"text": "three"}\n')
     write(tmp_path / "docs/c.txt", "one")
-    corpus, summary = ingest(tmp_path)
+    corpus, _ = ingest(tmp_path)
     assert texts(corpus) == ["one", "two", "three"]
     manifest = read_json(corpus / "manifest.json")
     assert [(s["rows"], s["documents"], s["duplicates"], s["rejected"]) for s in manifest["shards"]] == [
