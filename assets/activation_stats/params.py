@@ -15,5 +15,4 @@ class StatisticsParams(BaseModel):
     """Resolution of the bfloat16 histogram: a percentile is off by at most 2^-(m+1) relative."""
     top_k: int = Field(default=8, ge=1)
     """Largest magnitudes kept per site with the sample that caused each."""
-    batch_tokens: int = Field(default=4096, gt=0)
     ignore: tuple[str, ...] = ("lm_head",)
