@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from safetensors import safe_open
 
 from assets.activation_stats import store
+from assets.activation_stats.sketch import ActivationStats
 from assets.artifact import read_json, sha256_files, sha256_json
 from assets.base_model.load import base_model_digest, loaded_model, model_folder
 from assets.base_model.params import ModelParams
@@ -61,12 +63,13 @@ def build_quantized_model(
     samples = read_calibration_set(calibration_set, ["sample_id", "doc_id", "source", "domain"]).to_pylist()
 
     model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
-    layers = quantize_layers(quantizable_linears(model, scheme.ignore), store.load(stats), scheme)
+    files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
+    statistics = _loaded_stats(stats.resolve(), sha256_json(files_of_stats))
+    layers = quantize_layers(quantizable_linears(model, scheme.ignore), statistics, scheme)
     scales = {name: layer.input_scale for name, layer in layers.items() if layer.input_scale is not None}
     weights = {name: layer.weight for name, layer in layers.items()}
     files = export(model, weights, scales, folder, out)
 
-    files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
     origin = {
         "format": FORMAT,
         "base_model": header["base_model"],
@@ -86,6 +89,12 @@ def build_quantized_model(
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}
     add_provenance(out, files, record, {**origin, "calibration_set": {**choice, **size}})
     return _summary(folder, out, files, layers, fallbacks)
+
+
+@lru_cache(maxsize=1)
+def _loaded_stats(stats: Path, digest: str) -> ActivationStats:
+    """The last statistics stay loaded, so that the schemes of one run share them; `digest` tells a new version."""
+    return store.load(stats)
 
 
 def _require_same(what: str, given: str, collected: str) -> None:

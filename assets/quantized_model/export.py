@@ -71,11 +71,11 @@ def export(
 def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, Tensor]:
     """The tensors that stand for a weight on disk, by compressed-tensors' own compressor.
 
-    That compressor divides by the scale and rounds once more. In float64 this gives back every code exactly; in the
+    That compressor divides by the scale and rounds once more. In float32 this gives back every code exactly; in the
     model's bfloat16 it would not, so the scale is put back into the model's dtype afterwards.
     """
     rows = weight.codes.shape[0]
-    scale = weight.scale.double()
+    scale = weight.scale.float()
     dense = (weight.codes.view(rows, scale.shape[1], -1) * scale.unsqueeze(-1)).view(rows, -1)
     compressor = BaseCompressor.get_value_from_registry(str(scheme.format))
     tensors: dict[str, Tensor] = compressor.compress({"weight": dense, "weight_scale": scale}, scheme)

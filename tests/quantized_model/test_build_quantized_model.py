@@ -252,3 +252,13 @@ def test_a_layer_that_no_token_reached_falls_back_by_name(project, tmp_path) -> 
     assert read_json(tmp_path / "out" / "calibration.json")["fallbacks"] == summary["fallbacks"]
     with pytest.raises(ValueError, match=f"no token of the calibration set reached {layer}"):
         build(project, tmp_path / "w8a8", "w8a8-minmax", stats=stats)
+
+
+def test_statistics_replaced_in_place_are_read_anew(project, tmp_path) -> None:
+    header = read_json(project / "stats" / "header.json")
+    stats = altered_stats(project, tmp_path / "stats")
+    assert build(project, tmp_path / "before", "w4a16-gptq", stats=stats)["fallbacks"] == {}
+    layer = "model.layers.1.mlp.down_proj"
+    del header["sites"][layer]
+    write_json(stats / "header.json", {**header, "unreached": [layer]})
+    assert set(build(project, tmp_path / "after", "w4a16-gptq", stats=stats)["fallbacks"]) == {layer}
