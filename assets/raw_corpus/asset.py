@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.raw_corpus.params import CorpusParams
+from assets.raw_corpus.params import CorpusParams, Directory
 from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
 
 inbox = dg.AssetSpec(
@@ -34,7 +34,21 @@ def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[Any]:
         from assets.raw_corpus.ingest import build_raw_corpus
 
         params = CorpusParams.model_validate(step.params["corpus"])
+        _require_declared(params, step)
         hashes = FileHashes(step.root / ".plumbline" / "file_hashes.json")
         return build_raw_corpus(params, step.root, out, step.previous, hashes)
 
     yield from materialize(context, build)
+
+
+def _require_declared(params: CorpusParams, step: Step) -> None:
+    """Every folder that is read must be a dependency in dvc.yaml, or neither door would notice that it changed."""
+    declared = [(step.root / path).resolve() for path in step.inputs]
+    folders = {name: source.path for name, source in params.sources.items() if isinstance(source, Directory)}
+    for name, path in {**folders, "inbox": params.inbox}.items():
+        folder = (step.root / path).resolve()
+        if not any(folder == d or d in folder.parents for d in declared):
+            raise ValueError(
+                f"corpus source {name!r} reads {path}, which dvc.yaml does not list: add it to the deps of raw_corpus "
+                f"there (deps: [..., {path}]), so that a change of its files is seen"
+            )
