@@ -13,6 +13,8 @@ from assets.sample_features.asset import sample_features
 from assets.tokenized_samples.asset import tokenized_samples
 from orchestration.params import load_params, project_root
 
+README = "README.md"  # of the inbox itself
+
 INGEST = dg.define_asset_job(
     "ingest",
     # Objects, not strings: string selections depend on the version of antlr that is installed.
@@ -23,14 +25,14 @@ INGEST = dg.define_asset_job(
 
 def inbox_state(folder: Path) -> dict[str, list[int]]:
     """Size and modification time (ns) of every file that counts as dropped: no hidden, partial or README file."""
-    from assets.raw_corpus.sources.directory import is_ignored
+    from assets.raw_corpus.sources.directory import _names as file_names
 
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     state = {}
-    for path in files:
-        if not is_ignored(path.relative_to(folder)):
+    for name in sorted(file_names(folder)) if folder.is_dir() else []:
+        path = folder / name
+        if name != README and path.is_file():
             status = path.stat()
-            state[path.relative_to(folder).as_posix()] = [status.st_size, status.st_mtime_ns]
+            state[name] = [status.st_size, status.st_mtime_ns]
     return state
 
 

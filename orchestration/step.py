@@ -14,7 +14,7 @@ import dagster as dg
 
 from orchestration import versioning
 from orchestration.params import project_root
-from orchestration.versioning import Step
+from orchestration.versioning import Step as Step  # for the asset definitions
 
 Build = Callable[[Step, str, Path], Mapping[str, Any]]
 """(step, partition key or "", empty folder) -> summary: counts and names, JSON-able."""
