@@ -1,0 +1,138 @@
+"""The graph: Dagster's and DVC's are one, and nothing heavy is imported to load it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from orchestration import versioning
+from orchestration.definitions import ASSETS, defs
+from orchestration.params import load_params
+from orchestration.partitions import CALIBRATIONS, PAIRS, PAIRS_OF_CALIBRATION
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def dvc_stages() -> dict[str, dict]:
+    from dvc.repo import Repo
+
+    stages = {}
+    for stage in Repo(str(PROJECT)).index.stages:
+        paths = [d.def_path for d in stage.deps if d.def_path and str(d.def_path).startswith("data/")]
+        stages[stage.name] = {"deps": set(paths), "outs": [str(o) for o in stage.outs]}
+    return stages
+
+
+def dagster_nodes() -> dict[str, dict]:
+    """Stage name -> data folders it reads, as the asset graph and its partition mappings have it."""
+    params = load_params(PROJECT)
+    graph = defs.resolve_asset_graph()
+    nodes = {}
+    for asset in ASSETS:
+        node = graph.get(asset.key)
+        name = asset.key.to_user_string()
+        for key in node.partitions_def.get_partition_keys() if node.partitions_def else [None]:
+            deps = set()
+            for parent in node.parent_keys:
+                upstream = graph.get(parent)
+                folder = f"data/{parent.to_user_string()}"
+                if upstream.is_external:
+                    continue
+                if not upstream.partitions_def or key is None:
+                    deps.add(folder)
+                elif upstream.partitions_def == node.partitions_def:
+                    deps.add(f"{folder}/{key}")
+                else:
+                    deps.add(f"{folder}/{params.pairs()[key][0]}")
+            nodes[versioning.stage_name(name, key)] = {
+                "deps": deps,
+                "outs": [f"data/{name}/{key}" if key else f"data/{name}"],
+            }
+    return nodes
+
+
+def test_dvc_and_dagster_have_the_same_graph() -> None:
+    assert dvc_stages() == dagster_nodes()
+
+
+def test_partition_mapping_agrees_with_the_grid() -> None:
+    for key, (calibration, _) in load_params(PROJECT).pairs().items():
+        upstream = PAIRS_OF_CALIBRATION.get_upstream_mapped_partitions_result_for_partitions(
+            PAIRS.subset_with_partition_keys([key]), PAIRS, CALIBRATIONS
+        )
+        assert set(upstream.partitions_subset.get_partition_keys()) == {calibration}
+
+
+def first_party_imports(path: Path) -> set[str]:
+    """Modules of `assets` that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("assets"):
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("assets")}
+    return names
+
+
+def module_path(module: str) -> Path:
+    path = PROJECT / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("asset", [a.key.to_user_string() for a in ASSETS])
+def test_code_dependencies_cover_the_imports(asset: str) -> None:
+    """What a stage's package imports of ours, transitively, is among its deps in dvc.yaml."""
+    stage = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"][asset]
+    declared = [PROJECT / d for d in stage.get("do", stage)["deps"] if d.startswith("assets")]
+    todo = [p for p in (PROJECT / "assets" / asset).rglob("*.py") if p.name != "asset.py"]
+    own = first_party_imports(PROJECT / "assets" / asset / "asset.py")
+    todo += [module_path(module) for module in own if not module.endswith(".asset")]
+    seen: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        if path in seen or path.name == "__init__.py" and not path.read_text().strip():
+            continue
+        seen.add(path)
+        todo += [module_path(m) for m in first_party_imports(path)]
+    missing = {
+        str(p.relative_to(PROJECT)) for p in seen if not any(p == d or d in p.parents for d in declared)
+    } - {"assets/__init__.py"}
+    assert not missing, f"{asset} imports {sorted(missing)}, which its deps in dvc.yaml do not name"
+
+
+def test_loading_the_definitions_imports_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "datasets", "sentence_transformers", "mlflow", "dvc", "matplotlib"]
+    code = f"import orchestration.definitions, sys; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "datasets", "sentence_transformers", "mlflow", "dvc", "dagster", "matplotlib"]
+    code = (
+        "import sys, contextlib\n"
+        "from orchestration.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip().endswith("[]")
+
+
+def test_string_selections_work() -> None:
+    """antlr as pip resolves dagster and dvc by themselves breaks them; pyproject.toml says how it is kept right."""
+    everything = dg.AssetSelection.from_string("*").resolve(defs.resolve_asset_graph())
+    assert everything >= {asset.key for asset in ASSETS}
+
+
+def test_every_asset_says_what_it_is() -> None:
+    graph = defs.resolve_asset_graph()
+    for asset in ASSETS:
+        node = graph.get(asset.key)
+        assert node.description and node.group_name and node.owners and node.kinds and node.code_version
