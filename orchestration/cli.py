@@ -25,7 +25,9 @@ def main() -> None:
     plumbline status                                what is out of date, and why
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Read when tqdm is imported: a bar of any library appears only if it lasts, and seldom in a log file.
+    os.environ.setdefault("TQDM_DELAY", "2")
+    os.environ.setdefault("TQDM_MININTERVAL", "0.2" if sys.stderr.isatty() else "20")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("dvc").setLevel(logging.ERROR)
 

@@ -1,0 +1,73 @@
+"""What the evaluations and the promotion leave in MLflow, gathered from the artifacts and from dvc.lock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from assets.artifact import read_json
+from orchestration import versioning
+from orchestration.params import load_params
+from orchestration.versioning import Step
+from orchestration.workspace import tracking_uri
+
+if TYPE_CHECKING:
+    from orchestration.tracking import Tracking
+
+
+def tracking(step: Step) -> Tracking:
+    """MLflow as params.yaml has it."""
+    from orchestration.tracking import Tracking
+
+    params = load_params(step.root).tracking
+    return Tracking(tracking_uri(step.root), params.experiment, params.registered_model)
+
+
+def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
+    """Log an evaluation as an MLflow run, with the calibration set as its dataset, and register the model.
+
+    Returns:
+        Metadata: the MLflow run and the registered version.
+    """
+    calibration, scheme = load_params(step.root).pairs()[pair]
+    model = step.input("quantized_model", pair)
+    chain = read_json(model / "calibration.json")
+    metrics = read_json(step.out / "metrics.json")
+    lock = versioning.lock_entries(step.root)
+    set_stage, model_stage = versioning.stage_name("calibration_set", calibration), versioning.stage_name("quantized_model", pair)
+    choice = chain["calibration_set"]["choice"]
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    for domain, values in metrics["by_domain"].items():
+        numbers |= {f"{name}/{domain}": value for name, value in values.items()}
+    manifest = read_json(step.root / "data" / "calibration_set" / calibration / "manifest.json")
+    mlflow_run, version = tracking(step).record_evaluation(
+        pair=pair,
+        calibration=calibration,
+        scheme=scheme,
+        dvc_md5=step.md5,
+        model_md5=step.inputs[f"data/quantized_model/{pair}"],
+        calibration_md5=lock[set_stage]["outs"][0]["md5"],
+        choice=choice,
+        scheme_params=next(v for k, v in lock[model_stage]["params"]["params.yaml"].items() if k.startswith("schemes.")),
+        metrics=numbers,
+        hashes={
+            "calibration_set": chain["calibration_set"]["digest"],
+            "statistics": chain["statistics"]["digest"],
+            "base_model": chain["base_model"]["digest"],
+            "tokenizer_fingerprint": chain["fingerprint"],
+        },
+        plots=sorted(step.out.glob("*.png")),
+        dagster_run_id=run_id,
+        code_version=step.code_version,
+        model_path=f"data/quantized_model/{pair}",
+        counts={name: manifest[name] for name in ("samples", "tokens")},
+    )
+    return {"mlflow_run": mlflow_run, "registered_version": version}
+
+
+def promote_in_mlflow(step: Step) -> dict[str, Any]:
+    """Move the alias `champion` to the promoted model's version."""
+    pair = read_json(step.out / "promotion.json")["pair"]
+    entry = versioning.lock_entries(step.root)[versioning.stage_name("quantized_model", pair)]
+    version = tracking(step).promote(entry["outs"][0]["md5"])
+    name = load_params(step.root).tracking.registered_model
+    return {"champion": pair, "registry": f"models:/{name}@champion (version {version})"}
