@@ -1,0 +1,158 @@
+"""The whole graph on a small workspace, through both doors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.conftest import Workspace
+
+pytestmark = pytest.mark.integration
+
+STALE = """
+import json
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from orchestration.definitions import ASSETS, defs
+from orchestration.workspace import instance
+with instance() as history:
+    resolver = CachingStaleStatusResolver(history, defs.resolve_asset_graph(), None)
+    found = {}
+    for asset in ASSETS:
+        for key in asset.partitions_def.get_partition_keys() if asset.partitions_def else [None]:
+            status = resolver.get_status(asset.key, key)
+            if status.value != "FRESH":
+                causes = [f"{c.key} {c.reason}" for c in resolver.get_stale_causes(asset.key, key)]
+                found[f"{asset.key.to_user_string()} {key or ''}"] = [status.value, *causes]
+print(json.dumps(found))
+"""
+
+
+def stale(workspace: Workspace) -> dict[str, list[str]]:
+    """Partitions that Dagster calls stale or missing, with the causes."""
+    output = workspace.command("python", "-c", STALE).stdout
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def test_a_run_leaves_both_doors_satisfied(finished: Workspace) -> None:
+    assert finished.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+    assert stale(finished) == {}
+    assert "everything is up to date" in finished.plumbline("run").stdout
+
+
+def test_the_table_is_shown_with_what_to_do_next(finished: Workspace) -> None:
+    shown = finished.plumbline("run").stdout
+    for word in ("random-8", "stratified-8", "w8a8-minmax", "w4a16-gptq", "KL", "report.html", "make ui", "make mlflow"):
+        assert word in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_the_same_inputs_give_the_same_bytes(finished: Workspace, tmp_path: Path) -> None:
+    again = finished.copy(tmp_path / "again")
+    for name in ("data", "dvc.lock", ".dvc/cache", ".dvc/tmp", ".plumbline", "mlflow.db"):
+        path = again.root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    again.plumbline("run")
+    assert again.lock() == finished.lock()
+
+
+def test_push_ships_everything_and_pull_brings_it_back(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "pushed")
+    workspace.dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
+    workspace.dvc("push")
+    shutil.rmtree(workspace.root / "data")
+    shutil.rmtree(workspace.root / ".dvc/cache")
+    workspace.dvc("pull")
+    assert workspace.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+    assert "every artifact" in workspace.plumbline("verify").stdout
+
+
+def test_a_new_choice_runs_its_own_steps_only(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "choice")
+    params = yaml.safe_load((workspace.root / "params.yaml").read_text())
+    params["calibrations"]["random-9"] = {"strategy": "random", "n": 9, "seed": 1}
+    params["grid"]["calibrations"].append("random-9")
+    workspace.set_params(**params)
+    before = workspace.lock()
+    workspace.plumbline("run")
+    after = workspace.lock()
+    added = {path for path in after if path not in before}
+    assert {path.split("/")[-1] for path in added} == {"random-9", "random-9-w8a8-minmax", "random-9-w4a16-gptq"}
+    assert {path for path in before if before[path] != after[path]} == {"data/calibration_report", "data/deployed_model"} or {
+        path for path in before if before[path] != after[path]
+    } == {"data/calibration_report"}
+    assert stale(workspace) == {}
+
+
+def test_dvc_repro_leaves_dagster_nothing_stale(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "repro")
+    params = yaml.safe_load((workspace.root / "params.yaml").read_text())
+    params["calibrations"]["random-8"]["seed"] = 7
+    workspace.set_params(**params)
+    workspace.dvc("repro")
+    assert workspace.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+    assert stale(workspace) == {}
+
+
+def test_what_dvc_restores_without_running_is_reported(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "reconcile")
+    for path in (workspace.root / ".dagster").iterdir():
+        if path.name != "dagster.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert len(stale(workspace)) == len(workspace.lock())
+    workspace.plumbline("reconcile")
+    assert stale(workspace) == {}
+    assert "knows everything" in workspace.plumbline("reconcile").stdout
+
+
+OVERRIDE = """
+import dagster as dg
+from orchestration.definitions import ASSETS
+from orchestration.workspace import instance
+with instance() as history:
+    [choice] = [a for a in ASSETS if a.key == dg.AssetKey("calibration_choice")]
+    config = {"ops": {"calibration_choice": {"config": {"n": 5}}}}
+    dg.materialize([choice], instance=history, partition_key="random-8", run_config=config)
+"""
+
+
+def test_a_launch_time_override_is_recorded_and_followed(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "override")
+    workspace.command("python", "-c", OVERRIDE)
+    choice = json.loads((workspace.root / "data/calibration_choice/random-8/choice.json").read_text())
+    assert choice["n"] == 5
+    lock = yaml.safe_load((workspace.root / "dvc.lock").read_text())["stages"]["calibration_choice@random-8"]
+    assert lock["params"]["params.yaml"]["calibrations.random-8"]["n"] == 5
+    assert set(stale(workspace)) == {"calibration_set random-8"}
+    assert "params.yaml" in workspace.dvc("status", "calibration_choice@random-8").stdout
+
+
+def test_audit_verifies_the_chain_and_names_what_was_tampered_with(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "audit")
+    model = "data/quantized_model/random-8-w4a16-gptq"
+    assert workspace.plumbline("audit", model).returncode == 0
+    targets = ("model.safetensors", "calibration.json", "../../calibration_set/random-8/samples.parquet")
+    for target in targets:
+        path = (workspace.root / model / target).resolve()
+        content = path.read_bytes()
+        path.chmod(0o644)
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        done = workspace.plumbline("audit", model, check=False)
+        assert done.returncode == 1 and "tampered" in done.stdout, target
+        path.write_bytes(content)
+    assert workspace.plumbline("audit", model).returncode == 0
+
+
+@pytest.mark.parametrize("change", [{"grid": {"calibrations": ["nobody"], "schemes": []}}, {"tokenize": {"max_length": "x"}}])
+def test_wrong_params_are_explained_before_anything_runs(
+    new_workspace: Callable[..., Workspace], change: dict[str, object]
+) -> None:
+    done = new_workspace(**change).plumbline("run", check=False)
+    assert done.returncode == 1
+    assert "params.yaml" in done.stderr and "Traceback" not in done.stderr
