@@ -108,8 +108,10 @@ def no_layer_fell_back(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckR
         fallbacks = read_json(_folder("quantized_model") / key / "calibration.json")["fallbacks"]
         wrong += [f"{key}: {layer}" for layer in fallbacks]
     result = _result(wrong, "no layer fell back")
-    return result if result.passed else dg.AssetCheckResult(
-        passed=False, severity=dg.AssetCheckSeverity.WARN, description=result.description
+    return (
+        result
+        if result.passed
+        else dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN, description=result.description)
     )
 
 

@@ -129,6 +129,7 @@ def _load(path: Path, mtime_ns: int) -> Params:
         return Params.model_validate(content)
     except ValidationError as error:
         wrong = "\n".join(
-            f"  {'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']} (found {e['input']!r:.80})" for e in error.errors()
+            f"  {'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']} (found {e['input']!r:.80})"
+            for e in error.errors()
         )
         raise ValueError(f"{path} is not valid:\n{wrong}") from error

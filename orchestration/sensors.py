@@ -65,9 +65,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
         context.update_cursor(json.dumps({**cursor, "acted": state}))
         return dg.SkipReason("files were touched, their content is what it was")
     sequence = cursor["sequence"] + 1
-    event = dg.AssetMaterialization(
-        inbox.key, metadata={"files": len(state)}, tags={"dagster/data_version": digest}
-    )
+    event = dg.AssetMaterialization(inbox.key, metadata={"files": len(state)}, tags={"dagster/data_version": digest})
     return dg.SensorResult(
         run_requests=[dg.RunRequest(run_key=f"inbox-{sequence}-{digest[:16]}", tags={"plumbline/trigger": "inbox"})],
         asset_events=[event],

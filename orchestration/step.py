@@ -27,15 +27,13 @@ warnings.filterwarnings("ignore", message="Parameter `backfill_policy`")
 OWNERS = ["team:plumbline"]
 PREVIEW_BYTES = 100_000  # metadata lives in the event log
 
-_A = dg.AutomationCondition
+_A: Any = dg.AutomationCondition
 ON_NEW_INPUT = (
-    (
-        (_A.any_deps_match(_A.data_version_changed()) | _A.newly_missing() | _A.code_version_changed()).since_last_handled()
-        & ~_A.any_deps_missing()
-        & ~_A.any_deps_in_progress()
-        & _A.all_deps_blocking_checks_passed()
-        & ~_A.in_progress()
-    )
+    (_A.any_deps_match(_A.data_version_changed()) | _A.newly_missing() | _A.code_version_changed()).since_last_handled()
+    & ~_A.any_deps_missing()
+    & ~_A.any_deps_in_progress()
+    & _A.all_deps_blocking_checks_passed()
+    & ~_A.in_progress()
 ).with_label("on new input")
 """Runs a partition when the content of something it reads changed. `eager()` would also run it when an upstream asset
 was made again with the same bytes (dagster#25439)."""
@@ -126,7 +124,9 @@ def provenance_tags(
     for parent in parents:
         name = parent.to_user_string()
         folder = f"data/{name}"
-        md5 = next((v for path, v in read.items() if path == folder or Path(path).parent.as_posix() == folder), "INITIAL")
+        md5 = next(
+            (v for path, v in read.items() if path == folder or Path(path).parent.as_posix() == folder), "INITIAL"
+        )
         record = instance.get_latest_materialization_event(parent)
         latest = instance.fetch_materializations(parent, limit=1).records if record else []
         tags[f"dagster/input_data_version/{name}"] = md5
@@ -141,7 +141,9 @@ def as_metadata(summary: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, (bool, int, float, str, dg.MetadataValue)):
             metadata[name] = value
         elif isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
-            rows = [{k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in row.items()} for row in value]
+            rows = [
+                {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in row.items()} for row in value
+            ]
             metadata[name] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows[:200]])
         elif value is not None:
             metadata[name] = dg.MetadataValue.json(value)

@@ -44,7 +44,8 @@ def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
 
     import dagster as dg
 
-    from orchestration.definitions import ASSETS, CHECKS
+    from orchestration.checks import CHECKS
+    from orchestration.definitions import ASSETS
     from orchestration.workspace import QUIET, instance
 
     steps = 0

@@ -26,8 +26,8 @@ def show(root: Path) -> None:
        the graph        make ui       then http://127.0.0.1:3000
        the runs         make mlflow   then http://127.0.0.1:5000
 [bold]Try[/bold]    where a model came from     plumbline audit data/quantized_model/{first}
-       another choice              add a line under calibrations: and its name under grid: in params.yaml, then make demo
-       your own texts              drop files into inbox/, then make demo
+       another choice              a line under calibrations: and its name under grid: in params.yaml, make demo
+       your own texts              drop files into inbox/, make demo
 (plumbline is in .venv/bin: source .venv/bin/activate)"""
     )
 

@@ -107,8 +107,8 @@ def content_md5(path: Path) -> str:
     Compiled Python is left out, as .dvcignore has it.
     """
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "md5").hexdigest()
     entries = []
     for file in path.rglob("*"):
         if file.is_file() and file.suffix != ".pyc":
@@ -239,14 +239,14 @@ def _publish(repo: Repo, step: Step, folder: Path, overridden: bool) -> None:
     aside = folder.with_name(f"{folder.name}.old")
     step.out.parent.mkdir(parents=True, exist_ok=True)
     if step.out.exists():
-        os.rename(step.out, aside)
-    os.rename(folder, step.out)
+        step.out.rename(aside)
+    folder.rename(step.out)
     try:
         _commit(repo, stage, step, overridden)
     except BaseException:
         _remove(step.out)
         if aside.exists():
-            os.rename(aside, step.out)
+            aside.rename(step.out)
         raise
     _remove(aside)
     step.md5 = _entry(stage)["outs"][0]["md5"]

@@ -24,9 +24,7 @@ def tracking_uri(root: Path | None = None) -> str:
     from orchestration.params import load_params
 
     root = root or project_root()
-    return (
-        load_params(root).tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    )
+    return load_params(root).tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
 
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

@@ -108,7 +108,9 @@ def main() -> None:
     print(f"bits per byte on documents that were not trained on (Python {sys.version.split()[0]})")
     print(f"{'domain':<8}{'documents':>10}{'bytes':>10}{'model':>9}{'trigram':>9}{'xz -9e':>9}")
     for domain, row in result.items():
-        print(f"{domain:<8}{row['documents']:>10}{row['bytes']:>10}{row['model']:>9.3f}{row['trigram']:>9.3f}{row['xz']:>9.3f}")
+        print(
+            f"{domain:<8}{row['documents']:>10}{row['bytes']:>10}{row['model']:>9.3f}{row['trigram']:>9.3f}{row['xz']:>9.3f}"
+        )
     if arguments.out:
         write_json(arguments.out, result)
 

@@ -158,12 +158,12 @@ def main() -> None:
         batch = torch.stack([next(rows) for _ in range(arguments.batch)])
         if step < 0.8 * arguments.steps:  # attention over half the context costs half; the last fifth sees all of it
             batch = batch.view(-1, CONTEXT // 2)
-        chunks = batch.split(4096 // batch.shape[1])  # 4096 tokens at a time keep the logits in cache
+        chunks = torch.split(batch, 4096 // batch.shape[1])  # 4096 tokens at a time keep the logits in cache
         for chunk in chunks:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(input_ids=chunk, use_cache=False).logits
                 loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), chunk[:, 1:].flatten())
-            (loss / len(chunks)).backward()
+            torch.autograd.backward(loss / len(chunks))
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         for optimizer, schedule in zip((muon, adam), schedules, strict=True):

@@ -22,7 +22,10 @@ from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materia
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("quantized_model"),
     automation_condition=ON_NEW_INPUT,
-    deps=[dg.AssetDep(upstream, partition_mapping=PAIRS_OF_CALIBRATION) for upstream in (calibration_set, activation_stats)],
+    deps=[
+        dg.AssetDep(upstream, partition_mapping=PAIRS_OF_CALIBRATION)
+        for upstream in (calibration_set, activation_stats)
+    ],
     description="The base model quantized under a scheme with the statistics of a calibration set: a Hugging Face "
     "folder that transformers and vLLM load. calibration.json beside the weights says which samples made it.",
 )

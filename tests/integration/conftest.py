@@ -39,7 +39,9 @@ class Workspace:
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(arguments, cwd=self.root, env=self.environment, capture_output=True, text=True)
         if check and done.returncode:
-            raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+            raise AssertionError(
+                f"{arguments} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+            )
         return done
 
     def plumbline(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -94,7 +96,9 @@ def make_workspace(root: Path, **sections: Any) -> Workspace:
     (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
     (root / "texts").mkdir()
     (root / ".dvc").mkdir()
-    (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n[cache]\n    type = hardlink,copy\n")
+    (root / ".dvc/config").write_text(
+        "[core]\n    no_scm = true\n    analytics = false\n[cache]\n    type = hardlink,copy\n"
+    )
     (root / ".dagster").mkdir()
     shutil.copy(PROJECT / ".dagster/dagster.yaml", root / ".dagster/dagster.yaml")
     (root / "inbox").mkdir()

@@ -47,7 +47,16 @@ def test_a_run_leaves_both_doors_satisfied(finished: Workspace) -> None:
 
 def test_the_table_is_shown_with_what_to_do_next(finished: Workspace) -> None:
     shown = finished.plumbline("run").stdout
-    for word in ("random-8", "stratified-8", "w8a8-minmax", "w4a16-gptq", "KL", "report.html", "make ui", "make mlflow"):
+    for word in (
+        "random-8",
+        "stratified-8",
+        "w8a8-minmax",
+        "w4a16-gptq",
+        "KL",
+        "report.html",
+        "make ui",
+        "make mlflow",
+    ):
         assert word in shown
     assert max(map(len, shown.splitlines())) <= 120
 
@@ -83,9 +92,10 @@ def test_a_new_choice_runs_its_own_steps_only(finished: Workspace, tmp_path: Pat
     after = workspace.lock()
     added = {path for path in after if path not in before}
     assert {path.split("/")[-1] for path in added} == {"random-9", "random-9-w8a8-minmax", "random-9-w4a16-gptq"}
-    assert {path for path in before if before[path] != after[path]} == {"data/calibration_report", "data/deployed_model"} or {
-        path for path in before if before[path] != after[path]
-    } == {"data/calibration_report"}
+    assert {path for path in before if before[path] != after[path]} == {
+        "data/calibration_report",
+        "data/deployed_model",
+    } or {path for path in before if before[path] != after[path]} == {"data/calibration_report"}
     assert stale(workspace) == {}
 
 
@@ -149,7 +159,9 @@ def test_audit_verifies_the_chain_and_names_what_was_tampered_with(finished: Wor
     assert workspace.plumbline("audit", model).returncode == 0
 
 
-@pytest.mark.parametrize("change", [{"grid": {"calibrations": ["nobody"], "schemes": []}}, {"tokenize": {"max_length": "x"}}])
+@pytest.mark.parametrize(
+    "change", [{"grid": {"calibrations": ["nobody"], "schemes": []}}, {"tokenize": {"max_length": "x"}}]
+)
 def test_wrong_params_are_explained_before_anything_runs(
     new_workspace: Callable[..., Workspace], change: dict[str, object]
 ) -> None:

@@ -19,7 +19,9 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Work
     """stories260K with TinyStories, C4 and code as domains, several draws of each at 3 bits."""
     corpora = shared_data / "corpora"
     texts = {
-        "stories": (corpora / "tinystories/tinystories_train_head.txt").read_text(encoding="utf-8").split("<|endoftext|>"),
+        "stories": (corpora / "tinystories/tinystories_train_head.txt")
+        .read_text(encoding="utf-8")
+        .split("<|endoftext|>"),
         "web": (corpora / "exllamav2-cal/c4.utf8").read_text(encoding="utf-8").split("\n\n"),
         "code": chunks((corpora / "exllamav2-cal/code.utf8").read_text(encoding="utf-8"), 1500),
     }

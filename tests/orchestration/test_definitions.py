@@ -96,13 +96,13 @@ def test_code_dependencies_cover_the_imports(asset: str) -> None:
     seen: set[Path] = set()
     while todo:
         path = todo.pop()
-        if path in seen or path.name == "__init__.py" and not path.read_text().strip():
+        if path in seen or (path.name == "__init__.py" and not path.read_text().strip()):
             continue
         seen.add(path)
         todo += [module_path(m) for m in first_party_imports(path)]
-    missing = {
-        str(p.relative_to(PROJECT)) for p in seen if not any(p == d or d in p.parents for d in declared)
-    } - {"assets/__init__.py"}
+    missing = {str(p.relative_to(PROJECT)) for p in seen if not any(p == d or d in p.parents for d in declared)} - {
+        "assets/__init__.py"
+    }
     assert not missing, f"{asset} imports {sorted(missing)}, which its deps in dvc.yaml do not name"
 
 

@@ -21,9 +21,7 @@ def write(root: Path, **sections: Any) -> Path:
 
 def test_pairs_are_named_as_dvc_names_the_stages_of_a_matrix(tmp_path: Path) -> None:
     pairs = load_params(write(tmp_path)).pairs()
-    assert pairs == {
-        pair_key(c, s): (c, s) for c in GOOD["grid"]["calibrations"] for s in GOOD["grid"]["schemes"]
-    }
+    assert pairs == {pair_key(c, s): (c, s) for c in GOOD["grid"]["calibrations"] for s in GOOD["grid"]["schemes"]}
     assert next(iter(pairs)) == "random-64-w8a8-minmax"
 
 
@@ -33,7 +31,10 @@ def test_pairs_are_named_as_dvc_names_the_stages_of_a_matrix(tmp_path: Path) -> 
         ({"tokenize": {"max_length": "long"}}, r"tokenize\.max_length.*'long'"),
         ({"tokenize": {"maxlength": 5}}, r"tokenize\.maxlength: Extra inputs"),
         ({"calibrations": {"a.b": {"strategy": "random", "n": 1}}}, r"'a\.b' becomes a folder"),
-        ({"grid": {"calibrations": ["nobody"], "schemes": ["w4a16-rtn"]}}, r"grid\.calibrations: \['nobody'\] not under"),
+        (
+            {"grid": {"calibrations": ["nobody"], "schemes": ["w4a16-rtn"]}},
+            r"grid\.calibrations: \['nobody'\] not under",
+        ),
         ({"deployment": {"scheme": "w1a1"}}, r"deployment\.scheme: 'w1a1' is not in grid\.schemes"),
         ({"report": {"baseline": "nobody"}}, r"report\.baseline: 'nobody'"),
         ({"corpus": {"sources": {"x": {"kind": "ftp"}}}}, r"corpus\.sources\.x"),
