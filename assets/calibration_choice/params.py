@@ -12,8 +12,9 @@ class ChoiceParams(BaseModel):
 
     strategy: str
     n: int = Field(gt=0)
-    seed: int = 0
-    domains: tuple[str, ...] | None = None
-    """Choose among these domains of the pool only."""
+    """Samples in the set."""
+    seed: int = Field(default=0, ge=0)
+    domains: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Choose among these domains of the pool only; None: all."""
     allow_fewer: bool = False
     """Accept a set smaller than n instead of failing."""
