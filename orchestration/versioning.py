@@ -107,14 +107,21 @@ def content_md5(path: Path) -> str:
     Compiled Python is left out, as .dvcignore has it.
     """
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "md5").hexdigest()
+        status = path.stat()
+        return _file_md5(path, status.st_size, status.st_mtime_ns)
     entries = []
     for file in path.rglob("*"):
         if file.is_file() and file.suffix != ".pyc":
             entries.append({"md5": content_md5(file), "relpath": file.relative_to(path).as_posix()})
     entries.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+@lru_cache(maxsize=4096)
+def _file_md5(path: Path, size: int, mtime_ns: int) -> str:
+    """Read once per process as long as size and time of change stay: six assets depend on the base model's folder."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
 
 
 def _code_version(code: Mapping[str, str]) -> str:
@@ -129,48 +136,67 @@ def _is_code(path: str) -> bool:
 # Publishing
 
 
-@contextlib.contextmanager
-def _repository(root: Path) -> Iterator[Repo]:
-    """DVC's repository, locked; waits for whoever holds it."""
-    from dvc.repo import lock_repo
+class _Pipeline:
+    """DVC's repository and its stages, resolved once for a dvc.yaml and a params.yaml.
 
-    with contextlib.chdir(root):  # the API resolves dvc.yaml against the working directory
-        repo = _open(root)
-        with lock_repo(repo):
-            yield repo
+    DVC's own way, an index per command, parses dvc.yaml, params.yaml and dvc.lock in pure Python each time: over a
+    second per step, more than most steps take.
+    """
+
+    def __init__(self, root: Path) -> None:
+        from dvc.repo import Repo
+
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # "Updating lock file" at every step says nothing
+        with contextlib.chdir(root):
+            # Without waiting, contention ends in a LockError after three seconds.
+            self.repo: Repo = Repo(str(root), _wait_for_lock=True)
+            self.stages: dict[str, PipelineStage] = {
+                stage.name: stage for stage in self.repo.index.stages if hasattr(stage, "name")
+            }
+
+    def stage(self, name: str) -> PipelineStage:
+        if name not in self.stages:
+            raise KeyError(
+                f"dvc.yaml has no stage {name!r}; it has {sorted(self.stages)}. "
+                "A new choice is also named under `grid:`."
+            )
+        return self.stages[name]
+
+
+def _pipeline(root: Path) -> _Pipeline:
+    return _resolved(root, *(_stamp(root / name) for name in ("dvc.yaml", "params.yaml")))
 
 
 @lru_cache(maxsize=1)
-def _open(root: Path) -> Repo:
-    from dvc.repo import Repo
-
-    logging.getLogger("dvc").setLevel(logging.WARNING)  # "Updating lock file" at every step says nothing
-    # Without waiting, contention ends in a LockError after three seconds.
-    return Repo(str(root), _wait_for_lock=True)
+def _resolved(root: Path, dvc_yaml: tuple[int, int], params_yaml: tuple[int, int]) -> _Pipeline:
+    return _Pipeline(root)
 
 
-def _find(repo: Repo, name: str) -> PipelineStage:
-    for stage in repo.index.stages:
-        if getattr(stage, "name", None) == name:
-            return stage
-    known = sorted(s.name for s in repo.index.stages)
-    raise KeyError(f"dvc.yaml has no stage {name!r}; it has {known}. A new choice is also named under `grid:`.")
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def _entry(stage: PipelineStage) -> dict[str, Any]:
     from dvc.stage.serialize import to_single_stage_lockfile
 
-    return to_single_stage_lockfile(stage)
+    return _plain(to_single_stage_lockfile(stage))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _begin(root: Path, name: str, overrides: Mapping[str, Any]) -> Step:
-    with _repository(root) as repo:
-        stage = _find(repo, name)
+    stage = _pipeline(root).stage(name)
+    with contextlib.chdir(root):
         for dependency in stage.deps:
             dependency.save()  # hashes it; writes nothing
-        entry = _entry(stage)
+        entry = _read_entry(stage)
         reads = [(d.def_path, d.hash_info) for d in stage.deps]
-        out = root / str(stage.outs[0])
+        out = root / stage.outs[0].def_path
     hashes = {d["path"]: d["md5"] for d in entry.get("deps", [])}
     inputs = {path: md5 for path, md5 in hashes.items() if not _is_code(path)}
     code = {path: md5 for path, md5 in hashes.items() if _is_code(path)}
@@ -222,54 +248,77 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
         folder.chmod(0o755)  # mkdtemp gives 0700, which would travel with the artifact
         try:
             yield step, folder
-            with _repository(root) as repo:
-                _publish(repo, step, folder, bool(overrides))
+            _publish(step, folder, bool(overrides))
         finally:
             _remove(folder)
 
 
-def _publish(repo: Repo, step: Step, folder: Path, overridden: bool) -> None:
-    stage = _find(repo, step.name)
-    for dependency in stage.deps:
-        dependency.save()
-    now = {d["path"]: d["md5"] for d in _entry(stage).get("deps", [])}
-    for path, md5 in step.inputs.items():
-        if now.get(path) != md5:
-            raise InputsChanged(f"{path} changed while {step.name} ran ({md5} -> {now.get(path)}): run it again")
-    aside = folder.with_name(f"{folder.name}.old")
-    step.out.parent.mkdir(parents=True, exist_ok=True)
-    if step.out.exists():
-        step.out.rename(aside)
-    folder.rename(step.out)
+def _publish(step: Step, folder: Path, overridden: bool) -> None:
+    pipeline = _pipeline(step.root)
+    stage = pipeline.stage(step.name)
+    with contextlib.chdir(step.root), pipeline.repo.lock:
+        for dependency in stage.deps:
+            dependency.save()
+        now = {d["path"]: d["md5"] for d in _read_entry(stage).get("deps", [])}
+        for path, md5 in step.inputs.items():
+            if now.get(path) != md5:
+                raise InputsChanged(f"{path} changed while {step.name} ran ({md5} -> {now.get(path)}): run it again")
+        aside = folder.with_name(f"{folder.name}.old")
+        step.out.parent.mkdir(parents=True, exist_ok=True)
+        if step.out.exists():
+            step.out.rename(aside)
+        folder.rename(step.out)
+        try:
+            step.md5 = _commit(pipeline.repo, stage, step, overridden)
+        except BaseException:
+            _remove(step.out)
+            if aside.exists():
+                aside.rename(step.out)
+            raise
+        _remove(aside)
+
+
+def _read_entry(stage: PipelineStage) -> dict[str, Any]:
+    """The lock entry of what a stage reads, whether or not its output is there."""
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    outs, stage.outs = stage.outs, []
     try:
-        _commit(repo, stage, step, overridden)
-    except BaseException:
-        _remove(step.out)
-        if aside.exists():
-            aside.rename(step.out)
-        raise
-    _remove(aside)
-    step.md5 = _entry(stage)["outs"][0]["md5"]
+        return _plain(to_single_stage_lockfile(stage))
+    finally:
+        stage.outs = outs
 
 
-def _commit(repo: Repo, stage: PipelineStage, step: Step, overridden: bool) -> None:
+def _commit(repo: Repo, stage: PipelineStage, step: Step, overridden: bool) -> str:
+    """Put the output into DVC's cache and its entry into dvc.lock; returns its hash."""
     from dvc.dependency.param import ParamsDependency
     from dvc_data.hashfile.hash_info import HashInfo
 
-    stage.save(run_cache=False)
+    stage.save_outs()
     if os.environ.get("DVC_STAGE") == stage.addressing:
-        return  # under `dvc repro`, which holds the output's lock and commits by itself
+        return str(stage.outs[0].hash_info.value)  # under `dvc repro`, which holds the output's lock and commits itself
     read = dict(step.reads)
     for dependency in stage.deps:
         # Recorded is what the step began with: an edit of params.yaml or of the code meanwhile shows as modified.
         dependency.hash_info = read.get(dependency.def_path, dependency.hash_info)
         if overridden and isinstance(dependency, ParamsDependency):
             dependency.hash_info = HashInfo("params", {key: step.params[key] for key in dependency.hash_info.value})
-    stage.md5 = stage.compute_md5()
     repo.stage_cache.save(stage)
     stage.commit()
-    stage.dump(update_pipeline=False)
     stage.ignore_outs()
+    entry = _entry(stage)
+    _write_lock_entry(step.root, step.name, entry)
+    return str(entry["outs"][0]["md5"])
+
+
+def _write_lock_entry(root: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Set one entry of dvc.lock, whose format is public, under DVC's repository lock; the file is replaced whole."""
+    path = root / "dvc.lock"
+    lock = {"schema": "2.0", "stages": {**lock_entries(root), name: entry}}
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    draft = path.with_name(".dvc.lock.draft")
+    draft.write_text(yaml.dump(lock, Dumper=dumper, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    draft.replace(path)
 
 
 def _remove(folder: Path) -> None:
@@ -283,21 +332,42 @@ def _remove(folder: Path) -> None:
 def changed_stages(root: Path, asset: str | None = None) -> dict[str, list[str]]:
     """Stages whose recorded inputs, parameters, code or output differ from what is there, each with the reasons.
 
-    Direct changes only: what lies downstream of one is not in the result.
+    Direct changes only, as `dvc status` has them: what lies downstream of one is not in the result.
 
     Args:
         asset: ask about the stages of this asset only.
     """
-    with _repository(root) as repo:
-        status = repo.status([asset] if asset else None)
-    return {name.split(":")[-1]: [_reason(r) for r in reasons] for name, reasons in status.items()}
+    lock = lock_entries(root)
+    hashes: dict[str, str | None] = {}
+    changed = {}
+    with contextlib.chdir(root):
+        for name, stage in _pipeline(root).stages.items():
+            if asset in (None, name.split("@")[0]) and (reasons := _changes(stage, lock.get(name), hashes)):
+                changed[name] = reasons
+    return changed
 
 
-def _reason(reason: Any) -> str:
-    if isinstance(reason, str):
-        return reason
-    [(kind, what)] = reason.items()
-    return f"{kind}: " + ", ".join(f"{k} {v if isinstance(v, str) else 'modified'}" for k, v in what.items())
+def _changes(stage: PipelineStage, entry: Mapping[str, Any] | None, hashes: dict[str, str | None]) -> list[str]:
+    """Why a stage is out of date; `hashes` remembers paths that several stages share."""
+    from dvc.dependency.param import ParamsDependency
+
+    if entry is None:
+        return ["never run"]
+    reasons = [] if entry["cmd"] == stage.cmd else ["the command changed"]
+    recorded = {d["path"]: d["md5"] for d in [*entry.get("deps", []), *entry.get("outs", [])]}
+    for item in [*stage.deps, *stage.outs]:
+        if isinstance(item, ParamsDependency):
+            then, now = entry.get("params", {}).get(item.def_path, {}), _plain(item.read_params())
+            reasons += [
+                f"{item.def_path}: {key} changed" for key in sorted({*then, *now}) if then.get(key) != now.get(key)
+            ]
+            continue
+        path = item.def_path
+        if path not in hashes:
+            hashes[path] = str(item.get_hash().value) if item.exists else None
+        if hashes[path] != recorded.get(path):
+            reasons.append(f"{path}: {'missing' if hashes[path] is None else 'changed'}")
+    return reasons
 
 
 def sweep(root: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "assets" / "letters.py").write_text("# code\n")
     Repo.init(str(tmp_path), no_scm=True).close()
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n[cache]\n    type = hardlink,copy\n")
-    versioning._open.cache_clear()
+    versioning._resolved.cache_clear()
     return tmp_path
 
 
@@ -111,7 +112,7 @@ def test_failed_commit_restores_the_last_good_version(root: Path, monkeypatch: p
     step = make(root, "letters", "one")
     lock = (root / "dvc.lock").read_bytes()
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object) -> str:
         raise OSError("no space left")
 
     monkeypatch.setattr(versioning, "_commit", refuse)
@@ -216,3 +217,35 @@ def test_steps_at_the_same_time_do_not_collide(root: Path) -> None:
     for key in ("a-1", "b-2"):
         assert lock[f"choice@{key}"]["outs"][0]["md5"] == versioning.content_md5(root / "data/choice" / key)
     assert set(versioning.changed_stages(root)) == {"all"}
+
+
+def test_status_agrees_with_dvc(root: Path) -> None:
+    def both() -> tuple[set[str], set[str]]:
+        found = json.loads(dvc(root, "status", "--json"))
+        return set(versioning.changed_stages(root)), {name.split(":")[-1] for name in found}
+
+    ours, dvcs = both()
+    assert ours == dvcs == {"letters", "choice@a-1", "choice@b-2", "all"}
+    make(root, "letters", "one")
+    make(root, "choice@a-1", "a")
+    make(root, "choice@b-2", "b")
+    make(root, "all", "x")
+    assert both() == (set(), set())
+    (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "choices": {**PARAMS["choices"], "b-2": {"seed": 5}}}))
+    ours, dvcs = both()
+    assert ours == dvcs == {"choice@b-2"}
+    (root / "assets/letters.py").write_text("# other code\n")
+    ours, dvcs = both()
+    assert ours == dvcs == {"letters", "choice@a-1", "choice@b-2"}
+    shutil.rmtree(root / "data/letters")
+    assert versioning.changed_stages(root)["letters"] == ["assets/letters.py: changed", "data/letters: missing"]
+
+
+def test_dvc_reads_the_lock_file_that_we_write(root: Path) -> None:
+    make(root, "letters", "ümlaut")
+    (root / "source.txt").write_text("beta")
+    assert "source.txt" in dvc(root, "status", "letters")
+    (root / "source.txt").write_text("alpha")
+    shutil.rmtree(root / "data/letters")
+    dvc(root, "checkout", "letters")
+    assert (root / "data/letters/file.txt").read_text() == "ümlaut"
