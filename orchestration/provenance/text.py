@@ -1,0 +1,70 @@
+"""An audit on one screen."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from orchestration.provenance.link import AuditResult, Link
+
+WIDTH = 100
+MARK = {"verified": "verified", "missing": "MISSING", "tampered": "TAMPERED"}
+INDENT = " " * 11
+
+
+def render(result: AuditResult) -> str:
+    """The chain from the model to its documents, a line per link, then the verdict and what to do.
+
+    Texts from the model are shown without control characters: a terminal must not obey them.
+    """
+    lines = [f"audit of {result.model}", *_head(result.about), ""]
+    for link in result.links:
+        lines += _link(link)
+    lines += ["", *_verdict(result)]
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+
+
+def _head(about: dict[str, Any]) -> list[str]:
+    if not about.get("samples"):
+        return []
+    domains = ", ".join(f"{count} {domain}" for domain, count in list(about["domains"].items())[:6])
+    lines = [
+        f"{about['scheme'].get('name')} calibrated by {about['choice'].get('name')} "
+        f"(strategy {about['choice'].get('strategy')}, seed {about['choice'].get('seed')})",
+        f"on {about['samples']} samples of {about['documents']} documents: {domains}",
+        f"most from {', '.join(f'{source} ({count})' for source, count in about['sources'].items())}",
+    ]
+    return [line for text in lines for line in _wrap(f"  {text}", "    ")]
+
+
+def _link(link: Link) -> list[str]:
+    lines = _wrap(f"{MARK[link.status]:<9}  {link.name}: {link.meaning}", INDENT)
+    if link.status == "verified":
+        return lines
+    if link.expected or link.found:
+        lines.append(f"{INDENT}expected {link.expected or 'nothing'}")
+        lines.append(f"{INDENT}found    {link.found or 'nothing'}")
+    return lines + _wrap(f"{INDENT}fix: {link.fix}", INDENT + "     ")
+
+
+def _verdict(result: AuditResult) -> list[str]:
+    broken = {status: [link.name for link in result.links if link.status == status] for status in MARK}
+    if result.verdict == "verified":
+        text = "VERIFIED: every digest from the weights to the documents was recomputed and is the recorded one."
+    elif result.verdict == "tampered":
+        text = (
+            f"TAMPERED: {', '.join(broken['tampered'])}. Do not deploy this model or rely on its record; restore what "
+            "is named above, or make the model again (`plumbline run`)."
+        )
+    else:
+        text = (
+            f"NOT VERIFIED: {', '.join(broken['missing'])} could not be checked here. Nothing found contradicts the "
+            "record; bring back what is named above and audit again."
+        )
+    return _wrap(text, "  ")
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    flat = "".join(c if c.isprintable() else "?" for c in text)
+    shown = textwrap.wrap(flat, WIDTH, subsequent_indent=indent, replace_whitespace=False)[:5]
+    return shown or [""]
