@@ -1,0 +1,130 @@
+"""How far a quantized model is from the base model on documents that no calibration choice has seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assets.artifact import read_json, sha256_files, write_json, write_table
+from assets.base_model.load import base_model_digest, load_model, loaded_model, model_folder
+from assets.base_model.params import ModelParams
+from assets.evaluation.base_logits import shared_base_logits
+from assets.evaluation.divergence import TokenDivergence, token_divergence
+from assets.evaluation.held_out import HeldOut, batches, choose, predicted_logits
+from assets.evaluation.metrics import by_domain, document_table, figures
+from assets.evaluation.params import EvaluationParams
+from assets.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
+from assets.tokenized_samples.reader import fingerprint_of
+
+
+def build_evaluation(
+    params: EvaluationParams, model_params: ModelParams, quantized: Path, samples: Path, out: Path, root: Path
+) -> dict[str, Any]:
+    """Compare `quantized` with the base model, token by token, on the report split.
+
+    KL(base || quantized) in nats per predicted token, perplexity and top-1 agreement, over all tokens and per domain.
+    The quantized model is loaded as anyone would load it. (Not with `dequantize=True`: that drops `input_scale`, and
+    the quantization of activations would go unmeasured.)
+
+    Args:
+        quantized: a folder written by quantized_model.
+        samples: the folder tokenized_samples.
+        out: gets metrics.json, documents.parquet, kl_histogram.png, kl_by_domain.png.
+        root: the project, against which a relative `model.name` is read.
+
+    Returns:
+        The figures over all tokens, KL per domain, and the counts.
+
+    Raises:
+        ValueError: model and samples were tokenized differently, the weights are not those that calibration.json
+            names, the report split is empty, or a model answers with inf or NaN.
+    """
+    record = read_json(quantized / "calibration.json")
+    weights = _checked_weights(quantized, record)
+    fingerprint = _checked_fingerprint(quantized, record, samples)
+    held_out = choose(samples, params.tokens_per_domain, params.samples_per_document)
+    folder = model_folder(model_params, root)
+    base_digest = base_model_digest(folder)
+    tokens, sample_of_token = _measure(params, model_params, folder, base_digest, quantized, held_out)
+
+    domain_of_token = np.array(held_out.domains)[sample_of_token]
+    documents = sorted({(domain, doc_id) for domain, doc_id in zip(held_out.domains, held_out.doc_ids, strict=True)})
+    row = {document: index for index, document in enumerate(documents)}
+    of_sample = np.array([row[key] for key in zip(held_out.domains, held_out.doc_ids, strict=True)])
+    metrics = {
+        **figures(tokens),
+        "documents": len(documents),
+        "samples": len(held_out.sample_ids),
+        "by_domain": by_domain(tokens, domain_of_token),
+        "held_out": held_out.choice,
+        "weights_bytes": sum((quantized / name).stat().st_size for name in weights),
+        "base_weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "weights": weights,
+        "base_model": base_digest,
+        "fingerprint": fingerprint,
+        "samples_digest": held_out.digest,
+    }
+    write_json(out / "metrics.json", metrics)
+    ids = [(doc_id, domain) for domain, doc_id in documents]
+    write_table(out / "documents.parquet", document_table(tokens, of_sample[sample_of_token], ids))
+    plot_kl_histogram(tokens.kl, metrics, out / HISTOGRAM)
+    plot_kl_by_domain(metrics["by_domain"], out / DOMAINS)
+    kl_per_domain = {f"kl_mean_{domain}": values["kl_mean"] for domain, values in metrics["by_domain"].items()}
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)} | kl_per_domain
+
+
+def _measure(
+    params: EvaluationParams,
+    model_params: ModelParams,
+    base_folder: Path,
+    base_digest: str,
+    quantized: Path,
+    held_out: HeldOut,
+) -> tuple[TokenDivergence, np.ndarray]:
+    """Both models over the same batches: one entry per predicted token, and which sample (int64) it belongs to.
+
+    Tokens come in order of sample and position, whatever the batches were.
+    """
+    device, trusted = model_params.device, model_params.trust_remote_code
+    work = list(batches(held_out, params.batch_tokens))
+    base = shared_base_logits(
+        (base_digest, held_out.digest, params.model_dump_json(), device),
+        lambda: loaded_model(base_folder, device, trusted),
+        work,
+        params.base_logits_bytes,
+    )
+    model = load_model(quantized, device, trusted)
+    parts = [token_divergence(base[index], predicted_logits(model, batch)) for index, batch in enumerate(work)]
+    sample_of_token = np.concatenate([np.repeat(batch.rows, batch.predicted.sum(1).numpy()) for batch in work])
+    order = np.argsort(sample_of_token, kind="stable")
+    columns = (np.concatenate(column)[order] for column in zip(*map(_columns, parts), strict=True))
+    return TokenDivergence(*columns), sample_of_token[order]
+
+
+def _columns(part: TokenDivergence) -> tuple[np.ndarray, ...]:
+    return part.kl, part.nll_base, part.nll_quantized, part.agree
+
+
+def _checked_fingerprint(quantized: Path, record: dict[str, Any], samples: Path) -> str:
+    expected, found = record["fingerprint"], fingerprint_of(samples)
+    if found != expected:
+        raise ValueError(
+            f"tokenization differs: {quantized.name}/calibration.json was calibrated with fingerprint {expected}, "
+            f"{samples.name} has {found}. Build the calibration sets and quantized models again from these samples "
+            "(`plumbline run`), or restore the samples that belong to the model (`dvc checkout`)"
+        )
+    return str(found)
+
+
+def _checked_weights(quantized: Path, record: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 per weight file, as they are on disk now; they must be the ones the record was written for."""
+    found = sha256_files(quantized, (path.name for path in quantized.glob("*.safetensors")))
+    if found != record["model"]:
+        changed = sorted(name for name in {*found, *record["model"]} if found.get(name) != record["model"].get(name))
+        raise ValueError(
+            f"{quantized.name}: {', '.join(changed)} is not what calibration.json says was quantized; restore the "
+            "folder with `dvc checkout`, or quantize again"
+        )
+    return found
