@@ -59,4 +59,5 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, format="png", metadata={"Software": None})  # the version in there would change the bytes
+    # The name and version of the software, which would be written into it, change the bytes.
+    figure.savefig(path, format="png", bbox_inches="tight", metadata={"Software": None})
