@@ -149,6 +149,17 @@ def cached_listing(root: Path, md5: str) -> dict[str, str] | None:
     return {str(item["relpath"]): str(item["md5"]) for item in json.loads(data)}
 
 
+def damaged(root: Path, md5: str, hasher: Hasher) -> list[str]:
+    """Objects in DVC's cache, relative to the workspace, that belong to an artifact and hold other bytes than they say.
+
+    With hard links the cache's file and the workspace's file are the same, so that whoever alters one alters both, and
+    `dvc checkout` brings back nothing.
+    """
+    objects = {md5, *(cached_listing(root, md5) or {}).values()}
+    paths = [(name, path) for name in sorted(objects) if (path := cached(root, name))]
+    return [_relative(path, root) for name, path in paths if hasher.file(path) != name.removesuffix(".dir")]
+
+
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """How two folders differ, in words, a file each."""
     changed = [f"{name} changed" for name in expected if name in found and found[name] != expected[name]]
@@ -185,6 +196,8 @@ def verify(root: Path) -> list[Corrupted]:
     Raises:
         ValueError: dvc.lock cannot be read.
     """
+    if not (root / "dvc.lock").is_file():
+        return [Corrupted("dvc.lock", "", "", "not there, so nothing could be verified; `plumbline run` makes it")]
     hasher = Hasher()
     outs = {path: md5 for entry in locked(root).values() for path, md5 in entry.outs.items()}
     wrong = [found for path, md5 in sorted(outs.items()) if (found := _check_out(root, path, md5, hasher))]

@@ -177,9 +177,9 @@ def calibration_set(case: Case) -> Link:
         problems = _contradictions(case, manifest)
     wrong, found, tokens = _compare_samples(case, folder)
     problems += wrong
-    if found not in claims:
+    if found and found not in claims:
         problems.insert(0, "its samples are not those that the model was calibrated on")
-    if not problems:
+    if not problems and found:
         expected = case.wanted(path) or case.recorded(path)
         now = dvc_digest(folder, case.hasher)
         if expected is None or now == expected:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestration.provenance.content import Entry, Hasher, cached, dvc_digest
+from orchestration.provenance.content import Entry, Hasher, cached, damaged, dvc_digest
 
 Status = Literal["verified", "missing", "tampered"]
 
@@ -123,6 +123,9 @@ def how_to_restore(case: Case, path: str) -> str:
     if wanted is None and recorded is None:
         return f"audit inside the workspace that made the model, or copy its {path} here"
     if wanted is None or wanted == recorded:
+        if bad := damaged(case.root, str(recorded), case.hasher):
+            remove = f"rm -f {' '.join(bad[:3])}"
+            return f"DVC's cache is altered, too: {remove}, then dvc pull --force {path}, or make it again"
         there = cached(case.root, str(recorded)) is not None
         return f"dvc {'checkout --force' if there else 'pull --force'} {path}"
     where = "DVC's cache has it" if cached(case.root, wanted) else "DVC's cache lacks it (try `dvc pull`)"

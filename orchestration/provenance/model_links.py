@@ -13,7 +13,7 @@ import yaml
 
 from assets.artifact import sha256_file, sha256_json
 from orchestration.provenance.content import cached_listing, differences, folder_digest
-from orchestration.provenance.link import Case, Link, dig
+from orchestration.provenance.link import Case, Link, dig, how_to_restore
 
 RECORD, CONFIG = "calibration.json", "config.json"
 FORMAT = 1
@@ -191,8 +191,8 @@ def folder(case: Case) -> Link:
             return Link(name, "verified", f"{count}, as dvc.lock records for {case.place}", here, found)
         before = cached_listing(case.root, here)
         what = ", ".join(differences(before, files)[:5]) if before else "some of its files changed"
-        fix = f"dvc checkout --force {case.place}"
-        return Link(name, "tampered", f"not what dvc.lock records for {case.place}: {what}", here, found, fix)
+        meaning = f"not what dvc.lock records for {case.place}: {what}"
+        return Link(name, "tampered", meaning, here, found, how_to_restore(case, case.place))
     if case.entry is not None:
         return Link(name, "verified", f"{count}, the same as {next(iter(case.entry.outs))} in dvc.lock", found, found)
     if cached_listing(case.root, found) is not None:

@@ -425,6 +425,18 @@ def test_a_set_that_was_replaced_is_missing_and_can_be_restored_from_the_cache(w
     assert "cache lacks it" in link(audit(workspace / MODEL, workspace), "calibration set").fix
 
 
+def test_where_the_cache_shares_the_altered_file_the_fix_does_not_rely_on_it(workspace: Path) -> None:
+    md5 = Hasher().files(workspace / STATS)["stats.safetensors"]
+    shared = workspace / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    shared.unlink()
+    os.link(workspace / STATS / "stats.safetensors", shared)
+    flip(shared, 400)
+    result = audit(workspace / MODEL, workspace)
+    assert states(result) == {"statistics": "tampered"}
+    fix = link(result, "statistics").fix
+    assert f"rm -f {shared.relative_to(workspace).as_posix()}, then dvc pull --force {STATS}" in fix
+
+
 @pytest.mark.parametrize(("path", "name"), [(SET, "calibration set"), (STATS, "statistics"), (CORPUS, "documents")])
 def test_an_absent_folder_is_missing_with_the_command_that_restores_it(path: str, name: str, workspace: Path) -> None:
     shutil.rmtree(workspace / path)
@@ -635,3 +647,8 @@ def test_verify_lists_an_absent_output_and_reads_the_configured_cache(workspace:
     absent, damaged = verify(workspace)
     assert (absent.path, absent.found) == (STATS, "")
     assert damaged.path.endswith(".dir")
+
+
+def test_verify_does_not_call_a_folder_sound_in_which_nothing_is_recorded(tmp_path: Path) -> None:
+    [wrong] = verify(tmp_path)
+    assert wrong.path == "dvc.lock"
