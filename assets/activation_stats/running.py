@@ -134,8 +134,9 @@ def _column_sums(x: Tensor) -> Tensor:
 def _exact_products(dtype: torch.dtype) -> Iterator[None]:
     """Let float32 matrix products read their operands as `dtype`, which is what they were made from.
 
-    Converting back loses nothing, products are exact and are summed in float32, at the speed of the 16-bit units. (A
-    product of bfloat16 matrices would round every sum to 8 bits.) TF32 holds bfloat16 and float16 alike.
+    Converting back loses nothing, products are exact and are summed in float32, at the speed of the 16-bit units where
+    there are any. (A product of bfloat16 matrices would round every sum to 8 bits.) TF32 holds bfloat16 and float16
+    alike.
     """
     cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
     cuda = torch.backends.cuda.matmul

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from assets.activation_stats.collect import collect
 from assets.activation_stats.histogram import bucket
 from assets.activation_stats.params import StatisticsParams
+from assets.activation_stats.running import RunningSite
 from assets.activation_stats.sketch import ActivationStats, extremes, quantile
 
 Sample = tuple[str, list[int]]
@@ -225,13 +227,19 @@ def test_a_layer_that_sees_only_some_tokens_and_one_that_sees_none() -> None:
 
 def test_a_layer_that_runs_twice_adds_twice() -> None:
     def twice(model: Any, x: torch.Tensor) -> None:
-        model.first(x), model.first(-3 * x)
+        model.first(x), model.first(-3 * x), model.first(0 * x)
 
     stats = collected(Toy(twice), [("a", [1, 2])], top_k=2)
     site = stats.sites["first"]
-    assert site.tokens == 4
+    assert site.tokens == 6
     assert (site.min.tolist(), site.max.tolist(), site.sum.tolist()) == ([-6.0] * 4, [2.0] * 4, [-6.0] * 4)
     assert [(e.value, e.position, e.channel) for e in extremes(stats, "first")] == [(-6, 3, 0), (-6, 3, 1)]
+
+
+def test_zeros_are_values_too() -> None:
+    stats = collected(Toy(), [("a", [0])], top_k=5)
+    found = [(e.value, e.position, e.channel) for e in extremes(stats, "first")]
+    assert found == [(0, 0, channel) for channel in range(4)]  # the fifth place stays empty
 
 
 def test_ignored_layers_and_the_vocabulary_projection(llama: Any, samples: list[Sample]) -> None:
@@ -254,13 +262,13 @@ def test_ignored_layers_and_the_vocabulary_projection(llama: Any, samples: list[
 
 def test_the_model_is_left_as_it_was(llama: Any, samples: list[Sample]) -> None:
     model = llama(torch.float32)
-    precision = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
     progress: list[int] = []
     collect(model, samples, StatisticsParams(), base_model_digest="", fingerprint="", progress=progress.append)
     with pytest.raises(ValueError, match="sample zz"):
         collected(model, [("zz", [50])])
     assert not any(module._forward_pre_hooks for module in model.modules())
-    assert torch.backends.mkldnn.matmul.fp32_precision == precision
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
     assert progress == [len(ids) for _, ids in samples]
 
 
@@ -286,7 +294,7 @@ def overflowing(model: Any, x: torch.Tensor) -> None:
         (None, [("a", [1] * 5001)], "sample a has 5001 tokens, the model reads at most 5000; lower tokenize"),
         (None, [("a", [1, 9])], "sample a holds token 9, the model knows 0 to 8; the set was tokenized for another"),
         (None, [("a", [-1, 2])], "sample a holds token -1"),
-        (changing, [("a", [1, 2]), ("b", [1])], "layer 'second' reads the input of 'second' for sample b, before .*'first'"),
+        (changing, [("a", [1, 2]), ("b", [1])], "layer 'second' reads the input of 'second' for sample b, before"),
         (overflowing, [("a", [1]), ("b", [2])], "site 'first', channel 2: the base model computes inf or NaN for"),
         (lambda m, x: m.float().first(x.double().float().double()), [("a", [1])], "activations in torch.float64; load"),
     ],
@@ -294,3 +302,27 @@ def overflowing(model: Any, x: torch.Tensor) -> None:
 def test_refusals(route: Any, samples: list[Sample], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         collected(Toy(route), samples)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_products_are_exact_at_a_size_where_matrix_units_are_used(dtype: torch.dtype) -> None:
+    """A CPU multiplies small matrices in another way. 3000 rows are more than one product takes."""
+    x = torch.randn(3000, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
+    site = RunningSite("site", 256, dtype, x.device, StatisticsParams(), 1)
+    precisions = []
+
+    class Watch(TorchDispatchMode):
+        """Which precision a processor makes use of differs, so the one that is allowed is looked at as well."""
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten.mm.default:
+                precisions.append(torch.backends.mkldnn.matmul.fp32_precision)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        site.add(x, 0, "a")
+    assert precisions == ["bf16" if dtype == torch.bfloat16 else "ieee"] * 2
+    S = x.double().T @ x.double()
+    scale = S.diag().outer(S.diag()).sqrt()
+    found = site.result(("site",)).hessian
+    assert found is not None and float(((found - S).abs() / scale).max()) <= 3e-6
