@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,16 @@ def build_evaluation(
         The figures over all tokens, KL per domain, and the counts.
 
     Raises:
-        ValueError: model and samples were tokenized differently, the weights are not those that calibration.json
-            names, the report split is empty, or a model answers with inf or NaN.
+        ValueError: model and samples were tokenized differently, the model was quantized from another base model, its
+            weights are not those that calibration.json names, the report split is empty, or a model answers with inf
+            or NaN.
     """
     record = read_json(quantized / "calibration.json")
     weights = _checked_weights(quantized, record)
     fingerprint = _checked_fingerprint(quantized, record, samples)
     held_out = choose(samples, params.tokens_per_domain, params.samples_per_document)
     folder = model_folder(model_params, root)
-    base_digest = base_model_digest(folder)
+    base_digest = _checked_base_model(quantized, record, base_model_digest(folder))
     tokens, sample_of_token = _measure(params, model_params, folder, base_digest, quantized, held_out)
 
     domain_of_token = np.array(held_out.domains)[sample_of_token]
@@ -63,6 +65,10 @@ def build_evaluation(
         "base_weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "weights": weights,
         "base_model": base_digest,
+        "calibration_set": record["calibration_set"]["digest"],
+        "scheme": record["scheme"],
+        "group_sizes": Counter(str(layer["group_size"] or "per channel") for layer in record["layers"].values()),
+        "fallbacks": record["fallbacks"],
         "fingerprint": fingerprint,
         "samples_digest": held_out.digest,
     }
@@ -116,6 +122,16 @@ def _checked_fingerprint(quantized: Path, record: dict[str, Any], samples: Path)
             "(`plumbline run`), or restore the samples that belong to the model (`dvc checkout`)"
         )
     return str(found)
+
+
+def _checked_base_model(quantized: Path, record: dict[str, Any], digest: str) -> str:
+    expected = record["base_model"]["digest"]
+    if digest != expected:
+        raise ValueError(
+            f"{quantized.name} was quantized from a base model with digest {expected}; `model:` in params.yaml now has "
+            f"{digest}. Quantize again (`plumbline run`), or give `model:` the earlier one"
+        )
+    return digest
 
 
 def _checked_weights(quantized: Path, record: dict[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from assets.artifact import sha256_files, write_json, write_table
+from assets.base_model.load import base_model_digest
 from assets.evaluation.base_logits import forget_base_logits
 from assets.tokenized_samples.batches import SAMPLES
 
@@ -48,14 +49,23 @@ def root(tmp_path_factory) -> Path:
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     model.save_pretrained(path / "perturbed")
-    describe(path / "perturbed")
+    describe(path / "perturbed", path / "base")
     return path
 
 
-def describe(folder: Path, fingerprint: str = FINGERPRINT) -> None:
+def describe(folder: Path, base: Path, fingerprint: str = FINGERPRINT) -> None:
     """Write the part of calibration.json that an evaluation reads."""
     weights = sha256_files(folder, [path.name for path in folder.glob("*.safetensors")])
-    write_json(folder / "calibration.json", {"fingerprint": fingerprint, "model": weights})
+    record = {
+        "fingerprint": fingerprint,
+        "model": weights,
+        "base_model": {"digest": base_model_digest(base)},
+        "calibration_set": {"digest": "c" * 64},
+        "scheme": {"name": "w4a16-rtn", "method": "rtn", "weight_bits": 4},
+        "layers": {"a": {"group_size": 32}, "b": {"group_size": None}},
+        "fallbacks": {"b": "no tokens"},
+    }
+    write_json(folder / "calibration.json", record)
 
 
 def write_samples(path: Path, rows: list[dict]) -> Path:

@@ -102,7 +102,7 @@ def test_batches_and_padding_do_not_matter(root, samples, reference, tmp_path, b
 
 def test_base_model_against_itself(root, samples, tmp_path):
     shutil.copytree(root / "base", root / "same")
-    describe(root / "same")
+    describe(root / "same", root / "base")
     summary = run(root, samples, tmp_path / "out", quantized="same")
     assert summary["kl_max"] < 1e-6 and summary["top1_agreement"] == 1 and summary["perplexity_ratio"] == 1
 
@@ -124,6 +124,8 @@ def test_size_and_digests(root, samples, tmp_path):
     assert metrics["weights_bytes"] == metrics["base_weights_bytes"] == weights.stat().st_size
     assert metrics["weights"] == read_json(root / "perturbed" / "calibration.json")["model"]
     assert metrics["fingerprint"] == FINGERPRINT
+    assert metrics["calibration_set"] == "c" * 64 and metrics["scheme"]["name"] == "w4a16-rtn"
+    assert metrics["group_sizes"] == {"32": 1, "per channel": 1} and metrics["fallbacks"] == {"b": "no tokens"}
 
 
 def test_one_base_pass_for_all_models_of_a_run(root, samples, tmp_path, monkeypatch):
@@ -154,8 +156,15 @@ def test_recomputes_base_logits_that_do_not_fit(root, samples, tmp_path, monkeyp
 
 def test_another_tokenization_is_an_error_that_names_both(root, samples, tmp_path):
     shutil.copytree(root / "perturbed", tmp_path / "other")
-    describe(tmp_path / "other", fingerprint="e" * 64)
+    describe(tmp_path / "other", root / "base", fingerprint="e" * 64)
     with pytest.raises(ValueError, match=f"other/calibration.json.*{'e' * 64}.*{FINGERPRINT}"):
+        run(root, samples, tmp_path / "out", quantized=str(tmp_path / "other"))
+
+
+def test_another_base_model_is_an_error_that_names_both(root, samples, tmp_path):
+    shutil.copytree(root / "perturbed", tmp_path / "other")
+    describe(tmp_path / "other", root / "perturbed")
+    with pytest.raises(ValueError, match="other was quantized from a base model with digest [0-9a-f]{64}; .* now has"):
         run(root, samples, tmp_path / "out", quantized=str(tmp_path / "other"))
 
 
@@ -183,7 +192,7 @@ def test_quantized_activations_are_measured(root, samples, tmp_path):
         folder = tmp_path / f"w8a8-{step}"
         folder.mkdir()
         export(model, weights, {name: torch.tensor([step]) for name in weights}, root / "base", folder)
-        describe(folder)
+        describe(folder, root / "base")
         kl[step] = run(root, samples, tmp_path / f"out-{step}", quantized=str(folder))["kl_mean"]
     assert kl[1.0] > 5 * kl[0.05] > 0
 
