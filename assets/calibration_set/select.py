@@ -47,12 +47,8 @@ def build_calibration_set(choice: Path, samples: Path, features: Path | None, ou
     if features is not None:
         _same_tokenization(fingerprint, read_manifest(features)["fingerprint"])
     whole = read_samples(samples, splits=["pool"], columns=list(COLUMNS))
-    table = _of_domains(whole, asked)
-    pool = Pool(
-        table.take(pc.sort_indices(table["sample_id"])),
-        _input_ids_from(samples),
-        _embeddings_from(features, asked["name"]),
-    )
+    whole = whole.take(pc.sort_indices(whole["sample_id"]))  # from here on, the order on disk decides nothing
+    pool = Pool(_of_domains(whole, asked), _input_ids_from(samples), _embeddings_from(features, asked["name"]))
     strategy = get(asked["strategy"])
     n = _size(asked, pool, whole.num_rows)
     options = strategy.options.model_validate({key: value for key, value in asked.items() if key not in _CORE})
