@@ -1,0 +1,105 @@
+"""Small tokenized_samples artifacts written by their format, without a tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from assets.artifact import write_json, write_table
+from assets.calibration_set.strategies.base import COLUMNS, Pool, sample_id
+from assets.tokenized_samples.batches import SAMPLES
+
+BOS = 1
+FINGERPRINT = "f" * 64
+
+
+def sample(
+    number: int, length: int, split: str = "pool", domain: str = "prose", doc: str | None = None
+) -> dict[str, Any]:
+    """A sample of `length` tokens: BOS, then tokens that no sample of another number has."""
+    ids = [BOS] + [1000 * (number + 1) + position for position in range(length - 1)]
+    return {
+        "sample_id": hashlib.sha256(np.array(ids, "<i4").tobytes()).hexdigest(),
+        "doc_id": doc or f"doc-{split}-{number}",
+        "split": split,
+        "domain": domain,
+        "source": f"test/{domain}.txt",
+        "window": 0,
+        "start": 0,
+        "n_tokens": length,
+        "n_special": 1,
+        "input_ids": ids,
+    }
+
+
+def write_samples(folder: Path, rows: Sequence[dict[str, Any]], shards: int = 1) -> Path:
+    """Write a tokenized_samples artifact; row i goes to shard i % shards."""
+    folder.mkdir(parents=True)
+    entries = []
+    for number in range(shards):
+        part = list(rows[number::shards])
+        write_table(folder / "shards" / f"{number:016x}.parquet", pa.Table.from_pylist(part, SAMPLES))
+        entries.append({"shard": f"{number:016x}", "samples": len(part)})
+    nothing = {
+        "shard": pa.array([], pa.string()),
+        "sample_id": pa.array([], pa.string()),
+        "row": pa.array([], pa.int64()),
+    }
+    write_table(folder / "duplicates.parquet", pa.table(nothing))
+    write_json(folder / "accounting.json", {"fingerprint": FINGERPRINT, "shards": entries})
+    return folder
+
+
+def make_pool(lengths: Sequence[int], order: Sequence[int] | None = None) -> Pool:
+    """A pool in memory; `order` is the order on disk, which nothing may depend on once it is sorted by id."""
+    rows = [sample(number, length) for number, length in enumerate(lengths)]
+    rows = [rows[i] for i in (range(len(rows)) if order is None else order)]
+    rows.sort(key=lambda row: row["sample_id"])
+    table = pa.Table.from_pylist(rows, SAMPLES).select(list(COLUMNS))
+    tokens = {row["sample_id"]: np.array(row["input_ids"], np.int32) for row in rows}
+
+    def embeddings(names: Sequence[str]) -> Any:
+        raise AssertionError("a strategy that needs lengths only has read embeddings")
+
+    return Pool(table, lambda names: {name: tokens[name] for name in names}, embeddings)
+
+
+@pytest.fixture
+def choose(tmp_path: Path) -> Callable[..., Path]:
+    """choose(samples, strategy=..., n=..., ...) -> folder of the calibration set."""
+    from assets.calibration_choice.choice import build_choice
+    from assets.calibration_choice.params import ChoiceParams
+    from assets.calibration_set.select import build_calibration_set
+
+    count = 0
+
+    def make(samples: Path, features: Path | None = None, **params: Any) -> Path:
+        nonlocal count
+        count += 1
+        choice, out = tmp_path / f"choice{count}", tmp_path / f"set{count}"
+        choice.mkdir()
+        out.mkdir()
+        build_choice("mine", ChoiceParams.model_validate(params), {}, choice)
+        build_calibration_set(choice, samples, features, out)
+        return out
+
+    return make
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The samples of a set, reasons parsed."""
+    from assets.calibration_set.reader import read_calibration_set
+
+    rows: list[dict[str, Any]] = read_calibration_set(path).to_pylist()
+    for row in rows:
+        row["reason"] = json.loads(row["reason"])
+        assert row["sample_id"] == sample_id(np.array(row["input_ids"], np.int32))
+        assert row["n_tokens"] == len(row["input_ids"])
+    return rows
