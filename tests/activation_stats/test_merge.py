@@ -105,14 +105,15 @@ def one(sample: str, *rows: list[float]) -> Activations:
 
 
 def test_a_dead_channel_is_exactly_zero_after_a_retraction() -> None:
-    """0.1 + 0.3 - 0.3 is not 0.1, and GPTQ knows dead channels by a zero on the Hessian's diagonal."""
+    """1e9 + 1e-9 - 1e9 - 1e-9 is not zero, and GPTQ knows dead channels by a zero on the Hessian's diagonal."""
     rest = stats_of(one("a", [0.0, 0.1, 2.0, 3.0]))
-    noisy = [stats_of(one(s, [v, v, v, v])) for s, v in (("b", 0.1), ("c", 0.7), ("d", 0.3))]
+    noisy = [stats_of(one(s, [v, v, v, v])) for s, v in (("b", 1e9), ("c", 1e-9), ("d", 0.3))]
     whole = rest
     for part in noisy:
         whole = merge(whole, part)
     for part in noisy:
         whole = retract(whole, part)
+    assert whole.sites["always"].sum[1] != rest.sites["always"].sum[1]  # the rounding error that is promised, no less
     site = whole.sites["always"]
     assert site.sum[0] == site.sum_abs[0] == site.sum_sq[0] == 0
     assert site.hessian is not None and not site.hessian[0].any() and not site.hessian[:, 0].any()
@@ -127,6 +128,15 @@ def test_the_extreme_names_its_sample_and_leaves_with_it() -> None:
     rest = retract(stats, stats_of(one("b", [1, 1, -9, 1], [8, 1, 1, 1])))
     assert [(e.value, e.sample_id) for e in extremes(rest, "always")] == [(9, "a"), (1, "a"), (1, "a")]
     assert rest.sites["always"].min.tolist() == rest.sites["always"].max.tolist() == [1, 9, 1, 1]
+
+
+def test_a_quantile_never_goes_beyond_what_was_seen() -> None:
+    """The middle of the bucket of 1 is 1.125 here, that of 3e7 infinite, that of 1e-9 zero."""
+    site = stats_of(one("a", [1, 3e7, 1e-9, -3e7])).sites["always"]
+    seen = torch.tensor([1, 3e7, 1e-9, -3e7]).bfloat16().double()
+    assert torch.equal(quantile(site, 0.5, per_channel=True), seen)
+    assert torch.equal(quantile(site, 0.5, per_channel=True, absolute=True), seen.abs())
+    assert quantile(site, 0.25) == -quantile(site, 0.999) == seen[3]
 
 
 @pytest.mark.parametrize("operation", [merge, retract])
