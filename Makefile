@@ -38,7 +38,7 @@ ui: setup
 
 mlflow: setup
 	@echo "MLflow: http://127.0.0.1:5000  (Ctrl-C stops it; the runs stay in mlflow.db)"
-	@$(ENV) $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
+	@$(ENV) MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
 	  --default-artifact-root $(CURDIR)/mlruns
 
 clean:

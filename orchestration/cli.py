@@ -92,7 +92,10 @@ def verify() -> None:
     """Re-hash every artifact and every object of DVC's cache: DVC itself trusts read-only cache files."""
     from orchestration.provenance import verify as verify_workspace
 
-    wrong = verify_workspace(project_root())
+    try:
+        wrong = verify_workspace(project_root())
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     for line in wrong:
         click.echo(line)
     click.echo(f"{len(wrong)} corrupted" if wrong else "every artifact and cache object holds what its hash says")

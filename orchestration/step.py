@@ -28,10 +28,26 @@ OWNERS = ["team:plumbline"]
 PREVIEW_BYTES = 100_000  # metadata lives in the event log
 
 _A: Any = dg.AutomationCondition
+
+
+def _anything_pending_upstream(levels: int) -> Any:
+    """Whether an ancestor runs, or will be asked to, up to that many steps away."""
+    condition = pending = _A.in_progress() | _A.will_be_requested()
+    for _ in range(levels - 1):
+        condition = pending | _A.any_deps_match(condition)
+    return _A.any_deps_match(condition)
+
+
 ON_NEW_INPUT = (
-    (_A.any_deps_match(_A.data_version_changed()) | _A.newly_missing() | _A.code_version_changed()).since_last_handled()
+    (
+        # A change of the inbox has a run of its own, from the inbox's sensor.
+        _A.any_deps_match(_A.data_version_changed()).ignore(dg.AssetSelection.assets("inbox"))
+        | _A.newly_missing()
+        | _A.code_version_changed()
+    ).since_last_handled()
     & ~_A.any_deps_missing()
-    & ~_A.any_deps_in_progress()
+    # Evaluation to tokenized samples is one step, or four by way of the calibration set: it waits for the long way.
+    & ~_anything_pending_upstream(4)
     & _A.all_deps_blocking_checks_passed()
     & ~_A.in_progress()
 ).with_label("on new input")

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from orchestration.hashing import content_md5
+
 if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
@@ -99,29 +101,6 @@ def code_version(root: Path, asset: str) -> str:
     stage = _stages(root / "dvc.yaml")[asset]
     deps = stage.get("do", stage)["deps"]
     return _code_version({path: content_md5(root / path) for path in deps if _is_code(path)})
-
-
-def content_md5(path: Path) -> str:
-    """DVC's hash of a file, or of a folder (`....dir`): MD5 of the JSON list of its files' MD5s and relative paths.
-
-    Compiled Python is left out, as .dvcignore has it.
-    """
-    if path.is_file():
-        status = path.stat()
-        return _file_md5(path, status.st_size, status.st_mtime_ns)
-    entries = []
-    for file in path.rglob("*"):
-        if file.is_file() and file.suffix != ".pyc":
-            entries.append({"md5": content_md5(file), "relpath": file.relative_to(path).as_posix()})
-    entries.sort(key=lambda entry: entry["relpath"])
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-@lru_cache(maxsize=4096)
-def _file_md5(path: Path, size: int, mtime_ns: int) -> str:
-    """Read once per process as long as size and time of change stay: six assets depend on the base model's folder."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()
 
 
 def _code_version(code: Mapping[str, str]) -> str:

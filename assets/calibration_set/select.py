@@ -59,6 +59,7 @@ def build_calibration_set(choice: Path, samples: Path, features: Path | None, ou
     rows = _rows(pool, selection, asked["name"])
     write_table(out / "samples.parquet", rows)
     manifest = _manifest(asked, strategy, fingerprint, rows, selection, pool, whole.num_rows)
+    manifest["fingerprint_parts"] = read_json(samples / "accounting.json")["fingerprint_parts"]
     write_json(out / "manifest.json", manifest)
     tuning = read_samples(samples, splits=["tuning"], columns=["n_tokens", "domain"])
     compared = [_lengths_and_domains(part) for part in (rows, whole, tuning)]

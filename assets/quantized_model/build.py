@@ -81,6 +81,8 @@ def build_quantized_model(
     fallbacks = {name: layer.fallback for name, layer in layers.items() if layer.fallback}
     record = {
         **origin,
+        # what the fingerprint is made of, so that a copy far from its workspace can be checked, too
+        "fingerprint_parts": manifest["fingerprint_parts"],
         "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
         "layers": {name: _layer_record(layer) for name, layer in layers.items()},
         "fallbacks": fallbacks,

@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from orchestration.hashing import folder_digest
+
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -59,12 +61,6 @@ def dvc_digest(path: Path, hasher: Hasher | None = None) -> str:
     """
     hasher = hasher or Hasher()
     return folder_digest(hasher.files(path)) if path.is_dir() else hasher.file(path)
-
-
-def folder_digest(files: dict[str, str]) -> str:
-    """DVC's hash of a folder with these files (relative path: MD5)."""
-    listing = [{"md5": files[name], "relpath": name} for name in sorted(files)]
-    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -15,10 +15,10 @@ import yaml
 from assets.artifact import sha256_file, sha256_json
 from assets.calibration_set.reader import set_digest
 from assets.raw_corpus.document import document_id
+from orchestration.hashing import content_md5
 from orchestration.provenance.content import cached_listing, differences, dvc_digest
 from orchestration.provenance.link import Case, Link, Status, dig, how_to_restore
 from orchestration.provenance.model_links import RESTORE, read_object, samples_of
-from orchestration.versioning import content_md5
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 FIRST = 3

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from assets.artifact import sha256_file, sha256_json
-from orchestration.provenance.content import cached_listing, differences, folder_digest
+from orchestration.hashing import folder_digest
+from orchestration.provenance.content import cached_listing, differences
 from orchestration.provenance.link import Case, Link, dig, how_to_restore
 
 RECORD, CONFIG = "calibration.json", "config.json"

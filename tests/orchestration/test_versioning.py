@@ -16,6 +16,7 @@ import yaml
 from dvc.repo import Repo
 
 from orchestration import versioning
+from orchestration.hashing import content_md5
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +74,7 @@ def test_publishes_and_leaves_dvc_nothing_to_do(root: Path) -> None:
     assert "letters" not in versioning.changed_stages(root)
     assert dvc(root, "status", "letters").strip() == "Data and pipelines are up to date."
     entry = versioning.lock_entries(root)["letters"]
-    assert entry["outs"][0]["md5"] == step.md5 == versioning.content_md5(root / "data/letters")
+    assert entry["outs"][0]["md5"] == step.md5 == content_md5(root / "data/letters")
     assert entry["params"]["params.yaml"]["letters"] == {"n": 2}
 
 
@@ -103,7 +104,7 @@ def test_failure_keeps_the_last_good_version(root: Path) -> None:
     with pytest.raises(ZeroDivisionError), versioning.recording(root, "letters") as (_, out):
         (out / "file.txt").write_text("half")
         raise ZeroDivisionError
-    assert versioning.content_md5(root / "data/letters") == step.md5
+    assert content_md5(root / "data/letters") == step.md5
     assert (root / "dvc.lock").read_bytes() == lock
     assert list((root / "data/.tmp").iterdir()) == []
 
@@ -118,7 +119,7 @@ def test_failed_commit_restores_the_last_good_version(root: Path, monkeypatch: p
     monkeypatch.setattr(versioning, "_commit", refuse)
     with pytest.raises(OSError, match="no space"):
         make(root, "letters", "two")
-    assert versioning.content_md5(root / "data/letters") == step.md5
+    assert content_md5(root / "data/letters") == step.md5
     assert (root / "dvc.lock").read_bytes() == lock
 
 
@@ -130,7 +131,7 @@ def test_input_that_moves_during_the_run_fails_it(root: Path) -> None:
     ):
         (out / "file.txt").write_text("two")
         (root / "source.txt").write_text("beta!")
-    assert versioning.content_md5(root / "data/letters") == step.md5
+    assert content_md5(root / "data/letters") == step.md5
 
 
 def test_tampered_input_is_refused_with_the_fix(root: Path) -> None:
@@ -194,7 +195,7 @@ def test_killed_run_leaves_the_last_good_version_and_a_rerun_is_undisturbed(root
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL and (root / "started").exists()
-    assert versioning.content_md5(root / "data/letters") == first.md5
+    assert content_md5(root / "data/letters") == first.md5
     assert versioning.sweep(root) == 1 and list((root / "data/.tmp").iterdir()) == []
     assert make(root, "letters", "two").md5 == undisturbed
 
@@ -215,7 +216,7 @@ def test_steps_at_the_same_time_do_not_collide(root: Path) -> None:
     assert [p.exitcode for p in processes] == [0, 0, 0]
     lock = versioning.lock_entries(root)
     for key in ("a-1", "b-2"):
-        assert lock[f"choice@{key}"]["outs"][0]["md5"] == versioning.content_md5(root / "data/choice" / key)
+        assert lock[f"choice@{key}"]["outs"][0]["md5"] == content_md5(root / "data/choice" / key)
     assert set(versioning.changed_stages(root)) == {"all"}
 
 
