@@ -49,7 +49,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} line {error.lineno}: not JSON ({error.msg}); restore it with `dvc checkout`") from error
+        raise ValueError(
+            f"{path} line {error.lineno}: not JSON ({error.msg}); restore it with `dvc checkout`"
+        ) from error
 
 
 def write_table(path: Path, table: pa.Table, row_group_size: int = 4096) -> None:
