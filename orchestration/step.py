@@ -21,34 +21,40 @@ Build = Callable[[Step, str, Path], Mapping[str, Any]]
 After = Callable[[Step, str, Mapping[str, Any]], Mapping[str, Any]]
 """Runs once the output is published, for what needs its hash (MLflow); returns further metadata."""
 
-# Single-run backfills are marked beta; what we need of them is covered by tests/orchestration/test_step.py.
+# Single-run backfills are marked beta; what we need of them is covered by tests/integration.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`")
 
 OWNERS = ["team:plumbline"]
 PREVIEW_BYTES = 100_000  # metadata lives in the event log
 
 _A: Any = dg.AutomationCondition
+_CHANGED = (
+    # A change of the inbox has a run of its own, from the inbox's sensor.
+    _A.any_deps_match(_A.data_version_changed()).ignore(dg.AssetSelection.assets("inbox"))
+    | _A.newly_missing()
+    | _A.code_version_changed()
+).since_last_handled()
 
 
-def _anything_pending_upstream(levels: int) -> Any:
-    """Whether an ancestor runs, or will be asked to, up to that many steps away."""
-    condition = pending = _A.in_progress() | _A.will_be_requested()
+def _upstream_is_moving(levels: int) -> Any:
+    """Whether an ancestor up to that many steps away is running, or about to.
+
+    `will_be_requested()` would not do: it does not see across partitions of another kind.
+    """
+    moving = _CHANGED | _A.in_progress()
+    condition = moving
     for _ in range(levels - 1):
-        condition = pending | _A.any_deps_match(condition)
+        condition = moving | _A.any_deps_match(condition)
     return _A.any_deps_match(condition)
 
 
 ON_NEW_INPUT = (
-    (
-        # A change of the inbox has a run of its own, from the inbox's sensor.
-        _A.any_deps_match(_A.data_version_changed()).ignore(dg.AssetSelection.assets("inbox"))
-        | _A.newly_missing()
-        | _A.code_version_changed()
-    ).since_last_handled()
+    _CHANGED
     & ~_A.any_deps_missing()
-    # Evaluation to tokenized samples is one step, or four by way of the calibration set: it waits for the long way.
-    & ~_anything_pending_upstream(4)
-    & _A.all_deps_blocking_checks_passed()
+    # An evaluation reads the samples at one step's distance, and at four by way of the calibration set: it waits.
+    & ~_upstream_is_moving(4)
+    # Passed, or not asked since: what `dvc pull` brought has not been checked here again.
+    & _A.all_deps_match(_A.all_checks_match(_A.check_passed() | _A.missing(), blocking_only=True))
     & ~_A.in_progress()
 ).with_label("on new input")
 """Runs a partition when the content of something it reads changed. `eager()` would also run it when an upstream asset
@@ -106,8 +112,7 @@ def _one(asset: str, key: str, build: Build, overrides: Mapping[str, Any] | None
         "seconds": round(time.perf_counter() - started, 2),
         "dvc_md5": step.md5,
         "dvc_stage": step.name,
-        "params": dg.MetadataValue.json(step.params),
-        "inputs": dg.MetadataValue.json(step.inputs),
+        **as_metadata({"params": step.params, "inputs": step.inputs}),
         "path": dg.MetadataValue.path(str(step.out)),
     }
     metadata |= _plots(step.out)
@@ -151,17 +156,25 @@ def provenance_tags(
 
 
 def as_metadata(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Dagster metadata of a summary: numbers and words as they are, lists of rows as tables, the rest as JSON."""
+    """Dagster metadata of a summary: numbers (six digits) and words as they are, a list of rows as a table, a list of
+    sentences as a Markdown list, the rest as JSON. What is None or empty is left out.
+    """
     metadata: dict[str, Any] = {}
     for name, value in summary.items():
-        if isinstance(value, (bool, int, float, str, dg.MetadataValue)):
+        if value is None or value in ({}, []):
+            continue
+        if isinstance(value, float):
+            metadata[name] = float(f"{value:.6g}")
+        elif isinstance(value, (bool, int, str, dg.MetadataValue)):
             metadata[name] = value
-        elif isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        elif isinstance(value, list) and all(isinstance(row, Mapping) for row in value):
             rows = [
                 {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in row.items()} for row in value
             ]
             metadata[name] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows[:200]])
-        elif value is not None:
+        elif isinstance(value, list) and all(isinstance(line, str) and " " in line for line in value):
+            metadata[name] = dg.MetadataValue.md("\n".join(f"- {line}" for line in value))
+        else:
             metadata[name] = dg.MetadataValue.json(value)
     return metadata
 
