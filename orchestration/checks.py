@@ -69,7 +69,8 @@ def no_report_document_in_a_calibration_set(context: dg.AssetCheckExecutionConte
         seen += documents.num_rows
         if leaked := report.intersection(documents.column("doc_id").to_pylist()):
             wrong.append(f"{key}: {len(leaked)} documents of the report split, first {min(leaked)}")
-    return _result(wrong, f"none of {len(report)} report documents is among {seen} calibration samples")
+    good = f"none of {len(report)} report documents is among {seen} calibration samples"
+    return _result(wrong, good, {"report_documents": len(report), "calibration_samples": seen})
 
 
 @dg.asset_check(asset=calibration_set, blocking=True)
