@@ -66,6 +66,7 @@ def test_manifest_counts_add_up_and_the_digest_is_over_ids_and_fingerprint(sampl
     assert {row["domain"] for row in rows} == {"code"}
     assert manifest["digest"] == sha256_json([[row["sample_id"] for row in rows], FINGERPRINT])
     assert manifest["fingerprint"] == FINGERPRINT
+    assert manifest["fingerprint_parts"] == {"max_length": 512}
     assert manifest["tokens"] == sum(row["n_tokens"] for row in rows)
     assert manifest["samples"] == manifest["documents"] == 8
     assert manifest["domains"] == {"code": {"samples": 8, "tokens": manifest["tokens"]}}

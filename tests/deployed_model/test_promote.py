@@ -20,7 +20,7 @@ def study(tmp_path: Path) -> Path:
         for scheme, kl in schemes.items():
             folder = tmp_path / "evaluation" / f"{choice}-{scheme}"
             folder.mkdir(parents=True)
-            row: dict[str, Any] = {name: 1.0 for name in FIGURES} | {"kl_mean": kl}
+            row: dict[str, Any] = dict.fromkeys(FIGURES, 1.0) | {"kl_mean": kl}
             row |= {"weights": {"model.safetensors": f"sha-{choice}-{scheme}"}, "base_model": "b", "fingerprint": "f"}
             (folder / "metrics.json").write_text(json.dumps(row))
     (tmp_path / "report").mkdir()

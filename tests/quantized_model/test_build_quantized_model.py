@@ -52,6 +52,7 @@ def write_set(folder: Path, n: int = 6, seed: int = 0) -> None:
     manifest = {
         "choice": {"name": "six", "strategy": "random", "n": n, "seed": seed, "domains": None},
         "fingerprint": "f" * 64,
+        "fingerprint_parts": {"max_length": 512},
         "digest": set_digest([str(row["sample_id"]) for row in rows], "f" * 64),
         "samples": n,
         "tokens": 32 * n,
