@@ -1,0 +1,42 @@
+"""Where things stand on the report's plots: shares of a width, round numbers for axes, lengths in bins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten within [low, high], about so many; low < high."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def around_zero(values: Sequence[float | None]) -> tuple[float, float]:
+    """An interval that holds zero and all values, with a twentieth of room on both sides."""
+    numbers = [0.0, *(value for value in values if value is not None)]
+    low, high = min(numbers), max(numbers)
+    room = (high - low) / 20 or 0.01
+    return low - room, high + room
+
+
+def position(value: float, low: float, high: float) -> str:
+    """Where `value` stands between low and high, as CSS and SVG write it: "37.5%"."""
+    return f"{100 * (value - low) / (high - low):.2f}%"
+
+
+def length_bins(lengths: Sequence[np.ndarray]) -> list[int]:
+    """Upper ends of bins by powers of two that hold every length of several sets."""
+    shortest, longest = min(int(part.min()) for part in lengths), max(int(part.max()) for part in lengths)
+    first, last = math.ceil(math.log2(shortest)), math.ceil(math.log2(longest))
+    return [2**exponent for exponent in range(first, max(first, last) + 1)]
+
+
+def shares(lengths: np.ndarray, bins: Sequence[int]) -> list[float]:
+    """Share of `lengths` in each bin (previous end, end]."""
+    return [float(x) for x in np.bincount(np.searchsorted(bins, lengths), minlength=len(bins)) / len(lengths)]

@@ -1,0 +1,159 @@
+"""The content of the report's sections, as plain data for the template and for table.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assets.artifact import read_json
+from assets.calibration_report.scales import around_zero, length_bins, position, shares, ticks
+from assets.calibration_report.study import Study
+from assets.calibration_set.reader import read_calibration_set, read_manifest
+
+FULL_COLOUR = 0.25
+"""Relative change of KL at which a cell of the heat map has its full colour."""
+
+
+def table(study: Study, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per scheme and choice, in the order of the grid: the content of table.json."""
+    by_pair = {(c["choice"], c["scheme"]): c for c in verdict["comparisons"]}
+    rows = []
+    for scheme in study.schemes:
+        for choice in study.calibrations:
+            figures, estimate = study.metrics[choice, scheme], verdict["estimates"][f"{choice}-{scheme}"]
+            judged = by_pair.get((choice, scheme), {"verdict": "baseline"})
+            names = ("kl_median", "kl_p95", "kl_p99", "kl_max", "perplexity_base", "perplexity_quantized")
+            rows.append(
+                {
+                    "scheme": scheme,
+                    "calibration": choice,
+                    "verdict": judged["verdict"],
+                    "kl_mean": estimate["kl_mean"],
+                    "kl_low": estimate["low"],
+                    "kl_high": estimate["high"],
+                    **{name: figures[name] for name in names},
+                    "top1_agreement": figures["top1_agreement"],
+                    "weights_bytes": figures["weights_bytes"],
+                    "base_weights_bytes": figures["base_weights_bytes"],
+                    "weights_digest": study.weights_digest(choice, scheme),
+                    "calibration_set": figures["calibration_set"],
+                }
+            )
+    return rows
+
+
+def forest(study: Study, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Differences from the baseline relative to its KL, with intervals, on one axis for all schemes."""
+    drawn = [c["relative"] for c in verdict["comparisons"] if "relative" in c]
+    low, high = around_zero([c[end] for c in drawn for end in ("difference", "low", "high")])
+    groups = []
+    for scheme in study.schemes:
+        rows = []
+        for c in verdict["comparisons"]:
+            if c["scheme"] != scheme:
+                continue
+            relative = {end: c.get("relative", {}).get(end) for end in ("difference", "low", "high")}
+            at = {end: None if v is None else position(v, low, high) for end, v in relative.items()}
+            rows.append({"choice": c["choice"], "verdict": c["verdict"], "relative": relative, "at": at})
+        groups.append({"scheme": scheme, "rows": rows})
+    marks = [{"at": position(value, low, high), "value": value} for value in ticks(low, high, 4)]
+    return {"groups": groups, "zero": position(0, low, high), "ticks": marks, "any": bool(drawn)}
+
+
+def bars(study: Study, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Mean KL by choice, a scale from zero per scheme: schemes differ by far more than choices do."""
+    groups = []
+    for scheme in study.schemes:
+        rows = [{"choice": c, **verdict["estimates"][f"{c}-{scheme}"]} for c in study.calibrations]
+        top = max(row["high"] or row["kl_mean"] for row in rows) * 1.02 or 1.0
+        for row in rows:
+            row["at"] = {
+                end: None if row[end] is None else position(max(0.0, row[end]), 0, top)
+                for end in ("kl_mean", "low", "high")
+            }
+        groups.append({"scheme": scheme, "rows": rows})
+    return groups
+
+
+def domains(study: Study, baseline: str) -> dict[str, Any]:
+    """Mean KL per domain, and its change from the baseline in that domain: rows are choices, a block per scheme."""
+    names = sorted({name for figures in study.metrics.values() for name in figures["by_domain"]})
+    groups = []
+    for scheme in study.schemes:
+        rows = []
+        for choice in study.calibrations:
+            cells = []
+            for name in names:
+                kl = study.metrics[choice, scheme]["by_domain"][name]["kl_mean"]
+                reference = study.metrics[baseline, scheme]["by_domain"][name]["kl_mean"]
+                change = kl / reference - 1 if reference else 0.0
+                colour = "worse" if change > 0 else "better"
+                strength = round(45 * min(1.0, abs(change) / FULL_COLOUR))
+                cells.append({"kl": kl, "change": change, "colour": colour, "strength": strength})
+            rows.append({"choice": choice, "cells": cells})
+        groups.append({"scheme": scheme, "rows": rows})
+    return {"names": names, "groups": groups}
+
+
+def held_out(study: Study) -> list[dict[str, Any]]:
+    """Per domain, how much of the report split was evaluated."""
+    figures = study.metrics[study.calibrations[0], study.schemes[0]]
+    return [{"domain": name, **counts} for name, counts in sorted(figures["held_out"].items())]
+
+
+def fallbacks(study: Study) -> list[dict[str, str]]:
+    """Layers that were quantized otherwise than the scheme says, and why."""
+    return [
+        {"pair": f"{choice}-{scheme}", "layer": layer, "why": why}
+        for (choice, scheme), figures in study.metrics.items()
+        for layer, why in sorted(figures["fallbacks"].items())
+    ]
+
+
+def calibration_sets(study: Study, folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """What each choice drew: counts, domains, lengths, how well it represents production.
+
+    Raises:
+        ValueError: a model was calibrated with another set than the one in the folder.
+    """
+    found = []
+    for choice in study.calibrations:
+        manifest = read_manifest(folders[choice])
+        for scheme in study.schemes:
+            used = study.metrics[choice, scheme]["calibration_set"]
+            if used != manifest["digest"]:
+                raise ValueError(
+                    f"{choice}-{scheme} was calibrated with a set of digest {used}, the calibration set {choice} "
+                    f"now has {manifest['digest']}; run `plumbline run` to quantize and evaluate again"
+                )
+        lengths = read_calibration_set(folders[choice], ["n_tokens"])["n_tokens"].to_numpy()
+        asked = {key: value for key, value in manifest["choice"].items() if value is not None and value is not False}
+        order = ["n", "seed", *sorted(asked)]
+        found.append(
+            {
+                "name": choice,
+                "strategy": asked["strategy"],
+                "parameters": {key: _plain(asked[key]) for key in order if key in asked.keys() - {"name", "strategy"}},
+                "digest": manifest["digest"],
+                **{key: manifest[key] for key in ("samples", "tokens", "documents", "pool_samples")},
+                "domains": manifest["domains"],
+                "lengths": lengths,
+                "shortest": int(lengths.min()),
+                "median": int(np.median(lengths)),
+                "longest": int(lengths.max()),
+                "sentences": read_json(folders[choice] / "representativeness.json")["sentences"],
+            }
+        )
+    bins = length_bins([entry["lengths"] for entry in found])
+    for entry in found:
+        part = shares(entry.pop("lengths"), bins)
+        ends = zip(bins, part, strict=True)
+        entry["bins"] = [{"end": end, "share": share, "height": share / max(part)} for end, share in ends]
+    return found
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

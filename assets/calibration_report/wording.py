@@ -1,0 +1,88 @@
+"""The verdict in sentences that need no knowledge of statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CALLED = ("better", "worse")
+
+
+def headline(comparisons: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -> str:
+    """One sentence over the whole study."""
+    if not comparisons:
+        return "Only one calibration choice: there is nothing to compare it with."
+    if all(c["verdict"] == "too few documents" for c in comparisons if c["verdict"] != "identical"):
+        if any(c["verdict"] == "too few documents" for c in comparisons):
+            return "Too few held-out documents to tell calibration choices apart."
+        return "The calibration choice changes nothing: all choices give the same weights."
+    matters = [s for s in schemes if any(c["scheme"] == s and c["verdict"] in CALLED for c in comparisons)]
+    if not matters:
+        return "No difference between the calibration choices was detected."
+    if len(matters) == len(schemes):
+        return f"The calibration choice matters under {_all(len(schemes))}."
+    return f"The calibration choice matters under {len(matters)} of {len(schemes)} schemes: {join(matters)}."
+
+
+def sentences(comparisons: Sequence[Mapping[str, Any]], confidence: float) -> list[str]:
+    """What was found, differences first, then what was not; choices with identical weights in one sentence each."""
+    called = [c for c in comparisons if c["verdict"] in CALLED]
+    called.sort(key=lambda c: -abs(c["relative"]["difference"]) if "relative" in c else 0.0)
+    found = [_called(c, confidence) for c in called]
+    found += [_not_called(c) for c in comparisons if c["verdict"] == "no difference detected"]
+    found += [_too_few(c) for c in comparisons if c["verdict"] == "too few documents"]
+    for scheme in dict.fromkeys(c["scheme"] for c in comparisons if c["verdict"] == "identical"):
+        same = [c for c in comparisons if c["scheme"] == scheme and c["verdict"] == "identical"]
+        names = join([same[0]["baseline"], *(c["choice"] for c in same)])
+        whole = len(same) == sum(c["scheme"] == scheme for c in comparisons)
+        why = " (nothing in this scheme depended on the choice)" if whole else ""
+        found.append(f"{scheme}: {names} give identical weights, byte for byte{why}.")
+    return found
+
+
+def _called(c: Mapping[str, Any], confidence: float) -> str:
+    more = "lower" if c["verdict"] == "better" else "higher"
+    text = (
+        f"{c['scheme']}: {c['choice']} is {c['verdict']} than {c['baseline']}: its divergence from the base model is "
+    )
+    text += f"{c['kl_mean']:.3g} instead of {c['kl_mean_baseline']:.3g} nats per token"
+    if "relative" in c and c["relative"]["low"] is not None:
+        ends = sorted(abs(c["relative"][end]) for end in ("low", "high"))
+        text += f", {percent(abs(c['relative']['difference']))} {more}"
+        text += f" ({100 * confidence:g} % interval {percent(ends[0])} to {percent(ends[1])})"
+    return text + "."
+
+
+def _not_called(c: Mapping[str, Any]) -> str:
+    text = f"{c['scheme']}: no difference detected between {c['choice']} and {c['baseline']}"
+    text += f" ({c['kl_mean']:.3g} and {c['kl_mean_baseline']:.3g} nats per token)"
+    if c["smallest_difference"] is None:
+        return (
+            text + "; the documents are too alike in all but a few to say how small a difference would have been seen."
+        )
+    size = c.get("relative", {}).get("smallest_difference")
+    seen = percent(size) if size is not None else f"{c['smallest_difference']:.2g} nats per token"
+    return f"{text}; a difference of {seen} or more would have been called."
+
+
+def _too_few(c: Mapping[str, Any]) -> str:
+    return (
+        f"{c['scheme']}: {c['choice']} has {c['kl_mean']:.3g}, {c['baseline']} {c['kl_mean_baseline']:.3g} nats per "
+        "token; too few documents to say whether that is more than chance. Raise evaluation.tokens_per_domain or "
+        "tokenize.splits.report."
+    )
+
+
+def percent(share: float) -> str:
+    """0.0123 -> "1.2 %"; two significant digits below 10 %, none after the point above."""
+    value = 100 * share
+    return f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:#.2g} %"
+
+
+def join(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _all(count: int) -> str:
+    return {1: "the one scheme", 2: "both schemes"}.get(count, f"all {count} schemes")

@@ -1,0 +1,134 @@
+"""The page: complete, self-contained, escaped, the same every time."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assets.artifact import read_json, write_json
+from assets.calibration_report.params import ReportParams
+from assets.calibration_report.report import build_calibration_report
+from assets.calibration_report.scales import around_zero, length_bins, position, shares, ticks
+
+
+def build(disk, out: Path) -> dict:
+    out.mkdir()
+    return build_calibration_report(ReportParams(), disk.grid, disk.evaluations, disk.sets, out)
+
+
+class Page(HTMLParser):
+    """Text, tags and attributes; complains about tags that are not closed."""
+
+    VOID = ("meta", "br", "hr", "img", "input", "link", "line", "circle", "rect")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+
+@pytest.fixture
+def page(disk, tmp_path) -> Page:
+    build(disk, tmp_path / "out")
+    return Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_verdict_comes_first_and_everything_is_there(disk, page, tmp_path):
+    verdict = read_json(tmp_path / "out" / "verdict.json")
+    text = re.sub(r"\s+", " ", " ".join(page.text))
+    places = [text.index(part) for part in (verdict["headline"], *verdict["sentences"], "What was compared")]
+    assert places == sorted(places)
+    for pair in disk.evaluations:
+        assert pair in text
+    for term in ("KL divergence", "Perplexity", "plumbline run", "As close to production", "no tokens", "b" * 64):
+        assert term in text
+    assert "one scale per group of 128 (40 layers) and 43 (5 layers) weights" in text
+
+
+def test_nothing_comes_from_elsewhere(page, tmp_path):
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "http" not in html and "@import" not in html and "url(" not in html
+    assert not [a for _, a in page.tags if "src" in a or "href" in a]
+
+
+def test_what_comes_from_data_is_escaped(page):
+    assert "b" not in [tag for tag, _ in page.tags]
+    assert any("<b>code</b>" in text for text in page.text)
+
+
+def test_the_table_sorts_by_number(page, tmp_path):
+    rows = read_json(tmp_path / "out" / "table.json")
+    values = [float(a["data-value"]) for tag, a in page.tags if tag == "td" and "data-value" in a]
+    names = ("kl_mean", "kl_p99", "perplexity_quantized", "top1_agreement", "weights_bytes")
+    assert values == [row[name] for row in rows for name in names]
+    assert [(row["scheme"], row["calibration"]) for row in rows][:2] == [
+        ("w4a16-rtn", "random"),
+        ("w4a16-rtn", "chosen"),
+    ]
+    assert rows[0]["verdict"] == "baseline" and rows[1]["verdict"] == "identical"
+
+
+def test_the_same_study_gives_the_same_bytes(disk, tmp_path):
+    first, second = (build(disk, tmp_path / name) for name in ("a", "b"))
+    assert first == second
+    for name in ("report.html", "verdict.json", "table.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert str(tmp_path) not in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_summary_counts(disk, tmp_path):
+    summary = build(disk, tmp_path / "out")
+    assert {key: summary[key] for key in ("better", "worse", "no_difference_detected", "identical")} == {
+        "better": 0,
+        "worse": 2,
+        "no_difference_detected": 2,
+        "identical": 2,
+    }
+
+
+def test_a_set_that_changed_after_quantization_is_an_error(disk, tmp_path):
+    path = disk.evaluations["chosen-w3a16-gptq"] / "metrics.json"
+    write_json(path, read_json(path) | {"calibration_set": "old"})
+    with pytest.raises(ValueError, match="chosen-w3a16-gptq was calibrated with a set of digest old"):
+        build(disk, tmp_path / "out")
+
+
+def test_one_choice_and_few_documents_still_give_a_page(tmp_path):
+    from tests.calibration_report.conftest import Disk
+
+    disk = Disk(tmp_path, documents=4)
+    disk.grid = {"calibrations": ["random"], "schemes": ["w4a16-rtn"]}
+    build(disk, tmp_path / "out")
+    Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_scales():
+    assert ticks(-0.21, 0.13, 4) == pytest.approx([-0.2, -0.1, 0.0, 0.1])
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(-3e-5, 4e-5, 4) == pytest.approx([-2e-5, 0, 2e-5, 4e-5])
+    assert around_zero([0.1, None, 0.2]) == pytest.approx((-0.01, 0.21))
+    assert around_zero([]) == (-0.01, 0.01)
+    assert position(0.5, -0.5, 1.5) == "50.00%"
+    bins = length_bins([np.array([20, 64]), np.array([65, 1000])])
+    assert bins == [32, 64, 128, 256, 512, 1024]
+    assert shares(np.array([20, 32, 33, 1000]), bins) == [0.5, 0.25, 0, 0, 0, 0.25]
