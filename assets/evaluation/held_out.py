@@ -134,5 +134,5 @@ def predicted_logits(model: Any, batch: Batch) -> torch.Tensor:
     the fast attention kernel), and no pad's answer is read.
     """
     with torch.inference_mode():
-        logits = model(input_ids=batch.input_ids.to(model.device), use_cache=False).logits
+        logits: torch.Tensor = model(input_ids=batch.input_ids.to(model.device), use_cache=False).logits
         return logits[:, :-1][batch.predicted.to(model.device)]
