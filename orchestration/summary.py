@@ -13,49 +13,61 @@ from orchestration.params import load_params
 
 
 def show(root: Path) -> None:
-    """Print choice × scheme with its figures, then what to open and what to try."""
-    console = Console(highlight=False, soft_wrap=False)
+    """Print choice × scheme with its figures, the verdict, then what to open and what to try."""
+    console = Console(highlight=False)
     console.print(_table(root))
-    verdict = read_json(root / "data" / "calibration_report" / "verdict.json")
-    for sentence in verdict["sentences"]:
-        console.print(f"• {sentence}")
+    scheme = load_params(root).deployment.scheme
+    sentences = read_json(root / "data" / "calibration_report" / "verdict.json")["sentences"]
+    verdict = Table.grid(padding=(0, 1))
+    for sentence in (s for s in sentences if s.startswith(f"{scheme}:")):
+        verdict.add_row("•", sentence)
+    verdict.add_row("•", f"the verdict on the other {len(load_params(root).grid.schemes) - 1} schemes is in the report")
+    console.print(verdict)
     first = next(iter(load_params(root).pairs()))
     console.print(
         f"""
-[bold]Look[/bold]   the report       data/calibration_report/report.html
-       the graph        make ui       then http://127.0.0.1:3000
-       the runs         make mlflow   then http://127.0.0.1:5000
-[bold]Try[/bold]    where a model came from     plumbline audit data/quantized_model/{first}
-       another choice              a line under calibrations: and its name under grid: in params.yaml, make demo
-       your own texts              drop files into inbox/, make demo
-(plumbline is in .venv/bin: source .venv/bin/activate)"""
+[bold]Look[/bold]   data/calibration_report/report.html    the report, in a browser
+       make ui        the graph and its history, http://127.0.0.1:3000
+       make mlflow    every evaluation as a run, http://127.0.0.1:5000
+[bold]Try[/bold]    source .venv/bin/activate
+       plumbline audit data/quantized_model/{first}
+                      from a model back to the documents that calibrated it
+       params.yaml    add a choice under calibrations: and its name under grid:
+       inbox/         drop texts of your own there; then make demo again"""
     )
 
 
 def _table(root: Path) -> Table:
     params = load_params(root)
     seconds = _seconds(list(params.pairs()))
-    table = Table(title="Held-out documents, quantized model against base model", title_justify="left", min_width=80)
-    table.add_column("scheme")
-    table.add_column("calibration")
-    for column in ("KL, nats/token", "perplexity", "(base)", "top-1", "size, MB", "seconds"):
-        table.add_column(column, justify="right")
+    table = Table(
+        title="Quantized model against base model, on documents that no choice has seen", title_justify="left"
+    )
+    for column in ("scheme", "calibration"):
+        table.add_column(column, no_wrap=True)
+    for column in ("KL", "perplexity", "top-1", "MB", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    base = 0.0
     for scheme in params.grid.schemes:
         rows = [(c, read_json(root / f"data/evaluation/{c}-{scheme}/metrics.json")) for c in params.grid.calibrations]
         best = min(row["kl_mean"] for _, row in rows)
         for index, (calibration, row) in enumerate(rows):
-            kl = f"{row['kl_mean']:.5f}"
+            base, kl = row["perplexity_base"], f"{row['kl_mean']:.5f}"
             table.add_row(
                 scheme if index == 0 else "",
                 calibration,
                 f"[bold]{kl}[/bold]" if row["kl_mean"] == best else kl,
                 f"{row['perplexity_quantized']:.3f}",
-                f"{row['perplexity_base']:.3f}",
                 f"{100 * row['top1_agreement']:.1f} %",
                 f"{row['weights_bytes'] / 1e6:.1f}",
                 seconds.get(f"{calibration}-{scheme}", ""),
                 end_section=index == len(rows) - 1,
             )
+    table.caption = (
+        f"KL: divergence from the base model, nats per token; the base model's perplexity is {base:.3f}; "
+        "top-1: same next token; MB: weights on disk; seconds: to quantize and evaluate"
+    )
+    table.caption_justify = "left"
     return table
 
 
