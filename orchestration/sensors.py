@@ -91,6 +91,15 @@ def dvc_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason | None:
     return dg.SkipReason(f"reported {len(names)} artifacts that DVC made: {names[:5]}" if names else "all known")
 
 
+@dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
+def dead_run_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Marks runs as failed whose process was killed. Without it they stay "started", and the queue waits for them."""
+    from orchestration.dead_runs import end_dead_runs
+
+    ended = end_dead_runs(context.instance)
+    return dg.SkipReason(f"marked as failed: {ended}" if ended else "every started run has a living process")
+
+
 automation = dg.AutomationConditionSensorDefinition(
     "automation",
     target=dg.AssetSelection.all(),
@@ -100,4 +109,4 @@ automation = dg.AutomationConditionSensorDefinition(
 )
 
 JOBS = [INGEST]
-SENSORS = [inbox_sensor, dvc_sensor, automation]
+SENSORS = [inbox_sensor, dvc_sensor, dead_run_sensor, automation]
