@@ -17,10 +17,11 @@ def show(root: Path) -> None:
     console = Console(highlight=False)
     console.print(_table(root))
     scheme = load_params(root).deployment.scheme
-    sentences = read_json(root / "data" / "calibration_report" / "verdict.json")["sentences"]
+    verdict_file = read_json(root / "data" / "calibration_report" / "verdict.json")
     verdict = Table.grid(padding=(0, 1))
-    for sentence in (s for s in sentences if s.startswith(f"{scheme}:")):
+    for sentence in (s for s in verdict_file["sentences"] if s.startswith(f"{scheme}:")):
         verdict.add_row("•", sentence)
+    verdict.add_row("•", verdict_file["caveat"])
     verdict.add_row("•", f"the verdict on the other {len(load_params(root).grid.schemes) - 1} schemes is in the report")
     console.print(verdict)
     first = next(iter(load_params(root).pairs()))

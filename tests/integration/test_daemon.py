@@ -1,87 +1,100 @@
-"""A new file in the inbox leads to one run, exactly once, also when the daemon is killed and restarted."""
+"""New files in the inbox lead to one run each, also when the daemon is killed; what depends on them follows by itself."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from tests.integration.conftest import Workspace
+from assets.artifact import read_json
+from tests.integration.conftest import BIN, Workspace
+from tests.integration.processes import running, until
+from tests.integration.test_pipeline import stale
 
 pytestmark = pytest.mark.integration
 
-INBOX_RUNS = """
-import dagster as dg
-from orchestration.workspace import instance
-with instance() as history:
-    runs = history.get_runs(dg.RunsFilter(tags={"plumbline/trigger": "inbox"}))
-    print([run.status.value for run in runs])
-"""
+DAEMON = [str(BIN / "dagster-daemon"), "run"]  # finds the code by [tool.dagster] of the workspace's pyproject.toml
+WORDS = "true plumb line falls string of gravity".split()
 
 
-def inbox_runs(workspace: Workspace) -> list[str]:
-    output = workspace.command(sys.executable, "-c", INBOX_RUNS).stdout
-    return eval(output.strip().splitlines()[-1])  # a list of words that the line above printed
+def text(seed: int) -> str:
+    """About 2,000 words that differ from seed to seed."""
+    return " ".join(WORDS[(i * i * seed + i) % len(WORDS)] + str(i * seed % 97) for i in range(2000))
 
 
-class Daemon:
-    """Dagster's daemon on a workspace, as `make ui` starts it."""
-
-    def __init__(self, workspace: Workspace, log: Path) -> None:
-        self.workspace, self.log = workspace, log
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "dagster._daemon", "run", "-m", "orchestration.definitions"]
-        environment = self.workspace.environment
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.workspace.root, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def kill(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-
-    def until(self, wanted: list[str], seconds: float = 240) -> list[str]:
-        """Ask until the inbox runs are as wanted; returns what they are in the end."""
-        deadline = time.monotonic() + seconds
-        while (found := inbox_runs(self.workspace)) != wanted and time.monotonic() < deadline:
-            assert self.process is not None and self.process.poll() is None, self.log.read_text()[-3000:]
-        return found
-
-
-def ticks(workspace: Workspace) -> int:
-    code = """
-from orchestration.workspace import instance
-with instance() as history:
-    [state] = [s for s in history.all_instigator_state() if s.name == "inbox_sensor"] or [None]
-    print(len(history.get_ticks(state.instigator_origin_id, state.selector_id)) if state else 0)
-"""
-    return int(workspace.command(sys.executable, "-c", code).stdout.strip().splitlines()[-1])
-
-
-def test_one_file_one_run_over_restarts(finished: Workspace, tmp_path: Path) -> None:
+@pytest.fixture
+def history(finished: Workspace, tmp_path: Path) -> Iterator[tuple[Workspace, dg.DagsterInstance]]:
     workspace = finished.copy(tmp_path / "daemon")
-    daemon = Daemon(workspace, tmp_path / "daemon.log")
-    try:
-        daemon.start()
-        (workspace.root / "inbox" / "new.txt").write_text("A text that nobody has seen before. " * 40)
-        assert daemon.until(["SUCCESS"]) == ["SUCCESS"]
-        daemon.kill()
-        daemon.start()
-        before = ticks(workspace)
-        while ticks(workspace) < before + 3:
-            assert daemon.process is not None and daemon.process.poll() is None
-        assert inbox_runs(workspace) == ["SUCCESS"]
-        (workspace.root / "inbox" / "second.txt").write_text("Another text that nobody has seen before. " * 40)
-        assert daemon.until(["SUCCESS", "SUCCESS"]) == ["SUCCESS", "SUCCESS"]
-    finally:
-        daemon.kill()
-    manifest = (workspace.root / "data/raw_corpus/manifest.json").read_text()
-    assert "new.txt" in manifest and "second.txt" in manifest
+    with dg.DagsterInstance.from_config(str(workspace.root / ".dagster")) as instance:
+        yield workspace, instance
+
+
+def inbox_runs(instance: dg.DagsterInstance) -> list[str]:
+    runs = instance.get_runs(dg.RunsFilter(tags={"plumbline/trigger": "inbox"}))
+    return [run.status.value for run in runs]
+
+
+def looks(instance: dg.DagsterInstance) -> int:
+    """How often the inbox's sensor has looked and seen nothing to do."""
+    for state in instance.all_instigator_state():
+        if state.name == "inbox_sensor":
+            ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id)
+            return sum(tick.status.value == "SKIPPED" for tick in ticks)
+    return 0
+
+
+def ingested(workspace: Workspace) -> set[str]:
+    manifest = read_json(workspace.root / "data/raw_corpus/manifest.json")
+    return {Path(shard["file"]).name for shard in manifest["shards"] if shard["source"] == "inbox"}
+
+
+def test_one_file_one_run_over_restarts(history: tuple[Workspace, dg.DagsterInstance], tmp_path: Path) -> None:
+    workspace, instance = history
+    inbox, log = workspace.root / "inbox", tmp_path / "daemon.log"
+    with running(DAEMON, workspace, log) as daemon:
+        (inbox / "new.txt").write_text(text(1))
+        until(daemon, lambda: inbox_runs(instance) == ["SUCCESS"], log)
+    assert ingested(workspace) == {"new.txt"}
+
+    with running(DAEMON, workspace, log) as daemon:  # after SIGKILL
+        seen = looks(instance)
+        until(daemon, lambda: looks(instance) >= seen + 3, log)
+        assert inbox_runs(instance) == ["SUCCESS"]
+
+        seen = looks(instance)
+        with (inbox / "second.txt").open("w") as file:  # written for as long as three looks take
+            while looks(instance) < seen + 3:
+                file.write(text(2))
+                file.flush()
+        assert inbox_runs(instance) == ["SUCCESS"]
+        until(daemon, lambda: inbox_runs(instance) == ["SUCCESS", "SUCCESS"], log)
+    assert ingested(workspace) == {"new.txt", "second.txt"}
+
+
+def test_calibration_sets_follow_new_data_by_themselves(
+    history: tuple[Workspace, dg.DagsterInstance], tmp_path: Path
+) -> None:
+    workspace, instance = history
+    log = tmp_path / "daemon.log"
+    before = workspace.lock()
+    choices = set(before) & {"data/calibration_set/random-8", "data/calibration_set/stratified-8"}
+
+    def others() -> list[dg.DagsterRun]:
+        runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS]))
+        return [run for run in runs if "dagster/from_automation_condition" in run.tags]
+
+    with running(DAEMON, workspace, log) as daemon:
+        until(daemon, lambda: looks(instance) >= 1, log)
+        for seed in range(3, 9):
+            (workspace.root / "inbox" / f"{seed}.txt").write_text(text(seed))
+        until(daemon, lambda: len(choices) == 2 and others(), log)
+    assert inbox_runs(instance) == ["SUCCESS"]
+    [run] = others()
+    assert run.asset_selection == {dg.AssetKey("calibration_set")}
+    after = workspace.lock()
+    assert all(after[path] != before[path] for path in choices)
+    assert set(stale(workspace)) == {"activation_stats random-8", "activation_stats stratified-8"} | {
+        f"quantized_model {key}" for key in ()
+    }
