@@ -125,7 +125,7 @@ class _Pipeline:
     def __init__(self, root: Path) -> None:
         from dvc.repo import Repo
 
-        logging.getLogger("dvc").setLevel(logging.WARNING)  # "Updating lock file" at every step says nothing
+        logging.getLogger("dvc").setLevel(logging.ERROR)  # "Updating lock file", "inbox is empty": nothing to act on
         with contextlib.chdir(root):
             # Without waiting, contention ends in a LockError after three seconds.
             self.repo: Repo = Repo(str(root), _wait_for_lock=True)

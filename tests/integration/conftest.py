@@ -102,6 +102,7 @@ def make_workspace(root: Path, **sections: Any) -> Workspace:
     (root / ".dagster").mkdir()
     shutil.copy(PROJECT / ".dagster/dagster.yaml", root / ".dagster/dagster.yaml")
     (root / "inbox").mkdir()
+    shutil.copy(PROJECT / "inbox/README.md", root / "inbox/README.md")
     workspace = Workspace(root)
     workspace.set_params(**sections)
     return workspace

@@ -18,13 +18,12 @@ DRAWS = 3
 def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """stories260K with TinyStories, C4 and code as domains, several draws of each at 3 bits."""
     corpora = shared_data / "corpora"
-    texts = {
-        "stories": (corpora / "tinystories/tinystories_train_head.txt")
-        .read_text(encoding="utf-8")
-        .split("<|endoftext|>"),
-        "web": (corpora / "exllamav2-cal/c4.utf8").read_text(encoding="utf-8").split("\n\n"),
-        "code": chunks((corpora / "exllamav2-cal/code.utf8").read_text(encoding="utf-8"), 1500),
+    files = {
+        "stories": corpora / "tinystories/tinystories_train_head.txt",
+        "web": corpora / "exllamav2-cal/c4.utf8",
+        "code": corpora / "exllamav2-cal/code.utf8",
     }
+    texts = {domain: chunks(path.read_text(encoding="utf-8"), 1200) for domain, path in files.items()}
     domains = {"stories": "in-domain", "code": "code", "web": "web"}
     calibrations = {
         f"{domains[domain]}-{draw}": {"strategy": "random", "n": 48, "seed": draw, "domains": [domain]}
@@ -76,7 +75,7 @@ def test_in_domain_calibration_comes_out_ahead_of_code_at_3_bits(stories: Worksp
 
 def test_widths_that_128_does_not_divide_are_quantized_in_the_largest_divisor(stories: Workspace) -> None:
     record = json.loads((stories.root / "data/quantized_model/code-0-w3a16-gptq/calibration.json").read_text())
-    assert {64, 86} == {layer["group_size"] for layer in record["scheme"]["layers"].values()}
+    assert {64, 86} == {layer["group_size"] for layer in record["layers"].values()}
 
 
 def test_the_chain_of_a_foreign_model_verifies(stories: Workspace) -> None:
