@@ -53,7 +53,10 @@ def write_samples(folder: Path, rows: Sequence[dict[str, Any]], shards: int = 1)
         "row": pa.array([], pa.int64()),
     }
     write_table(folder / "duplicates.parquet", pa.table(nothing))
-    write_json(folder / "accounting.json", {"fingerprint": FINGERPRINT, "fingerprint_parts": {"max_length": 512}, "shards": entries})
+    write_json(
+        folder / "accounting.json",
+        {"fingerprint": FINGERPRINT, "fingerprint_parts": {"max_length": 512}, "shards": entries},
+    )
     return folder
 
 

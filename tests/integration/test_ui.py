@@ -1,28 +1,33 @@
-"""Dagster's UI in a real browser: materialize one partition by clicking, and see that it succeeded."""
+"""Dagster's UI in a real browser: look at the graph, materialize one partition by clicking, see what came of it."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
-import subprocess
-import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
+import yaml
 
-from tests.integration.conftest import Workspace
+from tests.integration.conftest import BIN, Workspace
+from tests.integration.processes import running, until
+from tests.integration.test_pipeline import stale
 
 pytestmark = pytest.mark.integration
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")
 
-BROWSER = [
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+GROUPS = ["1_corpus", "2_calibration", "3_model", "4_verdict"]
 
 
 def free_port() -> int:
@@ -31,58 +36,116 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/server_info", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def server(finished: Workspace, tmp_path: Path) -> Iterator[tuple[Workspace, str]]:
-    """Dagster's webserver on a finished workspace."""
-    workspace = finished.copy(tmp_path / "ui")
-    port = free_port()
-    log = (tmp_path / "webserver.log").open("w")
-    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, cwd=workspace.root, env=workspace.environment, stdout=log, stderr=log)
+    """What `make ui` starts, on a copy of a finished workspace, whose own code it loads."""
+    workspace, log, port = finished.copy(tmp_path / "ui"), tmp_path / "dagster.log", free_port()
     url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{url}/server_info", process)
+    settings = workspace.root / ".dagster/dagster.yaml"
+    if "nux:" not in settings.read_text():  # an invitation to a newsletter, which would lie over everything
+        settings.write_text(settings.read_text() + "nux: {enabled: false}\n")
+    with running([str(BIN / "dagster"), "dev", "-h", "127.0.0.1", "-p", str(port)], workspace, log) as process:
+        until(process, lambda: answers(url), log)
         yield workspace, url
-    finally:
-        process.terminate()
-        process.wait()
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Poll until the server answers; an ended process ends the wait."""
-    while process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            with socket.socket() as pause:  # the kernel's own wait, a quarter of a second
-                pause.settimeout(0.25)
-                pause.bind(("127.0.0.1", 0))
-                pause.listen()
-                with pytest.raises(TimeoutError):
-                    pause.accept()
-    raise AssertionError(f"the webserver ended with {process.returncode}")
-
-
-def test_materialize_one_partition_by_clicking(server: tuple[Workspace, str], tmp_path: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
+@pytest.fixture
+def page(server: tuple[Workspace, str]) -> Iterator[Any]:
+    if CHROMIUM is None:
         pytest.skip("needs a browser: apt-get install chromium")
-    workspace, url = server
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=BROWSER)
-        page = browser.new_page(viewport={"width": 1440, "height": 1000})
-        page.set_default_timeout(60_000)
-        page.goto(f"{url}/assets/calibration_set?view=partitions&partition=random-8")
-        page.get_by_role("button", name=re.compile("^Materialize")).first.click()
-        dialog = page.get_by_role("dialog")
-        dialog.get_by_role("button", name=re.compile("^(Launch|Materialize)")).last.click()
-        page.goto(f"{url}/runs")
-        page.get_by_text("Success").first.wait_for()
-        page.goto(f"{url}/assets/calibration_set?view=partitions&partition=random-8")
-        page.get_by_text("dvc_md5").first.wait_for()
-        page.screenshot(path=str(tmp_path / "partition.png"))
-        md5 = workspace.lock()["data/calibration_set/random-8"]
-        assert md5 in page.content()
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1440, "height": 1000}, base_url=server[1])
+        page.set_default_timeout(120_000)
+        yield page
         browser.close()
+
+
+def materialize(page: Any, asset: str, partition: str, config: str | None = None) -> str:
+    """Click through the dialog that launches one partition, wait for its success; returns the run's id."""
+    page.goto(f"/assets/{asset}?view=partitions&partition={partition}")
+    page.get_by_text("Latest materialization").wait_for()
+    page.get_by_role("button", name=re.compile("^Materialize")).first.click()
+    dialog = page.get_by_role("dialog").filter(has_text="Launch runs to materialize")
+    if config is not None:
+        dialog.get_by_text("Config", exact=True).click()
+        dialog.get_by_role("button", name="Add config").click()
+        editor = page.get_by_role("dialog").filter(has=page.locator(".CodeMirror"))
+        editor.locator(".CodeMirror").click()
+        page.keyboard.press("Control+A")
+        page.keyboard.insert_text(config)
+        editor.get_by_role("button", name="Save config").click()
+    dialog.get_by_role("button", name="Launch 1 run").click()
+    page.get_by_text(re.compile("^Launched run")).wait_for()
+    page.get_by_role("button", name="View", exact=True).or_(page.get_by_role("link", name="View", exact=True)).click()
+    page.wait_for_url("**/runs/*")
+    run = re.search(r"/runs/([0-9a-f-]{36})", page.url)
+    assert run is not None, page.url
+    page.get_by_text(re.compile("^(Success|Failure|Canceled)$")).first.wait_for()
+    return run[1]
+
+
+def metadata_of(page: Any, asset: str, partition: str, run: str) -> dict[str, str]:
+    """What the page of a partition shows, once it shows this run."""
+    page.goto(f"/assets/{asset}?view=partitions&partition={partition}")
+    page.get_by_role("link", name=run[:8]).first.wait_for()
+    rows = page.get_by_role("row").filter(has=page.get_by_text("dvc_md5", exact=True)).first
+    rows.wait_for()
+    cells = [row.get_by_role("cell").all_inner_texts() for row in page.get_by_role("row").all()]
+    return {row[0].strip(): row[1].strip() for row in cells if len(row) > 1}
+
+
+def test_the_graph_is_there_in_the_order_of_flow(page: Any, tmp_path: Path) -> None:
+    page.goto("/asset-groups")
+    collapsed = page.locator("foreignObject.group")
+    playwright.expect(collapsed).to_have_count(len(GROUPS))
+    lefts = [collapsed.filter(has_text=group).bounding_box()["x"] for group in GROUPS]
+    assert lefts == sorted(lefts)
+    page.keyboard.press("Alt+KeyE")  # expands all groups
+    for asset in ("inbox", "raw_corpus", "calibration_choice", "quantized_model", "deployed_model"):
+        page.locator("foreignObject").get_by_text(asset, exact=True).first.wait_for()
+    page.screenshot(path=str(tmp_path / "graph.png"))
+
+
+def test_materialize_one_partition_by_clicking(server: tuple[Workspace, str], page: Any, tmp_path: Path) -> None:
+    workspace, _ = server
+    before = workspace.lock()
+    run = materialize(page, "calibration_set", "random-8")
+
+    shown = metadata_of(page, "calibration_set", "random-8", run)
+    page.screenshot(path=str(tmp_path / "partition.png"))
+    assert shown["dvc_md5"] == before["data/calibration_set/random-8"]
+    assert shown["dvc_stage"] == "calibration_set@random-8"
+    assert shown["samples"] == "8"
+    page.goto("/assets/calibration_set?view=checks")
+    page.get_by_text("This is a blocking asset check").wait_for()
+    page.get_by_text("Passed", exact=True).wait_for()
+
+    with dg.DagsterInstance.from_config(str(workspace.root / ".dagster")) as history:
+        [finished] = history.get_runs(dg.RunsFilter(run_ids=[run]))
+        events = history.all_logs(run, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    assert finished.status == dg.DagsterRunStatus.SUCCESS
+    assert len(events) == 2 and all(e.get_dagster_event().asset_check_evaluation_data.passed for e in events)
+    assert workspace.lock() == before
     assert workspace.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+    assert stale(workspace) == {}
+
+
+def test_an_override_typed_into_the_ui_is_recorded(server: tuple[Workspace, str], page: Any) -> None:
+    workspace, _ = server
+    config = yaml.safe_dump({"ops": {"calibration_choice": {"config": {"n": 5}}}})
+    run = materialize(page, "calibration_choice", "random-8", config)
+    shown = metadata_of(page, "calibration_choice", "random-8", run)
+    assert json.loads(shown["overridden"]) == ["n"]
+    assert json.loads(shown["params"])["calibrations.random-8"]["n"] == 5
+    choice = json.loads((workspace.root / "data/calibration_choice/random-8/choice.json").read_text())
+    assert choice["n"] == 5
+    assert "params.yaml" in workspace.dvc("status", "calibration_choice@random-8").stdout
