@@ -18,6 +18,8 @@ from orchestration.versioning import Step as Step  # for the asset definitions
 
 Build = Callable[[Step, str, Path], Mapping[str, Any]]
 """(step, partition key or "", empty folder) -> summary: counts and names, JSON-able."""
+Overrides = Callable[[str], Mapping[str, Any]]
+"""Partition key -> the parameters that this launch changes."""
 After = Callable[[Step, str, Mapping[str, Any]], Mapping[str, Any]]
 """Runs once the output is published, for what needs its hash (MLflow); returns further metadata."""
 
@@ -76,7 +78,7 @@ def code_version(asset: str) -> str:
 def materialize(
     context: dg.AssetExecutionContext,
     build: Build,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
     after: After | None = None,
 ) -> Iterator[dg.MaterializeResult | dg.AssetMaterialization]:
     """Body of an asset: one DVC step per partition of the run.
@@ -102,9 +104,10 @@ def materialize(
         yield from (_event(context, m) for m in made)
 
 
-def _one(asset: str, key: str, build: Build, overrides: Mapping[str, Any] | None, after: After | None) -> _Made:
+def _one(asset: str, key: str, build: Build, overrides: Overrides | None, after: After | None) -> _Made:
     started = time.perf_counter()
-    with versioning.recording(project_root(), versioning.stage_name(asset, key or None), overrides) as (step, folder):
+    name, changed = versioning.stage_name(asset, key or None), overrides(key) if overrides else {}
+    with versioning.recording(project_root(), name, changed) as (step, folder):
         summary = build(step, key, folder)
     further = after(step, key, summary) if after else {}
     metadata = as_metadata({**summary, **further})

@@ -8,6 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.calibration_choice.params import ChoiceParams
+from orchestration.params import load_params
 from orchestration.partitions import CALIBRATIONS
 from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
 
@@ -20,10 +21,12 @@ class ChoiceOverrides(dg.Config):
     seed: int | None = Field(default=None, description="Another seed.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the strategy, by name.")
 
-    def given(self) -> dict[str, Any]:
-        """What was really overridden."""
+    def changes(self, entry: ChoiceParams) -> dict[str, Any]:
+        """What this launch changes of the entry; another strategy drops the options of the entry's own (None)."""
         fixed = {name: getattr(self, name) for name in ("strategy", "n", "seed")}
-        return {name: value for name, value in fixed.items() if value is not None} | dict(self.options)
+        given = {name: value for name, value in fixed.items() if value is not None}
+        foreign = entry.model_extra if self.strategy not in (None, entry.strategy) else None
+        return {**dict.fromkeys(foreign or {}), **given, **self.options}
 
 
 @dg.asset(
@@ -42,6 +45,9 @@ def calibration_choice(context: dg.AssetExecutionContext, config: ChoiceOverride
         from assets.calibration_choice.choice import build_choice
 
         params = ChoiceParams.model_validate(step.params[f"calibrations.{key}"])
-        return {**build_choice(key, params, {}, out), "overridden": sorted(config.given())}
+        return {**build_choice(key, params, {}, out), "overridden": sorted(overrides(key))}
 
-    yield from materialize(context, build, overrides=config.given())
+    def overrides(key: str) -> dict[str, Any]:
+        return config.changes(load_params().calibrations[key])
+
+    yield from materialize(context, build, overrides)
