@@ -25,7 +25,7 @@ INGEST = dg.define_asset_job(
 
 def inbox_state(folder: Path) -> dict[str, list[int]]:
     """Size and modification time (ns) of every file that counts as dropped: no hidden, partial or README file."""
-    from assets.raw_corpus.sources.directory import _names as file_names
+    from assets.raw_corpus.sources.directory import file_names
 
     state = {}
     for name in sorted(file_names(folder)) if folder.is_dir() else []:

@@ -37,7 +37,7 @@ def source_files(
     leads nowhere and a link to a folder are rejected.
     """
     single = folder.is_file()
-    for relative in [folder.name] if single else sorted(_names(folder)):
+    for relative in [folder.name] if single else sorted(file_names(folder)):
         if relative in ignore:
             continue
         path = folder if single else folder / relative
@@ -64,7 +64,8 @@ def source_files(
         yield SourceFile(shown, digest, before[0], options, _reading(path, cast(str, suffix), reader, before))
 
 
-def _names(folder: Path) -> Iterator[str]:
+def file_names(folder: Path) -> Iterator[str]:
+    """Relative paths of the files that count, in no order: none that is hidden, in a hidden folder, or unfinished."""
     for where, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
         links = [f for f in folders if os.path.islink(os.path.join(where, f))]  # noqa: PTH114, PTH118
