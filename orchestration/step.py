@@ -30,12 +30,15 @@ OWNERS = ["team:plumbline"]
 PREVIEW_BYTES = 100_000  # metadata lives in the event log
 
 _A: Any = dg.AutomationCondition
+_OVERTAKEN = _A.any_deps_match(_A.newly_updated()).since(_A.newly_updated())
+"""Something it reads was made after it. Dagster compares the times of the two only in this form, so that a change
+which comes right behind a run, before the next look, is not taken for handled by it."""
 _CHANGED = (
     # A change of the inbox has a run of its own, from the inbox's sensor.
     _A.any_deps_match(_A.data_version_changed()).ignore(dg.AssetSelection.assets("inbox"))
     | _A.newly_missing()
     | _A.code_version_changed()
-).since_last_handled()
+).since(_A.newly_requested() | (_A.newly_updated() & ~_OVERTAKEN) | _A.initial_evaluation())
 
 
 def _upstream_is_moving(levels: int) -> Any:

@@ -87,6 +87,21 @@ def test_a_changed_choice_leaves_the_others_alone(ticks: Ticks) -> None:
     }
 
 
+def test_a_change_right_behind_a_run_is_seen(ticks: Ticks) -> None:
+    choice = COMPARED[0]
+    ticks.made("calibration_set", "first", [choice])
+    ticks.made("calibration_choice", "second", [choice])
+    assert ticks.tick() == {"calibration_set": [choice]}
+    assert ticks.tick() == {}
+
+
+def test_a_run_that_read_the_change_has_handled_it(ticks: Ticks) -> None:
+    choice = COMPARED[0]
+    ticks.made("calibration_choice", "second", [choice])
+    ticks.made("calibration_set", "first", [choice])
+    assert ticks.tick() == {}
+
+
 def test_a_new_file_in_the_inbox_is_left_to_its_sensor(ticks: Ticks) -> None:
     ticks.instance.report_runless_asset_event(
         dg.AssetMaterialization("inbox", tags={"dagster/data_version": "with another file"})
