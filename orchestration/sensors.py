@@ -43,7 +43,12 @@ def inbox_digest(folder: Path, state: dict[str, list[int]]) -> str:
     return sha256_json(sha256_files(folder, state))
 
 
-@dg.sensor(job=INGEST, minimum_interval_seconds=5, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    job=INGEST,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="A new or changed file in the inbox leads to one run; a file that is still being written waits.",
+)
 def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """One `ingest` run for every change of the inbox's content.
 
@@ -73,7 +78,11 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
     )
 
 
-@dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place.",
+)
 def dvc_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason | None:
     """Reports to Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place."""
     from orchestration.definitions import defs
@@ -91,7 +100,11 @@ def dvc_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason | None:
     return dg.SkipReason(f"reported {len(names)} artifacts that DVC made: {names[:5]}" if names else "all known")
 
 
-@dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Marks runs as failed whose process was killed, so that the queue goes on.",
+)
 def dead_run_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Marks runs as failed whose process was killed. Without it they stay "started", and the queue waits for them."""
     from orchestration.dead_runs import end_dead_runs

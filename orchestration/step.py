@@ -169,20 +169,22 @@ def as_metadata(summary: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in summary.items():
         if value is None or value in ({}, []):
             continue
-        if isinstance(value, float):
-            metadata[name] = float(f"{value:.6g}")
-        elif isinstance(value, (bool, int, str, dg.MetadataValue)):
-            metadata[name] = value
+        if isinstance(value, (bool, int, float, str, dg.MetadataValue)):
+            metadata[name] = _shown(value)
         elif isinstance(value, list) and all(isinstance(row, Mapping) for row in value):
-            rows = [
-                {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in row.items()} for row in value
-            ]
-            metadata[name] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows[:200]])
+            records = [dg.TableRecord({k: _shown(v) for k, v in row.items()}) for row in value[:200]]
+            metadata[name] = dg.MetadataValue.table(records)
         elif isinstance(value, list) and all(isinstance(line, str) and " " in line for line in value):
             metadata[name] = dg.MetadataValue.md("\n".join(f"- {line}" for line in value))
         else:
             metadata[name] = dg.MetadataValue.json(value)
     return metadata
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return value if isinstance(value, (bool, int, str, dg.MetadataValue)) else str(value)
 
 
 def _plots(folder: Path) -> dict[str, Any]:

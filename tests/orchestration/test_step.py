@@ -16,7 +16,7 @@ def test_a_summary_becomes_what_people_can_read() -> None:
             "shares": {"prose": 0.25},
             "sentences": ["Domains are off by 8 %.", "Lengths are off by 2 %."],
             "names": ["prose", "code"],
-            "layers": [{"layer": "q_proj", "bits": 4, "shape": [2, 3]}],
+            "layers": [{"layer": "q_proj", "bits": 4, "shape": [2, 3], "error": 0.0023351290728896856}],
             "nothing": None,
             "nobody": [],
             "none": {},
@@ -27,5 +27,7 @@ def test_a_summary_becomes_what_people_can_read() -> None:
     assert metadata["shares"] == dg.MetadataValue.json({"prose": 0.25})
     assert metadata["sentences"] == dg.MetadataValue.md("- Domains are off by 8 %.\n- Lengths are off by 2 %.")
     assert metadata["names"] == dg.MetadataValue.json(["prose", "code"])
-    assert metadata["layers"].records == [dg.TableRecord({"layer": "q_proj", "bits": 4, "shape": "[2, 3]"})]
+    assert metadata["layers"].records == [
+        dg.TableRecord({"layer": "q_proj", "bits": 4, "shape": "[2, 3]", "error": 0.00233513})
+    ]
     assert set(metadata) == {"samples", "exact", "kl_mean", "shares", "sentences", "names", "layers"}
