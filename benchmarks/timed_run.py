@@ -1,28 +1,44 @@
-"""`plumbline run` with a clock on every stage. Writes seconds.json."""
+"""`plumbline run` with a clock on every stage and on the pure function in it. Writes seconds.json."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from orchestration import versioning
 from orchestration.params import project_root
 from orchestration.study import run_study
 
 
 def main() -> None:
-    seconds: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    functions: dict[str, float] = {}
     began: list[tuple[str, float]] = []
+    recording = versioning.recording
+
+    @contextlib.contextmanager
+    def clocked(root: Path, name: str, *arguments: Any) -> Iterator[Any]:
+        """What runs inside `recording` is the stage's pure function, nothing else."""
+        with recording(root, name, *arguments) as step:
+            started = time.perf_counter()
+            yield step
+            asset = name.split("@")[0]
+            functions[asset] = functions.get(asset, 0) + time.perf_counter() - started
 
     def announce(line: str) -> None:
         if line.startswith("▸"):
             began.append((line.split()[1], time.perf_counter()))
         else:
             name, started = began[-1]
-            seconds[name] = seconds.get(name, 0) + time.perf_counter() - started
+            whole[name] = whole.get(name, 0) + time.perf_counter() - started
 
+    versioning.recording = clocked
     run_study(project_root(), announce=announce)
-    Path("seconds.json").write_text(json.dumps(seconds))
+    Path("seconds.json").write_text(json.dumps({"whole": whole, "functions": functions}))
 
 
 if __name__ == "__main__":

@@ -124,3 +124,8 @@ CHECKS: list[dg.AssetChecksDefinition] = [
     model_carries_the_tokenizer_it_was_calibrated_with,
     no_layer_fell_back,
 ]
+
+
+def checks_of(asset: dg.AssetsDefinition) -> list[dg.AssetChecksDefinition]:
+    """The checks that run along with an asset."""
+    return [check for check in CHECKS if asset.key in {spec.asset_key for spec in check.check_specs}]

@@ -15,12 +15,14 @@ def main(asset: str, key: str | None = None) -> int:
     """Materialize; the exit status is 0 if it succeeded."""
     import dagster as dg
 
+    from orchestration.checks import checks_of
     from orchestration.definitions import ASSETS
+    from orchestration.study import failure
 
     [definition] = [a for a in ASSETS if a.key == dg.AssetKey(asset)]
     with instance() as history:
         result = dg.materialize(
-            [definition],
+            [definition, *checks_of(definition)],
             instance=history,
             partition_key=key,
             run_config=QUIET,
@@ -28,8 +30,7 @@ def main(asset: str, key: str | None = None) -> int:
             tags={"front_door": "dvc repro"},
         )
         if not result.success:
-            for event in result.get_step_failure_events():
-                print(event.step_failure_data.error_display_string, file=sys.stderr)
+            print(f"Error: {failure(result)}", file=sys.stderr)
     return 0 if result.success else 1
 
 

@@ -44,7 +44,7 @@ def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
 
     import dagster as dg
 
-    from orchestration.checks import CHECKS
+    from orchestration.checks import checks_of
     from orchestration.definitions import ASSETS
     from orchestration.workspace import QUIET, instance
 
@@ -58,23 +58,25 @@ def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
                 changed = versioning.changed_stages(root, name)
             keys = list(asset.partitions_def.get_partition_keys()) if asset.partitions_def else [""]
             wanted = {key for key in keys if versioning.stage_name(name, key or None) in changed}
-            checks = [check for check in CHECKS if asset.key in {spec.asset_key for spec in check.check_specs}]
             for run in ranges(keys, wanted):
                 what = f"{name} {run[0]}" + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
                 announce(f"▸ {what}".rstrip())
                 started = time.perf_counter()
-                tags = {RANGE_START: run[0], RANGE_END: run[-1]} if asset.partitions_def else {}
+                tags = {"front_door": "plumbline run"}
+                if asset.partitions_def:
+                    tags |= {RANGE_START: run[0], RANGE_END: run[-1]}
                 result = dg.materialize(
-                    [asset, *checks], instance=history, tags=tags, run_config=QUIET, raise_on_error=False
+                    [asset, *checks_of(asset)], instance=history, tags=tags, run_config=QUIET, raise_on_error=False
                 )
                 if not result.success:
-                    raise StudyFailed(_failure(result))
+                    raise StudyFailed(failure(result))
                 steps += len(run)
                 announce(f"  {time.perf_counter() - started:.1f} s")
     return steps
 
 
-def _failure(result: dg.ExecuteInProcessResult) -> str:
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What went wrong in a run that did not succeed: the error of the step, or the sentences of the failed checks."""
     for event in result.get_step_failure_events():
         error = event.step_failure_data.error
         while error is not None and error.cause is not None:  # the user's error, not Dagster's wrapping of it
