@@ -3,8 +3,8 @@
 The study of params.yaml is run from nothing in a copy of this project, through `plumbline run`, with a clock around
 each stage and another around the pure function in it. Both are read in one run: between two runs, the speed of a shared
 machine drifts by more than the plumbing costs. What is outside the functions is the plumbing: starting the process,
-loading the definitions, recording in DVC, Dagster's events and checks, MLflow. Libraries that a function imports (torch,
-transformers) count as the function's.
+loading the definitions, recording in DVC, Dagster's events and checks, MLflow. Libraries that a function imports
+(torch, transformers) count as the function's.
 """
 
 from __future__ import annotations
