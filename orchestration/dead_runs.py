@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import dagster as dg
+import psutil
 from dagster._core.storage.runs import SqliteRunStorage
 
 UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -21,7 +20,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         pid = _process_id(instance, run.run_id)
-        if pid is None or _exists(pid):
+        if pid is None or psutil.pid_exists(pid):
             continue
         current = instance.get_run_by_id(run.run_id)
         if current is not None and current.status in UNFINISHED:  # it may have ended well since it was listed
@@ -38,13 +37,3 @@ def _process_id(instance: dg.DagsterInstance, run_id: str) -> int | None:
         if "pid" in metadata:
             return int(str(metadata["pid"].value))
     return None
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

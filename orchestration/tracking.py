@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -337,21 +339,11 @@ def _bury(client: MlflowClient, registered_model: str, runs: Sequence[Any]) -> N
     host = socket.gethostname()
     for run in runs:
         recorder_host, _, pid = run.data.tags.get("recorder", "").rpartition(":")
-        if run.info.status != "RUNNING" or recorder_host != host or _alive(int(pid)):
+        if run.info.status != "RUNNING" or recorder_host != host or psutil.pid_exists(int(pid)):
             continue
         client.set_terminated(run.info.run_id, "KILLED")
         for version in client.search_model_versions(f"name = '{registered_model}' and run_id = '{run.info.run_id}'"):
             client.delete_model_version(registered_model, str(version.version))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------
