@@ -15,7 +15,6 @@ import yaml
 from assets.artifact import sha256_file, sha256_json
 from assets.calibration_set.reader import set_digest
 from assets.raw_corpus.document import document_id
-from orchestration.hashing import content_md5
 from orchestration.provenance.content import cached_listing, differences, dvc_digest
 from orchestration.provenance.link import Case, Link, Status, dig, how_to_restore
 from orchestration.provenance.model_links import RESTORE, read_object, samples_of
@@ -110,7 +109,9 @@ def _was_replaced(case: Case, folder: Path) -> bool:
         for path, md5 in entry.deps.items():
             place = case.root / path
             if place.is_dir() and folder.is_relative_to(place) and entry is not case.entry:
-                return content_md5(place) == md5 and (case.entry is None or case.entry.deps.get(path) != md5)
+                return dvc_digest(place, case.hasher) == md5 and (
+                    case.entry is None or case.entry.deps.get(path) != md5
+                )
     return False
 
 
