@@ -13,8 +13,6 @@ from assets.sample_features.asset import sample_features
 from assets.tokenized_samples.asset import tokenized_samples
 from orchestration.params import load_params, project_root
 
-README = "README.md"  # of the inbox itself
-
 INGEST = dg.define_asset_job(
     "ingest",
     # Objects, not strings: string selections depend on the version of antlr that is installed.
@@ -25,12 +23,13 @@ INGEST = dg.define_asset_job(
 
 def inbox_state(folder: Path) -> dict[str, list[int]]:
     """Size and modification time (ns) of every file that counts as dropped: no hidden, partial or README file."""
+    from assets.raw_corpus.ingest import IGNORED_IN_INBOX
     from assets.raw_corpus.sources.directory import file_names
 
     state = {}
     for name in sorted(file_names(folder)) if folder.is_dir() else []:
         path = folder / name
-        if name != README and path.is_file():
+        if name not in IGNORED_IN_INBOX and path.is_file():
             status = path.stat()
             state[name] = [status.st_size, status.st_mtime_ns]
     return state

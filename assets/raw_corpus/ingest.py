@@ -22,6 +22,8 @@ DUPLICATES = pa.schema(
     [("shard", pa.string()), ("row", pa.int64()), ("doc_id", pa.string()), ("first_source", pa.string())]
 )
 INBOX = "inbox"
+IGNORED_IN_INBOX = ("README.md",)
+"""Tells people what the folder is for; no document."""
 
 
 def build_raw_corpus(
@@ -106,8 +108,8 @@ def _source_files(params: CorpusParams, root: Path, hashes: FileHashes) -> Itera
         from assets.raw_corpus.sources import directory
 
         source = Directory(kind="directory", path=params.inbox)
-        ignore = ("README.md",)  # tells people what the folder is for
-        yield from ((INBOX, file) for file in directory.source_files(INBOX, source, inbox, limit, hashes, ignore))
+        files = directory.source_files(INBOX, source, inbox, limit, hashes, IGNORED_IN_INBOX)
+        yield from ((INBOX, file) for file in files)
 
 
 def _shards_of(previous: Path | None) -> dict[str, dict[str, Any]]:
