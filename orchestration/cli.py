@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -29,7 +28,6 @@ def main() -> None:
     os.environ.setdefault("TQDM_DELAY", "2")
     os.environ.setdefault("TQDM_MININTERVAL", "0.2" if sys.stderr.isatty() else "20")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.getLogger("dvc").setLevel(logging.ERROR)
 
 
 @main.command()

@@ -33,10 +33,8 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
     chain = read_json(model / "calibration.json")
     metrics = read_json(step.out / "metrics.json")
     lock = versioning.lock_entries(step.root)
-    set_stage, model_stage = (
-        versioning.stage_name("calibration_set", calibration),
-        versioning.stage_name("quantized_model", pair),
-    )
+    set_entry = lock[versioning.stage_name("calibration_set", calibration)]
+    model_entry = lock[versioning.stage_name("quantized_model", pair)]
     choice = chain["calibration_set"]["choice"]
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for domain, values in metrics["by_domain"].items():
@@ -48,11 +46,9 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
         scheme=scheme,
         dvc_md5=step.md5,
         model_md5=step.inputs[f"data/quantized_model/{pair}"],
-        calibration_md5=lock[set_stage]["outs"][0]["md5"],
+        calibration_md5=set_entry["outs"][0]["md5"],
         choice=choice,
-        scheme_params=next(
-            v for k, v in lock[model_stage]["params"]["params.yaml"].items() if k.startswith("schemes.")
-        ),
+        scheme_params=model_entry["params"]["params.yaml"][f"schemes.{scheme}"],
         metrics=numbers,
         hashes={
             "calibration_set": chain["calibration_set"]["digest"],

@@ -154,8 +154,7 @@ def provenance_tags(
         md5 = next(
             (v for path, v in read.items() if path == folder or Path(path).parent.as_posix() == folder), "INITIAL"
         )
-        record = instance.get_latest_materialization_event(parent)
-        latest = instance.fetch_materializations(parent, limit=1).records if record else []
+        latest = instance.fetch_materializations(parent, limit=1).records
         tags[f"dagster/input_data_version/{name}"] = md5
         tags[f"dagster/input_event_pointer/{name}"] = str(latest[0].storage_id) if latest else "NULL"
     return tags

@@ -82,8 +82,7 @@ def _parse(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
 def _stages(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
-    status = path.stat()
-    return _parse(path, status.st_mtime_ns, status.st_size).get("stages") or {}
+    return _parse(path, *_stamp(path)).get("stages") or {}
 
 
 def lock_entries(root: Path) -> dict[str, dict[str, Any]]:
