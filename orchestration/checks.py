@@ -65,9 +65,9 @@ def no_report_document_in_a_calibration_set(context: dg.AssetCheckExecutionConte
     report = set(read_samples(_folder("tokenized_samples"), ["report"], ["doc_id"]).column("doc_id").to_pylist())
     wrong, seen = [], 0
     for key in _keys(context, "calibration_set", list(load_params().calibrations)):
-        documents = pq.read_table(_folder("calibration_set") / key / "samples.parquet", columns=["doc_id"])
+        documents = pq.read_table(_folder("calibration_set") / key / "samples.parquet", columns=["doc_ids"])
         seen += documents.num_rows
-        if leaked := report.intersection(documents.column("doc_id").to_pylist()):
+        if leaked := report.intersection(documents.column("doc_ids").combine_chunks().flatten().to_pylist()):
             wrong.append(f"{key}: {len(leaked)} documents of the report split, first {min(leaked)}")
     good = f"none of {len(report)} report documents is among {seen} calibration samples"
     return _result(wrong, good, {"report_documents": len(report), "calibration_samples": seen})

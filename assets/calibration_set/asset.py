@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.base_model.params import ModelParams
 from assets.calibration_choice.asset import calibration_choice
 from assets.sample_features.asset import sample_features
 from assets.tokenized_samples.asset import tokenized_samples
@@ -27,10 +28,11 @@ from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materia
 )
 def calibration_set(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from assets.calibration_set.pool import Sources
         from assets.calibration_set.select import build_calibration_set
 
-        return build_calibration_set(
-            step.input("calibration_choice", key), step.input("tokenized_samples"), step.input("sample_features"), out
-        )
+        model = ModelParams.model_validate(step.params["model"])
+        sources = Sources(step.input("tokenized_samples"), step.input("sample_features"), model, step.root)
+        return build_calibration_set(step.input("calibration_choice", key), sources, out)
 
     yield from materialize(context, build)

@@ -15,16 +15,18 @@ SCHEMA = pa.schema(
     [
         ("position", pa.int64()),
         ("sample_id", pa.string()),
-        ("doc_id", pa.string()),
+        ("doc_ids", pa.list_(pa.string())),
         ("domain", pa.string()),
         ("source", pa.string()),
         ("n_tokens", pa.int64()),
         ("input_ids", pa.list_(pa.int32())),
         ("reason", pa.string()),
-        ("parent", pa.string()),
+        ("parents", pa.list_(pa.string())),
     ]
 )
-"""samples.parquet: `reason` is JSON; `parent` is the sample of the pool that a window was cut from, else null."""
+"""samples.parquet. `doc_ids`: the documents whose text is in the sample; several where documents were joined, none
+where the base model wrote it. `reason` is JSON. `parents`: the samples of the pool that a sample was cut or joined
+from; none where it is one of the pool."""
 
 
 def set_digest(sample_ids: Sequence[str], fingerprint: str) -> str:

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from assets.artifact import canonical_json, read_json, write_json, write_table
+from assets.calibration_set.pool import Sources, of_domains
 from assets.calibration_set.reader import SCHEMA, set_digest
 from assets.calibration_set.representativeness import representativeness
 from assets.calibration_set.strategies import Strategy, get
-from assets.calibration_set.strategies.base import COLUMNS, Pool, Selection, generator, sample_id
-from assets.sample_features.reader import read_embeddings, read_manifest
-from assets.tokenized_samples.reader import fingerprint_of, read_samples
+from assets.calibration_set.strategies.base import Pool, Selection, generator, sample_id
 
 _CORE = ("name", "strategy", "n", "seed", "domains", "allow_fewer")
+WRITTEN = "written by the base model"
+"""Domain and source of a sample that no document holds."""
 
 
-def build_calibration_set(choice: Path, samples: Path, features: Path | None, out: Path) -> dict[str, Any]:
+def build_calibration_set(choice: Path, sources: Sources, out: Path) -> dict[str, Any]:
     """Choose the calibration set of one choice from the pool split.
 
     Args:
         choice: folder with `choice.json`.
-        samples: a tokenized_samples artifact. The strategy is given samples of the pool only; tuning is what
-            representativeness is measured against; report is not read.
-        features: a sample_features artifact of the same samples; None: strategies that use embeddings fail.
+        sources: samples, features and base model. A strategy sees pool, tuning and production; report is not read.
         out: existing empty folder; gets samples.parquet, manifest.json and representativeness.json.
 
     Returns:
@@ -43,26 +40,17 @@ def build_calibration_set(choice: Path, samples: Path, features: Path | None, ou
             fewer than n samples and the choice does not allow it; the strategy broke its contract.
     """
     asked: dict[str, Any] = read_json(choice / "choice.json")
-    fingerprint = fingerprint_of(samples)
-    if features is not None:
-        _same_tokenization(fingerprint, read_manifest(features)["fingerprint"])
-    whole = read_samples(samples, splits=["pool"], columns=list(COLUMNS))
-    whole = whole.take(pc.sort_indices(whole["sample_id"]))  # from here on, the order on disk decides nothing
-    pool = Pool(_of_domains(whole, asked), _input_ids_from(samples), _embeddings_from(features, asked["name"]))
+    fingerprint = sources.fingerprint
+    whole = sources.pool()
+    pool = of_domains(whole, asked["domains"], asked["name"])
     strategy = get(asked["strategy"])
-    n = _size(asked, pool, whole.num_rows)
-    options = strategy.options.model_validate({key: value for key, value in asked.items() if key not in _CORE})
-    keywords = {field: getattr(options, field) for field in type(options).model_fields}
-    selection = strategy.select(pool, n, generator(asked["seed"], asked["strategy"]), **keywords)
-    _check(selection, pool, n, asked, strategy)
-
-    rows = _rows(pool, selection, asked["name"])
+    selection = choose(pool, strategy, asked, len(whole))
+    rows = joined(pool, selection, asked["name"])
     write_table(out / "samples.parquet", rows)
-    manifest = _manifest(asked, strategy, fingerprint, rows, selection, pool, whole.num_rows)
-    manifest["fingerprint_parts"] = read_json(samples / "accounting.json")["fingerprint_parts"]
+    manifest = _manifest(asked, strategy, fingerprint, rows, selection, pool, len(whole))
+    manifest["fingerprint_parts"] = read_json(sources.samples / "accounting.json")["fingerprint_parts"]
     write_json(out / "manifest.json", manifest)
-    tuning = read_samples(samples, splits=["tuning"], columns=["n_tokens", "domain"])
-    compared = [_lengths_and_domains(part) for part in (rows, whole, tuning)]
+    compared = [_lengths_and_domains(part) for part in (rows, whole.table, whole.tuning.table)]
     measured = representativeness(compared[0], compared[1], compared[2])
     write_json(out / "representativeness.json", measured)
     summary = {key: manifest[key] for key in ("tokens", "documents", "digest")}
@@ -70,30 +58,22 @@ def build_calibration_set(choice: Path, samples: Path, features: Path | None, ou
     return {**summary, **manifest["counts"], **percentiles, "representativeness": measured["sentences"]}
 
 
-def _same_tokenization(of_samples: str, of_features: str) -> None:
-    if of_samples != of_features:
-        raise ValueError(
-            f"tokenization differs: tokenized_samples has fingerprint {of_samples[:12]}, sample_features was computed "
-            f"on {of_features[:12]}; run sample_features again"
-        )
+def choose(pool: Pool, strategy: Strategy, asked: Mapping[str, Any], whole: int) -> Selection:
+    """Let a strategy choose from the pool, and hold it to its contract.
+
+    Args:
+        asked: the content of `choice.json`.
+        whole: samples of the pool before any filter, for the message where there are too few.
+    """
+    n = _size(asked, pool, whole)
+    options = strategy.options.model_validate({key: value for key, value in asked.items() if key not in _CORE})
+    keywords = {field: getattr(options, field) for field in type(options).model_fields}
+    selection = strategy.select(pool, n, generator(asked["seed"], asked["strategy"]), **keywords)
+    _check(selection, pool, n, asked, strategy)
+    return selection
 
 
-def _of_domains(table: pa.Table, asked: dict[str, Any]) -> pa.Table:
-    if asked["domains"] is None:
-        return table
-    present = sorted(set(pc.unique(table["domain"]).to_pylist()))
-    for domain in asked["domains"]:
-        if domain not in present:
-            close = get_close_matches(domain, present, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else ""
-            raise ValueError(
-                f"params.yaml, calibrations: {asked['name']}: the pool has no domain `{domain}`{hint} "
-                f"(it has {', '.join(present) or 'no samples at all'})"
-            )
-    return table.filter(pc.is_in(table["domain"], pa.array(asked["domains"], pa.string())))
-
-
-def _size(asked: dict[str, Any], pool: Pool, whole: int) -> int:
+def _size(asked: Mapping[str, Any], pool: Pool, whole: int) -> int:
     """How many samples to ask the strategy for: n, or with `allow_fewer` what there is."""
     if not len(pool) or (len(pool) < asked["n"] and not asked["allow_fewer"]):
         among = "" if asked["domains"] is None else f", {len(pool)} of them in domains {', '.join(asked['domains'])}"
@@ -101,13 +81,13 @@ def _size(asked: dict[str, Any], pool: Pool, whole: int) -> int:
     return int(min(asked["n"], len(pool)))
 
 
-def _too_few(asked: dict[str, Any], found: int, why: str) -> str:
+def _too_few(asked: Mapping[str, Any], found: int, why: str) -> str:
     fix = f"lower n to {found}, add documents, or set `allow_fewer: true`" if found else "add documents"
     where = f"params.yaml, calibrations: {asked['name']}"
     return f"{where}: asked for n = {asked['n']} samples, found {found} ({why}); {fix}"
 
 
-def _check(selection: Selection, pool: Pool, n: int, asked: dict[str, Any], strategy: Strategy) -> None:
+def _check(selection: Selection, pool: Pool, n: int, asked: Mapping[str, Any], strategy: Strategy) -> None:
     """Hold a strategy to its contract: a third party's mistake must not become a quietly wrong set."""
     rows = np.asarray(selection.indices)
     blame = f"strategy {asked['strategy']} of package {strategy.package}"
@@ -116,10 +96,19 @@ def _check(selection: Selection, pool: Pool, n: int, asked: dict[str, Any], stra
             f"{blame}: expected one-dimensional integer indices with one reason each, found {rows.dtype} "
             f"{rows.shape} and {len(selection.reasons)} reasons; correct the strategy"
         )
-    if len(rows) and (rows.min() < 0 or rows.max() >= len(pool)):
-        found = f"{rows.min()} to {rows.max()}, expected 0 to {len(pool) - 1}"
+    ours = np.ones(len(rows), dtype=bool)
+    ours[list(selection.written)] = False
+    lengths = pool.lengths
+    cut = [piece for parts in selection.pieces.values() for piece in parts]
+    touched = np.concatenate([rows[ours], [piece.row for piece in cut]]).astype(np.int64)
+    if len(touched) and (touched.min() < 0 or touched.max() >= len(pool)):
+        found = f"{touched.min()} to {touched.max()}, expected 0 to {len(pool) - 1}"
         raise ValueError(f"{blame}: found indices {found}; correct the strategy")
-    if len(np.unique(rows)) != len(rows):
+    for piece in cut:
+        if not 0 <= piece.start < piece.stop <= lengths[piece.row]:
+            raise ValueError(f"{blame}: found {piece} of a sample of {lengths[piece.row]} tokens; correct the strategy")
+    ours[list(selection.pieces)] = False
+    if len(np.unique(rows[ours])) != int(ours.sum()):
         raise ValueError(f"{blame}: chose a sample twice; correct the strategy")
     if len(rows) > n:
         raise ValueError(f"{blame}: chose {len(rows)} samples, asked for {n}; correct the strategy")
@@ -127,31 +116,56 @@ def _check(selection: Selection, pool: Pool, n: int, asked: dict[str, Any], stra
         raise ValueError(_too_few(asked, len(rows), f"{blame} chose no more of {len(pool)}"))
 
 
-def _rows(pool: Pool, selection: Selection, name: str) -> pa.Table:
-    indices = np.asarray(selection.indices, dtype=np.int64)
-    picked = pool.table.take(pa.array(indices))
-    ids: list[str] = picked["sample_id"].to_pylist()
-    parents: list[str | None] = [None] * len(ids)
-    tokens = pool.input_ids(indices)
-    for position, window in selection.windows.items():
-        parents[position] = ids[position]
-        tokens[position] = window.cut(tokens[position])
-        ids[position] = sample_id(tokens[position])
-    repeated = [sample for sample, count in Counter(ids).items() if count > 1]
+def joined(pool: Pool, selection: Selection, name: str) -> pa.Table:
+    """The chosen samples as they are stored (`reader.SCHEMA`): whole, joined of pieces, or written.
+
+    Raises:
+        ValueError: two of them have the same tokens.
+    """
+    touched = _touched(selection)
+    tokens_of = dict(zip(touched, pool.input_ids(touched), strict=True))
+    about = {column: pool.table[column].take(pa.array(touched, pa.int64())).to_pylist() for column in _ABOUT}
+    at = {row: place for place, row in enumerate(touched)}
+    columns: dict[str, list[Any]] = {column: [] for column in SCHEMA.names}
+    for position, (row, reason) in enumerate(zip(selection.indices.tolist(), selection.reasons, strict=True)):
+        pieces = selection.pieces.get(position, ())
+        if position in selection.written:
+            tokens = np.asarray(selection.written[position], dtype=np.int32)
+            of: list[int] = []
+        elif pieces:
+            tokens = np.concatenate([tokens_of[piece.row][piece.start : piece.stop] for piece in pieces])
+            of = list(dict.fromkeys(piece.row for piece in pieces))
+        else:
+            tokens, of = tokens_of[row], [row]
+        parts = {column: list(dict.fromkeys(about[column][at[parent]] for parent in of)) for column in _ABOUT}
+        columns["position"].append(position)
+        columns["sample_id"].append(sample_id(tokens) if pieces or not of else parts["sample_id"][0])
+        columns["doc_ids"].append(parts["doc_id"])
+        columns["domain"].append(" + ".join(sorted(parts["domain"])) or WRITTEN)
+        columns["source"].append(" + ".join(parts["source"]) or WRITTEN)
+        columns["n_tokens"].append(len(tokens))
+        columns["input_ids"].append(tokens)
+        columns["reason"].append(canonical_json(reason))
+        columns["parents"].append(parts["sample_id"] if pieces else [])
+    repeated = [sample for sample, count in Counter(columns["sample_id"]).items() if count > 1]
     if repeated:
         which = f"sample {repeated[0][:12]} is in the set twice"
-        raise ValueError(f"calibration choice {name}: {which}, after windows were cut; correct the strategy")
-    return pa.table(
-        {
-            "position": pa.array(range(len(ids)), pa.int64()),
-            "sample_id": ids,
-            **{column: picked[column] for column in ("doc_id", "domain", "source")},
-            "n_tokens": pa.array([len(sample) for sample in tokens], pa.int64()),
-            "input_ids": pa.array(tokens, pa.list_(pa.int32())),
-            "reason": [canonical_json(reason) for reason in selection.reasons],
-            "parent": pa.array(parents, pa.string()),
-        }
-    ).cast(SCHEMA)
+        raise ValueError(f"calibration choice {name}: {which}, after samples were cut; correct the strategy")
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+
+
+_ABOUT = ("sample_id", "doc_id", "domain", "source")
+
+
+def _touched(selection: Selection) -> list[int]:
+    """The rows of the pool whose tokens are in the set, each once."""
+    rows: dict[int, None] = {}
+    for position, row in enumerate(np.asarray(selection.indices).tolist()):
+        if position in selection.pieces:
+            rows |= dict.fromkeys(piece.row for piece in selection.pieces[position])
+        elif position not in selection.written:
+            rows[row] = None
+    return list(rows)
 
 
 def _manifest(
@@ -165,6 +179,8 @@ def _manifest(
 ) -> dict[str, Any]:
     by_domain = rows.group_by("domain").aggregate([("n_tokens", "count"), ("n_tokens", "sum")]).to_pylist()
     tokens = int(pc.sum(rows["n_tokens"]).as_py())
+    touched = _touched(selection)
+    written = sum(len(ids) for ids in selection.written.values())
     return {
         "choice": asked,
         "strategy_package": strategy.package,
@@ -172,16 +188,18 @@ def _manifest(
         "digest": set_digest(rows["sample_id"].to_pylist(), fingerprint),
         "samples": rows.num_rows,
         "tokens": tokens,
-        "documents": pc.count_distinct(rows["doc_id"]).as_py(),
+        "documents": len(pc.unique(rows["doc_ids"].combine_chunks().flatten())),
         "pool_samples": whole,
         "counts": {
             "pool_samples": whole,
             "filtered_by_domain": whole - len(pool),
-            "not_chosen": len(pool) - rows.num_rows,
+            "not_chosen": len(pool) - len(touched),
+            "used": len(touched),
             "selected": rows.num_rows,
             "missing": asked["n"] - rows.num_rows,
-            "windowed": len(selection.windows),
-            "tokens_cut_by_windows": int(pool.lengths[np.asarray(selection.indices)].sum()) - tokens,
+            "cut_or_joined": len(selection.pieces),
+            "written": len(selection.written),
+            "tokens_left_out": int(pool.lengths[touched].sum()) - (tokens - written),
         },
         "domains": {
             line["domain"]: {"samples": line["n_tokens_count"], "tokens": line["n_tokens_sum"]} for line in by_domain
@@ -192,25 +210,3 @@ def _manifest(
 
 def _lengths_and_domains(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
     return table["n_tokens"].to_numpy().astype(np.int64), np.array(table["domain"].to_pylist(), dtype=np.str_)
-
-
-def _input_ids_from(samples: Path) -> Callable[[Sequence[str]], dict[str, NDArray[np.int32]]]:
-    def read(names: Sequence[str]) -> dict[str, NDArray[np.int32]]:
-        wanted = pads.field("sample_id").isin(pa.array(names, pa.string()))
-        files = pads.dataset(samples / "shards", format="parquet")
-        found: dict[str, NDArray[np.int32]] = {}
-        for batch in files.to_batches(columns=["sample_id", "input_ids"], filter=wanted):
-            for name, ids in zip(batch["sample_id"].to_pylist(), batch["input_ids"], strict=True):
-                found[name] = np.array(ids.values, dtype=np.int32)
-        return found
-
-    return read
-
-
-def _embeddings_from(features: Path | None, name: str) -> Callable[[Sequence[str]], NDArray[np.float16]]:
-    def read(names: Sequence[str]) -> NDArray[np.float16]:
-        if features is None:
-            raise ValueError(f"calibration choice {name}: its strategy needs embeddings; run sample_features first")
-        return read_embeddings(features, names)
-
-    return read

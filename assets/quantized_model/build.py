@@ -60,7 +60,7 @@ def build_quantized_model(
     _require_same("base model", digest, header["base_model"]["digest"])
     _require_same("calibration set", manifest["digest"], header["calibration_set"])
     _require_same("tokenization fingerprint", manifest["fingerprint"], header["fingerprint"])
-    samples = read_calibration_set(calibration_set, ["sample_id", "doc_id", "source", "domain"]).to_pylist()
+    samples = read_calibration_set(calibration_set, ["sample_id", "doc_ids", "source", "domain"]).to_pylist()
 
     model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
     files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))

@@ -63,7 +63,7 @@ def _about(case: Case) -> dict[str, Any]:
         "choice": choice if isinstance(choice, dict) else {},
         "scheme": scheme if isinstance(scheme, dict) else {},
         "samples": len(samples),
-        "documents": len({str(sample.get("doc_id")) for sample in samples}),
+        "documents": len(model_links.documents_of(case.record)),
         "domains": dict(sorted(Counter(str(sample.get("domain")) for sample in samples).items())),
         "sources": dict(Counter(str(sample.get("source")) for sample in samples).most_common(3)),
     }

@@ -17,7 +17,7 @@ from assets.calibration_set.reader import set_digest
 from assets.raw_corpus.document import document_id
 from orchestration.provenance.content import cached_listing, differences, dvc_digest
 from orchestration.provenance.link import Case, Link, Status, dig, how_to_restore
-from orchestration.provenance.model_links import RESTORE, read_object, samples_of
+from orchestration.provenance.model_links import RESTORE, documents_of, read_object, samples_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 FIRST = 3
@@ -219,7 +219,7 @@ def _contradictions(case: Case, manifest: dict[str, Any]) -> list[str]:
 
 def _compare_samples(case: Case, folder: Path) -> tuple[list[str], str, int]:
     """What is wrong with samples.parquet; the set's digest recomputed from the tokens; the number of tokens."""
-    columns = ["sample_id", "doc_id", "domain", "source", "input_ids"]
+    columns = ["sample_id", "doc_ids", "domain", "source", "input_ids"]
     try:
         table = pq.read_table(file_in(folder, "samples.parquet"), columns=columns)
         tokens = [np.asarray(row.values) for chunk in table["input_ids"].chunks for row in chunk]
@@ -235,7 +235,7 @@ def _compare_samples(case: Case, folder: Path) -> tuple[list[str], str, int]:
         problems += [
             f"row {i}: {key} is {str(row[key])[:40]!r}, calibration.json says {str(sample.get(key))[:40]!r}"
             for i, (row, sample) in enumerate(zip(rows, listed, strict=False))
-            for key in ("sample_id", "doc_id", "domain", "source")
+            for key in ("sample_id", "doc_ids", "domain", "source")
             if row[key] != sample.get(key)
         ]
         if len(rows) != len(listed):
@@ -248,7 +248,9 @@ def _compare_samples(case: Case, folder: Path) -> tuple[list[str], str, int]:
 def documents(case: Case) -> Link:
     """Every document that a sample came from is in the corpus, and its content has its id."""
     name, path = "documents", "data/raw_corpus"
-    wanted = {str(sample.get("doc_id")) for sample in samples_of(case.record)}
+    wanted, samples = documents_of(case.record), samples_of(case.record)
+    if samples and all(sample.get("doc_ids") == [] for sample in samples):
+        return Link(name, "verified", "none: the base model wrote every sample itself")
     if not wanted:
         return Link(name, "missing", "the model does not list its samples' documents", fix=RESTORE)
     corpus = case.root / path

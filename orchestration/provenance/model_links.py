@@ -135,6 +135,12 @@ def samples_of(record: Any) -> list[dict[str, Any]]:
     return [sample for sample in listed if isinstance(sample, dict)] if isinstance(listed, list) else []
 
 
+def documents_of(record: Any) -> set[str]:
+    """Ids of the documents whose text is in the samples; a sample that the base model wrote has none."""
+    listed = (sample.get("doc_ids") for sample in samples_of(record))
+    return {str(document) for documents in listed if isinstance(documents, list) for document in documents}
+
+
 def weights(case: Case) -> Link:
     """Every weights file has the SHA-256 that calibration.json records; none is missing, none was added."""
     name, recorded = "weights", dig(case.record, "model")

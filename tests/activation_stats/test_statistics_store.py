@@ -118,13 +118,13 @@ def project(tmp_path: Path, llama: Any) -> Path:
             {
                 "position": position,
                 "sample_id": hashlib.sha256(ids.tobytes()).hexdigest(),
-                "doc_id": str(position),
+                "doc_ids": [str(position)],
                 "domain": "d",
                 "source": "s",
                 "n_tokens": size,
                 "input_ids": ids.tolist(),
                 "reason": "{}",
-                "parent": None,
+                "parents": [],
             }
         )
     (tmp_path / "set").mkdir()

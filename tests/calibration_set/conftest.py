@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from assets.artifact import write_json, write_table
-from assets.calibration_set.strategies.base import COLUMNS, Pool, sample_id
+from assets.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples, sample_id
+from assets.sample_features.signatures import Signatures
 from assets.tokenized_samples.batches import SAMPLES
 
 BOS = 1
@@ -60,18 +61,66 @@ def write_samples(folder: Path, rows: Sequence[dict[str, Any]], shards: int = 1)
     return folder
 
 
-def make_pool(lengths: Sequence[int], order: Sequence[int] | None = None) -> Pool:
-    """A pool in memory; `order` is the order on disk, which nothing may depend on once it is sorted by id."""
-    rows = [sample(number, length) for number, length in enumerate(lengths)]
-    rows = [rows[i] for i in (range(len(rows)) if order is None else order)]
-    rows.sort(key=lambda row: row["sample_id"])
-    table = pa.Table.from_pylist(rows, SAMPLES).select(list(COLUMNS))
-    tokens = {row["sample_id"]: np.array(row["input_ids"], np.int32) for row in rows}
+def make_pool(
+    lengths: Sequence[int] = (),
+    order: Sequence[int] | None = None,
+    *,
+    rows: Sequence[dict[str, Any]] | None = None,
+    tuning: Sequence[dict[str, Any]] = (),
+    production: Sequence[dict[str, Any]] | None = None,
+    embeddings: dict[str, Any] | None = None,
+    signatures: Signatures | None = None,
+    load_model: Callable[[], Any] | None = None,
+    load_tokenizer: Callable[[], Any] | None = None,
+) -> Pool:
+    """A pool in memory.
 
-    def embeddings(names: Sequence[str]) -> Any:
-        raise AssertionError("a strategy that needs lengths only has read embeddings")
+    Args:
+        lengths: one sample of each length; or `rows`, as `sample` makes them.
+        order: the order on disk, which nothing may depend on once the pool is sorted by id (but `stream`).
+        embeddings: by sample id; signatures: of all samples whose signature is stored. What is not given fails when a
+            strategy reads it.
+    """
+    mine = [sample(number, length) for number, length in enumerate(lengths)] if rows is None else list(rows)
+    mine = [mine[i] for i in (range(len(mine)) if order is None else order)]
+    everything = [*mine, *tuning, *(production or ())]
+    tokens = {row["sample_id"]: np.array(row["input_ids"], np.int32) for row in everything}
 
-    return Pool(table, lambda names: {name: tokens[name] for name in names}, embeddings)
+    def read_embeddings(names: Sequence[str]) -> Any:
+        if embeddings is None:
+            raise AssertionError("a strategy that needs no embeddings has read them")
+        return np.stack([np.asarray(embeddings[name], np.float16) for name in names])
+
+    def read_signatures(names: Sequence[str]) -> Signatures:
+        if signatures is None:
+            raise AssertionError("a strategy that needs no signatures has read them")
+        return signatures.take([signatures.sample_ids.index(name) for name in names])
+
+    def nothing() -> Any:
+        raise AssertionError("a strategy that needs no model has loaded one")
+
+    readers = Readers(
+        lambda names: {name: tokens[name] for name in names},
+        read_embeddings,
+        read_signatures,
+        lambda: [] if signatures is None else signatures.sample_ids,
+    )
+
+    def table_of(part: Sequence[dict[str, Any]]) -> tuple[pa.Table, np.ndarray]:
+        place = sorted(range(len(part)), key=lambda i: part[i]["sample_id"])
+        table = pa.Table.from_pylist([part[i] for i in place], SAMPLES).select(list(COLUMNS))
+        return table, np.array(place, dtype=np.int64)
+
+    table, stream = table_of(mine)
+    return Pool(
+        table,
+        readers,
+        stream,
+        Samples(table_of(tuning)[0], readers),
+        None if production is None else Samples(table_of(production)[0], readers),
+        load_model or nothing,
+        load_tokenizer or nothing,
+    )
 
 
 @pytest.fixture
@@ -79,6 +128,7 @@ def choose(tmp_path: Path) -> Callable[..., Path]:
     """choose(samples, strategy=..., n=..., ...) -> folder of the calibration set."""
     from assets.calibration_choice.choice import build_choice
     from assets.calibration_choice.params import ChoiceParams
+    from assets.calibration_set.pool import Sources
     from assets.calibration_set.select import build_calibration_set
 
     count = 0
@@ -90,7 +140,7 @@ def choose(tmp_path: Path) -> Callable[..., Path]:
         choice.mkdir()
         out.mkdir()
         build_choice("mine", ChoiceParams.model_validate(params), {}, choice)
-        build_calibration_set(choice, samples, features, out)
+        build_calibration_set(choice, Sources(samples, features), out)
         return out
 
     return make

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.calibration_set.strategies.base import Pool, Selection, Window, generator
+from assets.calibration_set.strategies.base import Piece, Pool, Selection, generator
 from assets.calibration_set.strategies.length_stratified import select
 from tests.calibration_set.conftest import BOS, make_pool
 
@@ -22,7 +23,7 @@ def choose(pool: Pool, n: int, seed: int = 0, **options: Any) -> Selection:
 def described(pool: Pool, selection: Selection) -> list[tuple[str, Any]]:
     """What was chosen, by sample id, so that two orders of the pool can be compared."""
     names = pool.names(selection.indices)
-    return [(name, (selection.reasons[i], selection.windows.get(i))) for i, name in enumerate(names)]
+    return [(name, (selection.reasons[i], selection.pieces.get(i))) for i, name in enumerate(names)]
 
 
 LENGTHS = st.lists(st.integers(2, 900), min_size=1, max_size=40)
@@ -38,11 +39,12 @@ def test_properties(lengths: list[int], quotas: str, seed: int, data: st.DataObj
     assert len(set(selection.indices.tolist())) == n
     # each sample is used whole if it fits, else by a window of exactly the largest bucket
     for position, row in enumerate(selection.indices):
-        window = selection.windows.get(position)
+        pieces = selection.pieces.get(position, ())
         if pool.lengths[row] <= EDGES[-1]:
-            assert window is None
+            assert not pieces
         else:
-            tokens = window.cut(pool.input_ids([row])[0]) if window else []
+            ids = pool.input_ids([row])[0]
+            tokens = np.concatenate([ids[piece.start : piece.stop] for piece in pieces])
             assert len(tokens) == EDGES[-1]
             assert tokens[0] == BOS
             assert tokens[1:].tolist() == list(range(tokens[1], tokens[1] + EDGES[-1] - 1))
@@ -88,27 +90,28 @@ def test_an_empty_bucket_is_filled_from_its_neighbours_and_says_so() -> None:
 def test_long_samples_are_windowed_at_seeded_offsets_and_keep_the_special_token() -> None:
     pool = make_pool([600] * 30)
     selection = choose(pool, 30, buckets=(100,))
-    starts = {window.start for window in selection.windows.values()}
-    assert len(selection.windows) == 30
-    assert len(starts) > 15
-    assert all(w.start >= 1 and w.stop <= 600 and w.stop - w.start == 99 for w in selection.windows.values())
-    assert all(w.keep == 1 for w in selection.windows.values())
-    assert choose(pool, 30, buckets=(100,)).windows == selection.windows
-    assert choose(pool, 30, seed=1, buckets=(100,)).windows != selection.windows
+    assert len(selection.pieces) == 30
+    assert len({window.start for _, window in selection.pieces.values()}) > 15
+    for position, (special, window) in selection.pieces.items():
+        row = int(selection.indices[position])
+        assert special == Piece(row, 0, 1)
+        assert window.row == row and window.start >= 1 and window.stop <= 600 and window.stop - window.start == 99
+    assert choose(pool, 30, buckets=(100,)).pieces == selection.pieces
+    assert choose(pool, 30, seed=1, buckets=(100,)).pieces != selection.pieces
 
 
 def test_every_offset_of_a_window_can_occur() -> None:
     pool = make_pool([12])
-    starts = {choose(pool, 1, seed, buckets=(10,)).windows[0].start for seed in range(60)}
+    starts = {choose(pool, 1, seed, buckets=(10,)).pieces[0][-1].start for seed in range(60)}
     assert starts == {1, 2, 3}
 
 
 def test_without_special_tokens_a_window_begins_anywhere() -> None:
     pool = make_pool([12])
     column = pool.table.schema.get_field_index("n_special")
-    bare = Pool(pool.table.set_column(column, "n_special", [[0]]), pool.read_input_ids, pool.read_embeddings)
-    windows = [choose(bare, 1, seed, buckets=(10,)).windows[0] for seed in range(60)]
-    assert {(w.keep, w.start) for w in windows} == {(0, 0), (0, 1), (0, 2)}
+    bare = replace(pool, table=pool.table.set_column(column, "n_special", [[0]]))
+    windows = {choose(bare, 1, seed, buckets=(10,)).pieces[0] for seed in range(60)}
+    assert windows == {(Piece(0, start, start + 10),) for start in (0, 1, 2)}
 
 
 def test_a_window_that_would_repeat_a_sample_moves_on_and_a_sample_without_any_is_replaced() -> None:
@@ -116,10 +119,10 @@ def test_a_window_that_would_repeat_a_sample_moves_on_and_a_sample_without_any_i
     pool = make_pool([11, 11, 11, 5])
     same = np.array([BOS, *([7] * 9), 8], np.int32)  # windows of 10: 1,7*9 and 1,7*8,8
     long = [name for name, n in zip(pool.sample_ids, pool.lengths, strict=True) if n == 11]
-    tokens = {**pool.read_input_ids(pool.sample_ids), **dict.fromkeys(long, same)}
-    twins = Pool(pool.table, lambda names: {name: tokens[name] for name in names}, pool.read_embeddings)
+    tokens = {**pool.readers.input_ids(pool.sample_ids), **dict.fromkeys(long, same)}
+    twins = replace(pool, readers=replace(pool.readers, input_ids=lambda names: {name: tokens[name] for name in names}))
     selection = choose(twins, 3, buckets=(4, 10))
-    cut = [w.cut(same).tolist() for w in selection.windows.values()]
+    cut = [[t for piece in parts for t in same[piece.start : piece.stop]] for parts in selection.pieces.values()]
     assert sorted(cut) == [[BOS, *([7] * 9)], [BOS, *([7] * 8), 8]]
     assert sorted(twins.lengths[selection.indices]) == [5, 11, 11]
     assert len(choose(twins, 4, buckets=(4, 10)).indices) == 3  # fewer than asked: build_calibration_set refuses
@@ -139,7 +142,3 @@ def test_every_sample_of_a_bucket_is_equally_likely() -> None:
     pool = make_pool([100] * 6)
     counts = Counter(row for seed in range(600) for row in choose(pool, 2, seed).indices.tolist())
     assert all(abs(counts[row] - 200) < 58 for row in range(6))
-
-
-def test_window_cut() -> None:
-    assert Window(2, 5, 8).cut(np.arange(10, dtype=np.int32)).tolist() == [0, 1, 5, 6, 7]

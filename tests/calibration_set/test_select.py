@@ -50,7 +50,7 @@ def test_only_the_pool_is_chosen_from_and_the_bytes_depend_on_nothing_else(
     samples: Path, choose: Choose, tmp_path: Path, strategy: str
 ) -> None:
     out = choose(samples, strategy=strategy, n=30)  # all there is
-    assert {row["doc_id"] for row in rows_of(out)} == {f"doc-pool-{i}" for i in range(30)}
+    assert {doc for row in rows_of(out) for doc in row["doc_ids"]} == {f"doc-pool-{i}" for i in range(30)}
     rows = pa.concat_tables(pq.read_table(p) for p in sorted((samples / "shards").iterdir())).to_pylist()
     other = write_samples(tmp_path / "other", rows[::-1], shards=2)
     for n in (7, 30):
@@ -73,11 +73,11 @@ def test_manifest_counts_add_up_and_the_digest_is_over_ids_and_fingerprint(sampl
     counts = manifest["counts"]
     assert counts["pool_samples"] == 30 == counts["filtered_by_domain"] + counts["not_chosen"] + counts["selected"]
     assert (counts["filtered_by_domain"], counts["selected"], counts["missing"]) == (20, 8, 0)
-    windowed = [row for row in rows if row["parent"] is not None]
+    windowed = [row for row in rows if row["parents"]]
     whole = {sample(i, 20 + 7 * i)["sample_id"]: 20 + 7 * i for i in range(30)}
-    assert counts["windowed"] == len(windowed) > 0
-    assert counts["tokens_cut_by_windows"] == sum(whole[row["parent"]] - 64 for row in windowed)
-    assert all(row["n_tokens"] == 64 and row["reason"]["of_tokens"] == whole[row["parent"]] for row in windowed)
+    assert counts["cut_or_joined"] == len(windowed) > 0
+    assert counts["tokens_left_out"] == sum(whole[row["parents"][0]] - 64 for row in windowed)
+    assert all(row["n_tokens"] == 64 and row["reason"]["of_tokens"] == whole[row["parents"][0]] for row in windowed)
     assert manifest["choice"]["buckets"] == [32, 64]
 
 

@@ -108,6 +108,7 @@ def build(root: Path) -> None:
     from assets.base_model.params import ModelParams
     from assets.calibration_choice.choice import build_choice
     from assets.calibration_choice.params import ChoiceParams
+    from assets.calibration_set.pool import Sources
     from assets.calibration_set.select import build_calibration_set
     from assets.quantized_model.build import build_quantized_model
     from assets.quantized_model.params import SchemeParams
@@ -123,7 +124,7 @@ def build(root: Path) -> None:
     build_raw_corpus(CorpusParams.model_validate(corpus), root, root / CORPUS)
     build_tokenized_samples(TokenizeParams(max_length=32, workers=1), root / "base", root / CORPUS, samples)
     build_choice(CHOICE, ChoiceParams(strategy="random", n=8, seed=0), {}, choice)
-    build_calibration_set(choice, samples, None, root / SET)
+    build_calibration_set(choice, Sources(samples, None), root / SET)
     model = ModelParams(name="base", device="cpu")
     build_activation_stats(StatisticsParams(), model, root / SET, root / STATS, root)
     scheme = SchemeParams(method="rtn", weight_bits=4, group_size=32)
@@ -316,7 +317,7 @@ def shard_of(workspace: Path, document: str) -> Path:
 
 
 def test_a_changed_document_is_tampering(workspace: Path) -> None:
-    document = pq.read_table(workspace / SET / "samples.parquet")["doc_id"][0].as_py()
+    document = pq.read_table(workspace / SET / "samples.parquet")["doc_ids"][0][0].as_py()
     shard = shard_of(workspace, document)
     table = pq.read_table(shard)
     rows = table.to_pylist()
@@ -331,7 +332,7 @@ def test_a_changed_document_is_tampering(workspace: Path) -> None:
 
 
 def test_a_removed_document_is_missing_if_the_corpus_was_ingested_again(workspace: Path) -> None:
-    document = pq.read_table(workspace / SET / "samples.parquet")["doc_id"][0].as_py()
+    document = pq.read_table(workspace / SET / "samples.parquet")["doc_ids"][0][0].as_py()
     shard_of(workspace, document).unlink()
     result = audit(workspace / MODEL, workspace)
     assert states(result) == {"documents": "tampered"}  # dvc.lock still records the file

@@ -37,13 +37,13 @@ def write_set(folder: Path, n: int = 6, seed: int = 0) -> None:
         {
             "position": i,
             "sample_id": f"{seed}{i:063x}",
-            "doc_id": f"doc-{i}",
+            "doc_ids": [f"doc-{i}"],
             "domain": "prose",
             "source": "test",
             "n_tokens": 32,
             "input_ids": torch.randint(0, 96, (32,), generator=g).tolist(),
             "reason": "{}",
-            "parent": None,
+            "parents": [],
         }
         for i in range(n)
     ]
@@ -160,7 +160,7 @@ def test_provenance_names_everything(project, tmp_path) -> None:
     assert record["calibration_set"]["choice"] == manifest["choice"]
     assert record["calibration_set"]["samples"][2] == {
         "sample_id": f"0{2:063x}",
-        "doc_id": "doc-2",
+        "doc_ids": ["doc-2"],
         "source": "test",
         "domain": "prose",
     }

@@ -29,7 +29,24 @@ GROUP = "plumbline.strategies"
 
 BUILT_IN = {
     "random": "assets.calibration_set.strategies.uniform",
-    "length_stratified": "assets.calibration_set.strategies.length_stratified",
+    **{
+        name: f"assets.calibration_set.strategies.{name}"
+        for name in (
+            "length_stratified",
+            "first_n",
+            "packed_windows",
+            "embedding_cluster",
+            "token_coverage",
+            "activation_coverage",
+            "hessian_matching",
+            "hot_flip",
+            "bandit_coverage",
+            "reinforce",
+            "domain_matched",
+            "mixture",
+            "self_generated",
+        )
+    },
 }
 """Name -> module with a function `select`; imported when asked for."""
 

@@ -1,44 +1,57 @@
-"""What every strategy is given and what it gives back."""
+"""What a strategy is given and what it gives back. A strategy is written against this module alone."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from assets.sample_features.signatures import Signatures
 
 COLUMNS = ("sample_id", "doc_id", "domain", "source", "n_tokens", "n_special")
 
 
 @dataclass(frozen=True)
-class Window:
-    """A sample cut out of a longer one: its first `keep` tokens (the special ones), then tokens `start` to `stop`."""
+class Piece:
+    """Tokens `start` to `stop` of the pool's sample `row`; a calibration sample may be joined of several."""
 
-    keep: int
+    row: int
     start: int
     stop: int
 
-    def cut(self, input_ids: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The tokens of the window, int32 (keep + stop - start,)."""
-        return np.concatenate([input_ids[: self.keep], input_ids[self.start : self.stop]])
+
+@dataclass(frozen=True, eq=False)
+class Readers:
+    """How samples get at what is large or costly; each is called with sample ids when a strategy asks."""
+
+    input_ids: Callable[[Sequence[str]], dict[str, NDArray[np.int32]]]
+    embeddings: Callable[[Sequence[str]], NDArray[np.float16]]
+    signatures: Callable[[Sequence[str]], Signatures]
+    """Stored ones are read; each missing one costs a forward pass of the base model."""
+    signed: Callable[[], Sequence[str]]
+    """Ids of the samples whose signature is stored."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
-    """The samples a strategy may choose from, sorted by sample id, so that no result depends on the order on disk.
+class Samples:
+    """Samples of one split, sorted by sample id, so that no result depends on the order on disk.
 
-    Token ids and embeddings are read when a strategy asks for them: one that needs lengths alone opens neither.
+    Token ids, embeddings and signatures are read when asked for: who needs lengths alone opens none of them.
     """
 
     table: pa.Table
     """Columns `COLUMNS`, sorted by sample_id."""
-    read_input_ids: Callable[[Sequence[str]], dict[str, NDArray[np.int32]]]
-    read_embeddings: Callable[[Sequence[str]], NDArray[np.float16]]
+    readers: Readers
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -68,7 +81,7 @@ class Pool:
     def special_prefix(self) -> int:
         """How many special tokens the tokenizer puts before a text (beginning-of-sequence).
 
-        Read off the samples: what 256 of those with special tokens, spread over the pool, begin with in common, and
+        Read off the samples: what 256 of those with special tokens, spread over the split, begin with in common, and
         never more than the tokenizer added.
         """
         special = self.table["n_special"].to_numpy()
@@ -85,27 +98,68 @@ class Pool:
     def input_ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int32]]:
         """Token ids of the samples at `rows`, each int32 (n_tokens,)."""
         names = self.names(rows)
-        found = self.read_input_ids(names)
+        found = self.readers.input_ids(names)
         return [found[name] for name in names]
 
     def embeddings(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.float16]:
         """Embeddings of the samples at `rows` (None: all), float16 (len(rows), d), each of length 1."""
-        return self.read_embeddings(self.names(range(len(self)) if rows is None else rows))
+        return self.readers.embeddings(self.names(range(len(self)) if rows is None else rows))
+
+    def signatures(self, rows: Sequence[int] | NDArray[np.int64]) -> Signatures:
+        """What the base model computes for the samples at `rows`; each that is not stored costs a forward pass."""
+        return self.readers.signatures(self.names(rows))
+
+    @cached_property
+    def signed(self) -> NDArray[np.int64]:
+        """Rows whose signature is stored, ascending, int64: a uniform draw of the split (see `features.signatures`)."""
+        stored = pa.array(self.readers.signed(), pa.string())
+        return np.flatnonzero(pc.is_in(self.table["sample_id"], stored).to_numpy()).astype(np.int64)
 
     def names(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """Sample ids of the samples at `rows`."""
         return list(self.table["sample_id"].take(pa.array(rows, pa.int64())).to_pylist())
 
 
+@dataclass(frozen=True, eq=False)
+class Pool(Samples):
+    """The samples a strategy may choose from, and what it may look at to choose well."""
+
+    stream: NDArray[np.int64]
+    """Place of each sample in the stream of the corpus (order of sources, files, rows, windows), int64 (N,)."""
+    tuning: Samples
+    """The tuning split; it shares no document with the pool."""
+    production: Samples | None
+    """The production sample of params.yaml (`corpus.production`), if there is one."""
+    load_model: Callable[[], PreTrainedModel]
+    """The base model, in evaluation mode. It is shared: leave weights, gradients and hooks as they were."""
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase]
+
+    @property
+    def reference(self) -> Samples:
+        """What the set should represent: the production sample, or where none is given the tuning split."""
+        return self.tuning if self.production is None else self.production
+
+    def subset(self, rows: NDArray[np.int64]) -> Pool:
+        """The pool with only the samples at `rows` (ascending); everything else stays."""
+        return replace(self, table=self.table.take(pa.array(rows)), stream=self.stream[rows])
+
+
 @dataclass(frozen=True)
 class Selection:
-    """The chosen rows of the pool, in order, each once, with the reason it was picked."""
+    """The chosen samples, in order, each with the reason it was picked.
+
+    A sample is a row of the pool, each at most once; or it is cut and joined from `pieces` of rows; or the strategy
+    wrote it itself.
+    """
 
     indices: NDArray[np.int64]
+    """Row of the pool per sample; for pieces the row that the first one is from, for written samples -1."""
     reasons: list[dict[str, Any]]
-    """Per chosen sample, JSON-able: bucket, cluster, gain ..."""
-    windows: dict[int, Window] = field(default_factory=dict)
-    """Position in `indices` -> the part of that sample that is used; a position that is absent uses all of it."""
+    """Per sample, JSON-able: bucket, cluster, gain ..."""
+    pieces: dict[int, tuple[Piece, ...]] = field(default_factory=dict)
+    """Position in `indices` -> the parts that the sample is joined of."""
+    written: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+    """Position in `indices` -> token ids of a sample that no document holds (the base model's own text)."""
     notes: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about the whole selection for the manifest: quotas, fills, objective reached ..."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from assets.calibration_set.strategies.base import Pool, Selection, Window, sample_id
+from assets.calibration_set.strategies.base import Piece, Pool, Selection, sample_id
 from assets.calibration_set.strategies.quotas import apportion, fill
 
 
@@ -66,7 +66,7 @@ def select(
         if row in fills:
             reason["fills"] = names[fills[row]]
         if position in windows:
-            reason["window"] = [windows[position].start, windows[position].stop]
+            reason["window"] = [windows[position][-1].start, windows[position][-1].stop]
             reason["of_tokens"] = int(lengths[row])
         reasons.append(reason)
     chosen = np.bincount(bucket_of[rows], minlength=len(edges))
@@ -76,7 +76,7 @@ def select(
         "fills": [{"short": names[a], "from": names[b], "samples": count} for (a, b), count in given.items()],
         "windowed": len(windows),
     }
-    return Selection(rows, reasons, windows, notes)
+    return Selection(rows, reasons, windows, notes=notes)
 
 
 def _draw(
@@ -107,7 +107,7 @@ def _draw(
 
 def _windows(
     pool: Pool, rows: NDArray[np.int64], largest: int, offset: NDArray[np.float64]
-) -> tuple[dict[int, Window], list[int]]:
+) -> tuple[dict[int, tuple[Piece, ...]], list[int]]:
     """A window for every chosen sample over `largest` tokens, by position, and the rows that have none of their own.
 
     A window may repeat another sample (two documents with one licence text): the next offset is tried then.
@@ -119,7 +119,7 @@ def _windows(
     special = pool.table["n_special"].to_numpy()
     names = pool.names(rows)
     taken = {name for position, name in enumerate(names) if lengths[rows[position]] <= largest}
-    windows: dict[int, Window] = {}
+    windows: dict[int, tuple[Piece, ...]] = {}
     blocked: list[int] = []
     for position, input_ids in zip(long, pool.input_ids(rows[long]), strict=True):
         keep = min(pool.special_prefix, int(special[rows[position]]), largest - 1)
@@ -127,11 +127,12 @@ def _windows(
         first = int(offset[rows[position]] * starts)
         for step in range(starts):
             start = keep + (first + step) % starts
-            window = Window(keep, start, start + largest - keep)
-            name = sample_id(window.cut(input_ids))
+            stop = start + largest - keep
+            name = sample_id(np.concatenate([input_ids[:keep], input_ids[start:stop]]))
             if name not in taken:
                 taken.add(name)
-                windows[position] = window
+                row = int(rows[position])
+                windows[position] = (*([Piece(row, 0, keep)] if keep else []), Piece(row, start, stop))
                 break
         else:
             blocked.append(int(rows[position]))

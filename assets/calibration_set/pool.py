@@ -1,0 +1,155 @@
+"""The pool of a choice: the samples to choose from, and how a strategy gets at what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from numpy.typing import NDArray
+
+from assets.base_model.params import ModelParams
+from assets.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples
+from assets.sample_features.reader import read_embeddings, read_manifest
+from assets.tokenized_samples.reader import fingerprint_of, read_samples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from assets.sample_features.signatures import Signatures
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """The artifacts that a pool is read from.
+
+    Attributes:
+        samples: a tokenized_samples artifact. Its report split is never read here.
+        features: a sample_features artifact of the same samples; None: what needs features fails with a reason.
+        model: the base model, loaded when a strategy asks for it.
+        root: the project; a relative `model.name` starts there.
+    """
+
+    samples: Path
+    features: Path | None
+    model: ModelParams = field(default_factory=ModelParams)
+    root: Path = Path()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the tokenization.
+
+        Raises:
+            ValueError: the features were computed on another one.
+        """
+        of_samples = fingerprint_of(self.samples)
+        if self.features is not None:
+            of_features = read_manifest(self.features)["fingerprint"]
+            if of_samples != of_features:
+                raise ValueError(
+                    f"tokenization differs: tokenized_samples has fingerprint {of_samples[:12]}, sample_features was "
+                    f"computed on {of_features[:12]}; run sample_features again"
+                )
+        return of_samples
+
+    def split(self, name: str) -> Samples:
+        """The samples of one split, sorted by id."""
+        return Samples(self._sorted(name)[0], self.readers)
+
+    def pool(self) -> Pool:
+        """The whole pool split, with everything a strategy may look at."""
+        table, stream = self._sorted("pool")
+        production = self.split("production") if "production" in self._splits else None
+        return Pool(
+            table,
+            self.readers,
+            stream,
+            self.split("tuning"),
+            production if production is not None and len(production) else None,
+            self.load_model,
+            self.load_tokenizer,
+        )
+
+    @cached_property
+    def _splits(self) -> tuple[str, ...]:
+        from assets.tokenized_samples.splits import SPLITS
+
+        return SPLITS
+
+    def _sorted(self, split: str) -> tuple[pa.Table, NDArray[np.int64]]:
+        table = read_samples(self.samples, splits=[split], columns=list(COLUMNS))
+        order = pc.sort_indices(table["sample_id"])  # from here on, the order on disk decides nothing
+        return table.take(order), order.to_numpy().astype(np.int64)
+
+    @cached_property
+    def readers(self) -> Readers:
+        """How the samples are read; one object for all splits."""
+        return Readers(_input_ids_from(self.samples), self._embeddings, self._signatures, self._signed)
+
+    def load_model(self) -> PreTrainedModel:
+        """The base model, shared with every other asset of this process."""
+        from assets.base_model.load import loaded_model, model_folder
+
+        folder = model_folder(self.model, self.root)
+        return loaded_model(folder, self.model.device, self.model.trust_remote_code)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        from assets.base_model.load import load_tokenizer, model_folder
+
+        return load_tokenizer(model_folder(self.model, self.root), self.model.trust_remote_code)
+
+    def _features(self, what: str) -> Path:
+        if self.features is None:
+            raise ValueError(f"this strategy needs {what}; run sample_features first")
+        return self.features
+
+    def _embeddings(self, names: Sequence[str]) -> NDArray[np.float16]:
+        return read_embeddings(self._features("embeddings"), names)
+
+    def _signatures(self, names: Sequence[str]) -> Signatures:
+        raise NotImplementedError
+
+    def _signed(self) -> Sequence[str]:
+        raise NotImplementedError
+
+
+def of_domains(pool: Pool, domains: Sequence[str] | None, choice: str) -> Pool:
+    """The pool with only the samples of `domains`; None: all.
+
+    Raises:
+        ValueError: the pool has no such domain.
+    """
+    if domains is None:
+        return pool
+    present = sorted(set(pc.unique(pool.table["domain"]).to_pylist()))
+    for domain in domains:
+        if domain not in present:
+            close = get_close_matches(domain, present, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else ""
+            raise ValueError(
+                f"params.yaml, calibrations: {choice}: the pool has no domain `{domain}`{hint} "
+                f"(it has {', '.join(present) or 'no samples at all'})"
+            )
+    wanted = pc.is_in(pool.table["domain"], pa.array(domains, pa.string()))
+    return pool.subset(np.flatnonzero(wanted.to_numpy()).astype(np.int64))
+
+
+def _input_ids_from(samples: Path) -> Callable[[Sequence[str]], dict[str, NDArray[np.int32]]]:
+    def read(names: Sequence[str]) -> dict[str, NDArray[np.int32]]:
+        wanted = pads.field("sample_id").isin(pa.array(names, pa.string()))
+        files = pads.dataset(samples / "shards", format="parquet")
+        found: dict[str, NDArray[np.int32]] = {}
+        for batch in files.to_batches(columns=["sample_id", "input_ids"], filter=wanted):
+            for name, ids in zip(batch["sample_id"].to_pylist(), batch["input_ids"], strict=True):
+                found[name] = np.array(ids.values, dtype=np.int32)
+        return found
+
+    return read
