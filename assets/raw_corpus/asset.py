@@ -25,8 +25,9 @@ inbox = dg.AssetSpec(
     code_version=code_version("raw_corpus"),
     automation_condition=ON_NEW_INPUT,
     deps=[inbox],
-    description="Every document of every source in params.yaml and of the inbox, one Parquet shard per file. A file "
-    "that did not change is not read again; a bad row is set aside with its file, row and reason, and counted.",
+    description="Every document of every source in params.yaml (production first) and of the inbox, one Parquet shard "
+    "per file. A file that did not change is not read again; a bad row is set aside with its file, row and reason, and "
+    "counted.",
 )
 def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[Any]:
 def _require_declared(params: CorpusParams, step: Step) -> None:
     """Every folder that is read must be a dependency in dvc.yaml, or neither door would notice that it changed."""
     declared = [(step.root / path).resolve() for path in step.inputs]
-    folders = {name: source.path for name, source in params.sources.items() if isinstance(source, Directory)}
+    folders = {name: source.path for name, source in params.in_order().items() if isinstance(source, Directory)}
     for name, path in {**folders, "inbox": params.inbox}.items():
         folder = (step.root / path).resolve()
         if not any(folder == d or d in folder.parents for d in declared):

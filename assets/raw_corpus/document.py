@@ -6,6 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
+PRODUCTION = "production"
+"""The source `corpus.production` of params.yaml: a sample of what the model will meet, in a split of its own."""
+
 
 @dataclass(frozen=True)
 class Document:

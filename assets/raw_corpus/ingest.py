@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from assets.artifact import link_or_copy, read_json, write_json
+from assets.raw_corpus.document import PRODUCTION
 from assets.raw_corpus.file_hashes import FileHashes
 from assets.raw_corpus.params import CorpusParams, Directory, PythonStdlib
 from assets.raw_corpus.shards import TableWriter, rejected_path, shard_name, shard_path, write_shard
-from assets.raw_corpus.source_file import REASONS, SourceFile
+from assets.raw_corpus.source_file import REASONS, SourceFile, key_of
 
 DUPLICATES = pa.schema(
     [("shard", pa.string()), ("row", pa.int64()), ("doc_id", pa.string()), ("first_source", pa.string())]
@@ -33,7 +34,7 @@ def build_raw_corpus(
     previous: Path | None = None,
     hashes: FileHashes | None = None,
 ) -> dict[str, Any]:
-    """Ingest the sources in the order of `params.sources`, then the inbox, into the empty folder `out`.
+    """Ingest production, the sources in the order of `params.sources`, then the inbox, into the empty folder `out`.
 
     Args:
         root: folder against which relative source paths and the inbox resolve.
@@ -47,8 +48,11 @@ def build_raw_corpus(
         ValueError: too many rows were rejected, or there is no document, or the params contradict each other.
         FileNotFoundError: a source's folder does not exist.
     """
-    if INBOX in params.sources:
-        raise ValueError(f"params.yaml corpus.sources.{INBOX}: the name is taken by the inbox folder; choose another")
+    taken = {INBOX: "the inbox folder", PRODUCTION: "corpus.production"}
+    for name in params.sources:
+        if (owner := taken.get(name.split("/")[0])) is not None:  # a document's source is `name/file`
+            raise ValueError(f"params.yaml corpus.sources.{name}: the name is taken by {owner}; choose another")
+    named = params.in_order()
     hashes = hashes or FileHashes()
     old = _shards_of(previous)
     entries: list[dict[str, Any]] = []
@@ -68,15 +72,15 @@ def build_raw_corpus(
     _mark_duplicates(entries, out)
     totals = _totals(entries)
     _check(totals, entries, out, params)
-    uses_python = any(isinstance(source, PythonStdlib) for source in params.sources.values())
+    uses_python = any(isinstance(source, PythonStdlib) for source in named.values())
     manifest = {
         "python": platform.python_version() if uses_python else None,
-        "sources": [*params.sources, INBOX],
+        "sources": [*named, INBOX],
         "shards": entries,
         "totals": totals,
     }
     write_json(out / "manifest.json", manifest)
-    by_source = Counter(dict.fromkeys([*params.sources, INBOX], 0))
+    by_source = Counter(dict.fromkeys([*named, INBOX], 0))
     for entry in entries:
         by_source[entry["source"]] += entry["documents"]
     return {"shards": len(entries), "reused_shards": reused, **totals, "documents_by_source": dict(by_source)}
@@ -84,7 +88,7 @@ def build_raw_corpus(
 
 def _source_files(params: CorpusParams, root: Path, hashes: FileHashes) -> Iterator[tuple[str, SourceFile]]:
     limit = params.max_document_bytes
-    for name, source in params.sources.items():
+    for name, source in params.in_order().items():
         if isinstance(source, PythonStdlib):
             from assets.raw_corpus.sources import python_stdlib
 
@@ -95,7 +99,7 @@ def _source_files(params: CorpusParams, root: Path, hashes: FileHashes) -> Itera
             folder = root / Path(source.path).expanduser()
             if not folder.exists():
                 raise FileNotFoundError(
-                    f"params.yaml corpus.sources.{name}.path: {source.path!r} does not exist (looked for {folder}); "
+                    f"params.yaml {key_of(name)}.path: {source.path!r} does not exist (looked for {folder}); "
                     f"give the path of a folder, absolute or relative to the project"
                 )
             yield from ((name, file) for file in directory.source_files(name, source, folder, limit, hashes))

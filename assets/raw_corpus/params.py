@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from assets.raw_corpus.document import PRODUCTION
+
 
 class _Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,8 +54,16 @@ class CorpusParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: dict[str, Source]
+    production: Source | None = None
+    """A sample of what the model will meet in production. No calibration set takes from it: it is what a set should
+    represent (strategies that look at production, representativeness). A document that another source holds, too,
+    counts as production's. Without it, the tuning split stands for production."""
     inbox: str = "inbox"
     """A folder that is a source of kind `directory` named `inbox`; new files there start a run."""
     max_document_bytes: int = Field(default=2_000_000, gt=0)
     max_rejected: float = Field(default=0.05, ge=0, le=1)
     """Share of rows that may be quarantined (duplicates aside) before the run fails."""
+
+    def in_order(self) -> dict[str, Source]:
+        """Every source by name in the order of ingestion, the inbox aside: what comes first keeps a shared document."""
+        return {**({} if self.production is None else {PRODUCTION: self.production}), **self.sources}

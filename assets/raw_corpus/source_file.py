@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from assets.raw_corpus.document import Document
+from assets.raw_corpus.document import PRODUCTION, Document
 
 REASONS = {
     "broken_json": "the line is not JSON",
@@ -46,3 +46,8 @@ class SourceFile:
     """Whatever beside the content decides which documents come out. JSON-able."""
     read: Callable[[], Iterator[Document | Rejected]]
     """Stream the rows in file order; raises UnreadableFile."""
+
+
+def key_of(source: str) -> str:
+    """Where a source stands in params.yaml, for messages."""
+    return "corpus.production" if source == PRODUCTION else f"corpus.sources.{source}"

@@ -1,4 +1,4 @@
-"""sample_features: the length and the embedding of every pool and tuning sample, computed once per sample id."""
+"""sample_features: length and embedding of every pool, tuning and production sample, computed once per sample id."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from assets.tokenized_samples.reader import fingerprint_of, iter_samples, read_s
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-SPLITS = ("pool", "tuning")
+SPLITS = ("pool", "tuning", "production")
 """The report split is never looked at before evaluation."""
 COLUMNS = ("sample_id", "split", "domain", "n_tokens")
 FINGERPRINTED = ("max_length", "long_documents", "add_special_tokens")
@@ -40,7 +40,7 @@ def build_sample_features(
     previous: Path | None = None,
     root: Path = Path(),
 ) -> dict[str, Any]:
-    """Embed the text of every pool and tuning sample into the existing empty folder `out`.
+    """Embed the text of every pool, tuning and production sample into the existing empty folder `out`.
 
     The text of a sample is what the base model's tokenizer decodes it to, special tokens left out; the embedder reads
     its first `params.max_tokens` tokens. Shards stream: memory is bounded by the sample ids and `BUFFER` texts.
@@ -74,9 +74,9 @@ def build_sample_features(
     names: list[str] = []
     computed = 0
     by_split = read_json(samples / "accounting.json")["by_split"]
-    total = sum(by_split[split]["samples"] for split in SPLITS)
+    total = sum(counts["samples"] for split, counts in by_split.items() if split in SPLITS)
     if not total:
-        raise ValueError("no sample in pool and tuning: add documents, or lower tokenize.splits in params.yaml")
+        raise ValueError("no sample outside the report split: add documents, or lower tokenize.splits in params.yaml")
     with tqdm(total=total, desc="sample_features", unit=" samples", disable=None) as progress:
         todo = _prepare(samples, out, known, engine, names, progress)
         while jobs := list(islice(todo, BUFFER)):

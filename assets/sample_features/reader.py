@@ -80,7 +80,7 @@ def shard_embeddings(path: Path, shard: str) -> NDArray[np.float16]:
     return embeddings
 
 
-def read_features(path: Path, splits: Sequence[str] = ("pool", "tuning")) -> Features:
+def read_features(path: Path, splits: Sequence[str] = ("pool", "tuning", "production")) -> Features:
     """Features of the samples in `splits`; ids, lengths and domains are read, embeddings memory-mapped."""
     manifest = read_manifest(path)
     tables, files, file_of, row_of = [], [], [], []
@@ -92,7 +92,7 @@ def read_features(path: Path, splits: Sequence[str] = ("pool", "tuning")) -> Fea
         file_of.append(np.full(len(rows), number, dtype=np.int32))
         row_of.append(rows.astype(np.int64))
     if not tables:
-        raise ValueError(f"{path}: holds no samples; the pool and tuning splits of tokenized_samples are empty")
+        raise ValueError(f"{path}: holds no samples; tokenized_samples has none outside the report split")
     table = pa.concat_tables(tables)
     return Features(
         table["sample_id"],

@@ -20,7 +20,8 @@ from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materia
     automation_condition=ON_NEW_INPUT,
     deps=[raw_corpus],
     description="The documents as production would tokenize them: the base model's tokenizer, special tokens and chat "
-    "template, long documents cut by policy, each document in one of the splits pool, tuning and report. "
+    "template, long documents cut by policy, each document in one of the splits pool, tuning, report and "
+    "production. "
     "Every token that is lost on the way is counted by reason.",
 )
 def tokenized_samples(context: dg.AssetExecutionContext) -> Iterator[Any]:

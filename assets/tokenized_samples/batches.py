@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from assets.raw_corpus.document import Document
 from assets.tokenized_samples.params import TokenizeParams
-from assets.tokenized_samples.splits import split_of
+from assets.tokenized_samples.splits import split_of_document
 from assets.tokenized_samples.windows import windows
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def tokenize_batch(encoder: Encoder, params: TokenizeParams, documents: list[Doc
         batch.tokens += len(encoded.content)
         for reason, (samples, tokens) in lost.items():
             count_lost(batch.lost, reason, samples, tokens)
-        split = split_of(document.group, params.splits.tuning, params.splits.report)
+        split = split_of_document(document.source, document.group, params.splits.tuning, params.splits.report)
         for window in found:
             columns["sample_id"].append(sample_id(window.input_ids))
             columns["doc_id"].append(document.doc_id)

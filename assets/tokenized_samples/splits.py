@@ -1,14 +1,22 @@
-"""The three splits, by document hash: what a document is in never depends on what else was ingested."""
+"""The splits, by document hash: what a document is in never depends on what else was ingested."""
 
 from __future__ import annotations
 
 import hashlib
 
-SPLITS = ("pool", "tuning", "report")
+from assets.raw_corpus.document import PRODUCTION
+
+SPLITS = ("pool", "tuning", "report", PRODUCTION)
+"""Every document is in one of them; `production` is empty where params.yaml names no `corpus.production`."""
+
+
+def split_of_document(source: str, group: str, tuning: float = 0.1, report: float = 0.1) -> str:
+    """The split of a document: production for those of that source (`production/file`), else as `split_of` says."""
+    return PRODUCTION if source.partition("/")[0] == PRODUCTION else split_of(group, tuning, report)
 
 
 def split_of(group: str, tuning: float = 0.1, report: float = 0.1) -> str:
-    """The split of every document of `group`.
+    """The split of every document of `group`, production aside.
 
     The SHA-256 of the group is read as a number in [0, 1): below `tuning` it is tuning, above `1 - report` it is
     report, else pool. Adding documents moves none that is already there, and widening one share leaves the other.

@@ -1,4 +1,4 @@
-"""tokenized_samples: the documents as the model would see them in production, in three splits, every token counted.
+"""tokenized_samples: the documents as the model would see them in production, in splits, every token counted.
 
 Counting. `tokens_in` and `tokens_out` are content tokens, those of the text or of the rendered chat: `tokens_in` =
 `tokens_out` + the sum of `lost`. What the tokenizer adds around a sample is counted apart, in `special_tokens`. The

@@ -12,7 +12,7 @@ from assets.raw_corpus.document import Document
 from assets.raw_corpus.file_hashes import FileHashes
 from assets.raw_corpus.params import HuggingFace
 from assets.raw_corpus.rows import RowReader
-from assets.raw_corpus.source_file import Rejected, SourceFile
+from assets.raw_corpus.source_file import Rejected, SourceFile, key_of
 
 
 def source_files(
@@ -35,7 +35,7 @@ def source_files(
         size = sum(p.stat().st_size for p in files)
     elif not re.fullmatch(r"[0-9a-f]{40}", source.revision):
         raise ValueError(
-            f"params.yaml corpus.sources.{name}.revision: expected the 40 hex digits of a commit of {source.name}, "
+            f"params.yaml {key_of(name)}.revision: expected the 40 hex digits of a commit of {source.name}, "
             f"found {source.revision!r}; a branch would let the corpus change under the same parameters. The commit "
             f"stands on the dataset's page on the hub, under 'Files and versions', 'History'"
         )
