@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from assets.base_model.params import ModelParams
 from assets.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples
-from assets.sample_features.reader import read_embeddings, read_manifest
+from assets.raw_corpus.document import PRODUCTION
+from assets.sample_features.reader import Embeddings, embeddings_of, read_manifest
 from assets.tokenized_samples.reader import fingerprint_of, read_samples
 
 if TYPE_CHECKING:
@@ -66,22 +67,16 @@ class Sources:
     def pool(self) -> Pool:
         """The whole pool split, with everything a strategy may look at."""
         table, stream = self._sorted("pool")
-        production = self.split("production") if "production" in self._splits else None
+        production = self.split(PRODUCTION)
         return Pool(
             table,
             self.readers,
             stream,
             self.split("tuning"),
-            production if production is not None and len(production) else None,
+            production if len(production) else None,
             self.load_model,
             self.load_tokenizer,
         )
-
-    @cached_property
-    def _splits(self) -> tuple[str, ...]:
-        from assets.tokenized_samples.splits import SPLITS
-
-        return SPLITS
 
     def _sorted(self, split: str) -> tuple[pa.Table, NDArray[np.int64]]:
         table = read_samples(self.samples, splits=[split], columns=list(COLUMNS))
@@ -111,8 +106,8 @@ class Sources:
             raise ValueError(f"this strategy needs {what}; run sample_features first")
         return self.features
 
-    def _embeddings(self, names: Sequence[str]) -> NDArray[np.float16]:
-        return read_embeddings(self._features("embeddings"), names)
+    def _embeddings(self, names: pa.ChunkedArray) -> Embeddings:
+        return embeddings_of(self._features("embeddings"), names)
 
     def _signatures(self, names: Sequence[str]) -> Signatures:
         raise NotImplementedError

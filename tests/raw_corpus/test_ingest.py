@@ -12,6 +12,7 @@ import pytest
 
 from assets.artifact import read_json
 from assets.raw_corpus import shards as shards_module
+from assets.raw_corpus.document import document_id
 from assets.raw_corpus.file_hashes import FileHashes
 from assets.raw_corpus.reader import documents, read_rejected, shards
 from assets.raw_corpus.sources import directory
@@ -283,3 +284,71 @@ def test_unchanged_files_are_not_even_hashed(tmp_path: Path, ingest: Ingest, mon
     assert texts(third) == ["new", "young"] and read == ["old.txt", "young.txt"]
     memory.write_text("{half a")
     assert FileHashes(memory).sha256(old) == sha256_file(old)
+
+
+PRODUCTION = {"kind": "directory", "path": "traffic"}
+
+
+def test_production_comes_first_and_keeps_what_it_shares(tmp_path: Path, ingest: Ingest) -> None:
+    write(tmp_path / "docs/a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
+    write(tmp_path / "traffic/z.jsonl", '{"text": "two"}\n{"text": "three"}\n')
+    corpus, summary = ingest(tmp_path, production=PRODUCTION)
+    found = [(d.source, d.text) for shard in shards(corpus) for d in documents(corpus, shard)]
+    assert found == [("production/z.jsonl", "two"), ("production/z.jsonl", "three"), ("docs/a.jsonl", "one")]
+    assert pq.read_table(corpus / "duplicates.parquet").to_pylist() == [
+        {"shard": shards(corpus)[1], "row": 1, "doc_id": document_id("two", None), "first_source": "production/z.jsonl"}
+    ]
+    assert summary["rejected"] == {"duplicate": 1} and summary["rows"] == 4
+    assert summary["documents_by_source"] == {"production": 2, "docs": 1, "inbox": 0}
+    assert read_json(corpus / "manifest.json")["sources"] == ["production", "docs", "inbox"]
+
+
+def test_production_comes_and_goes_without_reading_the_rest_again(tmp_path: Path, ingest: Ingest) -> None:
+    write(tmp_path / "docs/a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
+    write(tmp_path / "traffic/z.txt", "two")
+    without, summary = ingest(tmp_path)
+    assert "production" not in summary["documents_by_source"]
+    with_it, summary = ingest(tmp_path, without, production=PRODUCTION)
+    assert summary["reused_shards"] == 1 and summary["shards"] == 2
+    assert tree(with_it) == tree(ingest(tmp_path, production=PRODUCTION)[0])
+    again, summary = ingest(tmp_path, with_it)
+    assert tree(again) == tree(without) and summary["reused_shards"] == 1
+
+
+def test_production_may_be_of_any_kind(tmp_path: Path, ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    from assets.raw_corpus.sources import python_stdlib
+
+    monkeypatch.setattr(python_stdlib, "code_and_prose", lambda: iter([("alpha", "Alpha.", "x = 1\n")]))
+    corpus, summary = ingest(tmp_path, sources={}, production={"kind": "python_stdlib"})
+    assert summary["documents_by_source"]["production"] == summary["documents"] > 0
+    assert read_json(corpus / "manifest.json")["python"] is not None
+    with pytest.raises(ValueError, match=r"corpus\.production\.revision: expected the 40 hex digits"):
+        ingest(tmp_path, production={"kind": "huggingface", "name": "some/where", "revision": "main"})
+    with pytest.raises(FileNotFoundError, match=r"corpus\.production\.path: 'traffic' does not exist"):
+        ingest(tmp_path, production=PRODUCTION)
+
+
+@pytest.mark.parametrize("name", ["production", "production/more"])
+def test_no_other_source_is_called_production(tmp_path: Path, ingest: Ingest, name: str) -> None:
+    """Its documents would become production's: the split goes by the source's name."""
+    with pytest.raises(ValueError, match=rf"corpus\.sources\.{name}: the name is taken by corpus\.production"):
+        ingest(tmp_path, sources={name: PRODUCTION})
+
+
+@pytest.mark.parametrize("listed", [["docs", "inbox"], ["docs", "inbox", "traffic"], ["docs", ".", "inbox"]])
+def test_every_folder_must_be_listed_in_dvc_yaml(tmp_path: Path, listed: list[str]) -> None:
+    from types import SimpleNamespace
+    from typing import cast
+
+    from assets.raw_corpus.asset import _require_declared
+    from assets.raw_corpus.params import CorpusParams
+    from orchestration.step import Step
+
+    sources = {"docs": {"kind": "directory", "path": "docs"}}
+    params = CorpusParams.model_validate({"sources": sources, "production": PRODUCTION})
+    step = cast(Step, SimpleNamespace(root=tmp_path, inputs=dict.fromkeys(listed, "")))
+    if len(listed) == 3:
+        _require_declared(params, step)
+    else:
+        with pytest.raises(ValueError, match="source 'production' reads traffic, which dvc.yaml does not list"):
+            _require_declared(params, step)

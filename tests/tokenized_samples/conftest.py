@@ -46,20 +46,28 @@ def tokenizer_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def corpus_of(tmp_path: Path) -> Callable[..., Path]:
-    """corpus_of({"file": [text or messages, ...]}) -> raw_corpus folder; the file's name is the domain."""
+    """corpus_of({"file": [text or messages, ...]}) -> raw_corpus folder; the file's name is the domain.
+
+    `production` gives the files of that source.
+    """
     count = 0
 
-    def make(files: dict[str, list[Any]], previous: Path | None = None) -> Path:
+    def make(
+        files: dict[str, list[Any]], previous: Path | None = None, production: dict[str, list[Any]] | None = None
+    ) -> Path:
         nonlocal count
         count += 1
         root, out = tmp_path / f"root{count}", tmp_path / f"corpus{count}"
         out.mkdir()
-        for name, rows in files.items():
-            path = root / "docs" / name / "rows.jsonl"
+        written = [("docs", *file) for file in files.items()] + [("traffic", *f) for f in (production or {}).items()]
+        for folder, name, rows in written:
+            path = root / folder / name / "rows.jsonl"
             path.parent.mkdir(parents=True)
             objects = [{"text": row} if isinstance(row, str) else {"messages": row} for row in rows]
             path.write_text("".join(json.dumps(row) + "\n" for row in objects))
-        params = CorpusParams.model_validate({"sources": {"docs": {"kind": "directory", "path": "docs"}}})
+        traffic = None if production is None else {"kind": "directory", "path": "traffic"}
+        sources = {"docs": {"kind": "directory", "path": "docs"}}
+        params = CorpusParams.model_validate({"sources": sources, "production": traffic})
         build_raw_corpus(params, root, out, previous)
         return out
 

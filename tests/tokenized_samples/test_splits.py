@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.tokenized_samples.splits import split_of
+from assets.tokenized_samples.splits import split_of, split_of_document
 
 SHARES = st.floats(0, 0.49)
 
@@ -39,3 +39,10 @@ def test_known_groups() -> None:
 def test_bad_shares(tuning: float, report: float) -> None:
     with pytest.raises(ValueError, match="must be non-negative and leave a pool"):
         split_of("x", tuning, report)
+
+
+@given(st.text(), SHARES, SHARES)
+def test_a_document_of_production_is_in_no_other_split(group: str, tuning: float, report: float) -> None:
+    assert split_of_document("production/a/b.txt", group, tuning, report) == "production"
+    for source in ("productions/a.txt", "docs/production/a.txt", "inbox/production.txt"):
+        assert split_of_document(source, group, tuning, report) == split_of(group, tuning, report)
