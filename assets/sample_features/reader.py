@@ -53,6 +53,10 @@ class Embeddings:
             out[here] = self.files[number][self.row_of[wanted[here]]]
         return out
 
+    def at(self, rows: NDArray[np.int64]) -> Embeddings:
+        """Those at `rows`, in that order; nothing is read."""
+        return Embeddings(self.files, self.file_of[rows], self.row_of[rows], self.dimension)
+
     def blocks(self, size: int = 65536) -> Iterator[NDArray[np.float16]]:
         """All rows in order, at most `size` at a time, for passes over more than memory holds."""
         for start in range(0, len(self), size):
@@ -80,13 +84,15 @@ def shard_embeddings(path: Path, shard: str) -> NDArray[np.float16]:
     return embeddings
 
 
-def read_features(path: Path, splits: Sequence[str] = ("pool", "tuning", "production")) -> Features:
-    """Features of the samples in `splits`; ids, lengths and domains are read, embeddings memory-mapped."""
+def read_features(path: Path, splits: Sequence[str] | None = ("pool", "tuning", "production")) -> Features:
+    """Features of the samples in `splits` (None: of all); ids, lengths and domains are read, embeddings memory-mapped."""
     manifest = read_manifest(path)
     tables, files, file_of, row_of = [], [], [], []
     for number, shard in enumerate(manifest["shards"]):
         table = shard_table(path, shard)
-        rows = np.flatnonzero(pc.is_in(table["split"], pa.array(list(splits), pa.string())).to_numpy())
+        rows = np.arange(table.num_rows)
+        if splits is not None:
+            rows = np.flatnonzero(pc.is_in(table["split"], pa.array(list(splits), pa.string())).to_numpy())
         tables.append(table.take(pa.array(rows)))
         files.append(shard_embeddings(path, shard))
         file_of.append(np.full(len(rows), number, dtype=np.int32))
@@ -103,17 +109,22 @@ def read_features(path: Path, splits: Sequence[str] = ("pool", "tuning", "produc
 
 
 def read_embeddings(path: Path, sample_ids: Sequence[str]) -> NDArray[np.float16]:
-    """Embeddings of the named samples in that order, float16 (len(sample_ids), dimension).
+    """Embeddings of the named samples in that order, float16 (len(sample_ids), dimension); raises as below."""
+    return embeddings_of(path, pa.chunked_array([pa.array(sample_ids, pa.string())])).take()
+
+
+def embeddings_of(path: Path, sample_ids: pa.ChunkedArray) -> Embeddings:
+    """Embeddings of the named samples (Arrow strings) in that order, still on disk.
 
     Raises:
         ValueError: a sample has no features.
     """
-    features = read_features(path)
-    rows = pc.index_in(pa.array(sample_ids, pa.string()), value_set=features.sample_ids)
+    features = read_features(path, None)
+    rows = pc.index_in(sample_ids, value_set=features.sample_ids)
     if rows.null_count:
-        first = sample_ids[int(np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False))[0])]
+        first = sample_ids.filter(rows.is_null())[0].as_py()
         raise ValueError(
             f"{path}: {rows.null_count} samples have no features, the first is {first[:12]}; the features are older "
             f"than tokenized_samples: run sample_features again"
         )
-    return features.embeddings.take(rows.to_numpy().astype(np.int64))
+    return features.embeddings.at(rows.to_numpy().astype(np.int64))

@@ -14,6 +14,7 @@ import pytest
 
 from assets.artifact import write_json, write_table
 from assets.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples, sample_id
+from assets.sample_features.reader import Embeddings
 from assets.sample_features.signatures import Signatures
 from assets.tokenized_samples.batches import SAMPLES
 
@@ -86,10 +87,11 @@ def make_pool(
     everything = [*mine, *tuning, *(production or ())]
     tokens = {row["sample_id"]: np.array(row["input_ids"], np.int32) for row in everything}
 
-    def read_embeddings(names: Sequence[str]) -> Any:
+    def read_embeddings(names: pa.ChunkedArray) -> Embeddings:
         if embeddings is None:
             raise AssertionError("a strategy that needs no embeddings has read them")
-        return np.stack([np.asarray(embeddings[name], np.float16) for name in names])
+        rows = np.array([embeddings[name] for name in names.to_pylist()], np.float16)
+        return Embeddings((rows,), np.zeros(len(rows), np.int32), np.arange(len(rows)), rows.shape[-1])
 
     def read_signatures(names: Sequence[str]) -> Signatures:
         if signatures is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.calibration_set.strategies.base import generator
@@ -12,6 +12,7 @@ from assets.calibration_set.strategies.first_n import select
 from tests.calibration_set.conftest import make_pool, rows_of, sample, write_samples
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)), st.integers(1, 12))
 def test_the_first_on_disk_are_taken_in_their_order(order: list[int], n: int) -> None:
     pool = make_pool([5 + i for i in range(12)], order)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from assets.sample_features.reader import Embeddings
     from assets.sample_features.signatures import Signatures
 
 COLUMNS = ("sample_id", "doc_id", "domain", "source", "n_tokens", "n_special")
@@ -35,7 +36,8 @@ class Readers:
     """How samples get at what is large or costly; each is called with sample ids when a strategy asks."""
 
     input_ids: Callable[[Sequence[str]], dict[str, NDArray[np.int32]]]
-    embeddings: Callable[[Sequence[str]], NDArray[np.float16]]
+    embeddings: Callable[[pa.ChunkedArray], Embeddings]
+    """By sample ids as Arrow strings: a lookup, once for all; no embedding is read yet."""
     signatures: Callable[[Sequence[str]], Signatures]
     """Stored ones are read; each missing one costs a forward pass of the base model."""
     signed: Callable[[], Sequence[str]]
@@ -103,7 +105,15 @@ class Samples:
 
     def embeddings(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.float16]:
         """Embeddings of the samples at `rows` (None: all), float16 (len(rows), d), each of length 1."""
-        return self.readers.embeddings(self.names(range(len(self)) if rows is None else rows))
+        return self.stored_embeddings.take(rows)
+
+    @cached_property
+    def stored_embeddings(self) -> Embeddings:
+        """The embeddings where they are, row by row as here: `take(rows)`, and `blocks(size)` for a pass over all.
+
+        What has to scale reads these: all of a million samples' embeddings are 0.8 GB as stored, twice that as float32.
+        """
+        return self.readers.embeddings(self.table["sample_id"])
 
     def signatures(self, rows: Sequence[int] | NDArray[np.int64]) -> Signatures:
         """What the base model computes for the samples at `rows`; each that is not stored costs a forward pass."""
