@@ -84,15 +84,13 @@ def shard_embeddings(path: Path, shard: str) -> NDArray[np.float16]:
     return embeddings
 
 
-def read_features(path: Path, splits: Sequence[str] | None = ("pool", "tuning", "production")) -> Features:
-    """Features of the samples in `splits` (None: of all); ids, lengths and domains are read, embeddings memory-mapped."""
+def read_features(path: Path, splits: Sequence[str] = ("pool", "tuning", "production")) -> Features:
+    """Features of the samples in `splits`; ids, lengths and domains are read, embeddings memory-mapped."""
     manifest = read_manifest(path)
     tables, files, file_of, row_of = [], [], [], []
     for number, shard in enumerate(manifest["shards"]):
         table = shard_table(path, shard)
-        rows = np.arange(table.num_rows)
-        if splits is not None:
-            rows = np.flatnonzero(pc.is_in(table["split"], pa.array(list(splits), pa.string())).to_numpy())
+        rows = np.flatnonzero(pc.is_in(table["split"], pa.array(list(splits), pa.string())).to_numpy())
         tables.append(table.take(pa.array(rows)))
         files.append(shard_embeddings(path, shard))
         file_of.append(np.full(len(rows), number, dtype=np.int32))
@@ -119,7 +117,7 @@ def embeddings_of(path: Path, sample_ids: pa.ChunkedArray) -> Embeddings:
     Raises:
         ValueError: a sample has no features.
     """
-    features = read_features(path, None)
+    features = read_features(path)
     rows = pc.index_in(sample_ids, value_set=features.sample_ids)
     if rows.null_count:
         first = sample_ids.filter(rows.is_null())[0].as_py()
