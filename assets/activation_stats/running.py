@@ -12,6 +12,7 @@ from torch import Tensor
 from assets.activation_stats import histogram as histograms
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import NOBODY, SiteStats
+from assets.base_model.inputs import require_finite
 
 BLOCK = 16
 """Rows that are summed in float32 before float64 takes over: with 8 significant bits in a bfloat16, exact as long as
@@ -54,12 +55,7 @@ class RunningSite:
                 f"{self.dtype} {self.width} wide before"
             )
         low, high = x.amin(dim=0).float(), x.amax(dim=0).float()
-        if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
-            channel = int((~(torch.isfinite(low) & torch.isfinite(high))).nonzero()[0])
-            raise ValueError(
-                f"site {self.name!r}, channel {channel}: the base model computes inf or NaN for sample {sample_id}; "
-                "store it in bfloat16 or float32 (float16 overflows at 65504), or take the sample out"
-            )
+        require_finite(self.name, sample_id, low, high)
         self._add_largest(x, torch.maximum(-low, high), row)
         self.min[row] = torch.minimum(self.min[row], low)
         self.max[row] = torch.maximum(self.max[row], high)
