@@ -1,4 +1,4 @@
-"""The inputs of a model's linear layers during a forward pass, each distinct one seen once (q, k and v share theirs)."""
+"""The inputs of a model's linear layers during a forward pass, each distinct one once: q, k and v share theirs."""
 
 from __future__ import annotations
 

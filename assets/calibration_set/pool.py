@@ -14,17 +14,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from assets.base_model.params import ModelParams
 from assets.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples
 from assets.raw_corpus.document import PRODUCTION
 from assets.sample_features.reader import Embeddings, embeddings_of, read_manifest
+from assets.sample_features.signature_reader import read_probe, read_signatures, signature_manifest, stored_ids
 from assets.tokenized_samples.reader import fingerprint_of, read_samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from assets.sample_features.signatures import Signatures
+
+
+REMEMBERED = 4096
+"""Measured signatures that are kept in memory, each some 100 KB for a small model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +116,49 @@ class Sources:
         return embeddings_of(self._features("embeddings"), names)
 
     def _signatures(self, names: Sequence[str]) -> Signatures:
-        raise NotImplementedError
+        """Stored ones are read, the others measured; those measured before are remembered for the next who asks."""
+        from assets.sample_features.signatures import joined
+
+        features = self._features("activation signatures")
+        stored = set(self._signed())
+        missing = [name for name in dict.fromkeys(names) if name not in stored]
+        new = [name for name in missing if name not in self._measured]
+        if new:
+            found = self._measure(features, new)
+            for row, name in enumerate(new):
+                self._measured[name] = found.take([row])
+        parts = [self._measured[name] for name in missing]
+        for name in list(self._measured)[: max(0, len(self._measured) - REMEMBERED)]:
+            del self._measured[name]
+        return joined([read_signatures(features, [n for n in names if n in stored]), *parts]).by_id(names)
+
+    def _measure(self, features: Path, names: list[str]) -> Signatures:
+        from assets.base_model.load import base_model_digest, model_folder
+        from assets.sample_features.measure import measure
+
+        made_with = signature_manifest(features)["base_model_digest"]
+        found = base_model_digest(model_folder(self.model, self.root))
+        if made_with != found:
+            raise ValueError(
+                f"sample_features measured activations of the base model {made_with[:12]}, the one that params.yaml "
+                f"names is {found[:12]}; run sample_features again"
+            )
+        tokens = self.readers.input_ids(names)
+        total = sum(len(ids) for ids in tokens.values())
+        with tqdm(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1, disable=None) as bar:
+            todo = [(name, tokens[name]) for name in names]
+            return measure(self.load_model(), todo, read_probe(features), progress=bar.update)
+
+    @cached_property
+    def _measured(self) -> dict[str, Signatures]:
+        return {}
 
     def _signed(self) -> Sequence[str]:
-        raise NotImplementedError
+        return self._stored
+
+    @cached_property
+    def _stored(self) -> list[str]:
+        return stored_ids(self._features("activation signatures"))
 
 
 def of_domains(pool: Pool, domains: Sequence[str] | None, choice: str) -> Pool:

@@ -19,21 +19,23 @@ from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materia
     code_version=code_version("sample_features"),
     automation_condition=ON_NEW_INPUT,
     deps=[tokenized_samples],
-    description="Length and sentence embedding of every pool and tuning sample: what a strategy chooses by. "
-    "Computed once per sample, and never again while the embedder stays.",
+    description="What a strategy chooses by: length and sentence embedding of every sample, and what the base model "
+    "computes for some. Computed once per sample, and never again while embedder and base model stay.",
 )
 def sample_features(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
         from assets.base_model.load import model_folder
         from assets.sample_features.embed import build_sample_features
 
+        model = ModelParams.model_validate(step.params["model"])
         return build_sample_features(
             FeatureParams.model_validate(step.params["features"]),
-            model_folder(ModelParams.model_validate(step.params["model"]), step.root),
+            model_folder(model, step.root),
             step.input("tokenized_samples"),
             out,
             previous=step.previous,
             root=step.root,
+            model=model,
         )
 
     yield from materialize(context, build)

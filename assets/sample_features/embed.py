@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from assets.artifact import link_or_copy, read_json, write_json, write_table
+from assets.base_model.params import ModelParams
 from assets.sample_features.embedder import embed, embedder_digest, embedder_folder, load, matmul_precision
 from assets.sample_features.params import FeatureParams
 from assets.sample_features.reader import Features, read_features, read_manifest, shard_table
+from assets.sample_features.sign import build_signatures
 from assets.tokenized_samples.params import TokenizeParams
 from assets.tokenized_samples.reader import fingerprint_of, iter_samples, read_samples, shards
 
@@ -39,8 +41,10 @@ def build_sample_features(
     out: Path,
     previous: Path | None = None,
     root: Path = Path(),
+    model: ModelParams | None = None,
 ) -> dict[str, Any]:
-    """Embed the text of every pool, tuning and production sample into the existing empty folder `out`.
+    """Write length and embedding of every pool, tuning and production sample into the existing empty folder `out`, and
+    the activation signatures of those that `params.signatures` asks for.
 
     The text of a sample is what the base model's tokenizer decodes it to, special tokens left out; the embedder reads
     its first `params.max_tokens` tokens. Shards stream: memory is bounded by the sample ids and `BUFFER` texts.
@@ -51,9 +55,11 @@ def build_sample_features(
         previous: an earlier sample_features; embeddings of samples that are in it are taken over where embedder,
             settings and tokenization are the same. Where all are, no embedder is imported or loaded.
         root: the project; a relative path of an embedder starts there.
+        model: device and trust of the base model, where signatures need it.
 
     Returns:
-        Summary: samples, computed, reused, dimension, embedder, embedder_digest, fingerprint.
+        Summary: samples, computed, reused, dimension, embedder, embedder_digest, fingerprint; with signatures also how
+        many, and how many of them were computed, reused, and forwarded through the model.
 
     Raises:
         FileNotFoundError: no such embedder.
@@ -85,8 +91,14 @@ def build_sample_features(
                 computed += len(positions)
                 progress.update(len(positions))
     dimension = engine.dimension if computed else known.dimension
-    write_json(out / "manifest.json", {**settings, "dimension": dimension, "samples": total, "shards": names})
-    counts = {"samples": total, "computed": computed, "reused": total - computed, "dimension": dimension}
+    signatures, counted = None, {}
+    if params.signatures is not None:
+        signatures, counted = build_signatures(
+            params.signatures, SPLITS, model or ModelParams(), tokenizer_folder, samples, fingerprint, out, previous
+        )
+    content = {"dimension": dimension, "samples": total, "shards": names, "signatures": signatures}
+    write_json(out / "manifest.json", {**settings, **content})
+    counts = {"samples": total, "computed": computed, "reused": total - computed, "dimension": dimension, **counted}
     return counts | {name: settings[name] for name in ("embedder", "embedder_digest", "fingerprint")}
 
 
@@ -142,7 +154,7 @@ class _Known:
     @cached_property
     def features(self) -> Features:
         assert self.path is not None
-        return read_features(self.path, SPLITS)
+        return read_features(self.path)
 
     def link(self, shard: str, table: pa.Table, out: Path) -> bool:
         """Take a shard's embeddings over as they are, where it holds the same samples in the same order."""

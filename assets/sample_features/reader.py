@@ -64,7 +64,7 @@ class Embeddings:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """`manifest.json` of sample_features: embedder, its digest, dimension, samples, fingerprint, shards."""
+    """`manifest.json` of sample_features: embedder, its digest, dimension, samples, fingerprint, shards, signatures."""
     manifest: dict[str, Any] = read_json(path / "manifest.json")
     return manifest
 
