@@ -17,8 +17,8 @@ Reward = Callable[[tuple[int, ...]], float]
 """Of a set, given as ascending items; the higher, the better."""
 
 ELITE = 0.3
-BATCH = 10
-SMOOTHING = 0.7
+BATCH = 20
+SMOOTHING = 0.4
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def swap_search(count: int, n: int, reward: Reward, rng: np.random.Generator, bu
 def cross_entropy(count: int, n: int, reward: Reward, rng: np.random.Generator, budget: int) -> Search:
     """Cross-entropy method: batches of sets from logits per item, which move to what the elite of the batch took.
 
-    Source: Rubinstein 1999; a batch of 10, the best 3 of it, smoothing 0.7.
+    Source: Rubinstein 1999. Batch, elite and smoothing were the best of 18 settings on planted rewards at 40 and 200
+    evaluations, so that the rival is not a weak one.
     """
     share = np.full(count, n / count)
     trials: list[Trial] = []
