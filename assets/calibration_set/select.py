@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from assets.artifact import canonical_json, read_json, write_json, write_table
 from assets.calibration_set.pool import Sources, of_domains
@@ -50,12 +49,20 @@ def build_calibration_set(choice: Path, sources: Sources, out: Path) -> dict[str
     manifest = _manifest(asked, strategy, fingerprint, rows, selection, pool, len(whole))
     manifest["fingerprint_parts"] = read_json(sources.samples / "accounting.json")["fingerprint_parts"]
     write_json(out / "manifest.json", manifest)
-    compared = [_lengths_and_domains(part) for part in (rows, whole.table, whole.tuning.table)]
-    measured = representativeness(compared[0], compared[1], compared[2])
+    measured = representativeness(sources, pool, selection, rows)
     write_json(out / "representativeness.json", measured)
     summary = {key: manifest[key] for key in ("tokens", "documents", "digest")}
-    percentiles = {f"{name}_percentile": metric["percentile"] for name, metric in measured["metrics"].items()}
-    return {**summary, **manifest["counts"], **percentiles, "representativeness": measured["sentences"]}
+    return {**summary, **manifest["counts"], **_percentiles(measured), "representativeness": measured["sentences"]}
+
+
+def _percentiles(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat, for the summary: percentile per metric against what the set should represent, and the decision."""
+    if measured["primary"] is None:
+        return {}
+    metrics = measured["references"][measured["primary"]]["metrics"]
+    percentiles = {f"{name}_percentile": metric["percentile"] for name, metric in metrics.items()}
+    flagged = ", ".join(metrics[name]["label"] for name in measured["flagged"])
+    return {**percentiles, "p_value": measured["p_value"], "flagged": flagged or "none"}
 
 
 def choose(pool: Pool, strategy: Strategy, asked: Mapping[str, Any], whole: int) -> Selection:
@@ -168,6 +175,22 @@ def _touched(selection: Selection) -> list[int]:
     return list(rows)
 
 
+def _tokens_used(selection: Selection, pool: Pool) -> int:
+    """Tokens of the pool that are in the set, each once however often (special tokens may head several windows)."""
+    spans: dict[int, list[tuple[int, int]]] = {row: [] for row in _touched(selection)}
+    for piece in (piece for parts in selection.pieces.values() for piece in parts):
+        spans[piece.row].append((piece.start, piece.stop))
+    cut = {*selection.pieces, *selection.written}
+    whole = [row for position, row in enumerate(selection.indices.tolist()) if position not in cut]
+    used = int(pool.lengths[whole].sum())
+    for row in spans.keys() - set(whole):
+        end = 0
+        for start, stop in sorted(spans[row]):
+            used += max(0, stop - max(start, end))
+            end = max(end, stop)
+    return used
+
+
 def _manifest(
     asked: dict[str, Any],
     strategy: Strategy,
@@ -180,7 +203,6 @@ def _manifest(
     by_domain = rows.group_by("domain").aggregate([("n_tokens", "count"), ("n_tokens", "sum")]).to_pylist()
     tokens = int(pc.sum(rows["n_tokens"]).as_py())
     touched = _touched(selection)
-    written = sum(len(ids) for ids in selection.written.values())
     return {
         "choice": asked,
         "strategy_package": strategy.package,
@@ -199,14 +221,10 @@ def _manifest(
             "missing": asked["n"] - rows.num_rows,
             "cut_or_joined": len(selection.pieces),
             "written": len(selection.written),
-            "tokens_left_out": int(pool.lengths[touched].sum()) - (tokens - written),
+            "tokens_left_out": int(pool.lengths[touched].sum()) - _tokens_used(selection, pool),
         },
         "domains": {
             line["domain"]: {"samples": line["n_tokens_count"], "tokens": line["n_tokens_sum"]} for line in by_domain
         },
         "notes": selection.notes,
     }
-
-
-def _lengths_and_domains(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
-    return table["n_tokens"].to_numpy().astype(np.int64), np.array(table["domain"].to_pylist(), dtype=np.str_)

@@ -1,0 +1,39 @@
+"""What an aspect of representativeness is: metrics of a set, and of many random sets at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assets.calibration_set.representativeness.part import Part
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A distance to production: larger is farther."""
+
+    label: str
+    """A few words, for plots and headlines."""
+    unit: str
+    sentence: str
+    """With {value} and {factor} (e to the power of it)."""
+    zero: float = 0.0
+    """The value of no difference."""
+
+
+class Aspect(Protocol):
+    """One side of representativeness, prepared once for a production sample and a pool."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics by name."""
+
+    def of_set(self, chosen: Part) -> dict[str, float]:
+        """The distance of a set to production, by name of the metric."""
+
+    def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """The same for random sets, given as rows of the pool, (B, n); each (B,)."""
