@@ -97,8 +97,7 @@ def test_it_is_what_its_definition_says(
     assert f == pytest.approx((1 - outliers) * cells + outliers * channels, abs=1e-12)
     # the gains of greedy are the differences of that, at every step
     for step, row in enumerate(rows):
-        before = coverage.reached(rows[:step]) if step else np.array([0.0, 0.0, coverage.reached(rows[:0])[2]])
-        expected = coverage.reached(rows[: step + 1])[0] - before[0]
+        expected = coverage.reached(rows[: step + 1])[0] - coverage.reached(rows[:step])[0]
         assert coverage.gains(rows[step : step + 1])[0] == pytest.approx(expected, abs=1e-11)
         coverage.add(int(row))
 
@@ -146,6 +145,24 @@ def test_covering_one_minus_total_variation() -> None:
     assert Coverage.of(reference, reference, 2).reached(np.arange(2)).tolist() == pytest.approx([1, 1, 1])
 
 
+def test_a_cell_asks_for_one_token_at_least() -> None:
+    """A cell with a quarter of a token per set: one token fills it, and a sequence that has half of one fills half."""
+    reference = signatures([[[39, 1]]], [[1.0]])
+    chosen = signatures([[[9, 1]], [[79, 1]]], [[1.0]] * 2)
+    small = signatures([[[9, 1]]] + [[[10, 0]]] * 3, [[1.0]] * 4)
+    in_token = Coverage.of(chosen, small, 1)
+    assert in_token.demand.tolist() == [9.75, 1.0]  # n t p = 10 × 1/40 in the second
+    in_token = Coverage.of(chosen, reference, 1, 0, "sequence")
+    assert in_token.demand.tolist() == [39.0, 1.0]
+    assert in_token.reached(np.array([1]))[1] == pytest.approx(39 / 40 + 1 / 40 * (40 / 80))
+
+
+def test_a_site_where_all_samples_reach_alike_leaves_the_outliers_to_the_others() -> None:
+    one_flat = signatures([[[4]] * 2] * 3, [[1.0, 1, 7], [1, 3, 7], [1, 3, 7]], (2, 1))
+    coverage = Coverage.of(one_flat, one_flat, 1)
+    assert [coverage.reached(np.array([row]))[2] for row in range(3)] == [0, 1, 1]
+
+
 def test_sequence_weighting_ignores_length_and_token_weighting_does_not() -> None:
     short, long = [[[1, 3]]], [[[100, 300]]]
     both = signatures(short + long, [[1.0], [1.0]])
@@ -170,6 +187,11 @@ def test_greedy_reaches_its_share_of_the_best_set(weighting: Any, outliers: floa
             got = coverage.reached(chosen.indices)[0] - start
             assert (1 - (1 - 1 / n) ** n) * best - 1e-9 <= got <= best + 1e-9
             assert chosen.notes["at_least_of_best"] <= got / best + 1e-6  # what the notes promise is kept
+            for row in chosen.indices:
+                coverage.add(int(row))
+            more = sorted(coverage.gains(np.setdiff1d(np.arange(11), chosen.indices)).tolist())[-n:]
+            bound = min(1.0, float(coverage.reached(chosen.indices)[0]) + sum(more))
+            assert chosen.notes["at_least_of_best"] == pytest.approx((got + start) / bound, abs=1e-6)
             assert chosen.notes["coverage"]["all"]["value"] == pytest.approx(got, abs=1e-6)
             assert sum(reason["gain"] for reason in chosen.reasons) == pytest.approx(got, abs=1e-7)
 
