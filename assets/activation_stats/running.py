@@ -68,10 +68,8 @@ class RunningSite:
         wide = x.float()
         self.sums += torch.stack([_column_sums(wide), _column_sums(wide.abs()), _column_sums(wide.square())])
         if self.hessian is not None:
-            with _exact_products(self.dtype):
-                for start in range(0, len(wide), PRODUCT_ROWS):
-                    rows = wide[start : start + PRODUCT_ROWS]
-                    self.hessian += (rows.T @ rows).double()
+            for product in products(x):
+                self.hessian += product
 
     def _add_largest(self, x: Tensor, peaks: Tensor, row: int) -> None:
         """Largest magnitudes of `x`, ties by position, then channel, among those that the row already holds."""
@@ -117,6 +115,14 @@ class RunningSite:
             top_positions=self.top_positions.cpu(),
             top_channels=self.top_channels.cpu(),
         )
+
+
+def products(x: Tensor) -> list[Tensor]:
+    """x^T x of activations (tokens, width), in parts of PRODUCT_ROWS tokens, each (width, width) float64."""
+    wide = x.float()
+    with _exact_products(x.dtype):
+        parts = [wide[start : start + PRODUCT_ROWS] for start in range(0, len(wide), PRODUCT_ROWS)]
+        return [(rows.T @ rows).double() for rows in parts]
 
 
 def _column_sums(x: Tensor) -> Tensor:

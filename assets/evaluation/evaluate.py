@@ -12,8 +12,9 @@ from assets.artifact import read_json, sha256_files, write_json, write_table
 from assets.base_model.load import base_model_digest, load_model, loaded_model, model_folder
 from assets.base_model.params import ModelParams
 from assets.evaluation.base_logits import shared_base_logits
-from assets.evaluation.divergence import TokenDivergence, token_divergence
-from assets.evaluation.held_out import HeldOut, batches, choose, predicted_logits
+from assets.evaluation.divergence import TokenDivergence
+from assets.evaluation.held_out import HeldOut, batches, choose
+from assets.evaluation.measure import measure
 from assets.evaluation.metrics import by_domain, document_table, figures
 from assets.evaluation.params import EvaluationParams
 from assets.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
@@ -89,10 +90,7 @@ def _measure(
     quantized: Path,
     held_out: HeldOut,
 ) -> tuple[TokenDivergence, np.ndarray]:
-    """Both models over the same batches: one entry per predicted token, and which sample (int64) it belongs to.
-
-    Tokens come in order of sample and position, whatever the batches were.
-    """
+    """Both models over the same batches, as `measure` returns it."""
     device, trusted = model_params.device, model_params.trust_remote_code
     work = list(batches(held_out, params.batch_tokens))
     base = shared_base_logits(
@@ -101,16 +99,7 @@ def _measure(
         work,
         params.base_logits_bytes,
     )
-    model = load_model(quantized, device, trusted)
-    parts = [token_divergence(base[index], predicted_logits(model, batch)) for index, batch in enumerate(work)]
-    sample_of_token = np.concatenate([np.repeat(batch.rows, batch.predicted.sum(1).numpy()) for batch in work])
-    order = np.argsort(sample_of_token, kind="stable")
-    columns = (np.concatenate(column)[order] for column in zip(*map(_columns, parts), strict=True))
-    return TokenDivergence(*columns), sample_of_token[order]
-
-
-def _columns(part: TokenDivergence) -> tuple[np.ndarray, ...]:
-    return part.kl, part.nll_base, part.nll_quantized, part.agree
+    return measure(base, load_model(quantized, device, trusted), work)
 
 
 def _checked_fingerprint(quantized: Path, record: dict[str, Any], samples: Path) -> str:

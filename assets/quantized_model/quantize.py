@@ -5,17 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from assets.activation_stats.sketch import ActivationStats, SiteStats
 from assets.quantized_model.gptq import gptq
 from assets.quantized_model.grid import QuantizedWeight, dequantize
 from assets.quantized_model.minmax import activation_scale
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.rtn import rtn
 from assets.quantized_model.scheme import layer_group_sizes
+
+
+class Site(Protocol):
+    """What quantizing reads of a site's statistics (`SiteStats` in assets/activation_stats has it, and more)."""
+
+    @property
+    def members(self) -> tuple[str, ...]: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def hessian(self) -> Tensor | None: ...
+    @property
+    def min(self) -> Tensor: ...
+    @property
+    def max(self) -> Tensor: ...
+
+
+class Statistics(Protocol):
+    """What quantizing reads of the statistics of a calibration set."""
+
+    @property
+    def sites(self) -> Mapping[str, Site]: ...
+    @property
+    def unreached(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +66,7 @@ class Layer:
     error: float | None = None
 
 
-def quantize_layers(linears: Mapping[str, nn.Linear], stats: ActivationStats, scheme: SchemeParams) -> dict[str, Layer]:
+def quantize_layers(linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams) -> dict[str, Layer]:
     """Quantize every Linear from its site's statistics, in the order of `linears`.
 
     The members of a site are solved stacked: rows do not interact, and a Hessian is factored once for q, k and v.
@@ -67,7 +91,7 @@ def quantize_layers(linears: Mapping[str, nn.Linear], stats: ActivationStats, sc
 
 
 def _quantize_site(
-    members: dict[str, Tensor], site: SiteStats | None, group_size: int | None, scheme: SchemeParams
+    members: dict[str, Tensor], site: Site | None, group_size: int | None, scheme: SchemeParams
 ) -> dict[str, Layer]:
     W = torch.cat(list(members.values()))
     damping, dead, fallback, scale = None, 0, None, None
@@ -94,7 +118,7 @@ def _quantize_site(
     return layers
 
 
-def _relative_errors(W: Tensor, running: Tensor, site: SiteStats | None, rows: list[int]) -> list[float | None]:
+def _relative_errors(W: Tensor, running: Tensor, site: Site | None, rows: list[int]) -> list[float | None]:
     """tr(dW S dW^T) / tr(W S W^T) per member; in float32, because it is shown and decides nothing."""
     if site is None or site.hessian is None:
         return [None] * len(rows)
@@ -105,7 +129,7 @@ def _relative_errors(W: Tensor, running: Tensor, site: SiteStats | None, rows: l
     return [float(a.sum() / b.sum()) if b.sum() > 0 else None for a, b in parts]
 
 
-def _require_unreached(names: list[str], stats: ActivationStats, scheme: SchemeParams) -> None:
+def _require_unreached(names: list[str], stats: Statistics, scheme: SchemeParams) -> None:
     """A layer without statistics is a fallback where no token came by, and a mistake otherwise."""
     strange = [name for name in names if name not in stats.unreached]
     if strange:

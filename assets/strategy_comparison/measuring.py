@@ -1,0 +1,167 @@
+"""Every set of a comparison quantized and evaluated, sharing what can be shared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from assets.activation_stats.together import SetTotals, collect_together, hessian_bytes
+from assets.calibration_set.pool import Sources
+from assets.calibration_set.reader import set_digest
+from assets.evaluation.base_logits import BaseLogits
+from assets.evaluation.held_out import Batch, HeldOut, batches
+from assets.evaluation.measure import measure
+from assets.evaluation.params import EvaluationParams
+from assets.quantized_model.params import SchemeParams
+from assets.quantized_model.quantize import quantize_layers
+from assets.quantized_model.scheme import quantizable_linears
+from assets.quantized_model.simulate import simulate
+from assets.strategy_comparison.draws import Cell, asked_of, cells, draw_set, sub_pool
+from assets.strategy_comparison.kept import Kept, Measured
+from assets.strategy_comparison.params import ComparisonParams
+
+BATCH_TOKENS = EvaluationParams().batch_tokens
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The held-out documents, in order."""
+
+    names: list[str]
+    domains: list[str]
+    tokens: np.ndarray
+    """int64 (D,): predicted tokens."""
+
+
+def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:
+    """The documents that have a predicted token, and the document of each sample, int64; -1 for one without."""
+    predicted = np.array([len(ids) - 1 for ids in held_out.tokens])
+    pairs = list(zip(held_out.domains, held_out.doc_ids, strict=True))
+    some = sorted({pair for pair, count in zip(pairs, predicted, strict=True) if count > 0})
+    row = {pair: index for index, pair in enumerate(some)}
+    of_sample = np.array([row.get(pair, -1) for pair in pairs])
+    tokens = np.bincount(of_sample[predicted > 0], weights=predicted[predicted > 0], minlength=len(some))
+    return Documents([doc for _, doc in some], [domain for domain, _ in some], tokens.astype(np.int64)), of_sample
+
+
+def measure_cells(
+    params: ComparisonParams,
+    schemes: Mapping[str, SchemeParams],
+    ignore: Sequence[str],
+    sources: Sources,
+    held_out: HeldOut,
+    kept: Kept,
+) -> dict[tuple[Cell, str], Measured]:
+    """What every set of the comparison makes of the model under every scheme; what is kept already is not done again.
+
+    Loaded or computed once: the base model, its answers on the held-out documents, and the forward pass over a sample
+    of the pool for all sets that are kept in memory together. Nothing is written but results: the quantized model is
+    simulated, which gives the logits of the exported one bit for bit.
+
+    Args:
+        schemes: by name, in order.
+        ignore: `statistics.ignore`.
+        sources: samples, features and base model.
+        held_out: the samples to evaluate on.
+        kept: where results are kept.
+
+    Returns:
+        A result per set and scheme.
+
+    Raises:
+        ValueError: a rule cannot choose, or the model cannot be quantized or evaluated.
+    """
+    asked = {
+        cell: asked_of(cell.rule, params.rules[cell.rule], cell.n, params.seed + cell.draw) for cell in cells(params)
+    }
+
+    def identity(cell: Cell, scheme: str) -> dict[str, Any]:
+        choice = {key: value for key, value in asked[cell].items() if key != "name"}
+        return {"choice": choice, "share": params.share, "scheme": schemes[scheme].model_dump(mode="json")}
+
+    found = {
+        (cell, scheme): result
+        for cell in asked
+        for scheme in schemes
+        if (result := kept.find(**identity(cell, scheme))) is not None
+    }
+    todo = [cell for cell in asked if any((cell, scheme) not in found for scheme in schemes)]
+    total = sum(cell.n for cell in asked)
+    with tqdm(total=total, desc="comparison", unit="sample", disable=None) as bar:
+        bar.update(total - sum(cell.n for cell in todo))
+        if todo:
+            model = sources.load_model()
+            evaluate = _Evaluator(model, held_out)
+            at_once = max(1, params.statistics_bytes // hessian_bytes(model, ignore))
+            for part in _parts(todo, at_once):
+                for cell, totals, about in _statistics(part, asked, params, sources, model, ignore, bar):
+                    for name, scheme in schemes.items():
+                        if (cell, name) not in found:
+                            result = dataclasses.replace(evaluate(totals, scheme), **about)
+                            kept.keep(result, **identity(cell, name))
+                            found[cell, name] = result
+    return {(cell, scheme): found[cell, scheme] for cell in asked for scheme in schemes}
+
+
+def _parts(todo: Sequence[Cell], at_once: int) -> Iterator[list[Cell]]:
+    """Cells in as few parts as fit, of nearly equal size, draw after draw."""
+    count = -(-len(todo) // at_once)
+    edges = [len(todo) * part // count for part in range(count + 1)]
+    return (list(todo[start:stop]) for start, stop in pairwise(edges))
+
+
+def _statistics(
+    part: Sequence[Cell],
+    asked: Mapping[Cell, Mapping[str, Any]],
+    params: ComparisonParams,
+    sources: Sources,
+    model: PreTrainedModel,
+    ignore: Sequence[str],
+    bar: tqdm,
+) -> Iterator[tuple[Cell, SetTotals, dict[str, Any]]]:
+    """The sets of some cells, chosen and read together: per cell its statistics and what to say about the set."""
+    whole = sources.pool()
+    tokens: dict[str, list[int]] = {}
+    sets: list[list[str]] = []
+    for cell in part:
+        drawn = draw_set(sub_pool(whole, params.share, params.seed + cell.draw), asked[cell])
+        names = drawn["sample_id"].to_pylist()
+        tokens |= dict(zip(names, drawn["input_ids"].to_pylist(), strict=True))
+        sets.append(names)
+    together = collect_together(model, tokens, sets, ignore, bar.update)
+    for cell, names, totals in zip(part, sets, together, strict=True):
+        about = {
+            "samples": len(names),
+            "tokens": sum(len(tokens[name]) for name in names),
+            "set_digest": set_digest(names, sources.fingerprint),
+        }
+        yield cell, totals, about
+
+
+class _Evaluator:
+    """Quantizes the model from statistics and holds it against the base model, whose answers are computed once."""
+
+    def __init__(self, model: PreTrainedModel, held_out: HeldOut) -> None:
+        self.model = model
+        self.work: list[Batch] = list(batches(held_out, BATCH_TOKENS))
+        self.base = BaseLogits(lambda: model, self.work, EvaluationParams().base_logits_bytes)
+        documents, self.document_of_sample = documents_of(held_out)
+        self.documents = len(documents.names)
+
+    def __call__(self, totals: SetTotals, scheme: SchemeParams) -> Measured:
+        layers = quantize_layers(quantizable_linears(self.model, scheme.ignore), totals, scheme)
+        weights = {name: layer.weight for name, layer in layers.items()}
+        scales = {name: layer.input_scale for name, layer in layers.items() if layer.input_scale is not None}
+        quantized = simulate(self.model, weights, scales, scheme.activation_bits or 8)
+        tokens, sample_of_token = measure(self.base, quantized, self.work)
+        of_token = self.document_of_sample[sample_of_token]
+        kl = np.bincount(of_token, weights=tokens.kl, minlength=self.documents)
+        fallbacks = sum(layer.fallback is not None for layer in layers.values())
+        return Measured(kl, int(tokens.agree.sum()), 0, 0, "", fallbacks)
