@@ -68,11 +68,11 @@ def by_definition(
         lost = spread = 0.0
         for channel in range(site.start, site.start + site.width):
             a = sorted(map(float, reference.absmax[:, channel]))
-            steps = [a[0]] + [a[math.ceil(q * len(a)) - 1] for q in LEVELS]
+            steps = [a[math.ceil(q * len(a)) - 1] for q in LEVELS]
             most = max(map(float, chosen.absmax[:, channel]))
-            reached = max([a[0]] + [step for step in steps[1:] if most >= step])
+            reached = max([steps[0]] + [step for step in steps if most >= step])
             lost += sum(max(x - reached, 0) for x in a) / len(a)
-            spread += sum(x - a[0] for x in a) / len(a)
+            spread += sum(max(x - steps[0], 0) for x in a) / len(a)
         if spread > 0:
             channels.append(1 - lost / spread)
     return float(np.mean(cells)), float(np.mean(channels)) if channels else 1.0
@@ -158,9 +158,9 @@ def test_a_cell_asks_for_one_token_at_least() -> None:
 
 
 def test_a_site_where_all_samples_reach_alike_leaves_the_outliers_to_the_others() -> None:
-    one_flat = signatures([[[4]] * 2] * 3, [[1.0, 1, 7], [1, 3, 7], [1, 3, 7]], (2, 1))
+    one_flat = signatures([[[4]] * 2] * 3, [[1.0, 1, 7], [1, 1, 7], [1, 3, 7]], (2, 1))
     coverage = Coverage.of(one_flat, one_flat, 1)
-    assert [coverage.reached(np.array([row]))[2] for row in range(3)] == [0, 1, 1]
+    assert [coverage.reached(np.array([row]))[2] for row in range(3)] == [0, 0, 1]
 
 
 def test_sequence_weighting_ignores_length_and_token_weighting_does_not() -> None:

@@ -17,8 +17,9 @@ from assets.calibration_set.strategies.signed import beside_draws, random_draws,
 if TYPE_CHECKING:
     from assets.sample_features.signatures import Signatures, Site
 
-LEVELS = (0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0)
-"""Quantiles of the reference's per-sample |x| maxima that are a channel's ladder of thresholds."""
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+"""Quantiles of the reference's per-sample |x| maxima that are a channel's ladder of thresholds. What lies below the
+first, half of production's samples reach anyway, and so does nearly every set: it is no outlier and does not count."""
 CHUNK = 4_000_000
 """Numbers of (sample, channel) worked on at a time, which bounds memory at any width of model."""
 
@@ -203,27 +204,26 @@ def ladder(absmax: NDArray[np.float32], sites: Sequence[Site]) -> tuple[NDArray[
     """Thresholds of each channel, and what reaching them is worth.
 
     A channel that is calibrated up to m loses, on average over the reference's samples s, the range max(a_s - m, 0)
-    of their maxima a_s. That is the integral above m of the share of samples that reach t. The thresholds t_1 .. t_L
+    of their maxima a_s. That is the integral above m of the share of samples that reach t. The thresholds t_0 .. t_L
     are the quantiles `LEVELS` of a_s, and the step from t_(l-1) to t_l is worth what it takes off the loss:
-    the mean of clip(a_s, t_(l-1), t_l) - t_(l-1). Below t_0, the least of all a_s, every sample reaches, and nothing
-    is counted. Steps are in the channel's own units, so the wide channels of a site count most, as clipping them
-    costs most; every site's steps together are worth the same.
+    the mean of clip(a_s, t_(l-1), t_l) - t_(l-1). Steps are in the channel's own units, so the wide channels of a site
+    count most, as clipping them costs most; every site's steps together are worth the same.
 
     Args:
         absmax: of the reference, float32 (r, W).
 
     Returns:
-        Thresholds, float32 (L, W), rising (equal ones are reached together and worth nothing twice); worth, float64
+        Thresholds t_1 .. t_L, float32 (L, W), rising (equal ones are reached together and worth nothing twice); worth, float64
         (W, L + 1), see `Coverage`.
     """
     thresholds = np.empty((len(LEVELS), absmax.shape[1]), dtype=np.float32)
-    worth = np.zeros((absmax.shape[1], len(LEVELS) + 1))
+    worth = np.zeros((absmax.shape[1], len(LEVELS)))
     for site in sites:
         columns = slice(site.start, site.start + site.width)
         a = absmax[:, columns]
         thresholds[:, columns] = np.quantile(a, LEVELS, axis=0, method="inverted_cdf")  # values that occur: no rounding
-        low = a.min(axis=0)
-        for level, high in enumerate(thresholds[:, columns], start=1):
+        low = thresholds[0, columns]
+        for level, high in enumerate(thresholds[1:, columns], start=1):
             reached = np.clip(a, low, high).astype(np.float64) - low
             worth[columns, level] = worth[columns, level - 1] + reached.mean(axis=0)
             low = high
@@ -231,7 +231,7 @@ def ladder(absmax: NDArray[np.float32], sites: Sequence[Site]) -> tuple[NDArray[
         if total > 0:
             worth[columns] /= total
     with_spread = sum(1 for site in sites if worth[site.start : site.start + site.width, -1].sum() > 0)
-    return thresholds, worth / max(with_spread, 1)
+    return thresholds[1:], worth / max(with_spread, 1)
 
 
 def _levels(absmax: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray[np.uint8]:
