@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -59,4 +60,31 @@ def fill(available: NDArray[np.int64], quota: NDArray[np.int64]) -> dict[tuple[i
                     given[short, side] = taken
                     spare[side] -= taken
                     lacking[short] -= taken
+    return given
+
+
+def fill_nearest(
+    available: NDArray[np.int64], quota: NDArray[np.int64], distances: Callable[[int], NDArray[np.float64]]
+) -> dict[tuple[int, int], int]:
+    """Fill the clusters that run short from the nearest ones that have samples beyond their own quota.
+
+    Args:
+        available, quota: as for `fill`.
+        distances: of a cluster to each of the k, float64 (k,).
+
+    Returns:
+        {(short cluster, cluster that gives): samples}. Short clusters are served in order; of givers equally near, the
+        first gives first.
+    """
+    spare = np.maximum(available - quota, 0)
+    given: dict[tuple[int, int], int] = {}
+    for short in np.flatnonzero(quota > available).tolist():
+        lacking = int(quota[short] - available[short])
+        for giver in np.argsort(distances(short), kind="stable").tolist():
+            if not lacking:
+                break
+            if taken := min(lacking, int(spare[giver])):
+                given[short, giver] = taken
+                spare[giver] -= taken
+                lacking -= taken
     return given

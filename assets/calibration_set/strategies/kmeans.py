@@ -1,0 +1,254 @@
+"""k-means over more points than memory holds, with the same result on any machine and any number of threads.
+
+Every sum in it is exact. Points lie on a grid of 2^-24 (float16 does so by itself), centroids are rounded to one of
+2^-26, and both are at most `LONGEST` long, so products and all their partial sums are integers below 2^53 in units of
+2^-52: float64 holds them without rounding, in whatever order and with whatever kernels they are added. So neither
+threads nor block size nor the order of the points can move a decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+LONGEST = 1.25
+"""Points are at most so long; embeddings have length 1, up to the rounding of float16."""
+SAMPLE_PER_CENTROID = 256
+"""Lloyd's iterations see at most so many points per centroid: beyond, they gain next to nothing."""
+SEEDS_PER_CENTROID = 32
+"""k-means++ draws the first centroids from at most so many points per centroid."""
+ITERATIONS = 50
+TOLERANCE = 1e-3
+"""Lloyd's iterations end when one lowers the inertia by less than this share."""
+RESTARTS = 10
+RESTARTED = 1 << 19
+"""Points times centroids, over all restarts: small problems get up to `RESTARTS` of them, large ones need none."""
+BLOCK = 1 << 22
+"""Numbers in one block of distances, so many points times k or d: 32 MB for each thread."""
+
+
+class Points(Protocol):
+    """N points, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The points at `rows`, float (len(rows), d)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Points in an array."""
+
+    points: NDArray[Any]
+    scale: float = 1.0
+    """What the points were divided by."""
+
+    @classmethod
+    def of(cls, array: NDArray[np.floating]) -> InMemory:
+        """Points of any length, (N, d), scaled by a power of two to length 1 at most; 2^-24 of that is their grid."""
+        points = array.astype(np.float64)
+        longest = math.sqrt(max((math.fsum(row) for row in points * points), default=0.0))
+        scale = 2.0 ** math.ceil(math.log2(longest)) if longest else 1.0
+        return cls(np.rint(points / scale * 2.0**24) * 2.0**-24, scale)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The points at `rows`, float (len(rows), d)."""
+        return self.points[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """N points in k clusters; the largest cluster is the first, and empty ones come last."""
+
+    centroids: NDArray[np.float64]
+    """(k, d): the mean of each cluster's points; of an empty cluster, where it was left."""
+    labels: NDArray[np.int64]
+    """(N,): the cluster of each point."""
+    squared: NDArray[np.float64]
+    """(N,): squared distance of each point to its centroid."""
+    sizes: NDArray[np.int64]
+    """(k,): points per cluster."""
+    scale: float = 1.0
+    """What the points were divided by beforehand: distances times this are those of the points as they came."""
+
+    @property
+    def inertia(self) -> float:
+        """Sum of the squared distances of the points as they came."""
+        return math.fsum(self.squared) * self.scale**2
+
+
+def kmeans(points: Points, k: int, rng: np.random.Generator) -> Clusters:
+    """Cluster by Lloyd's algorithm on a uniform sample, then one pass of it over all points.
+
+    Args:
+        points: at least one, none longer than `LONGEST`.
+        k: clusters; some stay empty where there are fewer distinct points.
+
+    Cost: O(S k d) per iteration with S = min(N, SAMPLE_PER_CENTROID k), then O(N k d) once. Memory: the sample as it is
+    stored, 24 bytes per point, and a few blocks per thread.
+    Source: Lloyd 1982; greedy k-means++ (Arthur, Vassilvitskii 2007); 256 points per centroid as in faiss.
+    """
+    rows = _draw(rng, len(points), SAMPLE_PER_CENTROID * k)
+    sample = InMemory(points.take(rows))
+    tries = min(RESTARTS, max(1, RESTARTED // (len(rows) * k)))
+    with _threads() as threads:
+        best: tuple[float, NDArray[np.float64]] | None = None
+        for _ in range(tries):
+            seeds = _draw(rng, len(rows), SEEDS_PER_CENTROID * k)
+            found = lloyd(sample, plus_plus(sample.take(seeds), k, rng), threads)
+            if best is None or found[0] < best[0]:
+                best = found
+        assert best is not None
+        labels, _, sums = assign(points, best[1], threads, progress=True)
+        sizes = np.bincount(labels, minlength=k)
+        centroids = _means(sums, sizes, best[1])
+        order = np.lexsort((np.arange(k), -sizes))
+        labels = np.argsort(order)[labels]
+        squared = distances(points, centroids[order], labels, threads)
+    scale = points.scale if isinstance(points, InMemory) else 1.0
+    return Clusters(centroids[order], labels, squared, sizes[order], scale)
+
+
+def plus_plus(points: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """First centroids by greedy k-means++: each is the best of 2 + ln k points, drawn by their squared distance."""
+    x = _on_grid(points)
+    xx = np.einsum("ij,ij->i", x, x)
+    chosen = [int(rng.integers(len(x)))]
+    nearest = np.maximum(xx - 2 * (x @ x[chosen[0]]) + xx[chosen[0]], 0)
+    trials = 2 + int(math.log(k))
+    for _ in range(1, k):
+        mass = np.cumsum(nearest)
+        drawn = np.minimum(np.searchsorted(mass, rng.random(trials) * mass[-1], side="right"), len(x) - 1)
+        each = np.minimum(np.maximum(xx[:, None] - 2 * (x @ x[drawn].T) + xx[drawn], 0), nearest[:, None])
+        best = int(np.argmin(np.cumsum(each, axis=0)[-1]))  # cumsum adds one after the other, as written
+        chosen.append(int(drawn[best]))
+        nearest = each[:, best]
+    return x[chosen]
+
+
+def lloyd(points: Points, centroids: NDArray[np.float64], threads: Executor) -> tuple[float, NDArray[np.float64]]:
+    """Move the centroids to the means of their points until that gains little; the inertia and the centroids."""
+    inertia = math.inf
+    for _ in range(ITERATIONS):
+        labels, squared, sums = assign(points, centroids, threads)
+        before, inertia = inertia, math.fsum(squared)
+        if not inertia < before * (1 - TOLERANCE):
+            break
+        sizes = np.bincount(labels, minlength=len(centroids))
+        centroids = _means(sums, sizes, centroids)
+        empty = np.flatnonzero(sizes == 0)
+        if len(empty):  # they start again at the points that are worst off
+            far = np.argsort(-squared, kind="stable")[: len(empty)]
+            far = far[squared[far] > 0]
+            centroids[empty[: len(far)]] = _on_grid(points.take(far))
+    return inertia, centroids
+
+
+def assign(
+    points: Points, centroids: NDArray[np.float64], threads: Executor, progress: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """The nearest centroid of every point; of several equally near the first.
+
+    Returns:
+        labels, int64 (N,); squared distances, float64 (N,); the sum of each cluster's points, float64 (k, d).
+    """
+    labels = np.empty(len(points), dtype=np.int64)
+    squared = np.empty(len(points))
+    sums = np.zeros(centroids.shape)
+    twice, squares = -2 * centroids.T, np.einsum("ij,ij->i", centroids, centroids)
+    one_at_a_time = Lock()
+
+    def block(rows: NDArray[np.int64]) -> None:
+        x = _on_grid(points.take(rows))
+        apart = x @ twice
+        apart += squares
+        nearest = apart.argmin(axis=1)
+        labels[rows] = nearest
+        squared[rows] = np.maximum(np.einsum("ij,ij->i", x, x) + apart[np.arange(len(x)), nearest], 0)
+        order = np.argsort(nearest, kind="stable")
+        first = np.flatnonzero(np.diff(nearest[order], prepend=-1))
+        partial = np.add.reduceat(x[order], first, axis=0)
+        with one_at_a_time:
+            sums[nearest[order][first]] += partial
+
+    _each_block(block, len(points), max(centroids.shape), threads, progress)
+    return labels, squared, sums
+
+
+def distances(
+    points: Points, centroids: NDArray[np.float64], labels: NDArray[np.int64], threads: Executor
+) -> NDArray[np.float64]:
+    """Squared distance of every point to the centroid of its label, float64 (N,)."""
+    squared = np.empty(len(points))
+
+    def block(rows: NDArray[np.int64]) -> None:
+        x, c = _on_grid(points.take(rows)), centroids[labels[rows]]
+        apart = np.einsum("ij,ij->i", x, x) - 2 * np.einsum("ij,ij->i", x, c) + np.einsum("ij,ij->i", c, c)
+        squared[rows] = np.maximum(apart, 0)
+
+    _each_block(block, len(points), centroids.shape[1], threads, progress=False)
+    return squared
+
+
+def _each_block(
+    work: Callable[[NDArray[np.int64]], None], n: int, width: int, threads: Executor, progress: bool
+) -> None:
+    size = max(1, BLOCK // width)
+    blocks = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+    quiet = None if progress and len(blocks) > 16 else True
+    for _ in tqdm(threads.map(work, blocks), "clustering", len(blocks), unit="block", disable=quiet):
+        pass
+
+
+@contextmanager
+def _threads() -> Iterator[Executor]:
+    """As many threads as matrix products would take; each works on a block of its own, with a BLAS of one thread."""
+    from threadpoolctl import ThreadpoolController
+
+    blas = ThreadpoolController().select(user_api="blas")
+    workers = max((library["num_threads"] for library in blas.info()), default=1)
+    with blas.limit(limits=1), ThreadPoolExecutor(workers) as threads:
+        yield threads
+
+
+def _draw(rng: np.random.Generator, n: int, at_most: int) -> NDArray[np.int64]:
+    return np.arange(n) if n <= at_most else np.sort(rng.choice(n, at_most, replace=False))
+
+
+def _means(sums: NDArray[np.float64], sizes: NDArray[np.int64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means on the grid of centroids; an empty cluster stays where it was."""
+    means = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], before)
+    return np.asarray(np.rint(means * 2.0**26) * 2.0**-26, dtype=np.float64)
+
+
+def _on_grid(points: NDArray[Any]) -> NDArray[np.float64]:
+    """float64, checked; float16 goes by way of float32, which is five times as fast.
+
+    Raises:
+        ValueError: not finite, or too long for sums to be exact.
+    """
+    if points.dtype == np.float16:
+        x = points.astype(np.float32).astype(np.float64)
+    else:
+        x = np.rint(points.astype(np.float64) * 2.0**24) * 2.0**-24
+    longest = float(np.einsum("ij,ij->i", x, x).max(initial=0.0))
+    if not longest <= LONGEST**2:
+        raise ValueError(
+            f"k-means: found a point of length {math.sqrt(longest):.3g}, expected embeddings of length 1; run "
+            f"sample_features again"
+        )
+    return x
