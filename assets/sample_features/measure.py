@@ -149,10 +149,7 @@ class _Watcher:
         number = self.number[name]
         x = x.reshape(-1, x.shape[-1])
         if number in self.found or len(x) != self.tokens:
-            raise ValueError(
-                f"site {name!r} is not reached by every token of sample {self.sample_id} once; when sample_features "
-                "looked at the model it was: run sample_features again"
-            )
+            raise self._unlike(name)
         if self.counter is not None:
             self.counter.add(self.probe.sites[number], x)
         wide = x.float()
@@ -169,7 +166,16 @@ class _Watcher:
             y.T @ y,
         )
 
+    def _unlike(self, site: str) -> ValueError:
+        return ValueError(
+            f"site {site!r}: not every token of sample {self.sample_id} came by once, as in the model's own text; this "
+            "model routes tokens, set `features.signatures: null` in params.yaml"
+        )
+
     def signature(self) -> Signature:
+        for number, site in enumerate(self.probe.sites):
+            if number not in self.found:
+                raise self._unlike(site.name)
         found = [self.found[number] for number in range(len(self.probe.sites))]
         for site, (_, peak, _, _) in zip(self.probe.sites, found, strict=True):
             require_finite(site.name, self.sample_id, peak)

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEED = 0
-SEQUENCES, LENGTH, TOKENS_PER_CELL = 32, 64, 16
+LENGTH = 512
+"""Tokens of a text that the model writes: what attention passes on shrinks with what it averages over, so that cells
+found in short texts alone would hold nearly all of a long one in a few."""
+TOKENS, TOKENS_PER_CELL = 4096, 16
+"""At least so many tokens in all."""
 CODE = 64
 """Dimensions in which cells are told apart; a wider site is projected to so many."""
 FLOOR = 0.01
@@ -80,7 +84,7 @@ def make_probe(model: PreTrainedModel, params: SignatureParams) -> Probe:
     import torch
 
     with torch.no_grad(), _one_thread():
-        text = own_text(model, max(SEQUENCES, math.ceil(params.cells * TOKENS_PER_CELL / LENGTH)))
+        text = own_text(model, max(TOKENS, TOKENS_PER_CELL * params.cells))
         activations = _watched(model, text, _sites_of(model, text[:1], params.sites))
         sites: list[Site] = []
         for name, x in activations.items():
@@ -115,8 +119,9 @@ def make_probe(model: PreTrainedModel, params: SignatureParams) -> Probe:
     )
 
 
-def own_text(model: PreTrainedModel, sequences: int) -> Tensor:
-    """What the model writes after its first token, drawn at temperature 1 and seeded: int64 (sequences, LENGTH).
+def own_text(model: PreTrainedModel, tokens: int) -> Tensor:
+    """What the model writes after its first token, drawn at temperature 1 and seeded: int64 (sequences, LENGTH), at
+    least `tokens` in all.
 
     Shorter where the model reads fewer tokens. A model without a first token of its own begins with random ones. The
     end token is held back: what follows it would be no text.
@@ -126,7 +131,8 @@ def own_text(model: PreTrainedModel, sequences: int) -> Tensor:
 
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or LENGTH
-    length = min(LENGTH, longest)
+    length = max(2, min(LENGTH, longest))
+    sequences = math.ceil(tokens / length)
     begin = model.generation_config.bos_token_id if model.generation_config is not None else None
     begin = config.bos_token_id if begin is None else begin
     device = next(model.parameters()).device
@@ -134,8 +140,6 @@ def own_text(model: PreTrainedModel, sequences: int) -> Tensor:
         torch.manual_seed(SEED)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         starts = torch.randint(vocabulary, (sequences, 1)) if begin is None else torch.full((sequences, 1), begin)
-        if length == 1:
-            return starts
         settings = GenerationConfig(
             do_sample=True,
             temperature=1.0,
@@ -230,7 +234,7 @@ def _cells(z: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
 
     with warnings.catch_warnings():  # fewer distinct tokens than cells: some stay empty, which is right
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(n_clusters=cells, n_init=4, random_state=SEED).fit(z)
+        found = KMeans(n_clusters=cells, n_init=1, max_iter=100, random_state=SEED).fit(z)
     centres: NDArray[np.float32] = found.cluster_centers_.astype(np.float32)
     return centres
 

@@ -81,7 +81,8 @@ def read_magnitudes(features: Path, split: str) -> Magnitudes:
         have = ", ".join(name for name, entry in about["splits"].items() if "first_bucket" in entry)
         raise ValueError(f"{features.name}: no magnitudes of split {split!r}, it has those of {have or 'none'}")
     counts = np.load(features / FOLDER / f"{split}.magnitudes.npy", mmap_mode="r", allow_pickle=False)
-    return magnitudes(counts, found["first_bucket"])
+    largest = Stored(features).file(split, "absmax").max(axis=0)  # of bfloat16 patterns too: none is negative
+    return magnitudes(counts, found["first_bucket"], widened(largest))
 
 
 def bucket_edges() -> NDArray[np.float64]:
@@ -92,7 +93,7 @@ def bucket_edges() -> NDArray[np.float64]:
     return np.concatenate([[0.0], window, [np.inf]])
 
 
-def magnitudes(counts: NDArray[np.int32], first: int) -> Magnitudes:
+def magnitudes(counts: NDArray[np.int32], first: int, largest: NDArray[np.float32] | None = None) -> Magnitudes:
     """Counts (W, b) of the buckets from number `first` on, with empty buckets down to 0 and up to infinity."""
     edges = bucket_edges()
     last = first + counts.shape[1]
@@ -101,6 +102,7 @@ def magnitudes(counts: NDArray[np.int32], first: int) -> Magnitudes:
     return Magnitudes(
         np.concatenate([[0.0] * lower, kept, [np.inf] * upper]),
         np.pad(counts.astype(np.int64), ((0, 0), (lower, upper))),
+        largest,
     )
 
 

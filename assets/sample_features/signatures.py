@@ -86,31 +86,37 @@ class Magnitudes:
     """(B + 1,), ascending from 0 to inf."""
     counts: NDArray[np.int64]
     """(W, B): tokens with edges[b] <= |x| < edges[b + 1]."""
+    largest: NDArray[np.float32] | None = None
+    """(W,): the largest |x| per channel, where it is known: the last bucket that holds a token ends there. In a channel
+    with an upper bound that it often comes near, that bucket's width would otherwise pass for tokens above it."""
 
     def share_above(self, limit: NDArray[np.float32]) -> NDArray[np.float64]:
         """Share of tokens with |x| above `limit` (W,), per channel, (W,); within a bucket linear in |x|.
 
-        It is exact at an edge, and off by less than one bucket's tokens elsewhere. The last bucket has no end: what is
-        in it counts as above any limit.
+        Off by less than the tokens of one bucket. What is in a bucket without an end counts as above any limit in it.
+
+        Raises:
+            ValueError: not one limit of at least 0 per channel.
         """
         at = np.asarray(limit, dtype=np.float64)
         if at.shape != self.counts.shape[:1] or not (at >= 0).all():
-            raise ValueError(
-                f"expected {len(self.counts)} limits of at least 0, found {at.shape}; give one per channel"
-            )
+            raise ValueError(f"found limits {at.shape}, expected {len(self.counts)} of at least 0, one per channel")
         bucket = np.clip(np.searchsorted(self.edges, at, side="right") - 1, 0, self.counts.shape[1] - 1)
-        low, high = self.edges[bucket], self.edges[bucket + 1]
-        part = np.where(np.isinf(high), 1.0, (high - at) / (high - low))
-        channel = np.arange(len(at))
+        low, high = self._ends(bucket)
         upto = np.cumsum(self.counts, axis=1)
-        above = upto[:, -1] - upto[channel, bucket] + part * self.counts[channel, bucket]
-        shares: NDArray[np.float64] = above / upto[:, -1]
+        channel = np.arange(len(at))
+        beyond = np.maximum(high - at, 0.0)
+        # an infinite end gives inf / inf, a bucket whose largest value is its start 0 / 0
+        part = np.divide(beyond, high - low, out=np.where(np.isinf(high), 1.0, 0.0), where=_widths(low, high))
+        shares: NDArray[np.float64] = (
+            upto[:, -1] - upto[channel, bucket] + part * self.counts[channel, bucket]
+        ) / upto[:, -1]
         return shares
 
     def quantile(self, q: float) -> NDArray[np.float64]:
-        """The q-quantile of |x| per channel, (W,): the smallest value that a share q of the tokens does not exceed.
+        """The q-quantile of |x| per channel, (W,): a share q of the tokens is at most that large.
 
-        Within the bucket of the exact one, in which it is placed linearly; the start of the last, which has no end.
+        In the bucket of the ceil(q N)-th smallest, in which it is placed linearly; the start of one without an end.
 
         Raises:
             ValueError: q outside [0, 1].
@@ -118,13 +124,22 @@ class Magnitudes:
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile lies between 0 and 1, found {q}")
         upto = np.cumsum(self.counts, axis=1)
-        # At least half a token: the smallest value sits in the first bucket that holds one. The allowance is for
-        # 0.07 * 100 being above 7.
-        rank = np.maximum(q * upto[:, -1] * (1 - 1e-12), 0.5)
-        bucket = (upto < rank[:, None]).sum(axis=1)
+        rank = np.maximum(q * upto[:, -1] * (1 - 1e-12), 1e-9)[:, None]  # 0.07 * 100 is above 7; rank 0 is no token
+        bucket = (upto < rank).sum(axis=1)
+        low, high = self._ends(bucket)
         channel = np.arange(len(bucket))
-        low, high, count = self.edges[bucket], self.edges[bucket + 1], self.counts[channel, bucket]
-        part = (rank - (upto[channel, bucket] - count)) / count
-        with np.errstate(invalid="ignore"):
-            values: NDArray[np.float64] = np.where(np.isinf(high), low, low + part * (high - low))
+        count = self.counts[channel, bucket]
+        part = (rank[:, 0] - (upto[channel, bucket] - count)) / count
+        values: NDArray[np.float64] = low + part * np.where(np.isinf(high), 0.0, high - low)
         return values
+
+    def _ends(self, bucket: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where each channel's bucket begins and ends."""
+        low, high = self.edges[bucket], self.edges[bucket + 1]
+        if self.largest is not None:
+            high = np.maximum(low, np.minimum(high, self.largest))
+        return low, high
+
+
+def _widths(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return (high > low) & ~np.isinf(high)

@@ -100,3 +100,30 @@ def tokenized(tmp_path: Path, tokenizer_folder: Path) -> Callable[..., Path]:
         return out
 
     return make
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama in bfloat16 that reads 64 tokens, with the tokenizer of `tokenizer_folder`."""
+    return make_base_model(tmp_path_factory.mktemp("llama"), "bfloat16")
+
+
+def make_base_model(folder: Path, dtype: str, seed: int = 0, hidden: int = 32) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    make_tokenizer(folder, "<s>")
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=hidden,
+        intermediate_size=72,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder

@@ -36,7 +36,7 @@ def build(tmp_path: Path, embedder: Path, tokenizer_folder: Path) -> Callable[..
         out = tmp_path / f"features{count}"
         out.mkdir()
         settings = FeatureParams.model_validate(
-            {"embedder": embedder.name, "max_tokens": 40, "batch_size": 8, **params}
+            {"embedder": embedder.name, "max_tokens": 40, "batch_size": 8, "signatures": None, **params}
         )
         return out, build_sample_features(settings, tokenizer_folder, samples, out, previous, embedder.parent)
 
@@ -140,7 +140,7 @@ def test_another_embedder_computes_everything_anew(
         file.write("\n")
     again = tmp_path / "again"
     again.mkdir()
-    params = FeatureParams(embedder=embedder.name, max_tokens=40)
+    params = FeatureParams(embedder=embedder.name, max_tokens=40, signatures=None)
     changed = build_sample_features(params, tokenizer_folder, samples, again, out, other.parent)
     assert changed["reused"] == 0
     assert changed["embedder_digest"] != summary["embedder_digest"]
