@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -124,7 +124,7 @@ class Sources:
         missing = [name for name in dict.fromkeys(names) if name not in stored]
         new = [name for name in missing if name not in self._measured]
         if new:
-            found = self._measure(features, new)
+            found = self.measure(self.readers.input_ids(new))
             for row, name in enumerate(new):
                 self._measured[name] = found.take([row])
         parts = [self._measured[name] for name in missing]
@@ -132,10 +132,16 @@ class Sources:
             del self._measured[name]
         return joined([read_signatures(features, [n for n in names if n in stored]), *parts]).by_id(names)
 
-    def _measure(self, features: Path, names: list[str]) -> Signatures:
+    def measure(self, samples: Mapping[str, NDArray[np.int32]]) -> Signatures:
+        """Signatures of samples (id -> token ids), in that order; each costs a forward pass of the base model.
+
+        Raises:
+            ValueError: there are no signatures to compare with, or they are those of another base model.
+        """
         from assets.base_model.load import base_model_digest, model_folder
         from assets.sample_features.measure import measure
 
+        features = self._features("activation signatures")
         made_with = signature_manifest(features)["base_model_digest"]
         found = base_model_digest(model_folder(self.model, self.root))
         if made_with != found:
@@ -143,11 +149,9 @@ class Sources:
                 f"sample_features measured activations of the base model {made_with[:12]}, the one that params.yaml "
                 f"names is {found[:12]}; run sample_features again"
             )
-        tokens = self.readers.input_ids(names)
-        total = sum(len(ids) for ids in tokens.values())
+        total = sum(len(ids) for ids in samples.values())
         with tqdm(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1, disable=None) as bar:
-            todo = [(name, tokens[name]) for name in names]
-            return measure(self.load_model(), todo, read_probe(features), progress=bar.update)
+            return measure(self.load_model(), samples.items(), read_probe(features), progress=bar.update)
 
     @cached_property
     def _measured(self) -> dict[str, Signatures]:

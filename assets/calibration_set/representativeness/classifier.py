@@ -104,6 +104,10 @@ class Classifier:
             tuple(moments(x[reference.fold != fold]) for fold in range(FOLDS)),
         )
 
+    @property
+    def size(self) -> int:
+        return len(self.population)
+
     def of_set(self, chosen: Part) -> dict[str, float]:
         if self.features.axes.size and chosen.embeddings is None:
             return {}
@@ -111,6 +115,9 @@ class Classifier:
 
     def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         return {"classifier_auc": np.array([self._auc(self.population[row], self.fold[row]) for row in rows])}
+
+    def where(self, chosen: Part) -> dict[str, str]:
+        return {}
 
     def _auc(self, x: NDArray[np.float64], fold: NDArray[np.int64]) -> float:
         """Area under the ROC curve, set (n, p) against production: mean over the folds, weighted by pairs.

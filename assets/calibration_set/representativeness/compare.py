@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from assets.base_model.params import ModelParams
 from assets.calibration_set.pool import Sources
+from assets.calibration_set.representativeness.activations import Activations
 from assets.calibration_set.representativeness.panel import Panel
 from assets.calibration_set.representativeness.part import Part, one_hot, part, part_of
 from assets.calibration_set.strategies.base import Pool, Samples, Selection
 from assets.sample_features.reader import read_manifest
+from assets.sample_features.signature_reader import read_magnitudes
+from assets.sample_features.signatures import Signatures, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,13 +51,11 @@ def representativeness(sources: Sources, pool: Pool, selection: Selection, rows:
         returns; `verdict`, `flagged`, `p_value` of the primary one; `sentences`: the verdicts, then what is flagged,
         then the rest.
     """
-    from threadpoolctl import threadpool_limits
-
+    everything = prepared(sources)
+    if not everything.panels:
+        return {"samples": rows.num_rows, "primary": None, "references": {}, "sentences": [EMPTY]}
+    chosen, missing = _part_of_set(sources, everything, pool, selection, rows)
     with threadpool_limits(1):  # many small products: threads cost more than they save, and they change last bits
-        everything = prepared(sources)
-        if not everything.panels:
-            return {"samples": rows.num_rows, "primary": None, "references": {}, "sentences": [EMPTY]}
-        chosen, missing = _part_of_set(sources, everything, pool, selection, rows)
         blocks = {panel.name: panel.judge(chosen, missing) for panel in everything.panels}
     return {"samples": rows.num_rows, **summary(blocks)}
 
@@ -88,40 +90,74 @@ def _prepared(digest: str, samples: Path, features: Path | None, model: ModelPar
     references = {"production": pool.production, "tuning": pool.tuning}
     given: dict[str, Samples] = {name: found for name, found in references.items() if found is not None and len(found)}
     domains = tuple(sorted({*pool.domains, *(domain for found in given.values() for domain in found.domains)}))
-    why = None if features is not None else "there are no features; run sample_features"
-    population = part_of(pool, domains, why is None)
+    unmeasured, signatures = _signatures_of_pool(sources, pool)
+    embedded = features is not None
+    population = part_of(pool, domains, embedded)
 
     def panel(name: str, reference: Samples) -> Panel:
-        production = part_of(reference, domains, why is None)
-        sizes = {"pool_samples": len(pool), "production_samples": len(reference)}
-        special = [int(number) for number in tokenizer.all_special_ids]
-        return Panel.prepare(name, population, production, special, _name_of(tokenizer), no_embeddings=why, **sizes)
+        activations, why = None, unmeasured
+        if features is not None and signatures is not None:
+            try:
+                of_production = reference.signatures(reference.signed)
+                activations = Activations.prepare(signatures, of_production, read_magnitudes(features, name))
+            except ValueError as error:
+                why = {"activations": str(error)}
+        production = part_of(reference, domains, embedded)
+        return Panel.prepare(
+            name,
+            population,
+            production,
+            [int(number) for number in tokenizer.all_special_ids],
+            _name_of(tokenizer),
+            domains,
+            pool_samples=len(pool),
+            production_samples=len(reference),
+            activations=activations,
+            unmeasured=why,
+        )
 
-    return Prepared(tuple(panel(name, found) for name, found in given.items()), domains, tokenizer)
+    with threadpool_limits(1):  # as in `representativeness`
+        return Prepared(tuple(panel(name, found) for name, found in given.items()), domains, tokenizer)
+
+
+def _signatures_of_pool(sources: Sources, pool: Pool) -> tuple[dict[str, str], Signatures | None]:
+    """What cannot be measured and why, and the stored signatures of the pool."""
+    if sources.features is None:
+        why = "there are no features; run sample_features"
+        return {"embeddings": why, "activations": why}, None
+    try:
+        return {}, pool.signatures(pool.signed)
+    except ValueError as error:
+        return {"activations": str(error)}, None
 
 
 def _part_of_set(
     sources: Sources, everything: Prepared, pool: Pool, selection: Selection, rows: pa.Table
-) -> tuple[Part, str | None]:
-    """The set, and why it has no embeddings (None: it has)."""
+) -> tuple[Part, dict[str, str]]:
+    """The set, and why it has no embeddings or no signatures, where it has none."""
     input_ids = [np.array(ids.values, dtype=np.int32) for ids in rows["input_ids"].combine_chunks()]
     names, parents = rows["sample_id"].to_pylist(), rows["doc_ids"].to_pylist()
     documents = [of[0] if of else name for of, name in zip(parents, names, strict=True)]
     by_domain = tokens_by_domain(pool, selection, everything.domains)
-    embeddings: NDArray[np.float16] | None = None
-    why = None
+    made = sorted({*selection.pieces, *selection.written})
+    whole = [position for position in range(len(names)) if position not in set(made)]
+    order = np.argsort([*whole, *made])
+    embeddings, signatures, unmeasured = None, None, {}
     if sources.features is not None:
-        made = sorted({*selection.pieces, *selection.written})
-        whole = [position for position in range(len(names)) if position not in set(made)]
         try:
-            found = sources.readers.embeddings([names[position] for position in whole]).take() if whole else None
-            new = _embed(sources, everything.tokenizer, [input_ids[position] for position in made]) if made else None
+            parts = [sources.readers.embeddings(rows["sample_id"].take(pa.array(whole))).take()] if whole else []
+            parts += [_embed(sources, everything.tokenizer, [input_ids[position] for position in made])] if made else []
+            embeddings = np.concatenate(parts)[order]
         except (FileNotFoundError, ValueError) as error:
-            why = str(error)
-        else:
-            embeddings = np.concatenate([each for each in (found, new) if each is not None])
-            embeddings = embeddings[np.argsort([*whole, *made])]
-    return part(input_ids, by_domain, documents, embeddings), why
+            unmeasured["embeddings"] = str(error)
+    if any(isinstance(aspect, Activations) for panel in everything.panels for aspect in panel.aspects):
+        try:
+            stored = [sources.readers.signatures([names[position] for position in whole])] if whole else []
+            new = [sources.measure({names[position]: input_ids[position] for position in made})] if made else []
+            signatures = joined([*stored, *new]).take(order)
+        except ValueError as error:
+            unmeasured["activations"] = str(error)
+    return part(input_ids, by_domain, documents, embeddings, signatures), unmeasured
 
 
 def tokens_by_domain(pool: Pool, selection: Selection, domains: Sequence[str]) -> NDArray[np.int64]:

@@ -36,6 +36,10 @@ class Domains:
         tokens = production.domain_tokens.sum(axis=0)
         return cls(population.domain_tokens, tokens / tokens.sum())
 
+    @property
+    def size(self) -> int:
+        return len(self.population)
+
     def of_set(self, chosen: Part) -> dict[str, float]:
         tokens = chosen.domain_tokens.sum(axis=0)
         if not tokens.any():
@@ -44,6 +48,9 @@ class Domains:
 
     def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         return {"domain_mix": self._distance(selection_matrix(rows, len(self.population)) @ self.population)}
+
+    def where(self, chosen: Part) -> dict[str, str]:
+        return {}
 
     def _distance(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
         mix = tokens / tokens.sum(axis=1, keepdims=True)

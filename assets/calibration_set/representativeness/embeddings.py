@@ -68,6 +68,10 @@ class Embeddings:
             np.bincount(_nearest(production.embeddings, centres), minlength=k) / len(production),
         )
 
+    @property
+    def size(self) -> int:
+        return len(self.population)
+
     def of_set(self, chosen: Part) -> dict[str, float]:
         if chosen.embeddings is None:
             return {}
@@ -83,6 +87,9 @@ class Embeddings:
         k = len(self.centres)
         clusters = np.stack([np.bincount(self.cluster[row], minlength=k) for row in rows]) / rows.shape[1]
         return {"embedding_energy": np.array(energy), "cluster_jsd": _jsd(clusters, self.histogram)}
+
+    def where(self, chosen: Part) -> dict[str, str]:
+        return {}
 
     def _energy(self, across: float, chosen: NDArray[np.float64]) -> float:
         """2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 only where the two distributions are the same (Székely and Rizzo,

@@ -28,23 +28,23 @@ class Lengths:
 
     metrics: ClassVar[Mapping[str, Metric]] = {
         "log_length_ks": Metric(
-            "sample lengths, largest gap",
+            "sample lengths (largest gap)",
             "share of samples",
             "Sample lengths: the set's share of samples up to some length is off from production's by {value:.1%}",
         ),
         "log_length_w1": Metric(
-            "sample lengths, average",
+            "sample lengths (average)",
             "natural log of tokens",
             "Sample lengths: off from production's by a factor of {factor:.2f} on average",
         ),
         "token_length_ks": Metric(
-            "lengths by token, largest gap",
+            "lengths by token (largest gap)",
             "share of tokens",
             "Lengths by token: the set's share of tokens in samples up to some length is off from production's by "
             "{value:.1%}",
         ),
         "token_length_w1": Metric(
-            "lengths by token, average",
+            "lengths by token (average)",
             "natural log of tokens",
             "Lengths by token: the sample that a token sits in is off from production's by a factor of {factor:.2f} "
             "on average",
@@ -66,12 +66,19 @@ class Lengths:
             np.cumsum(count * support) / (count * support).sum(),
         )
 
+    @property
+    def size(self) -> int:
+        return len(self.population)
+
     def of_set(self, chosen: Part) -> dict[str, float]:
         return self._distances(chosen.lengths)
 
     def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         found = [self._distances(self.population[row]) for row in rows]
         return {name: np.array([each[name] for each in found]) for name in self.metrics}
+
+    def where(self, chosen: Part) -> dict[str, str]:
+        return {}
 
     def _distances(self, lengths: NDArray[np.int64]) -> dict[str, float]:
         """Kolmogorov-Smirnov, max |F - G|, and Wasserstein-1, the integral of |F - G| over the natural log of the

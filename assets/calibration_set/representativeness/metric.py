@@ -20,7 +20,7 @@ class Metric:
     """A few words, for plots and headlines."""
     unit: str
     sentence: str
-    """With {value} and {factor} (e to the power of it)."""
+    """With {value}, {factor} (e to the power of it) and {where}."""
     zero: float = 0.0
     """The value of no difference."""
 
@@ -32,8 +32,15 @@ class Aspect(Protocol):
     def metrics(self) -> Mapping[str, Metric]:
         """The metrics by name."""
 
+    @property
+    def size(self) -> int:
+        """How many samples of the pool random sets are drawn from."""
+
     def of_set(self, chosen: Part) -> dict[str, float]:
-        """The distance of a set to production, by name of the metric."""
+        """The distance of a set to production, by name of the metric; without those that the set cannot have."""
 
     def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """The same for random sets, given as rows of the pool, (B, n); each (B,)."""
+        """The same for random sets, given as numbers (B, n) below `size`; each (B,)."""
+
+    def where(self, chosen: Part) -> dict[str, str]:
+        """For metrics that are about the worst of several places, its name."""

@@ -52,7 +52,7 @@ def against_null(value: float, null: NDArray[np.float64]) -> dict[str, Any]:
 
 def family_wise(
     values: Mapping[str, float], nulls: Mapping[str, NDArray[np.float64]]
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, dict[str, tuple[float, float]]]:
     """Whether a set is farther from production than random draws, over all metrics at once.
 
     Every metric is studentised, t = (x - mean) / sd over the B draws and the set together, and the largest t of the
@@ -63,8 +63,8 @@ def family_wise(
         values: metric -> the set's; larger is farther. nulls: metric -> the draws', float64 (B,), in one order.
 
     Returns:
-        p, the share of the B + 1 whose largest t reaches the set's, and per metric p adjusted for the number of
-        metrics: the share whose largest t reaches this metric's.
+        p, the share of the B + 1 whose largest t reaches the set's; and per metric its t, and p adjusted for the
+        number of metrics: the share whose largest t reaches this one.
 
     Source: Westfall and Young, Resampling-Based Multiple Testing (1993), single-step max-T.
     """
@@ -77,7 +77,8 @@ def family_wise(
     t = np.divide(t, spread, out=np.zeros_like(t), where=spread > 1e-9 * np.maximum(scale, 1e-3))
     largest = t.max(axis=1)
     adjusted = np.mean(largest[:, None] >= t[-1] - 1e-9, axis=0)
-    return float(adjusted.min()), dict(zip(values, adjusted.tolist(), strict=True))
+    each = zip(t[-1].tolist(), adjusted.tolist(), strict=True)
+    return float(adjusted.min()), dict(zip(values, each, strict=True))
 
 
 def rounded(number: float) -> float:

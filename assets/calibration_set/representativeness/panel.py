@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from assets.calibration_set.representativeness.activations import Activations
 from assets.calibration_set.representativeness.classifier import Classifier, in_words
 from assets.calibration_set.representativeness.domains import Domains
 from assets.calibration_set.representativeness.embeddings import Embeddings
@@ -48,80 +49,91 @@ class Panel:
         production: Part,
         special_ids: Sequence[int],
         name_of: Callable[[int], str],
+        domains: Sequence[str],
         *,
         pool_samples: int | None = None,
         production_samples: int | None = None,
-        no_embeddings: str | None = None,
+        activations: Activations | None = None,
+        unmeasured: Mapping[str, str] | None = None,
         draws: int = DRAWS,
     ) -> Panel:
         """Args:
-        special_ids: token ids that are no text. name_of: token id -> how to show it.
+        special_ids: token ids that are no text. name_of: token id -> how to show it. domains: columns of
+            `Part.domain_tokens`.
         pool_samples, production_samples: how many there are of which `population` and `production` are a part.
-        no_embeddings: why there are none.
+        unmeasured: `embeddings`, `activations` -> why there are none.
         """
-        unmeasured = {}
         aspects: list[Aspect] = [
             Lengths.prepare(population, production),
             Domains.prepare(population, production),
-            Tokens.prepare(population, production, special_ids),
+            Tokens.prepare(population, production, special_ids, domains),
         ]
-        if no_embeddings is None:
+        if population.embeddings is not None and production.embeddings is not None:
             aspects.append(Embeddings.prepare(population, production))
-        else:
-            unmeasured["embeddings"] = no_embeddings
         aspects.append(Classifier.prepare(population, production, name_of))
+        if activations is not None:
+            aspects.append(activations)
         sizes = pool_samples or len(population), production_samples or len(production)
-        return cls(name, population, production, *sizes, tuple(aspects), unmeasured, draws)
+        return cls(name, population, production, *sizes, tuple(aspects), unmeasured or {}, draws)
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """Every metric of the panel by name."""
         return {name: metric for aspect in self.aspects for name, metric in aspect.metrics.items()}
 
-    def rows(self, n: int) -> NDArray[np.int64]:
-        """The random sets of n samples, rows of the population, (draws, n)."""
-        return random_rows(len(self.population), n, len(self.population) < self.pool_samples, self.draws)
+    def rows(self, n: int, aspect: Aspect) -> NDArray[np.int64]:
+        """The random sets of n samples that an aspect is asked for, (draws, n).
+
+        Aspects that know the same samples get the same sets; where one knows fewer, its sets are others, and what the
+        metrics of the two have in common is lost: the largest of independent metrics is larger, so fewer are flagged.
+        """
+        return random_rows(aspect.size, n, aspect.size < self.pool_samples, self.draws)
 
     def null(self, n: int) -> dict[str, NDArray[np.float64]]:
         """Every metric of the random sets of n samples."""
         if n not in self.nulls:
-            rows = self.rows(n)
+            found = (aspect.of_draws(self.rows(n, aspect)) for aspect in self.aspects)
+            null = {name: values for each in found for name, values in each.items()}
             while len(self.nulls) >= NULLS_KEPT:
                 self.nulls.pop(next(iter(self.nulls)))
-            self.nulls[n] = {name: null for aspect in self.aspects for name, null in aspect.of_draws(rows).items()}
+            self.nulls[n] = null
         return self.nulls[n]
 
     def measure(self, chosen: Part) -> dict[str, float]:
         """Every metric that the set has."""
         return {name: value for aspect in self.aspects for name, value in aspect.of_set(chosen).items()}
 
-    def judge(self, chosen: Part, no_embeddings: str | None = None) -> dict[str, Any]:
+    def judge(self, chosen: Part, unmeasured: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Compare a set with production and with random sets of its size.
 
         Args:
-            no_embeddings: why the set has none, where production has them.
+            unmeasured: `embeddings`, `activations` -> why the set has none, where production has them.
 
         Returns:
-            JSON-able: per metric what `against_null` says, unit, p (adjusted for the number of metrics) and a
-            sentence; `p_value` and `flagged` of the panel (`family_wise`); `gives_away`, the readable features by
-            which the set can be told; sentences, those of flagged metrics first.
+            JSON-able: per metric what `against_null` says, unit, label and sentence, t and p of `family_wise`;
+            `p_value` and `flagged` of the panel; `gives_away`, the readable features by which the set can be told;
+            `verdict`; sentences, those of flagged metrics first.
         """
         values, null = self.measure(chosen), self.null(len(chosen))
         null = {name: null[name] for name in values}
-        p_value, adjusted = family_wise(values, null)
-        flagged = sorted((name for name in values if adjusted[name] <= LEVEL), key=lambda name: adjusted[name])
+        p_value, decided = family_wise(values, null)
+        flagged = sorted((name for name in values if decided[name][1] <= LEVEL), key=lambda name: -decided[name][0])
         metrics: dict[str, Any] = {}
+        where = {name: place for aspect in self.aspects for name, place in aspect.where(chosen).items()}
         for name, value in values.items():
             about = self.metrics[name]
             metric = against_null(value, null[name])
-            metric |= {"unit": about.unit, "label": about.label, "p": rounded(adjusted[name])}
+            t, p = (rounded(number) for number in decided[name])
+            metric |= {"unit": about.unit, "label": about.label, "t": t, "p": p}
+            if name in where:
+                metric["where"] = where[name]
             metrics[name] = {**metric, "sentence": _sentence(about, metric)}
         order = [*flagged, *(name for name in values if name not in flagged)]
-        gives_away = self._classifier.give_aways(chosen, self.rows(len(chosen)))
+        gives_away = self._classifier.give_aways(chosen, self.rows(len(chosen), self._classifier))
         sentences = [metrics[name]["sentence"] for name in order]
         if "classifier_auc" in flagged:
             sentences.insert(len(flagged), in_words(gives_away))
-        unmeasured = dict(self.unmeasured) | ({"embeddings": no_embeddings} if no_embeddings else {})
+        unmeasured = {**(unmeasured or {}), **self.unmeasured}
         sentences += [f"{aspect.capitalize()}: not measured: {why}" for aspect, why in unmeasured.items()]
         return {
             "reference": self.name,
@@ -152,11 +164,11 @@ class Panel:
         if not flagged:
             return f"No farther from {who} than random draws of its size (p = {p_value:.2g})."
         what = ", ".join(self.metrics[name].label for name in flagged)
-        return f"Farther from {who} than random draws of its size (p = {p_value:.2g}): {what}."
+        return f"Farther from {who} than random draws of its size (p = {p_value:.2g}) in {what}."
 
 
 def _sentence(about: Metric, metric: Mapping[str, Any]) -> str:
-    said = about.sentence.format(value=metric["value"], factor=np.exp(metric["value"]))
+    said = about.sentence.format(value=metric["value"], factor=np.exp(metric["value"]), where=metric.get("where"))
     ratio = f", {metric['ratio']:.2g} times the typical random draw" if metric["ratio"] is not None else ""
     if about.zero:
         ratio = f", where the typical random draw has {metric['null']['median']:.2f}"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from assets.calibration_set.strategies.base import Samples
+
+if TYPE_CHECKING:
+    from assets.sample_features.signatures import Signatures
 
 LARGEST = 16384
 """At most so many samples of the pool and of production are looked at: those with the lowest ids, a uniform draw,
@@ -34,6 +37,9 @@ class Part:
     """scipy.sparse.csr_array (N, largest token id + 1), int64: how often each token id occurs."""
     embeddings: NDArray[np.float64] | None
     """(N, d), each of length 1 but for rounding to float16; None: there are none."""
+    signatures: Signatures | None = None
+    """What the base model computes for them; None: not measured. The pool's and production's are kept apart
+    (`activations`), since only some of their samples have one."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -50,9 +56,10 @@ def part(
     domain_tokens: NDArray[np.int64],
     documents: Sequence[str],
     embeddings: NDArray[Any] | None,
+    signatures: Signatures | None = None,
 ) -> Part:
-    """Prepare N samples: token ids of each, tokens per domain (N, D), what belongs together (the document), and
-    embeddings (N, d).
+    """Prepare N samples: token ids of each, tokens per domain (N, D), what belongs together (the document), embeddings
+    (N, d) and signatures.
     """
     from scipy.sparse import csr_array
 
@@ -64,7 +71,7 @@ def part(
     counts.sum_duplicates()
     fold = np.array([_fold(name) for name in documents], dtype=np.int64)
     exact = None if embeddings is None else np.asarray(embeddings, dtype=np.float64)
-    return Part(lengths, domain_tokens, fold, flat[offsets[:-1]], counts, exact)
+    return Part(lengths, domain_tokens, fold, flat[offsets[:-1]], counts, exact, signatures)
 
 
 def part_of(samples: Samples, domains: Sequence[str], embedded: bool) -> Part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +30,8 @@ class Tokens:
     """Production's share of each token id, (V,)."""
     of_domain: NDArray[np.float64]
     """The same within each domain that is large enough, (V, D)."""
+    domains: tuple[str, ...]
+    """Their names."""
     special: NDArray[np.float64]
     """`share` of the special tokens, 0 elsewhere, summing to 1; all 0 where production has none, (V,)."""
     begins: NDArray[np.float64]
@@ -47,9 +49,10 @@ class Tokens:
             "{value:.1%} of production tokens are of ids that the set never shows",
         ),
         "missing_vocabulary_worst_domain": Metric(
-            "vocabulary not seen, worst domain",
+            "vocabulary not seen (worst domain)",
             "share of a domain's production tokens",
-            "In the domain that fares worst, {value:.1%} of production tokens are of ids that the set never shows",
+            "In the domain that fares worst ({where}), {value:.1%} of production tokens are of ids that the set never "
+            "shows",
         ),
         "missing_special": Metric(
             "special tokens not seen",
@@ -66,7 +69,9 @@ class Tokens:
     }
 
     @classmethod
-    def prepare(cls, population: Part, production: Part, special_ids: Collection[int]) -> Tokens:
+    def prepare(
+        cls, population: Part, production: Part, special_ids: Collection[int], domains: Sequence[str]
+    ) -> Tokens:
         size = max(population.counts.shape[1], production.counts.shape[1])
         every = _widened(production.counts, size)
         counts = np.asarray(every.sum(axis=0), dtype=np.float64)
@@ -85,9 +90,14 @@ class Tokens:
             ids,
             counts / counts.sum(),
             of_domain / np.maximum(of_domain.sum(axis=0), 1e-300),
+            tuple(domains[int(number)] for number in large),
             special / max(special.sum(), 1e-300),
             begins,
         )
+
+    @property
+    def size(self) -> int:
+        return int(self.population.shape[0])
 
     def of_set(self, chosen: Part) -> dict[str, float]:
         from scipy.sparse import csr_array
@@ -99,6 +109,11 @@ class Tokens:
 
     def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         return self._distances(selection_matrix(rows, self.population.shape[0]) @ self.population, self.first[rows])
+
+    def where(self, chosen: Part) -> dict[str, str]:
+        seen = np.asarray(chosen.counts.sum(axis=0)).ravel()[: len(self.share)] > 0
+        missing = 1 - seen @ self.of_domain[: len(seen)]
+        return {"missing_vocabulary_worst_domain": self.domains[int(np.argmax(np.round(missing, 9)))]}
 
     def _distances(self, counts: Any, first: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Distances of B sets: counts, csr (B, any width), first tokens (B, n).
