@@ -213,8 +213,8 @@ def ladder(absmax: NDArray[np.float32], sites: Sequence[Site]) -> tuple[NDArray[
         absmax: of the reference, float32 (r, W).
 
     Returns:
-        Thresholds t_1 .. t_L, float32 (L, W), rising (equal ones are reached together and worth nothing twice); worth, float64
-        (W, L + 1), see `Coverage`.
+        Thresholds t_1 .. t_L, float32 (L, W), rising (equal ones are reached together and worth nothing twice); worth,
+        float64 (W, L + 1), see `Coverage`.
     """
     thresholds = np.empty((len(LEVELS), absmax.shape[1]), dtype=np.float32)
     worth = np.zeros((absmax.shape[1], len(LEVELS)))
