@@ -16,6 +16,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +28,11 @@ from assets.quantized_model.grid import QuantizedWeight, code_range, dequantize
 from assets.quantized_model.rtn import rtn
 from assets.quantized_model.scheme import group_size_for, quantizable_linears
 
-PATH = (0.125, 0.375, 0.625, 0.875)
+Path = tuple[float, ...]
+"""Points t at which the gradient is taken, W + t (Ŵ - W)."""
+PATH: Path = (0.125, 0.375, 0.625, 0.875)
 """The midpoints of a path from W to Ŵ in four parts."""
-ROUNDED = (1.0,)
+ROUNDED: Path = (1.0,)
 """The end of that path alone: one backward pass at Ŵ."""
 CHUNK = 1 << 22
 """Logits whose loss is computed at once, in float64."""
@@ -172,7 +175,7 @@ class FlipScores:
             self._move(1)
         return _loss(base, self._logits(ids), None)
 
-    def scores(self, ids: NDArray[np.int32], base: Tensor, receive: Receive, path: tuple[float, ...] = ROUNDED) -> float:
+    def scores(self, ids: NDArray[np.int32], base: Tensor, receive: Receive, path: Path = ROUNDED) -> float:
         """Pass every layer's δ of one sample to `receive`, and give back L(s) at the last point of the path.
 
         A layer's gradient is dropped as soon as it is reduced, so no gradient of the whole model is ever held; a path
@@ -182,7 +185,8 @@ class FlipScores:
         try:
             for number, parameter in enumerate(self.parameters):
                 parameter.requires_grad_(True)
-                hooks.append(parameter.register_post_accumulate_grad_hook(self._reducing(number, receive, len(path))))
+                hook: Any = self._reducing(number, receive, len(path))
+                hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
             self._seen = dict.fromkeys(range(len(self.layers)), 0)
             for t in path:
                 self._move(t)
@@ -243,10 +247,18 @@ def _loss(base: Tensor, logits: Tensor, slope: Tensor | None) -> float:
     total = 0.0
     step = max(1, CHUNK // logits.shape[1])
     for start in range(0, len(logits), step):
-        log_p = torch.log_softmax(base[start : start + step].double(), -1)
-        log_q = torch.log_softmax(logits[start : start + step].double(), -1)
-        p = log_p.exp()
-        total += float((p * (log_p - log_q)).sum())
+        x, y = base[start : start + step].double(), logits[start : start + step].double()
+        p, log_sum_x = _softmax(x)
+        q, log_sum_y = _softmax(y)
+        total += float(torch.linalg.vecdot(p, x - y).sum() - (log_sum_x - log_sum_y).sum())
         if slope is not None:
-            slope[start : start + step] = (log_q.exp() - p) / len(logits)
+            slope[start : start + step] = (q - p) / len(logits)
     return total / len(logits)
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(softmax, log of the sum of exponentials) along the last dimension, with one exponential each."""
+    largest = logits.amax(-1, keepdim=True)
+    powers = (logits - largest).exp_()
+    total = powers.sum(-1, keepdim=True)
+    return powers / total, (largest + total.log()).squeeze(-1)
