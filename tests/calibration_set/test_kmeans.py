@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from assets.calibration_set.strategies import kmeans as module
-from assets.calibration_set.strategies.kmeans import InMemory, assign, kmeans, plus_plus
+from assets.calibration_set.strategies.kmeans import InMemory, assign, kmeans, lloyd, plus_plus
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -94,6 +94,7 @@ def test_the_result_is_a_fixed_point_with_means_as_centroids_and_the_largest_clu
     x = points.astype(np.float64)
     for cluster in range(12):
         np.testing.assert_allclose(found.centroids[cluster], x[found.labels == cluster].mean(axis=0), atol=1e-8)
+    assert np.array_equal(found.centroids * 2.0**26, np.rint(found.centroids * 2.0**26))  # the grid of exact sums
     assert found.sizes.tolist() == np.bincount(found.labels, minlength=12).tolist() == sorted(found.sizes)[::-1]
     apart = np.square(x - found.centroids[found.labels]).sum(axis=1)
     np.testing.assert_allclose(found.squared, apart, atol=1e-9)
@@ -106,6 +107,15 @@ def test_first_centroids_are_spread() -> None:
     centres = plus_plus(points, 10, rng()).astype(np.float64)
     apart = np.linalg.norm(centres[:, None] - centres[None], axis=2) + 9 * np.eye(10)
     assert apart.min() > 0.5
+
+
+def test_an_empty_cluster_starts_again_at_the_point_that_is_worst_off() -> None:
+    """Two groups and a far point; the third centroid begins where it is the nearest of none."""
+    points = np.array([[0, 0.1], [0, 0.2], [0.5, 0.1], [0.5, 0.2], [0.9, 0.8]], np.float16)
+    centroids = np.array([[0, 0.125], [0.5, 0.125], [-1, -0.5]])
+    with ThreadPoolExecutor(1) as threads:
+        _, moved = lloyd(InMemory(points), centroids, threads)
+    np.testing.assert_allclose(moved, [[0, 0.15], [0.5, 0.15], [0.9, 0.8]], atol=1e-3)
 
 
 POINTS = st.lists(st.lists(st.integers(-4, 4), min_size=2, max_size=2), min_size=1, max_size=30)
