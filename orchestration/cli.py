@@ -21,6 +21,7 @@ def main() -> None:
     \b
     plumbline run                                   bring every artifact up to date, show the table
     plumbline audit data/quantized_model/NAME       from a model back to its documents
+    plumbline compare                               is one strategy better than another?
     plumbline status                                what is out of date, and why
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -55,14 +56,45 @@ def run(only: tuple[str, ...]) -> None:
 
 
 @main.command()
+def compare() -> None:
+    """Compare strategies over many paired draws: is one better, and how sure is that?
+
+    Runs `strategy_comparison` as the section `comparison:` of params.yaml describes it, and what it reads. That takes
+    many minutes; a run that was stopped goes on where it was.
+    """
+    from orchestration.params import load_params
+    from orchestration.study import StudyFailed, run_study, with_upstream
+
+    root, started = project_root(), time.perf_counter()
+    _require_git_or_no_scm(root)
+    try:
+        if load_params(root).comparison is None:
+            raise ValueError(
+                f"{root / 'params.yaml'} has no section `comparison:`; see assets/strategy_comparison/params.py"
+            )
+        steps = run_study(root, with_upstream("strategy_comparison"), click.echo)
+    except (StudyFailed, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    seconds = time.perf_counter() - started
+    click.echo(f"{steps} steps in {seconds:.0f} s\n" if steps else f"everything is up to date ({seconds:.1f} s)\n")
+    from orchestration.summary import show_comparison
+
+    show_comparison(root)
+
+
+@main.command()
 def status() -> None:
     """What is out of date, and why."""
-    from orchestration.versioning import changed_stages
+    from orchestration.versioning import changed_stages, lock_entries, on_request
 
-    changed = changed_stages(project_root())
+    root = project_root()
+    changed = changed_stages(root)
     for name, reasons in changed.items():
         click.echo(f"{name}\n    " + "\n    ".join(reasons))
     click.echo(f"{len(changed)} stages out of date: plumbline run" if changed else "everything is up to date")
+    for asset in sorted(on_request(root) & set(lock_entries(root))):  # never asked for: nothing to say
+        if reasons := changed_stages(root, asset).get(asset):
+            click.echo(f"on request, made earlier: {asset}\n    " + "\n    ".join(reasons))
     sys.exit(1 if changed else 0)
 
 

@@ -18,6 +18,7 @@ from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
 from assets.raw_corpus.params import CorpusParams
 from assets.sample_features.params import FeatureParams
+from assets.strategy_comparison.params import ComparisonParams
 from assets.tokenized_samples.params import TokenizeParams
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -66,6 +67,7 @@ class Params(BaseModel):
     evaluation: EvaluationParams = EvaluationParams()
     report: ReportParams = ReportParams()
     deployment: DeploymentParams
+    comparison: ComparisonParams | None = None
     tracking: TrackingParams = TrackingParams()
 
     @model_validator(mode="after")
@@ -84,6 +86,9 @@ class Params(BaseModel):
         keys = [pair_key(c, s) for c in self.grid.calibrations for s in self.grid.schemes]
         if len(set(keys)) < len(keys):
             raise ValueError("grid: two pairs share the name CALIBRATION-SCHEME; rename a choice or a scheme")
+        compared = self.comparison.schemes if self.comparison else ()
+        if unknown := [name for name in compared if name not in self.schemes]:
+            raise ValueError(f"comparison.schemes: {unknown} not under schemes: (there: {sorted(self.schemes)})")
         if self.deployment.scheme not in self.grid.schemes:
             raise ValueError(f"deployment.scheme: {self.deployment.scheme!r} is not in grid.schemes")
         if self.report.baseline is not None and self.report.baseline not in self.grid.calibrations:

@@ -34,11 +34,17 @@ def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
     Whether a step is out of date is asked anew when its turn comes: an upstream step that ran again and made the same
     bytes leaves what is downstream alone.
 
+    Args:
+        only: these assets alone; none named: all but those that run on request.
+
     Raises:
         StudyFailed: a step failed; what was finished before stays.
     """
     versioning.sweep(root)
+    left_alone = versioning.on_request(root) - set(only)
     changed = versioning.changed_stages(root)
+    for name in sorted(versioning.on_request(root) & set(only)):
+        changed |= versioning.changed_stages(root, name)
     if not changed:
         return 0
 
@@ -52,7 +58,7 @@ def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
     with instance() as history:
         for asset in ASSETS:
             name = asset.key.to_user_string()
-            if only and name not in only:
+            if name in left_alone or (only and name not in only):
                 continue
             if steps:
                 changed = versioning.changed_stages(root, name)
@@ -73,6 +79,16 @@ def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
                 steps += len(run)
                 announce(f"  {time.perf_counter() - started:.1f} s")
     return steps
+
+
+def with_upstream(asset: str) -> list[str]:
+    """The names of an asset and of all that it is made from, upstream first."""
+    import dagster as dg
+
+    from orchestration.definitions import ASSETS, defs
+
+    wanted = dg.AssetSelection.assets(asset).upstream().resolve(defs.resolve_asset_graph())
+    return [made.key.to_user_string() for made in ASSETS if made.key in wanted]
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:

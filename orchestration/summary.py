@@ -72,6 +72,43 @@ def _table(root: Path) -> Table:
     return table
 
 
+def show_comparison(root: Path) -> None:
+    """Print the comparison of strategies: the verdict, a row per comparison, and where the page is."""
+    found = read_json(root / "data" / "strategy_comparison" / "comparison.json")
+    console = Console(highlight=False)
+    spread = {(arm["scheme"], arm["n"], arm["rule"]): arm["kl_sd"] / arm["kl_mean"] for arm in found["arms"]}
+    table = Table(title=found["headline"], title_justify="left", title_style="bold")
+    for column in ("scheme", "n", "rule"):
+        table.add_column(column, no_wrap=True)
+    for column in ("KL", "spread", "difference", "interval", "verdict"):
+        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
+    for c in found["comparisons"]:
+        pair = [(found["baseline"], c["kl_mean_baseline"]), (c["rule"], c["kl_mean"])]
+        for rule, kl in pair:
+            rival = rule == c["rule"]
+            table.add_row(
+                "" if rival else c["scheme"],
+                "" if rival else str(c["n"]),
+                rule,
+                f"{kl:.5f}",
+                f"{100 * spread[c['scheme'], c['n'], rule]:.1f} %",
+                f"{100 * c['difference']:+.1f} %" if rival else "",
+                f"{100 * c['low']:+.1f} to {100 * c['high']:+.1f}" if rival and c["low"] is not None else "",
+                _VERDICTS.get(c["verdict"], c["verdict"]) if rival else "",
+                end_section=rival,
+            )
+    table.caption = (
+        f"KL: mean divergence from the base model over {found['draws']} draws, nats per token; spread: standard "
+        f"deviation from draw to draw; interval: {100 * found['confidence']:g} %, over draws and documents"
+    )
+    table.caption_justify = "left"
+    console.print(table)
+    console.print("\n[bold]Look[/bold]   data/strategy_comparison/comparison.html    the page, in a browser")
+
+
+_VERDICTS = {"no difference detected": "no difference"}
+
+
 def _seconds(pairs: list[str]) -> dict[str, str]:
     """Seconds to quantize and to evaluate each pair, as Dagster's history has them."""
     import dagster as dg

@@ -307,20 +307,31 @@ def _remove(folder: Path) -> None:
 # Status
 
 
+def on_request(root: Path) -> set[str]:
+    """Assets that run when somebody asks for them by name, and are otherwise left alone: `meta: {on_request: true}` in
+    dvc.yaml. (DVC's own `frozen: true` would not do: a frozen stage that was never run fails `dvc repro`.)
+    """
+    stages = _stages(root / "dvc.yaml")
+    return {name for name, stage in stages.items() if (stage.get("do", stage).get("meta") or {}).get("on_request")}
+
+
 def changed_stages(root: Path, asset: str | None = None) -> dict[str, list[str]]:
     """Stages whose recorded inputs, parameters, code or output differ from what is there, each with the reasons.
 
     Direct changes only, as `dvc status` has them: what lies downstream of one is not in the result.
 
     Args:
-        asset: ask about the stages of this asset only.
+        asset: ask about the stages of this asset only. None: about all but those that run on request.
     """
+    left_alone = on_request(root)
     lock = lock_entries(root)
     hashes: dict[str, str | None] = {}
     changed = {}
     with contextlib.chdir(root):
         for name, stage in _pipeline(root).stages.items():
-            if asset in (None, name.split("@")[0]) and (reasons := _changes(stage, lock.get(name), hashes)):
+            of = name.split("@")[0]
+            asked = of == asset if asset else of not in left_alone
+            if asked and (reasons := _changes(stage, lock.get(name), hashes)):
                 changed[name] = reasons
     return changed
 

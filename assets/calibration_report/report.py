@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from assets.artifact import write_json
 from assets.calibration_report import glossary, sections
+from assets.calibration_report.page import environment
 from assets.calibration_report.params import ReportParams
 from assets.calibration_report.study import Study, read_study
 from assets.calibration_report.verdict import judge
-from assets.calibration_report.wording import join, percent
 
 TEMPLATE = "template.html.j2"
 
@@ -61,30 +59,21 @@ def build_calibration_report(
 
 def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], sets: list[dict[str, Any]]) -> str:
     """The page as HTML; everything that came from data is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        kl=lambda value: f"{value:#.3g}",
-        percent=percent,
-        join=join,
-        count=lambda value: f"{value:,}".replace(",", "\u202f"),
-    )
-    return environment.get_template(TEMPLATE).render(
-        study=study,
-        verdict=verdict,
-        rows=rows,
-        sets=sets,
-        forest=sections.forest(study, verdict),
-        bars=sections.bars(study, verdict),
-        domains=sections.domains(study, verdict["baseline"]),
-        held_out=sections.held_out(study),
-        fallbacks=sections.fallbacks(study),
-        schemes=[glossary.scheme_sentence(study, name) for name in study.schemes],
-        terms=glossary.TERMS,
-        figures=study.metrics[study.calibrations[0], study.schemes[0]],
+    return (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            study=study,
+            verdict=verdict,
+            rows=rows,
+            sets=sets,
+            forest=sections.forest(study, verdict),
+            bars=sections.bars(study, verdict),
+            domains=sections.domains(study, verdict["baseline"]),
+            held_out=sections.held_out(study),
+            fallbacks=sections.fallbacks(study),
+            schemes=[glossary.scheme_sentence(study, name) for name in study.schemes],
+            terms=glossary.TERMS,
+            figures=study.metrics[study.calibrations[0], study.schemes[0]],
+        )
     )

@@ -17,6 +17,16 @@ from assets.artifact import read_json, sha256_json, write_json
 
 
 @dataclass(frozen=True)
+class Documents:
+    """The held-out documents, in order."""
+
+    names: list[str]
+    domains: list[str]
+    tokens: np.ndarray
+    """int64 (D,): predicted tokens."""
+
+
+@dataclass(frozen=True)
 class Measured:
     """One quantized model on the held-out documents, in their order."""
 

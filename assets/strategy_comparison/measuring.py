@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -24,20 +23,10 @@ from assets.quantized_model.quantize import quantize_layers
 from assets.quantized_model.scheme import quantizable_linears
 from assets.quantized_model.simulate import simulate
 from assets.strategy_comparison.draws import Cell, asked_of, cells, draw_set, sub_pool
-from assets.strategy_comparison.kept import Kept, Measured
+from assets.strategy_comparison.kept import Documents, Kept, Measured
 from assets.strategy_comparison.params import ComparisonParams
 
 BATCH_TOKENS = EvaluationParams().batch_tokens
-
-
-@dataclass(frozen=True)
-class Documents:
-    """The held-out documents, in order."""
-
-    names: list[str]
-    domains: list[str]
-    tokens: np.ndarray
-    """int64 (D,): predicted tokens."""
 
 
 def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:

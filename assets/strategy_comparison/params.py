@@ -35,8 +35,8 @@ class ComparisonParams(BaseModel):
     }
     sizes: tuple[int, ...] = Field(default=(16, 64, 256), min_length=1)
     """Samples in a set."""
-    draws: int = Field(default=10, ge=3)
-    """How often each rule chooses; below 10, only large differences can be told from chance."""
+    draws: int = Field(default=10, ge=5)
+    """How often each rule chooses. With fewer than 5 intervals would be too short (measured); 10 is the norm."""
     share: float = Field(default=0.8, gt=0, le=1)
     """Share of the pool's documents that a draw chooses from: what makes the draws of a rule without chance differ."""
     schemes: tuple[str, ...] = Field(min_length=1)

@@ -1,0 +1,49 @@
+"""The Dagster definition of `strategy_comparison`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.base_model.params import ModelParams
+from assets.quantized_model.params import SchemeParams
+from assets.sample_features.asset import sample_features
+from assets.strategy_comparison.params import ComparisonParams
+from assets.tokenized_samples.asset import tokenized_samples
+from orchestration.step import OWNERS, Step, code_version, materialize
+
+PRESENTATION = ("assets/calibration_report", "assets/strategy_comparison")
+"""Code that decides how results are judged and shown, and not what is measured (`MEASURING` aside)."""
+MEASURING = ("draws.py", "measuring.py")
+
+
+@dg.asset(
+    group_name="5_study",
+    kinds={"html", "pytorch"},
+    owners=OWNERS,
+    code_version=code_version("strategy_comparison"),
+    deps=[tokenized_samples, sample_features],  # no automation: it takes long, so it runs when somebody asks for it
+    description="Is one way to choose calibration texts better than another? Strategies against a baseline over many "
+    "paired draws, sizes and schemes, with confidence intervals. Runs on request: `plumbline compare`.",
+)
+def strategy_comparison(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from assets.artifact import sha256_files
+        from assets.calibration_set.pool import Sources
+        from assets.strategy_comparison.build import build_strategy_comparison
+
+        params = ComparisonParams.model_validate(step.params["comparison"])
+        model = ModelParams.model_validate(step.params["model"])
+        code = {path: md5 for path, md5 in step.code.items() if not path.startswith(PRESENTATION)}
+        return build_strategy_comparison(
+            params,
+            {name: SchemeParams.model_validate(step.params["schemes"][name]) for name in params.schemes},
+            step.params["statistics"].get("ignore", ("lm_head",)),
+            Sources(step.input("tokenized_samples"), step.input("sample_features"), model, step.root),
+            step.root / ".plumbline" / "strategy_comparison",
+            {**code, **step.inputs, **sha256_files(Path(__file__).parent, MEASURING)},
+            out,
+        )
+
+    yield from materialize(context, build)

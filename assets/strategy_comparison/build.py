@@ -1,0 +1,113 @@
+"""The artifact: measure every set, judge, write the table, the plot and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from assets.artifact import write_json, write_table
+from assets.base_model.load import base_model_digest, model_folder
+from assets.calibration_report.wording import percent
+from assets.calibration_set.pool import Sources
+from assets.evaluation.held_out import choose
+from assets.evaluation.params import EvaluationParams
+from assets.quantized_model.params import SchemeParams
+from assets.strategy_comparison.draws import Cell
+from assets.strategy_comparison.kept import Documents, Kept, Measured
+from assets.strategy_comparison.measuring import documents_of, measure_cells
+from assets.strategy_comparison.page import render
+from assets.strategy_comparison.params import ComparisonParams
+from assets.strategy_comparison.plot import NAME, plot_differences
+from assets.strategy_comparison.verdict import judge, signed
+
+
+def build_strategy_comparison(
+    params: ComparisonParams,
+    schemes: Mapping[str, SchemeParams],
+    ignore: Sequence[str],
+    sources: Sources,
+    scratch: Path,
+    made_by: Mapping[str, str],
+    out: Path,
+) -> dict[str, Any]:
+    """Compare rules of choosing over many paired draws.
+
+    Args:
+        params: what to compare.
+        schemes: those of `params.schemes` by name, in order.
+        ignore: `statistics.ignore`.
+        sources: samples, features and base model.
+        scratch: folder for single results, from which a killed comparison goes on.
+        made_by: what else decides a single result: digests of code and inputs.
+        out: existing empty folder; gets comparison.json, documents.parquet, difference.png and comparison.html.
+
+    Returns:
+        Headline, sentences, a row per comparison, and counts.
+
+    Raises:
+        ValueError: a rule cannot choose, too few documents, or whatever quantizing and evaluating refuse.
+    """
+    held_out = choose(sources.samples, params.tokens_per_domain, EvaluationParams().samples_per_document)
+    about = {
+        "base model": base_model_digest(model_folder(sources.model, sources.root)),
+        "tokenization": sources.fingerprint,
+        "held-out samples": held_out.digest,
+    }
+    kept = Kept(scratch, {**about, "made by": dict(made_by), "ignore": list(ignore)})
+    found = measure_cells(params, schemes, ignore, sources, held_out, kept)
+    documents, _ = documents_of(held_out)
+    verdict = judge(found, documents, params, list(schemes))
+    write_json(out / "comparison.json", {**verdict, "digests": about})
+    write_table(out / "documents.parquet", _table(found, documents))
+    plot_differences(verdict, out / NAME)
+    (out / "comparison.html").write_text(render(verdict, about), encoding="utf-8")
+    called = [c["verdict"] for c in verdict["comparisons"]]
+    return {
+        "headline": verdict["headline"],
+        "sentences": verdict["sentences"],
+        "comparisons": [_row(c) for c in verdict["comparisons"]],
+        "models": len(found),
+        "documents": verdict["documents"],
+        "tokens": verdict["tokens"],
+        "better": called.count("better"),
+        "worse": called.count("worse"),
+        "no_difference_detected": called.count("no difference detected"),
+    }
+
+
+def _table(found: Mapping[tuple[Cell, str], Measured], documents: Documents) -> pa.Table:
+    """A row per model and document: what the statistics were computed from."""
+    count = len(documents.names)
+    models = list(found)
+    return pa.table(
+        {
+            "scheme": np.repeat([scheme for _, scheme in models], count).tolist(),
+            "n": np.repeat([cell.n for cell, _ in models], count),
+            "rule": np.repeat([cell.rule for cell, _ in models], count).tolist(),
+            "draw": np.repeat([cell.draw for cell, _ in models], count),
+            "doc_id": documents.names * len(models),
+            "domain": documents.domains * len(models),
+            "n_tokens": np.tile(documents.tokens, len(models)),
+            "kl_sum": np.concatenate([result.kl for result in found.values()]),
+        }
+    )
+
+
+def _row(c: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "scheme": c["scheme"],
+        "n": c["n"],
+        "rule": c["rule"],
+        "kl_mean": c["kl_mean"],
+        "kl_mean_baseline": c["kl_mean_baseline"],
+        "difference": signed(c["difference"]),
+        "interval": "" if c["low"] is None else f"{signed(c['low'])} to {signed(c['high'])}",
+        "p_adjusted": c["p_adjusted"],
+        "verdict": c["verdict"],
+        "could_see": "" if c["smallest_difference"] is None else percent(c["smallest_difference"]),
+        "spread_ratio": "" if c["spread_ratio"] is None else round(c["spread_ratio"]["estimate"], 2),
+    }

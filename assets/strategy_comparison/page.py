@@ -1,0 +1,75 @@
+"""comparison.html: one page for people who did not run the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from assets.calibration_report.page import environment
+from assets.calibration_report.scales import around_zero, position, ticks
+
+TEMPLATE = "comparison.html.j2"
+TERMS = {
+    "Rule": "A way to choose calibration texts: a strategy with its options. A rule can be applied again and again.",
+    "Draw": "One application: a random part of the pool is set aside first, then every rule chooses from what is left, "
+    "so that all rules face the same texts. That is what makes the draws paired.",
+    "n": "How many texts a rule chooses.",
+    "KL divergence": "How far the quantized model's probabilities for the next token are from the base model's, in "
+    "nats, averaged over tokens. 0 means the same probabilities everywhere; lower is better.",
+    "Spread": "Standard deviation of the KL from draw to draw: how much luck there is in a single choice.",
+    "Interval": "Had other draws been made and other documents been held out, the figure would have come out a little "
+    "different. The interval says how much, from drawing both again, thousands of times.",
+}
+
+
+def render(verdict: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """The page as HTML.
+
+    Args:
+        verdict: the content of comparison.json.
+        about: digests of what went in.
+    """
+    return (
+        environment(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(verdict=verdict, about=about, forest=forest(verdict), rows=table(verdict), terms=TERMS)
+    )
+
+
+def forest(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Every comparison with its interval and its draws, on one axis."""
+    comparisons = verdict["comparisons"]
+    low, high = around_zero([c[end] for c in comparisons for end in ("difference", "low", "high")])
+    drawn = [value for c in comparisons for value in c["draws"]]
+    room = (high - low) / 2  # a stray draw may widen the axis, but not swallow it
+    low, high = max(min(low, *drawn), low - room), min(max(high, *drawn), high + room)
+    groups = []
+    for rule in dict.fromkeys(c["rule"] for c in comparisons):
+        for scheme in verdict["schemes"]:
+            rows = []
+            for c in (c for c in comparisons if (c["rule"], c["scheme"]) == (rule, scheme)):
+                at = {
+                    end: None if c[end] is None else position(c[end], low, high)
+                    for end in ("difference", "low", "high")
+                }
+                dots = [position(value, low, high) for value in c["draws"] if low <= value <= high]
+                rows.append({**c, "at": at, "dots": dots, "outside": len(c["draws"]) - len(dots)})
+            groups.append({"rule": rule, "scheme": scheme, "rows": rows})
+    marks = [{"at": position(value, low, high), "value": value} for value in ticks(low, high, 4)]
+    return {"groups": groups, "zero": position(0, low, high), "ticks": marks}
+
+
+def table(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per scheme, size and rule: the arm's figures, and how it compares."""
+    compared = {(c["scheme"], c["n"], c["rule"]): c for c in verdict["comparisons"]}
+    order = {rule: place for place, rule in enumerate([verdict["baseline"], *verdict["rules"]])}
+    arms = sorted(
+        verdict["arms"],
+        key=lambda arm: (
+            verdict["schemes"].index(arm["scheme"]),
+            arm["n"],
+            -1 if arm["rule"] == verdict["baseline"] else order[arm["rule"]],
+        ),
+    )
+    return [{**arm, "compared": compared.get((arm["scheme"], arm["n"], arm["rule"]))} for arm in arms]
