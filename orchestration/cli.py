@@ -93,8 +93,8 @@ def status() -> None:
         click.echo(f"{name}\n    " + "\n    ".join(reasons))
     click.echo(f"{len(changed)} stages out of date: plumbline run" if changed else "everything is up to date")
     for asset in sorted(on_request(root) & set(lock_entries(root))):  # never asked for: nothing to say
-        if reasons := changed_stages(root, asset).get(asset):
-            click.echo(f"on request, made earlier: {asset}\n    " + "\n    ".join(reasons))
+        for name, why in changed_stages(root, asset).items():
+            click.echo(f"on request, made earlier: {name}\n    " + "\n    ".join(why))
     sys.exit(1 if changed else 0)
 
 

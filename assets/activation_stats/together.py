@@ -115,7 +115,10 @@ def _finished(sites: dict[str, SiteTotals], members: Mapping[str, tuple[str, ...
 
 def hessian_bytes(model: PreTrainedModel, ignore: Sequence[str]) -> int:
     """Bytes of one set's Hessians, were every layer a site of its own: an upper bound, known before any pass."""
-    widths = [
-        getattr(layer, "in_features", None) or layer.weight.shape[0] for layer in linear_layers(model, ignore).values()
-    ]
-    return 8 * sum(int(width) ** 2 for width in widths)
+    total = 0
+    for layer in linear_layers(model, ignore).values():
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        # A Linear stores its weight as (out, in), a Conv1D as (in, out).
+        total += 8 * weight.shape[1 if isinstance(layer, nn.Linear) else 0] ** 2
+    return total
