@@ -163,6 +163,17 @@ def test_every_step_of_herding_is_the_best_of_all(seed: int, weighting: Any, dat
         assert distances[-1] == pytest.approx(moments.distance(np.array([*start, *rows])), abs=1e-11)
 
 
+def test_rounding_errors_decide_no_tie() -> None:
+    """The later candidate is closer by less than sums are exact to."""
+    z = np.array([[[1.5, 0, 1.5]], [[1.5 - 1e-14, 0, 1.5]], [[3.0, 0, 1.5]]])
+    assert herd(Moments(z, np.ones(3), np.array([[1.0, 0, 1]])), np.array([], np.int64), 3)[0].tolist() == [0, 1, 2]
+
+
+def test_a_set_with_too_much_of_everything_lacks_nothing() -> None:
+    once, twice = (signatures(np.eye(R)[None, None] * 10 * times) for times in (1, 2))
+    assert whiten(twice, once, damping=1e-9).errors(np.array([0])).tolist() == [[pytest.approx(1)], [0]]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 12.0]))
 def test_log_det_gains_are_differences_of_slogdet_and_submodular(seed: int, start: float) -> None:
