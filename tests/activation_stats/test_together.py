@@ -1,0 +1,78 @@
+"""Many sets in one pass: bit by bit what each set gives by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from assets.activation_stats.collect import collect
+from assets.activation_stats.params import StatisticsParams
+from assets.activation_stats.together import collect_together, hessian_bytes
+
+IGNORE = ("lm_head",)
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=64, max_position_embeddings=64, num_key_value_heads=2, **sizes)
+    return LlamaForCausalLM(config).to(request.param).eval()
+
+
+@pytest.fixture(scope="module")
+def samples() -> dict[str, list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return {f"{i:02d}": torch.randint(0, 64, (5 + 3 * i,), generator=generator).tolist() for i in range(12)}
+
+
+def test_each_set_has_the_totals_that_collecting_it_alone_gives(
+    model: LlamaForCausalLM, samples: dict[str, list[int]]
+) -> None:
+    sets = [["03", "01", "07"], ["07"], list(samples), ["11", "00", "03"]]
+    together = collect_together(model, samples, sets, IGNORE)
+    for names, totals in zip(sets, together, strict=True):
+        alone = collect(
+            model,
+            [(name, samples[name]) for name in names],
+            StatisticsParams(),
+            base_model_digest="",
+            fingerprint="",
+        )
+        assert list(totals.sites) == list(alone.sites) and totals.unreached == alone.unreached
+        for name, site in alone.sites.items():
+            ours = totals.sites[name]
+            assert ours.hessian.equal(site.hessian)
+            assert ours.min.equal(site.min) and ours.max.equal(site.max)
+            assert (ours.tokens, ours.members) == (site.tokens, site.members)
+
+
+def test_a_sample_is_read_once_however_many_sets_hold_it(
+    model: LlamaForCausalLM, samples: dict[str, list[int]]
+) -> None:
+    passes: list[int] = []
+    handle = model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    held: list[int] = []
+    collect_together(model, samples, [["00", "01"], ["01", "02"], ["01"]], IGNORE, held.append)
+    handle.remove()
+    assert len(passes) == 3 and held == [1, 3, 1]
+
+
+@pytest.mark.parametrize("names", [[], ["01", "01"]])
+def test_refuses_an_empty_set_and_a_sample_twice(
+    model: LlamaForCausalLM, samples: dict[str, list[int]], names: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        collect_together(model, samples, [["00"], names], IGNORE)
+
+
+def test_an_unknown_token_is_named_with_its_sample(model: LlamaForCausalLM) -> None:
+    with pytest.raises(ValueError, match="sample x holds token 64"):
+        collect_together(model, {"x": [1, 64]}, [["x"]], IGNORE)
+
+
+def test_hessian_bytes_bound_what_is_kept(model: LlamaForCausalLM, samples: dict[str, list[int]]) -> None:
+    (totals,) = collect_together(model, samples, [["00"]], IGNORE)
+    kept = sum(site.hessian.numel() * 8 for site in totals.sites.values())
+    assert kept <= hessian_bytes(model, IGNORE) == 2 * 8 * (6 * 32**2 + 48**2)
