@@ -150,6 +150,7 @@ def own_text(model: PreTrainedModel, tokens: int) -> Tensor:
             min_new_tokens=length - 1,
             eos_token_id=model.generation_config.eos_token_id if model.generation_config is not None else None,
             pad_token_id=0,  # nothing ends early, so nothing is padded
+            remove_invalid_values=True,  # a model that computes NaN is refused where it is watched, by site and channel
         )
         starts = starts.to(device)
         text: Tensor = model.generate(  # type: ignore[operator]

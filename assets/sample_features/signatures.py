@@ -124,12 +124,13 @@ class Magnitudes:
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile lies between 0 and 1, found {q}")
         upto = np.cumsum(self.counts, axis=1)
-        rank = np.maximum(q * upto[:, -1] * (1 - 1e-12), 1e-9)[:, None]  # 0.07 * 100 is above 7; rank 0 is no token
-        bucket = (upto < rank).sum(axis=1)
+        rank = q * upto[:, -1]
+        least = np.maximum(rank * (1 - 1e-12), 1e-9)  # 0.07 * 100 is above 7, and rank 0 is the first token's bucket
+        bucket = (upto < least[:, None]).sum(axis=1)
         low, high = self._ends(bucket)
         channel = np.arange(len(bucket))
         count = self.counts[channel, bucket]
-        part = (rank[:, 0] - (upto[channel, bucket] - count)) / count
+        part = np.minimum((rank - (upto[channel, bucket] - count)) / count, 1.0)
         values: NDArray[np.float64] = low + part * np.where(np.isinf(high), 0.0, high - low)
         return values
 
