@@ -72,7 +72,7 @@ class InMemory:
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """N points in k clusters; the largest cluster is the first, and empty ones come last."""
+    """N points in k clusters; the largest comes first; of equals, that of the first point; the empty ones last."""
 
     centroids: NDArray[np.float64]
     """(k, d): the mean of each cluster's points; of an empty cluster, where it was left."""
@@ -116,7 +116,7 @@ def kmeans(points: Points, k: int, rng: np.random.Generator) -> Clusters:
         labels, _, sums = assign(points, best[1], threads, progress=True)
         sizes = np.bincount(labels, minlength=k)
         centroids = _means(sums, sizes, best[1])
-        order = np.lexsort((np.arange(k), -sizes))
+        order = np.lexsort((_first_of_each(labels, k), -sizes))
         labels = np.argsort(order)[labels]
         squared = distances(points, centroids[order], labels, threads)
     scale = points.scale if isinstance(points, InMemory) else 1.0
@@ -209,6 +209,9 @@ def _each_block(
 ) -> None:
     size = max(1, BLOCK // width)
     blocks = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+    if len(blocks) == 1:
+        work(blocks[0])
+        return
     quiet = None if progress and len(blocks) > 16 else True
     for _ in tqdm(threads.map(work, blocks), "clustering", len(blocks), unit="block", disable=quiet):
         pass
@@ -227,6 +230,13 @@ def _threads() -> Iterator[Executor]:
 
 def _draw(rng: np.random.Generator, n: int, at_most: int) -> NDArray[np.int64]:
     return np.arange(n) if n <= at_most else np.sort(rng.choice(n, at_most, replace=False))
+
+
+def _first_of_each(labels: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """The first point of each cluster; of empty ones, past the last."""
+    first = np.full(k, len(labels))
+    first[labels[::-1]] = np.arange(len(labels))[::-1]
+    return first
 
 
 def _means(sums: NDArray[np.float64], sizes: NDArray[np.int64], before: NDArray[np.float64]) -> NDArray[np.float64]:
