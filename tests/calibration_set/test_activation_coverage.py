@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import combinations
 from typing import Any
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from assets.artifact import canonical_json
+from assets.calibration_set.select import choose as choose_by
 from assets.calibration_set.strategies import get
 from assets.calibration_set.strategies.activation_coverage import LEVELS, Coverage, select
 from assets.calibration_set.strategies.base import Pool, Selection, generator
@@ -313,6 +316,23 @@ def test_wide_models_are_worked_on_in_chunks(monkeypatch: pytest.MonkeyPatch) ->
     whole = Coverage.of(candidates, reference, 5).gains(np.arange(20))
     monkeypatch.setattr("assets.calibration_set.strategies.activation_coverage.CHUNK", 7)
     assert Coverage.of(candidates, reference, 5).gains(np.arange(20)).tolist() == whole.tolist()
+
+
+def test_it_keeps_the_contract_and_what_it_says_can_be_stored() -> None:
+    rng = np.random.default_rng(9)
+    pool = pool_of(drawn(rng, 20), drawn(rng, 20))
+    asked = {
+        "name": "mine",
+        "strategy": "activation_coverage",
+        "n": 4,
+        "seed": 3,
+        "domains": None,
+        "allow_fewer": False,
+    }
+    selection = choose_by(pool, get("activation_coverage"), asked, len(pool))
+    assert selection.indices.tolist() == choose(pool, 4, seed=3).indices.tolist()
+    for said in (selection.notes, *selection.reasons):
+        assert json.loads(canonical_json(said)) == said
 
 
 def test_options_are_checked() -> None:

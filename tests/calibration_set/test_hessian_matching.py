@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from assets.artifact import canonical_json
+from assets.calibration_set.select import choose as choose_by
 from assets.calibration_set.strategies import get
 from assets.calibration_set.strategies.base import Pool, Selection, generator
 from assets.calibration_set.strategies.greedy import lazy_greedy
@@ -367,6 +370,16 @@ def test_too_few_signatures_and_other_sites_say_what_to_do() -> None:
         choose(pool_of(some, None), 2)
     with pytest.raises(ValueError, match="differ in their sites"):
         whiten(some, drawn(np.random.default_rng(0), 3, sites=1))
+
+
+def test_it_keeps_the_contract_and_what_it_says_can_be_stored() -> None:
+    rng = np.random.default_rng(9)
+    pool = pool_of(drawn(rng, 20), drawn(rng, 20))
+    asked = {"name": "mine", "strategy": "hessian_matching", "n": 4, "seed": 3, "domains": None, "allow_fewer": False}
+    selection = choose_by(pool, get("hessian_matching"), asked, len(pool))
+    assert selection.indices.tolist() == choose(pool, 4, seed=3).indices.tolist()
+    for said in (selection.notes, *selection.reasons):
+        assert json.loads(canonical_json(said)) == said
 
 
 def test_options_are_checked() -> None:

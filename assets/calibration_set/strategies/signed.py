@@ -69,7 +69,7 @@ def beside_draws(value: float, null: NDArray[np.float64]) -> dict[str, Any]:
     ties = int(np.sum(np.abs(null - value) <= close))
     low, median, high = (float(number) for number in np.percentile(null, [5, 50, 95]))
     return {
-        "value": round(value, 6),
+        "value": round(float(value), 6),
         "null": {"median": round(median, 6), "p05": round(low, 6), "p95": round(high, 6)},
         "percentile": 50 * (2 * below + ties) / len(null),
         "ratio": round(value / median, 4) if median > close else None,
