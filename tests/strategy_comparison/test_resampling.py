@@ -83,8 +83,8 @@ def test_the_same_resamples_serve_all_pairs() -> None:
     [(10, (0.03, 0.0, 0.02)), (10, (0.03, 0.05, 0.05)), (10, (0.0, 0.05, 0.05)), (5, (0.03, 0.05, 0.05))],
 )
 def test_intervals_cover_the_truth_as_often_as_they_say(draws: int, sds: tuple[float, float, float]) -> None:
-    """Equal rules, so this is also the rate of false alarms: p <= 5 % is what an interval without 0 is. 300 studies: the
-    share covered has a standard deviation of 1.3 points."""
+    """Equal rules, so this is the rate of false alarms, too. 300 studies: the share covered has a standard deviation
+    of 1.3 points."""
     rng = np.random.default_rng(2)
     covered = false = 0
     for seed in range(300):
