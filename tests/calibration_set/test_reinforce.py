@@ -152,21 +152,31 @@ def test_a_greedy_start_favours_the_covering_samples() -> None:
     assert {"activations 0", "activations 4"} <= set(selection.notes["policy"]["weights"])
 
 
-def test_coverage_alone_can_rule_the_reward() -> None:
+def test_coverage_counts_beta_times_beside_the_kl() -> None:
     pool = a_pool(with_signatures=True)
-    plain, covered = (choose(pool, beta=beta, steps=4, n=3) for beta in (0.0, 1000.0))
     whole = Coverage.of(pool.signatures(np.arange(POOL)), pool.tuning.signatures(pool.tuning.signed), 3)
-    assert covered.notes["coverage"] == round(whole.reached(covered.indices)[0], 6)
-    assert covered.notes["coverage"] > whole.reached(plain.indices)[0]
-    assert "coverage" not in plain.notes
+    items = (2, 5, 11)
+    judge = judge_of({items: 0.3}, {items: 0.7}, whole, 2.0)
+    f = whole.reached(np.array(items))[0]
+    assert 0.2 < f < 1
+    assert judge.reward(items) == pytest.approx(2 * f - 0.3, abs=1e-8)
+    assert judge.check(items) == pytest.approx(2 * f - 0.7, abs=1e-8)
+    selection = choose(pool, n=3, beta=1.0)
+    assert selection.notes["coverage"] == round(whole.reached(selection.indices)[0], 6)
+    assert "coverage" not in choose(pool, n=3).notes
 
 
-def judge_of(rewarding: dict[tuple[int, ...], float], checking: dict[tuple[int, ...], float]) -> Judge:
+def judge_of(
+    rewarding: dict[tuple[int, ...], float],
+    checking: dict[tuple[int, ...], float],
+    coverage: Coverage | None = None,
+    beta: float = 0.0,
+) -> Judge:
     class Fake:
         def __call__(self, items: Any, texts: Any) -> float:
             return texts[items]
 
-    return Judge(Fake(), rewarding, checking, None, 0.0, lambda: None)  # type: ignore[arg-type]
+    return Judge(Fake(), rewarding, checking, coverage, beta, lambda: None)  # type: ignore[arg-type]
 
 
 def search_of(*sets: tuple[int, ...]) -> Search:
