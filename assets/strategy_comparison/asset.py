@@ -19,7 +19,7 @@ MEASURING = ("draws.py", "measuring.py")
 
 
 @dg.asset(
-    group_name="5_study",
+    group_name="4_verdict",
     kinds={"html", "pytorch"},
     owners=OWNERS,
     code_version=code_version("strategy_comparison"),

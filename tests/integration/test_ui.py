@@ -134,7 +134,7 @@ def test_materialize_one_partition_by_clicking(server: tuple[Workspace, str], pa
     assert finished.status == dg.DagsterRunStatus.SUCCESS
     assert len(events) == 2 and all(e.get_dagster_event().asset_check_evaluation_data.passed for e in events)
     assert workspace.lock() == before
-    assert workspace.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+    assert workspace.out_of_date() == {}
     assert stale(workspace) == {}
 
 
