@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from scipy.stats import binomtest
 
 from assets.base_model.params import ModelParams
 from assets.calibration_set.pool import Sources
+from assets.calibration_set.representativeness.activations import Activations
 from assets.calibration_set.representativeness.compare import prepared
 from assets.calibration_set.representativeness.null import LEVEL, family_wise
 from assets.calibration_set.representativeness.panel import Panel
@@ -36,17 +38,21 @@ def fair(panel: Panel, n: int, rng: np.random.Generator) -> Part:
     return panel.population.take(_rows(panel, n, rng))
 
 
-def without_a_domain(panel: Panel, n: int, rng: np.random.Generator) -> Part:
-    """From all domains but the second largest of the pool."""
+def _without_a_domain(panel: Panel, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     by_size = np.argsort(-panel.population.domain_tokens.sum(axis=0), kind="stable")
     rows = np.flatnonzero(panel.population.domain_tokens[:, by_size[min(1, len(by_size) - 1)]] == 0)
-    return panel.population.take(rng.choice(rows, min(n, len(rows)), replace=False))
+    return rng.choice(rows, min(n, len(rows)), replace=False)
+
+
+def without_a_domain(panel: Panel, n: int, rng: np.random.Generator) -> Part:
+    """From all domains but the second largest of the pool."""
+    return panel.population.take(_without_a_domain(panel, n, rng))
 
 
 def truncated(panel: Panel, n: int, rng: np.random.Generator) -> Part:
-    """Every sample is cut to the median length of the pool, its tokens thinned out in proportion."""
+    """Every sample is cut to half the median length of the pool, its tokens thinned out in proportion."""
     part = fair(panel, n, rng)
-    limit = int(np.median(panel.population.lengths))
+    limit = int(np.median(panel.population.lengths)) // 2
     kept = np.minimum(part.lengths, limit)
     counts = part.counts.copy()
     counts.data = rng.binomial(counts.data, np.repeat(kept / part.lengths, np.diff(counts.indptr)))
@@ -75,26 +81,15 @@ def near_duplicates(panel: Panel, n: int, rng: np.random.Generator) -> Part:
 
 def half_prose(panel: Panel, n: int, rng: np.random.Generator) -> Part:
     """Half of the set lacks the second domain: a mild defect."""
-    a, b = fair(panel, n - n // 2, rng), without_a_domain(panel, n // 2, rng)
-    return joined(a, b)
-
-
-def joined(a: Part, b: Part) -> Part:
-    from scipy.sparse import vstack
-
-    embeddings = None
-    if a.embeddings is not None and b.embeddings is not None:
-        embeddings = np.concatenate([a.embeddings, b.embeddings])
-    pairs = ((getattr(a, name), getattr(b, name)) for name in ("lengths", "domain_tokens", "fold", "first"))
-    lengths, domains, fold, first = (np.concatenate(pair) for pair in pairs)
-    return Part(lengths, domains, fold, first, csr_array(vstack([a.counts, b.counts])), embeddings)
+    first, second = _rows(panel, n - n // 2, rng), _without_a_domain(panel, n // 2, rng)
+    return panel.population.take(np.concatenate([first, second]))
 
 
 DRAWS: dict[str, Draw] = {
     "fair random draw": fair,
     "a domain is missing": without_a_domain,
     "a domain is missing from half": half_prose,
-    "cut to the median length": truncated,
+    "cut to half the median length": truncated,
     "another tokenizer": other_tokenizer,
     "each sample eight times": near_duplicates,
 }
@@ -107,13 +102,21 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[16, 64, 256], help="samples of a set")
     given = parser.parse_args()
     features = given.data / "sample_features"
-    sources = Sources(given.data / "tokenized_samples", features if features.is_dir() else None, ModelParams(), PROJECT)
+    samples = given.data / "tokenized_samples"
+    sources = Sources(samples, features if features.is_dir() else None, ModelParams(), PROJECT)
     started = time.perf_counter()
     panel = prepared(sources).panels[0]
-    print(f"against {panel.name}: {len(panel.metrics)} metrics, prepared in {time.perf_counter() - started:.1f} s\n")
+    print(f"against {panel.name}: {len(panel.metrics)} metrics, prepared in {time.perf_counter() - started:.1f} s")
+    if any(isinstance(aspect, Activations) for aspect in panel.aspects):
+        # a fair set is drawn from the whole pool, not from the samples with a stored signature alone
+        signatures = sources.pool().signatures(np.arange(len(panel.population)))
+        panel = replace(panel, population=replace(panel.population, signatures=signatures))
+    print()
     print(f"{'set':<32}{'n':>5}{'flagged':>10}{'95 % interval':>18}   flagged most often by")
     for n in given.n:
+        started = time.perf_counter()
         null = panel.null(n)
+        print(f"null of {panel.draws} draws in {time.perf_counter() - started:.1f} s")
         for name, draw in DRAWS.items():
             flags, by = 0, dict.fromkeys(panel.metrics, 0)
             for number in range(given.sets):
@@ -123,10 +126,9 @@ def main() -> None:
                 for metric, (_, adjusted) in each.items():
                     by[metric] += adjusted <= LEVEL
             low, high = binomtest(flags, given.sets).proportion_ci()
-            most = [
-                f"{metric} {by[metric] / given.sets:.0%}" for metric in sorted(by, key=lambda m: -by[m]) if by[metric]
-            ]
-            print(f"{name:<32}{n:>5}{flags / given.sets:>10.1%}{low:>10.1%} to {high:>5.1%}   {', '.join(most[:4])}")
+            often = sorted((metric for metric in by if by[metric]), key=lambda metric: -by[metric])
+            most = ", ".join(f"{metric} {by[metric] / given.sets:.0%}" for metric in often[:4])
+            print(f"{name:<32}{n:>5}{flags / given.sets:>10.1%}{low:>10.1%} to {high:>5.1%}   {most}", flush=True)
 
 
 if __name__ == "__main__":

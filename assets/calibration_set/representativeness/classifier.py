@@ -18,8 +18,9 @@ TOKENS = 48
 """The share of so many of production's most frequent tokens are features of a sample."""
 COMPONENTS = 16
 """Principal components of the embeddings."""
-RIDGE = 0.3
-"""Added to the variances of standardised features: a set has few samples for so many of them."""
+RIDGE = 10.0
+"""Added to the variances of standardised features: a set has few samples for so many of them. Of 0.1 to 100 the one
+that told sets with a planted defect from random ones best, for 32 to 256 samples."""
 
 
 @dataclass(frozen=True, eq=False)

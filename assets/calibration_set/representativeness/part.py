@@ -66,12 +66,13 @@ def part(
     lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.concatenate(input_ids).astype(np.int64)
+    first = flat[offsets[:-1]]  # before the matrix sorts what it is given
     shape = (len(lengths), int(flat.max()) + 1)
     counts = csr_array((np.ones(len(flat), np.int64), flat, offsets), shape=shape)
     counts.sum_duplicates()
     fold = np.array([_fold(name) for name in documents], dtype=np.int64)
     exact = None if embeddings is None else np.asarray(embeddings, dtype=np.float64)
-    return Part(lengths, domain_tokens, fold, flat[offsets[:-1]], counts, exact, signatures)
+    return Part(lengths, domain_tokens, fold, first, counts, exact, signatures)
 
 
 def part_of(samples: Samples, domains: Sequence[str], embedded: bool) -> Part:
