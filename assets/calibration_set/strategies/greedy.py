@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from typing import Protocol
 
 import numpy as np
@@ -60,45 +59,4 @@ def lazy_greedy(objective: Objective, candidates: NDArray[np.int64], n: int) -> 
         objective.add(int(candidates[position]))
         taken.append(int(candidates[position]))
         gains.append(-negative)
-    return np.array(taken, dtype=np.int64), gains
-
-
-def stochastic_greedy(
-    objective: Objective,
-    candidates: NDArray[np.int64],
-    n: int,
-    rng: np.random.Generator,
-    epsilon: float = 0.1,
-) -> tuple[NDArray[np.int64], list[float]]:
-    """Take n times the best of a fresh random draw of (m / n) ln(1 / epsilon) of the candidates left.
-
-    About m ln(1 / epsilon) gains in all, whatever n is and whether or not stale gains are good bounds. For monotone
-    submodular f the result is in expectation at least 1 - 1/e - epsilon of the best set of n. Lazy greedy is exact and
-    often as fast; this is for a million candidates whose gains fall quickly. Ties as in `lazy_greedy`, within a draw.
-
-    Args:
-        candidates: rows, int64 (m,), each once.
-        n: how many to take; at most m.
-        epsilon: in (0, 1); the smaller, the closer to plain greedy and the slower.
-
-    Returns:
-        As `lazy_greedy`.
-
-    Source: Mirzasoleiman et al., Lazier than lazy greedy, AAAI 2015, arXiv 1409.7938.
-    """
-    size = math.ceil(len(candidates) / max(n, 1) * math.log(1 / epsilon))
-    left = np.arange(len(candidates))  # positions not taken; their order does not matter, as each draw is sorted
-    taken: list[int] = []
-    gains: list[float] = []
-    while len(taken) < n and len(left):
-        drawn = rng.choice(len(left), min(size, len(left)), replace=False, shuffle=False)
-        drawn = drawn[np.argsort(left[drawn])]
-        found = objective.gains(candidates[left[drawn]])
-        best = int(np.argmax(found))
-        row = int(candidates[left[drawn[best]]])
-        objective.add(row)
-        taken.append(row)
-        gains.append(float(found[best]))
-        left[drawn[best]] = left[-1]
-        left = left[:-1]
     return np.array(taken, dtype=np.int64), gains
