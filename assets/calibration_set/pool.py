@@ -20,12 +20,13 @@ from assets.base_model.params import ModelParams
 from assets.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples
 from assets.raw_corpus.document import PRODUCTION
 from assets.sample_features.reader import Embeddings, embeddings_of, read_manifest
-from assets.sample_features.signature_reader import read_probe, read_signatures, signature_manifest, stored_ids
+from assets.sample_features.signature_reader import Stored, read_probe
 from assets.tokenized_samples.reader import fingerprint_of, read_samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from assets.sample_features.probe import Probe
     from assets.sample_features.signatures import Signatures
 
 
@@ -119,30 +120,28 @@ class Sources:
         """Stored ones are read, the others measured; those measured before are remembered for the next who asks."""
         from assets.sample_features.signatures import joined
 
-        features = self._features("activation signatures")
-        stored = set(self._signed())
-        missing = [name for name in dict.fromkeys(names) if name not in stored]
+        rows = self._stored.rows_of(names)
+        missing = list(dict.fromkeys(name for name, row in zip(names, rows.tolist(), strict=True) if row < 0))
         new = [name for name in missing if name not in self._measured]
         if new:
-            found = self.measure(self.readers.input_ids(new))
-            for row, name in enumerate(new):
-                self._measured[name] = found.take([row])
-        parts = [self._measured[name] for name in missing]
-        for name in list(self._measured)[: max(0, len(self._measured) - REMEMBERED)]:
+            tokens = self.readers.input_ids(new)
+            found = self.measure({name: tokens[name] for name in new})
+            self._measured.update((name, found.take([row])) for row, name in enumerate(found.sample_ids))
+        parts = [self._stored.take(rows[rows >= 0]), *(self._measured[name] for name in missing)]
+        for name in list(self._measured)[:-REMEMBERED]:
             del self._measured[name]
-        return joined([read_signatures(features, [n for n in names if n in stored]), *parts]).by_id(names)
+        return joined(parts).by_id(names)
 
     def measure(self, samples: Mapping[str, NDArray[np.int32]]) -> Signatures:
-        """Signatures of samples (id -> token ids), in that order; each costs a forward pass of the base model.
+        """Signatures of samples that need not be of the corpus, by id and in that order; a forward pass each.
 
         Raises:
-            ValueError: there are no signatures to compare with, or they are those of another base model.
+            ValueError: the features were made with another base model, or without signatures.
         """
         from assets.base_model.load import base_model_digest, model_folder
         from assets.sample_features.measure import measure
 
-        features = self._features("activation signatures")
-        made_with = signature_manifest(features)["base_model_digest"]
+        made_with = self._stored.about["base_model_digest"]
         found = base_model_digest(model_folder(self.model, self.root))
         if made_with != found:
             raise ValueError(
@@ -151,18 +150,22 @@ class Sources:
             )
         total = sum(len(ids) for ids in samples.values())
         with tqdm(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1, disable=None) as bar:
-            return measure(self.load_model(), samples.items(), read_probe(features), progress=bar.update)
+            return measure(self.load_model(), samples.items(), self._probe, bar.update)
 
     @cached_property
     def _measured(self) -> dict[str, Signatures]:
         return {}
 
-    def _signed(self) -> Sequence[str]:
-        return self._stored
+    @cached_property
+    def _stored(self) -> Stored:
+        return Stored(self._features("activation signatures"))
 
     @cached_property
-    def _stored(self) -> list[str]:
-        return stored_ids(self._features("activation signatures"))
+    def _probe(self) -> Probe:
+        return read_probe(self._features("activation signatures"))
+
+    def _signed(self) -> Sequence[str]:
+        return [str(name) for name in self._stored.sample_ids.to_pylist()]
 
 
 def of_domains(pool: Pool, domains: Sequence[str] | None, choice: str) -> Pool:

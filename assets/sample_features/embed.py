@@ -91,7 +91,8 @@ def build_sample_features(
                 computed += len(positions)
                 progress.update(len(positions))
     dimension = engine.dimension if computed else known.dimension
-    signatures, counted = None, {}
+    signatures: dict[str, Any] | None = None
+    counted: dict[str, int] = {}
     if params.signatures is not None:
         signatures, counted = build_signatures(
             params.signatures, SPLITS, model or ModelParams(), tokenizer_folder, samples, fingerprint, out, previous

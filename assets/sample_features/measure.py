@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,8 +54,8 @@ def stacked(signatures: Sequence[Signature], probe: Probe) -> Signatures:
     """Signatures of single samples as one."""
     (sites, cells, _), r, p = probe.centroids.shape, probe.directions.shape[1], probe.pooling.shape[1]
 
-    def stack(name: str, shape: tuple[int, ...], dtype: type) -> NDArray[np.generic]:
-        out = np.empty((len(signatures), *shape), dtype)
+    def stack(name: str, shape: tuple[int, ...], dtype: type) -> Any:
+        out: NDArray[Any] = np.empty((len(signatures), *shape), dtype)
         for row, signature in enumerate(signatures):
             out[row] = getattr(signature, name)
         return out
@@ -63,11 +63,11 @@ def stacked(signatures: Sequence[Signature], probe: Probe) -> Signatures:
     return Signatures(
         tuple(signature.sample_id for signature in signatures),
         probe.sites,
-        stack("tokens", (), np.int64),  # type: ignore[arg-type]
-        stack("pooled", (p,), np.float32),  # type: ignore[arg-type]
-        stack("cells", (sites, cells), np.int32),  # type: ignore[arg-type]
-        stack("absmax", (probe.width,), np.float32),  # type: ignore[arg-type]
-        stack("sketch", (sites, r, r), np.float32),  # type: ignore[arg-type]
+        stack("tokens", (), np.int64),
+        stack("pooled", (p,), np.float32),
+        stack("cells", (sites, cells), np.int32),
+        stack("absmax", (probe.width,), np.float32),
+        stack("sketch", (sites, r, r), np.float32),
     )
 
 

@@ -87,15 +87,15 @@ def make_probe(model: PreTrainedModel, params: SignatureParams) -> Probe:
         text = own_text(model, max(TOKENS, TOKENS_PER_CELL * params.cells))
         activations = _watched(model, text, _sites_of(model, text[:1], params.sites))
         sites: list[Site] = []
-        for name, x in activations.items():
-            sites.append(Site(name, x.shape[1], sites[-1].start + sites[-1].width if sites else 0))
+        for name, seen in activations.items():
+            sites.append(Site(name, seen.shape[1], sites[-1].start + sites[-1].width if sites else 0))
         width = sum(site.width for site in sites)
         mean, scale = np.empty(width, np.float32), np.empty(width, np.float32)
         code = np.zeros((width, CODE), np.float32)
         centroids = np.empty((len(sites), params.cells, CODE), np.float32)
         for number, site in enumerate(sites):
             here = channels(site)
-            x = activations[site.name].double().cpu().numpy()
+            x: NDArray[np.float64] = activations[site.name].double().cpu().numpy()
             mean[here] = x.mean(axis=0)
             scale[here] = _floored(x.std(axis=0))
             if site.width <= CODE:
@@ -103,7 +103,7 @@ def make_probe(model: PreTrainedModel, params: SignatureParams) -> Probe:
             else:
                 code[here] = _normal(("code", number), (site.width, CODE)) / math.sqrt(CODE)
             centroids[number] = _cells((x - mean[here]) / scale[here] @ code[here], params.cells)
-    dtypes = {str(x.dtype).removeprefix("torch.") for x in activations.values()}
+    dtypes = {str(seen.dtype).removeprefix("torch.") for seen in activations.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= {"bfloat16", "float16"} else "float32"
     directions = _normal(("directions",), (width, params.sketch)) / math.sqrt(params.sketch)
     pooling = _normal(("pooling",), (width, params.pooled)) / math.sqrt(params.pooled)

@@ -171,8 +171,7 @@ class _Writer:
                 file[known] = earlier.stored.raw(name, plan.rows[known])
             file.flush()
         if earlier.stored is not None and len(known):
-            table = pa.concat_tables(earlier.stored.tables.values())
-            self.tokens[known] = table["n_tokens"].to_numpy()[plan.rows[known]]
+            self.tokens[known] = earlier.stored.table["n_tokens"].to_numpy()[plan.rows[known]]
 
     @cached_property
     def _layout(self) -> dict[str, tuple[tuple[int, ...], Any]]:

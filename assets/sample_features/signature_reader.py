@@ -126,8 +126,14 @@ class Stored:
         return {split: pq.read_table(self.features / FOLDER / f"{split}.parquet") for split in self.about["splits"]}
 
     @cached_property
+    def table(self) -> pa.Table:
+        """sample_id and n_tokens of all of them."""
+        return pa.concat_tables(self.tables.values())
+
+    @property
     def sample_ids(self) -> pa.ChunkedArray:
-        return pa.chunked_array([chunk for table in self.tables.values() for chunk in table["sample_id"].chunks])
+        column: pa.ChunkedArray = self.table["sample_id"]
+        return column
 
     def rows_of(self, sample_ids: Sequence[str] | pa.ChunkedArray) -> NDArray[np.int64]:
         """Row of each sample, -1 where it is not stored."""
@@ -136,6 +142,7 @@ class Stored:
         return np.asarray(found.to_numpy(), dtype=np.int64)
 
     def file(self, split: str, name: str) -> NDArray[Any]:
+        """An array of a split, memory-mapped."""
         path = self.features / FOLDER / f"{split}.{name}.npy"
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
@@ -158,7 +165,7 @@ class Stored:
 
     def take(self, rows: NDArray[np.int64]) -> Signatures:
         """The signatures at `rows`, all of them stored."""
-        table = pa.concat_tables(self.tables.values()).take(pa.array(rows))
+        table = self.table.take(pa.array(rows))
         return Signatures(
             tuple(table["sample_id"].to_pylist()),
             self.sites,

@@ -99,8 +99,8 @@ def check_against_captured(found: Signatures, probe: Probe, model: PreTrainedMod
             assert found.cells[row, number].sum() == len(ids)
             y = x / scale @ probe.directions[here].astype(np.float64)
             moments = y.T @ y
-            size = np.sqrt(np.outer(np.diag(moments), np.diag(moments)))
-            assert (np.abs(found.sketch[row, number] - moments) <= 3e-6 * size).all()
+            size = np.abs(x) / scale @ np.abs(probe.directions[here].astype(np.float64))  # before terms cancel
+            assert (np.abs(found.sketch[row, number] - moments) <= 3e-7 * size.T @ size).all()
             assert np.array_equal(found.sketch[row, number], found.sketch[row, number].T)
             joined_means.append(x.mean(axis=0) / np.linalg.norm(x.mean(axis=0)))
         pooled = np.concatenate(joined_means) @ probe.pooling.astype(np.float64)
