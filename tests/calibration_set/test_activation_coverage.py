@@ -199,7 +199,9 @@ def test_greedy_reaches_its_share_of_the_best_set(weighting: Any, outliers: floa
             assert sum(reason["gain"] for reason in chosen.reasons) == pytest.approx(got, abs=1e-7)
 
 
-def pool_of(candidates: Signatures, reference: Signatures | None, unsigned: int = 0, production: bool = False) -> Pool:
+def pool_of(
+    candidates: Signatures, reference: Signatures | None, unsigned: int = 0, production: bool = False, order: Any = None
+) -> Pool:
     """A pool with those signatures (lengths as theirs), and `unsigned` further samples without."""
     rows = [sample(i, int(max(tokens, 2))) for i, tokens in enumerate(candidates.tokens)]
     names = sorted(row["sample_id"] for row in rows)  # the candidates' order is the pool's
@@ -214,7 +216,7 @@ def pool_of(candidates: Signatures, reference: Signatures | None, unsigned: int 
     rows += [sample(5000 + i, 5) for i in range(unsigned)]
     if production:
         return make_pool(rows=rows, production=others, tuning=[], signatures=joined)
-    return make_pool(rows=rows, tuning=others, signatures=joined)
+    return make_pool(rows=rows, order=order, tuning=others, signatures=joined)
 
 
 def choose(pool: Pool, n: int, seed: int = 0, **options: Any) -> Selection:
@@ -285,6 +287,16 @@ def test_the_same_call_gives_the_same_choice_and_all_of_the_pool_is_every_sample
     assert sorted(first.indices.tolist()) == list(range(25))
     assert first.notes["coverage"]["all"]["ratio"] == 1  # every draw of all is all
     assert first.notes["coverage"]["all"]["percentile"] == 50
+
+
+def test_the_order_on_disk_decides_nothing() -> None:
+    rng = np.random.default_rng(10)
+    candidates, reference = drawn(rng, 20), drawn(rng, 20)
+    a, b = (pool_of(candidates, reference, order=order) for order in (range(20), rng.permutation(20)))
+    assert a.stream.tolist() != b.stream.tolist()
+    one, other = choose(a, 8), choose(b, 8)
+    assert a.names(one.indices) == b.names(other.indices)
+    assert (one.reasons, one.notes) == (other.reasons, other.notes)
 
 
 def test_all_samples_equal_all_silent_and_n_of_one() -> None:

@@ -213,7 +213,7 @@ def test_d_optimal_picks_reach_their_share_of_the_best_determinant() -> None:
         assert (1 - (1 - 1 / 3) ** 3) * best <= sum(gains) <= best + 1e-8
 
 
-def pool_of(candidates: Signatures, reference: Signatures | None, unsigned: int = 0) -> Pool:
+def pool_of(candidates: Signatures, reference: Signatures | None, unsigned: int = 0, order: Any = None) -> Pool:
     """A pool whose sorted rows have the candidates' signatures, and `unsigned` further samples without."""
     rows = [sample(i, int(tokens)) for i, tokens in enumerate(candidates.tokens)]
     rows.sort(key=lambda row: str(row["sample_id"]))
@@ -227,7 +227,7 @@ def pool_of(candidates: Signatures, reference: Signatures | None, unsigned: int 
         *(np.concatenate([getattr(s, field) for s, _ in parts]) for field in fields),
     )
     rows = rows + [sample(5000 + i, 5) for i in range(unsigned)]
-    return make_pool(rows=rows, tuning=others, signatures=joined)
+    return make_pool(rows=rows, order=order, tuning=others, signatures=joined)
 
 
 def choose(pool: Pool, n: int, seed: int = 0, **options: Any) -> Selection:
@@ -360,6 +360,16 @@ def test_the_same_call_gives_the_same_choice_at_any_number_of_threads() -> None:
             results.append(choose(pool, 12))
     assert results[0].indices.tolist() == results[1].indices.tolist()
     assert (results[0].reasons, results[0].notes) == (results[1].reasons, results[1].notes)
+
+
+def test_the_order_on_disk_decides_nothing() -> None:
+    rng = np.random.default_rng(10)
+    candidates, reference = drawn(rng, 20), drawn(rng, 20)
+    a, b = (pool_of(candidates, reference, order=order) for order in (range(20), rng.permutation(20)))
+    assert a.stream.tolist() != b.stream.tolist()
+    one, other = choose(a, 8), choose(b, 8)
+    assert a.names(one.indices) == b.names(other.indices)
+    assert (one.reasons, one.notes) == (other.reasons, other.notes)
 
 
 def test_too_few_signatures_and_other_sites_say_what_to_do() -> None:

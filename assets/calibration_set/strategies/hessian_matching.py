@@ -48,11 +48,12 @@ def select(
     and rare ones stand out. (2) Herding: one after the other, the sample that brings z_A closest to z*, starting from
     the picks of (1), whose bias it thereby balances; that is why it comes last. Ties go to the lowest sample id.
     Notes give the spectral error eps = max |eigenvalue of z_A - z*| per site: (1 - eps)(H* + lambda I) <= H_A + lambda
-    I <= (1 + eps)(H* + lambda I), so a rounding that is best for the set's damped H loses at most (1 + eps) / (1 - eps)
-    times the best loss under production's, in the sketched directions. And `lacking`, -min eigenvalue: the share of
-    production's moment that the set lacks in the direction where it lacks most, up to 1; D-optimal picks lower it at
-    the price of others being too strong. Both are measured on what the search itself looked at: that they are lower
-    than for random draws says that it worked, not that a model quantized from the set will be better.
+    I <= (1 + eps)(H* + lambda I), so in the sketched directions a rounding that is best for the set's damped H has at
+    most (1 + eps) / (1 - eps) times the least loss under production's (an eps of 1 or more promises nothing). And
+    `lacking`, -min eigenvalue: the share of production's moment that the set lacks in the direction where it lacks
+    most; D-optimal picks are meant to lower it, at the price of other directions that become too strong, so compare
+    both with and without them. Both are measured on what the search itself looked at: that they are lower than for
+    random draws says that it worked, not that a model quantized from the set will be better.
     Cost: no forward pass; the candidates are the m samples whose signature is stored. O(m S r^2) per pick with S sites
     and r directions, O(m S r^3) once; m S r^2 / 2 numbers of 8 bytes.
     Source: herding: Welling, ICML 2009, on second moments here; D-optimality: Fedorov 1972, as a set function Krause
