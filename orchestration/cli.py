@@ -56,22 +56,30 @@ def run(only: tuple[str, ...]) -> None:
 
 
 @main.command()
-def compare() -> None:
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def compare(names: tuple[str, ...]) -> None:
     """Compare strategies over many paired draws: is one better, and how sure is that?
 
-    Runs `strategy_comparison` as the section `comparison:` of params.yaml describes it, and what it reads. That takes
-    many minutes; a run that was stopped goes on where it was.
+    NAME is an entry under `comparisons:` in params.yaml; without one, all of them. It takes many minutes; one that was
+    stopped goes on where it was.
+
+    \b
+    Example: plumbline compare clusters
     """
-    from orchestration.params import load_params
-    from orchestration.study import StudyFailed, run_study, with_upstream
+    from orchestration.params import load_params, request
 
     root, started = project_root(), time.perf_counter()
     _require_git_or_no_scm(root)
     try:
-        if load_params(root).comparison is None:
-            raise ValueError(
-                f"{root / 'params.yaml'} has no section `comparison:`; see assets/strategy_comparison/params.py"
-            )
+        asked = names or tuple(load_params(root).comparisons)
+        if not asked:
+            raise ValueError(f"{root / 'params.yaml'}: nothing under `comparisons:`; add an entry")
+        request(asked, root)  # before the graph is loaded, of which they become a part
+
+        from orchestration.study import StudyFailed, run_study, with_upstream
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    try:
         steps = run_study(root, with_upstream("strategy_comparison"), click.echo)
     except (StudyFailed, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -79,22 +87,23 @@ def compare() -> None:
     click.echo(f"{steps} steps in {seconds:.0f} s\n" if steps else f"everything is up to date ({seconds:.1f} s)\n")
     from orchestration.summary import show_comparison
 
-    show_comparison(root)
+    for name in asked:
+        show_comparison(root, name)
 
 
 @main.command()
 def status() -> None:
     """What is out of date, and why."""
-    from orchestration.versioning import changed_stages, lock_entries, on_request
+    from orchestration.versioning import changed_stages, on_request
 
     root = project_root()
     changed = changed_stages(root)
     for name, reasons in changed.items():
         click.echo(f"{name}\n    " + "\n    ".join(reasons))
     click.echo(f"{len(changed)} stages out of date: plumbline run" if changed else "everything is up to date")
-    for asset in sorted(on_request(root) & set(lock_entries(root))):  # never asked for: nothing to say
+    for asset in sorted(on_request(root)):
         for name, why in changed_stages(root, asset).items():
-            click.echo(f"on request, made earlier: {name}\n    " + "\n    ".join(why))
+            click.echo(f"on request (plumbline compare): {name}\n    " + "\n    ".join(why))
     sys.exit(1 if changed else 0)
 
 

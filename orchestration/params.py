@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from assets.strategy_comparison.params import ComparisonParams
 from assets.tokenized_samples.params import TokenizeParams
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+REQUESTED = "requested.yaml"
+HEADER = "# Entries of `comparisons:` in params.yaml that `plumbline compare` was asked for; it writes this file.\n"
 
 
 class Grid(BaseModel):
@@ -67,18 +70,22 @@ class Params(BaseModel):
     evaluation: EvaluationParams = EvaluationParams()
     report: ReportParams = ReportParams()
     deployment: DeploymentParams
-    comparison: ComparisonParams | None = None
+    comparisons: dict[str, ComparisonParams] = {}
     tracking: TrackingParams = TrackingParams()
 
     @model_validator(mode="after")
     def _names(self) -> Params:
-        for section, names in (("calibrations", self.calibrations), ("schemes", self.schemes)):
+        for section, names in (
+            ("calibrations", self.calibrations),
+            ("schemes", self.schemes),
+            ("comparisons", self.comparisons),
+        ):
             for name in names:
                 if not NAME.fullmatch(name):
                     raise ValueError(
                         f"{section}: the name {name!r} becomes a folder and a DVC stage; use a-z, 0-9, '-' and '_'"
                     )
-            wanted = getattr(self.grid, section)
+            wanted = getattr(self.grid, section, ())
             if unknown := [name for name in wanted if name not in names]:
                 raise ValueError(f"grid.{section}: {unknown} not under {section}: (there: {sorted(names)})")
             if len(set(wanted)) < len(wanted):
@@ -86,9 +93,11 @@ class Params(BaseModel):
         keys = [pair_key(c, s) for c in self.grid.calibrations for s in self.grid.schemes]
         if len(set(keys)) < len(keys):
             raise ValueError("grid: two pairs share the name CALIBRATION-SCHEME; rename a choice or a scheme")
-        compared = self.comparison.schemes if self.comparison else ()
-        if unknown := [name for name in compared if name not in self.schemes]:
-            raise ValueError(f"comparison.schemes: {unknown} not under schemes: (there: {sorted(self.schemes)})")
+        for name, comparison in self.comparisons.items():
+            if unknown := [scheme for scheme in comparison.schemes if scheme not in self.schemes]:
+                raise ValueError(
+                    f"comparisons.{name}.schemes: {unknown} not under schemes: (there: {sorted(self.schemes)})"
+                )
         if self.deployment.scheme not in self.grid.schemes:
             raise ValueError(f"deployment.scheme: {self.deployment.scheme!r} is not in grid.schemes")
         if self.report.baseline is not None and self.report.baseline not in self.grid.calibrations:
@@ -120,6 +129,31 @@ def load_params(root: Path | None = None) -> Params:
     if not path.is_file():
         raise ValueError(f"{path} not found: run inside a Plumbline workspace, or set PLUMBLINE_ROOT to one")
     return _load(path, path.stat().st_mtime_ns)
+
+
+def requested(root: Path | None = None) -> list[str]:
+    """The comparisons that somebody asked for, in order: the content of requested.yaml, which DVC reads, too."""
+    path = (root or project_root()) / REQUESTED
+    found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return [str(name) for name in found.get("requested") or []]
+
+
+def request(names: Sequence[str], root: Path | None = None) -> None:
+    """Ask for comparisons: from now on they are stages and partitions of the graph.
+
+    Raises:
+        ValueError: params.yaml has no such comparison.
+    """
+    known = load_params(root).comparisons
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"comparisons: {unknown} not in params.yaml (there: {sorted(known)})")
+    before = requested(root)
+    after = [name for name in dict.fromkeys([*before, *names]) if name in known]
+    if after != before:
+        path = (root or project_root()) / REQUESTED
+        draft = path.with_name(f".{REQUESTED}.draft")
+        draft.write_text(HEADER + yaml.safe_dump({"requested": after}, default_flow_style=None), encoding="utf-8")
+        draft.replace(path)
 
 
 @lru_cache(maxsize=8)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dagster as dg
 
-from orchestration.params import load_params
+from orchestration.params import load_params, requested
 
 _params = load_params()
 
 CALIBRATIONS = dg.StaticPartitionsDefinition(list(_params.calibrations))
 PAIRS = dg.StaticPartitionsDefinition(list(_params.pairs()))
+COMPARISONS = dg.StaticPartitionsDefinition(requested())
+"""Those that were asked for; by default there is none."""
 
 PAIRS_OF_CALIBRATION = dg.StaticPartitionMapping(
     {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -72,15 +73,17 @@ def _table(root: Path) -> Table:
     return table
 
 
-def show_comparison(root: Path) -> None:
-    """Print the comparison of strategies: the verdict, a row per comparison, and where the page is."""
-    found = read_json(root / "data" / "strategy_comparison" / "comparison.json")
+def show_comparison(root: Path, name: str) -> None:
+    """Print a comparison of strategies: the verdict, a row per comparison, and where the page is."""
+    found = read_json(root / "data" / "strategy_comparison" / name / "comparison.json")
     console = Console(highlight=False)
     spread = {(arm["scheme"], arm["n"], arm["rule"]): arm["kl_sd"] / arm["kl_mean"] for arm in found["arms"]}
-    table = Table(title=found["headline"], title_justify="left", title_style="bold")
+    table = Table(
+        title=found["headline"], title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for column in ("scheme", "n", "rule"):
         table.add_column(column, no_wrap=True)
-    for column in ("KL", "spread", "difference", "interval", "verdict"):
+    for column in ("KL", "spread", "change", "interval, %", "verdict"):
         table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
     for c in found["comparisons"]:
         pair = [(found["baseline"], c["kl_mean_baseline"]), (c["rule"], c["kl_mean"])]
@@ -103,7 +106,7 @@ def show_comparison(root: Path) -> None:
     )
     table.caption_justify = "left"
     console.print(table)
-    console.print("\n[bold]Look[/bold]   data/strategy_comparison/comparison.html    the page, in a browser")
+    console.print(f"[bold]Look[/bold]   data/strategy_comparison/{name}/comparison.html", soft_wrap=True)
 
 
 _VERDICTS = {"no difference detected": "no difference"}

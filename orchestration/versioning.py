@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from orchestration.hashing import content_md5
+from orchestration.params import REQUESTED
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -142,11 +143,12 @@ class _Pipeline:
 
 
 def _pipeline(root: Path) -> _Pipeline:
-    return _resolved(root, *(_stamp(root / name) for name in ("dvc.yaml", "params.yaml")))
+    files = [root / name for name in ("dvc.yaml", "params.yaml", REQUESTED)]
+    return _resolved(root, tuple(_stamp(path) for path in files if path.is_file()))
 
 
 @lru_cache(maxsize=1)
-def _resolved(root: Path, dvc_yaml: tuple[int, int], params_yaml: tuple[int, int]) -> _Pipeline:
+def _resolved(root: Path, stamps: tuple[tuple[int, int], ...]) -> _Pipeline:
     return _Pipeline(root)
 
 
@@ -308,8 +310,10 @@ def _remove(folder: Path) -> None:
 
 
 def on_request(root: Path) -> set[str]:
-    """Assets that run when somebody asks for them by name, and are otherwise left alone: `meta: {on_request: true}` in
-    dvc.yaml. (DVC's own `frozen: true` would not do: a frozen stage that was never run fails `dvc repro`.)
+    """Assets that run when somebody asks for them and are left alone otherwise: `meta: {on_request: true}` in dvc.yaml.
+
+    Their stages are listed in requested.yaml, none by default: a stage that is there and was never run would fail
+    `dvc pull`, and show as out of date for ever.
     """
     stages = _stages(root / "dvc.yaml")
     return {name for name, stage in stages.items() if (stage.get("do", stage).get("meta") or {}).get("on_request")}

@@ -11,6 +11,7 @@ from assets.quantized_model.params import SchemeParams
 from assets.sample_features.asset import sample_features
 from assets.strategy_comparison.params import ComparisonParams
 from assets.tokenized_samples.asset import tokenized_samples
+from orchestration.partitions import COMPARISONS
 from orchestration.step import OWNERS, Step, code_version, materialize
 
 PRESENTATION = ("assets/calibration_report", "assets/strategy_comparison")
@@ -22,6 +23,8 @@ MEASURING = ("draws.py", "measuring.py")
     group_name="4_verdict",
     kinds={"html", "pytorch"},
     owners=OWNERS,
+    partitions_def=COMPARISONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("strategy_comparison"),
     deps=[tokenized_samples, sample_features],  # no automation: it takes long, so it runs when somebody asks for it
     description="Is one way to choose calibration texts better than another? Strategies against a baseline over many "
@@ -33,7 +36,7 @@ def strategy_comparison(context: dg.AssetExecutionContext) -> Iterator[Any]:
         from assets.calibration_set.pool import Sources
         from assets.strategy_comparison.build import build_strategy_comparison
 
-        params = ComparisonParams.model_validate(step.params["comparison"])
+        params = ComparisonParams.model_validate(step.params[f"comparisons.{key}"])
         model = ModelParams.model_validate(step.params["model"])
         code = {path: md5 for path, md5 in step.code.items() if not path.startswith(PRESENTATION)}
         return build_strategy_comparison(

@@ -57,7 +57,8 @@ def forest(verdict: Mapping[str, Any]) -> dict[str, Any]:
                 rows.append({**c, "at": at, "dots": dots, "outside": len(c["draws"]) - len(dots)})
             groups.append({"rule": rule, "scheme": scheme, "rows": rows})
     marks = [{"at": position(value, low, high), "value": value} for value in ticks(low, high, 4)]
-    return {"groups": groups, "zero": position(0, low, high), "ticks": marks}
+    outside = sum(row["outside"] for group in groups for row in group["rows"])
+    return {"groups": groups, "zero": position(0, low, high), "ticks": marks, "outside": outside}
 
 
 def table(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`comparison:` in params.yaml."""
+"""An entry under `comparisons:` in params.yaml."""
 
 from __future__ import annotations
 

@@ -17,6 +17,12 @@ from assets.strategy_comparison.resampling import crossed_bootstrap, spread_rati
 
 FEWEST_DOCUMENTS = 8
 CALLED = ("better", "worse")
+IDENTICAL = {
+    "verdict": "identical",
+    **dict.fromkeys(("difference", "low", "high", "standard_error", "smallest_difference"), 0.0),
+    **dict.fromkeys(("p_value", "p_adjusted"), 1.0),
+}
+"""Two rules whose models answer alike in every draw: a scheme that reads no calibration data, for one."""
 CAVEATS = [
     "This is about one base model and one pool: the draws choose from overlapping parts of that pool, so they say how "
     "much another draw from it would change, and nothing about other texts.",
@@ -42,13 +48,13 @@ def judge(
     if len(documents.names) < FEWEST_DOCUMENTS:
         raise ValueError(
             f"{len(documents.names)} held-out documents are too few to compare rules; expected {FEWEST_DOCUMENTS} or "
-            "more: raise comparison.tokens_per_domain or tokenize.splits.report in params.yaml"
+            "more: raise the comparison's tokens_per_domain or tokenize.splits.report in params.yaml"
         )
     compared = [(scheme, n, rule) for rule in params.rivals for scheme in schemes for n in params.sizes]
     needed = int(np.ceil(len(compared) / (1 - params.confidence)))
     if params.resamples < needed:
         raise ValueError(
-            f"comparison.resamples: found {params.resamples}, which cannot call any of {len(compared)} comparisons "
+            f"comparisons, resamples: found {params.resamples}, which cannot call any of {len(compared)} comparisons "
             f"different at {params.confidence:.0%}; expected at least {needed} (ten times that is better)"
         )
     kl = {
@@ -57,13 +63,13 @@ def judge(
         for n in params.sizes
         for rule in params.rules
     }
-    pairs = [(kl[scheme, n, params.baseline], kl[scheme, n, rule]) for scheme, n, rule in compared]
-    strata = strata_of(documents.domains, FEWEST_DOCUMENTS)
-    results = crossed_bootstrap(pairs, strata, params.resamples, params.seed)
-    adjusted = holm([result.p_value() for result in results])
+    pairs = {(scheme, n, rule): (kl[scheme, n, params.baseline], kl[scheme, n, rule]) for scheme, n, rule in compared}
+    tested = [key for key, (baseline, rival) in pairs.items() if not np.array_equal(baseline, rival)]
+    judged = _test([pairs[key] for key in tested], documents, params)
+    found_of = dict(zip(tested, judged, strict=True))
     tokens = int(documents.tokens.sum())
     comparisons = []
-    for (scheme, n, rule), pair, result, p in zip(compared, pairs, results, adjusted, strict=True):
+    for (scheme, n, rule), pair in pairs.items():
         means = [values.sum(axis=1) / tokens for values in pair]
         spread = spread_ratio(means[0], means[1], params.confidence)
         comparisons.append(
@@ -74,7 +80,7 @@ def judge(
                 "baseline": params.baseline,
                 "kl_mean": float(means[1].mean()),
                 "kl_mean_baseline": float(means[0].mean()),
-                **_judged(result, p, 1 - params.confidence, len(compared)),
+                **found_of.get((scheme, n, rule), IDENTICAL),
                 "draws": [float(value) for value in means[1] / means[0] - 1],
                 "spread_ratio": None if spread is None else asdict(spread),
             }
@@ -91,13 +97,25 @@ def judge(
         "resamples": params.resamples,
         "documents": len(documents.names),
         "tokens": tokens,
-        "comparisons_tested": len(compared),
+        "comparisons_tested": len(tested),
         "headline": headline(comparisons, params.baseline, params.draws),
         "sentences": sentences(comparisons, params.confidence),
         "caveats": CAVEATS,
         "comparisons": comparisons,
         "arms": [_arm(found, params, scheme, n, rule, tokens) for scheme, n, rule in kl],
     }
+
+
+def _test(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], documents: Documents, params: ComparisonParams
+) -> list[dict[str, Any]]:
+    if not pairs:
+        return []
+    strata = strata_of(documents.domains, FEWEST_DOCUMENTS)
+    results = crossed_bootstrap(pairs, strata, params.resamples, params.seed)
+    adjusted = holm([result.p_value() for result in results])
+    alpha = 1 - params.confidence
+    return [_judged(result, p, alpha, len(pairs)) for result, p in zip(results, adjusted, strict=True)]
 
 
 def _judged(one: Resampled, p_adjusted: float, alpha: float, tested: int) -> dict[str, Any]:
@@ -156,8 +174,14 @@ def headline(comparisons: Sequence[Mapping[str, Any]], baseline: str, draws: int
 def sentences(comparisons: Sequence[Mapping[str, Any]], confidence: float) -> list[str]:
     """What was found, comparison by comparison: differences first, the largest of them on top."""
     called = sorted((c for c in comparisons if c["verdict"] in CALLED), key=lambda c: -abs(c["difference"]))
-    rest = [c for c in comparisons if c["verdict"] not in CALLED]
-    return [*(_called(c, confidence) for c in called), *(_not_called(c) for c in rest), *_spreads(comparisons)]
+    rest = [c for c in comparisons if c["verdict"] == "no difference detected"]
+    same = [c for c in comparisons if c["verdict"] == "identical"]
+    return [
+        *(_called(c, confidence) for c in called),
+        *(_not_called(c) for c in rest),
+        *(f"{c['scheme']}, n = {c['n']}: {c['rule']} and {c['baseline']} give identical models." for c in same),
+        *_spreads(comparisons),
+    ]
 
 
 def _called(c: Mapping[str, Any], confidence: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -51,14 +50,6 @@ class Workspace:
     def dvc(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.command(sys.executable, "-m", "dvc", *arguments, check=check)
 
-    def out_of_date(self) -> dict[str, Any]:
-        """What `dvc status` finds, without the stages that run on request and were never asked for."""
-        found = json.loads(self.dvc("status", "--json").stdout)
-        stages = yaml.safe_load((self.root / "dvc.yaml").read_text())["stages"]
-        made = yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
-        waiting = {name for name, stage in stages.items() if stage.get("meta", {}).get("on_request")} - set(made)
-        return {name: why for name, why in found.items() if name not in waiting}
-
     def set_params(self, **sections: Any) -> None:
         path = self.root / "params.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **sections}, sort_keys=False))
@@ -89,13 +80,15 @@ SMALL: dict[str, Any] = {
     "evaluation": {"tokens_per_domain": 1024},
     "report": {"resamples": 200, "confidence": 0.95},
     "deployment": {"scheme": "w4a16-gptq"},
-    "comparison": {
-        "rules": {"random": {"strategy": "random"}, "lengths": {"strategy": "length_stratified"}},
-        "sizes": [4, 8],
-        "draws": 5,
-        "schemes": ["w4a16-gptq"],
-        "tokens_per_domain": 1024,
-        "resamples": 200,
+    "comparisons": {
+        "lengths": {
+            "rules": {"random": {"strategy": "random"}, "stratified": {"strategy": "length_stratified"}},
+            "sizes": [4, 8],
+            "draws": 5,
+            "schemes": ["w4a16-gptq"],
+            "tokens_per_domain": 1024,
+            "resamples": 200,
+        },
     },
 }
 
@@ -106,7 +99,7 @@ def make_workspace(root: Path, **sections: Any) -> Workspace:
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in ("assets", "orchestration"):
         shutil.copytree(PROJECT / name, root / name, ignore=ignore)
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", "pyproject.toml"):
+    for name in ("dvc.yaml", "params.yaml", "requested.yaml", ".dvcignore", "pyproject.toml"):
         shutil.copy(PROJECT / name, root / name)
     stages = yaml.safe_load((root / "dvc.yaml").read_text())
     stages["stages"]["raw_corpus"]["deps"].append("texts")

@@ -250,3 +250,14 @@ def test_dvc_reads_the_lock_file_that_we_write(root: Path) -> None:
     shutil.rmtree(root / "data/letters")
     dvc(root, "checkout", "letters")
     assert (root / "data/letters/file.txt").read_text() == "ümlaut"
+
+
+@pytest.mark.parametrize("where", ["letters", "choice"])
+def test_what_runs_on_request_is_asked_about_by_name_only(root: Path, where: str) -> None:
+    stages = yaml.safe_load(DVC_YAML)
+    stage = stages["stages"][where]
+    stage.get("do", stage)["meta"] = {"on_request": True}
+    (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
+    assert versioning.on_request(root) == {where}
+    assert where not in {name.split("@")[0] for name in versioning.changed_stages(root)}
+    assert {name.split("@")[0] for name in versioning.changed_stages(root, where)} == {where}
