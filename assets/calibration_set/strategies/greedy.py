@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 BATCH = 32
 """Stale gains brought up to date together: a vectorised objective is faster so, and the result is the same."""
@@ -46,17 +47,19 @@ def lazy_greedy(objective: Objective, candidates: NDArray[np.int64], n: int) -> 
     fresh = np.zeros(len(candidates), dtype=np.int64)  # |A| when the gain was computed
     taken: list[int] = []
     gains: list[float] = []
-    while len(taken) < n and heap:
-        stale: list[int] = []
-        while heap and len(stale) < BATCH and fresh[heap[0][1]] < len(taken):
-            stale.append(heapq.heappop(heap)[1])
-        if stale:
-            fresh[stale] = len(taken)
-            for position, gain in zip(stale, objective.gains(candidates[stale]), strict=True):
-                heapq.heappush(heap, (-float(gain), position))
-            continue
-        negative, position = heapq.heappop(heap)
-        objective.add(int(candidates[position]))
-        taken.append(int(candidates[position]))
-        gains.append(-negative)
+    with tqdm(total=n, desc="greedy", unit="sample", disable=None, leave=False) as bar:
+        while len(taken) < n and heap:
+            stale: list[int] = []
+            while heap and len(stale) < BATCH and fresh[heap[0][1]] < len(taken):
+                stale.append(heapq.heappop(heap)[1])
+            if stale:
+                fresh[stale] = len(taken)
+                for position, gain in zip(stale, objective.gains(candidates[stale]), strict=True):
+                    heapq.heappush(heap, (-float(gain), position))
+                continue
+            negative, position = heapq.heappop(heap)
+            objective.add(int(candidates[position]))
+            taken.append(int(candidates[position]))
+            gains.append(-negative)
+            bar.update()
     return np.array(taken, dtype=np.int64), gains
