@@ -194,7 +194,7 @@ def test_activations_cluster_the_samples_whose_signature_is_stored() -> None:
         assert reason["distance"] == pytest.approx(apart.min(), abs=1e-4)
     assert selection.notes["clustered"] == 20
     with pytest.raises(
-        ValueError, match="n = 21 samples, found 20 with stored activations; .*features.signatures.pool"
+        ValueError, match="asked for n = 21, found 20 of .*features.signatures.pool"
     ):
         choose(with_activations, 21, features="activations")
 

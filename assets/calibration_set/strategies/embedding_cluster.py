@@ -12,6 +12,7 @@ from pydantic import Field
 from assets.calibration_set.strategies.base import Pool, Selection
 from assets.calibration_set.strategies.kmeans import Clusters, InMemory, Points, kmeans
 from assets.calibration_set.strategies.quotas import apportion, fill_nearest
+from assets.calibration_set.strategies.signed import signed_rows
 
 
 def select(
@@ -71,19 +72,11 @@ def select(
 
 
 def _points(pool: Pool, n: int, features: str) -> tuple[NDArray[np.int64], Points]:
-    """The rows that can be chosen, and what is known about each.
-
-    Raises:
-        ValueError: fewer than n have activations.
-    """
+    """The rows that can be chosen, and what is known about each."""
     if features == "embedding":
         return np.arange(len(pool)), pool.stored_embeddings
-    if len(pool.signed) < n:
-        raise ValueError(
-            f"embedding_cluster, features: activations: asked for n = {n} samples, found {len(pool.signed)} with "
-            f"stored activations; raise features.signatures.pool in params.yaml, or lower n"
-        )
-    return pool.signed, InMemory.of(pool.signatures(pool.signed).pooled)
+    rows = signed_rows(pool, n, "embedding_cluster (features: activations)")
+    return rows, InMemory.of(pool.signatures(rows).pooled)
 
 
 def _from_centroid(centroids: NDArray[np.float64], cluster: int) -> NDArray[np.float64]:
