@@ -38,10 +38,14 @@ LINKS = ["record", "weights", "model folder", "tokenizer", "base model", "statis
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a quantized model, everything it came from, dvc.lock and DVC's cache."""
-    root = tmp_path_factory.mktemp("pristine") / "workspace"
+    return chain(tmp_path_factory.mktemp("pristine") / "workspace", "random")
+
+
+def chain(root: Path, strategy: str) -> Path:
+    """Sources, stages and records of a model whose set that strategy chose."""
     root.mkdir()
     write_sources(root)
-    build(root)
+    build(root, strategy)
     for stage, out, deps in (
         ("raw_corpus", CORPUS, []),
         ("tokenized_samples", "data/tokenized_samples", [CORPUS]),
@@ -101,7 +105,7 @@ def write_sources(root: Path) -> None:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "base")
 
 
-def build(root: Path) -> None:
+def build(root: Path, strategy: str) -> None:
     """The stages, called as Dagster calls them."""
     from assets.activation_stats.collect import build_activation_stats
     from assets.activation_stats.params import StatisticsParams
@@ -123,7 +127,7 @@ def build(root: Path) -> None:
     corpus = {"sources": {"texts": {"kind": "directory", "path": "texts"}}}
     build_raw_corpus(CorpusParams.model_validate(corpus), root, root / CORPUS)
     build_tokenized_samples(TokenizeParams(max_length=32, workers=1), root / "base", root / CORPUS, samples)
-    build_choice(CHOICE, ChoiceParams(strategy="random", n=8, seed=0), {}, choice)
+    build_choice(CHOICE, ChoiceParams(strategy=strategy, n=8, seed=0), {}, choice)
     build_calibration_set(choice, Sources(samples, None), root / SET)
     model = ModelParams(name="base", device="cpu")
     build_activation_stats(StatisticsParams(), model, root / SET, root / STATS, root)
@@ -220,6 +224,24 @@ def test_an_intact_chain_is_verified_from_the_weights_to_the_documents(pristine:
     assert link(result, "weights").found == sha256_file(pristine / MODEL / "model.safetensors")
     assert link(result, "model folder").found == dvc_digest(pristine / MODEL)
     assert json.loads(json.dumps(result.as_dict()))["verdict"] == "verified"
+
+
+def test_samples_joined_of_several_documents_lead_to_all_of_them(tmp_path: Path) -> None:
+    root = chain(tmp_path / "workspace", "packed_windows")
+    result = audit(root / MODEL, root)
+    assert states(result) == {}
+    samples = pq.read_table(root / SET / "samples.parquet").to_pylist()
+    joined = {document for sample in samples if len(sample["doc_ids"]) > 1 for document in sample["doc_ids"]}
+    assert joined
+    assert f"{len({d for sample in samples for d in sample['doc_ids']})} documents" in link(result, "documents").meaning
+    removed = next(iter(joined))
+    shard = next(
+        path for path in (root / CORPUS / "shards").iterdir() if removed in pq.read_table(path)["doc_id"].to_pylist()
+    )
+    table = pq.read_table(shard)
+    pq.write_table(table.filter(pa.array([document != removed for document in table["doc_id"].to_pylist()])), shard)
+    result = audit(root / MODEL, root)
+    assert f"first {removed[:12]}" in link(result, "documents").meaning
 
 
 def test_the_report_fits_a_screen_and_names_choice_scheme_and_counts(pristine: Path) -> None:
