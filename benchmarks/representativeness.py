@@ -58,7 +58,7 @@ def truncated(panel: Panel, n: int, rng: np.random.Generator) -> Part:
     counts.data = rng.binomial(counts.data, np.repeat(kept / part.lengths, np.diff(counts.indptr)))
     counts.eliminate_zeros()
     by_domain = part.domain_tokens * kept[:, None] // part.lengths[:, None]
-    return Part(kept, by_domain, part.fold, part.first, counts, part.embeddings)
+    return Part(kept, by_domain, part.fold, part.first, counts, part.embeddings)  # activations are not followed
 
 
 def other_tokenizer(panel: Panel, n: int, rng: np.random.Generator) -> Part:
@@ -107,10 +107,13 @@ def main() -> None:
     started = time.perf_counter()
     panel = prepared(sources).panels[0]
     print(f"against {panel.name}: {len(panel.metrics)} metrics, prepared in {time.perf_counter() - started:.1f} s")
+    drawn = panel
     if any(isinstance(aspect, Activations) for aspect in panel.aspects):
-        # a fair set is drawn from the whole pool, not from the samples with a stored signature alone
-        signatures = sources.pool().signatures(np.arange(len(panel.population)))
-        panel = replace(panel, population=replace(panel.population, signatures=signatures))
+        # sets are drawn from the samples with a stored signature, which need no forward pass: they too are a uniform
+        # draw of the pool, but the random sets of the other metrics are drawn from all of it
+        pool = sources.pool()
+        known = replace(panel.population.take(pool.signed), signatures=pool.signatures(pool.signed))
+        drawn = replace(panel, population=known)
     print()
     print(f"{'set':<32}{'n':>5}{'flagged':>10}{'95 % interval':>18}   flagged most often by")
     for n in given.n:
@@ -120,7 +123,7 @@ def main() -> None:
         for name, draw in DRAWS.items():
             flags, by = 0, dict.fromkeys(panel.metrics, 0)
             for number in range(given.sets):
-                values = panel.measure(draw(panel, n, np.random.default_rng([7, n, number])))
+                values = panel.measure(draw(drawn, n, np.random.default_rng([7, n, number])))
                 p, each = family_wise(values, {metric: null[metric] for metric in values})
                 flags += p <= LEVEL
                 for metric, (_, adjusted) in each.items():

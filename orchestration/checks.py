@@ -87,6 +87,35 @@ def calibration_set_was_tokenized_as_the_corpus_is(context: dg.AssetCheckExecuti
     return _result(wrong, f"one fingerprint: {expected}")
 
 
+@dg.asset_check(asset=calibration_set)
+def calibration_set_represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """The set is no farther from production than random draws of its size, over all metrics of the panel at once.
+
+    A warning: to be different from production can be what a choice is for. One fair random draw in twenty is flagged.
+    """
+    wrong, good, found = [], [], {}
+    for key in _keys(context, "calibration_set", list(load_params().calibrations)):
+        result = read_json(_folder("calibration_set") / key / "representativeness.json")
+        if result["primary"] is None:
+            good.append(f"{key}: {result['sentences'][0]}")
+            continue
+        found[key] = {"p_value": result["p_value"], "flagged": result["flagged"]}
+        metrics = result["references"][result["primary"]]["metrics"]
+        if result["flagged"]:
+            said = " ".join(metrics[name]["sentence"] for name in result["flagged"])
+            wrong.append(f"{key}: {said}")
+        else:
+            good.append(
+                f"{key}: no farther from production than random draws of its size (p = {result['p_value']:.2g})"
+            )
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join([*wrong, *good][:5]),
+        metadata={"sets": dg.MetadataValue.json(found)},
+    )
+
+
 @dg.asset_check(asset=quantized_model, blocking=True)
 def model_carries_the_tokenizer_it_was_calibrated_with(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """The fingerprint in the quantized model is that of the samples."""
@@ -121,6 +150,7 @@ CHECKS: list[dg.AssetChecksDefinition] = [
     every_token_is_accounted_for,
     no_report_document_in_a_calibration_set,
     calibration_set_was_tokenized_as_the_corpus_is,
+    calibration_set_represents_production,
     model_carries_the_tokenizer_it_was_calibrated_with,
     no_layer_fell_back,
 ]

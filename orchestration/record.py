@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from assets.artifact import read_json
@@ -39,7 +40,9 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for domain, values in metrics["by_domain"].items():
         numbers |= {f"{name}/{domain}": value for name, value in values.items()}
-    manifest = read_json(step.root / "data" / "calibration_set" / calibration / "manifest.json")
+    chosen = step.root / "data" / "calibration_set" / calibration
+    manifest = read_json(chosen / "manifest.json")
+    numbers |= _representativeness(read_json(chosen / "representativeness.json"))
     mlflow_run, version = tracking(step).record_evaluation(
         pair=pair,
         calibration=calibration,
@@ -63,6 +66,16 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
         counts={name: manifest[name] for name in ("samples", "tokens")},
     )
     return {"mlflow_run": mlflow_run, "registered_version": version}
+
+
+def _representativeness(found: Mapping[str, Any]) -> dict[str, float]:
+    """Percentile of each metric among random draws, per reference, and p over all metrics."""
+    numbers: dict[str, float] = {}
+    for reference, block in found["references"].items():
+        of_metrics = block["metrics"].items()
+        numbers |= {f"representativeness/{reference}/{name}_percentile": of["percentile"] for name, of in of_metrics}
+        numbers[f"representativeness/{reference}/p_value"] = block["p_value"]
+    return numbers
 
 
 def promote_in_mlflow(step: Step) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from assets.artifact import canonical_json, read_json, write_json, write_table
 from assets.calibration_set.pool import Sources, of_domains
 from assets.calibration_set.reader import SCHEMA, set_digest
 from assets.calibration_set.representativeness import representativeness
+from assets.calibration_set.representativeness.plots import LENGTHS, PANEL, plot_lengths, plot_panel
 from assets.calibration_set.strategies import Strategy, get
 from assets.calibration_set.strategies.base import Pool, Selection, generator, sample_id
 
@@ -29,7 +30,7 @@ def build_calibration_set(choice: Path, sources: Sources, out: Path) -> dict[str
     Args:
         choice: folder with `choice.json`.
         sources: samples, features and base model. A strategy sees pool, tuning and production; report is not read.
-        out: existing empty folder; gets samples.parquet, manifest.json and representativeness.json.
+        out: existing empty folder; gets samples.parquet, manifest.json, representativeness.json and its two plots.
 
     Returns:
         Summary: samples, tokens, digest, counts, percentiles of the representativeness metrics.
@@ -51,6 +52,9 @@ def build_calibration_set(choice: Path, sources: Sources, out: Path) -> dict[str
     write_json(out / "manifest.json", manifest)
     measured = representativeness(sources, pool, selection, rows)
     write_json(out / "representativeness.json", measured)
+    if measured["primary"] is not None:
+        plot_panel(measured["references"][measured["primary"]], out / PANEL)
+        plot_lengths(rows["n_tokens"].to_numpy(), whole.reference.lengths, measured["primary"], out / LENGTHS)
     summary = {key: manifest[key] for key in ("tokens", "documents", "digest")}
     return {**summary, **manifest["counts"], **_percentiles(measured), "representativeness": measured["sentences"]}
 

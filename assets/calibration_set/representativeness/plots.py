@@ -1,0 +1,89 @@
+"""Two small pictures of a set beside production, for Dagster's pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6670"  # Okabe and Ito (2008): told apart with any colour vision
+PANEL, LENGTHS = "representativeness.png", "lengths.png"
+NEAREST, FARTHEST = -2.5, 6.0
+
+
+def plot_panel(block: Mapping[str, Any], path: Path) -> None:
+    """Each metric of a block of representativeness.json as a place among random draws: 0 is the median, 1 the 95th
+    percentile; the bar reaches from the 5th to the 95th, flagged metrics are in another colour and shape."""
+    metrics, flagged = block["metrics"], set(block["flagged"])
+    figure, axes = _axes(1.0 + 0.27 * len(metrics))
+    for row, (name, metric) in enumerate(metrics.items()):
+        low, place = position(metric)
+        colour = ORANGE if name in flagged else BLUE
+        axes.barh(row, 1 - low, left=low, color=GREY, alpha=0.25, height=0.55)
+        beyond = place > FARTHEST
+        marker = ">" if beyond else "D" if name in flagged else "o"
+        axes.plot([np.clip(place, NEAREST, FARTHEST)], [row], marker, color=colour, markersize=6)
+        ratio = "" if metric["ratio"] is None else f"  ({metric['ratio']:.2g}×)"
+        axes.text(FARTHEST + 0.35, row, f"{metric['value']:.3g}{ratio}", va="center", fontsize=7.5, color=colour)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(metrics)), [metric["label"] for metric in metrics.values()], fontsize=7.5)
+    axes.set_ylim(len(metrics) - 0.4, -0.6)
+    axes.set_xlim(NEAREST, FARTHEST + 0.2)
+    axes.set_xticks([0, 1, 2, 4, 6], ["50 %", "95 %", "2", "4", "≥ 6"], fontsize=7.5)
+    axes.set_xlabel(f"farther from {block['reference']} than random draws of {block['samples']} samples →", fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    verdict = f"flagged: {len(flagged)} of {len(metrics)}" if flagged else "nothing flagged"
+    axes.set_title(f"{verdict}, p = {block['p_value']:.2g}", fontsize=9, loc="left")
+    _save(figure, path)
+
+
+def position(metric: Mapping[str, Any]) -> tuple[float, float]:
+    """Where the 5th percentile and the value lie on a scale with the null's median at 0 and its 95th percentile at 1.
+
+    Where those two are the same, the value is at 0 if it is theirs, or beyond the edge of the picture.
+    """
+    null, value = metric["null"], metric["value"]
+    width = null["p95"] - null["median"]
+    if width <= 1e-9 * max(abs(null["p95"]), 1e-3):
+        away = value - null["median"]
+        return 1.0, 0.0 if abs(away) <= 1e-9 * max(abs(value), 1e-3) else float(np.sign(away)) * 2 * FARTHEST
+    return float((null["p05"] - null["median"]) / width), float((value - null["median"]) / width)
+
+
+def plot_lengths(chosen: NDArray[np.int64], production: NDArray[np.int64], name: str, path: Path) -> None:
+    """Share of tokens in samples up to each length: the set's (n,) and production's (m,) in tokens."""
+    figure, axes = _axes(2.6)
+    for lengths, label, colour, style in (
+        (production, f"{name} ({len(production)} samples)", GREY, "-"),
+        (chosen, f"the set ({len(chosen)} samples)", BLUE, "--"),
+    ):
+        ascending = np.sort(lengths)
+        share = 100 * np.cumsum(ascending) / ascending.sum()
+        axes.step(
+            np.append(ascending[0], ascending), np.append(0, share), style, where="post", color=colour, label=label
+        )
+    axes.set_xscale("log")
+    ticks = 2 ** np.arange(int(np.log2(max(production.min(), 2))), int(np.log2(max(production.max(), 4))) + 1)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7.5)
+    axes.minorticks_off()
+    axes.set_xlabel("tokens of the sample", fontsize=8)
+    axes.set_ylabel("tokens in samples\nup to that length, %", fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, height), dpi=80, layout="constrained")  # no pyplot: no display, no state
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # The name and version of the software, which would be written into it, change the bytes.
+    figure.savefig(path, format="png", bbox_inches="tight", metadata={"Software": None})
