@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from tqdm import tqdm
 
 from assets.calibration_set.strategies.activation_coverage import Coverage, ladder
 from assets.calibration_set.strategies.base import Pool, Selection
@@ -33,7 +34,7 @@ def select(
     *,
     looks: Annotated[int, Field(ge=1)] | None = None,
     arms: Annotated[int, Field(ge=1)] = 32,
-    alpha: Annotated[float, Field(ge=0)] = 0.5,
+    alpha: Annotated[float, Field(ge=0)] = 1.0,
     discount: Annotated[float, Field(gt=0, le=1)] = 0.98,
     reward: Literal["sample", "tokens"] = "sample",
     outliers: Annotated[float, Field(ge=0, le=1)] = 0.5,
@@ -46,9 +47,9 @@ def select(
         arms: clusters of the pool by length, domain and embedding, which cost no forward pass.
         alpha: weight of what is not yet known about an arm against what it has brought so far.
         discount: how much a reward counts after each later look; gains rot as the cells fill.
-        reward: coverage gained per `sample` looked at, which is what looks and n count; or per 1000 `tokens`, for a
-            forward pass over a short sample costs less. That draws the looks to short samples, and a set of n short
-            samples covers less: on the bundled model it lost to random looks where `sample` won.
+        reward: coverage gained per `sample` looked at, which is what looks and n count; or per 1000 `tokens`, as a
+            forward pass over a short sample costs less: that draws the looks to short samples, of which a set of n
+            covers less.
         outliers: weight of the outlier channels in the coverage, as in `activation_coverage`.
         rival_draws: how often the honest rival is drawn: greedy on as many uniformly random looks. Each costs as many
             forward passes again, but for stored signatures.
@@ -73,22 +74,22 @@ def select(
     split, reference = reference_signatures(pool, "bandit_coverage")
     target = Target(reference, n, outliers)
     places = Arms.of(pool, arms, clustering)
-    seen = explore(
-        places,
-        np.ones(len(pool)) if reward == "sample" else pool.lengths / 1000,
-        lambda row: target.of(pool.signatures([row])),
-        drawing,
-        Bandit(places.features, alpha, discount),
-        budget,
-        n / budget,
-    )
-    rows = np.array([look.row for look in seen], dtype=np.int64)
+    rivals = []
+    with tqdm(total=budget * (1 + rival_draws), desc="looks", unit="sample", disable=None) as bar:
+
+        def look(row: int) -> Coverage:
+            bar.update()
+            return target.of(pool.signatures([row]))
+
+        cost = np.ones(len(pool)) if reward == "sample" else pool.lengths / 1000
+        bandit = Bandit(places.features, alpha, discount)
+        seen = explore(places, cost, look, drawing, bandit, budget, n / budget)
+        for _ in range(rival_draws):
+            drawn = np.sort(rival.permutation(len(pool))[:budget])
+            rivals.append(target.greedy([look(row) for row in drawn.tolist()], n)[2])
+    rows = np.array([one.row for one in seen], dtype=np.int64)
     ascending = np.argsort(rows)
     chosen, gains, ours = target.greedy([seen[at].coverage for at in ascending], n)
-    rivals = []
-    for _ in range(rival_draws):
-        drawn = np.sort(rival.permutation(len(pool))[:budget])
-        rivals.append(target.greedy([target.of(pool.signatures(drawn))], n)[2])
     picks = [(int(ascending[at]), gain) for at, gain in zip(chosen, gains, strict=True)]
     reasons = [{"look": at + 1, **seen[at].told(), "gain": round(gain, 9)} for at, gain in picks]
     notes: dict[str, Any] = {
