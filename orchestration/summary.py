@@ -93,7 +93,7 @@ def show_comparison(root: Path, name: str) -> None:
                 "" if rival else c["scheme"],
                 "" if rival else str(c["n"]),
                 rule,
-                f"{kl:.5f}",
+                f"{kl:#.3g}",
                 f"{100 * spread[c['scheme'], c['n'], rule]:.1f} %",
                 f"{100 * c['difference']:+.1f} %" if rival else "",
                 f"{100 * c['low']:+.1f} to {100 * c['high']:+.1f}" if rival and c["low"] is not None else "",
@@ -106,10 +106,10 @@ def show_comparison(root: Path, name: str) -> None:
     )
     table.caption_justify = "left"
     console.print(table)
-    console.print(f"[bold]Look[/bold]   data/strategy_comparison/{name}/comparison.html", soft_wrap=True)
+    console.print(f"\n[bold]Look[/bold]   data/strategy_comparison/{name}/comparison.html", soft_wrap=True)
 
 
-_VERDICTS = {"no difference detected": "no difference"}
+_VERDICTS = {"no difference detected": "none seen"}
 
 
 def _seconds(pairs: list[str]) -> dict[str, str]:

@@ -55,7 +55,8 @@ def asked_of(rule: str, params: RuleParams, n: int, seed: int) -> dict[str, Any]
     try:
         return resolve(rule, {**params.model_dump(), "n": n, "seed": seed})
     except ValueError as error:
-        raise ValueError(f"params.yaml, comparisons, rules: {error}") from error
+        why = str(error).removeprefix("params.yaml, calibrations: ")
+        raise ValueError(f"params.yaml, comparisons, rules: {why}") from error
 
 
 def draw_set(part: Pool, asked: Mapping[str, Any]) -> pa.Table:

@@ -71,6 +71,8 @@ COMPARISON = {
     "arms": [
         {"scheme": "w3a16-gptq", "n": 16, "rule": "random", "kl_mean": 0.07, "kl_sd": 0.0014},
         {"scheme": "w3a16-gptq", "n": 16, "rule": "clusters", "kl_mean": 0.06, "kl_sd": 0.0006},
+        {"scheme": "w3a16-gptq", "n": 256, "rule": "random", "kl_mean": 0.0124, "kl_sd": 0.0014},
+        {"scheme": "w3a16-gptq", "n": 256, "rule": "clusters", "kl_mean": 0.0123, "kl_sd": 0.0006},
     ],
     "comparisons": [
         {
@@ -83,7 +85,18 @@ COMPARISON = {
             "low": -0.2,
             "high": -0.08,
             "verdict": "better",
-        }
+        },
+        {
+            "scheme": "w3a16-gptq",
+            "n": 256,
+            "rule": "clusters",
+            "kl_mean": 0.0123,
+            "kl_mean_baseline": 0.0124,
+            "difference": 0.008,
+            "low": -0.121,
+            "high": 0.137,
+            "verdict": "no difference detected",
+        },
     ],
 }
 
@@ -103,8 +116,8 @@ def test_compare_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatc
     for word in (
         "up to date",
         "clusters is better",
-        "0.07000",
-        "0.06000",
+        "0.0700",
+        "0.0600",
         "2.0 %",
         "-14.3 %",
         "-20.0 to -8.0",
@@ -112,6 +125,7 @@ def test_compare_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatc
     ):
         assert word in done.output
     assert "data/strategy_comparison/clusters/comparison.html" in done.output
+    assert "none seen" in done.output and "-12.1 to +13.7" in done.output and "…" not in done.output
     assert max(map(len, done.output.splitlines())) <= 80
 
 

@@ -54,7 +54,7 @@ def test_what_cannot_be_drawn_names_the_rule(small: Small) -> None:
     part = sub_pool(small.sources.pool(), 0.5, 0)
     with pytest.raises(ValueError, match="rule some with n = 99 and seed 0.*found"):
         draw_set(part, asked_of("some", RuleParams(strategy="random"), 99, 0))
-    with pytest.raises(ValueError, match=r"comparison\.rules.*no option `quotas`"):
+    with pytest.raises(ValueError, match="^params.yaml, comparisons, rules: some: .*no option `quotas`"):
         asked_of("some", RuleParams.model_validate({"strategy": "random", "quotas": "equal"}), 4, 0)
 
 
