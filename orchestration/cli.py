@@ -56,6 +56,37 @@ def run(only: tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.argument("name", required=False)
+def strategies(name: str | None) -> None:
+    """The ways to choose a calibration set; with a NAME, what one does and its options.
+
+    \b
+    Example: plumbline strategies embedding_cluster
+    """
+    from inspect import getdoc
+
+    import yaml
+
+    from assets.calibration_set.strategies import get, names
+
+    if name is None:
+        for each in names():
+            strategy = get(each)
+            first = (getdoc(strategy.select) or "").split("\n\n")[0].replace("\n", " ").split(". ")[0].rstrip(".")
+            click.echo(f"{each:20} {first}{'' if strategy.package == 'plumbline' else f' ({strategy.package})'}")
+        click.echo("\nplumbline strategies NAME   what one does, its options, its cost and its source")
+        return
+    try:
+        strategy = get(name)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    defaults = strategy.options.model_construct().model_dump(mode="json", warnings=False)
+    entry = {f"{name.replace('_', '-')}-64": {"strategy": name, "n": 64, "seed": 0, **defaults}}
+    click.echo(yaml.safe_dump(entry, default_flow_style=None, sort_keys=False, width=100))
+    click.echo(getdoc(strategy.select) or f"(package {strategy.package} does not say more)")
+
+
+@main.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def compare(names: tuple[str, ...]) -> None:
     """Compare strategies over many paired draws: is one better, and how sure is that?
