@@ -196,8 +196,6 @@ class _Writer:
 
     def add(self, signature: Signature) -> None:
         row = self.row[signature.sample_id]
-        if self.plan.rows[row] >= 0:
-            return
         self.tokens[row] = signature.tokens
         self._files["pooled"][row] = signature.pooled
         self._files["cells"][row] = signature.cells
