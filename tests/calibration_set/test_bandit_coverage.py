@@ -28,9 +28,18 @@ def signatures(names: Sequence[str], cells: Any, absmax: Any) -> Signatures:
 
 
 def planted(
-    count: int = 400, rare: int = 20, cells: int = 24, seed: int = 0, stored: bool = False, length: int = 50
+    count: int = 400,
+    rare: int = 20,
+    cells: int = 24,
+    seed: int = 0,
+    stored: bool = False,
+    length: int = 50,
+    noise: bool = False,
 ) -> Pool:
-    """`rare` samples near each other in the embedding hold the cells that most of the tuning split falls in."""
+    """`rare` samples near each other in the embedding hold the cells that most of the tuning split falls in.
+
+    With `noise` every sample also has something of every cell, and outliers of its own.
+    """
     rng = np.random.default_rng(seed)
     rows = [sample(number, length) for number in range(count)]
     tuning = [sample(5000 + number, length, split="tuning") for number in range(30)]
@@ -48,6 +57,9 @@ def planted(
             counts[count + number, :, place] += length // 5
     everything = [*rows, *tuning]
     absmax = np.ones((count + 30, 5))
+    if noise:
+        counts += rng.integers(0, 3, size=counts.shape)
+        absmax = rng.gamma(2, size=absmax.shape)
     made = signatures([row["sample_id"] for row in everything], counts, absmax)
     pool = make_pool(rows=rows, tuning=tuning, embeddings=embeddings, signatures=made)
     if not stored:  # of the pool nothing is stored: every look is a forward pass
@@ -111,11 +123,23 @@ def test_one_sample_at_a_time_is_the_coverage_of_activation_coverage() -> None:
     assert f == whole.reached(expected)[0]
 
 
+class Recording(Bandit):
+    """Keeps what it was taught."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        super().__init__(features, alpha=0.5, discount=0.9)
+        self.taught: list[tuple[int, float]] = []
+
+    def update(self, arm: int, reward: float) -> None:
+        self.taught.append((arm, reward))
+        super().update(arm, reward)
+
+
 def test_the_rewards_are_gains_over_what_was_accepted_per_thousand_tokens() -> None:
-    pool = planted()
+    pool = planted(noise=True)
     target = Target(pool.tuning.signatures(pool.tuning.signed), 4, 0.5)
     arms = Arms.of(pool, 6, np.random.default_rng(0))
-    rng, bandit = np.random.default_rng(1), Bandit(arms.features, 0.5, 0.98)
+    rng, bandit = np.random.default_rng(1), Recording(arms.features)
     seen = explore(arms, pool.lengths / 1000, lambda row: target.of(pool.signatures([row])), rng, bandit, 40, 0.25)
     whole = Coverage.of(pool.signatures(np.arange(400)), pool.tuning.signatures(pool.tuning.signed), 4, 0.5)
     accepted: list[int] = []
@@ -129,8 +153,12 @@ def test_the_rewards_are_gains_over_what_was_accepted_per_thousand_tokens() -> N
         rewards.append(look.reward)
         if look.accepted:
             accepted.append(look.row)
+    assert any(look.reward > 0 and not look.accepted for look in seen)
     assert 1 < len(accepted) < 40
     assert len({look.row for look in seen}) == 40
+    for at, (arm, taught) in enumerate(bandit.taught):  # against the discounted mean of all rewards so far
+        mean = np.average(rewards[: at + 1], weights=0.9 ** np.arange(at, -1, -1))
+        assert arm == seen[at].arm and taught == pytest.approx(rewards[at] / mean - 1)
 
 
 def test_it_finds_the_arm_that_holds_what_production_does() -> None:
