@@ -81,8 +81,9 @@ def near_duplicates(panel: Panel, n: int, rng: np.random.Generator) -> Part:
 
 def half_prose(panel: Panel, n: int, rng: np.random.Generator) -> Part:
     """Half of the set lacks the second domain: a mild defect."""
-    first, second = _rows(panel, n - n // 2, rng), _without_a_domain(panel, n // 2, rng)
-    return panel.population.take(np.concatenate([first, second]))
+    second = _without_a_domain(panel, n // 2, rng)
+    others = np.setdiff1d(np.arange(len(panel.population)), second)
+    return panel.population.take(np.concatenate([rng.choice(others, n - n // 2, replace=False), second]))
 
 
 DRAWS: dict[str, Draw] = {
