@@ -156,7 +156,7 @@ def table(found: Mapping[str, Mapping[int, dict[str, float] | str]], sizes: Sequ
     shown.add_column("", no_wrap=True)
     for size in sizes:
         shown.add_column(f"{size:,}", justify="right", no_wrap=True)
-    shown.add_column("growth", justify="right")
+    shown.add_column("growth", justify="right", no_wrap=True)
     for name, figures in found.items():
         cells = []
         for size in sizes:
@@ -198,7 +198,7 @@ def main() -> None:
             for name in tqdm(arguments.strategies, f"{size:,} samples", disable=None):
                 reason = why_not(name, size)
                 found[name][size] = reason or measure_apart(name, folder, arguments.n, arguments.limit)
-    Console().print(table(found, arguments.sizes, arguments.n))
+    Console(width=None if sys.stdout.isatty() else 110).print(table(found, arguments.sizes, arguments.n))
     print("growth: slope of log CPU seconds over log N. GiB: not started, its matrices would take so much memory.")
     print(f"prefiltered: looks at 1,024 samples of any pool unless told otherwise, so measured up to {MOST_SIGNED:,}.")
 
