@@ -265,7 +265,7 @@ def test_the_share_of_d_optimal_picks_comes_first_and_herding_starts_from_them()
     rng = np.random.default_rng(5)
     pool = pool_of(drawn(rng, 30), drawn(rng, 30))
     moments = whiten(pool.signatures(pool.signed), pool.tuning.signatures(pool.tuning.signed))
-    selection = choose(pool, 10)
+    selection = choose(pool, 10, d_optimal=0.2)
     assert [reason["part"] for reason in selection.reasons] == ["d_optimal"] * 2 + ["herding"] * 8
     assert [reason["step"] for reason in selection.reasons] == list(range(1, 11))
     first, gains = lazy_greedy(LogDet(moments, 8.0), np.arange(30), 2)
@@ -275,7 +275,7 @@ def test_the_share_of_d_optimal_picks_comes_first_and_herding_starts_from_them()
     assert [reason["distance"] for reason in selection.reasons[2:]] == pytest.approx(distances, abs=1e-9)
     for share, part in ((0.0, "herding"), (1.0, "d_optimal")):
         assert {reason["part"] for reason in choose(pool, 7, d_optimal=share).reasons} == {part}
-    counts = {n: choose(pool, n).notes["d_optimal"] for n in (1, 2, 3, 8, 30)}
+    counts = {n: choose(pool, n, d_optimal=0.2).notes["d_optimal"] for n in (1, 2, 3, 8, 30)}
     assert counts == {1: 0, 2: 0, 3: 1, 8: 2, 30: 6}
 
 
@@ -394,7 +394,7 @@ def test_it_keeps_the_contract_and_what_it_says_can_be_stored() -> None:
 
 def test_options_are_checked() -> None:
     options = get("hessian_matching").options
-    assert options().model_dump() == {"d_optimal": 0.2, "weighting": "token", "damping": 0.01}
+    assert options().model_dump() == {"d_optimal": 0.0, "weighting": "token", "damping": 0.01}
     for wrong in ({"d_optimal": -0.1}, {"weighting": "length"}, {"damping": 0}):
         with pytest.raises(ValueError):
             options.model_validate(wrong)

@@ -26,14 +26,15 @@ def select(
     n: int,
     rng: np.random.Generator,
     *,
-    d_optimal: Annotated[float, Field(ge=0, le=1)] = 0.2,
+    d_optimal: Annotated[float, Field(ge=0, le=1)] = 0.0,
     weighting: Literal["token", "sequence"] = "token",
     damping: Annotated[float, Field(gt=0)] = 0.01,
 ) -> Selection:
     """Choose the samples whose mean second moment per site comes closest to production's.
 
     Options:
-        d_optimal: share of the n picks that go to rare directions instead.
+        d_optimal: share of the n picks that go to rare directions instead. None unless told: on the bundled model a
+            fifth made the spectral error larger and hardly lowered what the set lacks.
         weighting: `token`: every token counts alike, as in H = sum of x x^T over all tokens (GPTQ). `sequence`: every
             sequence does, as its sum is divided by its own tokens (MaCa).
         damping: what is added to the diagonal of H* before it is inverted, as a share of its mean; GPTQ's own 0.01
