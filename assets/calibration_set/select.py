@@ -124,7 +124,8 @@ def _check(selection: Selection, pool: Pool, n: int, asked: Mapping[str, Any], s
     if len(rows) > n:
         raise ValueError(f"{blame}: chose {len(rows)} samples, asked for {n}; correct the strategy")
     if not len(rows) or (len(rows) < n and not asked["allow_fewer"]):
-        raise ValueError(_too_few(asked, len(rows), f"{blame} chose no more of {len(pool)}"))
+        why = selection.notes.get("short") or f"chose no more of {len(pool)}"
+        raise ValueError(_too_few(asked, len(rows), f"{blame}: {why}"))
 
 
 def joined(pool: Pool, selection: Selection, name: str) -> pa.Table:
