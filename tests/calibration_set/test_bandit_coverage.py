@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assets.calibration_set.methods.greedy import lazy_greedy
 from assets.calibration_set.strategies import get
 from assets.calibration_set.strategies.activation_coverage import Coverage
 from assets.calibration_set.strategies.bandit_coverage import Arms, Bandit, Target, explore, select
 from assets.calibration_set.strategies.base import Pool, Selection, generator
-from assets.calibration_set.strategies.greedy import lazy_greedy
 from assets.sample_features.signatures import Signatures, Site
 from tests.calibration_set.conftest import make_pool, sample
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from assets.calibration_set.strategies import cheap_features as module
+from assets.calibration_set.methods import cheap_features as module
+from assets.calibration_set.methods.cheap_features import cheap_features
 from assets.calibration_set.strategies.base import Pool
-from assets.calibration_set.strategies.cheap_features import cheap_features
 from tests.calibration_set.conftest import make_pool, sample
 
 

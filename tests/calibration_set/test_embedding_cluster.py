@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from assets.artifact import write_json, write_table
+from assets.calibration_set.methods.quotas import fill_nearest
 from assets.calibration_set.pool import Sources
 from assets.calibration_set.strategies.base import Pool, Selection, generator
 from assets.calibration_set.strategies.embedding_cluster import select
-from assets.calibration_set.strategies.quotas import fill_nearest
 from assets.sample_features.signatures import Signatures, Site
 from assets.tokenized_samples.batches import SAMPLES
 from tests.calibration_set.conftest import FINGERPRINT, make_pool, rows_of, sample, write_samples
@@ -193,9 +193,7 @@ def test_activations_cluster_the_samples_whose_signature_is_stored() -> None:
         assert reason["size"] == len(group)
         assert reason["distance"] == pytest.approx(apart.min(), abs=1e-4)
     assert selection.notes["clustered"] == 20
-    with pytest.raises(
-        ValueError, match="asked for n = 21, found 20 of .*features.signatures.pool"
-    ):
+    with pytest.raises(ValueError, match="asked for n = 21, found 20 of .*features.signatures.pool"):
         choose(with_activations, 21, features="activations")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from assets.calibration_set.strategies.greedy import lazy_greedy
+from assets.calibration_set.methods.greedy import lazy_greedy
 
 
 class Coverage:

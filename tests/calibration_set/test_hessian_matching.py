@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from assets.artifact import canonical_json
+from assets.calibration_set.methods.greedy import lazy_greedy
 from assets.calibration_set.select import choose as choose_by
 from assets.calibration_set.strategies import get
 from assets.calibration_set.strategies.base import Pool, Selection, generator
-from assets.calibration_set.strategies.greedy import lazy_greedy
 from assets.calibration_set.strategies.hessian_matching import (
     LogDet,
     Moments,

@@ -15,10 +15,10 @@ from torch.func import functional_call
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from assets.base_model.load import load_model
+from assets.calibration_set.methods.flip_scores import PATH, ROUNDED, FlipScores
 from assets.calibration_set.strategies import get
 from assets.calibration_set.strategies import hot_flip as module
 from assets.calibration_set.strategies.base import Pool, generator, sample_id
-from assets.calibration_set.strategies.flip_scores import PATH, ROUNDED, FlipScores
 from assets.calibration_set.strategies.hot_flip import Coverage, Reached, select
 from assets.quantized_model.grid import dequantize
 from assets.quantized_model.rtn import rtn

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from assets.calibration_set.strategies import kmeans as module
-from assets.calibration_set.strategies.kmeans import InMemory, assign, kmeans, lloyd, plus_plus
+from assets.calibration_set.methods import kmeans as module
+from assets.calibration_set.methods.kmeans import InMemory, assign, kmeans, lloyd, plus_plus
 
 PROJECT = Path(__file__).resolve().parents[2]
 

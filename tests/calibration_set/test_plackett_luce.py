@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from assets.calibration_set.strategies.plackett_luce import draw, entropy, log_probability, score, top
+from assets.calibration_set.methods.plackett_luce import draw, entropy, log_probability, score, top
 
 LOGITS = np.array([0.3, -1.2, 2.0, 0.0, 0.7])
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
-from assets.calibration_set.strategies.quantized_kl import QuantizedKL, probe_linears, sample_hessians, two_halves
+from assets.calibration_set.methods.quantized_kl import QuantizedKL, probe_linears, sample_hessians, two_halves
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.quantize import quantize_layers
 from assets.quantized_model.scheme import quantizable_linears

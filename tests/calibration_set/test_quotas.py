@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.calibration_set.strategies.quotas import apportion, fill
+from assets.calibration_set.methods.quotas import apportion, fill
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=7).filter(any)
 

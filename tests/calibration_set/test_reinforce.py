@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from assets.calibration_set.methods.greedy import lazy_greedy
+from assets.calibration_set.methods.quantized_kl import QuantizedKL
+from assets.calibration_set.methods.set_search import Search, Trial
 from assets.calibration_set.strategies import get
 from assets.calibration_set.strategies.activation_coverage import Coverage
 from assets.calibration_set.strategies.base import Pool, Selection, generator
-from assets.calibration_set.strategies.greedy import lazy_greedy
-from assets.calibration_set.strategies.quantized_kl import QuantizedKL
 from assets.calibration_set.strategies.reinforce import Judge, compared, select
-from assets.calibration_set.strategies.set_search import Search, Trial
 from assets.sample_features.signatures import Signatures, Site
 from tests.calibration_set.conftest import make_pool, sample
 

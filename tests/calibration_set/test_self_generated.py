@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from assets.base_model.load import load_model
+from assets.calibration_set.methods.own_text import BATCH, repeated_share, write
 from assets.calibration_set.pool import Sources
 from assets.calibration_set.strategies.base import Pool, Selection, generator, sample_id
-from assets.calibration_set.strategies.own_text import BATCH, repeated_share, write
 from assets.calibration_set.strategies.self_generated import Sound, _starts, select
 from tests.calibration_set.conftest import make_pool, rows_of, write_samples
 from tests.conftest import PROJECT
@@ -201,7 +201,7 @@ def test_a_greedy_model_writes_one_text_and_the_rest_is_counted() -> None:
 
 
 def test_degenerate_texts_are_dropped_by_reason() -> None:
-    from assets.calibration_set.strategies.own_text import Text
+    from assets.calibration_set.methods.own_text import Text
 
     def fault(ids: list[int], **more: Any) -> str:
         settings = {"least": 8, "min_distinct": 4, "ngram": 2, "max_repeated": 0.4, **more}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from assets.calibration_set.strategies.plackett_luce import entropy, log_probability
-from assets.calibration_set.strategies.set_search import (
+from assets.calibration_set.methods.plackett_luce import entropy, log_probability
+from assets.calibration_set.methods.set_search import (
     Search,
     Settings,
     cross_entropy,

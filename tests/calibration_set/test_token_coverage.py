@@ -193,7 +193,8 @@ def test_the_order_on_disk_decides_nothing(order: Any) -> None:
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from assets.calibration_set.strategies import token_counts, token_coverage
+    from assets.calibration_set.methods import token_counts
+    from assets.calibration_set.strategies import token_coverage
 
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, 9, rng.integers(1, 5)).tolist() for _ in range(30)]

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
 
+from assets.calibration_set.methods.cheap_features import cheap_features
+from assets.calibration_set.methods.greedy import lazy_greedy
+from assets.calibration_set.methods.signed import reference_signatures
 from assets.calibration_set.strategies.activation_coverage import Coverage, ladder
 from assets.calibration_set.strategies.base import Pool, Selection
-from assets.calibration_set.strategies.cheap_features import cheap_features
-from assets.calibration_set.strategies.greedy import lazy_greedy
-from assets.calibration_set.strategies.signed import reference_signatures
 
 if TYPE_CHECKING:
     from assets.sample_features.signatures import Signatures
@@ -147,7 +147,7 @@ class Arms:
     @staticmethod
     def of(pool: Pool, arms: int, rng: np.random.Generator) -> Arms:
         """At most `arms` k-means clusters by log length, domain and embedding, none empty."""
-        from assets.calibration_set.strategies.kmeans import InMemory, kmeans
+        from assets.calibration_set.methods.kmeans import InMemory, kmeans
 
         x, _ = cheap_features(pool, np.arange(len(pool)), EMBEDDING_DIMENSIONS)
         found = kmeans(InMemory.of(x), min(arms, len(pool)), rng).labels

@@ -171,8 +171,8 @@ class Selection:
     written: dict[int, NDArray[np.int32]] = field(default_factory=dict)
     """Position in `indices` -> token ids of a sample that no document holds (the base model's own text)."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """JSON-able facts about the whole selection for the manifest: quotas, fills, objective reached ... `short`: why there
-    are fewer than n."""
+    """JSON-able facts about the whole selection for the manifest: quotas, fills, objective reached ...; under `short`,
+    why there are fewer than n."""
 
 
 def sample_id(input_ids: NDArray[np.int32]) -> str:

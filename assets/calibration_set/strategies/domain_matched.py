@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
+from assets.calibration_set.methods.cheap_features import principal_directions
+from assets.calibration_set.methods.token_counts import reference_of
 from assets.calibration_set.strategies.base import Pool, Samples, Selection
-from assets.calibration_set.strategies.cheap_features import principal_directions
-from assets.calibration_set.strategies.token_counts import reference_of
 
 PARTS = ("length", "tokens", "embedding")
 QUANTILES = 32

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from assets.calibration_set.methods.kmeans import Clusters, InMemory, Points, kmeans
+from assets.calibration_set.methods.quotas import apportion, fill_nearest
+from assets.calibration_set.methods.signed import signed_rows
 from assets.calibration_set.strategies.base import Pool, Selection
-from assets.calibration_set.strategies.kmeans import Clusters, InMemory, Points, kmeans
-from assets.calibration_set.strategies.quotas import apportion, fill_nearest
-from assets.calibration_set.strategies.signed import signed_rows
 
 
 def select(

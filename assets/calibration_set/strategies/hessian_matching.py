@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
 
+from assets.calibration_set.methods.greedy import lazy_greedy
+from assets.calibration_set.methods.signed import beside_draws, random_draws, reference_signatures, signed_rows
 from assets.calibration_set.strategies.base import Pool, Selection
-from assets.calibration_set.strategies.greedy import lazy_greedy
-from assets.calibration_set.strategies.signed import beside_draws, random_draws, reference_signatures, signed_rows
 
 if TYPE_CHECKING:
     from assets.sample_features.signatures import Signatures

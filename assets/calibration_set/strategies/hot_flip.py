@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from assets.calibration_set.methods.greedy import lazy_greedy
 from assets.calibration_set.strategies.base import Pool, Samples, Selection
-from assets.calibration_set.strategies.greedy import lazy_greedy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from assets.calibration_set.strategies.flip_scores import FlipScores, Layer, Path
+    from assets.calibration_set.methods.flip_scores import FlipScores, Layer, Path
 
 HELD = 4
 """Samples of the reference on which flips are made for real."""
@@ -87,7 +87,7 @@ def select(
     """
     from tqdm import tqdm
 
-    from assets.calibration_set.strategies.flip_scores import PATH, ROUNDED, FlipScores
+    from assets.calibration_set.methods.flip_scores import PATH, ROUNDED, FlipScores
 
     looked_at = np.sort(rng.permutation(len(pool))[:candidates])
     if len(looked_at) < n:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
+from assets.calibration_set.methods.quotas import apportion, fill
 from assets.calibration_set.strategies.base import Piece, Pool, Selection, sample_id
-from assets.calibration_set.strategies.quotas import apportion, fill
 
 
 def _ascending(edges: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,9 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
+from assets.calibration_set.methods.token_counts import reference_of
 from assets.calibration_set.strategies import Strategy, get
 from assets.calibration_set.strategies.base import Piece, Pool, Samples, Selection, generator
-from assets.calibration_set.strategies.token_counts import reference_of
 
 Weights = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
 
-from assets.calibration_set.strategies.activation_coverage import Coverage
-from assets.calibration_set.strategies.base import Pool, Selection
-from assets.calibration_set.strategies.cheap_features import cheap_features, principal_directions, standardised
-from assets.calibration_set.strategies.greedy import lazy_greedy
-from assets.calibration_set.strategies.plackett_luce import entropy
-from assets.calibration_set.strategies.set_search import (
+from assets.calibration_set.methods.cheap_features import cheap_features, principal_directions, standardised
+from assets.calibration_set.methods.greedy import lazy_greedy
+from assets.calibration_set.methods.plackett_luce import entropy
+from assets.calibration_set.methods.set_search import (
     Search,
     Settings,
     cross_entropy,
@@ -23,10 +21,12 @@ from assets.calibration_set.strategies.set_search import (
     reinforce,
     swap_search,
 )
-from assets.calibration_set.strategies.signed import reference_signatures
+from assets.calibration_set.methods.signed import reference_signatures
+from assets.calibration_set.strategies.activation_coverage import Coverage
+from assets.calibration_set.strategies.base import Pool, Selection
 
 if TYPE_CHECKING:
-    from assets.calibration_set.strategies.quantized_kl import QuantizedKL, Texts
+    from assets.calibration_set.methods.quantized_kl import QuantizedKL, Texts
     from assets.sample_features.signatures import Signatures
 
 LEAST_CANDIDATES = 64
@@ -87,7 +87,7 @@ def select(
     Source: Williams 1992; Gumbel-top-k and the leave-one-out baseline: Kool, van Hoof, Welling 2019. No earlier use
     for calibration sets is known.
     """
-    from assets.calibration_set.strategies.quantized_kl import QuantizedKL, two_halves
+    from assets.calibration_set.methods.quantized_kl import QuantizedKL, two_halves
 
     if n == len(pool):
         return Selection(np.arange(n), [{} for _ in range(n)], notes={"everything": "n is the size of the pool"})

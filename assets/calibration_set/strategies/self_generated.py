@@ -16,7 +16,7 @@ from assets.calibration_set.strategies.base import Pool, Selection
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from assets.calibration_set.strategies.own_text import Text
+    from assets.calibration_set.methods.own_text import Text
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -32,7 +32,7 @@ class Sound:
 
     def repeated(self, ids: NDArray[np.int32]) -> float:
         """The larger share of repeated n-grams: in the whole text or in its last quarter."""
-        from assets.calibration_set.strategies.own_text import repeated_share
+        from assets.calibration_set.methods.own_text import repeated_share
 
         return max(repeated_share(part, self.ngram) for part in (ids, ids[-(-3 * len(ids) // 4) :]))
 
@@ -161,7 +161,7 @@ def _passing(
     """
     from tqdm import tqdm
 
-    from assets.calibration_set.strategies.own_text import BATCH, write
+    from assets.calibration_set.methods.own_text import BATCH, write
 
     never, end = _special_tokens(model)
     start = _starts(pool, model, seed, never | end)

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from assets.calibration_set.strategies.base import Pool, Selection
-from assets.calibration_set.strategies.greedy import lazy_greedy
-from assets.calibration_set.strategies.token_counts import (
+from assets.calibration_set.methods.greedy import lazy_greedy
+from assets.calibration_set.methods.token_counts import (
     Counts,
     Vocabulary,
     reference_of,
     token_counts,
     vocabulary,
 )
+from assets.calibration_set.strategies.base import Pool, Selection
 
 DRAWS = 200
 SHOWN = 8

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from assets.calibration_set.strategies.plackett_luce import draw, entropy, score, top
+from assets.calibration_set.methods.plackett_luce import draw, entropy, score, top
 
 Reward = Callable[[tuple[int, ...]], float]
 """Of a set, given as ascending items; the higher, the better."""

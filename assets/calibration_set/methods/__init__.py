@@ -1,0 +1,1 @@
+"""What the strategies are built of: searches, clusters, scores. A strategy is in strategies/, one file each."""
