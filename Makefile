@@ -44,3 +44,4 @@ mlflow: setup
 clean:
 	rm -rf data dvc.lock .plumbline mlflow.db* mlruns .dvc/cache .dvc/tmp
 	find .dagster -mindepth 1 -not -name dagster.yaml -delete
+	sed -i -e '/^requested:/,$$d' requested.yaml && echo 'requested: []' >> requested.yaml

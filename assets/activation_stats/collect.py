@@ -52,7 +52,7 @@ def build_activation_stats(
         )
     folder = model_folder(model_params, root)
     model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
-    with tqdm(total=tokens, unit="token", unit_scale=True, desc="activations", mininterval=1) as bar:
+    with tqdm(total=tokens, unit="token", unit_scale=True, desc="activations", disable=None) as bar:
         stats = collect(
             model,
             samples,
