@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from assets.artifact import read_json, sha256_files, write_json, write_table
+from assets.artifact import read_json, sha256_files, sha256_json, write_json, write_table
 from assets.base_model.load import base_model_digest, load_model, loaded_model, model_folder
 from assets.base_model.params import ModelParams
 from assets.evaluation.base_logits import shared_base_logits
@@ -19,6 +19,10 @@ from assets.evaluation.metrics import by_domain, document_table, figures
 from assets.evaluation.params import EvaluationParams
 from assets.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
 from assets.tokenized_samples.reader import fingerprint_of
+
+REMEMBERED = 8
+"""Measurements kept in memory: schemes follow each other choice by choice, so one comes back after as many."""
+_measured: dict[tuple[str, ...], tuple[TokenDivergence, np.ndarray]] = {}
 
 
 def build_evaluation(
@@ -50,7 +54,7 @@ def build_evaluation(
     held_out = choose(samples, params.tokens_per_domain, params.samples_per_document)
     folder = model_folder(model_params, root)
     base_digest = _checked_base_model(quantized, record, base_model_digest(folder))
-    tokens, sample_of_token = _measure(params, model_params, folder, base_digest, quantized, held_out)
+    tokens, sample_of_token = _measure(params, model_params, folder, base_digest, quantized, weights, held_out)
 
     domain_of_token = np.array(held_out.domains)[sample_of_token]
     documents = sorted({(domain, doc_id) for domain, doc_id in zip(held_out.domains, held_out.doc_ids, strict=True)})
@@ -88,18 +92,33 @@ def _measure(
     base_folder: Path,
     base_digest: str,
     quantized: Path,
+    weights: dict[str, str],
     held_out: HeldOut,
 ) -> tuple[TokenDivergence, np.ndarray]:
-    """Both models over the same batches, as `measure` returns it."""
+    """Both models over the same batches, as `measure` returns it.
+
+    Models that compute the same are measured once: rounding to nearest gives one model, whatever it was calibrated on.
+    """
     device, trusted = model_params.device, model_params.trust_remote_code
-    work = list(batches(held_out, params.batch_tokens))
-    base = shared_base_logits(
-        (base_digest, held_out.digest, params.model_dump_json(), device),
-        lambda: loaded_model(base_folder, device, trusted),
-        work,
-        params.base_logits_bytes,
-    )
-    return measure(base, load_model(quantized, device, trusted), work)
+    conditions = (base_digest, held_out.digest, params.model_dump_json(), device)
+    key = (*conditions, _decisive(quantized, weights))
+    if key not in _measured:
+        work = list(batches(held_out, params.batch_tokens))
+        base = shared_base_logits(
+            conditions, lambda: loaded_model(base_folder, device, trusted), work, params.base_logits_bytes
+        )
+        while len(_measured) >= REMEMBERED:
+            del _measured[next(iter(_measured))]
+        _measured[key] = measure(base, load_model(quantized, device, trusted), work)
+    return _measured[key]
+
+
+def _decisive(quantized: Path, weights: dict[str, str]) -> str:
+    """Digest of what decides a model's answers: its weights, and its configuration without the provenance in it."""
+    config = read_json(quantized / "config.json")
+    for part in (config, config.get("quantization_config", {})):
+        part.pop("calibration", None)
+    return sha256_json([config, weights])
 
 
 def _checked_fingerprint(quantized: Path, record: dict[str, Any], samples: Path) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from assets.artifact import read_json
+from assets.artifact import read_json, write_json
 from assets.base_model.params import ModelParams
 from assets.evaluation import base_logits, evaluate
 from assets.evaluation.evaluate import build_evaluation
@@ -26,6 +26,7 @@ ALL = EvaluationParams(tokens_per_domain=None, samples_per_document=None, batch_
 
 def run(root: Path, samples: Path, out: Path, params: EvaluationParams = ALL, quantized: str = "perturbed") -> dict:
     out.mkdir()
+    evaluate._measured.clear()
     return build_evaluation(params, ModelParams(name="base", device="cpu"), root / quantized, samples, out, root)
 
 
@@ -138,6 +139,26 @@ def test_one_base_pass_for_all_models_of_a_run(root, samples, tmp_path, monkeypa
     assert run(root, samples, tmp_path / "b") == first and len(passes) == batches
     run(root, samples, tmp_path / "c", ALL.model_copy(update={"batch_tokens": 50}))
     assert len(passes) > batches  # other batches, other logits
+
+
+def test_models_that_compute_the_same_are_measured_once(root, samples, tmp_path, monkeypatch):
+    loaded = []
+    genuine = evaluate.load_model
+    monkeypatch.setattr(evaluate, "load_model", lambda folder, *a: loaded.append(folder.name) or genuine(folder, *a))
+
+    def again(name: str, **changes: object) -> dict:
+        shutil.copytree(root / "perturbed", tmp_path / name)
+        config = {**read_json(tmp_path / name / "config.json"), **changes}
+        write_json(tmp_path / name / "config.json", config)
+        (tmp_path / f"{name}-out").mkdir()
+        params = ModelParams(name="base", device="cpu")
+        return build_evaluation(ALL, params, tmp_path / name, samples, tmp_path / f"{name}-out", root)
+
+    first = run(root, samples, tmp_path / "out")
+    assert again("other-provenance", calibration={"name": "another"}) == first
+    assert loaded == ["perturbed"]
+    assert again("other-model", rms_norm_eps=0.1)["kl_mean"] != first["kl_mean"]
+    assert loaded == ["perturbed", "other-model"]
 
 
 @pytest.mark.parametrize("budget", [0, 20000])
