@@ -102,8 +102,9 @@ def calibration_set_represents_production(context: dg.AssetCheckExecutionContext
         found[key] = {"p_value": result["p_value"], "flagged": result["flagged"]}
         metrics = result["references"][result["primary"]]["metrics"]
         if result["flagged"]:
-            said = " ".join(metrics[name]["sentence"] for name in result["flagged"])
-            wrong.append(f"{key}: {said}")
+            said = [metrics[name]["sentence"] for name in result["flagged"]]
+            more = [f"And {len(said) - 3} more: see representativeness.json."] if len(said) > 3 else []
+            wrong.append(f"{key}: {' '.join(said[:3] + more)}")
         else:
             good.append(
                 f"{key}: no farther from production than random draws of its size (p = {result['p_value']:.2g})"

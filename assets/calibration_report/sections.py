@@ -13,6 +13,8 @@ from assets.calibration_report.scales import around_zero, length_bins, position,
 from assets.calibration_report.study import Study
 from assets.calibration_set.reader import read_calibration_set, read_manifest
 
+NAMED = 3
+"""Flagged figures of a set that are shown at once; the others are a click away."""
 FULL_COLOUR = 0.25
 """Relative change of KL at which a cell of the heat map has its full colour."""
 
@@ -144,7 +146,7 @@ def calibration_sets(study: Study, folders: Mapping[str, Path]) -> list[dict[str
                 "shortest": int(lengths.min()),
                 "median": int(np.median(lengths)),
                 "longest": int(lengths.max()),
-                "sentences": read_json(folders[choice] / "representativeness.json")["sentences"],
+                **_representativeness(read_json(folders[choice] / "representativeness.json")),
             }
         )
     bins = length_bins([entry["lengths"] for entry in found])
@@ -153,6 +155,12 @@ def calibration_sets(study: Study, folders: Mapping[str, Path]) -> list[dict[str
         ends = zip(bins, part, strict=True)
         entry["bins"] = [{"end": end, "share": share, "height": share / max(part)} for end, share in ends]
     return found
+
+
+def _representativeness(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The verdicts with what is flagged worst, and the rest of the panel's sentences."""
+    head = max(1, len(found["references"])) + min(NAMED, len(found.get("flagged", ())))
+    return {"represents": found["sentences"][:head], "sentences": found["sentences"][head:]}
 
 
 def _plain(value: Any) -> str:

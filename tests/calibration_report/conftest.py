@@ -55,7 +55,10 @@ class Disk:
             "domains": {"code": {"samples": 8, "tokens": int(lengths.sum())}},
         }
         write_json(path / "manifest.json", manifest)
-        write_json(path / "representativeness.json", {"sentences": ["As close to production as a random draw."]})
+        write_json(
+            path / "representativeness.json",
+            {"references": {}, "sentences": ["As close to production as a random draw.", "Lengths: 2 %."]},
+        )
         return path
 
     def _evaluation(self, choice: str, scheme: str, kl: np.ndarray, weights: str) -> None:

@@ -65,6 +65,12 @@ def test_the_verdict_comes_first_and_everything_is_there(disk, page, tmp_path):
     assert "one scale per group of 128 (40 layers) and 43 (5 layers) weights" in text
 
 
+def test_of_a_set_the_verdict_is_shown_and_the_other_figures_are_a_click_away(page, tmp_path):
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    card = html[html.index("<li>As close to production") :].split("</div>", 1)[0]
+    assert card.index("<details>") < card.index("<li>Lengths: 2 %.") < card.index("</details>")
+
+
 def test_nothing_comes_from_elsewhere(page, tmp_path):
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "http" not in html and "@import" not in html and "url(" not in html

@@ -20,6 +20,8 @@ from assets.calibration_set.representativeness.part import Part
 from assets.calibration_set.representativeness.tokens import Tokens
 
 NULLS_KEPT = 4
+NAMED = 3
+"""Flagged figures that the verdict names; all of them are in `flagged`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +165,8 @@ class Panel:
         who = {"tuning": "the tuning split", "production": "the production sample"}.get(self.name, self.name)
         if not flagged:
             return f"No farther from {who} than random draws of its size (p = {p_value:.2g})."
-        what = ", ".join(self.metrics[name].label for name in flagged)
+        what = ", ".join(self.metrics[name].label for name in flagged[:NAMED])
+        what += f" and {len(flagged) - NAMED} more" if len(flagged) > NAMED else ""
         return f"Farther from {who} than random draws of its size (p = {p_value:.2g}) in {what}."
 
 
