@@ -33,7 +33,8 @@ def build_calibration_set(choice: Path, sources: Sources, out: Path) -> dict[str
         out: existing empty folder; gets samples.parquet, manifest.json, representativeness.json and its two plots.
 
     Returns:
-        Summary: samples, tokens, digest, counts, percentiles of the representativeness metrics.
+        Summary: the verdict on representativeness, tokens, digest, counts, the strategy's notes, sentences and
+        percentiles of the metrics.
 
     Raises:
         ValueError: features and samples differ in tokenization; an unknown domain; the pool or the strategy gives
@@ -55,8 +56,14 @@ def build_calibration_set(choice: Path, sources: Sources, out: Path) -> dict[str
     if measured["primary"] is not None:
         plot_panel(measured["references"][measured["primary"]], out / PANEL)
         plot_lengths(rows["n_tokens"].to_numpy(), whole.reference.lengths, measured["primary"], out / LENGTHS)
-    summary = {key: manifest[key] for key in ("tokens", "documents", "digest")}
-    return {**summary, **manifest["counts"], **_percentiles(measured), "representativeness": measured["sentences"]}
+    return {
+        "verdict": measured.get("verdict"),
+        **{key: manifest[key] for key in ("tokens", "documents", "digest")},
+        **manifest["counts"],
+        "notes": manifest["notes"],
+        "representativeness": measured["sentences"],
+        **_percentiles(measured),
+    }
 
 
 def _percentiles(measured: Mapping[str, Any]) -> dict[str, Any]:
