@@ -216,16 +216,18 @@ def test_groups_that_production_does_not_move_count_for_nothing() -> None:
     assert nothing.value(np.array([0, 1])) == 0
 
 
-def test_what_is_chosen_is_greedy_on_sensitivities_measured_anew() -> None:
+@pytest.mark.parametrize("weighting", ["token", "sequence"])
+def test_what_is_chosen_is_greedy_on_sensitivities_measured_anew(weighting: str) -> None:
     pool = toy_pool()
-    found = chosen(pool, 4, reference=6)
+    found = chosen(pool, 4, reference=6, weighting=weighting)
     scores = FlipScores(toy(), 4, 4, 3)
 
     def phi(ids: np.ndarray) -> np.ndarray:
         of = deltas(scores, ids)
-        return np.concatenate(
+        phi = np.concatenate(
             [layer.group_sums(torch.from_numpy(of[layer.name] ** 2)).sqrt().numpy() for layer in scores.layers]
         )
+        return phi * (len(ids) - 1) if weighting == "token" else phi
 
     ours = np.stack([phi(ids) for ids in pool.input_ids(range(12))]).astype(float)
     mean = np.stack([phi(ids) for ids in pool.tuning.input_ids(range(6))]).astype(float).mean(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ def select(
     bits: Annotated[int, Field(ge=2, le=8)] = 4,
     group_size: Annotated[int, Field(ge=1)] | None = 128,
     rows: Annotated[int, Field(ge=1)] = 64,
+    weighting: Literal["token", "sequence"] = "token",
     candidates: Annotated[int, Field(ge=1)] = 256,
     reference: Annotated[int, Field(ge=1)] = 64,
     max_tokens: Annotated[int, Field(ge=2)] = 512,
@@ -63,6 +64,10 @@ def select(
         bits, group_size: the grid whose rounding is looked at; give those of the scheme. Where `group_size` does not
             divide a layer's width, its largest divisor below is taken, as in the quantized model; null: per channel.
         rows: output channels of a group.
+        weighting: `token`: φ of the sum over a sample's tokens, as every token enters the statistics of a quantizer; it
+            leans to long samples. `sequence`: φ of their mean, which varies more where there are few of them, so it
+            leans to short ones (of the bundled corpus it took samples of 100 tokens where 1,024 is usual). The notes
+            compare lengths.
         candidates: samples that are scored, drawn uniformly from the pool; the choice is among these.
         reference: samples of the reference (production, or where none is given the tuning split) behind E.
         max_tokens: tokens of a sample that are looked at, from its start; the set has the sample whole. The model's
@@ -73,8 +78,7 @@ def select(
             fails.
         accept_unvalidated: take it all the same, by one backward pass at Ŵ; the notes say so.
 
-    Optimises: f, monotone and submodular, to at least 1 - 1/e of the best set of n candidates. φ is a mean over
-    tokens, so short samples, whose mean varies more, tend to rank high; the notes compare lengths.
+    Optimises: f, monotone and submodular, to at least 1 - 1/e of the best set of n candidates.
     Cost: for each candidate, reference sample and sample with real flips two forward passes and one backward pass,
     with the path four times as much; `real_flips` forward passes for each of four samples. One float32 copy of the
     model and one gradient of a layer (with the path: of the model) are held, and candidates x groups numbers.
@@ -118,19 +122,21 @@ def select(
     with tqdm(total=len(measured) + len(looked_at), unit="sample", desc="hot flips", disable=None) as bar:
 
         def measure(samples: Samples, at: NDArray[np.int64], watch: bool) -> _Measured:
-            found = _Measured(np.zeros((len(at), scores.groups), np.float32), np.zeros(len(at)))
+            found = _Measured(np.zeros((len(at), scores.groups), np.float32), np.zeros(len(at)), np.ones(len(at)))
             for position, row in enumerate(at):
                 ids = samples.input_ids([row])[0][:tokens]
                 found.losses[position] = scores.scores(
                     ids, scores.base(ids), _receiver(scores.layers, found.phi[position], signs if watch else None), path
                 )
+                if weighting == "token":
+                    found.weights[position] = len(ids) - 1  # predictions
                 bar.update()
             return found
 
         production = measure(behind, measured, watch=True)
         found = measure(pool, looked_at, watch=False)
 
-    objective = Coverage.of(found.phi, production.phi)
+    objective = Coverage.of(found.weighted, production.weighted)
     reached = Reached(objective)
     picks, gains = lazy_greedy(reached, np.arange(len(looked_at)), n)
     scale = float(objective.weights.sum()) or 1.0
@@ -205,7 +211,7 @@ class Coverage:
     """Their numbers among all groups; where no sample of the reference is sensitive, nothing is to be covered."""
 
     @classmethod
-    def of(cls, phi: NDArray[np.float32], reference: NDArray[np.float32]) -> Coverage:
+    def of(cls, phi: NDArray[np.floating], reference: NDArray[np.floating]) -> Coverage:
         """Candidates' φ (m, groups) against the reference's (R, groups)."""
         mean = reference.astype(np.float64).mean(0)
         kept = np.flatnonzero(mean > 0)
@@ -246,7 +252,14 @@ class Reached:
 @dataclass(frozen=True, eq=False)
 class _Measured:
     phi: NDArray[np.float32]
+    """Of the mean over the tokens, (samples, groups)."""
     losses: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    """(samples,)."""
+
+    @property
+    def weighted(self) -> NDArray[np.float64]:
+        return self.phi * self.weights[:, None]
 
 
 @dataclass(frozen=True, eq=False)
