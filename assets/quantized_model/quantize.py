@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from assets.base_model.one_thread import one_thread
 from assets.quantized_model.gptq import gptq
 from assets.quantized_model.grid import QuantizedWeight, dequantize
 from assets.quantized_model.minmax import activation_scale
@@ -80,7 +80,9 @@ def quantize_layers(linears: Mapping[str, nn.Linear], stats: Statistics, scheme:
     for name in linears:
         by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
     found: dict[str, Layer] = {}
-    with _one_thread():
+    # A column is too short to share (more threads make it slower, much so on a busy machine), and sums of matrix
+    # products come out in one order whatever the number of cores.
+    with one_thread():
         for names in by_site.values():
             site = sites.get(names[0])
             if site is None and scheme.method != "rtn":
@@ -142,15 +144,3 @@ def _require_unreached(names: list[str], stats: Statistics, scheme: SchemeParams
             f"no token of the calibration set reached {names[0]}, so there is no range for its activations: choose a "
             "larger or more varied set, or add it to the scheme's ignore"
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Solve on one thread: a column is too short to share (more threads make it slower, much so on a busy machine), and
-    sums of matrix products come out in one order whatever the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

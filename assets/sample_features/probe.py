@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +81,9 @@ def make_probe(model: PreTrainedModel, params: SignatureParams) -> Probe:
     """
     import torch
 
-    with torch.no_grad(), _one_thread():
+    from assets.base_model.one_thread import one_thread
+
+    with torch.no_grad(), one_thread():
         text = own_text(model, max(TOKENS, TOKENS_PER_CELL * params.cells))
         activations = _watched(model, text, _sites_of(model, text[:1], params.sites))
         sites: list[Site] = []
@@ -244,18 +244,3 @@ def _normal(purpose: tuple[Any, ...], shape: tuple[int, int]) -> NDArray[np.floa
     """Standard normal numbers, float32, of a stream of their own for each purpose."""
     seed = [SEED, *(int.from_bytes(str(part).encode(), "big") for part in purpose)]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).standard_normal(shape).astype(np.float32)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch, BLAS and scikit-learn compute on one thread: sums then have one order."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)

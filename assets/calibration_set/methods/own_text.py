@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
+
+from assets.base_model.one_thread import one_thread
 
 BATCH = 16
 """Texts that are written side by side. A constant: products of other shapes may differ in their last bits."""
@@ -56,7 +56,7 @@ def write(
     open_ = np.ones(rows, dtype=bool)
     banned = sorted(never - end)
     cache = None
-    with _one_thread():
+    with one_thread():
         for step in range(steps):
             read = sequences if cache is None else sequences[:, -1:]
             answer = model(input_ids=read, past_key_values=cache, use_cache=True)
@@ -92,16 +92,6 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return result
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def repeated_share(ids: NDArray[np.int32], n: int) -> float:

@@ -7,8 +7,7 @@ each candidate's own is kept and a set's is their sum. S = sum of x x^T, as ever
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from assets.base_model.inputs import LinearInputs, require_finite, require_readable
+from assets.base_model.one_thread import one_thread
 from assets.calibration_set.strategies.base import Samples
 from assets.evaluation.divergence import BasePrediction, predict, token_divergence
 from assets.quantized_model.gptq import gptq
@@ -256,14 +256,3 @@ def _first(samples: Samples, documents: list[NDArray[np.int64]], tokens: int) ->
     taken = [row for row, start in zip(order, before, strict=True) if start < tokens]
     cut = [ids[: tokens - start] for ids, start in zip(samples.input_ids(taken), before, strict=False)]
     return [ids for ids in cut if len(ids) > 1]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one CPU thread within."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
