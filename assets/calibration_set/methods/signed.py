@@ -37,7 +37,7 @@ def reference_signatures(pool: Pool, strategy: str) -> tuple[str, Signatures]:
     Raises:
         ValueError: that split has none.
     """
-    split = "tuning" if pool.production is None else "production"
+    split = pool.reference_name
     rows = pool.reference.signed
     if not len(rows):
         raise ValueError(
@@ -50,6 +50,19 @@ def reference_signatures(pool: Pool, strategy: str) -> tuple[str, Signatures]:
             )
         )
     return split, pool.reference.signatures(rows)
+
+
+def require_same_sites(candidates: Signatures, reference: Signatures) -> None:
+    """Signatures compare only where they were measured at the same sites.
+
+    Raises:
+        ValueError: they were not.
+    """
+    if candidates.sites != reference.sites:
+        raise ValueError(
+            f"signatures differ in their sites: {len(candidates.sites)} of the pool, {len(reference.sites)} of the "
+            f"reference, or others; run sample_features again"
+        )
 
 
 def random_draws(rng: np.random.Generator, m: int, n: int, draws: int = DRAWS) -> list[NDArray[np.int64]]:

@@ -60,13 +60,12 @@ def reference_of(pool: Pool, strategy: str) -> tuple[Samples, str]:
     Raises:
         ValueError: there is nothing to represent.
     """
-    name = "tuning" if pool.production is None else "production"
     if not len(pool.reference):
         raise ValueError(
             f"strategy {strategy} needs texts to represent, but the tuning split is empty and there is no production "
             f"sample; set corpus.production or raise tokenize.splits.tuning in params.yaml"
         )
-    return pool.reference, name
+    return pool.reference, pool.reference_name
 
 
 def vocabulary(samples: Samples, ngram: int) -> Vocabulary:

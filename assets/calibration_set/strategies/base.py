@@ -149,6 +149,11 @@ class Pool(Samples):
         """What the set should represent: the production sample, or where none is given the tuning split."""
         return self.tuning if self.production is None else self.production
 
+    @property
+    def reference_name(self) -> str:
+        """The split that `reference` is: `production` or `tuning`."""
+        return "tuning" if self.production is None else "production"
+
     def subset(self, rows: NDArray[np.int64]) -> Pool:
         """The pool with only the samples at `rows` (ascending); everything else stays."""
         return replace(self, table=self.table.take(pa.array(rows)), stream=self.stream[rows])

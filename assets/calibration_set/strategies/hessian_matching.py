@@ -11,7 +11,13 @@ from pydantic import Field
 from tqdm import tqdm
 
 from assets.calibration_set.methods.greedy import lazy_greedy
-from assets.calibration_set.methods.signed import beside_draws, random_draws, reference_signatures, signed_rows
+from assets.calibration_set.methods.signed import (
+    beside_draws,
+    random_draws,
+    reference_signatures,
+    require_same_sites,
+    signed_rows,
+)
 from assets.calibration_set.strategies.base import Pool, Selection
 
 if TYPE_CHECKING:
@@ -152,11 +158,7 @@ def whiten(
     Raises:
         ValueError: the two were measured at different sites.
     """
-    if candidates.sites != reference.sites:
-        raise ValueError(
-            f"signatures differ in their sites: {len(candidates.sites)} of the pool, {len(reference.sites)} of the "
-            f"reference, or others; run sample_features again"
-        )
+    require_same_sites(candidates, reference)
     if weighting == "token":
         unit = float(reference.tokens.mean())
         weight = candidates.tokens / unit

@@ -371,7 +371,7 @@ def _receiver(layers: list[Layer], phi: NDArray[np.float32], signs: _Signs | Non
 
 def _reference(pool: Pool) -> tuple[Samples, str]:
     if len(pool.reference):
-        return pool.reference, "tuning" if pool.production is None else "production"
+        return pool.reference, pool.reference_name
     return pool, "pool (the tuning split is empty)"
 
 
