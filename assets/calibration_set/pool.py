@@ -72,7 +72,11 @@ class Sources:
         return Samples(self._sorted(name)[0], self.readers)
 
     def pool(self) -> Pool:
-        """The whole pool split, with everything a strategy may look at."""
+        """The whole pool split, with everything a strategy may look at; read once, whoever asks."""
+        return self._pool
+
+    @cached_property
+    def _pool(self) -> Pool:
         table, stream = self._sorted("pool")
         production = self.split(PRODUCTION)
         return Pool(
