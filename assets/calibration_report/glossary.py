@@ -27,8 +27,7 @@ TERMS = {
 }
 
 METHODS = {
-    "minmax": "per-tensor activation ranges from the calibration set; weights rounded to nearest",
-    "rtn": "weights rounded to nearest; reads nothing from the calibration set",
+    "rtn": "weights rounded to nearest",
     "gptq": "weights rounded one column at a time, each making up for the error of those before (GPTQ); reads the "
     "calibration set's second moments",
 }
@@ -39,7 +38,9 @@ def scheme_sentence(study: Study, name: str) -> dict[str, Any]:
     figures = study.metrics[study.calibrations[0], name]
     scheme, sizes = figures["scheme"], figures["group_sizes"]
     bits = f"{scheme['weight_bits']}-bit weights"
-    bits += f" and {scheme['activation_bits']}-bit activations" if scheme.get("activation_bits") else ""
+    if activations := scheme.get("activations"):
+        when = "a scale per token" if activations["dynamic"] else "one range per tensor from the calibration set"
+        bits += f" and {activations['bits']}-bit activations ({when})"
     used = [f"{size} ({count} layers)" if len(sizes) > 1 else size for size, count in sorted(sizes.items())]
     if set(sizes) == {"per channel"}:
         groups = "one scale per output channel"

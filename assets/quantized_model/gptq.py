@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from assets.quantized_model.grid import QuantizedWeight, round_to_grid, symmetric_scale
+from assets.quantized_model.grid import Grid, QuantizedWeight, round_to_grid, symmetric_scale
 from assets.quantized_model.rtn import rtn
 
 DAMPING_STEP = 10.0
@@ -140,4 +140,4 @@ def _solve(weight: Tensor, U: Tensor, bits: int, group_size: int | None, block_s
                 # The model multiplies with the product rounded to its own dtype: that error is made up for, too.
                 running = (q * s).to(weight.dtype).to(torch.float64)
                 E[b0 + j] = (w - running) / coefficients[j, j]
-    return QuantizedWeight(codes.t().contiguous(), torch.stack(scales, 1), bits, group_size)
+    return QuantizedWeight(codes.t().contiguous(), torch.stack(scales, 1), Grid(bits, group_size))

@@ -1,4 +1,4 @@
-"""The symmetric integer grid of compressed-tensors: scales, codes and what they stand for."""
+"""The integer grids of compressed-tensors: scales, zero points, codes and what they stand for."""
 
 from __future__ import annotations
 
@@ -8,28 +8,58 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Grid:
+    """How the codes of a weight are laid out.
+
+    Attributes:
+        bits: width of a code, 2 to 8.
+        group_size: input channels that share a scale; None: all of them.
+        symmetric: the grid is centred on zero; otherwise a zero point goes with each scale.
+        per_tensor: one scale for the whole weight (then `group_size` is None).
+    """
+
+    bits: int
+    group_size: int | None = None
+    symmetric: bool = True
+    per_tensor: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A Linear's weight on an integer grid: `codes * scale` is the weight that runs.
+    """A Linear's weight on an integer grid: `(codes - zero_point) * scale` is the weight that runs.
 
     Attributes:
         codes: int8 (out, in), within [-2^(bits-1), 2^(bits-1) - 1].
-        scale: (out, in / group_size), or (out, 1) per channel; in the model's dtype, because that is what is stored.
-        bits: width of a code.
-        group_size: input channels that share a scale; None: all of them.
-        zero_point: None; every scheme here is symmetric.
+        scale: (out, in / group_size), or (out, 1) per channel, or (1, 1) per tensor; in the model's dtype, because that
+            is what is stored.
+        grid: bits, group size, symmetry.
+        zero_point: int8, the shape of `scale`, within the range of the codes; None where the grid is symmetric.
     """
 
     codes: Tensor
     scale: Tensor
-    bits: int
-    group_size: int | None
-    zero_point: None = None
+    grid: Grid
+    zero_point: Tensor | None = None
+
+    @property
+    def bits(self) -> int:
+        return self.grid.bits
+
+    @property
+    def group_size(self) -> int | None:
+        return self.grid.group_size
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
-        """The output channels [start, stop): the members of a site are solved stacked and taken apart again."""
+        """The output channels [start, stop): the members of a site are solved stacked and taken apart again.
+
+        A scale per tensor belongs to the rows that it was made for: such weights are not stacked.
+        """
+        if self.grid.per_tensor:
+            raise ValueError("a weight with one scale has no rows to take apart; quantize each layer by itself")
+        zero = None if self.zero_point is None else self.zero_point[start:stop].contiguous()
         codes, scale = self.codes[start:stop].contiguous(), self.scale[start:stop].contiguous()
-        return QuantizedWeight(codes, scale, self.bits, self.group_size)
+        return QuantizedWeight(codes, scale, self.grid, zero)
 
 
 def code_range(bits: int) -> tuple[int, int]:
@@ -37,11 +67,35 @@ def code_range(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
+def scale_and_zero(low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that cover a range, as compressed-tensors' `calculate_qparams` makes them.
+
+    Symmetric: absmax / ((2^bits - 1) / 2): +absmax itself lies half a step above the largest code and clips.
+    Asymmetric: the range is widened to hold zero, (high - low) / (2^bits - 1), and zero falls on a code.
+    A zero range, or a scale that rounds to zero in `dtype`, gets the dtype's epsilon, so that nothing divides by zero.
+
+    Args:
+        low, high: any shape, float.
+        bits: width of a code.
+        symmetric: centre the grid on zero.
+        dtype: of the model, in which the scale is stored.
+
+    Returns:
+        scale (in `dtype`, positive) and zero point (float32 integers, 0 where symmetric), each the shape of `low`.
+    """
+    first, last = code_range(bits)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    if symmetric:
+        scale = symmetric_scale(torch.maximum(-low, high), bits, dtype)
+        return scale, torch.zeros_like(scale, dtype=torch.float32)
+    scale = ((high - low) / (last - first)).to(dtype)
+    scale = torch.where(scale == 0, torch.finfo(dtype).eps, scale)
+    zero = (first - low / scale.to(low.dtype)).round().clamp(first, last)
+    return scale, zero.float()
+
+
 def symmetric_scale(absmax: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """Scale of a symmetric grid, absmax / ((2^bits - 1) / 2), rounded to the dtype in which it is stored.
-
-    This is compressed-tensors' `calculate_qparams`: +absmax itself lies half a step above the largest code and clips.
-    A zero range, or one that rounds to zero in `dtype`, gets the dtype's epsilon, so that nothing divides by zero.
 
     Args:
         absmax: any shape, float.
@@ -55,14 +109,16 @@ def symmetric_scale(absmax: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     return torch.where(scale == 0, torch.finfo(dtype).eps, scale)
 
 
-def round_to_grid(values: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Nearest code, ties to even, clipped: round(values / scale), float, broadcast over `scale`."""
+def round_to_grid(values: Tensor, scale: Tensor, bits: int, zero_point: Tensor | float = 0.0) -> Tensor:
+    """Nearest code, ties to even, clipped: round(values / scale + zero), float, broadcast over `scale`."""
     low, high = code_range(bits)
-    return (values / scale).round_().clamp_(low, high)
+    return (values / scale + zero_point).round_().clamp_(low, high)
 
 
 def dequantize(weight: QuantizedWeight) -> Tensor:
     """The weight that the quantized model multiplies with: (out, in), in the scale's dtype, product rounded to it."""
     rows, columns = weight.codes.shape
     codes = weight.codes.view(rows, weight.scale.shape[1], -1).to(weight.scale.dtype)
+    if weight.zero_point is not None:
+        codes = codes - weight.zero_point.to(codes.dtype).unsqueeze(-1)
     return (codes * weight.scale.unsqueeze(-1)).view(rows, columns)

@@ -6,9 +6,53 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+RangeRule = Literal["minmax", "percentile", "mse"]
+
+
+class ActivationParams(BaseModel):
+    """How the input of every quantized Linear is rounded while the model runs.
+
+    Raises:
+        pydantic.ValidationError: the parts do not go together.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: Literal[8] = 8
+    dynamic: bool = False
+    """True: a scale per token, found at run time. False: one per tensor, from the statistics."""
+    symmetric: bool = True
+    range: RangeRule = "minmax"
+    """Static: the whole range, one that clips what lies beyond `percentile`, or the one of least squared error."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        _require_percentile_acts(self, "activations.")
+        if self.dynamic and self.range != "minmax":
+            raise ValueError(
+                f"activations.range {self.range} with dynamic: true: a dynamic scale is found per token at run time "
+                "and reads no statistics; remove range, or remove dynamic"
+            )
+        if self.dynamic and not self.symmetric:
+            raise ValueError(
+                "activations.symmetric: false with dynamic: true: per-token scales are symmetric in kernels; remove one"
+            )
+        return self
+
+
+class MixedParams(BaseModel):
+    """Bits per layer under a budget, by the measured sensitivity of each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    average_bits: float = Field(gt=2, lt=8)
+    """Codes only, over all quantized weights; scales come on top."""
+    widths: tuple[Literal[2, 3, 4, 8], ...] = (2, 3, 4, 8)
+
 
 class SchemeParams(BaseModel):
-    """A quantization scheme: method, bit widths, granularity.
+    """A quantization scheme: bit widths, granularity, and how scales and codes are found.
 
     Raises:
         pydantic.ValidationError: the parts do not go together; the message says why and what to write instead. It is
@@ -17,15 +61,33 @@ class SchemeParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["minmax", "rtn", "gptq"]
-    weight_bits: Literal[3, 4, 8] = 4
+    method: Literal["rtn", "gptq", "adaround"]
+    """How codes are found: to nearest, or so that the errors of a layer's weights make up for each other."""
+    weight_bits: Literal[2, 3, 4, 8] = 4
     group_size: int | None = Field(default=None, gt=0)
     """Input channels that share a scale; None: one scale per output channel. Where it does not divide the width, the
     largest divisor below it is used and named in the result."""
-    activation_bits: Literal[8] | None = None
-    """None: activations stay in the model's precision (A16). 8: static, symmetric, per tensor."""
+    per_tensor: bool = False
+    """One scale for the whole weight."""
+    symmetric: bool = True
+    """False: a zero point beside each scale."""
+    range: RangeRule = "minmax"
+    """Of the weights that share a scale."""
+    percentile: float = Field(default=99.9, gt=50, le=100)
+    activations: ActivationParams | None = None
+    """None: activations stay in the model's precision (A16)."""
+    transform: Literal["smoothquant", "awq"] | None = None
+    """Channel scales moved from activations into weights first, folded into what comes before."""
+    smoothing: float = Field(default=0.5, ge=0, le=1)
+    """SmoothQuant: alpha, the share of the range that moves into the weights."""
+    mixed: MixedParams | None = None
+    """In place of one `weight_bits`."""
+    propagate: Literal["full_precision", "quantized"] = "full_precision"
+    """GPTQ: "quantized" runs the samples again, each layer behind the ones that are already quantized."""
+    act_order: bool = False
+    """GPTQ: columns in falling order of the Hessian's diagonal."""
     damping: float = Field(default=0.01, gt=0, le=1)
-    """GPTQ: share of the mean Hessian diagonal added to it."""
+    """GPTQ and AdaRound: share of the mean Hessian diagonal added to it."""
     block_size: int = Field(default=128, gt=0)
     """GPTQ: columns solved before the next ones are updated."""
     ignore: tuple[str, ...] = ("lm_head",)
@@ -33,28 +95,35 @@ class SchemeParams(BaseModel):
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
-        if self.method == "minmax" and self.activation_bits is None:
-            raise ValueError(
-                "method minmax takes the range of the activations, but activation_bits is not set; for weights alone "
-                "write method: rtn (the same rounding), for W8A8 add activation_bits: 8 and weight_bits: 8"
-            )
-        if self.method == "rtn" and self.activation_bits is not None:
-            raise ValueError(
-                "method rtn reads no statistics, so it has no range for activation_bits; write method: minmax, which "
-                "rounds the weights alike and takes the activations' range from the statistics"
-            )
-        if self.activation_bits is not None and self.group_size is not None:
-            raise ValueError(
-                f"group_size {self.group_size} with activation_bits {self.activation_bits}: integer matrix products "
-                "need one scale per output channel; remove group_size, or remove activation_bits"
-            )
-        if self.activation_bits is not None and self.weight_bits != 8:
-            raise ValueError(
-                f"weight_bits {self.weight_bits} with activation_bits {self.activation_bits}: the format for "
-                "quantized activations stores 8-bit weights; write weight_bits: 8, or remove activation_bits"
-            )
-        if self.method != "gptq":
-            for name in ("damping", "block_size"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} acts on method gptq only, not on {self.method}; remove it")
+        _require_percentile_acts(self, "")
+        if self.per_tensor and self.group_size is not None:
+            raise ValueError(f"per_tensor: true with group_size {self.group_size}: remove one of them")
+        if self.activations is not None:
+            if self.group_size is not None:
+                raise ValueError(
+                    f"group_size {self.group_size} with quantized activations: integer matrix products need one scale "
+                    "per output channel; remove group_size, or remove activations"
+                )
+            if self.weight_bits != 8 or self.mixed is not None:
+                raise ValueError(
+                    "quantized activations with weights of another width than 8: the format stores 8-bit weights "
+                    "beside them; write weight_bits: 8 without mixed, or remove activations"
+                )
+        if self.mixed is not None and "weight_bits" in self.model_fields_set:
+            raise ValueError("weight_bits and mixed: mixed gives every layer its own width; remove one of them")
+        for name, methods in (
+            ("act_order", ("gptq",)),
+            ("block_size", ("gptq",)),
+            ("propagate", ("gptq",)),
+            ("damping", ("gptq", "adaround")),
+        ):
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} acts on method {' and '.join(methods)} only, not on {self.method}; remove it")
+        if self.transform != "smoothquant" and self.smoothing != type(self).model_fields["smoothing"].default:
+            raise ValueError("smoothing acts on transform: smoothquant only; remove it")
         return self
+
+
+def _require_percentile_acts(params: ActivationParams | SchemeParams, prefix: str) -> None:
+    if params.range != "percentile" and params.percentile != type(params).model_fields["percentile"].default:
+        raise ValueError(f"{prefix}percentile acts with {prefix}range: percentile only; remove it")

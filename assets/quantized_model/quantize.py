@@ -85,7 +85,7 @@ def quantize_layers(linears: Mapping[str, nn.Linear], stats: Statistics, scheme:
     with one_thread():
         for names in by_site.values():
             site = sites.get(names[0])
-            if site is None and scheme.method != "rtn":
+            if site is None and (scheme.method != "rtn" or scheme.activations is not None):
                 _require_unreached(names, stats, scheme)
             members = {name: linears[name].weight.detach() for name in names}
             found |= _quantize_site(members, site, sizes[names[0]], scheme)
@@ -108,9 +108,9 @@ def _quantize_site(
         Q, damping, dead, fallback = solution.weight, solution.damping, solution.dead, solution.fallback
     else:
         Q = rtn(W, scheme.weight_bits, group_size)
-    if scheme.activation_bits is not None and site is not None:
+    if scheme.activations is not None and not scheme.activations.dynamic and site is not None:
         extremes = float(site.min.min()), float(site.max.max())
-        scale = activation_scale(*extremes, scheme.activation_bits, W.dtype)
+        scale = activation_scale(*extremes, scheme.activations.bits, W.dtype)
     errors = _relative_errors(W, dequantize(Q), site, [len(w) for w in members.values()])
     layers, start = {}, 0
     for (name, weight), error in zip(members.items(), errors, strict=True):
@@ -139,7 +139,7 @@ def _require_unreached(names: list[str], stats: Statistics, scheme: SchemeParams
             f"{strange[0]} has no statistics, which method {scheme.method} reads: take it out of statistics.ignore in "
             "params.yaml, or add it to the scheme's ignore"
         )
-    if scheme.activation_bits is not None:
+    if scheme.activations is not None:
         raise ValueError(
             f"no token of the calibration set reached {names[0]}, so there is no range for its activations: choose a "
             "larger or more varied set, or add it to the scheme's ignore"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from assets.quantized_model.grid import QuantizedWeight, round_to_grid, symmetric_scale
+from assets.quantized_model.grid import Grid, QuantizedWeight, round_to_grid, symmetric_scale
 
 
 def rtn(weight: Tensor, bits: int, group_size: int | None) -> QuantizedWeight:
@@ -25,4 +25,4 @@ def rtn(weight: Tensor, bits: int, group_size: int | None) -> QuantizedWeight:
     grouped = weight.to(torch.float32).reshape(rows, -1, group_size or columns)
     scale = symmetric_scale(grouped.abs().amax(-1), bits, weight.dtype)
     codes = round_to_grid(grouped, scale.to(torch.float32).unsqueeze(-1), bits)
-    return QuantizedWeight(codes.reshape(rows, columns).to(torch.int8), scale, bits, group_size)
+    return QuantizedWeight(codes.reshape(rows, columns).to(torch.int8), scale, Grid(bits, group_size))

@@ -148,7 +148,7 @@ class _Evaluator:
         layers = quantize_layers(quantizable_linears(self.model, scheme.ignore), totals, scheme)
         weights = {name: layer.weight for name, layer in layers.items()}
         scales = {name: layer.input_scale for name, layer in layers.items() if layer.input_scale is not None}
-        quantized = simulate(self.model, weights, scales, scheme.activation_bits or 8)
+        quantized = simulate(self.model, weights, scales, 8)
         tokens, sample_of_token = measure(self.base, quantized, self.work)
         of_token = self.document_of_sample[sample_of_token]
         kl = np.bincount(of_token, weights=tokens.kl, minlength=self.documents)

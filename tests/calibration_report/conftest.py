@@ -81,7 +81,7 @@ class Disk:
             "weights": {"model.safetensors": weights},
             "base_model": "b" * 64,
             "calibration_set": set_digest([f"{choice}{number}" for number in range(8)], FINGERPRINT),
-            "scheme": {"name": scheme, "method": scheme.split("-")[1], "weight_bits": 4, "activation_bits": None},
+            "scheme": {"name": scheme, "method": scheme.split("-")[1], "weight_bits": 4, "activations": None},
             "group_sizes": {"128": 40, "43": 5},
             "fallbacks": {"model.layers.0.mlp.down_proj": "no tokens"} if scheme == "w3a16-gptq" else {},
             "fingerprint": FINGERPRINT,

@@ -73,7 +73,7 @@ SMALL: dict[str, Any] = {
         "stratified-8": {"strategy": "length_stratified", "n": 8, "seed": 0, "quotas": "proportional"},
     },
     "schemes": {
-        "w8a8-minmax": {"method": "minmax", "weight_bits": 8, "activation_bits": 8},
+        "w8a8-minmax": {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}},
         "w4a16-gptq": {"method": "gptq", "weight_bits": 4, "group_size": 128},
     },
     "grid": {"calibrations": ["random-8", "stratified-8"], "schemes": ["w8a8-minmax", "w4a16-gptq"]},

@@ -20,10 +20,10 @@ from assets.base_model.load import base_model_digest
 from assets.base_model.params import ModelParams
 from assets.calibration_set.reader import SCHEMA, set_digest
 from assets.quantized_model.build import build_quantized_model
-from assets.quantized_model.params import SchemeParams
+from assets.quantized_model.params import ActivationParams, SchemeParams
 
 SCHEMES = {
-    "w8a8-minmax": SchemeParams(method="minmax", weight_bits=8, activation_bits=8),
+    "w8a8-minmax": SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams()),
     "w4a16-rtn": SchemeParams(method="rtn", weight_bits=4, group_size=128),
     "w4a16-gptq": SchemeParams(method="gptq", weight_bits=4, group_size=128),
     "w3a16-gptq": SchemeParams(method="gptq", weight_bits=3, group_size=128),

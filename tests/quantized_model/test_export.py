@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 from assets.artifact import sha256_file
 from assets.quantized_model.export import _scheme, add_provenance, compress, export
 from assets.quantized_model.gptq import gptq
-from assets.quantized_model.grid import QuantizedWeight, code_range, dequantize
+from assets.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
 from assets.quantized_model.minmax import activation_scale
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.rtn import rtn
@@ -25,8 +25,8 @@ from assets.quantized_model.scheme import layer_group_sizes, quantizable_linears
 from assets.quantized_model.simulate import simulate
 
 SCHEMES = {
-    "w8a8-minmax": {"method": "minmax", "weight_bits": 8, "activation_bits": 8},
-    "w8a8-gptq": {"method": "gptq", "weight_bits": 8, "activation_bits": 8},
+    "w8a8-minmax": {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}},
+    "w8a8-gptq": {"method": "gptq", "weight_bits": 8, "activations": {"range": "minmax"}},
     "w4a16-rtn": {"method": "rtn", "weight_bits": 4, "group_size": 128},
     "w4a16-gptq": {"method": "gptq", "weight_bits": 4, "group_size": 128},
     "w3a16-gptq": {"method": "gptq", "weight_bits": 3, "group_size": 128},
@@ -47,8 +47,8 @@ def quantize(
             weights[name] = gptq(W, seen[name].hessian, len(x), scheme.weight_bits, sizes[name]).weight
         else:
             weights[name] = rtn(W, scheme.weight_bits, sizes[name])
-        if scheme.activation_bits:
-            scales[name] = activation_scale(float(x.min()), float(x.max()), scheme.activation_bits, W.dtype)
+        if scheme.activations:
+            scales[name] = activation_scale(float(x.min()), float(x.max()), scheme.activations.bits, W.dtype)
     return weights, scales
 
 
@@ -212,7 +212,7 @@ def test_every_code_survives_packing(seed, bits, rows, groups, size, dtype) -> N
     low, high = code_range(bits)
     codes = torch.randint(low, high + 1, (rows, groups * size), generator=g, dtype=torch.int8)
     scale = (torch.rand(rows, groups, generator=g) + 1e-3).to(dtype)
-    weight = QuantizedWeight(codes, scale, bits, size)
+    weight = QuantizedWeight(codes, scale, Grid(bits, size))
     scheme = _scheme(weight, ["Linear"], static_activations=False)
     tensors = compress(weight, scheme)
     unpacked = BaseCompressor.get_value_from_registry("pack-quantized").decompress(tensors, scheme)

@@ -10,12 +10,11 @@ from pydantic import ValidationError
 
 from assets.quantized_model.params import SchemeParams
 
+A8 = {"range": "minmax"}
 REFUSED = [
-    ({"method": "minmax", "weight_bits": 8}, "method: rtn"),
-    ({"method": "rtn", "weight_bits": 8, "activation_bits": 8}, "method: minmax"),
-    ({"method": "gptq", "weight_bits": 8, "activation_bits": 8, "group_size": 128}, "remove group_size"),
-    ({"method": "minmax", "weight_bits": 4, "activation_bits": 8}, "weight_bits: 8"),
-    ({"method": "rtn", "damping": 0.1}, "damping acts on method gptq only"),
+    ({"method": "gptq", "weight_bits": 8, "activations": A8, "group_size": 128}, "remove group_size"),
+    ({"method": "rtn", "weight_bits": 4, "activations": A8}, "weight_bits: 8"),
+    ({"method": "rtn", "damping": 0.1}, "damping acts on method gptq and adaround only"),
     ({"method": "rtn", "block_size": 64}, "block_size acts on method gptq only"),
 ]
 
@@ -29,8 +28,8 @@ def test_refused_with_the_fix(entry: dict[str, object], fix: str) -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        {"method": "minmax", "weight_bits": 8, "activation_bits": 8},
-        {"method": "gptq", "weight_bits": 8, "activation_bits": 8},
+        {"method": "rtn", "weight_bits": 8, "activations": A8},
+        {"method": "gptq", "weight_bits": 8, "activations": A8},
         {"method": "rtn", "weight_bits": 4, "group_size": 128},
         {"method": "gptq", "weight_bits": 3, "group_size": 128, "damping": 0.05, "block_size": 32},
         {"method": "gptq", "weight_bits": 4},

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from assets.base_model.params import ModelParams
 from assets.calibration_set.pool import Sources
-from assets.quantized_model.params import SchemeParams
+from assets.quantized_model.params import ActivationParams, SchemeParams
 from assets.strategy_comparison.build import build_strategy_comparison
 from assets.strategy_comparison.params import ComparisonParams
 from tests.evaluation.conftest import write_samples
@@ -22,7 +22,7 @@ from tests.evaluation.conftest import write_samples
 VOCABULARY = 96
 SCHEMES = {
     "w4": SchemeParams(method="gptq", weight_bits=4, group_size=16),
-    "w8a8": SchemeParams(method="minmax", weight_bits=8, activation_bits=8),
+    "w8a8": SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams()),
 }
 RULES = {"random": {"strategy": "random"}, "lengths": {"strategy": "length_stratified", "quotas": "equal"}}
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from assets.quantized_model.grid import QuantizedWeight, code_range, dequantize
+from assets.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
 from assets.quantized_model.rtn import rtn
 from assets.quantized_model.scheme import group_size_for, quantizable_linears
 
@@ -75,11 +75,11 @@ class Layer:
 
     def rounded(self) -> Tensor:
         """Ŵ, (out, in) in the dtype of the scale. Products of a code and a stored scale are not rounded again."""
-        return dequantize(QuantizedWeight(self.codes, self.scale, 0, None))
+        return dequantize(QuantizedWeight(self.codes, self.scale, Grid(0)))
 
     def steps(self) -> Tensor:
         """d, (out, in)."""
-        return dequantize(QuantizedWeight(self.sign, self.scale, 0, None))
+        return dequantize(QuantizedWeight(self.sign, self.scale, Grid(0)))
 
     def at(self, t: float) -> Tensor:
         """W + t (Ŵ - W), exactly W at 0 and Ŵ at 1."""
@@ -144,7 +144,7 @@ class FlipScores:
             weight = linear.weight.detach()
             on_grid = rtn(weight, bits, size)
             scale = on_grid.scale.to(dtype)
-            residual = weight.to(dtype) - dequantize(QuantizedWeight(on_grid.codes, scale, bits, size))
+            residual = weight.to(dtype) - dequantize(QuantizedWeight(on_grid.codes, scale, Grid(bits, size)))
             sign = residual.sign().to(torch.int8)
             beyond = (on_grid.codes + sign > high) | (on_grid.codes + sign < low)
             sign = sign.masked_fill(beyond, 0)
@@ -221,7 +221,7 @@ class FlipScores:
             self._move(1)
         layer, parameter = self.layers[number], self.parameters[number]
         with torch.no_grad():
-            parameter.copy_(dequantize(QuantizedWeight(layer.codes + layer.sign * which, layer.scale, 0, None)))
+            parameter.copy_(dequantize(QuantizedWeight(layer.codes + layer.sign * which, layer.scale, Grid(0))))
         try:
             yield
         finally:
