@@ -1,0 +1,225 @@
+"""The decoder layers of a causal LM one at a time: what they are called with, and one of them by itself.
+
+The model's own code around the layers runs as it is; only the layers are replaced while it does, by stand-ins that note
+what they were called with and hand on what they were given. So every layer gets the mask, the position embeddings and
+whatever else its model gives it (a sliding window here, full attention there), and nothing is said twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+HIDDEN = "hidden_states"
+Handed = Callable[[int, Tensor], Tensor]
+"""(number of a layer, what it was called with) -> what its stand-in hands on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What one layer is called with besides the hidden states."""
+
+    positional: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a token sequence brings to the layers."""
+
+    hidden: Tensor
+    """(1, tokens, width): what the first layer reads."""
+    calls: tuple[Call, ...]
+    """One per layer, in order; tensors that a model gives to several layers occur in all of their calls."""
+
+
+class Decoder:
+    """The decoder layers of a model, which stays whole and is left as it was after every call.
+
+    For all token sequences and layers, the ordinary forward pass is, bit by bit,
+
+        start = decoder.start(ids)
+        hidden = start.hidden
+        for number, call in enumerate(start.calls):
+            hidden = decoder.run(number, hidden, call)
+        logits = decoder.logits(ids, hidden)
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Find the layers.
+
+        Args:
+            model: in evaluation mode. Weights may be on the meta device until they are needed: `start`, `finish` and
+                `logits` need those outside the layers, `run` those of its layer.
+
+        Raises:
+            ValueError: the model has no list of layers.
+        """
+        self.model = model
+        self.name, self.layers = _layers(model)
+        self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))
+        """Full module name of every layer."""
+        self._in_tuple = False
+        """Whether the model's code takes a layer's output out of a tuple."""
+        self._checked = False
+
+    def start(self, ids: Sequence[int]) -> Start:
+        """What the layers get for one token sequence; none of them runs.
+
+        Raises:
+            ValueError: the model does more between its layers than to hand on the hidden states, or what a layer is
+                called with depends on what an earlier one computed: it cannot be run layer by layer.
+        """
+        if not self._checked:
+            self._check(ids)
+            self._checked = True
+        hidden, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
+        return Start(hidden, calls)
+
+    @torch.no_grad()
+    def run(self, number: int, hidden: Tensor, call: Call) -> Tensor:
+        """The output (1, tokens, width) of one layer for hidden states (1, tokens, width)."""
+        out = self.layers[number](hidden, *call.positional, **call.keywords)
+        return out[0] if isinstance(out, tuple) else out
+
+    def finish(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
+        """What the model without its vocabulary projection makes of the last layer's output, as a rule its norm.
+
+        Returns:
+            (1, tokens, width).
+        """
+        return self._last(self.model.base_model, ids, hidden)[0]
+
+    def logits(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
+        """(1, tokens, vocabulary) of the last layer's output."""
+        return self._last(self.model, ids, hidden).logits
+
+    def around(self, network: nn.Module, ids: Sequence[int], hidden: Tensor) -> None:
+        """Run everything in `network` (the model or its base model) but the layers, for what its hooks see."""
+        self._last(network, ids, hidden)
+
+    def _last(self, network: nn.Module, ids: Sequence[int], hidden: Tensor) -> Any:
+        last = len(self.layers) - 1
+        return self._pass(network, ids, lambda number, x: hidden if number == last else x)[2]
+
+    def _check(self, ids: Sequence[int]) -> None:
+        """Find out whether outputs are wrapped in tuples, and refuse what cannot be run layer by layer."""
+        reasons: list[Exception] = []
+        for self._in_tuple in (False, True):
+            try:
+                _, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
+                break
+            except Exception as error:  # a model's code may choke on a tensor where it expects a tuple, or the reverse
+                reasons.append(error)
+        else:
+            if isinstance(reasons[0], _Broken):
+                raise ValueError(self._refusal(str(reasons[0]))) from reasons[1]
+            raise reasons[0]
+        for call, name in zip(calls, self.names, strict=True):
+            for value in (*call.positional, *call.keywords.values()):
+                if strange := _strange(value):
+                    raise ValueError(self._refusal(f"{name} is called with {strange}, by which layers may talk"))
+        _, others, _ = self._pass(self.model.base_model, ids, lambda _, x: x + 1)
+        for call, other, name in zip(calls, others, self.names, strict=True):
+            if not same(call, other):
+                raise ValueError(self._refusal(f"what {name} is called with depends on an earlier layer's output"))
+
+    def _refusal(self, reason: str) -> str:
+        return (
+            f"{type(self.model).__name__} cannot be run layer by layer: {reason}. Say `execution: {{mode: whole}}` in "
+            "params.yaml"
+        )
+
+    @torch.no_grad()
+    def _pass(self, network: nn.Module, ids: Sequence[int], handed: Handed) -> tuple[Tensor, tuple[Call, ...], Any]:
+        """One pass of `network` with stand-ins for the layers: (first hidden states, calls, output)."""
+        calls: list[Call] = []
+        first: list[Tensor] = []
+        expected: list[Tensor] = []
+
+        def stand_in(number: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden = args[0] if args else kwargs.pop(HIDDEN, None)
+                if not isinstance(hidden, Tensor):
+                    raise _Broken(f"{self.names[number]} is not called with its hidden states first")
+                if number != len(calls):
+                    raise _Broken(f"{self.names[number]} is call {len(calls)} of a layer")
+                if expected and hidden is not expected[-1]:
+                    raise _Broken(f"{self.names[number]} does not read what {self.names[number - 1]} returned")
+                first.append(hidden)
+                calls.append(Call(args[1:], dict(kwargs)))
+                expected.append(handed(number, hidden))
+                return (expected[-1],) if self._in_tuple else expected[-1]
+
+            return forward
+
+        device = self.model.get_input_embeddings().weight.device
+        with _replaced(self.layers, stand_in):
+            out = network(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
+        if len(calls) != len(self.layers):
+            raise _Broken(f"{len(calls)} of its {len(self.layers)} layers were called")
+        return first[0], tuple(calls), out
+
+
+class _Broken(ValueError):
+    """The layers are not a chain."""
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two calls, or what they hold, are equal bit by bit."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b))
+    if isinstance(a, Call) and isinstance(b, Call):
+        return same(a.positional, b.positional) and same(a.keywords, b.keywords)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+    return type(a) is type(b) and bool(a == b)
+
+
+def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The largest list of modules that is not part of another one, by its full name."""
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    }
+    outermost = {
+        name: module
+        for name, module in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists if other != name)
+    }
+    if not outermost:
+        raise ValueError(
+            f"{type(model).__name__} has no list of decoder layers (a ModuleList), so it cannot be run layer by layer. "
+            "Say `execution: {mode: whole}` in params.yaml"
+        )
+    return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _strange(value: Any) -> str:
+    """What about an argument makes it unfit to be noted once and given again; empty: nothing."""
+    if isinstance(value, (tuple, list)) and value:
+        return next((found for found in map(_strange, value) if found), "")
+    if isinstance(value, dict) and value:
+        return next((found for found in map(_strange, value.values()) if found), "")
+    if value is None or value == () or isinstance(value, (Tensor, bool, int, float, str, torch.dtype)):
+        return ""
+    return f"an empty {type(value).__name__}" if isinstance(value, (dict, list)) else f"a {type(value).__name__}"
+
+
+@contextmanager
+def _replaced(layers: nn.ModuleList, stand_in: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+    """Let every layer's `forward` be its stand-in within."""
+    try:
+        for number, layer in enumerate(layers):
+            layer.__dict__["forward"] = stand_in(number)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
