@@ -18,8 +18,7 @@ from assets.base_model.params import ModelParams
 from assets.calibration_set.reader import read_calibration_set, read_manifest
 from assets.quantized_model.export import add_provenance, export
 from assets.quantized_model.params import SchemeParams
-from assets.quantized_model.quantize import Layer, quantize_layers
-from assets.quantized_model.scheme import quantizable_linears
+from assets.quantized_model.quantize import Layer, quantize_model
 
 FORMAT = 1
 """Of calibration.json."""
@@ -65,10 +64,9 @@ def build_quantized_model(
     model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
     files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
     statistics = _loaded_stats(stats.resolve(), sha256_json(files_of_stats))
-    layers = quantize_layers(quantizable_linears(model, scheme.ignore), statistics, scheme)
-    scales = {name: layer.input_scale for name, layer in layers.items() if layer.input_scale is not None}
-    weights = {name: layer.weight for name, layer in layers.items()}
-    files = export(model, weights, scales, folder, out)
+    quantized = quantize_model(model, statistics, scheme)
+    layers = quantized.layers
+    files = export(model, quantized, scheme, folder, out)
 
     origin = {
         "format": FORMAT,

@@ -21,18 +21,16 @@ from transformers import PreTrainedModel
 
 from assets.artifact import read_json, sha256_file, sha256_files, write_json
 from assets.base_model.load import TOKENIZER
-from assets.quantized_model.grid import QuantizedWeight
+from assets.quantized_model.grid import Grid, QuantizedWeight
+from assets.quantized_model.params import ActivationParams, SchemeParams
+from assets.quantized_model.quantize import Quantized
 
 COPIED = (*TOKENIZER, "added_tokens.json", "chat_template.json", "generation_config.json")
 MAX_SHARD_SIZE = "5GB"
 
 
 def export(
-    model: PreTrainedModel,
-    weights: Mapping[str, QuantizedWeight],
-    input_scales: Mapping[str, Tensor],
-    base_folder: Path,
-    out: Path,
+    model: PreTrainedModel, quantized: Quantized, scheme: SchemeParams, base_folder: Path, out: Path
 ) -> list[str]:
     """Write config.json, the safetensors weights, and the tokenizer and generation settings of the base model.
 
@@ -40,8 +38,8 @@ def export(
 
     Args:
         model: the base model.
-        weights: by module name of a Linear; every other parameter is stored as it is.
-        input_scales: static activation scale, shape (1,), by module name; empty: activations are not quantized.
+        quantized: from `quantize_model` of that model; parameters that it does not name are stored as they are.
+        scheme: of `quantized`; read for the activations.
         base_folder: where the base model's files lie; tokenizer and generation settings are copied byte by byte.
         out: an existing folder.
 
@@ -49,17 +47,26 @@ def export(
         Names of the weight files, sorted.
 
     Raises:
-        ValueError: `input_scales` names other layers than `weights`.
+        ValueError: a static activation scale is missing, or a parameter is none of the model's.
     """
-    if input_scales and set(input_scales) != set(weights):
-        raise ValueError("a static activation scale for some layers only; give all quantized layers one, or none")
-    config = quantization_config(model, weights, static_activations=bool(input_scales))
+    static = scheme.activations is not None and not scheme.activations.dynamic
+    without = [name for name, layer in quantized.layers.items() if static and layer.input_scale is None]
+    if without:
+        raise ValueError(f"{without[0]} has no static activation scale, which the scheme asks for in every layer")
+    weights = {name: layer.weight for name, layer in quantized.layers.items()}
+    config = quantization_config(model, weights, scheme.activations)
     state: dict[str, Tensor] = dict(model.state_dict())
-    for name, weight in weights.items():
+    if strange := sorted(set(quantized.parameters) - set(state)):
+        raise ValueError(f"{strange[0]} is no parameter of {type(model).__name__}, so it cannot be replaced")
+    state.update({name: value.detach().clone().contiguous() for name, value in quantized.parameters.items()})
+    for name, layer in quantized.layers.items():
         del state[f"{name}.weight"]
-        tensors = compress(weight, _scheme(weight, ["Linear"], static_activations=bool(input_scales)))
-        if input_scales:
-            tensors["input_scale"] = input_scales[name].clone()  # q, k and v share one; safetensors store no aliases
+        tensors = compress(layer.weight, _scheme(layer.weight, ["Linear"], scheme.activations))
+        # q, k and v share one scale; safetensors store no aliases
+        if layer.input_scale is not None:
+            tensors["input_scale"] = layer.input_scale.clone()
+        if layer.input_zero_point is not None:
+            tensors["input_zero_point"] = layer.input_zero_point.clone()
         state.update({f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
     model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE)
     ModelCompressor(config).update_config(str(out))
@@ -75,31 +82,37 @@ def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, T
     model's bfloat16 it would not, so the scale is put back into the model's dtype afterwards.
     """
     rows = weight.codes.shape[0]
-    scale = weight.scale.float()
-    dense = (weight.codes.view(rows, scale.shape[1], -1) * scale.unsqueeze(-1)).view(rows, -1)
-    compressor = BaseCompressor.get_value_from_registry(str(scheme.format))
-    tensors: dict[str, Tensor] = compressor.compress({"weight": dense, "weight_scale": scale}, scheme)
-    return {**tensors, "weight_scale": weight.scale}
+    scale, zero, codes = weight.scale.float(), weight.zero_point, weight.codes.float()
+    if zero is not None:
+        codes = (codes.view(*zero.shape, -1) - zero.unsqueeze(-1)).view(rows, -1)
+    dense = (codes.view(*scale.shape, -1) * scale.unsqueeze(-1)).view(rows, -1)
+    stored = weight.scale
+    if weight.grid.per_tensor:
+        scale, stored, zero = scale.view(1), stored.view(1), None if zero is None else zero.view(1)
+    tensors = {"weight": dense, "weight_scale": scale} | ({} if zero is None else {"weight_zero_point": zero})
+    found: dict[str, Tensor] = BaseCompressor.get_value_from_registry(str(scheme.format)).compress(tensors, scheme)
+    return {**found, "weight_scale": stored}
 
 
 def quantization_config(
-    model: nn.Module, weights: Mapping[str, QuantizedWeight], static_activations: bool
+    model: nn.Module, weights: Mapping[str, QuantizedWeight], activations: ActivationParams | None
 ) -> QuantizationConfig:
     """The `quantization_config` of config.json.
 
-    One group size: it targets every Linear. Several: each names its layers, by the last part of their names where that
-    suffices. (A group for "Linear" beside named ones would load, but with a warning that the names match nothing.)
+    One grid: it targets every Linear. Several (of bits or group sizes): each names its layers, by the last part of
+    their names where that suffices. (A group for "Linear" beside named ones would load, but with a warning that the
+    names match nothing.)
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    by_size: dict[int | None, list[str]] = defaultdict(list)
+    by_grid: dict[Grid, list[str]] = defaultdict(list)
     for name, weight in weights.items():
-        by_size[weight.group_size].append(name)
-    order = sorted(by_size, key=lambda size: (-len(by_size[size]), -(size or 0)))
+        by_grid[weight.grid].append(name)
+    order = sorted(by_grid, key=lambda grid: (-len(by_grid[grid]), -(grid.group_size or 0), -grid.bits))
     groups = {}
-    for index, size in enumerate(order):
-        names = by_size[size]
+    for index, grid in enumerate(order):
+        names = by_grid[grid]
         targets = ["Linear"] if len(order) == 1 else _targets(names, linears)
-        groups[f"group_{index}"] = _scheme(weights[names[0]], targets, static_activations)
+        groups[f"group_{index}"] = _scheme(weights[names[0]], targets, activations)
     return QuantizationConfig(
         config_groups=groups,
         format=str(groups["group_0"].format),
@@ -128,20 +141,27 @@ def add_provenance(out: Path, weight_files: Iterable[str], record: dict[str, Any
     write_json(out / "config.json", config)
 
 
-def _scheme(weight: QuantizedWeight, targets: list[str], static_activations: bool) -> QuantizationScheme:
-    grouped = weight.group_size is not None
+def _scheme(weight: QuantizedWeight, targets: list[str], activations: ActivationParams | None) -> QuantizationScheme:
+    grid = weight.grid
+    strategy = QuantizationStrategy.GROUP if grid.group_size else QuantizationStrategy.CHANNEL
     return QuantizationScheme(
         targets=targets,
         weights=QuantizationArgs(
-            num_bits=weight.bits,
-            symmetric=True,
-            strategy=QuantizationStrategy.GROUP if grouped else QuantizationStrategy.CHANNEL,
-            group_size=weight.group_size,
+            num_bits=grid.bits,
+            symmetric=grid.symmetric,
+            strategy=QuantizationStrategy.TENSOR if grid.per_tensor else strategy,
+            group_size=grid.group_size,
         ),
-        input_activations=QuantizationArgs(num_bits=8, symmetric=True, strategy=QuantizationStrategy.TENSOR)
-        if static_activations
-        else None,
-        format="int-quantized" if static_activations else "pack-quantized",
+        input_activations=None
+        if activations is None
+        else QuantizationArgs(
+            num_bits=activations.bits,
+            symmetric=activations.symmetric,
+            strategy=QuantizationStrategy.TOKEN if activations.dynamic else QuantizationStrategy.TENSOR,
+            dynamic=activations.dynamic,
+        ),
+        # 8-bit weights alone are packed, too: vLLM reads int-quantized ones only beside quantized activations.
+        format="pack-quantized" if activations is None else "int-quantized",
     )
 
 

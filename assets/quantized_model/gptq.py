@@ -76,11 +76,11 @@ def gptq(
     S = hessian.to(weight.device, torch.float64)
     dead = int((S.diagonal() == 0).sum())
     if tokens == 0 or dead == columns:
-        return Solution(rtn(weight, bits, group_size), None, dead, "no tokens reached this layer")
+        return Solution(rtn(weight, Grid(bits, group_size)), None, dead, "no tokens reached this layer")
     factor, used = inverse_factor(S, damping)
     if factor is None:
         reason = f"Hessian not positive definite at any damping from {damping:g} to 1"
-        return Solution(rtn(weight, bits, group_size), None, dead, reason)
+        return Solution(rtn(weight, Grid(bits, group_size)), None, dead, reason)
     return Solution(_solve(weight, factor, bits, group_size, block_size), used, dead, None)
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from assets.quantized_model.grid import QuantizedWeight, dequantize
-from assets.quantized_model.minmax import quantize_activation
+from assets.quantized_model.activations import quantize_activation, quantize_per_token
+from assets.quantized_model.grid import dequantize
+from assets.quantized_model.params import SchemeParams
+from assets.quantized_model.quantize import Quantized
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
-def simulate(
-    model: Model, weights: Mapping[str, QuantizedWeight], input_scales: Mapping[str, Tensor], activation_bits: int = 8
-) -> Model:
+def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
     """A copy of the base model whose Linears multiply with the dequantized weights and round their inputs.
 
     The arithmetic is that of the default `from_pretrained` path (decompressed at the first forward pass, inputs rounded
@@ -26,25 +26,33 @@ def simulate(
 
     Args:
         model: the base model; not changed.
-        weights: by module name of a Linear.
-        input_scales: static activation scale by module name; empty: activations are not rounded.
-        activation_bits: width of the activations' codes.
+        quantized: from `quantize_model` of that model.
+        scheme: of `quantized`; read for the activations.
 
     Raises:
-        AttributeError: a name is no module of the model.
+        AttributeError: a name is no module or parameter of the model.
     """
     simulated = copy.deepcopy(model)
-    for name, weight in weights.items():
+    for name, value in quantized.parameters.items():
+        simulated.get_parameter(name).copy_(value)
+    for name, layer in quantized.layers.items():
         linear = simulated.get_submodule(name)
         assert isinstance(linear, nn.Linear)  # only those are quantized
-        linear.weight.copy_(dequantize(weight))
-    for name, scale in input_scales.items():
-        simulated.get_submodule(name).register_forward_pre_hook(_rounding(scale, activation_bits))
+        linear.weight.copy_(dequantize(layer.weight))
+        if scheme.activations is not None:
+            scale, zero = layer.input_scale, layer.input_zero_point
+            linear.register_forward_pre_hook(_rounding(scheme.activations.bits, scale, zero))
     return simulated
 
 
-def _rounding(scale: Tensor, bits: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+def _rounding(
+    bits: int, scale: Tensor | None, zero: Tensor | None
+) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (quantize_activation(args[0], scale.to(args[0].device), bits), *args[1:])
+        x = args[0]
+        if scale is None:
+            return (quantize_per_token(x, bits), *args[1:])
+        at = None if zero is None else zero.to(x.device)
+        return (quantize_activation(x, scale.to(x.device), bits, at), *args[1:])
 
     return hook

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -19,8 +19,7 @@ from assets.evaluation.held_out import Batch, HeldOut, batches
 from assets.evaluation.measure import measure
 from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
-from assets.quantized_model.quantize import quantize_layers
-from assets.quantized_model.scheme import quantizable_linears
+from assets.quantized_model.quantize import Statistics, quantize_model
 from assets.quantized_model.simulate import simulate
 from assets.strategy_comparison.draws import Cell, asked_of, cells, draw_set, sub_pool
 from assets.strategy_comparison.kept import Documents, Kept, Measured
@@ -145,12 +144,9 @@ class _Evaluator:
         self.documents = len(documents.names)
 
     def __call__(self, totals: SetTotals, scheme: SchemeParams) -> Measured:
-        layers = quantize_layers(quantizable_linears(self.model, scheme.ignore), totals, scheme)
-        weights = {name: layer.weight for name, layer in layers.items()}
-        scales = {name: layer.input_scale for name, layer in layers.items() if layer.input_scale is not None}
-        quantized = simulate(self.model, weights, scales, 8)
-        tokens, sample_of_token = measure(self.base, quantized, self.work)
+        quantized = quantize_model(self.model, cast(Statistics, totals), scheme)
+        tokens, sample_of_token = measure(self.base, simulate(self.model, quantized, scheme), self.work)
         of_token = self.document_of_sample[sample_of_token]
         kl = np.bincount(of_token, weights=tokens.kl, minlength=self.documents)
-        fallbacks = sum(layer.fallback is not None for layer in layers.values())
+        fallbacks = sum(layer.fallback is not None for layer in quantized.layers.values())
         return Measured(kl, int(tokens.agree.sum()), 0, 0, "", fallbacks)

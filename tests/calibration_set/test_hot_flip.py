@@ -20,7 +20,7 @@ from assets.calibration_set.strategies import get
 from assets.calibration_set.strategies import hot_flip as module
 from assets.calibration_set.strategies.base import Pool, generator, sample_id
 from assets.calibration_set.strategies.hot_flip import Coverage, Reached, select
-from assets.quantized_model.grid import dequantize
+from assets.quantized_model.grid import Grid, dequantize
 from assets.quantized_model.rtn import rtn
 from tests.calibration_set.conftest import make_pool
 from tests.conftest import PROJECT
@@ -79,7 +79,7 @@ def deltas(scores: FlipScores, ids: np.ndarray, path: tuple[float, ...] = ROUNDE
 
 def neighbours(weight: torch.Tensor, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Ŵ and Ŵ with every weight on its other neighbour, one weight at a time, by hand in float64."""
-    on_grid = rtn(weight, bits, size)
+    on_grid = rtn(weight, Grid(bits, size))
     scale, codes = np.repeat(on_grid.scale.double().numpy(), size, axis=1), on_grid.codes.tolist()
     w = weight.double().numpy()
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -155,7 +155,7 @@ def test_the_copy_is_rounded_as_the_quantized_model_is() -> None:
     for layer in FlipScores(model, 3, 5, 64).layers:
         weight = model.get_submodule(layer.name).weight
         assert layer.width in (4, 3) and weight.shape[1] % layer.width == 0  # the divisors of 8 and 12 below 5 ...
-        assert torch.equal(layer.rounded().to(torch.bfloat16), dequantize(rtn(weight, 3, layer.width)))
+        assert torch.equal(layer.rounded().to(torch.bfloat16), dequantize(rtn(weight, Grid(3, layer.width))))
 
 
 def test_a_weight_on_the_grid_or_at_its_end_has_no_flip() -> None:

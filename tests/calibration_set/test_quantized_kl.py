@@ -11,8 +11,7 @@ from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
 from assets.calibration_set.methods.quantized_kl import QuantizedKL, probe_linears, sample_hessians, two_halves
 from assets.quantized_model.params import SchemeParams
-from assets.quantized_model.quantize import quantize_layers
-from assets.quantized_model.scheme import quantizable_linears
+from assets.quantized_model.quantize import quantize_model
 from assets.quantized_model.simulate import simulate
 from tests.calibration_set.conftest import make_pool, sample
 from tests.quantized_model.conftest import seen_by_linears, tiny_llama
@@ -29,7 +28,7 @@ def measure(model: Any, **options: Any) -> QuantizedKL:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_is_the_kl_of_the_model_that_the_pipeline_would_quantize(dtype: torch.dtype) -> None:
-    """Against collect, quantize_layers, simulate, and KL by its definition in float64."""
+    """Against collect, quantize_model, simulate, and KL by its definition in float64."""
     model = tiny_llama(dtype)
     chosen = (4, 1, 2)
     settings = StatisticsParams()
@@ -38,8 +37,8 @@ def test_it_is_the_kl_of_the_model_that_the_pipeline_would_quantize(dtype: torch
         base_model_digest="", fingerprint="",
     )  # fmt: skip
     scheme = SchemeParams(method="gptq", weight_bits=3, group_size=32)
-    layers = quantize_layers(quantizable_linears(model, scheme.ignore), stats, scheme)
-    quantized = simulate(model, {name: layer.weight for name, layer in layers.items()}, {})
+    made = quantize_model(model, stats, scheme)
+    quantized = simulate(model, made, scheme)
     total, count = 0.0, 0
     with torch.no_grad():
         for ids in TEXTS:
@@ -53,7 +52,7 @@ def test_it_is_the_kl_of_the_model_that_the_pipeline_would_quantize(dtype: torch
     assert texts.tokens == count
     assert mine(chosen, texts) == pytest.approx(total / count, rel=1e-4)
     assert mine(chosen, texts) > 1e-3
-    for name, layer in layers.items():
+    for name, layer in made.layers.items():
         same = mine.quantize(chosen).get_submodule(name).weight == quantized.get_submodule(name).weight
         assert same.float().mean() > 0.99, name  # a Hessian summed in another order may move a code
         assert layer.fallback is None

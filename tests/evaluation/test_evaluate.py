@@ -202,17 +202,22 @@ def test_quantized_activations_are_measured(root, samples, tmp_path):
     """Same weights, activations on a coarse and on a fine grid: the coarse one costs far more, which
     a loading path that drops activation scales (dequantize=True) would not see."""
     from assets.quantized_model.export import export
+    from assets.quantized_model.grid import Grid
+    from assets.quantized_model.params import ActivationParams, SchemeParams
+    from assets.quantized_model.quantize import Layer, Quantized
     from assets.quantized_model.rtn import rtn
     from assets.quantized_model.scheme import quantizable_linears
 
     model = AutoModelForCausalLM.from_pretrained(root / "base")
     linears = quantizable_linears(model, ("lm_head",))
-    weights = {name: rtn(module.weight.data, 8, None) for name, module in linears.items()}
+    weights = {name: rtn(module.weight.data, Grid(8)) for name, module in linears.items()}
+    scheme = SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams())
     kl = {}
     for step in (1.0, 0.05):
         folder = tmp_path / f"w8a8-{step}"
         folder.mkdir()
-        export(model, weights, {name: torch.tensor([step]) for name in weights}, root / "base", folder)
+        layers = {name: Layer(weight, torch.tensor([step]), None) for name, weight in weights.items()}
+        export(model, Quantized(layers), scheme, root / "base", folder)
         describe(folder, root / "base")
         kl[step] = run(root, samples, tmp_path / f"out-{step}", quantized=str(folder))["kl_mean"]
     assert kl[1.0] > 5 * kl[0.05] > 0

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from assets.activation_stats.collect import collect
+from assets.activation_stats.params import StatisticsParams
+from assets.activation_stats.sketch import ActivationStats
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,21 @@ def make_llama() -> Callable[..., LlamaForCausalLM]:
 def see() -> Callable[[nn.Module, Tensor], dict[str, Seen]]:
     """What the Linears of any model see."""
     return seen_by_linears
+
+
+def statistics_of(model: PreTrainedModel, tokens: Tensor, **settings: object) -> ActivationStats:
+    samples = [(f"{row:03}", ids) for row, ids in enumerate(tokens.tolist())]
+    params = StatisticsParams.model_validate(settings)
+    return collect(model, samples, params, base_model_digest="", fingerprint="")
+
+
+@pytest.fixture(scope="session")
+def stats(llama: LlamaForCausalLM, tokens: Tensor) -> ActivationStats:
+    """The project's own statistics of `llama` over `tokens`."""
+    return statistics_of(llama, tokens)
+
+
+@pytest.fixture(scope="session")
+def make_stats() -> Callable[..., ActivationStats]:
+    """The project's own statistics of any model over any tokens (samples, length)."""
+    return statistics_of

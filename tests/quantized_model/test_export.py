@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,12 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 
 from assets.artifact import sha256_file
 from assets.quantized_model.export import _scheme, add_provenance, compress, export
-from assets.quantized_model.gptq import gptq
 from assets.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
-from assets.quantized_model.minmax import activation_scale
 from assets.quantized_model.params import SchemeParams
+from assets.quantized_model.quantize import Layer, quantize_model
 from assets.quantized_model.rtn import rtn
-from assets.quantized_model.scheme import layer_group_sizes, quantizable_linears
 from assets.quantized_model.simulate import simulate
 
 SCHEMES = {
@@ -33,23 +31,6 @@ SCHEMES = {
     "w3a16-gptq-channel": {"method": "gptq", "weight_bits": 3},
     "w8a16-rtn": {"method": "rtn", "weight_bits": 8, "group_size": 32},
 }
-
-
-def quantize(
-    model: PreTrainedModel, seen: dict[str, Any], scheme: SchemeParams
-) -> tuple[dict[str, QuantizedWeight], dict[str, torch.Tensor]]:
-    linears = quantizable_linears(model, scheme.ignore)
-    sizes = layer_group_sizes(linears, scheme)
-    weights, scales = {}, {}
-    for name, module in linears.items():
-        W, x = module.weight.detach(), seen[name].x
-        if scheme.method == "gptq":
-            weights[name] = gptq(W, seen[name].hessian, len(x), scheme.weight_bits, sizes[name]).weight
-        else:
-            weights[name] = rtn(W, scheme.weight_bits, sizes[name])
-        if scheme.activations:
-            scales[name] = activation_scale(float(x.min()), float(x.max()), scheme.activations.bits, W.dtype)
-    return weights, scales
 
 
 @pytest.fixture
@@ -69,40 +50,40 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_loaded_logits_equal_the_simulation_bit_for_bit(name, llama, seen, tokens, bare, tmp_path) -> None:
+def test_loaded_logits_equal_the_simulation_bit_for_bit(name, llama, stats, tokens, bare, tmp_path) -> None:
     scheme = SchemeParams.model_validate(SCHEMES[name])
-    weights, scales = quantize(llama, seen, scheme)
+    quantized = quantize_model(llama, stats, scheme)
     before = {key: value.clone() for key, value in llama.state_dict().items()}
-    assert export(llama, weights, scales, bare, tmp_path) == ["model.safetensors"]
+    assert export(llama, quantized, scheme, bare, tmp_path) == ["model.safetensors"]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.dtype == llama.dtype
     found = logits(loaded, tokens)
-    assert torch.equal(found, logits(simulate(llama, weights, scales), tokens))
+    assert torch.equal(found, logits(simulate(llama, quantized, scheme), tokens))
     assert not torch.equal(found, logits(llama, tokens))
     assert all(torch.equal(value, before[key]) for key, value in llama.state_dict().items())
-    for layer, weight in weights.items():  # the first forward pass decompressed them
-        assert torch.equal(loaded.get_submodule(layer).weight, dequantize(weight))
+    for name, layer in quantized.layers.items():  # the first forward pass decompressed them
+        assert torch.equal(loaded.get_submodule(name).weight, dequantize(layer.weight))
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_real_model_with_awkward_widths(name, shared_data, see, tmp_path) -> None:
+def test_a_real_model_with_awkward_widths(name, shared_data, make_stats, tmp_path) -> None:
     base = shared_data / "models" / "stories260K"
     model = AutoModelForCausalLM.from_pretrained(base)
     tokens = torch.randint(3, 512, (4, 64), generator=torch.Generator().manual_seed(0))
     scheme = SchemeParams.model_validate(SCHEMES[name])
-    weights, scales = quantize(model, see(model, tokens), scheme)
-    export(model, weights, scales, base, tmp_path)
+    quantized = quantize_model(model, make_stats(model, tokens), scheme)
+    export(model, quantized, scheme, base, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(logits(loaded, tokens), logits(simulate(model, weights, scales), tokens))
+    assert torch.equal(logits(loaded, tokens), logits(simulate(model, quantized, scheme), tokens))
     if scheme.group_size == 128:
-        assert {weight.group_size for weight in weights.values()} == {64, 86}
+        assert {layer.group_size for layer in quantized.layers.values()} == {64, 86}
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / file).read_bytes() == (base / file).read_bytes()
 
 
-def test_what_is_on_disk(llama, seen, bare, tmp_path) -> None:
-    weights, _ = quantize(llama, seen, SchemeParams(method="rtn", group_size=128))
-    export(llama, weights, {}, bare, tmp_path)
+def test_what_is_on_disk(llama, stats, bare, tmp_path) -> None:
+    scheme = SchemeParams(method="rtn", group_size=128)
+    export(llama, quantize_model(llama, stats, scheme), scheme, bare, tmp_path)
     tensors = stored(tmp_path)
     down = "model.layers.0.mlp.down_proj"
     assert {key.removeprefix(down) for key in tensors if key.startswith(down)} == {
@@ -124,64 +105,72 @@ def test_what_is_on_disk(llama, seen, bare, tmp_path) -> None:
     assert "Linear" not in groups[64]
 
 
-def test_one_group_size_targets_linear_and_static_activations_are_stored(llama, seen, bare, tmp_path) -> None:
-    weights, scales = quantize(llama, seen, SchemeParams.model_validate(SCHEMES["w8a8-minmax"]))
-    export(llama, weights, scales, bare, tmp_path)
+def test_one_group_size_targets_linear_and_static_activations_are_stored(llama, stats, bare, tmp_path) -> None:
+    scheme = SchemeParams.model_validate(SCHEMES["w8a8-minmax"])
+    quantized = quantize_model(llama, stats, scheme)
+    export(llama, quantized, scheme, bare, tmp_path)
     tensors = stored(tmp_path)
     layer = "model.layers.1.self_attn.q_proj"
     assert tensors[f"{layer}.weight"].dtype == torch.int8
-    assert torch.equal(tensors[f"{layer}.weight"], weights[layer].codes)
-    assert torch.equal(tensors[f"{layer}.input_scale"], scales[layer])
+    assert torch.equal(tensors[f"{layer}.weight"], quantized.layers[layer].weight.codes)
+    assert torch.equal(tensors[f"{layer}.input_scale"], quantized.layers[layer].input_scale)
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert config["format"] == "int-quantized"
     assert config["config_groups"]["group_0"]["targets"] == ["Linear"]
     assert config["config_groups"]["group_0"]["input_activations"]["dynamic"] is False
 
 
-def test_layers_of_one_kind_with_different_groups_are_named(llama, seen, tokens, bare, tmp_path) -> None:
-    weights, _ = quantize(llama, seen, SchemeParams(method="rtn", group_size=32))
+def test_layers_of_one_kind_with_different_groups_are_named(llama, stats, tokens, bare, tmp_path) -> None:
+    scheme = SchemeParams(method="rtn", group_size=32)
+    quantized = quantize_model(llama, stats, scheme)
     odd = "model.layers.1.self_attn.q_proj"
-    weights[odd] = rtn(llama.get_submodule(odd).weight, 4, 16)
-    export(llama, weights, {}, bare, tmp_path)
+    quantized.layers[odd] = Layer(rtn(llama.get_submodule(odd).weight, Grid(4, 16)), None, 16)
+    export(llama, quantized, scheme, bare, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     groups = {g["weights"]["group_size"]: g["targets"] for g in config["config_groups"].values()}
     assert groups[16] == [odd]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(logits(loaded, tokens), logits(simulate(llama, weights, {}), tokens))
+    assert torch.equal(logits(loaded, tokens), logits(simulate(llama, quantized, scheme), tokens))
 
 
-def test_an_untied_head_is_kept_in_full_precision(make_llama, see, tokens, bare, tmp_path) -> None:
+def test_an_untied_head_is_kept_in_full_precision(make_llama, make_stats, tokens, bare, tmp_path) -> None:
     model: LlamaForCausalLM = make_llama(torch.bfloat16, tie=False)
-    weights, _ = quantize(model, see(model, tokens), SchemeParams(method="rtn", group_size=32))
-    export(model, weights, {}, bare, tmp_path)
+    scheme = SchemeParams(method="rtn", group_size=32)
+    quantized = quantize_model(model, make_stats(model, tokens), scheme)
+    export(model, quantized, scheme, bare, tmp_path)
     assert torch.equal(stored(tmp_path)["lm_head.weight"], model.lm_head.weight)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(logits(loaded, tokens), logits(simulate(model, weights, {}), tokens))
+    assert torch.equal(logits(loaded, tokens), logits(simulate(model, quantized, scheme), tokens))
 
 
-def test_same_bytes_twice_and_nothing_of_this_machine(llama, seen, bare, tmp_path) -> None:
-    weights, scales = quantize(llama, seen, SchemeParams.model_validate(SCHEMES["w8a8-minmax"]))
+def test_same_bytes_twice_and_nothing_of_this_machine(llama, stats, bare, tmp_path) -> None:
+    scheme = SchemeParams.model_validate(SCHEMES["w8a8-minmax"])
+    quantized = quantize_model(llama, stats, scheme)
     content = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        add_provenance(folder, export(llama, weights, scales, bare, folder), {"format": 1}, {"samples": 3})
+        add_provenance(folder, export(llama, quantized, scheme, bare, folder), {"format": 1}, {"samples": 3})
         content.append({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
     assert content[0] == content[1]
     assert not [name for name, data in content[0].items() if str(tmp_path).encode() in data]
 
 
-def test_scales_for_some_layers_only_are_refused(llama, seen, bare, tmp_path) -> None:
-    weights, scales = quantize(llama, seen, SchemeParams.model_validate(SCHEMES["w8a8-minmax"]))
-    scales.popitem()
-    with pytest.raises(ValueError, match="all quantized layers one, or none"):
-        export(llama, weights, scales, bare, tmp_path)
+def test_a_layer_without_an_activation_scale_is_refused(llama, stats, bare, tmp_path) -> None:
+    scheme = SchemeParams.model_validate(SCHEMES["w8a8-minmax"])
+    quantized = quantize_model(llama, stats, scheme)
+    name, layer = quantized.layers.popitem()
+    quantized.layers[name] = dataclasses.replace(layer, input_scale=None)
+    with pytest.raises(ValueError, match=f"{name} has no static activation scale"):
+        export(llama, quantized, scheme, bare, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
-def test_provenance_survives_loading_and_saving(llama, seen, tokens, bare, tmp_path) -> None:
-    weights, _ = quantize(llama, seen, SchemeParams.model_validate(SCHEMES["w3a16-gptq"]))
+def test_provenance_survives_loading_and_saving(llama, stats, tokens, bare, tmp_path) -> None:
+    scheme = SchemeParams.model_validate(SCHEMES["w3a16-gptq"])
+    quantized = quantize_model(llama, stats, scheme)
     folder, again, third = (tmp_path / name for name in ("out", "again", "third"))
     folder.mkdir()
-    add_provenance(folder, export(llama, weights, {}, bare, folder), {"format": 1}, {"digest": "d"})
+    add_provenance(folder, export(llama, quantized, scheme, bare, folder), {"format": 1}, {"digest": "d"})
     record = {"file": "calibration.json", "sha256": sha256_file(folder / "calibration.json")}
     entry = {"digest": "d", "record": record}
     weight_digest = sha256_file(folder / "model.safetensors")
@@ -213,7 +202,7 @@ def test_every_code_survives_packing(seed, bits, rows, groups, size, dtype) -> N
     codes = torch.randint(low, high + 1, (rows, groups * size), generator=g, dtype=torch.int8)
     scale = (torch.rand(rows, groups, generator=g) + 1e-3).to(dtype)
     weight = QuantizedWeight(codes, scale, Grid(bits, size))
-    scheme = _scheme(weight, ["Linear"], static_activations=False)
+    scheme = _scheme(weight, ["Linear"], None)
     tensors = compress(weight, scheme)
     unpacked = BaseCompressor.get_value_from_registry("pack-quantized").decompress(tensors, scheme)
     assert torch.equal(unpacked["weight"], dequantize(weight))

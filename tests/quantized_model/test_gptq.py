@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from assets.quantized_model.gptq import gptq, inverse_factor
-from assets.quantized_model.grid import dequantize
+from assets.quantized_model.grid import Grid, dequantize
 from assets.quantized_model.rtn import rtn
 
 
@@ -88,7 +88,7 @@ def test_not_worse_than_round_to_nearest_on_real_activations(llama, seen, bits, 
     for name, module in llama.named_modules():
         if name in seen and name != "lm_head" and (group_size is None or module.in_features % group_size == 0):
             W, S = module.weight.detach(), seen[name].hessian
-            nearest = error(W, dequantize(rtn(W, bits, group_size)), S)
+            nearest = error(W, dequantize(rtn(W, Grid(bits, group_size))), S)
             solved = error(W, dequantize(gptq(W, S, len(seen[name].x), bits, group_size).weight), S)
             assert solved <= nearest, name
             gains.append(solved / nearest)
@@ -100,10 +100,10 @@ def test_a_channel_never_used_is_rounded_to_nearest_and_counted() -> None:
     S[5], S[:, 5] = 0, 0
     solution = gptq(W, S, 200, 4, None)
     assert solution.dead == 1
-    assert torch.equal(solution.weight.codes[:, 5], rtn(W, 4, None).codes[:, 5])
+    assert torch.equal(solution.weight.codes[:, 5], rtn(W, Grid(4)).codes[:, 5])
     rest = [j for j in range(32) if j != 5]
     W[:, 5] = 0  # without that channel the others must come out the same, if their common scale does
-    scale_unchanged = (rtn(W, 4, None).scale == solution.weight.scale).flatten()
+    scale_unchanged = (rtn(W, Grid(4)).scale == solution.weight.scale).flatten()
     alone = gptq(W[:, rest].contiguous(), S[rest][:, rest], 200, 4, None)
     assert scale_unchanged.any()
     assert torch.equal(solution.weight.codes[scale_unchanged][:, rest], alone.weight.codes[scale_unchanged])
@@ -114,7 +114,7 @@ def test_no_tokens_falls_back_by_name() -> None:
     solution = gptq(W, torch.zeros(32, 32), 0, 4, 16)
     assert solution.fallback == "no tokens reached this layer"
     assert solution.damping is None
-    assert torch.equal(solution.weight.codes, rtn(W, 4, 16).codes)
+    assert torch.equal(solution.weight.codes, rtn(W, Grid(4, 16)).codes)
 
 
 def test_damping_grows_until_positive_definite() -> None:
@@ -137,7 +137,7 @@ def test_a_hopeless_hessian_falls_back_by_name(spoil: str) -> None:
         S[3, 3] = float("nan")
     solution = gptq(W, S, 200, 4, 16)
     assert "not positive definite" in (solution.fallback or "")
-    assert torch.equal(solution.weight.codes, rtn(W, 4, 16).codes)
+    assert torch.equal(solution.weight.codes, rtn(W, Grid(4, 16)).codes)
 
 
 def test_factor_is_that_of_the_inverse() -> None:

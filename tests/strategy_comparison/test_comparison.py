@@ -16,8 +16,7 @@ from assets.evaluation.base_logits import BaseLogits
 from assets.evaluation.held_out import batches, choose
 from assets.evaluation.measure import measure
 from assets.quantized_model.export import export
-from assets.quantized_model.quantize import quantize_layers
-from assets.quantized_model.scheme import quantizable_linears
+from assets.quantized_model.quantize import quantize_model
 from assets.strategy_comparison import measuring
 from assets.strategy_comparison.draws import asked_of, draw_set, sub_pool
 from assets.strategy_comparison.kept import Kept
@@ -47,10 +46,8 @@ def test_a_cell_is_what_the_ordinary_stages_give(small: Small, finished: Path, t
     samples = list(zip(drawn["sample_id"].to_pylist(), drawn["input_ids"].to_pylist(), strict=True))
     model = small.sources.load_model()
     stats = collect(model, samples, StatisticsParams(), base_model_digest="", fingerprint="")
-    layers = quantize_layers(quantizable_linears(model, ("lm_head",)), stats, SCHEMES[scheme])
-    weights = {name: layer.weight for name, layer in layers.items()}
-    scales = {name: layer.input_scale for name, layer in layers.items() if layer.input_scale is not None}
-    export(model, weights, scales, small.root / "base", tmp_path)
+    quantized = quantize_model(model, stats, SCHEMES[scheme])
+    export(model, quantized, SCHEMES[scheme], small.root / "base", tmp_path)
 
     held_out = choose(small.sources.samples, params.tokens_per_domain, 1)
     work = list(batches(held_out, measuring.BATCH_TOKENS))

@@ -142,7 +142,7 @@ class FlipScores:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             weight = linear.weight.detach()
-            on_grid = rtn(weight, bits, size)
+            on_grid = rtn(weight, Grid(bits, size))
             scale = on_grid.scale.to(dtype)
             residual = weight.to(dtype) - dequantize(QuantizedWeight(on_grid.codes, scale, Grid(bits, size)))
             sign = residual.sign().to(torch.int8)
