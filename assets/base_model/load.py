@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -72,8 +73,7 @@ def base_model_digest(folder: Path) -> str:
         FileNotFoundError: no config.json.
         ValueError: no safetensors.
     """
-    _config(folder)
-    _weights(folder)
+    require_weights(folder)
     names = {path.name for pattern in (*WEIGHTS, "*.py") for path in folder.glob(pattern)}
     names |= {name for name in ("config.json", "generation_config.json") if (folder / name).is_file()}
     return sha256_json({name: _sha256(*_identity(folder / name)) for name in sorted(names)})
@@ -87,9 +87,8 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
         ValueError: no safetensors (pickled weights run code when they are opened), a weight is missing, or "cuda" was
             asked for and there is none.
     """
-    _config(folder)
-    _weights(folder)
-    target = _device(device)
+    require_weights(folder)
+    target = torch_device(device)
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="auto",
@@ -98,12 +97,7 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
-    if info["missing_keys"]:  # transformers would go on with random numbers there
-        missing = sorted(info["missing_keys"])
-        raise ValueError(
-            f"{folder.name}: the safetensors lack {len(missing)} weights that config.json calls for, first "
-            f"{missing[0]!r}; the download is incomplete, or config.json belongs to another model"
-        )
+    require_complete(folder, info["missing_keys"])
     model.requires_grad_(False)
     return model.eval().to(target)
 
@@ -127,7 +121,7 @@ def loaded_model(folder: Path, device: Device = "auto", trust_remote_code: bool 
     One model at a time: another folder, changed weights or another device push it out. It belongs to every caller:
     leave weights, mode and hooks as they were.
     """
-    return _loaded(folder.resolve(), base_model_digest(folder), _device(device), trust_remote_code)
+    return _loaded(folder.resolve(), base_model_digest(folder), torch_device(device), trust_remote_code)
 
 
 @lru_cache(maxsize=1)
@@ -135,7 +129,36 @@ def _loaded(folder: Path, digest: str, device: Device, trust_remote_code: bool) 
     return load_model(folder, device, trust_remote_code)
 
 
-def _device(device: Device) -> Device:
+def require_complete(folder: Path, missing: Collection[str]) -> None:
+    """Refuse a checkpoint that lacks weights, in place of which transformers would go on with random numbers.
+
+    Raises:
+        ValueError: any is missing.
+    """
+    if missing:
+        raise ValueError(
+            f"{folder.name}: the safetensors lack {len(missing)} weights that config.json calls for, first "
+            f"{min(missing)!r}; the download is incomplete, or config.json belongs to another model"
+        )
+
+
+def require_weights(folder: Path) -> None:
+    """Refuse a folder without a model.
+
+    Raises:
+        FileNotFoundError: no config.json.
+        ValueError: no safetensors.
+    """
+    _config(folder)
+    _weights(folder)
+
+
+def torch_device(device: Device) -> Device:
+    """ "cpu" or "cuda" for `model.device` in params.yaml.
+
+    Raises:
+        ValueError: "cuda" where there is none.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("model.device in params.yaml: found 'cuda', but PyTorch sees no GPU; say 'auto' or 'cpu'")
     if device == "auto":

@@ -7,65 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    FalconConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    MixtralConfig,
-    OPTConfig,
-    PhiConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from transformers import PreTrainedModel
 
 from assets.base_model.decoder import Call, Decoder, same
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": None,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-WIDE = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
-CONFIGS = {
-    "llama": LlamaConfig(**WIDE),
-    "mistral, sliding window": MistralConfig(**WIDE, sliding_window=8),
-    "qwen2, both kinds of attention": Qwen2Config(
-        **WIDE,
-        sliding_window=8,
-        use_sliding_window=True,
-        layer_types=["full_attention", "sliding_attention", "full_attention"],
-    ),
-    "gemma2": Gemma2Config(**WIDE, head_dim=8, sliding_window=8),
-    "gemma3, two rotary embeddings": Gemma3TextConfig(**WIDE, head_dim=8, sliding_window=8),
-    "mixtral": MixtralConfig(**WIDE, num_local_experts=4),
-    "gpt2": GPT2Config(vocab_size=50, n_embd=24, n_layer=3, n_head=3, n_positions=64, bos_token_id=0, eos_token_id=0),
-    "gpt-neox": GPTNeoXConfig(**SIZES, intermediate_size=44),
-    "opt, projections around": OPTConfig(**SIZES, ffn_dim=44, word_embed_proj_dim=16, do_layer_norm_before=False),
-    "bloom": BloomConfig(vocab_size=50, hidden_size=32, n_layer=3, n_head=4),
-    "falcon": FalconConfig(**SIZES, alibi=True),
-    "phi": PhiConfig(**SIZES, intermediate_size=44),
-}
-
-
-def built(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    return model.requires_grad_(False)
-
-
-def ids(n: int) -> list[int]:
-    return torch.randint(1, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist()
 
 
 @torch.no_grad()
@@ -83,10 +27,9 @@ def outputs(model: PreTrainedModel, layers: nn.ModuleList, tokens: list[int]) ->
     return seen, logits
 
 
-@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layer_after_layer_is_the_ordinary_pass(name: str, dtype: torch.dtype) -> None:
-    model = built(CONFIGS[name], dtype)
+def test_layer_after_layer_is_the_ordinary_pass(config: Any, built: Any, ids: Any, dtype: torch.dtype) -> None:
+    model = built(config, dtype)
     decoder = Decoder(model)
     assert [model.get_submodule(layer) for layer in decoder.names] == list(decoder.layers)
     for n in (1, 7, 40):
@@ -104,18 +47,17 @@ def test_layer_after_layer_is_the_ordinary_pass(name: str, dtype: torch.dtype) -
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-def test_layers_get_the_mask_of_their_own_kind_of_attention() -> None:
-    calls = Decoder(built(CONFIGS["qwen2, both kinds of attention"])).start(ids(20)).calls
+def test_layers_get_the_mask_of_their_own_kind_of_attention(configs: Any, built: Any, ids: Any) -> None:
+    calls = Decoder(built(configs["qwen2, both kinds of attention"])).start(ids(20)).calls
     masks = [call.keywords["attention_mask"] for call in calls]
     assert same(masks[0], masks[2]) and not same(masks[0], masks[1])
     assert masks[1].squeeze().sum(-1).tolist() == [min(i + 1, 8) for i in range(20)]
 
 
-def test_no_layer_runs_for_the_start() -> None:
-    model = built(CONFIGS["llama"])
-    with torch.device("meta"):
-        for layer in model.model.layers:
-            layer.to_empty(device="meta")
+def test_no_layer_runs_for_the_start(configs: Any, built: Any, ids: Any) -> None:
+    model = built(configs["llama"])
+    for layer in model.model.layers:
+        layer.to_empty(device="meta")
     start = Decoder(model).start(ids(5))
     assert torch.equal(start.hidden, model.model.embed_tokens(torch.tensor([ids(5)])))
 
