@@ -156,7 +156,7 @@ class _Totals:
         self.sites: dict[str, RunningSite] = {}
         self.row, self.sample_id = 0, ""
 
-    def add(self, site: str, x: Tensor) -> None:
+    def add(self, site: str, x: Tensor, positions: Tensor | None) -> None:
         if site not in self.sites:
             self.sites[site] = RunningSite(site, x.shape[-1], x.dtype, x.device, self.settings, self.n)
         self.sites[site].add(x.reshape(-1, x.shape[-1]), self.row, self.sample_id)

@@ -76,7 +76,7 @@ def collect_together(
     totals: list[dict[str, SiteTotals]] = [{} for _ in sets]
     name = ""
 
-    def add(site: str, x: Tensor) -> None:
+    def add(site: str, x: Tensor, positions: Tensor | None) -> None:
         x = x.reshape(-1, x.shape[-1])
         low, high = x.amin(dim=0).float(), x.amax(dim=0).float()
         require_finite(site, name, low, high)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-Visit = Callable[[str, Tensor], None]
-"""(name of the site, its activations (..., width)): the site is named by the layer that read them first."""
+Visit = Callable[[str, Tensor, Tensor | None], None]
+"""(name of the site, its activations (..., width), their positions): the site is named by the layer that read them
+first. Positions, int64 (rows,), say which token of the sample each row is; None: the rows are its tokens in order."""
 
 
 def linear_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Module]:
@@ -138,7 +139,7 @@ class LinearInputs:
                     "change: add it to statistics.ignore in params.yaml"
                 )
             if site == name:
-                self.visit(site, x)
+                self.visit(site, x, None)
 
         return observe
 

@@ -145,7 +145,7 @@ class _Watcher:
         self.sample_id, self.tokens, self.counter = sample_id, tokens, counter
         self.found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
-    def visit(self, name: str, x: Tensor) -> None:
+    def visit(self, name: str, x: Tensor, positions: Tensor | None) -> None:
         number = self.number[name]
         x = x.reshape(-1, x.shape[-1])
         if number in self.found or len(x) != self.tokens:

@@ -192,7 +192,7 @@ def _sites_of(model: PreTrainedModel, text: Tensor, most: int) -> list[str]:
     tokens = text.numel()
     reached: dict[str, list[int]] = {}
     layers = linear_layers(model, IGNORE)
-    inputs = LinearInputs(layers, lambda site, x: reached.setdefault(site, []).append(x.numel() // x.shape[-1]))
+    inputs = LinearInputs(layers, lambda site, x, _: reached.setdefault(site, []).append(x.numel() // x.shape[-1]))
     with inputs.hooked():
         inputs.begin("the model's own text")
         network_of(model, layers)(input_ids=text, use_cache=False)
@@ -212,7 +212,7 @@ def _watched(model: PreTrainedModel, text: Tensor, sites: list[str]) -> dict[str
 
     layers = {name: model.get_submodule(name) for name in sites}
     seen: dict[str, Tensor] = {}
-    inputs = LinearInputs(layers, lambda site, x: seen.update({site: x.reshape(-1, x.shape[-1]).clone()}))
+    inputs = LinearInputs(layers, lambda site, x, _: seen.update({site: x.reshape(-1, x.shape[-1]).clone()}))
     with inputs.hooked():
         inputs.begin("the model's own text")
         network_of(model, layers)(input_ids=text, use_cache=False)

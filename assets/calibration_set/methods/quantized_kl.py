@@ -93,7 +93,7 @@ def sample_hessians(
     tokens: dict[str, NDArray[np.int64]] = {}
     row = 0
 
-    def add(site: str, x: Tensor) -> None:
+    def add(site: str, x: Tensor, positions: Tensor | None) -> None:
         x = x.reshape(-1, x.shape[-1]).float()
         require_finite(site, samples[row][0], x.amax(0), x.amin(0))
         if site not in kept:
