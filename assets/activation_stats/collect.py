@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from assets.activation_stats.params import StatisticsParams
-from assets.activation_stats.running import RunningSite
 from assets.activation_stats.sketch import ActivationStats, extremes
 from assets.activation_stats.store import save
-from assets.base_model.inputs import LinearInputs, linear_layers, network_of, require_readable
+from assets.activation_stats.totals import Masks, Sample, Totals, in_order
+from assets.base_model.inputs import LinearInputs, linear_layers, network_of
 from assets.base_model.load import base_model_digest, loaded_model, model_folder
 from assets.base_model.params import ModelParams
 from assets.calibration_set.reader import read_calibration_set, read_manifest
-
-Sample = tuple[str, Sequence[int]]
 
 
 def build_activation_stats(
@@ -93,6 +90,7 @@ def collect(
     base_model_digest: str,
     fingerprint: str,
     progress: Callable[[int], object] | None = None,
+    masks: Masks | None = None,
 ) -> ActivationStats:
     """Run the full-precision model over the samples and sum up every distinct input of a Linear or Conv1D.
 
@@ -104,59 +102,21 @@ def collect(
         samples: (sample id, token ids) with ids that occur once.
         settings: `ignore` names modules: a full name, its end after a dot, or a regular expression after "re:".
         progress: called after each sample with its number of tokens.
+        masks: the tokens that count, for samples of which not all do.
 
     Raises:
         ValueError: no samples, an id that occurs twice, a sample that is empty, longer than the model reads or holds
             an unknown token; no layer to observe; an activation that is not finite or not a 16- or 32-bit float;
             layers that share an input for one sample and not for another.
     """
-    ordered = sorted(samples, key=lambda sample: sample[0])
-    _require_readable(model, ordered)
+    totals = Totals(in_order(model, samples), settings, base_model_digest, fingerprint, masks)
     layers = linear_layers(model, settings.ignore)
-    network = network_of(model, layers)
-
-    device = next(model.parameters()).device
-    totals = _Totals(settings, len(ordered))
+    network, device = network_of(model, layers), next(model.parameters()).device
     inputs = LinearInputs(layers, totals.add)
     with inputs.hooked():
-        for row, (sample_id, ids) in enumerate(ordered):
-            totals.row, totals.sample_id = row, sample_id
+        for sample_id, ids in totals.samples():
             inputs.begin(sample_id)
             network(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
             if progress is not None:
                 progress(len(ids))
-    members = inputs.members()
-    return ActivationStats(
-        base_model_digest,
-        fingerprint,
-        settings,
-        tuple(sample_id for sample_id, _ in ordered),
-        torch.tensor([len(ids) for _, ids in ordered], dtype=torch.int64),
-        {site: totals.sites[site].result(members[site]) for site in sorted(totals.sites)},
-        tuple(sorted(set(layers) - set(inputs.site_of))),
-    )
-
-
-def _require_readable(model: PreTrainedModel, ordered: Sequence[Sample]) -> None:
-    if not ordered:
-        raise ValueError("no samples: a calibration set holds at least one")
-    previous = None
-    for sample_id, ids in ordered:
-        if sample_id == previous:
-            raise ValueError(f"sample {sample_id} occurs twice and would count twice; a calibration set names it once")
-        previous = sample_id
-        require_readable(model, sample_id, ids)
-
-
-class _Totals:
-    """The running totals of every site; set `row` and `sample_id` before each forward pass."""
-
-    def __init__(self, settings: StatisticsParams, n: int) -> None:
-        self.settings, self.n = settings, n
-        self.sites: dict[str, RunningSite] = {}
-        self.row, self.sample_id = 0, ""
-
-    def add(self, site: str, x: Tensor, positions: Tensor | None) -> None:
-        if site not in self.sites:
-            self.sites[site] = RunningSite(site, x.shape[-1], x.dtype, x.device, self.settings, self.n)
-        self.sites[site].add(x.reshape(-1, x.shape[-1]), self.row, self.sample_id)
+    return totals.result(inputs.members(), layers)
