@@ -58,8 +58,8 @@ class StreamedModel:
 
     @contextmanager
     def present(self, wanted: Callable[[str], bool]) -> Iterator[None]:
-        """Have the weights that `wanted` picks by their name in the model within; afterwards they are gone again."""
-        before = {name: tensor for name, tensor in _weights(self.model) if wanted(name)}
+        """Have the weights that `wanted` picks by their name in the model within; afterwards all is as it was."""
+        before = dict(_weights(self.model))
         tied, stored = self._tied(), set(self.names.values())
         keys = [
             key
@@ -68,17 +68,14 @@ class StreamedModel:
         ]
         try:
             self._load(keys, self.device)
-            for name in before:
-                self._tie(name, tied.get(name))
+            for name, other in tied.items():
+                if wanted(name) and self.model.get_parameter(name).is_meta:
+                    _put(self.model, name, self.model.get_parameter(other))
             yield
         finally:
             for name, tensor in _weights(self.model):
-                if not tensor.is_meta:
-                    _put(self.model, name, before.get(name, tensor.to("meta")))
-
-    def _tie(self, name: str, other: str | None) -> None:
-        if other is not None and self.model.get_parameter(name).is_meta:
-            _put(self.model, name, self.model.get_parameter(other))
+                if tensor is not before[name]:
+                    _put(self.model, name, before[name])
 
     def _tied(self) -> dict[str, str]:
         """Weight -> the one that it is the same as, in both directions."""

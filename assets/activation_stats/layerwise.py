@@ -1,0 +1,198 @@
+"""Statistics of a model that does not fit into memory: all samples through one decoder layer, then through the next.
+
+In memory at a time: the weights of one layer, the totals of its sites, and the hidden states of the samples, which go
+to disk where they are too many. The bits are those of `collect`, since every sample goes through the same operations
+one by one, and every sum has the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assets.activation_stats.hidden import HiddenStates
+from assets.activation_stats.params import StatisticsParams
+from assets.activation_stats.sketch import ActivationStats
+from assets.activation_stats.totals import Masks, Sample, Totals, in_order
+from assets.base_model.decoder import Call, Decoder
+from assets.base_model.inputs import LinearInputs, Visit, linear_layers, network_of
+from assets.base_model.streamed import StreamedModel
+
+IN_MEMORY = 4 << 30
+"""Bytes of hidden states that are kept in memory."""
+CALLS = 256 << 20
+"""Bytes of masks and position embeddings that are kept in memory."""
+
+
+def layer_by_layer(
+    streamed: StreamedModel,
+    samples: Sequence[Sample],
+    settings: StatisticsParams,
+    scratch: Path,
+    *,
+    base_model_digest: str,
+    fingerprint: str,
+    progress: Callable[[int], object] | None = None,
+    masks: Masks | None = None,
+    in_memory: int = IN_MEMORY,
+) -> Iterator[ActivationStats]:
+    """What `collect` returns, in parts: the sites of each decoder layer, then those outside the layers.
+
+    Args:
+        scratch: an existing folder for hidden states beyond `in_memory` bytes.
+        progress: called after each sample and layer with the sample's number of tokens.
+
+    Raises:
+        ValueError: whatever `collect` refuses, or a model that cannot be run layer by layer.
+    """
+    model, decoder = streamed.model, Decoder(streamed.model)
+    ordered = in_order(model, samples)
+    layers = linear_layers(model, settings.ignore)
+    network = network_of(model, layers)
+    around = _around(model, network, decoder)
+    calls = _Calls(streamed, decoder, around)
+
+    def observed(
+        watched: dict[str, nn.Module], present: Callable[[str], bool], run: Callable[[int, Sequence[int]], None]
+    ) -> ActivationStats:
+        totals = Totals(ordered, settings, base_model_digest, fingerprint, masks)
+        inputs = LinearInputs(watched, calls.guarded(totals.add))
+        with streamed.present(present), inputs.hooked():
+            for row, (sample_id, ids) in enumerate(totals.samples()):
+                inputs.begin(sample_id)
+                run(row, ids)
+                if progress is not None:
+                    progress(len(ids))
+        return totals.result(inputs.members(), watched)
+
+    with HiddenStates(in_memory, scratch) as hidden:
+        with streamed.present(around):
+            for row, (_, ids) in enumerate(ordered):
+                hidden[row] = calls.begin(ids)
+
+        def through(number: int, row: int, ids: Sequence[int]) -> None:
+            x = hidden[row].to(streamed.device)
+            hidden[row] = decoder.run(number, x, calls.of(number, ids))
+
+        def finish(row: int, ids: Sequence[int]) -> None:
+            decoder.around(network, ids, hidden[row].to(streamed.device))
+
+        for number, name in enumerate(decoder.names):
+            watched = {layer: module for layer, module in layers.items() if layer.startswith(f"{name}.")}
+            yield observed(watched, _starting_with(f"{name}."), partial(through, number))
+        outside = {layer: module for layer, module in layers.items() if not layer.startswith(f"{decoder.name}.")}
+        if outside:
+            yield observed(outside, around, finish)
+
+
+def _starting_with(prefix: str) -> Callable[[str], bool]:
+    return lambda weight: weight.startswith(prefix)
+
+
+def _around(model: nn.Module, network: nn.Module, decoder: Decoder) -> Callable[[str], bool]:
+    """Which weights are needed outside the layers: those of `network`, so not an output projection nobody looks at."""
+    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is network)
+    return lambda weight: weight.startswith(prefix) and not weight.startswith(f"{decoder.name}.")
+
+
+class _Calls:
+    """What the layers are called with for each sample.
+
+    As a rule that depends on the number of tokens alone, and is kept by it. It is looked at for every sample; where
+    two of one length differ, the model is asked again each time.
+    """
+
+    def __init__(self, streamed: StreamedModel, decoder: Decoder, around: Callable[[str], bool]) -> None:
+        self.streamed, self.decoder, self.around = streamed, decoder, around
+        self.digests: dict[int, str] = {}
+        self.kept: OrderedDict[int, tuple[Call, ...]] = OrderedDict()
+        self.size = 0
+        self.by_length = True
+        self.current: tuple[Call, ...] = ()
+
+    def begin(self, ids: Sequence[int]) -> Tensor:
+        """The first layer's hidden states, once the weights around the layers are there."""
+        start = self.decoder.start(ids)
+        if self.by_length:
+            found = _digest([(call.positional, call.keywords) for call in start.calls], {})
+            if self.digests.setdefault(len(ids), found) == found:
+                self._keep(len(ids), start.calls)
+            else:
+                self.by_length = False
+                self.kept.clear()
+        return start.hidden
+
+    def of(self, number: int, ids: Sequence[int]) -> Call:
+        """What layer `number` is called with."""
+        if not self.by_length or len(ids) not in self.kept:
+            with self.streamed.present(self.around):
+                found = self.decoder.start(ids).calls
+            if self.by_length:
+                self._keep(len(ids), found)
+            self.current = found
+        else:
+            self.current = self.kept[len(ids)]
+        return self.current[number]
+
+    def guarded(self, visit: Visit) -> Visit:
+        """Refuse a site that layers share, which `collect` would count once and this once per layer."""
+
+        def guard(site: str, x: Tensor, positions: Tensor | None) -> None:
+            given = {
+                tensor.data_ptr() for call in self.current for tensor in _tensors((call.positional, call.keywords))
+            }
+            if x.data_ptr() in given:
+                raise ValueError(
+                    f"layer {site!r} reads what its decoder layer is called with besides the hidden states, so decoder "
+                    "layers share a site; say `execution: {mode: whole}` in params.yaml"
+                )
+            visit(site, x, positions)
+
+        return guard
+
+    def _keep(self, length: int, calls: tuple[Call, ...]) -> None:
+        if length in self.kept:
+            return
+        self.kept[length] = calls
+        self.size += _size(calls)
+        while self.size > CALLS and len(self.kept) > 1:
+            self.size -= _size(self.kept.popitem(last=False)[1])
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _size(calls: tuple[Call, ...]) -> int:
+    found = {id(x): x.numel() * x.element_size() for call in calls for x in _tensors((call.positional, call.keywords))}
+    return sum(found.values())
+
+
+def _digest(value: Any, seen: dict[int, str]) -> str:
+    """SHA-256 (hex) of what layers are called with; `seen` remembers tensors, which layers share."""
+    if isinstance(value, Tensor):
+        if id(value) not in seen:
+            x = value.detach().cpu().contiguous()
+            content = hashlib.sha256(x.view(-1).view(torch.uint8).numpy().data).hexdigest()
+            seen[id(value)] = f"{x.dtype}{tuple(x.shape)}{content}"
+        return seen[id(value)]
+    if isinstance(value, (tuple, list)):
+        text = " ".join(_digest(item, seen) for item in value)
+    elif isinstance(value, dict):
+        text = " ".join(f"{key}={_digest(item, seen)}" for key, item in sorted(value.items()))
+    else:
+        text = repr(value)
+    return hashlib.sha256(text.encode()).hexdigest()
