@@ -158,6 +158,37 @@ def audit(model: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("choice")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", "tool", type=click.Choice(["llm-compressor", "imatrix"]), required=True, help="Who reads it.")
+@click.option("--scheme", metavar="NAME", help="llm-compressor: the scheme of its recipe (default: the deployed one).")
+def export(choice: str, out: Path, tool: str, scheme: str | None) -> None:
+    """Hand the calibration set of CHOICE to another quantizer.
+
+    llm-compressor gets a folder OUT with the samples, a recipe and a script that runs both. llama.cpp gets a file OUT
+    with the importance matrix (imatrix) that the set's activation statistics amount to.
+
+    \b
+    Example: plumbline export random-64 --to llm-compressor for-llm-compressor
+             plumbline export random-64 --to imatrix imatrix.gguf
+    """
+    from assets.handover.export import for_imatrix, for_llm_compressor
+    from orchestration.params import load_params
+
+    root = project_root()
+    try:
+        params = load_params(root)
+        if tool == "llm-compressor":
+            click.echo(for_llm_compressor(root, choice, scheme or params.deployment.scheme, params.schemes, out))
+        elif scheme is not None:
+            raise ValueError("--scheme goes with --to llm-compressor: an imatrix serves every type of llama.cpp")
+        else:
+            click.echo(for_imatrix(root, choice, params.model, out))
+    except (ValueError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
 def verify() -> None:
     """Re-hash every artifact and every object of DVC's cache: DVC itself trusts read-only cache files."""
     from orchestration.provenance import verify as verify_workspace
