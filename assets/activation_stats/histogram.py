@@ -18,10 +18,12 @@ definition.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,13 +67,35 @@ def bucket(x: Tensor, mantissa_bits: int) -> Tensor:
     return code
 
 
+def counted(sample_id: str, positions: Tensor, share: float) -> Tensor | None:
+    """Which tokens a histogram reads that reads only a share of them.
+
+    Decided token by token from a hash (SplitMix64; Steele, Lea, Flood 2014) of sample and position, so that parts
+    counted apart add up to a single pass, and taking a sample away takes what it gave.
+
+    Args:
+        positions: (tokens,) int64 in the sample.
+
+    Returns:
+        (tokens,) bool; None: all of them.
+    """
+    if share >= 1:
+        return None
+    seed = int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "little")
+    z = positions.cpu().numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return torch.from_numpy(z < np.uint64(share * 2.0**64)).to(positions.device)
+
+
 def trimmed(counts: Tensor, first: int, mantissa_bits: int, dtype: str) -> Histogram:
-    """The histogram without empty columns at its ends; the one form of given contents."""
+    """The histogram without empty columns at its ends, in int64; the one form of given contents."""
     occupied = counts.any(dim=0).nonzero().flatten()
     if not len(occupied):
-        return Histogram(counts[:, :0].clone(), 0, mantissa_bits, dtype)
+        return Histogram(counts[:, :0].long(), 0, mantissa_bits, dtype)
     low, high = int(occupied[0]), int(occupied[-1]) + 1
-    return Histogram(counts[:, low:high].clone(), first + low, mantissa_bits, dtype)
+    return Histogram(counts[:, low:high].long().contiguous(), first + low, mantissa_bits, dtype)
 
 
 def add(a: Histogram, b: Histogram, sign: int = 1) -> Histogram:

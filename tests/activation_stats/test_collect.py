@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from assets.activation_stats.collect import collect
 from assets.activation_stats.histogram import bucket
 from assets.activation_stats.params import StatisticsParams
-from assets.activation_stats.running import RunningSite
 from assets.activation_stats.sketch import ActivationStats, extremes, quantile
 
 Sample = tuple[str, list[int]]
@@ -302,27 +300,3 @@ def overflowing(model: Any, x: torch.Tensor) -> None:
 def test_refusals(route: Any, samples: list[Sample], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         collected(Toy(route), samples)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_products_are_exact_at_a_size_where_matrix_units_are_used(dtype: torch.dtype) -> None:
-    """A CPU multiplies small matrices in another way. 3000 rows are more than one product takes."""
-    x = torch.randn(3000, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
-    site = RunningSite("site", 256, dtype, x.device, StatisticsParams(), 1)
-    precisions = []
-
-    class Watch(TorchDispatchMode):
-        """Which precision a processor makes use of differs, so the one that is allowed is looked at as well."""
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is torch.ops.aten.mm.default:
-                precisions.append(torch.backends.mkldnn.matmul.fp32_precision)
-            return function(*args, **(kwargs or {}))
-
-    with Watch():
-        site.add(x, 0, "a")
-    assert precisions == ["bf16" if dtype == torch.bfloat16 else "ieee"] * 2
-    S = x.double().T @ x.double()
-    scale = S.diag().outer(S.diag()).sqrt()
-    found = site.result(("site",)).hessian
-    assert found is not None and float(((found - S).abs() / scale).max()) <= 3e-6

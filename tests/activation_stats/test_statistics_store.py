@@ -60,7 +60,17 @@ def test_the_header_says_what_is_inside(stats: ActivationStats, tmp_path: Path) 
     assert header["base_model"] == {"name": "tiny", "revision": None, "digest": "model"}
     assert header["calibration_set"] == "c" * 64
     assert (header["samples"], header["tokens"], sum(header["sample_tokens"])) == (6, 158, 158)
-    assert header["settings"] == {"hessian": True, "mantissa_bits": 4, "top_k": 8, "ignore": ["lm_head"]}
+    assert header["settings"] == {
+        "hessian": True,
+        "normalization": "token",
+        "tokens": "all",
+        "mantissa_bits": 4,
+        "histogram_share": 1.0,
+        "top_k": 8,
+        "outputs": [],
+        "shards": 1,
+        "ignore": ["lm_head"],
+    }
     site = header["sites"]["model.layers.0.mlp.gate_proj"]
     assert site["members"] == ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"]
     assert (site["width"], site["tokens"], site["samples"]) == (32, 158, 6)

@@ -1,0 +1,283 @@
+/* The two passes over bfloat16 activations that PyTorch has no operator for on a CPU; kernel.py calls them.
+ *
+ * plumbline_hessian   S += X^T X: PyTorch rounds a bfloat16 product to 8 bits, and widens at half the speed. Here the
+ *                     products of pairs of tokens are summed in float32 (VDPBF16PS) and the sum of a segment in
+ *                     float64.
+ * plumbline_columns   minimum, maximum, sums and histogram of every channel while its values are in a register.
+ *
+ * Plain C: no Python and no PyTorch headers, no state. Instructions beyond the baseline are in functions of their own
+ * (`target`), which run only where plumbline_fast() says so. Threads, where the compiler has OpenMP, share out tiles
+ * and channels, never a sum: results do not depend on their number.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define VERSION 1 /* of this interface; kernel.py refuses another */
+#define EXPORT __attribute__((visibility("default")))
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define FAST __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define HAVE_FAST 1
+#else
+#define HAVE_FAST 0
+#endif
+
+enum { PANEL = 48, ROWS = 8, LANES = 16, VECTORS = PANEL / LANES };
+/* A panel is PANEL channels of packed activations. A block of ROWS x PANEL sums is ROWS x VECTORS = 24 accumulators;
+ * with the 3 + 1 operands they fill 28 of the 32 registers, and 24 independent sums hide the instruction's latency. */
+
+EXPORT int plumbline_version(void) { return VERSION; }
+
+EXPORT int plumbline_panel(void) { return PANEL; }
+
+EXPORT int plumbline_fast(void) {
+#if HAVE_FAST
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bf16");
+#else
+    return 0;
+#endif
+}
+
+#if HAVE_FAST
+
+static int64_t at_most(int64_t value, int64_t most) { return value < most ? value : most; }
+
+/* Bit i is set for i < n. */
+static uint32_t first_bits(int64_t n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
+
+/* --- Hessian ---------------------------------------------------------------------------------------------------- */
+
+/* One panel of x (tokens, width): 32 bits hold a channel's values at two tokens, the operand of VDPBF16PS. Channels
+ * beyond the width and the token after an odd last one are zero. */
+FAST static void pack_panel(const uint16_t *x, int64_t tokens, int64_t width, int64_t panel, uint32_t *out) {
+    for (int64_t t = 0; t < tokens; t += 2, out += PANEL)
+        for (int v = 0; v < VECTORS; v++) {
+            int64_t channel = panel * PANEL + v * LANES;
+            __mmask16 mask = (__mmask16)first_bits(at_most(width - channel, LANES));
+            const uint16_t *row = x + t * width + channel;
+            __m512i first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
+            __m512i second = _mm512_setzero_si512();
+            if (t + 1 < tokens) second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + width));
+            _mm512_storeu_si512(out + v * LANES, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+        }
+}
+
+/* ROWS x PANEL entries of S, for all segments one after the other: float32 sums within a segment, added in float64. */
+FAST static void block(double *S, int64_t width, int64_t row, int64_t column, const uint32_t *left,
+                       const uint32_t *right, const int64_t *starts, const int64_t *pairs, const double *weights,
+                       int64_t segments) {
+    int64_t rows = at_most(width - row, ROWS), columns = at_most(width - column, PANEL);
+    if (rows <= 0) return;
+    for (int64_t r = 0; r < rows; r++) /* on its way from memory while the first segment is multiplied */
+        for (int64_t c = 0; c < columns; c += 8) _mm_prefetch((const char *)(S + (row + r) * width + column + c), _MM_HINT_T1);
+    for (int64_t segment = 0; segment < segments; segment++) {
+        const uint32_t *a = left + starts[segment] * PANEL, *b = right + starts[segment] * PANEL;
+        __m512 sum[ROWS][VECTORS];
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_setzero_ps();
+        for (int64_t pair = 0; pair < pairs[segment]; pair++, a += PANEL, b += PANEL) {
+            __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + LANES),
+                     b2 = (__m512bh)_mm512_loadu_si512(b + 2 * LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) {
+                __m512bh ar = (__m512bh)_mm512_set1_epi32((int)a[r]);
+                sum[r][0] = _mm512_dpbf16_ps(sum[r][0], ar, b0);
+                sum[r][1] = _mm512_dpbf16_ps(sum[r][1], ar, b1);
+                sum[r][2] = _mm512_dpbf16_ps(sum[r][2], ar, b2);
+            }
+        }
+        __m512d weight = _mm512_set1_pd(weights[segment]);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            if (r >= rows) break;
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; v++) {
+                double *s = S + (row + r) * width + column + v * LANES;
+                int64_t left_over = columns - v * LANES;
+                __mmask8 low = (__mmask8)first_bits(at_most(left_over, 8)), high = (__mmask8)first_bits(at_most(left_over - 8, 8));
+                __m512d p = _mm512_cvtps_pd(_mm512_castps512_ps256(sum[r][v]));
+                __m512d q = _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum[r][v], 1));
+                _mm512_mask_storeu_pd(s, low, _mm512_fmadd_pd(p, weight, _mm512_maskz_loadu_pd(low, s)));
+                _mm512_mask_storeu_pd(s + 8, high, _mm512_fmadd_pd(q, weight, _mm512_maskz_loadu_pd(high, s + 8)));
+            }
+        }
+    }
+}
+
+/* --- Columns ---------------------------------------------------------------------------------------------------- */
+
+enum { STRIP = 32, BATCH = 256, LOWEST = 127 - 20, OCTAVES = 40 }; /* histogram.py says what the octaves are */
+
+/* Sums of 16 channels in float64, in the order of the tokens. */
+typedef struct {
+    __m512d sum[2], sum_abs[2], sum_sq[2];
+} Sums;
+
+FAST static inline __attribute__((always_inline)) void add16(Sums *s, __m512 x) {
+    __m512d half[2] = {_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+    for (int i = 0; i < 2; i++) {
+        s->sum[i] = _mm512_add_pd(s->sum[i], half[i]);
+        s->sum_abs[i] = _mm512_add_pd(s->sum_abs[i], _mm512_abs_pd(half[i]));
+        s->sum_sq[i] = _mm512_fmadd_pd(half[i], half[i], s->sum_sq[i]);
+    }
+}
+
+FAST static void store16(double *out, int64_t n, const __m512d *values) {
+    _mm512_mask_storeu_pd(out, (__mmask8)first_bits(at_most(n, 8)), values[0]);
+    _mm512_mask_storeu_pd(out + 8, (__mmask8)first_bits(at_most(n - 8, 8)), values[1]);
+}
+
+/* Channels [channel, channel + STRIP) of x. The bits of a bfloat16, with those of a negative one turned over, are
+ * integers in the order of the values: that gives extremes and buckets (NaNs end up beyond the infinities). */
+FAST static void strip(const uint16_t *x, int64_t tokens, int64_t width, int64_t channel, float *low, float *high,
+                       double *sums, uint32_t *counts, int bits, const uint8_t *counted) {
+    int64_t n = at_most(width - channel, STRIP), n_low = at_most(n, 16), n_high = n - n_low;
+    __mmask32 mask = first_bits(n);
+    Sums s[2];
+    memset(s, 0, sizeof s);
+    __m512i least = _mm512_set1_epi16(INT16_MAX), most = _mm512_set1_epi16(INT16_MIN);
+    const int lowest = LOWEST << bits, window = OCTAVES << bits;
+    const int64_t buckets = 2 * window + 3;
+    const __m128i drop = _mm_cvtsi32_si128(7 - bits);
+    uint16_t number[BATCH][STRIP] __attribute__((aligned(64)));
+    for (int64_t start = 0; start < tokens; start += BATCH) {
+        int64_t stop = at_most(start + BATCH, tokens), filled = 0;
+        for (int64_t t = start; t < stop; t++) {
+            const uint16_t *row = x + t * width + channel;
+            _mm_prefetch((const char *)(row + 16 * width), _MM_HINT_T0);
+            __m512i v = _mm512_maskz_loadu_epi16(mask, row);
+            add16(&s[0], (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)), 16));
+            add16(&s[1], (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1)), 16));
+            __m512i code = _mm512_xor_si512(v, _mm512_srli_epi16(_mm512_srai_epi16(v, 15), 1));
+            least = _mm512_min_epi16(least, code);
+            most = _mm512_max_epi16(most, code);
+            if (counts == NULL || (counted != NULL && !counted[t])) continue;
+            code = _mm512_sra_epi16(code, drop);
+            __m512i middle = _mm512_max_epi16(_mm512_set1_epi16((short)-lowest), code);
+            middle = _mm512_min_epi16(_mm512_set1_epi16((short)(lowest - 1)), middle);
+            code = _mm512_sub_epi16(code, middle);
+            code = _mm512_max_epi16(code, _mm512_set1_epi16((short)(-window - 1)));
+            code = _mm512_min_epi16(code, _mm512_set1_epi16((short)(window + 1)));
+            code = _mm512_add_epi16(code, _mm512_set1_epi16((short)(window + 1)));
+            _mm512_store_si512(number[filled++], code);
+        }
+        for (int64_t c = 0; c < n; c++) { /* one channel after the other: its counts stay in the nearest cache */
+            uint32_t *count = counts + (channel + c) * buckets;
+            for (int64_t i = 0; i < filled; i++) count[number[i][c]]++;
+        }
+    }
+    for (int half = 0; half < 2; half++) {
+        int64_t m = half ? n_high : n_low, at = channel + 16 * half;
+        store16(sums + at, m, s[half].sum);
+        store16(sums + width + at, m, s[half].sum_abs);
+        store16(sums + 2 * width + at, m, s[half].sum_sq);
+        __m512i codes[2] = {least, most};
+        for (int i = 0; i < 2; i++) {
+            __m256i code = half ? _mm512_extracti64x4_epi64(codes[i], 1) : _mm512_castsi512_si256(codes[i]);
+            code = _mm256_xor_si256(code, _mm256_srli_epi16(_mm256_srai_epi16(code, 15), 1));
+            __m512 value = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(code), 16);
+            value = _mm512_add_ps(value, _mm512_setzero_ps()); /* no negative zero, as kernel.py does it */
+            _mm512_mask_storeu_ps((i ? high : low) + at, (__mmask16)first_bits(m), value);
+        }
+    }
+}
+
+#endif
+
+/* --- What kernel.py calls --------------------------------------------------------------------------------------- */
+
+/* Pack x (tokens, width; bfloat16 bits) into `panels` from pair number `start` on. A panel has room for `capacity`
+ * pairs of tokens: panels[panel][pair][PANEL] of two bfloat16. */
+EXPORT void plumbline_pack(const uint16_t *x, int64_t tokens, int64_t width, uint32_t *panels, int64_t capacity,
+                           int64_t start, int threads) {
+#if HAVE_FAST
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t panel = 0; panel < (width + PANEL - 1) / PANEL; panel++)
+        pack_panel(x, tokens, width, panel, panels + (panel * capacity + start) * PANEL);
+#endif
+}
+
+/* Add to the upper triangle of S (width, width) the products of packed segments, in their order; what is below the
+ * diagonal afterwards means nothing. Segment i is pairs [starts[i], starts[i] + pairs[i]), its product times
+ * weights[i]. */
+EXPORT void plumbline_hessian(double *S, int64_t width, const uint32_t *panels, int64_t capacity,
+                              const int64_t *starts, const int64_t *pairs, const double *weights, int64_t segments,
+                              int threads) {
+#if HAVE_FAST
+    int64_t n = (width + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(dynamic, 2) num_threads(threads)
+    for (int64_t tile = n * (n + 1) / 2 - 1; tile >= 0; tile--) {
+        int64_t j = 0;
+        while ((j + 1) * (j + 2) / 2 <= tile) j++; /* tiles are numbered down the columns: (0,0) (0,1) (1,1) (0,2) ... */
+        int64_t i = tile - j * (j + 1) / 2;
+        const uint32_t *left = panels + i * capacity * PANEL, *right = panels + j * capacity * PANEL;
+        for (int64_t r = 0; r < PANEL; r += ROWS)
+            block(S, width, i * PANEL + r, j * PANEL, left + r, right, starts, pairs, weights, segments);
+    }
+#endif
+}
+
+/* Of x (tokens, width; bfloat16 bits): low, high (width); sums (3, width) of x, |x|, x^2. Unless counts is NULL, count
+ * into it (width, buckets) the tokens that `counted` marks (NULL: all). */
+EXPORT void plumbline_columns(const uint16_t *x, int64_t tokens, int64_t width, float *low, float *high, double *sums,
+                              uint32_t *counts, int bits, const uint8_t *counted, int threads) {
+#if HAVE_FAST
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t channel = 0; channel < width; channel += STRIP)
+        strip(x, tokens, width, channel, low, high, sums, counts, bits, counted);
+#endif
+}
+
+/* Let x (tokens, width; bfloat16 bits) compete for k places, largest magnitude first, ties by position, then channel;
+ * position -1 is an empty place. `peaks` (width): the largest magnitude of every channel. */
+EXPORT void plumbline_largest(const uint16_t *x, int64_t tokens, int64_t width, const float *peaks,
+                              const int64_t *positions, int64_t k, float *values, int32_t *places, int32_t *channels) {
+    /* The k-th highest peak: k values at least reach it, so no channel below it holds one of the k largest. */
+    float floor = -1.0f;
+    if (k <= width) {
+        float highest[k];
+        int64_t n = 0;
+        for (int64_t c = 0; c < width; c++) {
+            if (n == k && !(peaks[c] > highest[k - 1])) continue;
+            int64_t at = n < k ? n++ : k - 1;
+            for (; at > 0 && highest[at - 1] < peaks[c]; at--) highest[at] = highest[at - 1];
+            highest[at] = peaks[c];
+        }
+        floor = highest[k - 1];
+    }
+    for (int64_t c = 0; c < width; c++) {
+        if (peaks[c] < floor) continue;
+        for (int64_t t = 0; t < tokens; t++) {
+            uint32_t bits = (uint32_t)x[t * width + c] << 16;
+            float value, last = values[k - 1] < 0 ? -values[k - 1] : values[k - 1];
+            memcpy(&value, &bits, sizeof value);
+            float magnitude = value < 0 ? -value : value;
+            if (places[k - 1] >= 0 && magnitude < last) continue;
+            int64_t at = k;
+            for (; at > 0; at--) { /* ahead of which it belongs */
+                float other = values[at - 1] < 0 ? -values[at - 1] : values[at - 1];
+                int ahead = places[at - 1] < 0 || magnitude > other;
+                if (!ahead && magnitude == other)
+                    ahead = positions[t] < places[at - 1] || (positions[t] == places[at - 1] && c < channels[at - 1]);
+                if (!ahead) break;
+                if (at < k) values[at] = values[at - 1], places[at] = places[at - 1], channels[at] = channels[at - 1];
+            }
+            if (at < k) values[at] = value, places[at] = (int32_t)positions[t], channels[at] = (int32_t)c;
+        }
+    }
+}
+
+/* Write the upper triangle of S (width, width) over the lower one, in tiles that a cache holds. */
+EXPORT void plumbline_mirror(double *S, int64_t width, int threads) {
+    enum { TILE = 32 };
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+    for (int64_t top = 0; top < width; top += TILE)
+        for (int64_t left = 0; left <= top; left += TILE)
+            for (int64_t r = top; r < width && r < top + TILE; r++)
+                for (int64_t c = left; c < r && c < left + TILE; c++) S[r * width + c] = S[c * width + r];
+}
