@@ -1,21 +1,31 @@
 """GPTQ: round column by column, let the columns still to come make up for the error.
 
-Frantar, Ashkboos, Hoefler, Alistarh: GPTQ, arXiv 2210.17323, Algorithm 1, in its letters: W the weights, H the Hessian
-(up to a factor that cancels, S = sum of x x^T), E the scaled errors, U upper triangular with H^-1 = U^T U.
+Frantar, Ashkboos, Hoefler, Alistarh: GPTQ, arXiv 2210.17323, Algorithm 1, in the form of Chee et al., QuIP, arXiv
+2307.13304, theorem 6 (see assets/quantized_model/factors.py). W the weights, S = sum of x x^T (the paper's H up to a
+factor that cancels), H = S plus damping = M D M^T.
+
+Computed in float64: single precision moves about one code in 10^5 with the way a matrix product is cut up, and the same
+inputs must give the same bytes. Call it on one thread (`one_thread`, `in_parallel`): then every sum has one order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from assets.quantized_model.grid import Grid, QuantizedWeight, round_to_grid, symmetric_scale
-from assets.quantized_model.rtn import rtn
+from assets.quantized_model.factors import Factor, Factors, factor
+from assets.quantized_model.grid import Grid, QuantizedWeight, code_range
+from assets.quantized_model.ranges import Ranges, weight_range
+from assets.quantized_model.rtn import grid_of, to_nearest
 
-DAMPING_STEP = 10.0
-"""Factor by which the damping grows when the Hessian is not positive definite; it stops at 1, the mean diagonal."""
+LEAF = 32
+"""Columns that are solved one by one before the next ones are brought up to date by one matrix product."""
+ROWS = 2048
+"""Rows solved at once (they do not interact): a leaf of them stays in the cache of a core."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,116 +38,183 @@ class Solution:
             after a fallback.
         dead: input channels that the calibration set never used (they are rounded to nearest).
         fallback: why the weight was rounded to nearest instead; None: it was not.
+        lost: (out,) float64, the squared output error of every row over the calibration set, diag(dW S dW^T): a
+            by-product of the solver; None after a fallback.
     """
 
     weight: QuantizedWeight
     damping: float | None
     dead: int
     fallback: str | None
+    lost: Tensor | None = None
 
 
 def gptq(
     weight: Tensor,
     hessian: Tensor,
     tokens: int,
-    bits: int,
-    group_size: int | None,
+    grid: Grid,
     damping: float = 0.01,
     block_size: int = 128,
+    act_order: bool = False,
+    *,
+    factors: Factors | None = None,
+    ranges: Ranges | None = None,
 ) -> Solution:
     """Quantize a weight, or several that read the same input stacked along dimension 0 (rows do not interact).
 
-    Computed in float64: single precision moves about one code in 10^5 with the number of threads, and the same inputs
-    must give the same bytes. Scales of a group come from its weights as they stand, compensated, when it is entered.
+    Scales of a group come from its weights as they stand, compensated, when it is entered. With `act_order` a group is
+    not entered at one time, so they come from the original weight, as does a scale per channel or per tensor; codes are
+    returned in the original order of the channels (compressed-tensors: actorder "static", which needs no g_idx).
 
     Args:
         weight: (out, in), the model's dtype, which the scale takes.
         hessian: (in, in), S = sum over tokens of x x^T, symmetric.
         tokens: number of tokens in S.
-        bits: width of a code, 2 to 8.
-        group_size: divides `in`; None: one scale per output channel.
-        damping: share of the mean diagonal added to the diagonal.
-        block_size: columns solved one by one before the next block is brought up to date by one matrix product. It
-            changes the speed, not the result.
+        grid: bits, group size (it divides `in`), symmetry, one scale per tensor or not.
+        damping: share of the mean diagonal added to the diagonal; doubles while that is not positive definite.
+        block_size: at most so many columns (and at most `LEAF`) are solved one by one before the next ones are brought
+            up to date by a matrix product. It changes the speed, not the result.
+        act_order: solve the columns in falling order of diag(S), equal ones by index.
+        factors: where factors of this Hessian may be kept for other schemes; the result is the same.
+        ranges: finds scale and zero point of the weights (..., group) that share them; None: from the smallest to the
+            largest.
 
     Returns:
         The solution. Without tokens, or with a Hessian that no damping up to 1 makes positive definite, it is round to
         nearest and says so.
 
     Raises:
-        ValueError: shapes do not fit, or `group_size` does not divide the width.
+        ValueError: shapes do not fit, or the group size does not divide the width.
     """
     columns = weight.shape[1]
     if hessian.shape != (columns, columns):
         shape = tuple(hessian.shape)
         raise ValueError(f"the weight is {columns} wide, the Hessian {shape}: these are another model's statistics")
-    if group_size is not None and columns % group_size:
-        raise ValueError(f"group size {group_size} does not divide the width {columns}; take a divisor of it")
+    if grid.group_size is not None and columns % grid.group_size:
+        raise ValueError(f"group size {grid.group_size} does not divide the width {columns}; take a divisor of it")
+    if ranges is None:
+        ranges = partial(weight_range, bits=grid.bits, symmetric=grid.symmetric, dtype=weight.dtype)
     S = hessian.to(weight.device, torch.float64)
     dead = int((S.diagonal() == 0).sum())
     if tokens == 0 or dead == columns:
-        return Solution(rtn(weight, Grid(bits, group_size)), None, dead, "no tokens reached this layer")
-    factor, used = inverse_factor(S, damping)
-    if factor is None:
+        return Solution(to_nearest(weight, grid, ranges), None, dead, "no tokens reached this layer")
+    F = factor(S, damping, act_order) if factors is None else factors.get(S, damping, act_order)
+    if F is None:
         reason = f"Hessian not positive definite at any damping from {damping:g} to 1"
-        return Solution(rtn(weight, Grid(bits, group_size)), None, dead, reason)
-    return Solution(_solve(weight, factor, bits, group_size, block_size), used, dead, None)
+        return Solution(to_nearest(weight, grid, ranges), None, dead, reason)
+    solved, lost = _solve(weight, F, grid, ranges, min(LEAF, block_size))
+    return Solution(solved, F.damping, dead, None, lost)
 
 
-def inverse_factor(S: Tensor, damping: float) -> tuple[Tensor | None, float]:
-    """U, upper triangular, with (S + damping * mean(diag S) * I)^-1 = U^T U, and the damping it took.
+def solve_flops(rows: int, columns: int) -> float:
+    """Multiplications and additions of one solve: the Cholesky factor, and every column's share of all after it."""
+    return columns**3 / 3 + rows * columns**2
 
-    One Cholesky decomposition and one triangular inverse: with the order of the channels reversed the factor L becomes
-    an upper R with S = R R^T, and U = R^-1. The inverse itself, ill conditioned, is never formed.
-    Channels that were never used get the mean diagonal and no coupling; the mean is over the others.
 
-    Args:
-        S: (in, in), float64, symmetric.
-        damping: positive; grows tenfold up to 1 while the decomposition fails.
+def _solve(weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int) -> tuple[QuantizedWeight, Tensor]:
+    rows, columns = weight.shape
+    static = F.order is not None or grid.group_size is None
+    scale, zero = grid_of(weight, grid, ranges) if static else (None, None)
+    parts = []
+    for start in range(0, rows, ROWS):
+        given = None
+        if scale is not None and zero is not None:
+            one = slice(None) if grid.per_tensor else slice(start, start + ROWS)
+            given = scale[one], zero[one]
+        parts.append(_solve_rows(weight[start : start + ROWS], F, grid, ranges, leaf, given))
+    codes, scales, zeros, lost = (torch.cat(part) for part in zip(*parts, strict=True))
+    if F.order is not None:
+        codes = torch.empty_like(codes).index_copy_(1, F.order, codes)
+    if static:
+        assert scale is not None and zero is not None
+        scales, zeros = scale, zero
+    zero_point = None if grid.symmetric else zeros.to(torch.int8)
+    return QuantizedWeight(codes.contiguous(), scales.contiguous(), grid, zero_point), lost
 
-    Returns:
-        (U, damping used), or (None, 1.0) where S is not positive definite even then, or not finite.
+
+def _solve_rows(
+    weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int, given: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """codes (rows, in) in the solver's order, scale and zero point (rows, groups), and what is lost (rows,).
+
+    Transposed: a column of W is a contiguous row here. B holds, per column, first the weight plus what the solved columns
+    before it ask it to make up for, then, once it is solved itself, its total error w - q.
     """
-    diagonal = S.diagonal()
-    dead = diagonal == 0
-    mean = diagonal[~dead].mean()
-    H = S + torch.diag(mean * dead)
-    while bool(torch.isfinite(H).all()):
-        damped = H + torch.eye(len(H), dtype=H.dtype, device=H.device) * (damping * mean)
-        L, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if int(info) == 0:
-            identity = torch.eye(len(H), dtype=H.dtype, device=H.device)
-            return torch.linalg.solve_triangular(L.flip(0, 1), identity, upper=True), damping
-        if damping >= 1:
-            break
-        damping = min(1.0, damping * DAMPING_STEP)
-    return None, 1.0
-
-
-def _solve(weight: Tensor, U: Tensor, bits: int, group_size: int | None, block_size: int) -> QuantizedWeight:
-    """Algorithm 1, transposed (a column of W is a contiguous row here) and looking back: a column is brought up to date
-    when its turn comes, from the errors E before it, so that nothing is written twice."""
-    W = weight.to(torch.float64).t().contiguous()
+    W = (weight if F.order is None else weight[:, F.order]).t().contiguous()
+    B = W.to(torch.float64)
     columns, rows = W.shape
-    width = group_size or columns
-    E = torch.empty_like(W)
+    width = grid.group_size or columns
+    group = torch.arange(columns, device=W.device) if F.order is None else F.order
+    group = group // width
+    if given is None:
+        scale = torch.empty(columns // width, rows, dtype=weight.dtype, device=W.device)
+        zero = torch.empty(columns // width, rows, dtype=torch.float32, device=W.device)
+    else:
+        scale, zero = (x.expand(rows, -1).t().contiguous() for x in given)
+    s, z = scale.to(torch.float64), None if grid.symmetric else zero.to(torch.float64)
     codes = torch.empty(columns, rows, dtype=torch.int8, device=W.device)
-    scales = []
-    for g0 in range(0, columns, width):
-        g1 = g0 + width
-        group = torch.addmm(W[g0:g1], U[:g0, g0:g1].t(), E[:g0], alpha=-1)
-        scale = symmetric_scale(group.abs().amax(0), bits, weight.dtype)
-        scales.append(scale)
-        s = scale.to(torch.float64)
-        for b0 in range(g0, g1, block_size):
-            b1 = min(b0 + block_size, g1)
-            block = torch.addmm(group[b0 - g0 : b1 - g0], U[g0:b0, b0:b1].t(), E[g0:b0], alpha=-1)
-            coefficients = U[b0:b1, b0:b1].t().contiguous()
-            for j in range(b1 - b0):
-                w = torch.addmv(block[j], E[b0 : b0 + j].t(), coefficients[j, :j], alpha=-1)
-                q = round_to_grid(w, s, bits)
-                codes[b0 + j] = q
-                # The model multiplies with the product rounded to its own dtype: that error is made up for, too.
-                running = (q * s).to(weight.dtype).to(torch.float64)
-                E[b0 + j] = (w - running) / coefficients[j, j]
-    return QuantizedWeight(codes.t().contiguous(), torch.stack(scales, 1), Grid(bits, group_size))
+    R = torch.empty(leaf, rows, dtype=torch.float64, device=W.device)
+    lost = torch.zeros(rows, dtype=torch.float64, device=W.device)
+    which = group.tolist()
+    for a, middle, b in _steps(0, columns, columns if given is not None else width, leaf):
+        if middle == b:  # enter the group [a, b)
+            if given is None:
+                C = B[a:b]
+                if a:
+                    M = F.M[a:b, a:b]
+                    C = W[a:b] + torch.linalg.solve_triangular(M.t(), C - W[a:b], upper=False, unitriangular=True)
+                g = a // width
+                scale[g], zero[g] = ranges(C.t())
+                s[g] = scale[g]
+                if z is not None:
+                    z[g] = zero[g]
+        elif middle > a:  # what [a, middle) leaves to [middle, b)
+            B[middle:b].addmm_(F.M[a:middle, middle:b].t(), B[a:middle])
+        else:
+            _one_by_one(W[a:b], B[a:b], F.M[a:b, a:b], which[a:b], s, z, grid.bits, codes[a:b], R[: b - a])
+            lost.addmv_(R[: b - a].square_().t(), F.D[a:b])
+    lost.sub_(F.added @ B.square_())
+    return codes.t(), scale.t(), zero.t(), lost
+
+
+def _steps(a: int, b: int, width: int, leaf: int) -> Iterator[tuple[int, int, int]]:
+    """The order of work on the columns [a, b), halved again and again at boundaries of groups, later of leaves.
+
+    Yields:
+        (a, b, b): enter the group [a, b). (a, middle, b): bring [middle, b) up to date with [a, middle), which is solved.
+        (a, a, b): solve the columns [a, b), all of one group, one by one.
+    """
+    if b - a > width:
+        unit = width
+    else:
+        if (b - a) == width:
+            yield a, b, b
+        unit = leaf
+    if b - a <= unit:
+        yield a, a, b
+        return
+    middle = a + unit * ((b - a + unit - 1) // unit // 2)
+    yield from _steps(a, middle, width, leaf)
+    yield a, middle, b
+    yield from _steps(middle, b, width, leaf)
+
+
+def _one_by_one(
+    W: Tensor, B: Tensor, M: Tensor, group: list[int], s: Tensor, z: Tensor | None, bits: int, codes: Tensor, R: Tensor
+) -> None:
+    """Solve the columns of a leaf in place: `codes` and R, the error of each against what it was to become."""
+    low, high = code_range(bits)
+    for j, g in enumerate(group):
+        w, r, q = B[j], R[j], B[j] / s[g]
+        if z is not None:
+            q.add_(z[g])
+        codes[j] = q.round_().clamp_(low, high)
+        if z is not None:
+            q.sub_(z[g])
+        # The model multiplies with the product rounded to its own dtype: that error is made up for, too.
+        running = q.mul_(s[g]).to(W.dtype).to(torch.float64)
+        torch.sub(w, running, out=r)
+        torch.sub(W[j], running, out=w)
+        # A product and a sum, each rounded: what kernel.c does, to the bit.
+        B[j + 1 :].add_(M[j, j + 1 :].unsqueeze(1) * w)

@@ -167,7 +167,8 @@ def _quantize_stacked(
                 "the statistics hold no Hessian, which method gptq reads: set statistics.hessian: true in params.yaml"
             )
         tokens = site.tokens if site is not None else 0
-        solution = gptq(W, S, tokens, grid.bits, grid.group_size, scheme.damping, scheme.block_size)
+        settings = scheme.damping, scheme.block_size, scheme.act_order
+        solution = gptq(W, S, tokens, grid, *settings, factors=factors, ranges=ranges_of(grid, scheme, W.dtype))
         Q, damping, dead, fallback = solution.weight, solution.damping, solution.dead, solution.fallback
     else:
         Q = rtn(W, grid, scheme.range, scheme.percentile)

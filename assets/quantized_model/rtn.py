@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from assets.quantized_model.grid import Grid, QuantizedWeight, round_to_grid
 from assets.quantized_model.params import RangeRule
-from assets.quantized_model.ranges import weight_range
+from assets.quantized_model.ranges import Ranges, weight_range
 
 
 def rtn(weight: Tensor, grid: Grid, range: RangeRule = "minmax", percentile: float = 99.9) -> QuantizedWeight:
@@ -22,12 +24,31 @@ def rtn(weight: Tensor, grid: Grid, range: RangeRule = "minmax", percentile: flo
     Raises:
         ValueError: the group size does not divide the width (`scheme.group_size_for` finds one that does).
     """
-    rows, columns = weight.shape
-    if grid.group_size is not None and columns % grid.group_size:
-        raise ValueError(f"group size {grid.group_size} does not divide the width {columns}; take a divisor of it")
-    W = weight.to(torch.float32)
-    grouped = W.reshape(1, 1, -1) if grid.per_tensor else W.reshape(rows, -1, grid.group_size or columns)
-    scale, zero = weight_range(grouped, grid.bits, grid.symmetric, weight.dtype, range, percentile)
+    if grid.group_size is not None and weight.shape[1] % grid.group_size:
+        raise ValueError(
+            f"group size {grid.group_size} does not divide the width {weight.shape[1]}; take a divisor of it"
+        )
+    ranges = partial(
+        weight_range, bits=grid.bits, symmetric=grid.symmetric, dtype=weight.dtype, rule=range, percentile=percentile
+    )
+    return to_nearest(weight, grid, ranges)
+
+
+def to_nearest(weight: Tensor, grid: Grid, ranges: Ranges) -> QuantizedWeight:
+    """`rtn` with any rule for scale and zero point."""
+    scale, zero = grid_of(weight, grid, ranges)
+    grouped = _grouped(weight, grid)
     codes = round_to_grid(grouped, scale.to(torch.float32).unsqueeze(-1), grid.bits, zero.unsqueeze(-1))
     zero_point = None if grid.symmetric else zero.to(torch.int8)
-    return QuantizedWeight(codes.reshape(rows, columns).to(torch.int8), scale, grid, zero_point)
+    return QuantizedWeight(codes.reshape(weight.shape).to(torch.int8), scale, grid, zero_point)
+
+
+def grid_of(weight: Tensor, grid: Grid, ranges: Ranges) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (float32) of every group of an (out, in) weight as it stands: (out, groups) or (1, 1)."""
+    return ranges(_grouped(weight, grid))
+
+
+def _grouped(weight: Tensor, grid: Grid) -> Tensor:
+    """(out, groups, group) or (1, 1, all), float32."""
+    W = weight.to(torch.float32)
+    return W.reshape(1, 1, -1) if grid.per_tensor else W.reshape(len(W), -1, grid.group_size or W.shape[1])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from assets.quantized_model.gptq import gptq, inverse_factor
+from assets.quantized_model.factors import factor
+from assets.quantized_model.gptq import gptq
 from assets.quantized_model.grid import Grid, dequantize
 from assets.quantized_model.rtn import rtn
 
@@ -53,7 +54,7 @@ def error(weight: Tensor, approximation: Tensor, hessian: Tensor) -> float:
 @pytest.mark.parametrize("block_size", [128, 32, 7])
 def test_equals_the_slow_version_code_by_code(bits, columns, group_size, block_size) -> None:
     W, S = problem(24, columns, 400)
-    solution = gptq(W, S, 400, bits, group_size, damping=0.01, block_size=block_size)
+    solution = gptq(W, S, 400, Grid(bits, group_size), damping=0.01, block_size=block_size)
     codes, scales = brain_surgeon(W, S, bits, group_size, 0.01)
     assert np.array_equal(solution.weight.codes.numpy(), codes)
     assert np.array_equal(solution.weight.scale.numpy(), scales)
@@ -63,14 +64,14 @@ def test_equals_the_slow_version_code_by_code(bits, columns, group_size, block_s
 def test_fewer_tokens_than_channels_equals_the_slow_version() -> None:
     W, S = problem(16, 80, 20)
     codes, _ = brain_surgeon(W, S, 4, None, 0.05)
-    assert np.array_equal(gptq(W, S, 20, 4, None, damping=0.05).weight.codes.numpy(), codes)
+    assert np.array_equal(gptq(W, S, 20, Grid(4, None), damping=0.05).weight.codes.numpy(), codes)
 
 
 def test_stacked_members_are_solved_as_if_alone() -> None:
     W, S = problem(24, 64, 300)
-    stacked = gptq(W, S, 300, 4, 32).weight
+    stacked = gptq(W, S, 300, Grid(4, 32)).weight
     for start, stop in ((0, 8), (8, 24)):
-        alone = gptq(W[start:stop], S, 300, 4, 32).weight
+        alone = gptq(W[start:stop], S, 300, Grid(4, 32)).weight
         part = stacked.rows(start, stop)
         assert torch.equal(part.codes, alone.codes)
         assert torch.equal(part.scale, alone.scale)
@@ -78,7 +79,7 @@ def test_stacked_members_are_solved_as_if_alone() -> None:
 
 def test_the_result_depends_on_the_hessian_up_to_a_factor_only() -> None:
     W, S = problem(8, 48, 200)
-    assert torch.equal(gptq(W, S, 200, 4, 16).weight.codes, gptq(W, S * 1024, 200, 4, 16).weight.codes)
+    assert torch.equal(gptq(W, S, 200, Grid(4, 16)).weight.codes, gptq(W, S * 1024, 200, Grid(4, 16)).weight.codes)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
@@ -89,7 +90,7 @@ def test_not_worse_than_round_to_nearest_on_real_activations(llama, seen, bits, 
         if name in seen and name != "lm_head" and (group_size is None or module.in_features % group_size == 0):
             W, S = module.weight.detach(), seen[name].hessian
             nearest = error(W, dequantize(rtn(W, Grid(bits, group_size))), S)
-            solved = error(W, dequantize(gptq(W, S, len(seen[name].x), bits, group_size).weight), S)
+            solved = error(W, dequantize(gptq(W, S, len(seen[name].x), Grid(bits, group_size)).weight), S)
             assert solved <= nearest, name
             gains.append(solved / nearest)
     assert np.mean(gains) < 0.8
@@ -98,20 +99,20 @@ def test_not_worse_than_round_to_nearest_on_real_activations(llama, seen, bits, 
 def test_a_channel_never_used_is_rounded_to_nearest_and_counted() -> None:
     W, S = problem(8, 32, 200)
     S[5], S[:, 5] = 0, 0
-    solution = gptq(W, S, 200, 4, None)
+    solution = gptq(W, S, 200, Grid(4, None))
     assert solution.dead == 1
     assert torch.equal(solution.weight.codes[:, 5], rtn(W, Grid(4)).codes[:, 5])
     rest = [j for j in range(32) if j != 5]
     W[:, 5] = 0  # without that channel the others must come out the same, if their common scale does
     scale_unchanged = (rtn(W, Grid(4)).scale == solution.weight.scale).flatten()
-    alone = gptq(W[:, rest].contiguous(), S[rest][:, rest], 200, 4, None)
+    alone = gptq(W[:, rest].contiguous(), S[rest][:, rest], 200, Grid(4, None))
     assert scale_unchanged.any()
     assert torch.equal(solution.weight.codes[scale_unchanged][:, rest], alone.weight.codes[scale_unchanged])
 
 
 def test_no_tokens_falls_back_by_name() -> None:
     W, _ = problem(8, 32, 10)
-    solution = gptq(W, torch.zeros(32, 32), 0, 4, 16)
+    solution = gptq(W, torch.zeros(32, 32), 0, Grid(4, 16))
     assert solution.fallback == "no tokens reached this layer"
     assert solution.damping is None
     assert torch.equal(solution.weight.codes, rtn(W, Grid(4, 16)).codes)
@@ -123,9 +124,9 @@ def test_damping_grows_until_positive_definite() -> None:
     eigenvalues, vectors = torch.linalg.eigh(S)
     eigenvalues[0] = -0.05 * mean
     indefinite = vectors @ torch.diag(eigenvalues) @ vectors.T
-    solution = gptq(W, (indefinite + indefinite.T) / 2, 200, 4, None, damping=0.01)
+    solution = gptq(W, (indefinite + indefinite.T) / 2, 200, Grid(4, None), damping=0.01)
     assert solution.fallback is None
-    assert solution.damping == pytest.approx(0.1)
+    assert solution.damping == pytest.approx(0.08)
 
 
 @pytest.mark.parametrize("spoil", ["negative", "nan"])
@@ -135,20 +136,21 @@ def test_a_hopeless_hessian_falls_back_by_name(spoil: str) -> None:
         S = -S
     else:
         S[3, 3] = float("nan")
-    solution = gptq(W, S, 200, 4, 16)
+    solution = gptq(W, S, 200, Grid(4, 16))
     assert "not positive definite" in (solution.fallback or "")
     assert torch.equal(solution.weight.codes, rtn(W, Grid(4, 16)).codes)
 
 
-def test_factor_is_that_of_the_inverse() -> None:
+def test_factor_is_that_of_the_damped_hessian() -> None:
     _, S = problem(4, 40, 200)
-    U, damping = inverse_factor(S, 0.01)
-    assert U is not None
-    H = S + damping * S.diagonal().mean() * torch.eye(40, dtype=torch.float64)
-    assert torch.equal(U, U.triu())
-    torch.testing.assert_close(U.T @ U @ H, torch.eye(40, dtype=torch.float64), rtol=0, atol=1e-9)
+    F = factor(S, 0.01)
+    assert F is not None
+    assert torch.equal(F.M, F.M.triu())
+    assert torch.equal(F.M.diagonal(), torch.ones(40, dtype=torch.float64))
+    H = S + 0.01 * S.diagonal().mean() * torch.eye(40, dtype=torch.float64)
+    torch.testing.assert_close(F.M * F.D @ F.M.T, H, rtol=1e-12, atol=1e-9)
 
 
 def test_another_models_hessian_is_an_error() -> None:
     with pytest.raises(ValueError, match="another model's statistics"):
-        gptq(torch.ones(4, 8), torch.eye(16), 10, 4, None)
+        gptq(torch.ones(4, 8), torch.eye(16), 10, Grid(4, None))

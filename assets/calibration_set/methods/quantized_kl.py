@@ -22,7 +22,7 @@ from assets.base_model.one_thread import one_thread
 from assets.calibration_set.strategies.base import Samples
 from assets.evaluation.divergence import BasePrediction, predict, token_divergence
 from assets.quantized_model.gptq import gptq
-from assets.quantized_model.grid import dequantize
+from assets.quantized_model.grid import Grid, dequantize
 from assets.quantized_model.scheme import group_size_for, quantizable_linears
 
 GIGABYTE = 2**30
@@ -199,7 +199,7 @@ class QuantizedKL:
                     S, tokens = site.of(wanted)
                     weights = [self._linear(self.model, name).weight for name in site.members]
                     W = torch.cat(weights)
-                    solved = gptq(W, S, tokens, self.bits, self.group_size[site.members[0]])
+                    solved = gptq(W, S, tokens, Grid(self.bits, self.group_size[site.members[0]]))
                     parts = torch.split(dequantize(solved.weight), [len(weight) for weight in weights])
                     for name, part in zip(site.members, parts, strict=True):
                         self._linear(self._copy, name).weight.copy_(part)
