@@ -98,6 +98,13 @@ class Params(BaseModel):
                 raise ValueError(
                     f"comparisons.{name}.schemes: {unknown} not under schemes: (there: {sorted(self.schemes)})"
                 )
+        compared = (scheme for comparison in self.comparisons.values() for scheme in comparison.schemes)
+        for name in dict.fromkeys((*self.grid.schemes, *compared)):
+            if "hessian" in self.schemes[name].reads and not self.statistics.hessian:
+                raise ValueError(
+                    f"schemes.{name} reads second moments, which statistics.hessian: false leaves out; write "
+                    "statistics: {hessian: true}, or take the scheme out of grid and comparisons"
+                )
         if self.deployment.scheme not in self.grid.schemes:
             raise ValueError(f"deployment.scheme: {self.deployment.scheme!r} is not in grid.schemes")
         if self.report.baseline is not None and self.report.baseline not in self.grid.calibrations:

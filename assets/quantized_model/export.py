@@ -70,9 +70,24 @@ def export(
         state.update({f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
     model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE)
     ModelCompressor(config).update_config(str(out))
+    if any(needs_dequantize(layer.weight.grid, scheme) for layer in quantized.layers.values()):
+        written = read_json(out / "config.json")
+        written["quantization_config"]["dequantize"] = True
+        write_json(out / "config.json", written)
     for path in sorted({path for pattern in COPIED for path in base_folder.glob(pattern) if path.is_file()}):
         shutil.copyfile(path, out / path.name)
     return sorted(path.name for path in out.glob("*.safetensors"))
+
+
+def needs_dequantize(grid: Grid, scheme: SchemeParams) -> bool:
+    """Whether `from_pretrained` must decompress while it loads, which `dequantize: true` in config.json tells it.
+
+    Zero points of packed weights are packed, too. transformers 5.23 with compressed-tensors 0.20 makes room for
+    unpacked ones in the model it loads into, and fails on the shapes; decompressing each weight as it is read does not.
+    That way knows one config group only, and would drop activation scales, of which packed weights have none. A model
+    loaded so is saved again in full width. vLLM does not read the key; it reads packed zero points of 4 and 8 bits.
+    """
+    return not grid.symmetric and not grid.per_tensor and scheme.activations is None
 
 
 def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, Tensor]:

@@ -50,6 +50,16 @@ class MixedParams(BaseModel):
     """Codes only, over all quantized weights; scales come on top."""
     widths: tuple[Literal[2, 3, 4, 8], ...] = (2, 3, 4, 8)
 
+    @model_validator(mode="after")
+    def _within_reach(self) -> Self:
+        if len(set(self.widths)) < max(2, len(self.widths)):
+            raise ValueError(f"mixed.widths {list(self.widths)}: name two or more different widths")
+        if not min(self.widths) <= self.average_bits <= max(self.widths):
+            raise ValueError(
+                f"mixed.average_bits {self.average_bits:g} is not between the widths {sorted(self.widths)}; change one"
+            )
+        return self
+
 
 class SchemeParams(BaseModel):
     """A quantization scheme: bit widths, granularity, and how scales and codes are found.
@@ -93,22 +103,24 @@ class SchemeParams(BaseModel):
     ignore: tuple[str, ...] = ("lm_head",)
     """Linears left in full precision: exact module names, or `re:` and a regular expression."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Which parts of the statistics it reads: "hessian" (second moments), "histogram", "sums", "ranges"."""
+        static = self.activations is not None and not self.activations.dynamic
+        found = {
+            "hessian": self.method != "rtn" or self.mixed is not None or self.transform == "awq",
+            "histogram": static and self.activations is not None and self.activations.range != "minmax",
+            "sums": self.transform == "awq",
+            "ranges": static or self.transform == "smoothquant",
+        }
+        return tuple(name for name, is_read in found.items() if is_read)
+
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
         _require_percentile_acts(self, "")
-        if self.per_tensor and self.group_size is not None:
-            raise ValueError(f"per_tensor: true with group_size {self.group_size}: remove one of them")
-        if self.activations is not None:
-            if self.group_size is not None:
-                raise ValueError(
-                    f"group_size {self.group_size} with quantized activations: integer matrix products need one scale "
-                    "per output channel; remove group_size, or remove activations"
-                )
-            if self.weight_bits != 8 or self.mixed is not None:
-                raise ValueError(
-                    "quantized activations with weights of another width than 8: the format stores 8-bit weights "
-                    "beside them; write weight_bits: 8 without mixed, or remove activations"
-                )
+        self._require_granularity_suits()
+        self._require_zero_points_load()
+        self._require_transform_suits()
         if self.mixed is not None and "weight_bits" in self.model_fields_set:
             raise ValueError("weight_bits and mixed: mixed gives every layer its own width; remove one of them")
         for name, methods in (
@@ -122,6 +134,51 @@ class SchemeParams(BaseModel):
         if self.transform != "smoothquant" and self.smoothing != type(self).model_fields["smoothing"].default:
             raise ValueError("smoothing acts on transform: smoothquant only; remove it")
         return self
+
+    def _require_granularity_suits(self) -> None:
+        if self.per_tensor and self.group_size is not None:
+            raise ValueError(f"per_tensor: true with group_size {self.group_size}: remove one of them")
+        if self.per_tensor and self.method != "rtn":
+            raise ValueError(
+                f"per_tensor: true with method {self.method}, which sets the scales of each output channel while it "
+                "rounds; remove per_tensor, or write method: rtn"
+            )
+        if self.activations is not None and self.group_size is not None:
+            raise ValueError(
+                f"group_size {self.group_size} with quantized activations: integer matrix products need one scale "
+                "per output channel; remove group_size, or remove activations"
+            )
+        if self.activations is not None and (self.weight_bits != 8 or self.mixed is not None):
+            raise ValueError(
+                "quantized activations with weights of another width than 8: the format stores 8-bit weights "
+                "beside them; write weight_bits: 8 without mixed, or remove activations"
+            )
+
+    def _require_zero_points_load(self) -> None:
+        if self.symmetric:
+            return
+        if self.mixed is not None:
+            raise ValueError(
+                "symmetric: false with mixed: transformers reads packed zero points only where all layers have one "
+                "width and one group size; remove symmetric, or give one weight_bits"
+            )
+
+    def _require_transform_suits(self) -> None:
+        if self.transform == "smoothquant" and self.activations is None:
+            raise ValueError(
+                "transform: smoothquant moves range from activations that are rounded into the weights, and here no "
+                "activations are rounded; add activations, or write transform: awq"
+            )
+        if self.transform == "awq" and self.activations is not None:
+            raise ValueError(
+                "transform: awq searches scales for the error of the weights alone; with quantized activations write "
+                "transform: smoothquant"
+            )
+        if self.transform is not None and self.propagate == "quantized":
+            raise ValueError(
+                f"transform: {self.transform} with propagate: quantized: the scales are found from statistics of the "
+                "full-precision model; remove one of them"
+            )
 
 
 def _require_percentile_acts(params: ActivationParams | SchemeParams, prefix: str) -> None:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from assets.activation_stats.histogram import Histogram
 from assets.base_model.one_thread import one_thread
 from assets.quantized_model.activations import activation_range, activation_scale
-from assets.quantized_model.gptq import gptq
+from assets.quantized_model.gptq import Solution, gptq
 from assets.quantized_model.grid import Grid, QuantizedWeight, dequantize
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.ranges import weight_range
+from assets.quantized_model.requirements import require_statistics
 from assets.quantized_model.rtn import rtn
-from assets.quantized_model.scheme import layer_group_sizes, quantizable_linears
+from assets.quantized_model.scheme import layer_group_sizes, quantizable_linears, remarks
 
-Factors = Any  # of assets/quantized_model/factors.py
+Factors: TypeAlias = Any
+Transform: TypeAlias = Any
+
+NO_TOKENS = "no tokens reached this layer"
+SHOWN_ROWS = 192
+"""Of a layer whose error is shown."""
+
 Samples = Sequence[tuple[str, Sequence[int]]]
 """(sample id, token ids)."""
 
@@ -124,22 +132,38 @@ def quantize_model(
     """
     linears = quantizable_linears(model, scheme.ignore)
     sizes = layer_group_sizes(linears, scheme)
+    require_statistics(linears, stats, scheme)
+    if scheme.propagate == "quantized":
+        propagated: Any = import_module("assets.quantized_model.propagate").propagated
+
+        if samples is None:
+            raise ValueError(
+                "propagate: quantized runs the calibration set again, and none was given; remove propagate"
+            )
+        return propagated(model, samples, scheme, stats)
     sites = {member: site for site in stats.sites.values() for member in site.members}
     by_site: dict[str, list[str]] = {}
     for name in linears:
         by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
-    found: dict[str, Layer] = {}
     # A column is too short to share (more threads make it slower, much so on a busy machine), and sums of matrix
     # products come out in one order whatever the number of cores.
     with one_thread():
+        notes: dict[str, Any] = {"remarks": where} if (where := remarks(scheme)) else {}
+        bits = _bits(linears, stats, scheme, notes)
+        transform = _transform(model, linears, stats, scheme, notes)
+        weights = {name: module.weight.detach() for name, module in linears.items()}
+        found: dict[str, Layer] = {}
         for names in by_site.values():
-            site = sites.get(names[0])
-            if site is None and (scheme.method != "rtn" or scheme.activations is not None):
-                _require_unreached(names, stats, scheme)
-            members = {name: linears[name].weight.detach() for name in names}
-            grid = Grid(scheme.weight_bits, sizes[names[0]], scheme.symmetric, scheme.per_tensor)
-            found |= quantize_site(members, site, grid, scheme, factors)
-    return Quantized({name: found[name] for name in linears})
+            site, first = sites.get(names[0]), names[0]
+            grid = Grid(bits[first], sizes[first], scheme.symmetric, scheme.per_tensor)
+            members = {name: weights[name] for name in names}
+            if transform is None:
+                found |= quantize_site(members, site, grid, scheme, factors)
+            else:
+                found |= _quantize_transformed(transform, members, site, grid, scheme)
+    return Quantized(
+        {name: found[name] for name in linears}, {} if transform is None else dict(transform.parameters), notes
+    )
 
 
 def quantize_site(
@@ -159,31 +183,87 @@ def _quantize_stacked(
     members: dict[str, Tensor], site: Site | None, grid: Grid, scheme: SchemeParams, factors: Factors | None
 ) -> dict[str, Layer]:
     W = torch.cat(list(members.values()))
-    damping, dead, fallback, scale, zero = None, 0, None, None, None
-    if scheme.method == "gptq":
-        S = site.hessian if site is not None else torch.zeros(W.shape[1], W.shape[1])
-        if S is None:
-            raise ValueError(
-                "the statistics hold no Hessian, which method gptq reads: set statistics.hessian: true in params.yaml"
-            )
-        tokens = site.tokens if site is not None else 0
-        settings = scheme.damping, scheme.block_size, scheme.act_order
-        solution = gptq(W, S, tokens, grid, *settings, factors=factors, ranges=ranges_of(grid, scheme, W.dtype))
-        Q, damping, dead, fallback = solution.weight, solution.damping, solution.dead, solution.fallback
-    else:
-        Q = rtn(W, grid, scheme.range, scheme.percentile)
+    found = _rounded(W, site, grid, scheme, factors)
+    scale, zero = None, None
     activations = scheme.activations
     if activations is not None and not activations.dynamic and site is not None:
         low, high = activation_range(site, activations)
         scale, zero = activation_scale(low, high, activations.bits, activations.symmetric, W.dtype)
-    errors = _relative_errors(W, dequantize(Q), site, [len(w) for w in members.values()])
+        zero = None if activations.symmetric else zero
     layers, start = {}, 0
-    for (name, weight), error in zip(members.items(), errors, strict=True):
-        part = Q if len(members) == 1 else Q.rows(start, start + len(weight))
-        shown = None if activations is None or activations.symmetric else zero
-        layers[name] = Layer(part, scale, grid.group_size, damping, dead, fallback, error, shown)
+    for name, weight in members.items():
+        part = found.weight if len(members) == 1 else found.weight.rows(start, start + len(weight))
+        error = relative_error(weight, dequantize(part), site)
+        layers[name] = Layer(part, scale, grid.group_size, found.damping, found.dead, found.fallback, error, zero)
         start += len(weight)
     return layers
+
+
+def _rounded(W: Tensor, site: Site | None, grid: Grid, scheme: SchemeParams, factors: Factors | None) -> Solution:
+    if scheme.method == "rtn":
+        return Solution(rtn(W, grid, scheme.range, scheme.percentile), None, 0, None)
+    if site is None or site.hessian is None:
+        return Solution(rtn(W, grid, scheme.range, scheme.percentile), None, W.shape[1], NO_TOKENS)
+    if scheme.method == "adaround":
+        adaround: Any = import_module("assets.quantized_model.adaround").adaround
+
+        return adaround(W, site.hessian, site.tokens, grid, scheme.damping)
+    settings = scheme.damping, scheme.block_size, scheme.act_order
+    ranges = ranges_of(grid, scheme, W.dtype)
+    return gptq(W, site.hessian, site.tokens, grid, *settings, factors=factors, ranges=ranges)
+
+
+def _bits(
+    linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams, notes: dict[str, Any]
+) -> dict[str, int]:
+    if scheme.mixed is None:
+        return dict.fromkeys(linears, scheme.weight_bits)
+    allocate: Any = import_module("assets.quantized_model.mixed").allocate
+
+    bits = allocate(linears, stats, scheme)
+    weights = {
+        width: sum(linears[n].weight.numel() for n in bits if bits[n] == width) for width in sorted({*bits.values()})
+    }
+    notes["mixed"] = {
+        "average_bits": round(sum(width * n for width, n in weights.items()) / sum(weights.values()), 4),
+        "layers": {str(width): sum(b == width for b in bits.values()) for width in weights},
+    }
+    return bits
+
+
+def _transform(
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    stats: Statistics,
+    scheme: SchemeParams,
+    notes: dict[str, Any],
+) -> Transform | None:
+    if scheme.transform is None:
+        return None
+    find: Any = getattr(import_module(f"assets.quantized_model.{scheme.transform}"), scheme.transform)
+    transform = find(model, linears, stats, scheme)
+    notes["transform"] = {"name": scheme.transform, **transform.facts, "unfolded": dict(transform.unfolded)}
+    return transform
+
+
+def _quantize_transformed(
+    transform: Transform, members: dict[str, Tensor], site: Site | None, grid: Grid, scheme: SchemeParams
+) -> dict[str, Layer]:
+    """`quantize_site` of the folded weights behind the scaled input; errors against the weights as they were."""
+    scaled_site: Any = import_module("assets.quantized_model.folding").scaled_site
+
+    scales = transform.scales.get(next(iter(members)) if site is None else site.members[0])
+    folded = {name: transform.weights.get(name, W) for name, W in members.items()}
+    scaled = site if site is None or scales is None else scaled_site(site, scales)
+    found = {}
+    for name, layer in quantize_site(folded, scaled, grid, scheme).items():
+        s = 1.0 if scales is None else scales.to(folded[name].device)
+        W, base = folded[name].float() / s, members[name].float()
+        # What the scales of a later layer made of a row: rows are multiples of what they were.
+        row = (W * base).sum(1, keepdim=True) / base.square().sum(1, keepdim=True)
+        running = dequantize(layer.weight).float() / s / torch.where(row > 0, row, 1.0)
+        found[name] = replace(layer, error=relative_error(members[name], running, site))
+    return found
 
 
 def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Any:
@@ -200,27 +280,14 @@ def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Any:
     )
 
 
-def _relative_errors(W: Tensor, running: Tensor, site: Site | None, rows: list[int]) -> list[float | None]:
-    """tr(dW S dW^T) / tr(W S W^T) per member; in float32, because it is shown and decides nothing."""
+def relative_error(W: Tensor, running: Tensor, site: Site | None) -> float | None:
+    """tr(dW S dW^T) / tr(W S W^T) of one Linear, dW = W - running; None where there is no Hessian.
+
+    In float32, and of at most `SHOWN_ROWS` rows spread evenly: it is shown and decides nothing.
+    """
     if site is None or site.hessian is None:
-        return [None] * len(rows)
-    S = site.hessian.to(W.device, torch.float32)
-    dW, W = (W.float() - running.float()), W.float()
-    lost, whole = ((dW @ S) * dW).sum(1), ((W @ S) * W).sum(1)
-    parts = zip(torch.split(lost, rows), torch.split(whole, rows), strict=True)
-    return [float(a.sum() / b.sum()) if b.sum() > 0 else None for a, b in parts]
-
-
-def _require_unreached(names: list[str], stats: Statistics, scheme: SchemeParams) -> None:
-    """A layer without statistics is a fallback where no token came by, and a mistake otherwise."""
-    strange = [name for name in names if name not in stats.unreached]
-    if strange:
-        raise ValueError(
-            f"{strange[0]} has no statistics, which method {scheme.method} reads: take it out of statistics.ignore in "
-            "params.yaml, or add it to the scheme's ignore"
-        )
-    if scheme.activations is not None:
-        raise ValueError(
-            f"no token of the calibration set reached {names[0]}, so there is no range for its activations: choose a "
-            "larger or more varied set, or add it to the scheme's ignore"
-        )
+        return None
+    rows = torch.arange(min(len(W), SHOWN_ROWS)) * len(W) // min(len(W), SHOWN_ROWS)
+    S, W, running = site.hessian.to(W.device, torch.float32), W[rows].float(), running[rows].float()
+    lost, whole = (float(((A @ S) * A).sum()) for A in (W - running, W))
+    return lost / whole if whole > 0 else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from compressed_tensors.utils.match import is_match, match_named_modules
 from torch import nn
 
@@ -48,19 +51,48 @@ def group_size_for(width: int, group_size: int | None, bits: int) -> int | None:
     return used
 
 
-def layer_group_sizes(linears: dict[str, nn.Linear], scheme: SchemeParams) -> dict[str, int | None]:
+def layer_group_sizes(linears: Mapping[str, nn.Linear], scheme: SchemeParams) -> dict[str, int | None]:
     """Group size per Linear.
+
+    Packed zero points load only where all layers have one group size (see `export.quantization_config`): it divides
+    all widths then.
 
     Raises:
         ValueError: a width does not suit the scheme; the message names the layer.
     """
+    bits = scheme.weight_bits if scheme.mixed is None else max(scheme.mixed.widths)
+    if not scheme.symmetric and scheme.group_size is not None:
+        widths = sorted({module.in_features for module in linears.values()})
+        try:
+            return dict.fromkeys(linears, group_size_for(math.gcd(*widths), scheme.group_size, bits))
+        except ValueError as error:
+            raise ValueError(
+                f"symmetric: false with group_size {scheme.group_size}: with zero points one group size must divide "
+                f"all input widths {widths}, and of their greatest common divisor: {error}; or remove symmetric"
+            ) from error
     sizes: dict[str, int | None] = {}
     for name, module in linears.items():
         try:
-            sizes[name] = group_size_for(module.in_features, scheme.group_size, scheme.weight_bits)
+            sizes[name] = group_size_for(module.in_features, scheme.group_size, bits)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return sizes
+
+
+def remarks(scheme: SchemeParams) -> list[str]:
+    """Where what the scheme makes can run, as far as that is less than everywhere; transformers loads all of it."""
+    found = []
+    activations = scheme.activations
+    widths = {scheme.weight_bits} if scheme.mixed is None else set(scheme.mixed.widths)
+    if activations is None and not widths <= {4, 8}:
+        found.append("vLLM has kernels for packed weights of 4 and 8 bits; other widths load in transformers")
+    if activations is None and scheme.per_tensor:
+        found.append("vLLM reads packed weights with a scale per group or output channel, not per tensor")
+    if activations is not None and not scheme.symmetric:
+        found.append("vLLM reads 8-bit weights beside quantized activations without zero points only")
+    if activations is not None and not activations.symmetric:
+        found.append("vLLM calls static activations with a zero point implemented, but untested")
+    return found
 
 
 def _tied(model: nn.Module, module: nn.Linear) -> bool:
