@@ -6,18 +6,19 @@ in the narrowest integer that holds the largest count; extremes in the dtype of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from assets.activation_stats.histogram import Histogram
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats, SiteStats
+from assets.activation_stats.tensor_file import TensorFile
 from assets.artifact import read_json, write_json
 
 FORMAT = 1
@@ -26,62 +27,83 @@ INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def save(stats: ActivationStats, folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Write both files into an existing folder.
+    """Write both files into an existing folder; see `save_parts`."""
+    return save_parts([stats], folder, provenance)
+
+
+def save_parts(parts: Iterable[ActivationStats], folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Write statistics whose sites come in parts, of which one is in memory at a time: the bytes do not depend on it.
 
     Args:
+        parts: statistics of the same samples with different sites, at least one.
+        folder: an existing one.
         provenance: what the statistics do not know themselves, added to the header: name and revision of the base
             model (joining its digest), digest of the calibration set.
 
     Returns:
         The header.
     """
-    tensors: dict[str, Tensor] = {}
     sites: dict[str, Any] = {}
-    for name, site in stats.sites.items():
-        exact = getattr(torch, site.histogram.dtype)
-        rows = {
-            "sample_tokens": site.sample_tokens,
-            "sum": site.sum,
-            "sum_abs": site.sum_abs,
-            "sum_sq": site.sum_sq,
-            "histogram": _narrow(site.histogram.counts),
-            "sample_min": site.sample_min.to(exact),
-            "sample_max": site.sample_max.to(exact),
-            "top_values": site.top_values.to(exact),
-            "top_positions": site.top_positions,
-            "top_channels": site.top_channels,
-        }
-        if site.hessian is not None:
-            rows["hessian"] = site.hessian[_upper(site.width)]
-        tensors |= {f"{name}:{what}": tensor.contiguous() for what, tensor in rows.items()}
-        sites[name] = {
-            "members": list(site.members),
-            "width": site.width,
-            "tokens": site.tokens,
-            "samples": site.samples,
-            "dtype": site.histogram.dtype,
-            "first_bucket": site.histogram.first,
-        }
+    unreached: list[str] = []
+    first: ActivationStats | None = None
+    with TensorFile(folder / TENSORS) as file:
+        for part in parts:
+            for name, site in part.sites.items():
+                for what, tensor in _tensors(site).items():
+                    file.add(f"{name}:{what}", tensor)
+                sites[name] = {
+                    "members": list(site.members),
+                    "width": site.width,
+                    "tokens": site.tokens,
+                    "samples": site.samples,
+                    "dtype": site.histogram.dtype,
+                    "first_bucket": site.histogram.first,
+                }
+            unreached += part.unreached
+            first = first or replace(part, sites={})
+        file.finish()
+    assert first is not None
     header = {
         **provenance,
         "format": FORMAT,
-        "base_model": {**provenance.get("base_model", {}), "digest": stats.base_model_digest},
-        "fingerprint": stats.fingerprint,
-        "settings": stats.settings.model_dump(mode="json"),
-        "samples": len(stats.sample_ids),
-        "tokens": int(stats.sample_tokens.sum()),
-        "sample_ids": list(stats.sample_ids),
-        "sample_tokens": stats.sample_tokens.tolist(),
+        "base_model": {**provenance.get("base_model", {}), "digest": first.base_model_digest},
+        "fingerprint": first.fingerprint,
+        "settings": first.settings.model_dump(mode="json"),
+        "samples": len(first.sample_ids),
+        "tokens": int(first.sample_tokens.sum()),
+        "sample_ids": list(first.sample_ids),
+        "sample_tokens": first.sample_tokens.tolist(),
         "sites": sites,
-        "unreached": list(stats.unreached),
+        "unreached": sorted(unreached),
     }
-    save_file(tensors, folder / TENSORS)
     write_json(folder / HEADER, header)
     return header
 
 
-def load(folder: Path) -> ActivationStats:
+def _tensors(site: SiteStats) -> dict[str, Tensor]:
+    exact = getattr(torch, site.histogram.dtype)
+    rows = {
+        "sample_tokens": site.sample_tokens,
+        "sum": site.sum,
+        "sum_abs": site.sum_abs,
+        "sum_sq": site.sum_sq,
+        "histogram": _narrow(site.histogram.counts),
+        "sample_min": site.sample_min.to(exact),
+        "sample_max": site.sample_max.to(exact),
+        "top_values": site.top_values.to(exact),
+        "top_positions": site.top_positions,
+        "top_channels": site.top_channels,
+    }
+    if site.hessian is not None:
+        rows["hessian"] = site.hessian[_upper(site.width)]
+    return rows
+
+
+def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
     """What `save` wrote, equal bit by bit.
+
+    Args:
+        sites: names of those that are read, of which some may not be there; None: all.
 
     Raises:
         FileNotFoundError: one of the files is missing.
@@ -97,8 +119,12 @@ def load(folder: Path) -> ActivationStats:
         )
     settings = StatisticsParams.model_validate(header["settings"])
     try:
-        tensors = load_file(folder / TENSORS)
-        sites = {name: _site(name, row, settings, tensors) for name, row in header["sites"].items()}
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            found = {
+                name: _site(name, row, settings, file.get_tensor)
+                for name, row in header["sites"].items()
+                if sites is None or name in sites
+            }
     except (SafetensorError, KeyError) as error:
         raise ValueError(
             f"{folder.name}: {TENSORS} is damaged or not the one that {HEADER} describes ({error}); restore both with "
@@ -110,14 +136,14 @@ def load(folder: Path) -> ActivationStats:
         settings,
         tuple(header["sample_ids"]),
         torch.tensor(header["sample_tokens"], dtype=torch.int64),
-        sites,
+        found,
         tuple(header["unreached"]),
     )
 
 
-def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensors: Mapping[str, Tensor]) -> SiteStats:
+def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Callable[[str], Tensor]) -> SiteStats:
     def read(what: str) -> Tensor:
-        return tensors[f"{name}:{what}"]
+        return tensor(f"{name}:{what}").clone()  # the file may be replaced while this is in use
 
     hessian = None
     if settings.hessian:
