@@ -20,7 +20,7 @@ from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats, extremes
 from assets.activation_stats.store import save
 from assets.activation_stats.totals import Masks, Sample, Totals, in_order
-from assets.base_model.inputs import LinearInputs, linear_layers, network_of
+from assets.base_model.inputs import LinearInputs, network_of, output_layers, watched_layers
 from assets.base_model.load import base_model_digest, loaded_model, model_folder
 from assets.base_model.params import ModelParams
 from assets.calibration_set.reader import read_calibration_set, read_manifest
@@ -92,7 +92,9 @@ def collect(
     progress: Callable[[int], object] | None = None,
     masks: Masks | None = None,
 ) -> ActivationStats:
-    """Run the full-precision model over the samples and sum up every distinct input of a Linear or Conv1D.
+    """Run the full-precision model over the samples and sum up every distinct input of its layers.
+
+    Layers are Linear, Conv1D, Conv2d and the experts of a mixture, one by one; see assets/base_model/inputs.py.
 
     The order of `samples` does not matter: they are read in order of their id, which fixes the order of every sum. The
     vocabulary logits are not computed unless a layer after the decoder is asked for.
@@ -110,12 +112,12 @@ def collect(
             layers that share an input for one sample and not for another.
     """
     totals = Totals(in_order(model, samples), settings, base_model_digest, fingerprint, masks)
-    layers = linear_layers(model, settings.ignore)
-    network, device = network_of(model, layers), next(model.parameters()).device
-    inputs = LinearInputs(layers, totals.add)
+    layers, outputs = watched_layers(model, settings.ignore), output_layers(model, settings.outputs)
+    network, device = network_of(model, {**layers, **outputs}), next(model.parameters()).device
+    inputs = LinearInputs(layers, totals.add, outputs)
     with inputs.hooked():
         for sample_id, ids in totals.samples():
-            inputs.begin(sample_id)
+            inputs.begin(sample_id, len(ids))
             network(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
             if progress is not None:
                 progress(len(ids))

@@ -20,6 +20,7 @@ from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats, SiteStats
 from assets.activation_stats.tensor_file import TensorFile
 from assets.artifact import read_json, write_json
+from assets.base_model.inputs import OUTPUT
 
 FORMAT = 1
 TENSORS, HEADER = "stats.safetensors", "header.json"
@@ -146,7 +147,7 @@ def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Ca
         return tensor(f"{name}:{what}").clone()  # the file may be replaced while this is in use
 
     hessian = None
-    if settings.hessian:
+    if settings.hessian and not name.endswith(OUTPUT):
         upper = _upper(row["width"])
         hessian = torch.zeros(row["width"], row["width"], dtype=torch.float64)
         hessian[upper] = read("hessian")

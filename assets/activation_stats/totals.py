@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.running import RunningSite
 from assets.activation_stats.sketch import ActivationStats, merge
-from assets.base_model.inputs import require_readable
+from assets.base_model.inputs import OUTPUT, UNKNOWN, require_readable
 
 Sample = tuple[str, Sequence[int]]
 """(sample id, token ids)."""
@@ -83,7 +83,7 @@ class Totals:
         """Add activations (..., width) of the current sample.
 
         Args:
-            positions: (rows,) int64, the token of the sample that each row is; None: the rows are its tokens in order.
+            positions: as of `Visit`.
 
         Raises:
             ValueError: some tokens are masked, and which of them these rows are is not known.
@@ -91,8 +91,8 @@ class Totals:
         x = x.reshape(-1, x.shape[-1])
         if self._mask is not None:
             mask = self._mask.to(x.device)
-            if positions is None:
-                if len(x) != len(mask):
+            if positions is None or bool((positions == UNKNOWN).any()):
+                if positions is not None or len(x) != len(mask):
                     raise ValueError(
                         f"site {site!r}: {len(x)} rows for the {len(mask)} tokens of sample {self._sample_id}, so "
                         "which of them count is not known; add the layer to statistics.ignore in params.yaml, or say "
@@ -106,7 +106,8 @@ class Totals:
         if not len(x):
             return
         if site not in self._sites:
-            self._sites[site] = RunningSite(site, x.shape[-1], x.dtype, x.device, self.settings, self._n)
+            wanted = False if site.endswith(OUTPUT) else None  # nothing is multiplied with an output here
+            self._sites[site] = RunningSite(site, x.shape[-1], x.dtype, x.device, self.settings, self._n, wanted)
         if positions is None:
             self._sites[site].add(x, self._row, self._sample_id)
         else:
@@ -132,7 +133,11 @@ class Totals:
             self.fingerprint,
             self.settings,
             tuple(sample_id for sample_id, _ in run),
-            torch.tensor([len(ids) for _, ids in run], dtype=torch.int64),
+            torch.tensor([self._counted(*sample) for sample in run], dtype=torch.int64),
             sites,
             (),
         )
+
+    def _counted(self, sample_id: str, ids: Sequence[int]) -> int:
+        mask = self.masks.get(sample_id)
+        return len(ids) if mask is None else int(mask.sum())

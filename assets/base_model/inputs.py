@@ -1,4 +1,8 @@
-"""The inputs of a model's linear layers during a forward pass, each distinct one once: q, k and v share theirs."""
+"""The inputs of a model's linear layers during a forward pass, each distinct one once: q, k and v share theirs.
+
+Layers are Linear, transformers' Conv1D, Conv2d of one group (whose input is the patches that it reads), the routers of
+transformers' mixtures of experts, and each expert's weights, also where all experts are in one tensor (experts.py).
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from assets.base_model.experts import are_fused_experts, projections, routed_inputs
+from assets.base_model.patches import geometry, patches
+
+UNKNOWN = 2**31 - 1
+"""Position of a row that cannot be traced to a token: an expert that is a module of its own is handed a selection, and
+the rows of a convolution are patches."""
+EXPERT = re.compile(r"\bexperts\.\d+\b")
+"""In the name of a layer: it belongs to an expert that is a module of its own."""
+OUTPUT = ":output"
+"""Ends the name of a site that is a layer's output."""
+
 Visit = Callable[[str, Tensor, Tensor | None], None]
 """(name of the site, its activations (..., width), their positions): the site is named by the layer that read them
-first. Positions, int64 (rows,), say which token of the sample each row is; None: the rows are its tokens in order."""
+first. Positions, int64 (rows,), say which token of the sample each row is, or UNKNOWN throughout; None: the rows are
+its tokens in order."""
 
 
 def linear_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Module]:
@@ -30,7 +46,7 @@ def linear_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Modul
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not any(_matches(name, entry) for entry in ignore)
+        if isinstance(module, nn.Linear | Conv1D) and not matches(name, ignore)
     }
     if not layers:
         raise ValueError(
@@ -40,10 +56,85 @@ def linear_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Modul
     return layers
 
 
-def _matches(name: str, entry: str) -> bool:
-    if entry.startswith("re:"):
-        return re.match(entry[3:], name) is not None
-    return name == entry or name.endswith("." + entry)
+def watched_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Module]:
+    """Everything whose input statistics describe, by name, without the ignored: see the head of this module.
+
+    The weights of fused experts appear one by one, `<experts>.<number>.gate_up_proj`, each with the module of all.
+
+    Args:
+        ignore: as for `linear_layers`; the name of a module of experts stands for all of them.
+
+    Raises:
+        ValueError: none is left.
+    """
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if matches(name, ignore):
+            continue
+        if are_fused_experts(module):
+            layers |= {part: module for part in projections(name, module) if not matches(part, ignore)}
+        elif _reads_rows(module) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            layers[name] = module
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no Linear or Conv1D besides those that statistics.ignore in params.yaml "
+            f"names ({', '.join(ignore)}), and no Conv2d or experts"
+        )
+    return layers
+
+
+def left_out(model: nn.Module, ignore: Sequence[str]) -> dict[str, str]:
+    """Modules with weights that nothing is known about, not ignored, and why: nothing is left out silently."""
+    watched = {id(module) for module in watched_layers(model, ignore).values()}
+    found = {}
+    for name, module in model.named_modules():
+        shapes = [tuple(weight.shape) for weight in module.parameters(recurse=False) if weight.dim() > 1]
+        if not shapes or id(module) in watched or isinstance(module, nn.Embedding) or matches(name, ignore):
+            continue
+        if are_fused_experts(module):  # every weight of it is ignored
+            continue
+        kind = type(module).__name__
+        if isinstance(module, nn.Conv2d):
+            found[name] = f"{kind} of {module.groups} groups: only convolutions of one group are watched"
+        elif any(len(shape) == 3 for shape in shapes) and "xpert" in kind:
+            found[name] = f"{kind}: experts in one tensor whose arithmetic is not known here; their inputs are not seen"
+        else:
+            found[name] = f"{kind} with weights {', '.join(map(str, shapes))}: what it reads is not known here"
+    return found
+
+
+def output_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules whose output is to be described (`statistics.outputs`), by name.
+
+    Raises:
+        ValueError: a name fits no module.
+    """
+    modules = dict(model.named_modules())
+    for entry in names:
+        if not any(matches(name, [entry]) for name in modules):
+            raise ValueError(
+                f"statistics.outputs in params.yaml: no module of {type(model).__name__} is {entry!r}; give a full "
+                'name, its end after a dot, or a regular expression after "re:"'
+            )
+    return {name: module for name, module in modules.items() if matches(name, names)}
+
+
+def _reads_rows(module: nn.Module) -> bool:
+    """A layer that multiplies the last dimension of its one input: Linear, Conv1D, a router of transformers."""
+    if isinstance(module, nn.Linear | Conv1D):
+        return True
+    weight = getattr(module, "weight", None)
+    return type(module).__name__.endswith("Router") and isinstance(weight, Tensor) and weight.dim() == 2
+
+
+def matches(name: str, entries: Sequence[str]) -> bool:
+    """Whether one of the entries names this module: in full, by its end after a dot, or by "re:" and an expression."""
+    return any(
+        re.match(entry[3:], name) is not None
+        if entry.startswith("re:")
+        else name == entry or name.endswith("." + entry)
+        for entry in entries
+    )
 
 
 def network_of(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> nn.Module:
@@ -95,24 +186,45 @@ def require_finite(site: str, sample_id: str, *extremes: Tensor) -> None:
 class LinearInputs:
     """Finds out which layers share an input, and shows each distinct input once."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], visit: Visit) -> None:
-        self.layers, self.visit = layers, visit
+    def __init__(
+        self, layers: Mapping[str, nn.Module], visit: Visit, outputs: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        """
+        Args:
+            layers: from `linear_layers` or `watched_layers`.
+            outputs: modules whose output is shown, too, as the site `<name>:output`.
+        """
+        self.layers, self.visit, self.outputs = layers, visit, outputs or {}
         self.site_of: dict[str, str] = {}
         """Layer -> its site, in the order in which the layers first ran."""
         self.sample_id = ""
+        self.tokens: int | None = None
         self.seen: dict[tuple[Any, ...], tuple[weakref.ref[Tensor], int, str]] = {}
 
-    def begin(self, sample_id: str) -> None:
-        """Call before each forward pass."""
-        self.sample_id = sample_id
+    def begin(self, sample_id: str, tokens: int | None = None) -> None:
+        """Call before each forward pass.
+
+        Args:
+            tokens: of the sample; an input with another number of rows is some selection of them.
+        """
+        self.sample_id, self.tokens = sample_id, tokens
         self.seen.clear()
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Watch the layers while inside."""
-        handles = [
-            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True) for name, layer in self.layers.items()
-        ]
+        handles = []
+        experts: dict[str, tuple[nn.Module, set[str]]] = {}
+        for name, layer in self.layers.items():
+            if are_fused_experts(layer):
+                module, number, part = name.rsplit(".", 2)
+                experts.setdefault(module, (layer, set()))[1].add(f"{number}.{part}")
+            else:
+                handles.append(layer.register_forward_pre_hook(self._hook(name), with_kwargs=True))
+        for name, (layer, watched) in experts.items():
+            handles.append(layer.register_forward_pre_hook(self._experts_hook(name, watched), with_kwargs=True))
+        for name, layer in self.outputs.items():
+            handles.append(layer.register_forward_hook(self._output_hook(name + OUTPUT)))
         try:
             yield
         finally:
@@ -127,11 +239,13 @@ class LinearInputs:
         return {site: tuple(layers) for site, layers in members.items()}
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        chosen = EXPERT.search(name) is not None
+
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
             if x.numel() == 0:  # an expert without a token
                 return
-            site = self._site(name, x)
+            site = self._site(name, x, geometry(module) if isinstance(module, nn.Conv2d) else ())
             if self.site_of.setdefault(name, site) != site:
                 raise ValueError(
                     f"layer {name!r} reads the input of {site!r} for sample {self.sample_id}, before it read that of "
@@ -139,13 +253,57 @@ class LinearInputs:
                     "change: add it to statistics.ignore in params.yaml"
                 )
             if site == name:
-                self.visit(site, x, None)
+                if isinstance(module, nn.Conv2d):
+                    self._show(site, patches(module, x), True)
+                else:
+                    self._show(site, x, chosen)
 
         return observe
 
-    def _site(self, name: str, x: Tensor) -> str:
-        """The layer that read this very tensor first in this forward pass."""
-        key = (x.data_ptr(), x.shape, x.stride(), x.dtype)
+    def _experts_hook(
+        self, name: str, watched: set[str]
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # transformers calls all its experts with (hidden states, chosen experts, their weights)
+            hidden_states, chosen = [*args, *kwargs.values()][:2]
+            for part, x, positions in routed_inputs(module, hidden_states, chosen, watched):
+                site = f"{name}.{part}"
+                self.site_of.setdefault(site, site)
+                self.visit(site, x, positions)
+
+        return observe
+
+    def _output_hook(self, site: str) -> Callable[[nn.Module, Any, Any], None]:
+        chosen = EXPERT.search(site) is not None
+
+        def observe(module: nn.Module, args: Any, output: Any) -> None:
+            x = output[0] if isinstance(output, tuple | list) else output
+            if not isinstance(x, Tensor):
+                raise ValueError(
+                    f"{site}: {type(module).__name__} gives {type(x).__name__}, expected a tensor; take it out of "
+                    "statistics.outputs in params.yaml"
+                )
+            if x.numel() == 0:
+                return
+            self.site_of.setdefault(site, site)
+            if isinstance(module, nn.Conv2d):  # gives its channels in front
+                self._show(site, x.movedim(-3, -1), True)
+            else:
+                self._show(site, x, chosen)
+
+        return observe
+
+    def _show(self, site: str, x: Tensor, chosen: bool) -> None:
+        """Show activations; `chosen`: their rows are not the sample's tokens in order."""
+        rows = x.numel() // x.shape[-1]
+        if chosen or (self.tokens is not None and rows != self.tokens):
+            self.visit(site, x, torch.full((rows,), UNKNOWN, dtype=torch.int64, device=x.device))
+        else:
+            self.visit(site, x, None)
+
+    def _site(self, name: str, x: Tensor, view: tuple[object, ...]) -> str:
+        """The layer that read this very tensor, in the same view, first in this forward pass."""
+        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, view)
         if key in self.seen:
             earlier, version, site = self.seen[key]
             # Dead: the memory was given to another tensor. Another version: it was written to in between.

@@ -1,0 +1,74 @@
+"""Experts that a model stores as one tensor: which tokens each of them was sent, and what each of its products reads.
+
+Since version 5, transformers holds the experts of a layer in 3-dimensional parameters, `gate_up_proj` and `down_proj`
+with the expert first, and multiplies them in one of several ways (`integrations/moe.py`: a loop, batched or grouped
+products). No module sees the tokens of one expert, so they are picked here from the router's choice, which the experts'
+module is called with, and the input of `down_proj` is computed a second time: one product with `gate_up_proj` per
+expert, about a third of what the experts cost. The model's own computation is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SAID_BY_TRANSFORMERS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "act_fn")
+"""What transformers' `use_experts_implementation` says of a class of experts, which makes them all alike."""
+DOWN = "down_proj"
+
+
+def are_fused_experts(module: nn.Module) -> bool:
+    """Whether this is a module of experts whose arithmetic is known here."""
+    if not all(hasattr(module, name) for name in SAID_BY_TRANSFORMERS):
+        return False
+    weights = [getattr(module, name, None) for name in (_up(module), DOWN)]
+    return all(isinstance(weight, Tensor) and weight.dim() == 3 for weight in weights)
+
+
+def projections(name: str, module: Any) -> list[str]:
+    """Names for the weights of each expert of the module `name`, as if every expert were a module of two Linears."""
+    experts = getattr(module, DOWN).shape[0]
+    return [f"{name}.{expert}.{part}" for expert in range(experts) for part in (_up(module), DOWN)]
+
+
+@torch.no_grad()
+def routed_inputs(
+    module: Any, hidden_states: Tensor, chosen: Tensor, watched: Container[str]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What the weights of each expert are multiplied with.
+
+    Args:
+        module: as `are_fused_experts` knows them.
+        hidden_states: (tokens, width) or (1, tokens, width), of one sample.
+        chosen: (tokens, k) integers: the experts that the router sends each token to; a number beyond the last expert
+            is none.
+        watched: of `<expert>.<weight>`, those that are wanted.
+
+    Yields:
+        (`<expert>.<weight>`, activations (n, width), positions (n,) int64 ascending), expert after expert, for those
+        that were sent a token.
+    """
+    x = hidden_states.reshape(-1, hidden_states.shape[-1])
+    chosen = chosen.reshape(len(x), -1)
+    up, down = getattr(module, _up(module)), getattr(module, DOWN)
+    for expert in torch.unique(chosen).tolist():
+        first, second = f"{expert}.{_up(module)}", f"{expert}.{DOWN}"
+        if expert >= len(down) or (first not in watched and second not in watched):
+            continue
+        positions = (chosen == expert).any(dim=1).nonzero().view(-1)
+        rows = x[positions]
+        if first in watched:
+            yield first, rows, positions
+        if second in watched:
+            bias = getattr(module, f"{_up(module)}_bias")[expert] if module.has_bias else None
+            weight = up[expert].T if module.is_transposed else up[expert]
+            product = functional.linear(rows, weight, bias)
+            yield second, module._apply_gate(product) if module.has_gate else module.act_fn(product), positions
+
+
+def _up(module: Any) -> str:
+    return "gate_up_proj" if module.has_gate else "up_proj"

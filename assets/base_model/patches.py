@@ -1,0 +1,52 @@
+"""A convolution as a matrix product: the rows that its weight is multiplied with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The patches of an image that a convolution reads.
+
+    Args:
+        layer: of one group.
+        x: (n, channels, height, width) or (channels, height, width).
+
+    Returns:
+        (n * output positions, channels * kernel height * kernel width): `patches @ weight.flatten(1).T` plus the bias
+        is the output, position by position.
+    """
+    x = x if x.dim() == 4 else x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    # unfold takes channels in the order of weight.flatten(1)
+    columns = functional.unfold(
+        functional.pad(x, _padding(layer), mode=mode), layer.kernel_size, layer.dilation, stride=layer.stride
+    )
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+def geometry(layer: nn.Conv2d) -> tuple[object, ...]:
+    """What decides the patches besides the image: convolutions that agree in it read the same."""
+    return layer.kernel_size, layer.stride, layer.dilation, tuple(_padding(layer)), layer.padding_mode
+
+
+def _padding(layer: nn.Conv2d) -> list[int]:
+    """Left, right, top, bottom, as `functional.pad` wants it."""
+    sides: list[int] = []
+    for size, dilation, padding in zip(
+        reversed(layer.kernel_size), reversed(layer.dilation), _per_dimension(layer.padding), strict=True
+    ):
+        # "same" with an even reach puts what is left over behind, as torch does
+        total = dilation * (size - 1) if padding == "same" else 2 * cast(int, padding)
+        sides += [total // 2, total - total // 2]
+    return sides
+
+
+def _per_dimension(padding: str | Sequence[int]) -> list[str | int]:
+    if isinstance(padding, str):
+        return ["same", "same"] if padding == "same" else [0, 0]
+    return list(reversed(padding))
