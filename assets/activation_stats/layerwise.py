@@ -22,13 +22,16 @@ from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats
 from assets.activation_stats.totals import Masks, Sample, Totals, in_order
 from assets.base_model.decoder import Call, Decoder
-from assets.base_model.inputs import LinearInputs, Visit, linear_layers, network_of
+from assets.base_model.inputs import LinearInputs, Visit, network_of, output_layers, watched_layers
 from assets.base_model.streamed import StreamedModel
 
 IN_MEMORY = 4 << 30
 """Bytes of hidden states that are kept in memory."""
 CALLS = 256 << 20
 """Bytes of masks and position embeddings that are kept in memory."""
+
+Run = Callable[[int, Sequence[int], LinearInputs], None]
+"""(row, token ids, what watches the layers) -> None: one sample through what is in memory."""
 
 
 def layer_by_layer(
@@ -54,52 +57,57 @@ def layer_by_layer(
     """
     model, decoder = streamed.model, Decoder(streamed.model)
     ordered = in_order(model, samples)
-    layers = linear_layers(model, settings.ignore)
-    network = network_of(model, layers)
+    layers, outputs = watched_layers(model, settings.ignore), output_layers(model, settings.outputs)
+    network = network_of(model, {**layers, **outputs})
     around = _around(model, network, decoder)
     calls = _Calls(streamed, decoder, around)
 
-    def observed(
-        watched: dict[str, nn.Module], present: Callable[[str], bool], run: Callable[[int, Sequence[int]], None]
-    ) -> ActivationStats:
+    def observed(inside: Callable[[str], bool], present: Callable[[str], bool], run: Run) -> ActivationStats:
+        watched = {name: module for name, module in layers.items() if inside(name)}
+        shown = {name: module for name, module in outputs.items() if inside(name)}
         totals = Totals(ordered, settings, base_model_digest, fingerprint, masks)
-        inputs = LinearInputs(watched, calls.guarded(totals.add))
-        with streamed.present(present), inputs.hooked():
+        inputs = LinearInputs(watched, calls.guarded(totals.add), shown)
+        with streamed.present(present):
             for row, (sample_id, ids) in enumerate(totals.samples()):
-                inputs.begin(sample_id)
-                run(row, ids)
+                inputs.begin(sample_id, len(ids))
+                run(row, ids, inputs)
                 if progress is not None:
                     progress(len(ids))
         return totals.result(inputs.members(), watched)
+
+    def through(number: int, row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
+        x, call = hidden[row].to(streamed.device), calls.of(number, ids)
+        with inputs.hooked():
+            hidden[row] = decoder.run(number, x, call)
+
+    def finish(row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
+        with inputs.hooked():
+            decoder.around(network, ids, hidden[row].to(streamed.device))
 
     with HiddenStates(in_memory, scratch) as hidden:
         with streamed.present(around):
             for row, (_, ids) in enumerate(ordered):
                 hidden[row] = calls.begin(ids)
-
-        def through(number: int, row: int, ids: Sequence[int]) -> None:
-            x = hidden[row].to(streamed.device)
-            hidden[row] = decoder.run(number, x, calls.of(number, ids))
-
-        def finish(row: int, ids: Sequence[int]) -> None:
-            decoder.around(network, ids, hidden[row].to(streamed.device))
-
         for number, name in enumerate(decoder.names):
-            watched = {layer: module for layer, module in layers.items() if layer.startswith(f"{name}.")}
-            yield observed(watched, _starting_with(f"{name}."), partial(through, number))
-        outside = {layer: module for layer, module in layers.items() if not layer.startswith(f"{decoder.name}.")}
-        if outside:
+            within = _within(name)
+            yield observed(within, within, partial(through, number))
+
+        def outside(name: str) -> bool:
+            return not _within(decoder.name)(name)
+
+        if any(map(outside, (*layers, *outputs))):
             yield observed(outside, around, finish)
 
 
-def _starting_with(prefix: str) -> Callable[[str], bool]:
-    return lambda weight: weight.startswith(prefix)
+def _within(module: str) -> Callable[[str], bool]:
+    """Whether a name is that of the module or of something in it."""
+    return lambda name: name == module or name.startswith(f"{module}.")
 
 
 def _around(model: nn.Module, network: nn.Module, decoder: Decoder) -> Callable[[str], bool]:
     """Which weights are needed outside the layers: those of `network`, so not an output projection nobody looks at."""
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is network)
-    return lambda weight: weight.startswith(prefix) and not weight.startswith(f"{decoder.name}.")
+    return lambda weight: weight.startswith(prefix) and not _within(decoder.name)(weight)
 
 
 class _Calls:
