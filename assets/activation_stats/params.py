@@ -29,3 +29,18 @@ class StatisticsParams(BaseModel):
     """Parts that the samples are cut into, in order; each is summed by itself and the sums are merged in order. What
     workers may share out: the result depends on the number of shards, not on the number of workers."""
     ignore: tuple[str, ...] = ("lm_head",)
+
+
+class ExecutionParams(BaseModel):
+    """`execution:` in params.yaml: how statistics are collected. It changes no byte of them and makes nothing stale."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["auto", "whole", "layerwise"] = "auto"
+    """The whole model in memory, or one decoder layer at a time; auto: layerwise where the whole would not fit."""
+    hidden_gib: float = Field(default=4.0, ge=0)
+    """Layerwise: hidden states that each worker keeps in memory, in GiB; the rest waits on disk."""
+    executor: Literal["local", "ray"] = "local"
+    """What runs the workers: processes of this machine, or Ray (the optional extra `ray`), also of this machine."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that share out the parts of a calibration set (`statistics.shards`)."""
