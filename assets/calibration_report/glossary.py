@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from assets.calibration_report.study import Study
@@ -27,23 +28,79 @@ TERMS = {
 }
 
 METHODS = {
-    "rtn": "weights rounded to nearest",
-    "gptq": "weights rounded one column at a time, each making up for the error of those before (GPTQ); reads the "
+    "rtn": "each weight is rounded to the nearest value",
+    "gptq": "weights are rounded one column at a time, each making up for the error of those before (GPTQ); reads the "
     "calibration set's second moments",
+    "adaround": "each weight is rounded up or down so that the layer's output changes least (AdaRound, here solved on "
+    "the calibration set's second moments)",
+}
+TRANSFORMS = {
+    "smoothquant": "before that, SmoothQuant: channels of the activations that reach far are scaled down, and their "
+    "weights up by as much",
+    "awq": "before that, AWQ: weights that meet large activations are scaled up, so that rounding costs them less",
+}
+RANGES = {
+    "percentile": "values beyond the {percentile:g}th percentile are cut off",
+    "mse": "the range with the least squared error is taken",
 }
 
 
 def scheme_sentence(study: Study, name: str) -> dict[str, Any]:
-    """Name and meaning of a scheme, with the group sizes that were really used."""
+    """Name and meaning of a scheme, with the widths and group sizes that were really used."""
     figures = study.metrics[study.calibrations[0], name]
-    scheme, sizes = figures["scheme"], figures["group_sizes"]
-    bits = f"{scheme['weight_bits']}-bit weights"
-    if activations := scheme.get("activations"):
-        when = "a scale per token" if activations["dynamic"] else "one range per tensor from the calibration set"
-        bits += f" and {activations['bits']}-bit activations ({when})"
-    used = [f"{size} ({count} layers)" if len(sizes) > 1 else size for size, count in sorted(sizes.items())]
-    if set(sizes) == {"per channel"}:
-        groups = "one scale per output channel"
+    text = describe_scheme(figures["scheme"], figures["group_sizes"], figures.get("bits", {}))
+    return {"name": name, "text": text}
+
+
+def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: Mapping[str, int]) -> str:
+    """A scheme in plain words.
+
+    Args:
+        scheme: an entry of params.yaml with all defaults; what an older record does not know counts as not asked for.
+        sizes: layers by group size, "per channel" or "per tensor".
+        bits: layers by width of a weight; read for mixed precision.
+    """
+    parts = [_weights(scheme, sizes, bits)]
+    parts.append(METHODS.get(scheme["method"], scheme["method"]) + _order(scheme))
+    if transform := scheme.get("transform"):
+        parts.append(TRANSFORMS.get(transform, transform))
+    if scheme.get("propagate") == "quantized":
+        parts.append("each layer is solved behind the ones that are already quantized, so the set is run again")
+    return "; ".join(parts) + "."
+
+
+def _weights(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: Mapping[str, int]) -> str:
+    if mixed := scheme.get("mixed"):
+        used = join([f"{width} bits in {count} layers" for width, count in sorted(bits.items())])
+        text = f"weights of {mixed['average_bits']:g} bits on average" + (f" ({used})" if used else "")
     else:
-        groups = f"one scale per group of {join(used)} weights"
-    return {"name": name, "text": f"{bits}, {groups}; {METHODS.get(scheme['method'], scheme['method'])}."}
+        text = f"{scheme['weight_bits']}-bit weights"
+    if activations := scheme.get("activations"):
+        text += f" and {activations['bits']}-bit activations ({_activations(activations)})"
+    return f"{text}, {_scales(scheme, sizes)}"
+
+
+def _activations(activations: Mapping[str, Any]) -> str:
+    if activations["dynamic"]:
+        return "a scale per token, found while the model runs"
+    range_ = RANGES.get(activations.get("range", "minmax"))
+    text = "one range per tensor from the calibration set" + (f": {range_.format(**activations)}" if range_ else "")
+    return text if activations.get("symmetric", True) else f"{text}, not centred on zero"
+
+
+def _scales(scheme: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    if set(sizes) <= {"per channel"}:
+        text = "one scale per output channel"
+    elif set(sizes) == {"per tensor"}:
+        text = "one scale per layer"
+    else:
+        used = [f"{size} ({count} layers)" if len(sizes) > 1 else size for size, count in sorted(sizes.items())]
+        text = f"one scale per group of {join(used)} weights"
+    if not scheme.get("symmetric", True):
+        text += " and a zero point beside it"
+    range_ = RANGES.get(scheme.get("range", "minmax"))
+    return text + (f"; of the weights that share a scale, {range_.format(**scheme)}" if range_ else "")
+
+
+def _order(scheme: Mapping[str, Any]) -> str:
+    return "; columns that see the most come first" if scheme.get("act_order") else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def build_evaluation(
         "base_model": base_digest,
         "calibration_set": record["calibration_set"]["digest"],
         "scheme": record["scheme"],
-        "group_sizes": Counter(str(layer["group_size"] or "per channel") for layer in record["layers"].values()),
+        "bits": Counter(str(layer["bits"]) for layer in record["layers"].values()),
+        "group_sizes": Counter(map(_granularity, record["layers"].values())),
         "fallbacks": record["fallbacks"],
         "fingerprint": fingerprint,
         "samples_digest": held_out.digest,
@@ -84,6 +86,10 @@ def build_evaluation(
     plot_kl_by_domain(metrics["by_domain"], out / DOMAINS)
     kl_per_domain = {f"kl_mean_{domain}": values["kl_mean"] for domain, values in metrics["by_domain"].items()}
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)} | kl_per_domain
+
+
+def _granularity(layer: Mapping[str, Any]) -> str:
+    return "per tensor" if layer.get("per_tensor") else str(layer["group_size"] or "per channel")
 
 
 def _measure(
