@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-SAID_BY_TRANSFORMERS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "act_fn")
+SAID_BY_TRANSFORMERS = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
 """What transformers' `use_experts_implementation` says of a class of experts, which makes them all alike."""
 DOWN = "down_proj"
 
