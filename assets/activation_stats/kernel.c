@@ -47,8 +47,10 @@ EXPORT int plumbline_fast(void) {
 
 static int64_t at_most(int64_t value, int64_t most) { return value < most ? value : most; }
 
-/* Bit i is set for i < n. */
-static uint32_t first_bits(int64_t n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
+/* A mask of the first n of `lanes` lanes; n may be negative or more than there are. */
+static inline uint32_t first_bits(int64_t n, int lanes) {
+    return n <= 0 ? 0 : (uint32_t)((1ull << at_most(n, lanes)) - 1);
+}
 
 /* --- Hessian ---------------------------------------------------------------------------------------------------- */
 
@@ -58,7 +60,7 @@ FAST static void pack_panel(const uint16_t *x, int64_t tokens, int64_t width, in
     for (int64_t t = 0; t < tokens; t += 2, out += PANEL)
         for (int v = 0; v < VECTORS; v++) {
             int64_t channel = panel * PANEL + v * LANES;
-            __mmask16 mask = (__mmask16)first_bits(at_most(width - channel, LANES));
+            __mmask16 mask = first_bits(width - channel, LANES);
             const uint16_t *row = x + t * width + channel;
             __m512i first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
             __m512i second = _mm512_setzero_si512();
@@ -67,28 +69,29 @@ FAST static void pack_panel(const uint16_t *x, int64_t tokens, int64_t width, in
         }
 }
 
-/* ROWS x PANEL entries of S, for all segments one after the other: float32 sums within a segment, added in float64. */
-FAST static void block(double *S, int64_t width, int64_t row, int64_t column, const uint32_t *left,
-                       const uint32_t *right, const int64_t *starts, const int64_t *pairs, const double *weights,
-                       int64_t segments) {
-    int64_t rows = at_most(width - row, ROWS), columns = at_most(width - column, PANEL);
-    if (rows <= 0) return;
+/* ROWS x PANEL entries of S, for all segments one after the other: float32 sums within a segment, added in float64.
+ * Of the panel's vectors only [from, to): constants, so that the sums are registers. */
+FAST static inline __attribute__((always_inline)) void
+vectors(const int from, const int to, double *S, int64_t width, int64_t rows, int64_t columns, const uint32_t *left,
+        const uint32_t *right, const int64_t *starts, const int64_t *pairs, const double *weights, int64_t segments) {
     for (int64_t r = 0; r < rows; r++) /* on its way from memory while the first segment is multiplied */
-        for (int64_t c = 0; c < columns; c += 8) _mm_prefetch((const char *)(S + (row + r) * width + column + c), _MM_HINT_T1);
+        for (int64_t c = from * LANES; c < columns; c += 8) _mm_prefetch((const char *)(S + r * width + c), _MM_HINT_T1);
     for (int64_t segment = 0; segment < segments; segment++) {
         const uint32_t *a = left + starts[segment] * PANEL, *b = right + starts[segment] * PANEL;
         __m512 sum[ROWS][VECTORS];
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_setzero_ps();
+#pragma GCC unroll 3
+            for (int v = from; v < to; v++) sum[r][v] = _mm512_setzero_ps();
         for (int64_t pair = 0; pair < pairs[segment]; pair++, a += PANEL, b += PANEL) {
-            __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + LANES),
-                     b2 = (__m512bh)_mm512_loadu_si512(b + 2 * LANES);
+            __m512bh bv[VECTORS];
+#pragma GCC unroll 3
+            for (int v = from; v < to; v++) bv[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; r++) {
                 __m512bh ar = (__m512bh)_mm512_set1_epi32((int)a[r]);
-                sum[r][0] = _mm512_dpbf16_ps(sum[r][0], ar, b0);
-                sum[r][1] = _mm512_dpbf16_ps(sum[r][1], ar, b1);
-                sum[r][2] = _mm512_dpbf16_ps(sum[r][2], ar, b2);
+#pragma GCC unroll 3
+                for (int v = from; v < to; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], ar, bv[v]);
             }
         }
         __m512d weight = _mm512_set1_pd(weights[segment]);
@@ -96,10 +99,9 @@ FAST static void block(double *S, int64_t width, int64_t row, int64_t column, co
         for (int r = 0; r < ROWS; r++) {
             if (r >= rows) break;
 #pragma GCC unroll 3
-            for (int v = 0; v < VECTORS; v++) {
-                double *s = S + (row + r) * width + column + v * LANES;
-                int64_t left_over = columns - v * LANES;
-                __mmask8 low = (__mmask8)first_bits(at_most(left_over, 8)), high = (__mmask8)first_bits(at_most(left_over - 8, 8));
+            for (int v = from; v < to; v++) {
+                double *s = S + r * width + v * LANES;
+                __mmask8 low = first_bits(columns - v * LANES, 8), high = first_bits(columns - v * LANES - 8, 8);
                 __m512d p = _mm512_cvtps_pd(_mm512_castps512_ps256(sum[r][v]));
                 __m512d q = _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum[r][v], 1));
                 _mm512_mask_storeu_pd(s, low, _mm512_fmadd_pd(p, weight, _mm512_maskz_loadu_pd(low, s)));
@@ -107,6 +109,22 @@ FAST static void block(double *S, int64_t width, int64_t row, int64_t column, co
             }
         }
     }
+}
+
+/* Rows [row, row + ROWS) and the columns of one panel from `column` on, without vectors that are beyond the width or
+ * wholly below the diagonal. */
+FAST static void block(double *S, int64_t width, int64_t row, int64_t column, const uint32_t *left,
+                       const uint32_t *right, const int64_t *starts, const int64_t *pairs, const double *weights,
+                       int64_t segments) {
+    int64_t rows = at_most(width - row, ROWS), columns = at_most(width - column, PANEL);
+    int64_t from = row > column ? (row - column) / LANES : 0, to = (columns + LANES - 1) / LANES;
+    if (rows <= 0) return;
+#define CASE(f, t) \
+    case 4 * f + t: \
+        vectors(f, t, S + row * width + column, width, rows, columns, left, right, starts, pairs, weights, segments); \
+        break;
+    switch (4 * from + to) { CASE(0, 1) CASE(0, 2) CASE(0, 3) CASE(1, 2) CASE(1, 3) CASE(2, 3) }
+#undef CASE
 }
 
 /* --- Columns ---------------------------------------------------------------------------------------------------- */
@@ -128,8 +146,8 @@ FAST static inline __attribute__((always_inline)) void add16(Sums *s, __m512 x) 
 }
 
 FAST static void store16(double *out, int64_t n, const __m512d *values) {
-    _mm512_mask_storeu_pd(out, (__mmask8)first_bits(at_most(n, 8)), values[0]);
-    _mm512_mask_storeu_pd(out + 8, (__mmask8)first_bits(at_most(n - 8, 8)), values[1]);
+    _mm512_mask_storeu_pd(out, first_bits(n, 8), values[0]);
+    _mm512_mask_storeu_pd(out + 8, first_bits(n - 8, 8), values[1]);
 }
 
 /* Channels [channel, channel + STRIP) of x. The bits of a bfloat16, with those of a negative one turned over, are
@@ -137,7 +155,7 @@ FAST static void store16(double *out, int64_t n, const __m512d *values) {
 FAST static void strip(const uint16_t *x, int64_t tokens, int64_t width, int64_t channel, float *low, float *high,
                        double *sums, uint32_t *counts, int bits, const uint8_t *counted) {
     int64_t n = at_most(width - channel, STRIP), n_low = at_most(n, 16), n_high = n - n_low;
-    __mmask32 mask = first_bits(n);
+    __mmask32 mask = first_bits(n, STRIP);
     Sums s[2];
     memset(s, 0, sizeof s);
     __m512i least = _mm512_set1_epi16(INT16_MAX), most = _mm512_set1_epi16(INT16_MIN);
@@ -182,7 +200,7 @@ FAST static void strip(const uint16_t *x, int64_t tokens, int64_t width, int64_t
             code = _mm256_xor_si256(code, _mm256_srli_epi16(_mm256_srai_epi16(code, 15), 1));
             __m512 value = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(code), 16);
             value = _mm512_add_ps(value, _mm512_setzero_ps()); /* no negative zero, as kernel.py does it */
-            _mm512_mask_storeu_ps((i ? high : low) + at, (__mmask16)first_bits(m), value);
+            _mm512_mask_storeu_ps((i ? high : low) + at, first_bits(m, LANES), value);
         }
     }
 }
