@@ -31,9 +31,10 @@ def activation_range(site: Site, params: ActivationParams) -> tuple[float, float
     Raises:
         ValueError: the range is not finite, or the statistics hold no histogram, which the rule reads.
     """
-    low, high = min(0.0, float(site.min.min())), max(0.0, float(site.max.max()))
+    low, high = float(site.min.min()), float(site.max.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"the activations range from {low} to {high}; a static scale needs a finite range")
+    low, high = min(0.0, low), max(0.0, high)
     if params.range == "minmax":
         return low, high
     found = site.histogram

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -202,25 +203,72 @@ def test_provenance_survives_loading_and_saving(llama, stats, tokens, bare, tmp_
     assert saved["calibration"] == saved["quantization_config"]["calibration"] == entry
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    bits=st.sampled_from([3, 4, 8]),
-    rows=st.integers(1, 5),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    rows=st.integers(1, 40),
     groups=st.integers(1, 4),
     size=st.integers(1, 50),
+    symmetric=st.booleans(),
+    shared=st.sampled_from(["group", "channel", "tensor"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
-def test_every_code_survives_packing(seed, bits, rows, groups, size, dtype) -> None:
+def test_every_code_survives_packing(seed, bits, rows, groups, size, symmetric, shared, dtype) -> None:
+    """Against compressed-tensors' own unpacker, and its decompression, at any width and number of rows."""
     g = torch.Generator().manual_seed(seed)
     low, high = code_range(bits)
     codes = torch.randint(low, high + 1, (rows, groups * size), generator=g, dtype=torch.int8)
-    scale = (torch.rand(rows, groups, generator=g) + 1e-3).to(dtype)
-    weight = QuantizedWeight(codes, scale, Grid(bits, size))
+    shape = {"group": (rows, groups), "channel": (rows, 1), "tensor": (1, 1)}[shared]
+    scale = (torch.rand(shape, generator=g) + 1e-3).to(dtype)
+    zero = None if symmetric else torch.randint(low, high + 1, shape, generator=g, dtype=torch.int8)
+    grid = Grid(bits, size if shared == "group" else None, symmetric, shared == "tensor")
+    weight = QuantizedWeight(codes, scale, grid, zero)
     scheme = _scheme(weight, ["Linear"], None)
     tensors = compress(weight, scheme)
+    assert torch.equal(unpack_from_int32(tensors["weight_packed"], bits, codes.shape), codes)
+    assert tensors["weight_scale"].dtype == dtype
+    if zero is None:
+        assert "weight_zero_point" not in tensors
+    elif shared == "tensor":
+        assert torch.equal(tensors["weight_zero_point"], zero.view(1))
+    else:
+        assert torch.equal(unpack_from_int32(tensors["weight_zero_point"], bits, shape, packed_dim=0), zero)
     unpacked = BaseCompressor.get_value_from_registry("pack-quantized").decompress(tensors, scheme)
     assert torch.equal(unpacked["weight"], dequantize(weight))
-    ones = {**tensors, "weight_scale": torch.ones_like(scale)}
-    codes_back = BaseCompressor.get_value_from_registry("pack-quantized").decompress(ones, scheme)["weight"]
-    assert torch.equal(codes_back.to(torch.int8), codes)
+
+
+def test_packed_zero_points_are_decompressed_while_loading(llama, stats, tokens, bare, tmp_path) -> None:
+    """transformers finds the key in config.json; saved again, the model is a plain one that keeps the provenance."""
+    scheme = SchemeParams(method="rtn", group_size=128, symmetric=False)
+    quantized = quantize_model(llama, stats, scheme)
+    assert {layer.group_size for layer in quantized.layers.values()} == {4}, "the common divisor of 64 and 172"
+    add_provenance(tmp_path, export(llama, quantized, scheme, bare, tmp_path), {"format": 1}, {"digest": "d"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization_config"]["dequantize"] is True
+    assert list(config["quantization_config"]["config_groups"]) == ["group_0"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(logits(again, tokens), logits(simulate(llama, quantized, scheme), tokens))
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["calibration"] == config["calibration"]
+
+
+def test_symmetric_weights_stay_packed_in_memory(llama, stats, bare, tmp_path) -> None:
+    scheme = SchemeParams(method="rtn", group_size=32)
+    export(llama, quantize_model(llama, stats, scheme), scheme, bare, tmp_path)
+    assert "dequantize" not in json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+
+
+def test_folded_parameters_are_stored_and_simulated(llama, stats, tokens, bare, tmp_path) -> None:
+    scheme = SchemeParams(method="rtn", group_size=32)
+    quantized = quantize_model(llama, stats, scheme)
+    norm = "model.layers.0.input_layernorm.weight"
+    quantized.parameters[norm] = llama.get_parameter(norm).detach() * 2
+    export(llama, quantized, scheme, bare, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.get_parameter(norm), 2 * llama.get_parameter(norm))
+    assert torch.equal(logits(loaded, tokens), logits(simulate(llama, quantized, scheme), tokens))
+    quantized.parameters["model.nothing.weight"] = torch.ones(1)
+    with pytest.raises(ValueError, match=r"model\.nothing\.weight is no parameter"):
+        export(llama, quantized, scheme, bare, tmp_path)
