@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from assets.artifact import write_json, write_table
 from assets.base_model.score import BUNDLED
@@ -27,7 +28,8 @@ RANDOM_LLAMAS = {
     "random-6M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6},
     "random-51M": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4},
 }
-SUBJECTS = ("bundled-6M", *RANDOM_LLAMAS)
+BUNDLED_NAME = "bundled-6M"
+SUBJECTS = (BUNDLED_NAME, *RANDOM_LLAMAS)
 HEAD = 64
 FINGERPRINT = "0" * 64
 """Of the tokenization; the samples here come from no corpus."""
@@ -49,24 +51,37 @@ class Subject:
 def subject(name: str, samples: int, length: int, work: Path) -> Subject:
     """Make a subject in `work`, or take the one that is there; the same seed gives the same bytes."""
     folder = work / name
-    if name == "bundled-6M":
-        model, ids, held_out = BUNDLED, _document_windows(samples, length), _report_documents(length)
+    calibration = folder / f"samples-{samples}x{length}"
+    evaluated = folder / f"held-out-{length}.parquet"
+    model = BUNDLED if name == BUNDLED_NAME else folder / "model"
+    if not (calibration / "manifest.json").is_file() or not evaluated.is_file():
+        _write_subject(name, samples, length, model, calibration, evaluated)
+    return Subject(name, model, calibration, _read_held_out(evaluated))
+
+
+def _write_subject(name: str, samples: int, length: int, model: Path, calibration: Path, evaluated: Path) -> None:
+    if name == BUNDLED_NAME:
+        ids, held_out = _document_windows(samples, length), _report_documents(length)
     else:
-        model = folder / "model"
         if not (model / "config.json").is_file():
             _random_llama(name, model)
-        drawn = np.random.default_rng(1).integers(
-            3, VOCABULARY, size=(samples + RANDOM_HELD_OUT, length), dtype=np.int32
-        )
+        shape = (samples + RANDOM_HELD_OUT, length)
+        drawn = np.random.default_rng(1).integers(3, VOCABULARY, size=shape, dtype=np.int32)
         ids = list(drawn[:samples])
         rest = drawn[samples:].astype(np.int64)
-        names = [f"random-{row}" for row in range(len(rest))]
-        held_out = HeldOut([sample_id(row) for row in rest], names, ["random"] * len(rest), list(rest), {})
-    calibration = folder / f"samples-{samples}x{length}"
-    if not (calibration / "manifest.json").is_file():
-        calibration.mkdir(parents=True, exist_ok=True)
-        write_set(calibration, name, ids)
-    return Subject(name, model, calibration, held_out)
+        held_out = [("random", f"random-{row}", tokens) for row, tokens in enumerate(rest)]
+    calibration.mkdir(parents=True, exist_ok=True)
+    write_set(calibration, name, ids)
+    domains, documents, tokens_of = zip(*held_out, strict=True)
+    columns = {"domain": list(domains), "doc_id": list(documents), "input_ids": list(tokens_of)}
+    write_table(evaluated, pa.table(columns))
+
+
+def _read_held_out(file: Path) -> HeldOut:
+    table = pq.read_table(file)
+    tokens = [np.array(ids, np.int64) for ids in table["input_ids"].to_pylist()]
+    domains, documents = table["domain"].to_pylist(), table["doc_id"].to_pylist()
+    return HeldOut([sample_id(ids) for ids in tokens], documents, domains, tokens, {})
 
 
 def write_set(folder: Path, name: str, samples: Sequence[np.ndarray]) -> None:
@@ -141,8 +156,8 @@ def _document_windows(samples: int, length: int) -> list[np.ndarray]:
     return [unique[row] for row in drawn]
 
 
-def _report_documents(length: int) -> HeldOut:
-    """Whole documents of the report split, every n-th of a domain, until it has HELD_OUT_TOKENS tokens."""
+def _report_documents(length: int) -> list[tuple[str, str, np.ndarray]]:
+    """(domain, document, window) of the report split, documents in random order until a domain has enough tokens."""
     by_domain: dict[str, list[tuple[str, list[np.ndarray]]]] = {}
     for domain, name, cut in _windows("report", length):
         by_domain.setdefault(domain, []).append((name, cut))
@@ -156,10 +171,4 @@ def _report_documents(length: int) -> HeldOut:
             tokens += sum(map(len, few))
             if tokens >= HELD_OUT_TOKENS:
                 break
-    return HeldOut(
-        [sample_id(ids) for _, _, ids in chosen],
-        [name for _, name, _ in chosen],
-        [domain for domain, _, _ in chosen],
-        [ids for _, _, ids in chosen],
-        {},
-    )
+    return chosen

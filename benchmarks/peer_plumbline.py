@@ -1,0 +1,78 @@
+"""Plumbline's side of benchmarks/peers.py, in a process of its own: the functions behind activation_stats and
+quantized_model, statistics written and read back between them as in production. Prints one line of JSON."""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.perf_counter()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("samples", type=Path, help="a calibration_set artifact")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path, help="gets statistics/ and a folder per scheme")
+    parser.add_argument("schemes", type=json.loads, help="name -> entry of params.yaml, as JSON")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    from assets.activation_stats.build import build_activation_stats
+    from assets.base_model.load import loaded_model
+    from assets.base_model.params import ModelParams
+    from assets.quantized_model.build import build_quantized_model
+    from assets.quantized_model.params import SchemeParams
+    from orchestration.params import load_params
+
+    settings = load_params(PROJECT).statistics
+    schemes = {name: SchemeParams.model_validate(entry) for name, entry in arguments.schemes.items()}
+    imported = time.perf_counter()
+    params = ModelParams(name=str(arguments.model), device="cpu")
+    loaded_model(arguments.model, "cpu")
+    loaded, cpu = time.perf_counter(), _cpu()
+    stats = arguments.out / "statistics"
+    stats.mkdir(parents=True)
+    parts, began = {}, time.perf_counter()
+    build_activation_stats(settings, params, arguments.samples, stats, PROJECT)
+    parts["statistics"] = time.perf_counter() - began
+    for name, scheme in schemes.items():
+        began = time.perf_counter()
+        folder = arguments.out / name
+        folder.mkdir()
+        summary = build_quantized_model(name, scheme, params, stats, arguments.samples, folder, PROJECT)
+        if summary["fallbacks"]:
+            raise RuntimeError(f"{name}: layers rounded to nearest: {summary['fallbacks']}")
+        parts[name] = time.perf_counter() - began
+    done, cpu = time.perf_counter(), _cpu() - cpu
+    print(
+        json.dumps(
+            {
+                "process": done - STARTED,
+                "imports": imported - STARTED,
+                "load": loaded - imported,
+                "work": done - loaded,
+                "cpu": cpu,
+                "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "parts": parts,
+            }
+        )
+    )
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of those it started and waited for."""
+    return sum(os.times()[:4])
+
+
+if __name__ == "__main__":
+    main()

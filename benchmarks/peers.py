@@ -1,0 +1,337 @@
+"""GPTQ side by side with llm-compressor: `python -m benchmarks.peers [--samples 16 --repeats 1] [--peer FOLDER]`.
+
+The same model, samples, dtype and number of threads; W4A16 in groups of 128, symmetric, damping 0.01, blocks of 128,
+columns in order, lm_head left alone. Every run is a process of its own, and the two take turns. Plumbline writes its
+statistics and reads them back as in production, and collects histograms and extremes that GPTQ does not need;
+llm-compressor runs the script that `plumbline export` wrote, on the same token ids. Both end with a compressed folder,
+which transformers loads and one evaluation judges: KL to the base model on documents of the report split, with a
+bootstrap over documents. KL of random models on random tokens means nothing; it is not claimed.
+
+llm-compressor gets an environment of its own, in .plumbline/peers/venv, or the one that --peer names. What is finished
+is kept in .plumbline/peers, and a run that was stopped goes on there: --fresh starts anew. With 128 samples, 2 cores:
+about 4 minutes for the bundled model, 4 for random-6M, 9 for random-51M, 4 for the sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assets.artifact import read_json, sha256_files, sha256_json, write_json
+from benchmarks.peer_subjects import SUBJECTS, Subject, subject
+
+PROJECT = Path(__file__).resolve().parents[1]
+WORK = PROJECT / ".plumbline" / "peers"
+REQUIREMENTS = ("llmcompressor==0.14.0.1", "compressed-tensors==0.19.0", "transformers==5.17.0", "torch==2.13.0")
+PEER, OURS = "llm-compressor", "plumbline"
+ONE = "w4a16-gptq"
+SCHEMES: dict[str, dict[str, Any]] = {
+    ONE: {"method": "gptq", "weight_bits": 4, "group_size": 128},
+    "w4a16-gptq-g32": {"method": "gptq", "weight_bits": 4, "group_size": 32},
+    "w3a16-gptq": {"method": "gptq", "weight_bits": 3, "group_size": 128},
+    "w8a16-gptq": {"method": "gptq", "weight_bits": 8},
+    "w4a16-rtn": {"method": "rtn", "weight_bits": 4, "group_size": 128},
+    "w8a16-rtn": {"method": "rtn", "weight_bits": 8},
+    "w8a8-static": {"method": "rtn", "weight_bits": 8, "activations": {}},
+    "w8a8-dynamic": {"method": "rtn", "weight_bits": 8, "activations": {"dynamic": True}},
+}
+"""Of the sweep: four of GPTQ at different widths and groups, four that round to nearest."""
+SWEPT = "bundled-6M"
+AIMS = {"bundled-6M": 10, "random-6M": 10, "random-51M": 5}
+SWEEP_AIM = 3
+LIMIT = 900
+"""Seconds until a run is stopped."""
+RESAMPLES, CONFIDENCE = 2000, 0.95
+ASK_VERSIONS = (
+    "import json; from importlib.metadata import version; "
+    "print(json.dumps({n: version(n) for n in ('llmcompressor', 'compressed-tensors', 'torch', 'transformers')}))"
+)
+
+
+def peer_python(folder: Path | None = None) -> str | None:
+    """The Python of an environment with llm-compressor: of `folder`, PLUMBLINE_PEER or .plumbline/peers/venv."""
+    named = folder or os.environ.get("PLUMBLINE_PEER") or WORK / "venv"
+    python = Path(named) / "bin" / "python"
+    return str(python) if python.is_file() else None
+
+
+def made_environment() -> str:
+    """An environment for llm-compressor alone: it pins other versions of what Plumbline uses."""
+    venv = WORK / "venv"
+    print(
+        f"installing {', '.join(REQUIREMENTS)} into {venv.relative_to(PROJECT)}; this takes a few minutes", flush=True
+    )
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *REQUIREMENTS, "datasets"], check=True)
+    return str(venv / "bin" / "python")
+
+
+class Results:
+    """What is finished, in a JSON file: key -> figures."""
+
+    def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
+        """Takes up what `file` holds if it was measured under the same settings."""
+        self.file, self.settings = file, dict(settings)
+        kept = read_json(file) if file.is_file() else {}
+        self.found: dict[str, Any] = kept["found"] if kept.get("settings") == self.settings else {}
+
+    def get(self, key: str, measure: Any) -> Any:
+        """The figures under `key`, measured now if they are not there."""
+        if key not in self.found:
+            started = time.perf_counter()
+            print(f"  {key} ...", end="", flush=True)
+            self.found[key] = measure()
+            print(f" {time.perf_counter() - started:.0f} s", flush=True)
+            write_json(self.file, {"settings": self.settings, "found": self.found})
+        return self.found[key]
+
+
+def run(command: Sequence[str], threads: int) -> dict[str, Any]:
+    """The last line that a contender's process prints, as JSON.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "CUDA_VISIBLE_DEVICES": "",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+class Contest:
+    """The two contenders on one subject; models and hand-overs lie in a folder of the subject's own."""
+
+    def __init__(self, python: str, about: Subject, threads: int, folder: Path) -> None:
+        self.python, self.about, self.threads, self.folder = python, about, threads, folder
+
+    def model(self, contender: str, scheme: str) -> Path:
+        """Where the contender's quantized model lies once it has run."""
+        return self.folder / contender / scheme
+
+    def ours(self, schemes: Sequence[str]) -> dict[str, Any]:
+        out = _empty(self.folder / OURS)
+        asked = json.dumps({name: SCHEMES[name] for name in schemes})
+        command = [sys.executable, "-m", "benchmarks.peer_plumbline", str(self.about.samples), str(self.about.model)]
+        return run([*command, str(out), asked, "--threads", str(self.threads)], self.threads)
+
+    def peer(self, scheme: str) -> dict[str, Any]:
+        from assets.handover.llm_compressor import hand_over
+        from assets.quantized_model.params import SchemeParams
+
+        handed = _empty(self.folder / "handed-over" / scheme)
+        hand_over(self.about.samples, scheme, SchemeParams.model_validate(SCHEMES[scheme]), handed)
+        script = str(PROJECT / "benchmarks" / "peer_llm_compressor.py")
+        command = [self.python, script, str(handed), str(self.about.model), str(_empty(self.model(PEER, scheme)))]
+        figures = run([*command, "--threads", str(self.threads), "--watch"], self.threads)
+        return {**figures, "passes": self._passes(figures.pop("seen"))}
+
+    def _passes(self, seen: Mapping[str, Any]) -> int:
+        """How often llm-compressor read the samples of the set, each whole, in order.
+
+        Raises:
+            RuntimeError: it read something else.
+        """
+        from assets.calibration_set.reader import read_calibration_set
+
+        table = read_calibration_set(self.about.samples, ["sample_id", "n_tokens"])
+        names, lengths = table["sample_id"].to_pylist(), [[1, n] for n in table["n_tokens"].to_pylist()]
+        passes = len(seen["embedding"]) // len(names)
+        if seen["embedding"] != names * passes or seen["first_linear"] != lengths * passes:
+            raise RuntimeError(f"{self.about.name}: llm-compressor saw other samples than those of the set")
+        return passes
+
+    def quality(self) -> dict[str, Any]:
+        """KL and perplexity of both models, and the difference of KL with its interval over documents."""
+        return evaluate(self.about, {name: self.model(name, ONE) for name in (PEER, OURS)})
+
+
+def evaluate(about: Subject, models: Mapping[str, Path]) -> dict[str, Any]:
+    """Figures per model, and `difference`: KL of the second less KL of the first, in nats per token, with interval."""
+    from assets.base_model.load import load_model
+    from assets.calibration_report.bootstrap import bootstrap_ratio, strata_of
+    from assets.calibration_report.verdict import FEWEST_DOCUMENTS
+    from assets.evaluation.base_logits import BaseLogits
+    from assets.evaluation.held_out import batches
+    from assets.evaluation.measure import measure
+    from assets.evaluation.metrics import figures
+
+    work = list(batches(about.held_out, 4096))
+    base = BaseLogits(lambda: load_model(about.model, "cpu"), work, 2**31)
+    documents = sorted(set(zip(about.held_out.domains, about.held_out.doc_ids, strict=True)))
+    row = {document: index for index, document in enumerate(documents)}
+    of_sample = np.array([row[key] for key in zip(about.held_out.domains, about.held_out.doc_ids, strict=True)])
+    found: dict[str, Any] = {}
+    kl: list[np.ndarray] = []
+    tokens = np.zeros(0)
+    for name, folder in models.items():
+        measured, sample_of_token = measure(base, load_model(folder, "cpu"), work)
+        of_token = of_sample[sample_of_token]
+        kl.append(np.bincount(of_token, weights=measured.kl, minlength=len(documents)))
+        tokens = np.bincount(of_token, minlength=len(documents)).astype(float)
+        found[name] = figures(measured)
+    strata = strata_of([domain for domain, _ in documents], FEWEST_DOCUMENTS)
+    (difference,) = bootstrap_ratio((kl[1] - kl[0])[None], tokens, strata, RESAMPLES, 0)
+    half = difference.half_width(CONFIDENCE)
+    return {**found, "difference": difference.estimate, "half": half, "documents": len(documents)}
+
+
+def _code() -> str:
+    """A digest of Plumbline's sources: figures of other code are not taken up."""
+    files = [path for path in (PROJECT / "assets").rglob("*") if path.suffix in (".py", ".c")]
+    return sha256_json(sha256_files(PROJECT, [str(path.relative_to(PROJECT)) for path in files]))
+
+
+def _quiet() -> None:
+    """No bars and no advice between the lines of this benchmark."""
+    os.environ["TQDM_DISABLE"] = "1"
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """Median, and the range where there are several."""
+    middle = f"{_short(statistics.median(values))}{unit}"
+    return middle if len(values) < 2 else f"{middle} ({_short(min(values))}–{_short(max(values))})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 0.95 else f"{value:.2f}"
+
+
+COLUMNS = {
+    "work": ("without load", 1.0),
+    "process": ("whole process", 1.0),
+    "cpu": ("CPU", 1.0),
+    "bytes": ("peak MiB", 2**20),
+}
+
+
+def times_table(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """Lines: per subject both contenders and the ratio of their medians."""
+    lines = [f"{'':<11}{'seconds':<15}" + "".join(f"{title:>17}" for title, _ in COLUMNS.values())]
+    for name, runs in found.items():
+        for contender in (PEER, OURS):
+            cells = [spread([got[key] / unit for got in runs[contender]]) for key, (_, unit) in COLUMNS.items()]
+            lines.append(f"{name if contender == PEER else '':<11}{contender:<15}" + "".join(f"{c:>17}" for c in cells))
+        ratios = [f"{_ratio(runs, key):.1f}x" for key in COLUMNS]
+        ratios[0] = f"{ratios[0]}, aim {AIMS[name]}x"
+        lines.append(f"{'':<11}{'ratio':<15}" + "".join(f"{r:>17}" for r in ratios))
+    return lines
+
+
+def _ratio(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> float:
+    peer, ours = (statistics.median(got[key] for got in runs[name]) for name in (PEER, OURS))
+    return float(peer / ours)
+
+
+def quality_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines: KL and perplexity of both, the difference with its interval, and whether it is no worse."""
+    lines = [f"{'':<12}{'':<16}{'KL, nats':>12}{'perplexity':>12}{'base':>9}{'top-1':>8}"]
+    for name, got in found.items():
+        for contender in (PEER, OURS):
+            f = got[contender]
+            cells = f"{f['kl_mean']:>12.5f}{f['perplexity_quantized']:>12.3f}{f['perplexity_base']:>9.3f}"
+            lines.append(f"{name if contender == PEER else '':<12}{contender:<16}{cells}{f['top1_agreement']:>8.3f}")
+        d, half = got["difference"], got["half"]
+        word = "better" if d + half < 0 else "worse" if d - half > 0 else "no difference"
+        claim = word if name == SWEPT else "random tokens: no claim"
+        interval = f"± {half:.5f} ({CONFIDENCE:.0%}, {got['documents']} documents)"
+        lines.append(f"{'':<12}{'difference':<16}{d:>+12.5f} {interval}: {claim}")
+    return lines
+
+
+def sweep_table(found: Mapping[str, Any], one: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Lines: seconds of eight schemes against the seconds of one, for both."""
+    peer, parts = found[PEER], found[OURS]["parts"]
+    lines = [f"{'':<22}{PEER:>16}{OURS:>14}   seconds without load"]
+    lines.append(f"{'statistics':<22}{'':>16}{parts['statistics']:>14.1f}")
+    lines += [f"{name:<22}{peer[name]['work']:>16.1f}{parts[name]:>14.1f}" for name in SCHEMES]
+    whole = {PEER: sum(got["work"] for got in peer.values()), OURS: found[OURS]["work"]}
+    single = {name: statistics.median(got["work"] for got in one[name]) for name in (PEER, OURS)}
+    lines.append(f"{'all eight':<22}{whole[PEER]:>16.1f}{whole[OURS]:>14.1f}")
+    times = {name: whole[name] / single[name] for name in whole}
+    lines.append(f"{'against one':<22}{times[PEER]:>15.1f}x{times[OURS]:>13.1f}x   aim {SWEEP_AIM}x")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sample (512)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns that each contender takes (3)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=SUBJECTS, metavar="NAME")
+    parser.add_argument("--no-sweep", action="store_true", help="leave out the eight schemes")
+    parser.add_argument("--peer", type=Path, help="an environment that has llm-compressor")
+    parser.add_argument("--fresh", action="store_true", help="forget what is finished")
+    arguments = parser.parse_args()
+    _quiet()
+    started = time.perf_counter()
+    python = peer_python(arguments.peer) or made_environment()
+    versions = run([python, "-c", ASK_VERSIONS], arguments.threads)
+    settings = {
+        "samples": arguments.samples,
+        "length": arguments.length,
+        "threads": arguments.threads,
+        "peer": versions,
+        "code": _code(),
+    }
+    WORK.mkdir(parents=True, exist_ok=True)
+    file = WORK / f"results-{arguments.samples}x{arguments.length}.json"
+    if arguments.fresh:
+        file.unlink(missing_ok=True)
+    results = Results(file, settings)
+    times, quality, sweep = {}, {}, None
+    for name in arguments.subjects:
+        about = subject(name, arguments.samples, arguments.length, WORK)
+        contest = Contest(python, about, arguments.threads, WORK / name)
+        runs: dict[str, list[Any]] = {PEER: [], OURS: []}
+        for turn in range(arguments.repeats):
+            runs[PEER].append(results.get(f"{name}: {PEER}, turn {turn + 1}", lambda c=contest: c.peer(ONE)))
+            runs[OURS].append(results.get(f"{name}: {OURS}, turn {turn + 1}", lambda c=contest: c.ours([ONE])))
+        times[name] = runs
+        quality[name] = results.get(f"{name}: KL", contest.quality)
+        if name == SWEPT and not arguments.no_sweep:
+            peers = {s: results.get(f"{name}: {PEER}, {s}", lambda c=contest, s=s: c.peer(s)) for s in SCHEMES}
+            ours = results.get(f"{name}: {OURS}, eight schemes", lambda c=contest: c.ours(list(SCHEMES)))
+            sweep = {PEER: peers, OURS: ours}
+    print(f"\nGPTQ W4A16 g128, bfloat16, {arguments.samples} x {arguments.length} tokens, {arguments.threads} threads")
+    print(", ".join(f"{key} {value}" for key, value in versions.items()))
+    passes = {got["passes"] for runs in times.values() for got in runs[PEER]}.pop()
+    print(f"llm-compressor's forward passes saw the samples of the set, each whole and in order, {passes} times\n")
+    tables = [times_table(times), quality_table(quality)]
+    if sweep is not None:
+        tables.append(sweep_table(sweep, times[SWEPT]))
+    print("\n\n".join("\n".join(lines) for lines in tables))
+    print(f"\nthis command took {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""llm-compressor itself, on what was handed over. Skipped where benchmarks/peers.py has made no environment for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assets.base_model.score import BUNDLED
+from assets.handover.llm_compressor import hand_over
+from assets.quantized_model.params import SchemeParams
+from assets.tokenized_samples.batches import sample_id
+from benchmarks.peer_subjects import write_set
+from benchmarks.peers import peer_python
+
+pytestmark = pytest.mark.integration
+PROJECT = Path(__file__).resolve().parents[2]
+LENGTHS = (20, 512, 33, 300, 5, 300, 64)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "passes"),
+    [
+        (SchemeParams(method="gptq", weight_bits=4, group_size=128), 2),  # calibrating, and behind the solved layer
+        (SchemeParams.model_validate({"method": "rtn", "weight_bits": 8, "activations": {}}), 1),
+    ],
+    ids=["gptq", "static activations"],
+)
+def test_llm_compressor_reads_every_sample_once_whole_and_unpadded(
+    scheme: SchemeParams, passes: int, tmp_path: Path
+) -> None:
+    python = peer_python()
+    if python is None:
+        pytest.skip("needs an environment with llm-compressor: python -m benchmarks.peers makes it, or PLUMBLINE_PEER")
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(3, 6000, size=length, dtype=np.int32) for length in LENGTHS]
+    (tmp_path / "set").mkdir()
+    write_set(tmp_path / "set", "uneven", samples)
+    hand_over(tmp_path / "set", "mine", scheme, tmp_path / "out")
+    command = [python, PROJECT / "benchmarks/peer_llm_compressor.py", tmp_path / "out", BUNDLED, tmp_path / "model"]
+    ran = subprocess.run([*map(str, command), "--watch"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    seen = json.loads(ran.stdout.splitlines()[-1])["seen"]
+    assert seen["embedding"] == [sample_id(ids) for ids in samples] * passes
+    assert seen["first_linear"] == [[1, length] for length in LENGTHS] * passes
+    assert (tmp_path / "model" / "config.json").is_file()
