@@ -1,9 +1,9 @@
 """The factor of a Hessian that a GPTQ solve needs, made once for all schemes of a calibration set.
 
-GPTQ (Frantar et al., arXiv 2210.17323) walks through the Cholesky factor of the inverse Hessian. Chee, Cai, Kuleshov and
-De Sa (QuIP, arXiv 2307.13304, theorem 6) show that the same codes come from the factor of the Hessian itself,
-H = M D M^T with M unit upper triangular: column j is w_j + sum over k < j of (w_k - q_k) M_kj. Nothing is inverted, which
-halves the work, and the factor is well conditioned where the inverse is not.
+GPTQ (Frantar et al., arXiv 2210.17323) walks through the Cholesky factor of the inverse Hessian. Chee, Cai, Kuleshov
+and De Sa (QuIP, arXiv 2307.13304, theorem 6) show that the same codes come from the factor of the Hessian itself,
+H = L^T D L with L unit lower triangular: column j is to become w_j + sum over k < j of (w_k - q_k) L_jk. Nothing is
+inverted, which halves the work.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from assets.quantized_model.solver import factor_backwards
+
 DAMPING_STEP = 2.0
-"""Factor by which the damping grows while the Hessian is not positive definite: never more than twice what it takes. (It
-stops at 1, the mean diagonal; llm-compressor gives up at once, GPTQModel adds steps of a few thousandths.)"""
+"""Factor by which the damping grows while the Hessian is not positive definite, up to 1, the mean diagonal: at most
+twice what it takes, in few tries."""
 MAX_BYTES = 2 << 30
 """What `Factors` keeps by default."""
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """P (S + diag(added)) P^T = M diag(D) M^T, where P puts the channels in `order`.
+    """S + diag(added) = L^T diag(D) L, where the channels of S, and all of these, are in `order`.
 
     Attributes:
-        M: (in, in) float64, upper triangular, ones on the diagonal.
+        L: (in, in) float64, lower triangular, ones on the diagonal.
         D: (in,) float64, positive.
         added: (in,) float64: damping * mean on every channel, and the mean once more on one that was never used.
         damping: share of the mean diagonal that it took.
         order: (in,) int64, the channel that is solved first, second ...; None: as they come.
     """
 
-    M: Tensor
+    L: Tensor
     D: Tensor
     added: Tensor
     damping: float
@@ -45,7 +46,7 @@ class Factor:
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.M, self.D, self.added, self.order) if t is not None)
+        return sum(t.numel() * t.element_size() for t in (self.L, self.D, self.added, self.order) if t is not None)
 
 
 def factor(S: Tensor, damping: float, act_order: bool = False) -> Factor | None:
@@ -65,19 +66,14 @@ def factor(S: Tensor, damping: float, act_order: bool = False) -> Factor | None:
     dead = diagonal == 0
     mean = diagonal[~dead].mean()
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else None
-    # Rows and columns reversed, the lower factor of LAPACK becomes the upper one of what was there before.
-    backwards = S.flip(0, 1) if order is None else S[order.flip(0)][:, order.flip(0)]
     for share in _dampings(damping):
         added = share * mean + mean * dead
-        if order is not None:
-            added = added[order]
-        H = backwards.clone()
-        H.diagonal().add_(added.flip(0))
-        L = _cholesky(H)
-        if L is not None:
-            M = L.flip(0, 1)
-            root = M.diagonal().clone()
-            return Factor(M.div_(root), root.square(), added, share, order)
+        H = S.clone() if order is None else S[order][:, order]
+        added = added if order is None else added[order]
+        H.diagonal().add_(added)
+        found = factor_backwards(H)
+        if found is not None:
+            return Factor(*found, added, share, order)
     return None
 
 
@@ -89,24 +85,13 @@ def _dampings(first: float) -> Iterator[float]:
     yield max(1.0, first)
 
 
-def _cholesky(H: Tensor) -> Tensor | None:
-    """Lower factor, or None. NumPy's OpenBLAS is three times as fast at it as PyTorch's MKL on AMD processors."""
-    if H.device.type != "cpu":
-        L, info = torch.linalg.cholesky_ex(H)
-        return L if int(info) == 0 else None
-    try:
-        return torch.from_numpy(np.linalg.cholesky(H.numpy()))
-    except np.linalg.LinAlgError:
-        return None
-
-
 class Factors:
     """Keeps factors while the Hessian that they were made of is alive and unchanged, up to a number of bytes.
 
     A factor is found again by the identity of the tensor S, its version (which PyTorch counts up with every change in
-    place) and a digest of its diagonal and of a sum over every row, never by a name: statistics of another set cannot
-    hit. When the room is used up, what is there stays and later factors are not kept: schemes take the sites in the same
-    order every time, and throwing out the oldest would then never find anything.
+    place) and a digest of its diagonal and of the sum of every row, never by a name: statistics of another set cannot
+    hit. When the room is used up, what is there stays and later factors are not kept: schemes take the sites in the
+    same order every time, and throwing out the oldest would then never find anything.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:

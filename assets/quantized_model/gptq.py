@@ -2,7 +2,7 @@
 
 Frantar, Ashkboos, Hoefler, Alistarh: GPTQ, arXiv 2210.17323, Algorithm 1, in the form of Chee et al., QuIP, arXiv
 2307.13304, theorem 6 (see assets/quantized_model/factors.py). W the weights, S = sum of x x^T (the paper's H up to a
-factor that cancels), H = S plus damping = M D M^T.
+factor that cancels), H = S plus damping = L^T D L.
 
 Computed in float64: single precision moves about one code in 10^5 with the way a matrix product is cut up, and the same
 inputs must give the same bytes. Call it on one thread (`one_thread`, `in_parallel`): then every sum has one order.
@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from assets.quantized_model import solver
 from assets.quantized_model.factors import Factor, Factors, factor
 from assets.quantized_model.grid import Grid, QuantizedWeight, code_range
 from assets.quantized_model.ranges import Ranges, weight_range
@@ -113,7 +114,7 @@ def solve_flops(rows: int, columns: int) -> float:
 
 
 def _solve(weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int) -> tuple[QuantizedWeight, Tensor]:
-    rows, columns = weight.shape
+    rows = len(weight)
     static = F.order is not None or grid.group_size is None
     scale, zero = grid_of(weight, grid, ranges) if static else (None, None)
     parts = []
@@ -138,8 +139,8 @@ def _solve_rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """codes (rows, in) in the solver's order, scale and zero point (rows, groups), and what is lost (rows,).
 
-    Transposed: a column of W is a contiguous row here. B holds, per column, first the weight plus what the solved columns
-    before it ask it to make up for, then, once it is solved itself, its total error w - q.
+    Transposed: a column of W is a contiguous row here. B holds, per column, first the weight plus what the solved
+    columns before it ask it to make up for, then, once it is solved itself, its total error w - q.
     """
     W = (weight if F.order is None else weight[:, F.order]).t().contiguous()
     B = W.to(torch.float64)
@@ -156,23 +157,22 @@ def _solve_rows(
     codes = torch.empty(columns, rows, dtype=torch.int8, device=W.device)
     R = torch.empty(leaf, rows, dtype=torch.float64, device=W.device)
     lost = torch.zeros(rows, dtype=torch.float64, device=W.device)
-    which = group.tolist()
+    solve = solver.solve_columns if solver.solves_columns(W, leaf) else _one_by_one
     for a, middle, b in _steps(0, columns, columns if given is not None else width, leaf):
         if middle == b:  # enter the group [a, b)
             if given is None:
                 C = B[a:b]
                 if a:
-                    M = F.M[a:b, a:b]
-                    C = W[a:b] + torch.linalg.solve_triangular(M.t(), C - W[a:b], upper=False, unitriangular=True)
+                    C = solver.solve_lower(F.L[a:b, a:b], C - W[a:b]).add_(W[a:b])
                 g = a // width
                 scale[g], zero[g] = ranges(C.t())
                 s[g] = scale[g]
                 if z is not None:
                     z[g] = zero[g]
         elif middle > a:  # what [a, middle) leaves to [middle, b)
-            B[middle:b].addmm_(F.M[a:middle, middle:b].t(), B[a:middle])
+            solver.add_product(B[middle:b], F.L[middle:b, a:middle], B[a:middle])
         else:
-            _one_by_one(W[a:b], B[a:b], F.M[a:b, a:b], which[a:b], s, z, grid.bits, codes[a:b], R[: b - a])
+            solve(W[a:b], B[a:b], F.L[a:b, a:b], group[a:b], s, z, grid.bits, codes[a:b], R[: b - a])
             lost.addmv_(R[: b - a].square_().t(), F.D[a:b])
     lost.sub_(F.added @ B.square_())
     return codes.t(), scale.t(), zero.t(), lost
@@ -182,8 +182,8 @@ def _steps(a: int, b: int, width: int, leaf: int) -> Iterator[tuple[int, int, in
     """The order of work on the columns [a, b), halved again and again at boundaries of groups, later of leaves.
 
     Yields:
-        (a, b, b): enter the group [a, b). (a, middle, b): bring [middle, b) up to date with [a, middle), which is solved.
-        (a, a, b): solve the columns [a, b), all of one group, one by one.
+        (a, b, b): enter the group [a, b). (a, a, b): solve the columns [a, b), all of one group, one by one.
+        (a, middle, b): bring [middle, b) up to date with [a, middle), which is solved.
     """
     if b - a > width:
         unit = width
@@ -201,11 +201,11 @@ def _steps(a: int, b: int, width: int, leaf: int) -> Iterator[tuple[int, int, in
 
 
 def _one_by_one(
-    W: Tensor, B: Tensor, M: Tensor, group: list[int], s: Tensor, z: Tensor | None, bits: int, codes: Tensor, R: Tensor
+    W: Tensor, B: Tensor, L: Tensor, group: Tensor, s: Tensor, z: Tensor | None, bits: int, codes: Tensor, R: Tensor
 ) -> None:
     """Solve the columns of a leaf in place: `codes` and R, the error of each against what it was to become."""
     low, high = code_range(bits)
-    for j, g in enumerate(group):
+    for j, g in enumerate(group.tolist()):
         w, r, q = B[j], R[j], B[j] / s[g]
         if z is not None:
             q.add_(z[g])
@@ -216,5 +216,5 @@ def _one_by_one(
         running = q.mul_(s[g]).to(W.dtype).to(torch.float64)
         torch.sub(w, running, out=r)
         torch.sub(W[j], running, out=w)
-        # A product and a sum, each rounded: what kernel.c does, to the bit.
-        B[j + 1 :].add_(M[j, j + 1 :].unsqueeze(1) * w)
+        # A product and a sum, each rounded: what solver.c does, to the bit.
+        B[j + 1 :].add_(L[j + 1 :, j].unsqueeze(1) * w)

@@ -145,10 +145,10 @@ def test_factor_is_that_of_the_damped_hessian() -> None:
     _, S = problem(4, 40, 200)
     F = factor(S, 0.01)
     assert F is not None
-    assert torch.equal(F.M, F.M.triu())
-    assert torch.equal(F.M.diagonal(), torch.ones(40, dtype=torch.float64))
+    assert torch.equal(F.L, F.L.tril())
+    assert torch.equal(F.L.diagonal(), torch.ones(40, dtype=torch.float64))
     H = S + 0.01 * S.diagonal().mean() * torch.eye(40, dtype=torch.float64)
-    torch.testing.assert_close(F.M * F.D @ F.M.T, H, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(F.L.T * F.D @ F.L, H, rtol=1e-12, atol=1e-9)
 
 
 def test_another_models_hessian_is_an_error() -> None:
