@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from assets.raw_corpus.document import Document
+from assets.tokenized_samples.assistant import Spans, cut
 from assets.tokenized_samples.params import TokenizeParams
 from assets.tokenized_samples.splits import split_of_document
-from assets.tokenized_samples.windows import windows
+from assets.tokenized_samples.windows import Window, windows
 
 if TYPE_CHECKING:
-    from assets.tokenized_samples.encode import Encoder
+    from assets.tokenized_samples.encode import Encoded, Encoder
 
 SAMPLES = pa.schema(
     [
@@ -37,6 +38,7 @@ SAMPLES = pa.schema(
         ("n_tokens", pa.int32()),
         ("n_special", pa.int32()),  # how many of them the tokenizer added
         ("input_ids", pa.list_(pa.int32())),
+        ("assistant_spans", pa.list_(pa.int32())),  # of a chat: [start, stop, ...] of what its assistant wrote
     ]
 )
 BATCH_BYTES = 1 << 20
@@ -56,6 +58,9 @@ class Batch:
     """By reason: documents, samples, content tokens."""
     refused: list[dict[str, Any]] = field(default_factory=list)
     """Documents without tokens: doc_id, source, row, reason, detail."""
+    chats: int = 0
+    unmasked: int = 0
+    """Chats of which cannot be told what the assistant wrote."""
 
 
 def sample_id(input_ids: np.ndarray) -> str:
@@ -80,6 +85,8 @@ def tokenize_batch(encoder: Encoder, params: TokenizeParams, documents: list[Doc
             )
             count_lost(batch.lost, "chat_template_error", 0, 0)
             continue
+        batch.chats += encoded.chat
+        batch.unmasked += encoded.chat and encoded.assistant is None
         found, lost = windows(encoded.content, encoded.prefix, encoded.suffix, params)
         batch.tokens += len(encoded.content)
         for reason, (samples, tokens) in lost.items():
@@ -96,13 +103,21 @@ def tokenize_batch(encoder: Encoder, params: TokenizeParams, documents: list[Doc
             columns["n_tokens"].append(len(window.input_ids))
             columns["n_special"].append(window.special)
             columns["input_ids"].append(window.input_ids)
+            columns["assistant_spans"].append(_spans_of(window, encoded))
     if columns["sample_id"]:
         ids = columns.pop("input_ids")
         offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int32)
-        arrays = [pa.array(values, SAMPLES.field(name).type) for name, values in columns.items()]
-        arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(ids))))
-        batch.samples = pa.Table.from_arrays(arrays, schema=SAMPLES)
+        arrays = {name: pa.array(values, SAMPLES.field(name).type) for name, values in columns.items()}
+        arrays["input_ids"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(ids)))
+        batch.samples = pa.Table.from_arrays([arrays[name] for name in SAMPLES.names], schema=SAMPLES)
     return batch
+
+
+def _spans_of(window: Window, encoded: Encoded) -> Spans | None:
+    if encoded.assistant is None:
+        return None
+    start = window.start
+    return cut(encoded.assistant, start, start + len(window.input_ids) - window.special, len(encoded.prefix))
 
 
 def count_lost(lost: dict[str, dict[str, int]], reason: str, samples: int, tokens: int, documents: int = 1) -> None:

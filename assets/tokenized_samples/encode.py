@@ -11,6 +11,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from assets.raw_corpus.document import Document
+from assets.tokenized_samples.assistant import Spans, assistant_spans, cut
 from assets.tokenized_samples.fingerprint import tokenizer_fingerprint
 from assets.tokenized_samples.params import TokenizeParams
 
@@ -39,6 +40,9 @@ class Encoded:
     prefix: np.ndarray
     content: np.ndarray
     suffix: np.ndarray
+    chat: bool = False
+    assistant: Spans | None = None
+    """Of a chat: what of `content` its assistant wrote (see assistant.py), None where that cannot be told."""
 
 
 class Encoder:
@@ -75,7 +79,7 @@ class Encoder:
             elif document.text is not None:
                 found.append(Encoded(self.prefix, next(ids), self.suffix))
             else:
-                found.append(self._chat(next(ids)))
+                found.append(self._chat(document, text, next(ids)))
         return found
 
     def _token_ids(self, texts: list[str]) -> list[np.ndarray]:
@@ -110,13 +114,16 @@ class Encoder:
             return error
         return text
 
-    def _chat(self, ids: np.ndarray) -> Encoded:
+    def _chat(self, document: Document, text: str, ids: np.ndarray) -> Encoded:
         """The template writes every special token itself; those at the start that the tokenizer would add to a text
         are the prefix of further windows, too."""
+        assert self.chat_template is not None  # without one, rendering has failed
+        spans = assistant_spans(self.tokenizer, self.chat_template, document.messages or (), text, ids)
         n = len(self.prefix)
-        if n and np.array_equal(ids[:n], self.prefix):
-            return Encoded(self.prefix, ids[n:], NO_TOKENS)
-        return Encoded(NO_TOKENS, ids, NO_TOKENS)
+        prefix = self.prefix if n and np.array_equal(ids[:n], self.prefix) else NO_TOKENS
+        n = len(prefix)
+        spans = None if spans is None else cut(spans, n, len(ids))
+        return Encoded(prefix, ids[n:], NO_TOKENS, True, spans)
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,9 @@
 
 Counting. `tokens_in` and `tokens_out` are content tokens, those of the text or of the rendered chat: `tokens_in` =
 `tokens_out` + the sum of `lost`. What the tokenizer adds around a sample is counted apart, in `special_tokens`. The
-tokens in `by_split` and `by_domain` are the samples' lengths and sum to `tokens_out` + `special_tokens`.
+tokens in `by_split` and `by_domain` are the samples' lengths and sum to `tokens_out` + `special_tokens`. `chats` are
+documents, and how many of them have no `assistant_spans`: where it cannot be told for certain what the assistant wrote
+(assistant.py), the whole chat counts under `statistics.tokens: assistant`, as a text does.
 """
 
 from __future__ import annotations
@@ -108,6 +110,7 @@ def build_tokenized_samples(
         "tokens_in",
         "tokens_out",
         "special_tokens",
+        "chats",
         "lost",
         "by_split",
         "by_domain",
@@ -155,7 +158,16 @@ def _link(previous: Path, out: Path, entry: dict[str, Any]) -> bool:
 
 
 def _new_entry(shard: str, key: str) -> dict[str, Any]:
-    return {"shard": shard, "key": key, "documents": 0, "samples": 0, "tokens": 0, "lost": {}}
+    return {
+        "shard": shard,
+        "key": key,
+        "documents": 0,
+        "samples": 0,
+        "tokens": 0,
+        "lost": {},
+        "chats": 0,
+        "unmasked": 0,
+    }
 
 
 def _write_shard(shard: str, key: str, batches: Iterator[Batch], out: Path, progress: Any) -> dict[str, Any]:
@@ -180,6 +192,8 @@ def _write_shard(shard: str, key: str, batches: Iterator[Batch], out: Path, prog
     for batch in batches:
         entry["documents"] += batch.documents
         entry["tokens"] += batch.tokens
+        entry["chats"] += batch.chats
+        entry["unmasked"] += batch.unmasked
         entry["samples"] += batch.samples.num_rows
         for reason, count in batch.lost.items():
             count_lost(entry["lost"], reason, count["samples"], count["tokens"], count["documents"])
@@ -241,6 +255,10 @@ def _account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
         "tokens_in": sum(entry["tokens"] for entry in entries),
         "tokens_out": content,
         "special_tokens": special,
+        "chats": {
+            "documents": sum(entry["chats"] for entry in entries),
+            "without_assistant_spans": sum(entry["unmasked"] for entry in entries),
+        },
         "lost": lost,
         "by_split": by_split,
         "by_domain": by_domain,
