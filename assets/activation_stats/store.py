@@ -11,18 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from assets.activation_stats.histogram import Histogram
+from assets.activation_stats.kernel import mirrored
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats, SiteStats
 from assets.activation_stats.tensor_file import TensorFile
 from assets.artifact import read_json, write_json
-from assets.base_model.inputs import OUTPUT
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, HEADER = "stats.safetensors", "header.json"
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -57,6 +58,7 @@ def save_parts(parts: Iterable[ActivationStats], folder: Path, provenance: Mappi
                     "width": site.width,
                     "tokens": site.tokens,
                     "samples": site.samples,
+                    "hessian": site.hessian is not None,
                     "dtype": site.histogram.dtype,
                     "first_bucket": site.histogram.first,
                 }
@@ -96,7 +98,7 @@ def _tensors(site: SiteStats) -> dict[str, Tensor]:
         "top_channels": site.top_channels,
     }
     if site.hessian is not None:
-        rows["hessian"] = site.hessian[_upper(site.width)]
+        rows["hessian"] = torch.cat([site.hessian[i, i:] for i in range(site.width)])
     return rows
 
 
@@ -116,7 +118,8 @@ def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
     header = read_json(folder / HEADER)
     if header.get("format") != FORMAT:
         raise ValueError(
-            f"{folder.name}/{HEADER}: found format {header.get('format')}, this version reads {FORMAT}; collect anew"
+            f"{folder.name}/{HEADER}: found format {header.get('format')}, this version reads {FORMAT}; collect anew "
+            "(`dvc repro activation_stats`)"
         )
     settings = StatisticsParams.model_validate(header["settings"])
     try:
@@ -146,12 +149,6 @@ def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Ca
     def read(what: str) -> Tensor:
         return tensor(f"{name}:{what}").clone()  # the file may be replaced while this is in use
 
-    hessian = None
-    if settings.hessian and not name.endswith(OUTPUT):
-        upper = _upper(row["width"])
-        hessian = torch.zeros(row["width"], row["width"], dtype=torch.float64)
-        hessian[upper] = read("hessian")
-        hessian.T[upper] = read("hessian")
     return SiteStats(
         members=tuple(row["members"]),
         sample_tokens=read("sample_tokens"),
@@ -159,7 +156,7 @@ def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Ca
         sum_abs=read("sum_abs"),
         sum_sq=read("sum_sq"),
         histogram=Histogram(read("histogram").long(), row["first_bucket"], settings.mantissa_bits, row["dtype"]),
-        hessian=hessian,
+        hessian=_symmetric(tensor(f"{name}:hessian"), row["width"]) if row["hessian"] else None,
         sample_min=read("sample_min").float(),
         sample_max=read("sample_max").float(),
         top_values=read("top_values").float(),
@@ -168,9 +165,13 @@ def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Ca
     )
 
 
-def _upper(width: int) -> Tensor:
-    """(width, width) bool: the diagonal and what lies right of it."""
-    return torch.ones(width, width, dtype=torch.bool).triu()
+def _symmetric(upper: Tensor, width: int) -> Tensor:
+    """(width, width) with the given upper triangle, row by row."""
+    S, flat, start = np.empty((width, width)), upper.numpy(), 0
+    for i in range(width):
+        S[i, i:] = flat[start : start + width - i]
+        start += width - i
+    return mirrored(torch.from_numpy(S))
 
 
 def _narrow(counts: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def test_what_is_loaded_is_what_was_saved(stats: ActivationStats, tmp_path: Path
 def test_the_header_says_what_is_inside(stats: ActivationStats, tmp_path: Path) -> None:
     assert save(stats, tmp_path, PROVENANCE) == read_json(tmp_path / HEADER)
     header = read_json(tmp_path / HEADER)
-    assert header["format"] == 1
+    assert header["format"] == 2
     assert header["base_model"] == {"name": "tiny", "revision": None, "digest": "model"}
     assert header["calibration_set"] == "c" * 64
     assert (header["samples"], header["tokens"], sum(header["sample_tokens"])) == (6, 158, 158)
@@ -100,8 +100,8 @@ def test_counts_beyond_a_byte_survive(stats: ActivationStats, tmp_path: Path) ->
 def test_damaged_or_foreign_files_are_refused(stats: ActivationStats, tmp_path: Path) -> None:
     save(stats, tmp_path, PROVENANCE)
     header = read_json(tmp_path / HEADER)
-    write_json(tmp_path / HEADER, {**header, "format": 2})
-    with pytest.raises(ValueError, match="found format 2, this version reads 1"):
+    write_json(tmp_path / HEADER, {**header, "format": 1})
+    with pytest.raises(ValueError, match="found format 1, this version reads 2; collect anew"):
         load(tmp_path)
     first = next(iter(header["sites"].values()))
     write_json(tmp_path / HEADER, {**header, "sites": {"elsewhere": first}})
