@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +18,14 @@ from assets.base_model.load import base_model_digest, loaded_model, model_folder
 from assets.base_model.params import ModelParams
 from assets.calibration_set.reader import read_calibration_set, read_manifest
 from assets.quantized_model.export import add_provenance, export
+from assets.quantized_model.factors import Factors
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.quantize import Layer, quantize_model
 
 FORMAT = 1
 """Of calibration.json."""
+_FACTORS = Factors()
+"""Of the Hessians of `_loaded_stats`, so that the schemes of one run share them, too."""
 
 
 def build_quantized_model(
@@ -64,7 +68,11 @@ def build_quantized_model(
     model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
     files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
     statistics = _loaded_stats(stats.resolve(), sha256_json(files_of_stats))
-    quantized = quantize_model(model, statistics, scheme)
+    samples_of_set = None
+    if scheme.propagate == "quantized":
+        rows = read_calibration_set(calibration_set, ["sample_id", "input_ids"]).to_pylist()
+        samples_of_set = [(row["sample_id"], row["input_ids"]) for row in rows]
+    quantized = quantize_model(model, statistics, scheme, samples_of_set, _FACTORS)
     layers = quantized.layers
     files = export(model, quantized, scheme, folder, out)
 
@@ -84,11 +92,12 @@ def build_quantized_model(
         "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
         "layers": {name: _layer_record(layer) for name, layer in layers.items()},
         "fallbacks": fallbacks,
+        "notes": quantized.notes,
     }
     choice = {key: manifest["choice"].get(key) for key in ("name", "strategy", "n", "seed")}
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}
     add_provenance(out, files, record, {**origin, "calibration_set": {**choice, **size}})
-    return _summary(folder, out, files, layers, fallbacks)
+    return _summary(folder, out, files, layers, fallbacks, quantized.notes)
 
 
 @lru_cache(maxsize=1)
@@ -107,12 +116,38 @@ def _require_same(what: str, given: str, collected: str) -> None:
 
 def _layer_record(layer: Layer) -> dict[str, Any]:
     record: dict[str, Any] = {"bits": layer.weight.bits, "group_size": layer.group_size}
-    extra = {"damping": layer.damping, "dead_channels": layer.dead or None, "fallback": layer.fallback}
+    extra = {
+        "per_tensor": layer.weight.grid.per_tensor or None,
+        "zero_points": layer.weight.zero_point is not None or None,
+        "damping": layer.damping,
+        "dead_channels": layer.dead or None,
+        "fallback": layer.fallback,
+    }
     return record | {key: value for key, value in extra.items() if value is not None}
 
 
+def _transform_summary(notes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Without the figures of every site, which stand in calibration.json."""
+    if "transform" not in notes:
+        return None
+    facts = notes["transform"]
+    return {key: value for key, value in facts.items() if not isinstance(value, dict)} | {
+        "unfolded": dict(Counter(facts["unfolded"].values()))
+    }
+
+
+def granularity(layer: Layer) -> str:
+    """How many weights share a scale, in words or as a number."""
+    return "per tensor" if layer.weight.grid.per_tensor else str(layer.group_size or "per channel")
+
+
 def _summary(
-    base: Path, out: Path, files: list[str], layers: Mapping[str, Layer], fallbacks: dict[str, str]
+    base: Path,
+    out: Path,
+    files: list[str],
+    layers: Mapping[str, Layer],
+    fallbacks: dict[str, str],
+    notes: Mapping[str, Any],
 ) -> dict[str, Any]:
     stored = 0
     for file in files:
@@ -129,15 +164,22 @@ def _summary(
         "base_model_bytes": sum(path.stat().st_size for path in base.glob("*.safetensors")),
         "bits_per_weight": round(8 * stored / sum(layer.weight.codes.numel() for layer in layers.values()), 4),
         "quantized_layers": len(layers),
-        "group_sizes": sorted({str(layer.group_size or "per channel") for layer in layers.values()}),
+        "bits": sorted({layer.weight.bits for layer in layers.values()}),
+        "group_sizes": sorted({granularity(layer) for layer in layers.values()}),
+        "zero_points": any(layer.weight.zero_point is not None for layer in layers.values()),
         "mean_layer_error": fmean(errors.values()) if errors else None,
         "max_layer_error": errors[worst] if worst else None,
         "worst_layer": worst,
         "fallbacks": fallbacks,
+        "remarks": notes.get("remarks"),
+        "mixed": notes.get("mixed"),
+        "transform": _transform_summary(notes),
+        "propagate": notes.get("propagate"),
         "layers": [
             {
                 "layer": name,
-                "group_size": str(layer.group_size or "per channel"),
+                "bits": layer.weight.bits,
+                "group_size": granularity(layer),
                 "relative_error": errors.get(name, ""),
                 "damping": layer.damping if layer.damping is not None else "",
                 "dead_channels": layer.dead,

@@ -138,11 +138,6 @@ class SchemeParams(BaseModel):
     def _require_granularity_suits(self) -> None:
         if self.per_tensor and self.group_size is not None:
             raise ValueError(f"per_tensor: true with group_size {self.group_size}: remove one of them")
-        if self.per_tensor and self.method != "rtn":
-            raise ValueError(
-                f"per_tensor: true with method {self.method}, which sets the scales of each output channel while it "
-                "rounds; remove per_tensor, or write method: rtn"
-            )
         if self.activations is not None and self.group_size is not None:
             raise ValueError(
                 f"group_size {self.group_size} with quantized activations: integer matrix products need one scale "
