@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from assets.activation_stats.params import StatisticsParams
+from assets.activation_stats.params import ExecutionParams, StatisticsParams
 from assets.base_model.params import ModelParams
 from assets.calibration_choice.params import ChoiceParams
 from assets.calibration_report.params import ReportParams
@@ -65,6 +65,7 @@ class Params(BaseModel):
     features: FeatureParams = FeatureParams()
     calibrations: dict[str, ChoiceParams]
     statistics: StatisticsParams = StatisticsParams()
+    execution: ExecutionParams = ExecutionParams()
     schemes: dict[str, SchemeParams]
     grid: Grid
     evaluation: EvaluationParams = EvaluationParams()
@@ -105,6 +106,12 @@ class Params(BaseModel):
                     f"schemes.{name} reads second moments, which statistics.hessian: false leaves out; write "
                     "statistics: {hessian: true}, or take the scheme out of grid and comparisons"
                 )
+        if self.execution.workers > self.statistics.shards:
+            raise ValueError(
+                f"execution.workers: {self.execution.workers} processes, but statistics.shards: "
+                f"{self.statistics.shards} part(s) to share out; set shards to at least {self.execution.workers} (sums "
+                "then differ in their last bits, and statistics are collected anew), or workers lower"
+            )
         if self.deployment.scheme not in self.grid.schemes:
             raise ValueError(f"deployment.scheme: {self.deployment.scheme!r} is not in grid.schemes")
         if self.report.baseline is not None and self.report.baseline not in self.grid.calibrations:

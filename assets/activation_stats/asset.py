@@ -9,6 +9,7 @@ import dagster as dg
 from assets.activation_stats.params import StatisticsParams
 from assets.base_model.params import ModelParams
 from assets.calibration_set.asset import calibration_set
+from orchestration.params import load_params
 from orchestration.partitions import CALIBRATIONS
 from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
 
@@ -27,7 +28,7 @@ from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materia
 )
 def activation_stats(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from assets.activation_stats.collect import build_activation_stats
+        from assets.activation_stats.build import build_activation_stats
 
         return build_activation_stats(
             StatisticsParams.model_validate(step.params["statistics"]),
@@ -35,6 +36,7 @@ def activation_stats(context: dg.AssetExecutionContext) -> Iterator[Any]:
             step.input("calibration_set", key),
             out,
             step.root,
+            load_params(step.root).execution,
         )
 
     yield from materialize(context, build)

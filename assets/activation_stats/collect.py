@@ -9,76 +9,14 @@ either way; with all statistics 6.6 s).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from assets.activation_stats.params import StatisticsParams
-from assets.activation_stats.sketch import ActivationStats, extremes
-from assets.activation_stats.store import save
+from assets.activation_stats.sketch import ActivationStats
 from assets.activation_stats.totals import Masks, Sample, Totals, in_order
 from assets.base_model.inputs import LinearInputs, network_of, output_layers, watched_layers
-from assets.base_model.load import base_model_digest, loaded_model, model_folder
-from assets.base_model.params import ModelParams
-from assets.calibration_set.reader import read_calibration_set, read_manifest
-
-
-def build_activation_stats(
-    params: StatisticsParams, model_params: ModelParams, calibration_set: Path, out: Path, root: Path
-) -> dict[str, Any]:
-    """The artifact `activation_stats` of one calibration set.
-
-    Returns:
-        Counts for people: samples, tokens, sites, layers, unreached layers, and the largest magnitude with its site
-        and sample.
-
-    Raises:
-        ValueError: samples.parquet does not hold what manifest.json says, and whatever `collect` refuses.
-    """
-    manifest = read_manifest(calibration_set)
-    table = read_calibration_set(calibration_set, ["sample_id", "input_ids"])
-    samples = list(zip(table["sample_id"].to_pylist(), table["input_ids"].to_pylist(), strict=True))
-    tokens = sum(len(ids) for _, ids in samples)
-    if (len(samples), tokens) != (manifest["samples"], manifest["tokens"]):
-        raise ValueError(
-            f"{calibration_set.name}/samples.parquet: found {len(samples)} samples with {tokens} tokens, manifest.json "
-            f"says {manifest['samples']} with {manifest['tokens']}; restore the set with `dvc checkout`"
-        )
-    folder = model_folder(model_params, root)
-    model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
-    with tqdm(total=tokens, unit="token", unit_scale=True, desc="activations", disable=None) as bar:
-        stats = collect(
-            model,
-            samples,
-            params,
-            base_model_digest=base_model_digest(folder),
-            fingerprint=manifest["fingerprint"],
-            progress=bar.update,
-        )
-    name = folder.name if Path(model_params.name).is_absolute() else model_params.name
-    save(
-        stats,
-        out,
-        {
-            "base_model": {"name": name, "revision": model_params.revision},
-            "calibration_set": manifest["digest"],
-        },
-    )
-    largest = max(stats.sites, key=lambda site: abs(extremes(stats, site)[0].value))
-    extreme = extremes(stats, largest)[0]
-    return {
-        "samples": len(samples),
-        "tokens": tokens,
-        "sites": len(stats.sites),
-        "layers": sum(len(site.members) for site in stats.sites.values()),
-        "unreached": list(stats.unreached),
-        "largest_site": largest,
-        "largest_value": round(extreme.value, 6),
-        "largest_sample": extreme.sample_id,
-    }
 
 
 @torch.no_grad()

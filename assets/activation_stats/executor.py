@@ -22,7 +22,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 ATTEMPTS = 2
-"""How often a job is begun whose worker dies."""
+"""How often a job is begun whose worker dies, by either executor."""
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of one worker leave the processors to the others
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -73,25 +73,35 @@ def _by_pool(
     work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, done: Callable[[Job], object]
 ) -> list[Result]:
     results: dict[int, Result] = {}
-    begun = [0] * len(jobs)
-    while len(results) < len(jobs):
-        left = [number for number in range(len(jobs)) if number not in results]
-        if exhausted := [number for number in left if begun[number] >= ATTEMPTS]:
-            raise RuntimeError(_died(exhausted[0], len(jobs)))
-        # Spawned, not forked: a fork copies the locks of threads that it does not copy.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {}
-            # One round has a job per worker: a pool that breaks says of none of its jobs whose worker it was that died.
-            for number in left[:workers]:
-                begun[number] += 1
-                futures[pool.submit(work, jobs[number])] = number
-            for future in as_completed(futures):
-                try:
-                    results[futures[future]] = future.result()
-                except BrokenProcessPool:
-                    continue
-                done(jobs[futures[future]])
+    _round(work, jobs, range(len(jobs)), workers, results, done)
+    for number in [number for number in range(len(jobs)) if number not in results]:
+        # A pool that breaks does not say whose worker died: what it left undone is begun again one by one.
+        _round(work, jobs, [number], 1, results, done)
+        if number not in results:
+            raise RuntimeError(_died(number, len(jobs)))
     return [results[number] for number in range(len(jobs))]
+
+
+def _round(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    numbers: Sequence[int],
+    workers: int,
+    results: dict[int, Result],
+    done: Callable[[Job], object],
+) -> None:
+    # Spawned, not forked: a fork copies the locks of threads that it does not copy.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(work, jobs[number]): number for number in numbers}
+        for future in as_completed(futures):
+            try:
+                results[futures[future]] = future.result()
+            except BrokenProcessPool:
+                continue
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            done(jobs[futures[future]])
 
 
 def _by_ray(

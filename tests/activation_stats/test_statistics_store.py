@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from assets.activation_stats.collect import build_activation_stats, collect
+from assets.activation_stats.build import build_activation_stats
+from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats, extremes
 from assets.activation_stats.store import HEADER, TENSORS, load, save

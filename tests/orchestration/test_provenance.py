@@ -107,7 +107,7 @@ def write_sources(root: Path) -> None:
 
 def build(root: Path, strategy: str) -> None:
     """The stages, called as Dagster calls them."""
-    from assets.activation_stats.collect import build_activation_stats
+    from assets.activation_stats.build import build_activation_stats
     from assets.activation_stats.params import StatisticsParams
     from assets.base_model.params import ModelParams
     from assets.calibration_choice.choice import build_choice

@@ -19,7 +19,7 @@ from tests.orchestration.test_provenance import write_sources as write_sources_o
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages from documents to an evaluation, called as Dagster calls them."""
-    from assets.activation_stats.collect import build_activation_stats
+    from assets.activation_stats.build import build_activation_stats
     from assets.activation_stats.params import StatisticsParams
     from assets.base_model.params import ModelParams
     from assets.calibration_choice.choice import build_choice

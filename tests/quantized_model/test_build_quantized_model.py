@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from assets.activation_stats.collect import build_activation_stats
+from assets.activation_stats.build import build_activation_stats
 from assets.activation_stats.params import StatisticsParams
 from assets.artifact import read_json, sha256_file, write_json, write_table
 from assets.base_model.load import base_model_digest
