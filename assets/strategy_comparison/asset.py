@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.activation_stats.params import StatisticsParams
 from assets.base_model.params import ModelParams
 from assets.quantized_model.params import SchemeParams
 from assets.sample_features.asset import sample_features
@@ -42,7 +43,7 @@ def strategy_comparison(context: dg.AssetExecutionContext) -> Iterator[Any]:
         return build_strategy_comparison(
             params,
             {name: SchemeParams.model_validate(step.params["schemes"][name]) for name in params.schemes},
-            step.params["statistics"].get("ignore", ("lm_head",)),
+            StatisticsParams.model_validate(step.params["statistics"]),
             Sources(step.input("tokenized_samples"), step.input("sample_features"), model, step.root),
             step.root / ".plumbline" / "strategy_comparison",
             {**code, **step.inputs, **sha256_files(Path(__file__).parent, MEASURING)},

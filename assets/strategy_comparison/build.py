@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from assets.activation_stats.params import StatisticsParams
 from assets.artifact import write_json, write_table
 from assets.base_model.load import base_model_digest, model_folder
 from assets.calibration_report.wording import percent
@@ -28,7 +29,7 @@ from assets.strategy_comparison.verdict import judge, signed
 def build_strategy_comparison(
     params: ComparisonParams,
     schemes: Mapping[str, SchemeParams],
-    ignore: Sequence[str],
+    settings: StatisticsParams,
     sources: Sources,
     scratch: Path,
     made_by: Mapping[str, str],
@@ -39,7 +40,7 @@ def build_strategy_comparison(
     Args:
         params: what to compare.
         schemes: those of `params.schemes` by name, in order.
-        ignore: `statistics.ignore`.
+        settings: `statistics:`.
         sources: samples, features and base model.
         scratch: folder for single results, from which a killed comparison goes on.
         made_by: what else decides a single result: digests of code and inputs.
@@ -57,8 +58,8 @@ def build_strategy_comparison(
         "tokenization": sources.fingerprint,
         "held-out samples": held_out.digest,
     }
-    kept = Kept(scratch, {**about, "made by": dict(made_by), "ignore": list(ignore)})
-    found = measure_cells(params, schemes, ignore, sources, held_out, kept)
+    kept = Kept(scratch, {**about, "made by": dict(made_by), "statistics": settings.model_dump(mode="json")})
+    found = measure_cells(params, schemes, settings, sources, held_out, kept)
     documents, _ = documents_of(held_out)
     verdict = judge(found, documents, params, list(schemes))
     write_json(out / "comparison.json", {**verdict, "digests": about})

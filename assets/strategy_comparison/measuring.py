@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from assets.activation_stats.histogram import n_buckets
+from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.together import SetTotals, collect_together, hessian_bytes
+from assets.base_model.inputs import linear_layers
 from assets.calibration_set.pool import Sources
 from assets.calibration_set.reader import set_digest
 from assets.evaluation.base_logits import BaseLogits
@@ -19,7 +23,7 @@ from assets.evaluation.held_out import Batch, HeldOut, batches
 from assets.evaluation.measure import measure
 from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
-from assets.quantized_model.quantize import Statistics, quantize_model
+from assets.quantized_model.quantize import Samples, quantize_model
 from assets.quantized_model.simulate import simulate
 from assets.strategy_comparison.draws import Cell, asked_of, cells, draw_set, sub_pool
 from assets.strategy_comparison.kept import Documents, Kept, Measured
@@ -42,7 +46,7 @@ def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:
 def measure_cells(
     params: ComparisonParams,
     schemes: Mapping[str, SchemeParams],
-    ignore: Sequence[str],
+    settings: StatisticsParams,
     sources: Sources,
     held_out: HeldOut,
     kept: Kept,
@@ -55,7 +59,7 @@ def measure_cells(
 
     Args:
         schemes: by name, in order.
-        ignore: `statistics.ignore`.
+        settings: `statistics:`.
         sources: samples, features and base model.
         held_out: the samples to evaluate on.
         kept: where results are kept.
@@ -64,8 +68,12 @@ def measure_cells(
         A result per set and scheme.
 
     Raises:
-        ValueError: a rule cannot choose, or the model cannot be quantized or evaluated.
+        ValueError: a rule cannot choose, or the model cannot be quantized or evaluated, or the settings ask for what
+            reading many sets at once does not do.
     """
+    histogram = any("histogram" in scheme.reads for scheme in schemes.values())
+    mantissa_bits = settings.mantissa_bits if histogram else None
+    _require_read_together(settings, histogram)
     asked = {
         cell: asked_of(cell.rule, params.rules[cell.rule], cell.n, params.seed + cell.draw) for cell in cells(params)
     }
@@ -87,12 +95,15 @@ def measure_cells(
         if todo:
             model = sources.load_model()
             evaluate = _Evaluator(model, held_out)
-            at_once = max(1, params.statistics_bytes // hessian_bytes(model, ignore))
+            at_once = max(1, params.statistics_bytes // _bytes_of_set(model, settings, mantissa_bits))
             for part in _parts(todo, at_once):
-                for cell, totals, about in _statistics(part, asked, params, sources, model, ignore, bar):
+                bits = settings.mantissa_bits if histogram else None
+                for cell, totals, samples, about in _statistics(
+                    part, asked, params, sources, model, settings, bits, bar
+                ):
                     for name, scheme in schemes.items():
                         if (cell, name) not in found:
-                            result = dataclasses.replace(evaluate(totals, scheme), **about)
+                            result = dataclasses.replace(evaluate(totals, scheme, samples), **about)
                             kept.keep(result, **identity(cell, name))
                             found[cell, name] = result
     return {(cell, scheme): found[cell, scheme] for cell in asked for scheme in schemes}
@@ -111,10 +122,12 @@ def _statistics(
     params: ComparisonParams,
     sources: Sources,
     model: PreTrainedModel,
-    ignore: Sequence[str],
+    settings: StatisticsParams,
+    mantissa_bits: int | None,
     bar: tqdm,
-) -> Iterator[tuple[Cell, SetTotals, dict[str, Any]]]:
-    """The sets of some cells, chosen and read together: per cell its statistics and what to say about the set."""
+) -> Iterator[tuple[Cell, SetTotals, Samples, dict[str, Any]]]:
+    """The sets of some cells, chosen and read together: per cell its statistics, its samples in order of their id and
+    what to say about the set."""
     whole = sources.pool()
     tokens: dict[str, list[int]] = {}
     sets: list[list[str]] = []
@@ -123,14 +136,43 @@ def _statistics(
         names = drawn["sample_id"].to_pylist()
         tokens |= dict(zip(names, drawn["input_ids"].to_pylist(), strict=True))
         sets.append(names)
-    together = collect_together(model, tokens, sets, ignore, bar.update)
+    together = collect_together(
+        model,
+        tokens,
+        sets,
+        settings.ignore,
+        bar.update,
+        normalization=settings.normalization,
+        mantissa_bits=mantissa_bits,
+    )
     for cell, names, totals in zip(part, sets, together, strict=True):
         about = {
             "samples": len(names),
             "tokens": sum(len(tokens[name]) for name in names),
             "set_digest": set_digest(names, sources.fingerprint),
         }
-        yield cell, totals, about
+        yield cell, totals, [(name, tokens[name]) for name in sorted(names)], about
+
+
+def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_bits: int | None) -> int:
+    """What the statistics of a set take, were every layer a site of its own."""
+    if mantissa_bits is None:
+        return hessian_bytes(model, settings.ignore)
+    layers = linear_layers(model, settings.ignore).values()
+    widths = (max(weight.shape) for layer in layers if isinstance(weight := layer.weight, Tensor))
+    return hessian_bytes(model, settings.ignore) + 4 * sum(widths) * n_buckets(mantissa_bits)
+
+
+def _require_read_together(settings: StatisticsParams, histogram: bool) -> None:
+    if settings.tokens != "all":
+        raise ValueError(
+            f"statistics.tokens: {settings.tokens}: a comparison counts all tokens; write tokens: all in params.yaml"
+        )
+    if histogram and settings.histogram_share != 1:
+        raise ValueError(
+            f"statistics.histogram_share: {settings.histogram_share:g}: a comparison's histograms count all tokens; "
+            "write histogram_share: 1, or compare under schemes with activations: {range: minmax}"
+        )
 
 
 class _Evaluator:
@@ -143,8 +185,8 @@ class _Evaluator:
         documents, self.document_of_sample = documents_of(held_out)
         self.documents = len(documents.names)
 
-    def __call__(self, totals: SetTotals, scheme: SchemeParams) -> Measured:
-        quantized = quantize_model(self.model, cast(Statistics, totals), scheme)
+    def __call__(self, totals: SetTotals, scheme: SchemeParams, samples: Samples) -> Measured:
+        quantized = quantize_model(self.model, totals, scheme, samples)
         tokens, sample_of_token = measure(self.base, simulate(self.model, quantized, scheme), self.work)
         of_token = self.document_of_sample[sample_of_token]
         kl = np.bincount(of_token, weights=tokens.kl, minlength=self.documents)

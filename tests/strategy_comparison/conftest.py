@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from assets.activation_stats.params import StatisticsParams
 from assets.base_model.params import ModelParams
 from assets.calibration_set.pool import Sources
 from assets.quantized_model.params import ActivationParams, SchemeParams
@@ -22,7 +23,7 @@ from tests.evaluation.conftest import write_samples
 VOCABULARY = 96
 SCHEMES = {
     "w4": SchemeParams(method="gptq", weight_bits=4, group_size=16),
-    "w8a8": SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams()),
+    "w8a8": SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams(range="mse")),
 }
 RULES = {"random": {"strategy": "random"}, "lengths": {"strategy": "length_stratified", "quotas": "equal"}}
 
@@ -38,11 +39,13 @@ class Small:
         asked = {"rules": RULES, "sizes": [2, 5], "draws": 5, "schemes": list(SCHEMES), "resamples": 200}
         return ComparisonParams.model_validate({**asked, **changed})
 
-    def run(self, out: Path, scratch: Path, **changed: Any) -> dict[str, Any]:
+    def run(
+        self, out: Path, scratch: Path, settings: StatisticsParams = StatisticsParams(), **changed: Any
+    ) -> dict[str, Any]:
         out.mkdir(parents=True)
         params = self.params(**changed)
         schemes = {name: SCHEMES[name] for name in params.schemes}
-        return build_strategy_comparison(params, schemes, ("lm_head",), self.sources, scratch, {"code": "1"}, out)
+        return build_strategy_comparison(params, schemes, settings, self.sources, scratch, {"code": "1"}, out)
 
 
 @pytest.fixture(scope="session")

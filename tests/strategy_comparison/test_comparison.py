@@ -154,3 +154,16 @@ def test_the_artifact_says_what_was_found(finished: Path) -> None:
 def test_too_few_documents_are_refused(small: Small, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too few to compare"):
         small.run(tmp_path / "out", tmp_path / "scratch", tokens_per_domain=1, schemes=["w8a8"], sizes=[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tokens": "assistant"}, "statistics.tokens: assistant.*tokens: all"),
+        ({"histogram_share": 0.5}, "histogram_share: 0.5.*histogram_share: 1"),
+    ],
+)
+def test_statistics_that_are_not_collected_together_are_refused_at_once(small, tmp_path, settings, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        small.run(tmp_path / "out", tmp_path / "scratch", StatisticsParams.model_validate(settings))
+    assert not any((tmp_path / "out").iterdir())
