@@ -28,6 +28,9 @@ SCHEMES = {
 RULES = {"random": {"strategy": "random"}, "lengths": {"strategy": "length_stratified", "quotas": "equal"}}
 
 
+SETTINGS = StatisticsParams()
+
+
 @dataclass(frozen=True)
 class Small:
     """What a comparison reads, and how to run one."""
@@ -39,9 +42,7 @@ class Small:
         asked = {"rules": RULES, "sizes": [2, 5], "draws": 5, "schemes": list(SCHEMES), "resamples": 200}
         return ComparisonParams.model_validate({**asked, **changed})
 
-    def run(
-        self, out: Path, scratch: Path, settings: StatisticsParams = StatisticsParams(), **changed: Any
-    ) -> dict[str, Any]:
+    def run(self, out: Path, scratch: Path, settings: StatisticsParams = SETTINGS, **changed: Any) -> dict[str, Any]:
         out.mkdir(parents=True)
         params = self.params(**changed)
         schemes = {name: SCHEMES[name] for name in params.schemes}
