@@ -49,17 +49,19 @@ class Factor:
         return sum(t.numel() * t.element_size() for t in (self.L, self.D, self.added, self.order) if t is not None)
 
 
-def factor(S: Tensor, damping: float, act_order: bool = False) -> Factor | None:
+def factor(S: Tensor, damping: float, act_order: bool = False, device: torch.device | None = None) -> Factor | None:
     """Factor a damped Hessian; the mean is over the channels that were used, the others get it and no coupling.
 
     Args:
-        S: (in, in), float64, symmetric, at least one diagonal entry not zero.
+        S: (in, in), symmetric, at least one diagonal entry not zero.
         damping: positive; doubles, up to 1, while the decomposition fails.
         act_order: channels in falling order of the diagonal, equal ones by index (GPTQ's `--act-order`).
+        device: where to compute; None: where S is.
 
     Returns:
         None where S is not finite, or not positive definite at any damping up to 1.
     """
+    S = S.to(S.device if device is None else device, torch.float64)
     diagonal = S.diagonal()
     if not bool(torch.isfinite(S.sum())) and not bool(torch.isfinite(S).all()):
         return None
@@ -98,7 +100,7 @@ class Factors:
         self.max_bytes = max_bytes
         self.hits = self.misses = 0
         self._lock = threading.Lock()
-        self._kept: dict[tuple[int, float, bool], tuple[weakref.ref[Tensor], bytes, Factor]] = {}
+        self._kept: dict[tuple[int, float, bool, str], tuple[weakref.ref[Tensor], bytes, Factor]] = {}
 
     @property
     def bytes(self) -> int:
@@ -106,9 +108,11 @@ class Factors:
         with self._lock:
             return sum(found.bytes for _, _, found in self._kept.values())
 
-    def get(self, S: Tensor, damping: float, act_order: bool = False) -> Factor | None:
-        """As `factor(S, damping, act_order)`, from what is kept where it is."""
-        key, digest = (id(S), float(damping), act_order), _digest(S)
+    def get(
+        self, S: Tensor, damping: float, act_order: bool = False, device: torch.device | None = None
+    ) -> Factor | None:
+        """As `factor` of the same arguments, from what is kept where it is."""
+        key, digest = (id(S), float(damping), act_order, str(device or S.device)), _digest(S)
         with self._lock:
             self._forget_the_dead()
             entry = self._kept.get(key)
@@ -117,7 +121,7 @@ class Factors:
                 return entry[2]
             self.misses += 1
             self._kept.pop(key, None)
-        made = factor(S, damping, act_order)
+        made = factor(S, damping, act_order, device)
         if made is not None:
             with self._lock:
                 if sum(found.bytes for _, _, found in self._kept.values()) + made.bytes <= self.max_bytes:

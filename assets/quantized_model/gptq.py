@@ -96,11 +96,14 @@ def gptq(
         raise ValueError(f"group size {grid.group_size} does not divide the width {columns}; take a divisor of it")
     if ranges is None:
         ranges = partial(weight_range, bits=grid.bits, symmetric=grid.symmetric, dtype=weight.dtype)
-    S = hessian.to(weight.device, torch.float64)
-    dead = int((S.diagonal() == 0).sum())
+    dead = int((hessian.diagonal() == 0).sum())
     if tokens == 0 or dead == columns:
         return Solution(to_nearest(weight, grid, ranges), None, dead, "no tokens reached this layer")
-    F = factor(S, damping, act_order) if factors is None else factors.get(S, damping, act_order)
+    F = (
+        factor(hessian, damping, act_order, weight.device)
+        if factors is None
+        else factors.get(hessian, damping, act_order, weight.device)
+    )
     if F is None:
         reason = f"Hessian not positive definite at any damping from {damping:g} to 1"
         return Solution(to_nearest(weight, grid, ranges), None, dead, reason)
