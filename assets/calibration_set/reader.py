@@ -22,11 +22,13 @@ SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("reason", pa.string()),
         ("parents", pa.list_(pa.string())),
+        ("assistant_spans", pa.list_(pa.int32())),
     ]
 )
 """samples.parquet. `doc_ids`: the documents whose text is in the sample; several where documents were joined, none
 where the base model wrote it. `reason` is JSON. `parents`: the samples of the pool that a sample was cut or joined
-from; none where it is one of the pool."""
+from; none where it is one of the pool. `assistant_spans`: [start, stop, ...], the tokens that a chat's assistant wrote;
+null where every token counts, because no part is a chat, or because it cannot be told (see assistant.py)."""
 
 
 def set_digest(sample_ids: Sequence[str], fingerprint: str) -> str:

@@ -18,6 +18,7 @@ from assets.calibration_set.representativeness import representativeness
 from assets.calibration_set.representativeness.plots import LENGTHS, PANEL, plot_lengths, plot_panel
 from assets.calibration_set.strategies import Strategy, get
 from assets.calibration_set.strategies.base import Pool, Selection, generator, sample_id
+from assets.tokenized_samples.assistant import Spans, joined_spans
 
 _CORE = ("name", "strategy", "n", "seed", "domains", "allow_fewer")
 WRITTEN = "written by the base model"
@@ -144,18 +145,21 @@ def joined(pool: Pool, selection: Selection, name: str) -> pa.Table:
     touched = _touched(selection)
     tokens_of = dict(zip(touched, pool.input_ids(touched), strict=True))
     about = {column: pool.table[column].take(pa.array(touched, pa.int64())).to_pylist() for column in _ABOUT}
+    spans_of = pool.assistant_spans(touched)
     at = {row: place for place, row in enumerate(touched)}
     columns: dict[str, list[Any]] = {column: [] for column in SCHEMA.names}
     for position, (row, reason) in enumerate(zip(selection.indices.tolist(), selection.reasons, strict=True)):
         pieces = selection.pieces.get(position, ())
+        spans: Spans | None = None
         if position in selection.written:
             tokens = np.asarray(selection.written[position], dtype=np.int32)
             of: list[int] = []
         elif pieces:
             tokens = np.concatenate([tokens_of[piece.row][piece.start : piece.stop] for piece in pieces])
             of = list(dict.fromkeys(piece.row for piece in pieces))
+            spans = joined_spans([(spans_of[at[piece.row]], piece.start, piece.stop) for piece in pieces])
         else:
-            tokens, of = tokens_of[row], [row]
+            tokens, of, spans = tokens_of[row], [row], spans_of[at[row]]
         parts = {column: list(dict.fromkeys(about[column][at[parent]] for parent in of)) for column in _ABOUT}
         columns["position"].append(position)
         columns["sample_id"].append(sample_id(tokens) if pieces or not of else parts["sample_id"][0])
@@ -166,6 +170,7 @@ def joined(pool: Pool, selection: Selection, name: str) -> pa.Table:
         columns["input_ids"].append(tokens)
         columns["reason"].append(canonical_json(reason))
         columns["parents"].append(parts["sample_id"] if pieces else [])
+        columns["assistant_spans"].append(spans)
     repeated = [sample for sample, count in Counter(columns["sample_id"]).items() if count > 1]
     if repeated:
         which = f"sample {repeated[0][:12]} is in the set twice"

@@ -97,6 +97,42 @@ def cut(spans: Spans, start: int, stop: int, shift: int = 0) -> Spans:
     return pairs[pairs[:, 0] < pairs[:, 1]].reshape(-1).astype(np.int32)
 
 
+def joined_spans(parts: Sequence[tuple[Spans | None, int, int]]) -> Spans | None:
+    """Spans of a sample that is joined of pieces of others.
+
+    Args:
+        parts: (spans of the sample that the piece is from, its start there, its stop); spans None: all of it counts.
+
+    Returns:
+        Spans within the joined sample, those that meet made one; None where all of it counts because every piece does.
+    """
+    if all(spans is None for spans, _, _ in parts):
+        return None
+    written = np.zeros(sum(stop - start for _, start, stop in parts), bool)
+    offset = 0
+    for spans, start, stop in parts:
+        whole = np.array([0, stop - start], np.int32)
+        for a, b in (whole if spans is None else cut(spans, start, stop)).reshape(-1, 2):
+            written[offset + a : offset + b] = True
+        offset += stop - start
+    return _spans(written)
+
+
+def mask_of(spans: Sequence[int], tokens: int) -> NDArray[np.bool_]:
+    """(tokens,): True within the spans.
+
+    Raises:
+        ValueError: they are no ascending spans of that many tokens.
+    """
+    edges = np.asarray(spans, np.int64)
+    if len(edges) % 2 or (len(edges) and not (edges[0] >= 0 and edges[-1] <= tokens and (np.diff(edges) > 0).all())):
+        raise ValueError(f"assistant_spans {list(spans)} do not fit {tokens} tokens; tokenize and choose the set anew")
+    mask = np.zeros(tokens, bool)
+    for start, stop in edges.reshape(-1, 2):
+        mask[start:stop] = True
+    return mask
+
+
 def _tokens(tokenizer: Any, text: str, ids: NDArray[np.int32], characters: list[tuple[int, int]]) -> Spans | None:
     """Token spans of spans of characters; a token that is partly within one belongs to it."""
     if not tokenizer.is_fast:  # does not say where its tokens come from

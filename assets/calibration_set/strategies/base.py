@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from assets.sample_features.reader import Embeddings
     from assets.sample_features.signatures import Signatures
 
-COLUMNS = ("sample_id", "doc_id", "domain", "source", "n_tokens", "n_special")
+COLUMNS = ("sample_id", "doc_id", "domain", "source", "n_tokens", "n_special", "assistant_spans")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,11 @@ class Samples:
         names = self.names(rows)
         found = self.readers.input_ids(names)
         return [found[name] for name in names]
+
+    def assistant_spans(self, rows: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int32] | None]:
+        """What a chat's assistant wrote of the samples at `rows`: [start, stop, ...]; None: no chat, or not known."""
+        found = self.table["assistant_spans"].take(pa.array(rows, pa.int64())).to_pylist()
+        return [None if spans is None else np.array(spans, dtype=np.int32) for spans in found]
 
     def embeddings(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.float16]:
         """Embeddings of the samples at `rows` (None: all), float16 (len(rows), d), each of length 1."""
