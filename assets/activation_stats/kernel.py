@@ -43,7 +43,11 @@ def library() -> ctypes.CDLL | None:
     if not found:
         log.info("activation statistics: no compiled kernel, PyTorch does the arithmetic (pip install -e . builds it)")
         return None
-    loaded = ctypes.CDLL(str(found[0]))
+    try:
+        loaded = ctypes.CDLL(str(found[0]))
+    except OSError as error:  # built on another machine
+        log.warning("activation statistics: %s, PyTorch does the arithmetic; `make setup` builds it anew", error)
+        return None
     if (version := loaded.plumbline_version()) != VERSION:
         log.warning("%s has interface %d, expected %d: run `make setup` to build it anew", found[0], version, VERSION)
         return None

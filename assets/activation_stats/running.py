@@ -62,6 +62,11 @@ class RunningSite:
             )
         if not len(x):
             return
+        if sum(self.tokens) + len(x) > torch.iinfo(self.counts.dtype).max:
+            raise ValueError(
+                f"site {self.name!r}: more than {torch.iinfo(self.counts.dtype).max} tokens in one shard, its counts "
+                "have 32 bits; raise statistics.shards in params.yaml"
+            )
         if positions is None:
             positions = torch.arange(self.tokens[row], self.tokens[row] + len(x), device=x.device)
         counted = histograms.counted(sample_id, positions, self.settings.histogram_share)

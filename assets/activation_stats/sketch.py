@@ -104,6 +104,7 @@ def merge(a: ActivationStats, b: ActivationStats) -> ActivationStats:
     """The statistics of the samples of `a` and `b` together; associative and commutative.
 
     Integers and extremes come out as from a single pass, bit by bit; sums to the rounding of one float64 addition.
+    Settings are equal but for `shards`, which is about rounding alone; the result names the larger number.
 
     Raises:
         ValueError: other model, tokenization, settings or grouping of layers, or a sample that is in both.
@@ -124,7 +125,7 @@ def merge(a: ActivationStats, b: ActivationStats) -> ActivationStats:
     return ActivationStats(
         a.base_model_digest,
         a.fingerprint,
-        a.settings,
+        max(a.settings, b.settings, key=lambda settings: settings.shards),
         tuple(joined[i] for i in order.tolist()),
         torch.cat([a.sample_tokens, b.sample_tokens])[order],
         sites,
@@ -218,10 +219,11 @@ def quantile(site: SiteStats, q: float, per_channel: bool = False, absolute: boo
 
 
 def _require_same_origin(a: ActivationStats, b: ActivationStats) -> None:
+    ours, theirs = a.settings.model_dump(), b.settings.model_dump()
     for what, left, right in (
         ("base model", a.base_model_digest, b.base_model_digest),
         ("tokenization fingerprint", a.fingerprint, b.fingerprint),
-        ("settings", a.settings, b.settings),
+        *((f"statistics.{name}", ours[name], theirs[name]) for name in ours if name != "shards"),
         *((f"layers at {name!r}", a.sites[name].members, b.sites[name].members) for name in a.sites if name in b.sites),
     ):
         if left != right:

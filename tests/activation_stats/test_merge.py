@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -37,8 +38,19 @@ def stats_of(activations: Activations, settings: StatisticsParams = SETTINGS) ->
     return ActivationStats("model", "tokenizer", settings, tuple(ids), tokens, sites, tuple(unreached))
 
 
+OPTIONS = st.sampled_from(
+    [
+        SETTINGS,
+        StatisticsParams(mantissa_bits=7, top_k=1, normalization="sequence"),
+        StatisticsParams(mantissa_bits=0, top_k=5, histogram_share=0.4, hessian=False),
+        StatisticsParams(mantissa_bits=4, top_k=2, histogram_share=0.4, normalization="sequence", tokens="assistant"),
+    ]
+)
+
+
 def check_same(a: ActivationStats, b: ActivationStats, of: ActivationStats | None = None) -> None:
     """Equal, but for the sums: those within 1e-9 relative (of the magnitudes in `of`, from which they were taken)."""
+    assert a.settings == b.settings
     assert a.sample_ids == b.sample_ids and torch.equal(a.sample_tokens, b.sample_tokens)
     assert list(a.sites) == list(b.sites) and a.unreached == b.unreached
     for name, x in a.sites.items():
@@ -49,8 +61,11 @@ def check_same(a: ActivationStats, b: ActivationStats, of: ActivationStats | Non
             left, right = getattr(x, field.name), getattr(y, field.name)
             if field.name in ("sum", "sum_abs"):
                 assert torch.all((left - right).abs() <= 1e-9 * whole.sum_abs)
-            elif field.name in ("sum_sq", "hessian"):
-                assert torch.all((left - right).abs() <= 1e-9 * whole.sum_sq.max())
+            elif field.name == "sum_sq":
+                assert torch.all((left - right).abs() <= 1e-9 * whole.sum_sq)
+            elif field.name == "hessian" and left is not None:
+                assert whole.hessian is not None
+                assert torch.all((left - right).abs() <= 1e-9 * whole.hessian.diag().outer(whole.hessian.diag()).sqrt())
             elif isinstance(left, Tensor):
                 assert torch.equal(left, right), field.name
         assert extremes(a, name) == extremes(b, name)
@@ -75,22 +90,26 @@ def shards(draw: st.DrawFn, n: int) -> list[Activations]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(shards(3))
-def test_shards_add_up_to_a_single_pass_in_any_order_and_grouping(parts: list[Activations]) -> None:
-    a, b, c = (stats_of(part) for part in parts)
-    whole = stats_of({**parts[0], **parts[1], **parts[2]})
+@given(shards(3), OPTIONS)
+def test_shards_add_up_to_a_single_pass_in_any_order_and_grouping(
+    parts: list[Activations], options: StatisticsParams
+) -> None:
+    a, b, c = (stats_of(part, options) for part in parts)
+    whole = stats_of({**parts[0], **parts[1], **parts[2]}, options)
     check_same(merge(merge(a, b), c), whole)
     check_same(merge(a, merge(b, c)), whole)
     check_same(merge(c, merge(b, a)), whole)
     for name, site in merge(a, b).sites.items():  # commutative to the last bit
         other = merge(b, a).sites[name]
         assert torch.equal(site.sum, other.sum) and torch.equal(site.sum_sq, other.sum_sq)
+        assert (site.hessian is None) == (not options.hessian)
+        assert site.hessian is None or (other.hessian is not None and torch.equal(site.hessian, other.hessian))
 
 
 @settings(deadline=None, max_examples=60)
-@given(shards(2))
-def test_retracting_what_was_merged_leaves_what_was_there(parts: list[Activations]) -> None:
-    a, b = (stats_of(part) for part in parts)
+@given(shards(2), OPTIONS)
+def test_retracting_what_was_merged_leaves_what_was_there(parts: list[Activations], options: StatisticsParams) -> None:
+    a, b = (stats_of(part, options) for part in parts)
     whole = merge(a, b)
     check_same(retract(whole, b), a, of=whole)
     check_same(retract(whole, a), b, of=whole)
@@ -139,6 +158,18 @@ def test_a_quantile_never_goes_beyond_what_was_seen() -> None:
     assert quantile(site, 0.25) == -quantile(site, 0.999) == seen[3]
 
 
+OTHER = {
+    "hessian": False,
+    "normalization": "sequence",
+    "tokens": "assistant",
+    "mantissa_bits": 3,
+    "histogram_share": 0.5,
+    "top_k": 4,
+    "outputs": ("o_proj",),
+    "ignore": ("o_proj",),
+}
+
+
 @pytest.mark.parametrize("operation", [merge, retract])
 def test_statistics_of_different_origin_refuse_and_name_both_sides(operation: object) -> None:
     assert callable(operation)
@@ -147,11 +178,22 @@ def test_statistics_of_different_origin_refuse_and_name_both_sides(operation: ob
         operation(a, replace(b, base_model_digest="other"))
     with pytest.raises(ValueError, match="fingerprint tokenizer on one side, other on the other"):
         operation(a, replace(b, fingerprint="other"))
-    with pytest.raises(ValueError, match=r"settings .*mantissa_bits=2.* on one side, .*mantissa_bits=3"):
-        operation(a, stats_of(one("b", [1, 2, 3, 4]), StatisticsParams(mantissa_bits=3, top_k=3)))
+    for setting, other in OTHER.items():
+        settings = SETTINGS.model_copy(update={setting: other})
+        message = f"statistics.{setting} {getattr(SETTINGS, setting)} on one side, {other}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            operation(a, replace(b, settings=settings))
+    assert {*OTHER, "shards"} == set(StatisticsParams.model_fields)
     grouped = {"always": replace(b.sites["always"], members=("always",))}
     with pytest.raises(ValueError, match=r"layers at 'always' \('always', 'always_too'\) on one side, \('always',\)"):
         operation(a, replace(b, sites=grouped))
+
+
+def test_the_number_of_shards_is_about_rounding_alone() -> None:
+    a, b = stats_of(one("a", [1, 2, 3, 4])), stats_of(one("b", [1, 2, 3, 4]))
+    whole = merge(a, replace(b, settings=SETTINGS.model_copy(update={"shards": 4})))
+    assert whole.settings.shards == merge(replace(b, settings=whole.settings), a).settings.shards == 4
+    assert retract(whole, b).settings.shards == 4 and retract(whole, b).sample_ids == ("a",)
 
 
 def test_a_sample_is_neither_counted_twice_nor_taken_out_twice() -> None:
