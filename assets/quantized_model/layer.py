@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from assets.activation_stats.histogram import Histogram
 from assets.quantized_model.activations import activation_range, activation_scale
+from assets.quantized_model.adaround import adaround
 from assets.quantized_model.gptq import Solution, gptq
 from assets.quantized_model.grid import Grid, QuantizedWeight, dequantize
 from assets.quantized_model.params import SchemeParams
@@ -130,9 +130,7 @@ def _rounded(W: Tensor, site: Site | None, grid: Grid, scheme: SchemeParams, fac
     ranges = ranges_of(grid, scheme, W.dtype)
     given = W, site.hessian, site.tokens, grid, scheme.damping
     if scheme.method == "adaround":
-        adaround: Any = import_module("assets.quantized_model.adaround").adaround
-        solved: Solution = adaround(*given, factors=factors, ranges=ranges)
-        return solved
+        return adaround(*given, factors=factors, ranges=ranges)
     return gptq(*given, scheme.block_size, scheme.act_order, factors=factors, ranges=ranges)
 
 

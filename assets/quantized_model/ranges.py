@@ -19,9 +19,9 @@ from assets.quantized_model.grid import round_to_grid, scale_and_zero
 from assets.quantized_model.params import RangeRule
 
 SHRINKS = tuple(step / 100 for step in range(100, 19, -1))
-"""Shares of the whole range that `mse` tries, largest first; of equal errors the first one wins."""
+"""Shares of the whole range that `mse` tries."""
 CHUNK = 1 << 16
-"""Values that `mse` tries at once: they stay in the cache of a core."""
+"""Roundings that `mse` tries at once: they stay in the cache of a core."""
 
 Ranges = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From the weights that share a scale, (..., group), to scale and zero point (...,)."""
@@ -77,22 +77,18 @@ def _rank(percentile: float | Fraction, n: int) -> int:
 
 
 def _best_share(values: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> Tensor:
-    """(groups,): which of `SHRINKS` gives each group (groups, group) the least squared error."""
+    """(groups,): which of `SHRINKS` gives each group (groups, group) the least squared error; the largest of equals."""
     best = torch.empty_like(low)
-    step = max(1, CHUNK // values.shape[-1])
+    shares = torch.tensor(SHRINKS, dtype=low.dtype, device=low.device).unsqueeze(1)
+    step = max(1, CHUNK // (values.shape[-1] * len(SHRINKS)))
     for start in range(0, len(values), step):
         w, a, b = (x[start : start + step] for x in (values, low, high))
-        least, chosen = torch.full_like(a, torch.inf), torch.ones_like(a)
-        for share in SHRINKS:
-            scale, zero = scale_and_zero(a * share, b * share, bits, symmetric, dtype)
-            s = scale.to(w.dtype).unsqueeze(-1)
-            if symmetric:
-                q = round_to_grid(w, s, bits)
-            else:
-                z = zero.to(w.dtype).unsqueeze(-1)
-                q = round_to_grid(w, s, bits, z).sub_(z)
-            error = q.mul_(s).sub_(w).square_().sum(-1)
-            better = error < least
-            least, chosen = torch.where(better, error, least), torch.where(better, share, chosen)
-        best[start : start + step] = chosen
+        scale, zero = scale_and_zero(a * shares, b * shares, bits, symmetric, dtype)
+        s, z = scale.to(w.dtype).unsqueeze(-1), zero.to(w.dtype).unsqueeze(-1)
+        if symmetric:
+            q = round_to_grid(w, s, bits)
+        else:
+            q = round_to_grid(w, s, bits, z).sub_(z)
+        errors = q.mul_(s).sub_(w).square_().sum(-1)
+        best[start : start + step] = torch.where(errors == errors.amin(0), shares, 0.0).amax(0)
     return best
