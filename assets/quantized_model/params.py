@@ -169,6 +169,11 @@ class SchemeParams(BaseModel):
                 "transform: awq searches scales for the error of the weights alone; with quantized activations write "
                 "transform: smoothquant"
             )
+        if self.transform == "awq" and self.weight_bits == 8 and self.mixed is None:
+            raise ValueError(
+                "transform: awq with weight_bits: 8: rounding to 8 bits leaves it nothing to gain; remove transform, "
+                "or write fewer than 8 bits"
+            )
         if self.transform is not None and self.propagate == "quantized":
             raise ValueError(
                 f"transform: {self.transform} with propagate: quantized: the scales are found from statistics of the "
