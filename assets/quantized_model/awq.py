@@ -34,7 +34,7 @@ from assets.quantized_model.scheme import layer_group_sizes
 from assets.quantized_model.smoothquant import OVERFLOW, members_dtype, sites_read_by, why_not
 
 if TYPE_CHECKING:
-    from assets.quantized_model.quantize import Site, Statistics
+    from assets.quantized_model.layer import Site, Statistics
 
 STEPS = 20
 ALPHAS = tuple(step / STEPS for step in range(STEPS + 1))

@@ -23,7 +23,7 @@ from assets.activation_stats import histogram as histograms
 from assets.activation_stats.histogram import Histogram
 
 if TYPE_CHECKING:
-    from assets.quantized_model.quantize import Site
+    from assets.quantized_model.layer import Site
 
 Parameter = Callable[[str], Tensor | None]
 """A parameter in float32 or wider by its name in the state dict, as it stands; None: there is none of that name."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,18 @@ from transformers import PreTrainedModel
 
 from assets.base_model.in_parallel import in_parallel
 from assets.base_model.one_thread import one_thread
+from assets.quantized_model.awq import awq
 from assets.quantized_model.factors import Factors
+from assets.quantized_model.folding import Transform, scaled_site
 from assets.quantized_model.gptq import solve_flops
 from assets.quantized_model.grid import Grid, dequantize
 from assets.quantized_model.layer import Layer, Site, Statistics, quantize_site, relative_error
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.requirements import require_statistics
-from assets.quantized_model.scheme import layer_group_sizes, quantizable_linears, remarks
+from assets.quantized_model.scheme import layer_group_sizes, quantizable_linears
+from assets.quantized_model.smoothquant import smoothquant
 
 __all__ = ["Layer", "Quantized", "Samples", "Site", "Statistics", "quantize_model"]
-
-Transform: TypeAlias = Any
 
 Samples = Sequence[tuple[str, Sequence[int]]]
 """(sample id, token ids)."""
@@ -79,10 +80,10 @@ def quantize_model(
     by_site: dict[str, list[str]] = {}
     for name in linears:
         by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
-    notes: dict[str, Any] = {"remarks": where} if (where := remarks(scheme)) else {}
+    notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
     with one_thread():  # sums of matrix products come out in one order whatever the number of cores
         bits = _bits(linears, stats, scheme, notes)
-        transform = _transform(model, linears, stats, scheme, notes)
+        transform = _transform(model, linears, stats, scheme, bits, notes)
 
     def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
         site, first = sites.get(names[0]), names[0]
@@ -122,12 +123,15 @@ def _transform(
     linears: Mapping[str, nn.Linear],
     stats: Statistics,
     scheme: SchemeParams,
+    bits: Mapping[str, int],
     notes: dict[str, Any],
 ) -> Transform | None:
     if scheme.transform is None:
         return None
-    find: Any = getattr(import_module(f"assets.quantized_model.{scheme.transform}"), scheme.transform)
-    transform = find(model, linears, stats, scheme)
+    if scheme.transform == "awq":
+        transform = awq(model, linears, stats, scheme, bits)
+    else:
+        transform = smoothquant(model, linears, stats, scheme)
     notes["transform"] = {"name": scheme.transform, **transform.facts, "unfolded": dict(transform.unfolded)}
     return transform
 
@@ -136,8 +140,6 @@ def _quantize_transformed(
     transform: Transform, members: dict[str, Tensor], site: Site | None, grid: Grid, scheme: SchemeParams
 ) -> dict[str, Layer]:
     """`quantize_site` of the folded weights behind the scaled input; errors against the weights as they were."""
-    scaled_site: Any = import_module("assets.quantized_model.folding").scaled_site
-
     scales = transform.scales.get(next(iter(members)) if site is None else site.members[0])
     folded = {name: transform.weights.get(name, W) for name, W in members.items()}
     scaled = site if site is None or scales is None else scaled_site(site, scales)

@@ -19,7 +19,7 @@ from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.producers import find_folds
 
 if TYPE_CHECKING:
-    from assets.quantized_model.quantize import Site, Statistics
+    from assets.quantized_model.layer import Site, Statistics
 
 
 def smoothquant(
