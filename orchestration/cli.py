@@ -87,6 +87,29 @@ def strategies(name: str | None) -> None:
 
 
 @main.command()
+@click.argument("name", required=False)
+def schemes(name: str | None) -> None:
+    """The quantization schemes of params.yaml and what they are made of; with a NAME, one in full.
+
+    \b
+    Example: plumbline schemes w4a16-gptq
+    """
+    from orchestration.params import load_params
+    from orchestration.schemes import list_schemes, show_scheme
+
+    try:
+        params = load_params(project_root())
+        if name is not None and name not in params.schemes:
+            raise ValueError(f"no scheme {name!r} in params.yaml; there: {', '.join(params.schemes)}")
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if name is None:
+        click.echo(list_schemes(params.schemes, params.grid.schemes))
+    else:
+        click.echo(show_scheme(name, params.schemes[name]))
+
+
+@main.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def compare(names: tuple[str, ...]) -> None:
     """Compare strategies over many paired draws: is one better, and how sure is that?

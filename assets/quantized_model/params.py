@@ -115,6 +115,21 @@ class SchemeParams(BaseModel):
         }
         return tuple(name for name, is_read in found.items() if is_read)
 
+    @property
+    def remarks(self) -> list[str]:
+        """Where what the scheme makes can run, as far as that is less than everywhere; transformers loads all of it."""
+        found = []
+        widths = {self.weight_bits} if self.mixed is None else set(self.mixed.widths)
+        if self.activations is None and not widths <= {4, 8}:
+            found.append("vLLM has kernels for packed weights of 4 and 8 bits; other widths load in transformers")
+        if self.activations is None and self.per_tensor:
+            found.append("vLLM reads packed weights with a scale per group or output channel, not per tensor")
+        if self.activations is not None and not self.symmetric:
+            found.append("vLLM reads 8-bit weights beside quantized activations without zero points only")
+        if self.activations is not None and not self.activations.symmetric:
+            found.append("vLLM calls static activations with a zero point implemented, but untested")
+        return found
+
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
         _require_percentile_acts(self, "")

@@ -79,22 +79,6 @@ def layer_group_sizes(linears: Mapping[str, nn.Linear], scheme: SchemeParams) ->
     return sizes
 
 
-def remarks(scheme: SchemeParams) -> list[str]:
-    """Where what the scheme makes can run, as far as that is less than everywhere; transformers loads all of it."""
-    found = []
-    activations = scheme.activations
-    widths = {scheme.weight_bits} if scheme.mixed is None else set(scheme.mixed.widths)
-    if activations is None and not widths <= {4, 8}:
-        found.append("vLLM has kernels for packed weights of 4 and 8 bits; other widths load in transformers")
-    if activations is None and scheme.per_tensor:
-        found.append("vLLM reads packed weights with a scale per group or output channel, not per tensor")
-    if activations is not None and not scheme.symmetric:
-        found.append("vLLM reads 8-bit weights beside quantized activations without zero points only")
-    if activations is not None and not activations.symmetric:
-        found.append("vLLM calls static activations with a zero point implemented, but untested")
-    return found
-
-
 def _tied(model: nn.Module, module: nn.Linear) -> bool:
     embeddings = [other for other in model.modules() if isinstance(other, nn.Embedding)]
     return any(other.weight is module.weight for other in embeddings)
