@@ -37,6 +37,8 @@ def test_pairs_are_named_as_dvc_names_the_stages_of_a_matrix(tmp_path: Path) -> 
         ),
         ({"deployment": {"scheme": "w1a1"}}, r"deployment\.scheme: 'w1a1' is not in grid\.schemes"),
         ({"statistics": {"hessian": False}}, r"schemes\.w4a16-gptq reads second moments.*statistics: \{hessian: true"),
+        ({"execution": {"workers": 2}}, r"execution\.workers: 2 processes, but statistics\.shards: 1 part.*at least 2"),
+        ({"execution": {"mode": "fast"}}, r"execution\.mode.*'whole', 'layerwise'"),
         ({"report": {"baseline": "nobody"}}, r"report\.baseline: 'nobody'"),
         ({"corpus": {"sources": {"x": {"kind": "ftp"}}}}, r"corpus\.sources\.x"),
         ({"corpus": {"sources": {"x": {"kind": "huggingface", "name": "a/b"}}}}, r"revision: Field required"),
@@ -46,6 +48,17 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, sections: dict[str, A
     with pytest.raises(ValueError, match=said) as error:
         load_params(write(tmp_path, **sections))
     assert "params.yaml" in str(error.value)
+
+
+def test_no_stage_depends_on_how_statistics_are_collected() -> None:
+    """Else another machine, or another number of workers, would make what was collected stale."""
+    assert load_params(PROJECT).execution.workers == 1
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    read = {
+        name: stage.get("do", stage)["params"] for name, stage in stages.items() if "params" in stage.get("do", stage)
+    }
+    assert "statistics" in read["activation_stats"]
+    assert not any(entry.startswith("execution") for entries in read.values() for entry in entries)
 
 
 def test_two_pairs_of_one_name_are_refused(tmp_path: Path) -> None:
