@@ -9,7 +9,7 @@ from assets.activation_stats import histogram as histograms
 from assets.activation_stats import kernel
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import NOBODY, SiteStats
-from assets.base_model.inputs import require_finite
+from assets.base_model.inputs import UNKNOWN, require_finite
 
 
 class RunningSite:
@@ -49,8 +49,8 @@ class RunningSite:
         """Add activations (tokens, width) of the sample with number `row`; a layer that runs twice adds twice.
 
         Args:
-            positions: (tokens,) int64: the token of the sample that each row belongs to; None: they follow those that
-                the site has seen of this sample.
+            positions: (tokens,) int64: the token of the sample that each row belongs to, or UNKNOWN; None: they
+                follow those that the site has seen of this sample.
 
         Raises:
             ValueError: one of them is not finite, or dtype or width changed.
@@ -69,7 +69,8 @@ class RunningSite:
             )
         if positions is None:
             positions = torch.arange(self.tokens[row], self.tokens[row] + len(x), device=x.device)
-        counted = histograms.counted(sample_id, positions, self.settings.histogram_share)
+        place = torch.where(positions == UNKNOWN, torch.arange(len(x), device=x.device), positions)
+        counted = histograms.counted(sample_id, place, self.settings.histogram_share)
         found = kernel.columns(x, self.counts, self.settings.mantissa_bits, counted)
         require_finite(self.name, sample_id, found.low, found.high)
         self.sums += found.sums

@@ -14,6 +14,7 @@ from assets.activation_stats.histogram import bucket, counted
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.running import RunningSite
 from assets.activation_stats.sketch import SiteStats
+from assets.base_model.inputs import UNKNOWN
 
 LENGTHS = (300, 1, 40, 257)
 
@@ -98,6 +99,14 @@ def test_rows_that_are_some_of_a_samples_tokens_keep_their_positions() -> None:
         int(which.sum()) for row, p in enumerate(positions) if (which := counted(f"sample {row}", p, 0.5)) is not None
     )
     assert site.histogram.counts.sum(dim=1).tolist() == [read] * 43
+
+
+def test_rows_of_unknown_positions_are_counted_by_their_number() -> None:
+    parts = activations()
+    unknown = [torch.full((len(x),), UNKNOWN) for x in parts]
+    a, b = site_of(parts, unknown, histogram_share=0.3), site_of(parts, histogram_share=0.3)
+    assert torch.equal(a.histogram.counts, b.histogram.counts)
+    assert bool((a.top_positions == UNKNOWN).all())
 
 
 def test_a_layer_that_runs_twice_for_a_sample_continues_its_positions() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,16 +29,17 @@ def samples() -> dict[str, list[int]]:
     return {f"{i:02d}": torch.randint(0, 64, (5 + 3 * i,), generator=generator).tolist() for i in range(12)}
 
 
+@pytest.mark.parametrize("normalization", ["token", "sequence"])
 def test_each_set_has_the_totals_that_collecting_it_alone_gives(
-    model: LlamaForCausalLM, samples: dict[str, list[int]]
+    model: LlamaForCausalLM, samples: dict[str, list[int]], normalization: Literal["token", "sequence"]
 ) -> None:
     sets = [["03", "01", "07"], ["07"], list(samples), ["11", "00", "03"]]
-    together = collect_together(model, samples, sets, IGNORE)
+    together = collect_together(model, samples, sets, IGNORE, normalization=normalization, mantissa_bits=3)
     for names, totals in zip(sets, together, strict=True):
         alone = collect(
             model,
             [(name, samples[name]) for name in names],
-            StatisticsParams(),
+            StatisticsParams(normalization=normalization, mantissa_bits=3),
             base_model_digest="",
             fingerprint="",
         )
@@ -45,7 +48,17 @@ def test_each_set_has_the_totals_that_collecting_it_alone_gives(
             ours = totals.sites[name]
             assert ours.hessian.equal(site.hessian)
             assert ours.min.equal(site.min) and ours.max.equal(site.max)
-            assert (ours.tokens, ours.members) == (site.tokens, site.members)
+            assert (ours.tokens, ours.members, ours.width) == (site.tokens, site.members, site.width)
+            for what in ("sum", "sum_abs", "sum_sq"):
+                assert getattr(ours, what).equal(getattr(site, what))
+            assert ours.histogram is not None and ours.histogram.counts.equal(site.histogram.counts)
+            assert ours.histogram.first == site.histogram.first
+            assert (ours.histogram.mantissa_bits, ours.histogram.dtype) == (3, site.histogram.dtype)
+
+
+def test_without_a_histogram_unless_asked(model: LlamaForCausalLM, samples: dict[str, list[int]]) -> None:
+    (totals,) = collect_together(model, samples, [["00", "05"]], IGNORE)
+    assert all(site.histogram is None for site in totals.sites.values())
 
 
 def test_a_sample_is_read_once_however_many_sets_hold_it(
