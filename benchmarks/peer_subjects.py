@@ -98,7 +98,10 @@ def write_set(folder: Path, name: str, samples: Sequence[np.ndarray]) -> None:
         "reason": ["{}"] * len(samples),
         "parents": [[] for _ in samples],
     }
-    table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+    nothing = [None] * len(samples)
+    table = pa.table(
+        {field.name: pa.array(columns.get(field.name, nothing), field.type) for field in SCHEMA}, schema=SCHEMA
+    )
     write_table(folder / "samples.parquet", table)
     manifest = {
         "choice": {"name": name, "strategy": "benchmark", "n": len(samples), "seed": 0},

@@ -203,10 +203,16 @@ def _code() -> str:
 
 def _quiet() -> None:
     """No bars and no advice between the lines of this benchmark."""
-    os.environ["TQDM_DISABLE"] = "1"
+    from functools import partialmethod
+
+    import datasets
+    from tqdm import tqdm
     from transformers.utils import logging
 
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
     logging.set_verbosity_error()
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # compressed-tensors asks for its bars unconditionally
 
 
 def _empty(folder: Path) -> Path:

@@ -1,0 +1,209 @@
+"""How far from the machine's limit: `python -m benchmarks.roofline [--samples 32] [--rounds 3] [--cpu]`.
+
+The limit is the rate of a matrix product measured in the same run: bfloat16 for the collection of statistics, float64
+for GPTQ's solver, on as many threads. Collection is timed as `collect` with one part after the other switched on, in
+turns with the plain forward pass; the fastest of the rounds counts. What it computes is counted by formula: 2 m n k a
+matrix product, half of that for attention (causal) and for Hessians (symmetric). Where time goes that no formula has is
+told apart by subtraction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from assets.activation_stats.collect import collect
+from assets.activation_stats.params import StatisticsParams
+from assets.activation_stats.sketch import ActivationStats
+from assets.base_model.load import load_model
+from assets.base_model.one_thread import one_thread
+from assets.base_model.score import BUNDLED
+from assets.quantized_model.gptq import gptq, solve_flops
+from assets.quantized_model.grid import Grid
+from assets.quantized_model.params import SchemeParams
+from assets.quantized_model.quantize import quantize_model
+from benchmarks.peer_subjects import subject
+
+LENGTH = 512
+NO_HISTOGRAM = 1e-9
+"""Share of the tokens: none of a run of this size."""
+STEPS: dict[str, tuple[StatisticsParams, float]] = {
+    "+ min, max, sums": (StatisticsParams(hessian=False, histogram_share=NO_HISTOGRAM, top_k=1), 1.25),
+    "+ Hessians": (StatisticsParams(histogram_share=NO_HISTOGRAM, top_k=1), 1.6),
+    "+ histogram, 8 largest": (StatisticsParams(), 1.8),
+}
+"""Settings that switch on one part after the other, and how many times the plain forward pass each may take."""
+ENOUGH = 0.5
+"""Share of the limit that collecting everything is to reach at hidden 1024."""
+SHAPES = ((2048, 1024, 1024), (2048, 1024, 2816), (2048, 2816, 1024), (2048, 2048, 2048))
+"""(m, k, n) of the products that look for the best rate."""
+
+Tasks = Mapping[str, Callable[[], object]]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of a pass over the samples."""
+
+    forward: float
+    hessians: float
+
+
+def cpu_clock() -> float:
+    """CPU seconds of this process, shared out among its threads: what the clock on the wall would show undisturbed."""
+    return time.process_time() / torch.get_num_threads()
+
+
+def best(tasks: Tasks, rounds: int, clock: Clock) -> dict[str, float]:
+    """Seconds of each task, the fastest of `rounds`; they take turns, so that all see the same machine."""
+    found = dict.fromkeys(tasks, float("inf"))
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            started = clock()
+            task()
+            found[name] = min(found[name], clock() - started)
+    return found
+
+
+def matrix_rate(dtype: torch.dtype, rounds: int, clock: Clock) -> float:
+    """FLOP/s of the fastest of a few matrix products on the threads that torch has now."""
+    rate = 0.0
+    for m, k, n in SHAPES:
+        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+        a @ b.T
+        (seconds,) = best({"": lambda a=a, b=b: a @ b.T}, rounds, clock).values()
+        rate = max(rate, 2 * m * k * n / seconds)
+    return rate
+
+
+def work_of(model: PreTrainedModel, samples: int) -> Work:
+    """What a pass over samples of LENGTH tokens computes: matrices and attention of the decoder, Hessians of inputs."""
+    tokens = samples * LENGTH
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"}
+    matrices = sum(2.0 * tokens * linear.weight.numel() for linear in linears.values())
+    config = model.config
+    attention = 2.0 * tokens * LENGTH * config.hidden_size * config.num_hidden_layers
+    first = ("q_proj", "o_proj", "gate_proj", "down_proj")  # the others read what one of these reads
+    inputs = [linear.in_features for name, linear in linears.items() if name.endswith(first)]
+    return Work(matrices + attention, sum(float(tokens) * width * (width + 1) for width in inputs))
+
+
+def passes(model: PreTrainedModel, ids: list[list[int]]) -> dict[str, Callable[[], object]]:
+    """The plain forward pass of the decoder, and collection with one part after the other."""
+    samples = [(f"{row:04}", tokens) for row, tokens in enumerate(ids)]
+
+    def plain() -> None:
+        with torch.no_grad():
+            for tokens in ids:
+                model.base_model(input_ids=torch.tensor([tokens]), use_cache=False)
+
+    def collecting(settings: StatisticsParams) -> Callable[[], ActivationStats]:
+        return lambda: collect(model, samples, settings, base_model_digest="", fingerprint="")
+
+    return {"plain forward pass": plain, **{name: collecting(settings) for name, (settings, _) in STEPS.items()}}
+
+
+def collection_lines(title: str, seconds: Mapping[str, float], work: Work, rate: float, aims: bool) -> list[str]:
+    """The table of one model."""
+    forward = seconds["plain forward pass"]
+    lines = [f"{title:<46}{'seconds':>9}{'x forward':>10}{'aim':>6}{'GFLOP':>8}{'GFLOP/s':>9}{'of limit':>9}"]
+    for name, took in seconds.items():
+        with_hessians = name in STEPS and STEPS[name][0].hessian
+        flop = work.forward + (work.hessians if with_hessians else 0.0)
+        aim = f"{STEPS[name][1]:.2f}" if aims and name in STEPS else ""
+        figures = f"{took:>9.2f}{took / forward:>10.2f}{aim:>6}{flop / 1e9:>8.0f}{flop / took / 1e9:>9.0f}"
+        lines.append(f"  {name:<44}{figures}{flop / took / rate:>9.0%}")
+    return [*lines, *spent_lines(seconds, work, rate)]
+
+
+def spent_lines(seconds: Mapping[str, float], work: Work, rate: float) -> list[str]:
+    """What the seconds of collecting everything are spent on, in percent."""
+    plain, sums, hessians, everything = seconds.values()
+    ideal, triangle = work.forward / rate, work.hessians / rate
+    parts = {
+        "products of the forward pass at the limit": ideal,
+        "rest of the forward pass": plain - ideal,
+        "min, max, sums": sums - plain,
+        "Hessians at the limit": triangle,
+        "rest of the Hessians": hessians - sums - triangle,
+        "histogram, largest": everything - hessians,
+    }
+    words = [f"{name} {part / everything:.0%}" for name, part in parts.items()]
+    return ["  spent on: " + ", ".join(words[:3]) + ",", "            " + ", ".join(words[3:])]
+
+
+def solver_lines(stats: ActivationStats, model: PreTrainedModel, rounds: int, clock: Clock) -> list[str]:
+    """GPTQ W4A16 in groups of 128: the sites of a layer on one thread, and the whole model on all."""
+    grid, threads = Grid(4, 128), torch.get_num_threads()
+    with one_thread():
+        double, single = (matrix_rate(dtype, rounds, clock) for dtype in (torch.float64, torch.float32))
+        rates = f"{double / 1e9:.0f} GFLOP/s in float64, {single / 1e9:.0f} in float32"
+        lines = [
+            f"GPTQ in float64 on one thread, where a matrix product reaches {rates}",
+            f"  {'site':<42}{'seconds':>9}{'rows':>8}{'columns':>9}{'GFLOP':>8}{'GFLOP/s':>9}{'of limit':>9}",
+        ]
+        for name, site in stats.sites.items():
+            if ".layers.0." in name and site.hessian is not None:
+                W = torch.cat([_weight(model, member) for member in site.members])
+                S, tokens, flop = site.hessian, site.tokens, solve_flops(len(W), site.width)
+                (took,) = best({"": lambda W=W, S=S, t=tokens: gptq(W, S, t, grid)}, rounds, clock).values()
+                figures = f"{took:>9.2f}{len(W):>8}{site.width:>9}{flop / 1e9:>8.1f}{flop / took / 1e9:>9.0f}"
+                lines.append(f"  {name:<42}{figures}{flop / took / double:>9.0%}")
+    scheme = SchemeParams(method="gptq", weight_bits=4, group_size=128)
+    (took,) = best({"": lambda: quantize_model(model, stats, scheme)}, rounds, clock).values()
+    flop = sum(solve_flops(_rows(model, site.members), site.width) for site in stats.sites.values())
+    figures = f"{took:>9.2f}{'':>17}{flop / 1e9:>8.1f}{flop / took / 1e9:>9.0f}{flop / took / (double * threads):>9.0%}"
+    return [*lines, f"  {f'quantize_model, whole model, {threads} threads':<42}{figures}"]
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear.weight.detach()
+
+
+def _rows(model: nn.Module, members: tuple[str, ...]) -> int:
+    return sum(len(_weight(model, member)) for member in members)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=32, help=f"samples of {LENGTH} tokens (32)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of which the fastest counts (3)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds per thread, for a machine that others use, too")
+    arguments = parser.parse_args()
+    logging.disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+    clock = cpu_clock if arguments.cpu else time.perf_counter
+    ids = np.random.default_rng(0).integers(3, 4096, size=(arguments.samples, LENGTH)).tolist()
+    with tempfile.TemporaryDirectory() as scratch:
+        large = load_model(subject("random-51M", 1, LENGTH, Path(scratch)).model, "cpu")
+    models = {"hidden 1024 (51 M, 4 layers)": large, "bundled model (hidden 256, 6 layers)": load_model(BUNDLED, "cpu")}
+    rate = matrix_rate(torch.bfloat16, arguments.rounds, clock)
+    for title, model in models.items():
+        best(passes(model, ids[:1]), 1, clock)
+        seconds = best(passes(model, ids), arguments.rounds, clock)
+        rate = max(rate, matrix_rate(torch.bfloat16, arguments.rounds, clock))  # it may have been busy the first time
+        work, what = work_of(model, arguments.samples), f"{title}, {arguments.samples} x {LENGTH}"
+        print("\n".join(collection_lines(what, seconds, work, rate, aims=model is large)), "\n", flush=True)
+    print(f"limit: {rate / 1e9:.0f} GFLOP/s, the fastest bfloat16 product here on {arguments.threads} threads")
+    print(f"aim: {ENOUGH:.0%} of the limit with everything at hidden 1024\n")
+    samples = [(f"{row:04}", tokens) for row, tokens in enumerate(ids)]
+    stats = collect(large, samples, StatisticsParams(), base_model_digest="", fingerprint="")
+    print("\n".join(solver_lines(stats, large, arguments.rounds, clock)))
+
+
+if __name__ == "__main__":
+    main()
