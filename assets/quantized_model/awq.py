@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from assets.base_model.in_parallel import in_parallel
 from assets.quantized_model.folding import Changes, Fold, Transform, shared, snapped
 from assets.quantized_model.grid import Grid, dequantize
 from assets.quantized_model.params import SchemeParams
@@ -86,20 +88,27 @@ def awq(
     folds, unfolded = find_folds(model, sites_read_by(linears, stats))
     sizes = layer_group_sizes(linears, scheme)
     changes = Changes(model)
-    scales: dict[str, Tensor] = {}
-    found: dict[str, dict[str, float]] = {}
-    for name, fold in folds.items():
-        site = stats.sites[name]
-        if (reason := why_not(fold, linears, scheme)) is not None:
-            unfolded[name] = reason
-            continue
+
+    def search(name: str) -> Choice:
+        # Sites do not wait for each other: a Linear's own site is searched before, and its rows are divided by s after,
+        # which its rounding goes along with.
+        site, fold = stats.sites[name], folds[name]
         members = [member for member in site.members if member in linears]
         width = scheme.weight_bits if bits is None else bits[members[0]]
         grid = Grid(width, sizes[members[0]], scheme.symmetric, scheme.per_tensor)
         dtype = members_dtype(linears, site)
         tried = [snapped(changes, fold, s, dtype) for s in scales_of(site, fold)]
-        chosen = choose(tried, [changes.weight(m) for m in members], site, dtype, rounding(grid, scheme))
-        if chosen.alpha and not changes.add(fold, chosen.s):
+        return choose(tried, [changes.weight(m) for m in members], site, dtype, rounding(grid, scheme))
+
+    unwanted = {name: reason for name, fold in folds.items() if (reason := why_not(fold, linears, scheme))}
+    unfolded |= unwanted
+    wanted = [name for name in folds if name not in unwanted]
+    costs = [float(stats.sites[name].width) ** 2 * len(folds[name].readers) for name in wanted]
+    choices = in_parallel([partial(search, name) for name in wanted], costs)
+    scales: dict[str, Tensor] = {}
+    found: dict[str, dict[str, float]] = {}
+    for name, chosen in zip(wanted, choices, strict=True):
+        if chosen.alpha and not changes.add(folds[name], chosen.s):
             unfolded[name] = OVERFLOW
             continue
         if chosen.alpha:

@@ -16,8 +16,9 @@ A norm's (1 + w), biases, several Linears on one norm and heads of v that severa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from assets.base_model.decoder import Call, Decoder
+from assets.base_model.one_thread import one_thread
 from assets.quantized_model.folding import Fold, folded
 
 TOKENS = 16
@@ -117,42 +119,55 @@ def find_folds(model: PreTrainedModel, sites: Mapping[str, Sequence[str]]) -> tu
     Returns:
         Site -> its fold, in the order in which the sites are read in the forward pass; site -> why there is none.
     """
-    folds: dict[str, Fold] = {}
-    why = dict.fromkeys(sites, "it is read outside the decoder layers, where nothing is folded")
-    decoder = Decoder(model)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     try:
+        decoder = Decoder(model)
         start = decoder.start([i % vocabulary for i in range(TOKENS)])
     except ValueError as error:
-        reason = str(error).split(". Say")[0]
+        reason = str(error).split(". Say")[0]  # what to change in params.yaml is about collecting statistics
         return {}, dict.fromkeys(sites, f"no fold can be checked: {reason}")
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     tied = {name for name, p in model.named_parameters(remove_duplicate=False) if uses[id(p)] > 1}
     heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
-    site_of = {member: site for site, members in sites.items() for member in members}
-    for layer, name, call in zip(decoder.layers, decoder.names, start.calls, strict=True):
-        inside = {site: members for site, members in sites.items() if members[0].startswith(f"{name}.")}
-        if not inside:
-            continue
+    folds: dict[str, Fold] = {}
+    why = dict.fromkeys(sites, "it is read outside the decoder layers, where nothing is folded")
+    with one_thread():
+        for layer, name, call in zip(decoder.layers, decoder.names, start.calls, strict=True):
+            inside = {site: members for site, members in sites.items() if members[0].startswith(f"{name}.")}
+            if not inside:
+                continue
+            found, reasons = _folds_within(partial(_Block, layer, name, start.hidden, call, heads), inside, tied)
+            folds |= found
+            why = {site: reason for site, reason in why.items() if site not in found} | reasons
+    return folds, why
+
+
+def _folds_within(
+    make: Callable[[torch.dtype], _Block], sites: Mapping[str, Sequence[str]], tied: set[str]
+) -> tuple[dict[str, Fold], dict[str, str]]:
+    """`find_folds` of one decoder layer."""
+    try:
+        block = make(torch.float64)
+        base = block.run()
+    except RuntimeError:  # no kernel for float64, as for grouped matrix products of experts
         try:
-            block = _Block(layer, name, start.hidden, call, heads, torch.float64)
+            block = make(torch.float32)
             base = block.run()
-        except RuntimeError:  # no kernel for float64, as in grouped matrix products of experts
-            block = _Block(layer, name, start.hidden, call, heads, torch.float32)
-            base = block.run()
-        order = {event.name: index for index, event in enumerate(base.events)}
-        for site in sorted(inside, key=lambda site: order.get(inside[site][0], len(order))):
-            found = _fold_of(block, base, site, inside[site], site_of, tied)
-            if isinstance(found, Fold):
-                folds[site] = found
-                del why[site]
-            else:
-                why[site] = found
-        together = {site: folds[site] for site in inside if site in folds}
-        if together and not _all_together(block, base, together):
-            for site in together:
-                del folds[site]
-                why[site] = "its fold passes the check alone, but not together with those of the same decoder layer"
+        except RuntimeError as error:
+            return {}, dict.fromkeys(sites, f"no fold can be checked: {str(error).splitlines()[0]}")
+    site_of = {member: site for site, members in sites.items() for member in members}
+    order = {event.name: index for index, event in reversed(list(enumerate(base.events)))}
+    folds: dict[str, Fold] = {}
+    why: dict[str, str] = {}
+    for site in sorted(sites, key=lambda site: order.get(sites[site][0], len(order))):
+        found = _fold_of(block, base, site, sites[site], site_of, tied)
+        if isinstance(found, Fold):
+            folds[site] = found
+        else:
+            why[site] = found
+    if folds and not _all_together(block, base, folds):
+        why |= dict.fromkeys(folds, "its fold is right alone, but not together with the others of its decoder layer")
+        folds = {}
     return folds, why
 
 

@@ -83,7 +83,7 @@ def quantize_model(
     notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
     with one_thread():  # sums of matrix products come out in one order whatever the number of cores
         bits = _bits(linears, stats, scheme, notes)
-        transform = _transform(model, linears, stats, scheme, bits, notes)
+    transform = _transform(model, linears, stats, scheme, bits, notes)
 
     def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
         site, first = sites.get(names[0]), names[0]
