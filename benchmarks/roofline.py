@@ -140,7 +140,11 @@ def spent_lines(seconds: Mapping[str, float], work: Work, rate: float) -> list[s
         "histogram, largest": everything - hessians,
     }
     words = [f"{name} {part / everything:.0%}" for name, part in parts.items()]
-    return ["  spent on: " + ", ".join(words[:3]) + ",", "            " + ", ".join(words[3:])]
+    return [
+        "  spent on: " + ", ".join(words[:2]) + ",",
+        "            " + ", ".join(words[2:5]) + ",",
+        f"            {words[5]}",
+    ]
 
 
 def solver_lines(stats: ActivationStats, model: PreTrainedModel, rounds: int, clock: Clock) -> list[str]:
