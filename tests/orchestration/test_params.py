@@ -38,7 +38,7 @@ def test_pairs_are_named_as_dvc_names_the_stages_of_a_matrix(tmp_path: Path) -> 
         ({"deployment": {"scheme": "w1a1"}}, r"deployment\.scheme: 'w1a1' is not in grid\.schemes"),
         ({"statistics": {"hessian": False}}, r"schemes\.w4a16-gptq reads second moments.*statistics: \{hessian: true"),
         ({"execution": {"workers": 2}}, r"execution\.workers: 2 processes, but statistics\.shards: 1 part.*at least 2"),
-        ({"execution": {"mode": "fast"}}, r"execution\.mode.*'whole', 'layerwise'"),
+        ({"execution": {"mode": "fast"}}, r"execution\.mode.*'auto', 'whole' or 'layerwise'"),
         ({"report": {"baseline": "nobody"}}, r"report\.baseline: 'nobody'"),
         ({"corpus": {"sources": {"x": {"kind": "ftp"}}}}, r"corpus\.sources\.x"),
         ({"corpus": {"sources": {"x": {"kind": "huggingface", "name": "a/b"}}}}, r"revision: Field required"),

@@ -1,0 +1,137 @@
+"""What a changed calibration set costs: `python -m benchmarks.incremental`.
+
+A set is collected anew, and from the statistics of a set that shares 90 % of its samples: once 10 % came in addition,
+once 10 % left and as many came. Each round measures all of them, one right after the other, so that what else the
+machine does weighs on them alike; reported are medians of the rounds and of their ratios. Samples are as long as each
+other. Held against a collection of the whole set, integers and extremes must be the same bits; how far sums are apart
+is printed, and how many of them are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from assets.activation_stats.collect import collect
+from assets.activation_stats.params import StatisticsParams
+from assets.activation_stats.sketch import ActivationStats
+from assets.activation_stats.totals import Sample
+from assets.activation_stats.update import updated
+from assets.base_model.load import load_model
+
+BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "base_model" / "llama-stdlib-6m"
+AIM = 0.15
+SETTINGS = StatisticsParams()
+ORIGIN = {"base_model_digest": "model", "fingerprint": "tokenizer"}
+
+
+def random_llama() -> PreTrainedModel:
+    """51 M parameters outside the embeddings: hidden 1024, feed-forward 2816, 4 layers, bfloat16, random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=6144,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        max_position_embeddings=1024,
+    )
+    return LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def random_samples(n: int, tokens: int, vocabulary: int) -> list[Sample]:
+    drawn = torch.randint(6, vocabulary, (n, tokens), generator=torch.Generator().manual_seed(0))
+    return [(f"{number:05d}", ids) for number, ids in enumerate(drawn.tolist())]
+
+
+def clocked(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """(result, wall seconds, CPU seconds of this process)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def measure(model: PreTrainedModel, n: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Seconds of every way and round, and what the results have in common."""
+    tenth = n // 10
+    samples = random_samples(n + tenth, tokens, int(model.config.vocab_size))
+    old, added, swapped = samples[:n], samples, samples[tenth:]
+
+    def anew(some: Sequence[Sample]) -> ActivationStats:
+        return collect(model, some, SETTINGS, **ORIGIN)
+
+    def renewed(some: Sequence[Sample]) -> ActivationStats:
+        return updated(previous, model, some, SETTINGS, leaving=old, **ORIGIN)
+
+    previous = anew(old)  # also what warms caches up
+    ways = {
+        "anew": lambda: anew(swapped),
+        "10 % came": lambda: renewed(added),
+        "10 % left, 10 % came": lambda: renewed(swapped),
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    results: dict[str, ActivationStats] = {}
+    for _ in range(rounds):
+        for way, work in ways.items():
+            results[way], wall, cpu = clocked(work)
+            seconds[way].append((wall, cpu))
+    return {"seconds": seconds, **compared(results["10 % left, 10 % came"], results["anew"])}
+
+
+def compared(found: ActivationStats, expected: ActivationStats) -> dict[str, Any]:
+    """How far an update is from a collection anew.
+
+    Raises:
+        AssertionError: an integer or an extreme differs.
+    """
+    same, sums, largest = 0, 0, 0.0
+    for name, x in expected.sites.items():
+        y = found.sites[name]
+        assert torch.equal(x.histogram.counts, y.histogram.counts) and x.histogram.first == y.histogram.first
+        for what in ("sample_tokens", "sample_min", "sample_max", "top_values", "top_positions", "top_channels"):
+            assert torch.equal(getattr(x, what), getattr(y, what)), (name, what)
+        for what in ("sum", "sum_abs", "sum_sq", "hessian"):
+            left, right = getattr(x, what), getattr(y, what)
+            same += int((left == right).sum())
+            sums += left.numel()
+            largest = max(largest, float((left - right).abs().max() / left.abs().max()))
+    return {"same": same / sums, "largest": largest}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=130, help="of the set, a multiple of 10")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=("bundled", "random"), default=["bundled", "random"])
+    given = parser.parse_args()
+    print(f"{given.samples} samples of {given.tokens} tokens, {torch.get_num_threads()} threads, {given.rounds} rounds")
+    for name in given.models:
+        model = load_model(BUNDLED, "cpu") if name == "bundled" else random_llama()
+        found = measure(model, given.samples, given.tokens, given.rounds)
+        print(f"\n{'bundled, hidden 256' if name == 'bundled' else 'random, hidden 1024'}")
+        print(f"{'':<24}{'wall':>10}{'CPU':>10}{'of anew':>10}{'CPU':>10}")
+        whole = found["seconds"]["anew"]
+        for way, rounds in found["seconds"].items():
+            wall, cpu = (statistics.median(values) for values in zip(*rounds, strict=True))
+            ratios = (
+                statistics.median(a[kind] / b[kind] for a, b in zip(rounds, whole, strict=True)) for kind in (0, 1)
+            )
+            print(f"{way:<24}{wall:>8.2f} s{cpu:>8.2f} s" + "".join(f"{ratio:>10.3f}" for ratio in ratios))
+        print(
+            f"counts and extremes as collected anew; sums at most {found['largest']:.1e} of the largest apart, "
+            f"{100 * found['same']:.2f} % of them the same bits"
+        )
+    print(f"\naim: 10 % new samples cost at most {AIM} of a collection")
+
+
+if __name__ == "__main__":
+    main()
