@@ -20,6 +20,7 @@ from assets.quantized_model.folding import Transform, scaled_site
 from assets.quantized_model.gptq import solve_flops
 from assets.quantized_model.grid import Grid, dequantize
 from assets.quantized_model.layer import Layer, Site, Statistics, quantize_site, relative_error
+from assets.quantized_model.mixed import allocate
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.requirements import require_statistics
 from assets.quantized_model.scheme import layer_group_sizes, quantizable_linears
@@ -82,7 +83,7 @@ def quantize_model(
         by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
     notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
     with one_thread():  # sums of matrix products come out in one order whatever the number of cores
-        bits = _bits(linears, stats, scheme, notes)
+        bits = _bits(linears, stats, scheme, notes, factors)
     transform = _transform(model, linears, stats, scheme, bits, notes)
 
     def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
@@ -104,18 +105,17 @@ def quantize_model(
 
 
 def _bits(
-    linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams, notes: dict[str, Any]
+    linears: Mapping[str, nn.Linear],
+    stats: Statistics,
+    scheme: SchemeParams,
+    notes: dict[str, Any],
+    factors: Factors | None,
 ) -> dict[str, int]:
     if scheme.mixed is None:
         return dict.fromkeys(linears, scheme.weight_bits)
-    allocate: Any = import_module("assets.quantized_model.mixed").allocate
-    bits: dict[str, int] = allocate(linears, stats, scheme)
-    numel = {name: linears[name].weight.numel() for name in bits}
-    notes["mixed"] = {
-        "average_bits": round(sum(width * numel[name] for name, width in bits.items()) / sum(numel.values()), 4),
-        "layers": {str(width): sum(b == width for b in bits.values()) for width in sorted(set(bits.values()))},
-    }
-    return bits
+    allocation = allocate(linears, stats, scheme, factors)
+    notes["mixed"] = allocation.facts
+    return allocation.bits
 
 
 def _transform(
