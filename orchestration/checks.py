@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.activation_stats.asset import activation_stats
 from assets.artifact import read_json
 from assets.calibration_set.asset import calibration_set
 from assets.quantized_model.asset import quantized_model
@@ -117,6 +118,27 @@ def calibration_set_represents_production(context: dg.AssetCheckExecutionContext
     )
 
 
+@dg.asset_check(asset=activation_stats)
+def every_site_saw_enough_tokens(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """No site saw fewer tokens than it has channels, as experts do that the router seldom chooses.
+
+    A warning: such a site's statistics leave directions of its input open (see activation_stats/starved.py).
+    """
+    from assets.activation_stats.starved import sentence, starved_sites
+
+    wrong, found = [], {}
+    for key in _keys(context, "activation_stats", list(load_params().calibrations)):
+        if starved := starved_sites(read_json(_folder("activation_stats") / key / "header.json")):
+            wrong.append(f"{key}: {sentence(starved)}")
+            found[key] = starved
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(wrong[:5]) or "every site saw at least as many tokens as it has channels",
+        metadata={"starved": dg.MetadataValue.json(found)},
+    )
+
+
 @dg.asset_check(asset=quantized_model, blocking=True)
 def model_carries_the_tokenizer_it_was_calibrated_with(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """The fingerprint in the quantized model is that of the samples."""
@@ -152,6 +174,7 @@ CHECKS: list[dg.AssetChecksDefinition] = [
     no_report_document_in_a_calibration_set,
     calibration_set_was_tokenized_as_the_corpus_is,
     calibration_set_represents_production,
+    every_site_saw_enough_tokens,
     model_carries_the_tokenizer_it_was_calibrated_with,
     no_layer_fell_back,
 ]

@@ -7,18 +7,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from assets.activation_stats.collect import collect
 from assets.activation_stats.executor import require_executor
 from assets.activation_stats.layerwise import layer_by_layer
+from assets.activation_stats.masks import counted
 from assets.activation_stats.memory import mode_of
 from assets.activation_stats.params import ExecutionParams, StatisticsParams
 from assets.activation_stats.sharded import collected_by_workers
 from assets.activation_stats.sketch import ActivationStats, Extreme, extremes
 from assets.activation_stats.source import read_source
+from assets.activation_stats.starved import starved_sites
 from assets.activation_stats.store import save_parts
 from assets.base_model.decoder import Decoder
+from assets.base_model.inputs import left_out
 from assets.base_model.load import base_model_digest, loaded_model, model_folder
 from assets.base_model.params import ModelParams
 from assets.base_model.streamed import StreamedModel
@@ -39,7 +45,8 @@ def build_activation_stats(
 
     Returns:
         Counts for people: samples, tokens, sites, layers, unreached layers, the largest magnitude with its site and
-        sample, and the mode it was collected in.
+        sample, the mode it was collected in, sites that saw fewer tokens than they have channels, modules with weights
+        that no site reads, and where tokens are masked how many count.
 
     Raises:
         ValueError: samples.parquet does not hold what manifest.json says, Ray is asked for and not installed, and
@@ -99,11 +106,22 @@ def build_activation_stats(
         "sites": len(header["sites"]),
         "layers": sum(len(site["members"]) for site in header["sites"].values()),
         "unreached": header["unreached"],
+        "starved": starved_sites(header),
+        "left_out": left_out(_skeleton(folder, model_params.trust_remote_code), params.ignore),
+        **counted(source.masks, len(source.samples), source.tokens),
         "largest_site": largest.site,
         "largest_value": round(largest.extreme.value, 6),
         "largest_sample": largest.extreme.sample_id,
         "mode": mode,
     }
+
+
+def _skeleton(folder: Path, trust_remote_code: bool) -> nn.Module:
+    """The model's modules without weights."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model
 
 
 class _Largest:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.totals import Masks
 from assets.calibration_set.reader import read_calibration_set
-from assets.tokenized_samples.assistant import mask_of
 
 
 def masks_of(calibration_set: Path, settings: StatisticsParams) -> Masks | None:
@@ -40,6 +42,21 @@ def masks_of(calibration_set: Path, settings: StatisticsParams) -> Masks | None:
             "written by an assistant; set statistics.tokens: all, or choose chats that have its turns"
         )
     return masks
+
+
+def mask_of(spans: Sequence[int], tokens: int) -> NDArray[np.bool_]:
+    """(tokens,): True within the spans.
+
+    Raises:
+        ValueError: they are no ascending spans of that many tokens.
+    """
+    edges = np.asarray(spans, np.int64)
+    if len(edges) % 2 or (len(edges) and not (edges[0] >= 0 and edges[-1] <= tokens and (np.diff(edges) > 0).all())):
+        raise ValueError(f"assistant_spans {list(spans)} do not fit {tokens} tokens; tokenize and choose the set anew")
+    mask = np.zeros(tokens, bool)
+    for start, stop in edges.reshape(-1, 2):
+        mask[start:stop] = True
+    return mask
 
 
 def counted(masks: Masks | None, samples: int, tokens: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from assets.activation_stats.masks import masks_of
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.totals import Masks, Sample
 from assets.calibration_set.reader import read_calibration_set, read_manifest
@@ -29,12 +30,12 @@ def read_source(calibration_set: Path, settings: StatisticsParams) -> Source:
     """Samples and masks of a calibration set, as the settings want them.
 
     Raises:
-        ValueError: samples.parquet does not hold what manifest.json says.
+        ValueError: samples.parquet does not hold what manifest.json says, or not what its assistants wrote.
     """
     manifest = read_manifest(calibration_set)
     table = read_calibration_set(calibration_set, ["sample_id", "input_ids"])
     samples: list[Sample] = list(zip(table["sample_id"].to_pylist(), table["input_ids"].to_pylist(), strict=True))
-    source = Source(samples, None, manifest["fingerprint"], manifest["digest"])
+    source = Source(samples, masks_of(calibration_set, settings), manifest["fingerprint"], manifest["digest"])
     if (len(samples), source.tokens) != (manifest["samples"], manifest["tokens"]):
         raise ValueError(
             f"{calibration_set.name}/samples.parquet: found {len(samples)} samples with {source.tokens} tokens, "

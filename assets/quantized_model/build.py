@@ -13,12 +13,14 @@ from safetensors import safe_open
 
 from assets.activation_stats import store
 from assets.activation_stats.sketch import ActivationStats
+from assets.activation_stats.starved import starved_layers
 from assets.artifact import read_json, sha256_files, sha256_json
 from assets.base_model.load import base_model_digest, loaded_model, model_folder
 from assets.base_model.params import ModelParams
 from assets.calibration_set.reader import read_calibration_set, read_manifest
 from assets.quantized_model.export import add_provenance, export
 from assets.quantized_model.factors import Factors
+from assets.quantized_model.full_precision import experts_in_full_precision
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.quantize import Layer, quantize_model
 
@@ -92,12 +94,15 @@ def build_quantized_model(
         "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
         "layers": {name: _layer_record(layer) for name, layer in layers.items()},
         "fallbacks": fallbacks,
+        "starved": starved_layers(header, layers),
+        "experts_in_full_precision": experts_in_full_precision(model),
         "notes": quantized.notes,
     }
     choice = {key: manifest["choice"].get(key) for key in ("name", "strategy", "n", "seed")}
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}
     add_provenance(out, files, record, {**origin, "calibration_set": {**choice, **size}})
-    return _summary(folder, out, files, layers, fallbacks, quantized.notes)
+    told = {key: record[key] for key in ("starved", "experts_in_full_precision") if record[key]}
+    return _summary(folder, out, files, layers, fallbacks, quantized.notes) | told
 
 
 @lru_cache(maxsize=1)

@@ -118,21 +118,6 @@ def joined_spans(parts: Sequence[tuple[Spans | None, int, int]]) -> Spans | None
     return _spans(written)
 
 
-def mask_of(spans: Sequence[int], tokens: int) -> NDArray[np.bool_]:
-    """(tokens,): True within the spans.
-
-    Raises:
-        ValueError: they are no ascending spans of that many tokens.
-    """
-    edges = np.asarray(spans, np.int64)
-    if len(edges) % 2 or (len(edges) and not (edges[0] >= 0 and edges[-1] <= tokens and (np.diff(edges) > 0).all())):
-        raise ValueError(f"assistant_spans {list(spans)} do not fit {tokens} tokens; tokenize and choose the set anew")
-    mask = np.zeros(tokens, bool)
-    for start, stop in edges.reshape(-1, 2):
-        mask[start:stop] = True
-    return mask
-
-
 def _tokens(tokenizer: Any, text: str, ids: NDArray[np.int32], characters: list[tuple[int, int]]) -> Spans | None:
     """Token spans of spans of characters; a token that is partly within one belongs to it."""
     if not tokenizer.is_fast:  # does not say where its tokens come from

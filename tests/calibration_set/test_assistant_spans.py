@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.tokenized_samples.assistant import cut, joined_spans, mask_of
+from assets.activation_stats.masks import mask_of
+from assets.tokenized_samples.assistant import cut, joined_spans
 from tests.calibration_set.conftest import rows_of, sample, write_samples
 
 Masks = list[bool] | None
