@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +25,15 @@ LENGTHS = (20, 512, 33, 300, 5, 300, 64)
 @pytest.mark.parametrize(
     ("scheme", "passes"),
     [
-        (SchemeParams(method="gptq", weight_bits=4, group_size=128), 2),  # calibrating, and behind the solved layer
-        (SchemeParams.model_validate({"method": "rtn", "weight_bits": 8, "activations": {}}), 1),
+        # A layer is calibrated, then run once more for what the next one is to see; each modifier by itself.
+        ({"method": "gptq", "group_size": 128}, 2),
+        ({"method": "rtn", "weight_bits": 8, "activations": {}}, 2),
+        ({"method": "rtn", "weight_bits": 8, "activations": {}, "transform": "smoothquant"}, 4),
     ],
-    ids=["gptq", "static activations"],
+    ids=["gptq", "static activations", "smoothquant"],
 )
-def test_llm_compressor_reads_every_sample_once_whole_and_unpadded(
-    scheme: SchemeParams, passes: int, tmp_path: Path
+def test_llm_compressor_reads_every_sample_once_a_pass_whole_and_unpadded(
+    scheme: dict[str, Any], passes: int, tmp_path: Path
 ) -> None:
     python = peer_python()
     if python is None:
@@ -39,7 +42,7 @@ def test_llm_compressor_reads_every_sample_once_whole_and_unpadded(
     samples = [rng.integers(3, 6000, size=length, dtype=np.int32) for length in LENGTHS]
     (tmp_path / "set").mkdir()
     write_set(tmp_path / "set", "uneven", samples)
-    hand_over(tmp_path / "set", "mine", scheme, tmp_path / "out")
+    hand_over(tmp_path / "set", "mine", SchemeParams.model_validate(scheme), tmp_path / "out")
     command = [python, PROJECT / "benchmarks/peer_llm_compressor.py", tmp_path / "out", BUNDLED, tmp_path / "model"]
     ran = subprocess.run([*map(str, command), "--watch"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
