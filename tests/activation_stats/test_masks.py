@@ -15,6 +15,7 @@ from assets.activation_stats.collect import collect
 from assets.activation_stats.masks import counted, masks_of
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats, extremes, merge
+from assets.activation_stats.source import read_source
 from assets.artifact import write_json, write_table
 from assets.calibration_set.reader import SCHEMA, set_digest
 from tests.activation_stats.test_experts import build as build_experts
@@ -126,9 +127,9 @@ def a_set(folder: Path, spans: list[list[int] | None], drop: bool = False) -> Pa
     ]
     table = pa.Table.from_pylist(rows, SCHEMA)
     write_table(folder / "samples.parquet", table.drop_columns(["assistant_spans"]) if drop else table)
-    write_json(
-        folder / "manifest.json", {"digest": set_digest([r["sample_id"] for r in rows], "f"), "fingerprint": "f"}
-    )
+    digest = set_digest([str(row["sample_id"]) for row in rows], "f")
+    manifest = {"digest": digest, "fingerprint": "f", "samples": len(rows), "tokens": 6 * len(rows)}
+    write_json(folder / "manifest.json", manifest)
     return folder
 
 
@@ -140,6 +141,11 @@ def test_masks_of_a_stored_set(tmp_path: Path) -> None:
         f"{0:064x}": [True, True, False, False, False, True],
         f"{2:064x}": [False] * 6,
     }
+    source = read_source(folder, SETTINGS)  # what is collected from
+    assert source.masks is not None and {name: mask.tolist() for name, mask in source.masks.items()} == {
+        name: mask.tolist() for name, mask in found.items()
+    }
+    assert read_source(folder, StatisticsParams()).masks is None
     assert counted(found, 3, 18) == {"counted_tokens": 9, "samples_without_mask": 1} and counted(None, 3, 18) == {}
 
 
