@@ -71,8 +71,8 @@ def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: M
 
 def _weights(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: Mapping[str, int]) -> str:
     if mixed := scheme.get("mixed"):
-        used = join([f"{width} bits in {count} layers" for width, count in sorted(bits.items())])
-        text = f"weights of {mixed['average_bits']:g} bits on average" + (f" ({used})" if used else "")
+        used = [f"{width} bits in {count} layers" for width, count in sorted(bits.items())]
+        text = f"weights of {mixed['average_bits']:g} bits on average" + (f" ({join(used)})" if used else "")
     else:
         text = f"{scheme['weight_bits']}-bit weights"
     if activations := scheme.get("activations"):

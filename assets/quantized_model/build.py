@@ -177,7 +177,7 @@ def _summary(
         "worst_layer": worst,
         "fallbacks": fallbacks,
         "remarks": notes.get("remarks"),
-        "mixed": notes.get("mixed"),
+        "mixed": {key: value for key, value in notes.get("mixed", {}).items() if key != "bits"},
         "transform": _transform_summary(notes),
         "propagate": notes.get("propagate"),
         "layers": [

@@ -65,6 +65,7 @@ def test_the_widths_that_mixed_precision_came_to_are_named() -> None:
     text = describe_scheme(scheme, {"per channel": 9}, {"3": 6, "8": 3})
     assert text.startswith("weights of 3.5 bits on average (3 bits in 6 layers and 8 bits in 3 layers), one scale per")
     assert "AdaRound" in text
+    assert describe_scheme(scheme, {"per channel": 9}, {}).startswith("weights of 3.5 bits on average, one scale per")
 
 
 @pytest.mark.parametrize(

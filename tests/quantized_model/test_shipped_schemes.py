@@ -69,6 +69,7 @@ def test_there_is_a_scheme_of_every_kind() -> None:
     assert {scheme.method for scheme in schemes} == {"rtn", "gptq", "adaround"}
     assert {scheme.weight_bits for scheme in schemes} == {2, 3, 4, 8}
     assert {scheme.transform for scheme in schemes} == {None, "smoothquant", "awq"}
+    assert any(scheme.mixed for scheme in schemes)
     assert {scheme.symmetric for scheme in schemes} == {True, False}
     ranges = {scheme.activations.range for scheme in schemes if scheme.activations}
     assert ranges == {"minmax", "percentile", "mse"}
