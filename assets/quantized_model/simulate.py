@@ -41,11 +41,11 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
         linear.weight.copy_(dequantize(layer.weight))
         if scheme.activations is not None:
             scale, zero = layer.input_scale, layer.input_zero_point
-            linear.register_forward_pre_hook(_rounding(scheme.activations.bits, scale, zero))
+            linear.register_forward_pre_hook(rounding(scheme.activations.bits, scale, zero))
     return simulated
 
 
-def _rounding(
+def rounding(
     bits: int, scale: Tensor | None, zero: Tensor | None
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
