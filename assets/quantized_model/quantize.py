@@ -72,9 +72,9 @@ def quantize_model(
     sizes = layer_group_sizes(linears, scheme)
     require_statistics(linears, stats, scheme)
     if scheme.propagate == "quantized":
-        propagated: Any = import_module("assets.quantized_model.propagate").propagated
         if samples is None:
             raise ValueError("propagate: quantized runs the calibration set again, and none was given; remove it")
+        propagated: Any = import_module("assets.quantized_model.propagate").propagated
         solved: Quantized = propagated(model, samples, scheme, stats)
         return solved
     sites = {member: site for site in stats.sites.values() for member in site.members}
@@ -146,9 +146,8 @@ def _quantize_transformed(
     found = {}
     for name, layer in quantize_site(folded, scaled, grid, scheme).items():
         s = 1.0 if scales is None else scales.to(folded[name].device)
-        W, base = folded[name].float() / s, members[name].float()
-        # What the scales of a later layer made of a row: rows are multiples of what they were.
-        row = (W * base).sum(1, keepdim=True) / base.square().sum(1, keepdim=True)
-        running = dequantize(layer.weight).float() / s / torch.where(row > 0, row, 1.0)
+        # Rows are divided by the scales of the site behind them.
+        back = transform.rows[name].unsqueeze(1) if name in transform.rows else 1.0
+        running = dequantize(layer.weight).float() / s * back
         found[name] = replace(layer, error=relative_error(members[name], running, site))
     return found
