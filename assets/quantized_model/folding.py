@@ -58,6 +58,7 @@ class Transform:
             precision), by its name in the state dict, in the model's dtype.
         unfolded: site name -> why it was left alone.
         facts: JSON-able, for the record.
+        rows: name of a Linear that a scale was folded into -> (out,) float32, what its rows were divided by.
     """
 
     scales: dict[str, Tensor]
@@ -65,6 +66,7 @@ class Transform:
     parameters: dict[str, Tensor]
     unfolded: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +182,8 @@ class Changes:
         self.original = dict(model.named_parameters(remove_duplicate=False))
         self.changed: dict[str, Tensor] = {}
         """By name in the state dict, float32."""
+        self.rows: dict[str, Tensor] = {}
+        """As in `Transform`."""
 
     def __call__(self, name: str) -> Tensor | None:
         """A `Parameter`."""
@@ -197,6 +201,9 @@ class Changes:
         if not all(bool(value.to(self.original[name].dtype).isfinite().all()) for name, value in found.items()):
             return False
         self.changed.update(found)
+        W = found[f"{fold.producer}.weight"]
+        if W.dim() > 1:
+            self.rows[fold.producer] = W.new_ones(len(W)).index_copy(0, fold.rows, s.to(W.dtype))
         return True
 
     def transform(
@@ -209,7 +216,7 @@ class Changes:
         """All of it in the model's dtype."""
         stored = {name: value.to(self.original[name].dtype) for name, value in self.changed.items()}
         weights = {name: stored.pop(f"{name}.weight", module.weight.detach()) for name, module in linears.items()}
-        return Transform(scales, weights, stored, unfolded, facts)
+        return Transform(scales, weights, stored, unfolded, facts, self.rows)
 
 
 def _present(parameter: Parameter, name: str) -> Tensor:

@@ -14,7 +14,17 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from assets.quantized_model import awq as module
-from assets.quantized_model.awq import ALPHAS, awq, choose, doubled_upper, quadratic, rounding, scales_of
+from assets.quantized_model.awq import (
+    ALPHAS,
+    awq,
+    choose,
+    doubled_upper,
+    quadratic,
+    rounding,
+    scales_of,
+    why_no_clipping,
+)
+from assets.quantized_model.clipping import clipped
 from assets.quantized_model.folding import Fold
 from assets.quantized_model.grid import Grid, dequantize
 from assets.quantized_model.params import SchemeParams
@@ -157,7 +167,8 @@ def test_half_the_products_give_the_whole_form(width: int, block: int, seed: int
     assert found == pytest.approx(float((D.double() @ x.T).square().sum()), rel=1e-4)
 
 
-def test_lowers_the_output_error_of_a_model_and_computes_the_same_unrounded(llama, stats, tokens, see) -> None:
+def test_lowers_the_output_error_of_a_model(llama, stats, tokens, see, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "clipped", lambda W, S, grid: W)
     scheme = scheme_of(weight_bits=3, group_size=32)
     linears = quantizable_linears(llama, scheme.ignore)
     found = awq(llama, linears, stats, scheme)
@@ -214,7 +225,12 @@ def test_is_refused_where_it_has_nothing_to_do(entry: dict[str, Any], message: s
         scheme_of(**entry)
 
 
-def test_lowers_the_error_of_every_site_of_the_bundled_model(make_stats) -> None:
+@pytest.mark.parametrize("clips", [False, True])
+def test_lowers_the_error_of_every_site_of_the_bundled_model(
+    make_stats, clips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not clips:
+        monkeypatch.setattr(module, "clipped", lambda W, S, grid: W)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(__file__).resolve().parents[2] / "assets" / "base_model" / "llama-stdlib-6m"
@@ -242,9 +258,42 @@ def test_lowers_the_error_of_every_site_of_the_bundled_model(make_stats) -> None
             before += output_error(dequantize(rtn(W, Grid(4, 128))), W, site.hessian)
             scaled = dequantize(rtn(found.weights[member], Grid(4, 128))).double()
             after += output_error(scaled * back / s, W, site.hessian)
-        assert found.facts["sites"][name]["error"] == pytest.approx(after / before, rel=0.02), name
+        searched = found.facts["sites"][name]["error"]
+        assert after / before < searched if clips else after / before == pytest.approx(searched, rel=0.02), name
         gains.append(after / before)
-    assert np.mean(gains) < 0.97
+    assert np.mean(gains) < (0.8 if clips else 0.97)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [16, None])
+def test_clips_each_group_to_its_least_output_error(symmetric: bool, group: int | None) -> None:
+    x, (W, _) = problem(2)
+    grid = Grid(3, group, symmetric)
+    S = x.double().T @ x.double()
+    found = clipped(W, S, grid)
+    for start in range(0, 48, group or 48):
+        part = slice(start, start + (group or 48))
+        for row in range(len(W)):
+            w, X = W[row : row + 1, part], x[:, part].double()
+            low, high = w.min().clamp(max=0), w.max().clamp(min=0)
+            if symmetric:
+                high = torch.maximum(-low, high)
+                low = -high
+            tried = [w.clamp(low * (20 - i) / 20, high * (20 - i) / 20) for i in range(10)]
+            lost = [
+                float((X @ (dequantize(rtn(c, Grid(3, None, symmetric))) - w).double().T).square().sum()) for c in tried
+            ]
+            torch.testing.assert_close(found[row : row + 1, part], tried[int(np.argmin(lost))], rtol=1e-6, atol=0)
+    assert not torch.equal(found, W)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [({"method": "gptq"}, "gptq rounds"), ({"range": "mse"}, "range mse"), ({"per_tensor": True}, "one scale")],
+)
+def test_does_not_clip_where_something_else_sets_the_range(entry: dict[str, Any], reason: str) -> None:
+    assert reason in (why_no_clipping(scheme_of(**entry)) or "")
+    assert why_no_clipping(scheme_of()) is None
 
 
 def output_error(approximation: Tensor, W: Tensor, S: Tensor) -> float:
