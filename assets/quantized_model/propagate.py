@@ -4,6 +4,11 @@ Frantar et al. (GPTQ, arXiv 2210.17323, section 4) walk through the model like t
 decoder layer after the other; within a layer, one site after the other (q, k, v, then o, then gate and up, then
 down; GPTQ's `--true-sequential`). Every site takes a pass through its layer, and the layer one more. The objective
 stays plain GPTQ's: the full-precision weight's output for the input as it is now.
+
+It gains little over stored statistics. Bundled model, 64 samples of 512 tokens, groups of 64, KL on held-out text:
+3 bits 0.0653 stored, 0.0650 propagated; 4 bits 0.01313 and 0.01299. On calibration samples 1 to 2 % less KL. All sites
+of a layer at once (two passes instead of five) takes half the time and gains less on calibration samples at 4 bits
+and nothing at 3.
 """
 
 from __future__ import annotations
