@@ -1,0 +1,74 @@
+"""What each scheme of params.yaml costs and gains on the bundled model: `python -m benchmarks.schemes`.
+
+One calibration set, its statistics once, then every scheme from them: seconds to quantize, bits per weight, and the KL
+divergence from the base model on held-out documents that the set does not hold. Models are simulated, which gives the
+logits of the exported ones bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import torch
+
+from assets.activation_stats.collect import collect
+from assets.activation_stats.params import StatisticsParams
+from assets.base_model.load import load_model
+from assets.calibration_set.reader import read_calibration_set
+from assets.evaluation.base_logits import BaseLogits
+from assets.evaluation.held_out import batches
+from assets.evaluation.measure import measure
+from assets.evaluation.metrics import figures
+from assets.quantized_model.factors import Factors
+from assets.quantized_model.grid import QuantizedWeight
+from assets.quantized_model.quantize import quantize_model
+from assets.quantized_model.simulate import simulate
+from benchmarks.peer_subjects import BUNDLED_NAME, subject
+from orchestration.params import load_params
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def bits_per_weight(weights: Mapping[str, QuantizedWeight]) -> float:
+    """Codes, scales (16 bits) and zero points, over all quantized weights."""
+    numel = sum(weight.codes.numel() for weight in weights.values())
+    codes = sum(weight.bits * weight.codes.numel() for weight in weights.values())
+    scales = sum((16 + (0 if w.zero_point is None else w.bits)) * w.scale.numel() for w in weights.values())
+    return (codes + scales) / numel
+
+
+@click.command()
+@click.option("--samples", default=64, show_default=True, help="Of the calibration set.")
+@click.option("--length", default=512, show_default=True, help="Tokens of each.")
+@click.option("--only", multiple=True, metavar="SCHEME", help="Only this one (may be given several times).")
+def main(samples: int, length: int, only: tuple[str, ...]) -> None:
+    """Print a row per scheme."""
+    about = subject(BUNDLED_NAME, samples, length, PROJECT / ".plumbline" / "schemes")
+    model = load_model(about.model, "cpu")
+    rows = read_calibration_set(about.samples, ["sample_id", "input_ids"]).to_pylist()
+    ids = [(row["sample_id"], row["input_ids"]) for row in rows]
+    stats = collect(model, ids, StatisticsParams(), base_model_digest="", fingerprint="")
+    work = list(batches(about.held_out, 4096))
+    base, factors = BaseLogits(lambda: model, work, 2**31), Factors()
+    schemes = load_params(PROJECT).schemes
+    print(f"{len(ids)} samples of {length} tokens; KL on {sum(map(len, about.held_out.tokens))} held-out tokens\n")
+    print("| scheme | KL, nats | perplexity | top-1 | bits per weight | seconds |\n|---|---:|---:|---:|---:|---:|")
+    for name in only or schemes:
+        started = time.perf_counter()
+        quantized = quantize_model(model, stats, schemes[name], ids, factors)
+        seconds = time.perf_counter() - started
+        with torch.no_grad():
+            found = figures(measure(base, simulate(model, quantized, schemes[name]), work)[0])
+        bits = bits_per_weight({key: layer.weight for key, layer in quantized.layers.items()})
+        print(
+            f"| `{name}` | {found['kl_mean']:.5f} | {found['perplexity_quantized']:.3f} | "
+            f"{100 * found['top1_agreement']:.1f} % | {bits:.2f} | {seconds:.1f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
