@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from assets.artifact import read_json, sha256_file, sha256_files, write_json
 from assets.base_model.load import TOKENIZER
+from assets.quantized_model.full_precision import experts_in_full_precision
 from assets.quantized_model.grid import Grid, QuantizedWeight
 from assets.quantized_model.params import ActivationParams, SchemeParams
 from assets.quantized_model.quantize import Quantized
@@ -68,7 +69,8 @@ def export(
         if layer.input_zero_point is not None:
             tensors["input_zero_point"] = layer.input_zero_point.clone()
         state.update({f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
-    model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE)
+    original = not experts_in_full_precision(model)  # fused experts load only as they are: see full_precision.py
+    model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE, save_original_format=original)
     ModelCompressor(config).update_config(str(out))
     if any(needs_dequantize(layer.weight.grid, scheme) for layer in quantized.layers.values()):
         written = read_json(out / "config.json")

@@ -1,4 +1,9 @@
-"""What a quantized model keeps in full precision although it holds most of a model's weights: named, not silent."""
+"""What a quantized model keeps in full precision although it holds most of a model's weights: named, not silent.
+
+Such a model is stored under the names of transformers' modules (`mlp.experts.gate_up_proj`), not of the original
+checkpoint (one tensor per expert): from the latter transformers 5.23 builds a compressed-tensors model only if the
+experts are packed, too (`CompressedTensorsDequantize`). Engines that know the original names alone do not load it.
+"""
 
 from __future__ import annotations
 
