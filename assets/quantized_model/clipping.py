@@ -50,7 +50,9 @@ def clipped(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
             a, b = ((x * share).to(weight.dtype).float() for x in (low, high))
             scale, zero = scale_and_zero(a, b, grid.bits, grid.symmetric, weight.dtype)
             s, z = scale.float().unsqueeze(-1), zero.unsqueeze(-1)
-            D = round_to_grid(W, s, grid.bits, z).sub_(z).mul_(s).sub_(W).view(len(W), -1, block).transpose(0, 1)
+            # The product in the model's dtype is what runs, see `grid.dequantize`.
+            running = round_to_grid(W, s, grid.bits, z).sub_(z).mul_(s).to(weight.dtype).float()
+            D = (running - W).view(len(W), -1, block).transpose(0, 1)
             lost = (torch.bmm(D, S) * D).sum(-1).t().reshape(*low.shape, -1).sum(-1)
             better = lost < least
             least = torch.where(better, lost, least)
