@@ -23,9 +23,10 @@ from transformers import (
 
 from assets.activation_stats.collect import collect
 from assets.activation_stats.hidden import HiddenStates
-from assets.activation_stats.layerwise import layer_by_layer
+from assets.activation_stats.layerwise import _Calls, layer_by_layer
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats, SiteStats
+from assets.base_model.decoder import Call
 from assets.base_model.load import load_model
 from assets.base_model.streamed import StreamedModel
 
@@ -175,3 +176,32 @@ def test_hidden_states_come_back_from_memory_and_disk(tmp_path: Path) -> None:
             rows = [-x.transpose(0, 1).reshape(x.shape) for x in rows]
         assert hidden.on_disk == sum(2 * x.numel() for x in rows[2:])  # 30 + 40 bytes stay, 50 and 60 go
     assert not list(tmp_path.iterdir())
+
+
+def test_calls_that_depend_on_the_tokens_are_asked_for_anew(
+    folders: dict[str, Path], samples: Any, tmp_path: Path
+) -> None:
+    """Two samples have 33 tokens, and here their position embeddings differ."""
+
+    def turned(module: torch.nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple((1 + args[0].float().mean() * 50).to(angle.dtype) * angle for angle in out)
+
+    streamed, whole = StreamedModel(folders["llama"]), load_model(folders["llama"])
+    for model in (streamed.model, whole):
+        model.model.rotary_emb.register_forward_hook(turned)
+    origin = {"base_model_digest": "model", "fingerprint": "tokenizer"}
+    expected = collect(whole, samples, StatisticsParams(), **origin)
+    found = joined(list(layer_by_layer(streamed, samples, StatisticsParams(), tmp_path, **origin)))
+    assert_identical(found, expected)
+
+
+def test_a_site_that_decoder_layers_share_is_refused() -> None:
+    seen: list[str] = []
+    calls = _Calls(*[None] * 3)  # type: ignore[arg-type]
+    given, own = torch.zeros(1, 3, 4), torch.zeros(1, 3, 4)
+    calls.current = (Call((), {"states": (given,)}),)
+    visit = calls.guarded(lambda site, x, positions: seen.append(site))
+    visit("fine", own, None)
+    with pytest.raises(ValueError, match="layer 'shared' reads what its decoder layer is called with .*mode: whole"):
+        visit("shared", given, None)
+    assert seen == ["fine"]
