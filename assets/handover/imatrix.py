@@ -4,7 +4,8 @@ The file is what `llama-imatrix` writes (llama.cpp, tools/imatrix/imatrix.cpp, `
 `llama-imatrix --in-file` read: GGUF with general.type "imatrix", the keys imatrix.datasets, .chunk_count and
 .chunk_size, and per weight the float32 tensors `<weight>.in_sum2`, (1, width) in numpy's order of dimensions, and
 `<weight>.counts`, (1, 1). A chunk there is a context full of tokens; here it is as long as the longest sample, and as
-in llama.cpp the number of chunks follows from the number of tokens.
+in llama.cpp the number of chunks follows from the number of tokens. Checked with llama.cpp's own loader, compiled
+(common/imatrix-loader.cpp with ggml 0.25.3, as llama-cpp-python 0.3.36 brings them), and with the reader of gguf 0.19.
 
 llama.cpp reorders the output rows of q and k of a Llama; what these matrices read, and so this file, stays as it is.
 """
