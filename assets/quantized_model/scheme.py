@@ -64,12 +64,20 @@ def layer_group_sizes(linears: Mapping[str, nn.Linear], scheme: SchemeParams) ->
     if not scheme.symmetric and scheme.group_size is not None:
         widths = sorted({module.in_features for module in linears.values()})
         try:
-            return dict.fromkeys(linears, group_size_for(math.gcd(*widths), scheme.group_size, bits))
+            size = group_size_for(math.gcd(*widths), scheme.group_size, bits)
         except ValueError as error:
             raise ValueError(
                 f"symmetric: false with group_size {scheme.group_size}: with zero points one group size must divide "
                 f"all input widths {widths}, and of their greatest common divisor: {error}; or remove symmetric"
             ) from error
+        # compressed-tensors 0.20 fails to unpack 4-bit zero points that fill one word per column
+        narrow = [name for name, module in linears.items() if bits == 4 and module.out_features <= 8]
+        if narrow:
+            raise ValueError(
+                f"{narrow[0]}: {linears[narrow[0]].out_features} output channels: compressed-tensors does not read 4-bit "
+                "zero points of so few; add the layer to the scheme's ignore, or remove symmetric"
+            )
+        return dict.fromkeys(linears, size)
     sizes: dict[str, int | None] = {}
     for name, module in linears.items():
         try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
@@ -216,6 +216,7 @@ def test_provenance_survives_loading_and_saving(llama, stats, tokens, bare, tmp_
 )
 def test_every_code_survives_packing(seed, bits, rows, groups, size, symmetric, shared, dtype) -> None:
     """Against compressed-tensors' own unpacker, and its decompression, at any width and number of rows."""
+    assume(symmetric or bits != 4 or rows > 8)  # theirs fails there; layer_group_sizes refuses it
     g = torch.Generator().manual_seed(seed)
     low, high = code_range(bits)
     codes = torch.randint(low, high + 1, (rows, groups * size), generator=g, dtype=torch.int8)

@@ -56,3 +56,18 @@ def test_a_head_tied_to_the_embedding_is_refused(llama) -> None:
 def test_a_model_without_linears_is_refused(llama) -> None:
     with pytest.raises(ValueError, match="no Linear to quantize"):
         quantizable_linears(llama, ("Linear",))
+
+
+def test_zero_points_that_would_not_load_are_refused_by_layer_name() -> None:
+    linears = {"up": nn.Linear(64, 32), "router": nn.Linear(64, 8)}
+    scheme = SchemeParams(method="rtn", group_size=32, symmetric=False)
+    with pytest.raises(ValueError, match="router: 8 output channels.*ignore"):
+        layer_group_sizes(linears, scheme)
+    assert layer_group_sizes({"up": linears["up"]}, scheme) == {"up": 32}
+
+
+def test_zero_points_take_one_group_size_that_divides_all_widths() -> None:
+    scheme = SchemeParams(method="rtn", group_size=128, symmetric=False)
+    assert set(layer_group_sizes({"a": nn.Linear(64, 32), "b": nn.Linear(172, 32)}, scheme).values()) == {4}
+    with pytest.raises(ValueError, match=r"one group size must divide all input widths \[64, 131\]"):
+        layer_group_sizes({"a": nn.Linear(64, 32), "b": nn.Linear(131, 32)}, scheme)
