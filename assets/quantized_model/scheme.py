@@ -74,8 +74,8 @@ def layer_group_sizes(linears: Mapping[str, nn.Linear], scheme: SchemeParams) ->
         narrow = [name for name, module in linears.items() if bits == 4 and module.out_features <= 8]
         if narrow:
             raise ValueError(
-                f"{narrow[0]}: {linears[narrow[0]].out_features} output channels: compressed-tensors does not read 4-bit "
-                "zero points of so few; add the layer to the scheme's ignore, or remove symmetric"
+                f"{narrow[0]}: {linears[narrow[0]].out_features} output channels: compressed-tensors does not read "
+                "4-bit zero points of so few; add the layer to the scheme's ignore, or remove symmetric"
             )
         return dict.fromkeys(linears, size)
     sizes: dict[str, int | None] = {}
