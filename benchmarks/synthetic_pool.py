@@ -72,6 +72,7 @@ def _samples(rows: NDArray[np.int64], rng: np.random.Generator, zipf: NDArray[np
         "start": np.zeros(n, np.int32),
         "n_tokens": lengths,
         "n_special": np.ones(n, np.int32),
+        "assistant_spans": [None] * n,
         "input_ids": pa.ListArray.from_arrays(pa.array(np.append(0, ends).astype(np.int32)), pa.array(tokens)),
     }
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in SAMPLES}, schema=SAMPLES)
