@@ -121,7 +121,7 @@ class Tracking:
             run_id = client.create_run(experiment_id, tags=tags, run_name=pair).info.run_id
             try:
                 dataset = _dataset(calibration, calibration_md5, choice)
-                client.log_inputs(run_id, [dataset])
+                _log_dataset(client, run_id, dataset)
                 model = client.create_logged_model(
                     experiment_id, _model_name(pair), run_id, {MLFLOW_MODEL_IS_EXTERNAL: "true", **digests}
                 )
@@ -284,6 +284,22 @@ def metric_names(metrics: Mapping[str, Any]) -> dict[str, float]:
             unique, n = f"{plain}_{n + 1}", n + 1
         named[unique] = float(value)
     return named
+
+
+def _log_dataset(client: MlflowClient, run_id: str, dataset: Any) -> None:
+    """Name a dataset as the run's input.
+
+    MLflow looks for it and then inserts it, so of two processes that name a new one at once the later fails; the second
+    time it is found.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_inputs(run_id, [dataset])
+    except MlflowException as error:
+        if "UNIQUE constraint" not in str(error) and "UniqueViolation" not in str(error):
+            raise
+        client.log_inputs(run_id, [dataset])
 
 
 def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
