@@ -29,7 +29,9 @@ POINTS = arrays(np.float64, st.tuples(st.integers(1, 12), st.just(3)), elements=
 @given(POINTS, POINTS)
 def test_energy_distance_matches_brute_force(x: np.ndarray, y: np.ndarray) -> None:
     found = Embeddings.prepare(embedded(y), embedded(y)).of_set(embedded(x))
-    assert found["embedding_energy"] == pytest.approx(max(0, energy(x, y)), abs=1e-7)
+    assert found["embedding_energy"] == pytest.approx(
+        max(0, energy(x, y)), abs=1e-5
+    )  # distances below 1e-6 count as none
     assert 0 <= found["cluster_jsd"] <= 1
     again = Embeddings.prepare(embedded(y), embedded(y)).of_set(embedded(x[::-1]))
     assert again == pytest.approx(found, abs=1e-12)
