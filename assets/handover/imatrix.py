@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from assets.activation_stats import store
 from assets.activation_stats.sketch import ActivationStats
 from assets.artifact import read_json
+from assets.base_model.inputs import OUTPUT
 from assets.handover.tensor_names import architecture_of, llama_cpp_names
 
 TENSOR_NAME = 63
@@ -61,7 +62,8 @@ def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out:
         )
     config = read_json(model / "config.json")
     architecture = architecture_of(config)
-    layers = [layer for site in collected.sites.values() for layer in site.members]
+    # What layers put out (statistics.outputs) is no importance of a weight's columns.
+    layers = [layer for site in collected.sites.values() for layer in site.members if not layer.endswith(OUTPUT)]
     names = llama_cpp_names(layers, architecture, config["num_hidden_layers"])
     sums = importance(collected, names)
     header = read_json(stats / store.HEADER)
@@ -73,12 +75,13 @@ def importance(stats: ActivationStats, names: dict[str, str]) -> dict[str, tuple
     """Per weight in llama.cpp's words (sorted): (sum of x^2 (width,) float32, number of x).
 
     Args:
-        names: module name of a Linear -> name of its weight.
+        names: module name of a Linear -> name of its weight; others are left out.
     """
     found = {
         names[layer]: (site.sum_sq.numpy().astype(np.float32), site.tokens)
         for site in stats.sites.values()
         for layer in site.members
+        if layer in names
     }
     return dict(sorted(found.items()))
 

@@ -70,7 +70,9 @@ def written(tmp_path: Path) -> Callable[[str], tuple[PreTrainedModel, Path]]:
     def write(family: str) -> tuple[PreTrainedModel, Path]:
         model = tiny(family)
         model.save_pretrained(tmp_path / "model")
-        stats = collect(model, samples(), StatisticsParams(), base_model_digest=DIGEST, fingerprint="f" * 64)
+        stats = collect(
+            model, samples(), StatisticsParams(outputs=("k_proj",)), base_model_digest=DIGEST, fingerprint="f" * 64
+        )
         (tmp_path / "stats").mkdir()
         store.save(stats, tmp_path / "stats", {"base_model": {"name": "x"}, "calibration_set": "c" * 64})
         file = tmp_path / "imatrix.gguf"
