@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+import assets.base_model.bfloat16  # noqa: F401  # changes nn.Linear where bfloat16 is slow
 from assets.base_model.experts import are_fused_experts, projections, routed_inputs
 from assets.base_model.patches import geometry, patches
 

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import assets.base_model.bfloat16  # noqa: F401  # changes nn.Linear where bfloat16 is slow
 from assets.artifact import sha256_file, sha256_json
 from assets.base_model.params import ModelParams
 
