@@ -1,10 +1,10 @@
 """How far from the machine's limit: `python -m benchmarks.roofline [--samples 32] [--rounds 3] [--cpu]`.
 
-The limit is the rate of a matrix product measured in the same run: bfloat16 for the collection of statistics, float64
-for GPTQ's solver, on as many threads. Collection is timed as `collect` with one part after the other switched on, in
-turns with the plain forward pass; the fastest of the rounds counts. What it computes is counted by formula: 2 m n k a
-matrix product, half of that for attention (causal) and for Hessians (symmetric). Where time goes that no formula has is
-told apart by subtraction.
+The limit is the rate of a matrix product measured in the same run: for the collection of statistics bfloat16, or
+float32 where the processor has no units for bfloat16; float64 for GPTQ's solver, on as many threads. Collection is
+timed as `collect` with one part after the other switched on, in turns with the plain forward pass; the fastest of the
+rounds counts. What it computes is counted by formula: 2 m n k a matrix product, half of that for attention (causal) and
+for Hessians (symmetric). Where time goes that no formula has is told apart by subtraction.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers.utils import logging
 from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats
+from assets.base_model.bfloat16 import has_units
 from assets.base_model.load import load_model
 from assets.base_model.one_thread import one_thread
 from assets.base_model.score import BUNDLED
@@ -195,14 +196,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         large = load_model(subject("random-51M", 1, LENGTH, Path(scratch)).model, "cpu")
     models = {"hidden 1024 (51 M, 4 layers)": large, "bundled model (hidden 256, 6 layers)": load_model(BUNDLED, "cpu")}
-    rate = matrix_rate(torch.bfloat16, arguments.rounds, clock)
+    dtype = torch.bfloat16 if has_units() else torch.float32
+    rate = matrix_rate(dtype, arguments.rounds, clock)
     for title, model in models.items():
         best(passes(model, ids[:1]), 1, clock)
         seconds = best(passes(model, ids), arguments.rounds, clock)
-        rate = max(rate, matrix_rate(torch.bfloat16, arguments.rounds, clock))  # it may have been busy the first time
+        rate = max(rate, matrix_rate(dtype, arguments.rounds, clock))  # it may have been busy the first time
         work, what = work_of(model, arguments.samples), f"{title}, {arguments.samples} x {LENGTH}"
         print("\n".join(collection_lines(what, seconds, work, rate, aims=model is large)), "\n", flush=True)
-    print(f"limit: {rate / 1e9:.0f} GFLOP/s, the fastest bfloat16 product here on {arguments.threads} threads")
+    print(f"limit: {rate / 1e9:.0f} GFLOP/s, the fastest {str(dtype)[6:]} product here on {arguments.threads} threads")
     print(f"aim: {ENOUGH:.0%} of the limit with everything at hidden 1024\n")
     samples = [(f"{row:04}", tokens) for row, tokens in enumerate(ids)]
     stats = collect(large, samples, StatisticsParams(), base_model_digest="", fingerprint="")

@@ -1,8 +1,8 @@
 """The arithmetic of the statistics: products x^T x and column statistics of activations.
 
-Two implementations of one definition. bfloat16 on a CPU with AVX512-BF16 runs in `kernel.c`, compiled when Plumbline is
-installed; everything else, and everything where there was no compiler, in PyTorch. Extremes and counts are the same
-integers either way; sums differ in the rounding of a float64 sum, Hessians in that of float32 sums.
+Two implementations of one definition. bfloat16 on a CPU with AVX2 or AVX512-BF16 runs in `kernel.c`, compiled when
+Plumbline is installed; everything else, and everything where there was no compiler, in PyTorch. Extremes and counts are
+the same integers either way; sums differ in the rounding of a float64 sum, Hessians in that of float32 sums.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from assets.activation_stats import histogram as histograms
 
-VERSION = 1
+VERSION = 2
 """Of the interface of kernel.c."""
 SEGMENT = 256
 """Tokens of a sample that kernel.c multiplies with sums in float32, before float64 takes over: keeps a product within
@@ -31,7 +31,9 @@ PRODUCT_ROWS = 2048
 """The same for PyTorch, which sums in another order and comes as near with longer segments."""
 BUFFERED = 2048
 """Tokens of a site that wait, packed, for their product: S is read and written once for all of them. At most
-2 * BUFFERED * (width + 47) bytes, a small part of the 8 * width^2 of S where memory matters."""
+4 * BUFFERED * (width + 47) bytes, a small part of the 8 * width^2 of S where memory matters."""
+WITH_AVX2, WITH_AVX512 = 1, 2
+"""Levels of kernel.c: the instructions that it makes use of."""
 
 
 @cache
@@ -51,19 +53,25 @@ def library() -> ctypes.CDLL | None:
     if (version := loaded.plumbline_version()) != VERSION:
         log.warning("%s has interface %d, expected %d: run `make setup` to build it anew", found[0], version, VERSION)
         return None
-    if not loaded.plumbline_fast():
-        log.info("activation statistics: this processor has no AVX512-BF16, PyTorch does the arithmetic")
+    if not loaded.plumbline_level():
+        log.info("activation statistics: this processor has no AVX2, PyTorch does the arithmetic")
         return None
     log.info("activation statistics: bfloat16 on the CPU is summed up by %s", found[0].name)
     address, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    loaded.plumbline_pack.argtypes = [address, number, number, address, number, number, integer]
-    loaded.plumbline_hessian.argtypes = [address, number, address, number, *[address] * 3, number, integer]
-    loaded.plumbline_columns.argtypes = [address, number, number, *[address] * 4, integer, address, integer]
+    loaded.plumbline_pack.argtypes = [address, number, number, address, number, number, integer, integer]
+    loaded.plumbline_hessian.argtypes = [address, number, address, number, *[address] * 3, number, integer, integer]
+    loaded.plumbline_columns.argtypes = [address, number, number, *[address] * 4, integer, address, integer, integer]
     loaded.plumbline_largest.argtypes = [address, number, number, address, address, number, *[address] * 3]
     loaded.plumbline_mirror.argtypes = [address, number, integer]
     for name in ("pack", "hessian", "columns", "largest", "mirror"):
         getattr(loaded, f"plumbline_{name}").restype = None
     return loaded
+
+
+def level() -> int:
+    """The instructions that kernel.c makes use of here: WITH_AVX2, WITH_AVX512 or, without the library, 0."""
+    loaded = library()
+    return 0 if loaded is None else int(loaded.plumbline_level())
 
 
 def compiled(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
@@ -82,7 +90,7 @@ class HessianSums:
     """
 
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.width, self.device, self.library = width, device, compiled(dtype, device)
+        self.width, self.device, self.library, self.level = width, device, compiled(dtype, device), level()
         self.totals: dict[int, Tensor] = {}
         self.panels: Tensor | None = None
         self.waiting: list[tuple[int, int, float, Sequence[int]]] = []
@@ -105,13 +113,14 @@ class HessianSums:
     def _pack(self, library: ctypes.CDLL, x: Tensor, weight: float, into: Sequence[int]) -> None:
         panel, room, pairs = library.plumbline_panel(), BUFFERED // 2, (len(x) + 1) // 2
         if self.panels is None:
-            self.panels = torch.empty(-(-self.width // panel), room, panel, dtype=torch.int32)
+            words = panel * library.plumbline_words(self.level)
+            self.panels = torch.empty(-(-self.width // panel), room, words, dtype=torch.int32)
         filled = self.waiting[-1][0] + self.waiting[-1][1] if self.waiting else 0
         if filled + pairs > room:
             self._flush()
             filled = 0
         library.plumbline_pack(
-            x.data_ptr(), len(x), self.width, self.panels.data_ptr(), room, filled, torch.get_num_threads()
+            x.data_ptr(), len(x), self.width, self.panels.data_ptr(), room, filled, torch.get_num_threads(), self.level
         )
         for start in range(0, pairs, SEGMENT // 2):
             self.waiting.append((filled + start, min(SEGMENT // 2, pairs - start), weight, into))
@@ -133,6 +142,7 @@ class HessianSums:
                 weights.data_ptr(),
                 len(segments),
                 torch.get_num_threads(),
+                self.level,
             )
         self.waiting.clear()
 
@@ -216,6 +226,7 @@ def columns(x: Tensor, counts: Tensor | None = None, mantissa_bits: int = 0, cou
         mantissa_bits,
         None if counted is None else counted.data_ptr(),
         torch.get_num_threads(),
+        level(),
     )
     return found
 

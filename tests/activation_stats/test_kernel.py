@@ -15,16 +15,32 @@ from assets.activation_stats import kernel
 from assets.activation_stats.histogram import bucket, n_buckets
 
 CPU = torch.device("cpu")
-needs_library = pytest.mark.skipif(kernel.library() is None, reason="kernel.c is not compiled, or not for this CPU")
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test with kernel.c and without."""
-    if request.param == "torch":
-        monkeypatch.setattr(kernel, "library", lambda: None)
-    elif kernel.library() is None:
-        pytest.skip("kernel.c is not compiled, or not for this CPU")
+WAYS = {"avx512": kernel.WITH_AVX512, "avx2": kernel.WITH_AVX2, "torch": 0}
+BEST = kernel.level()
+
+
+def use(way: str, patch: pytest.MonkeyPatch) -> None:
+    """Have the arithmetic done by kernel.c with certain instructions, or by PyTorch."""
+    if WAYS[way] > BEST:
+        pytest.skip("kernel.c is not compiled, or this CPU lacks the instructions")
+    if way == "torch":
+        patch.setattr(kernel, "library", lambda: None)
+    patch.setattr(kernel, "level", lambda: WAYS[way])
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with kernel.c, with all instructions and with fewer, and without."""
+    use(request.param, monkeypatch)
+    return str(request.param)
+
+
+@pytest.fixture(params=[name for name in WAYS if name != "torch"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with kernel.c alone."""
+    use(request.param, monkeypatch)
     return str(request.param)
 
 
@@ -49,10 +65,10 @@ def hessian(x: Tensor, weight: float = 1.0) -> Tensor:
 
 @pytest.mark.parametrize("width", [1, 7, 43, 48, 64, 172, 688])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 511, 2049])
-def test_hessian(either: str, tokens: int, width: int) -> None:
+def test_hessian(way: str, tokens: int, width: int) -> None:
     x = randn(tokens, width)
     found = hessian(x)
-    assert relative_error(found, x) <= (1e-6 if either == "compiled" else 5e-6)
+    assert relative_error(found, x) <= (1e-6 if way != "torch" else 5e-6)
     assert torch.equal(found, found.T)
     error = (hessian(x, 0.37) - 0.37 * found).abs()
     assert float((error / found.diag().outer(found.diag()).sqrt()).max()) <= 1e-15  # weighed in float64
@@ -81,8 +97,7 @@ def test_products_in_pytorch_are_exact_at_a_size_where_matrix_units_are_used(
     assert relative_error(found, x) <= 3e-6
 
 
-@needs_library
-def test_bits_depend_on_neither_threads_nor_what_else_waits() -> None:
+def test_bits_depend_on_neither_threads_nor_what_else_waits(compiled: str) -> None:
     """Samples that fill the buffer unevenly, one of them longer than it; read after each one, and at the end."""
     parts = [randn(tokens, 172, seed=tokens) for tokens in (700, 1, 511, 900, 5, 4500, 3, 2048, 33)]
     weights = [1 / len(x) for x in parts]
@@ -103,8 +118,7 @@ def test_bits_depend_on_neither_threads_nor_what_else_waits() -> None:
     assert torch.equal(together.result(), one_by_one)
 
 
-@needs_library
-def test_what_is_added_for_several_totals_is_what_each_would_get_alone() -> None:
+def test_what_is_added_for_several_totals_is_what_each_would_get_alone(compiled: str) -> None:
     into = [(0, 2), (1,), (0, 1, 2), (2,), (0,)]
     parts = [randn(tokens, 43, seed=tokens) for tokens in (300, 7, 1500, 900, 12)]
     together = kernel.HessianSums(43, torch.bfloat16, CPU)
@@ -134,7 +148,7 @@ def activations(draw: st.DrawFn) -> Tensor:
     return torch.where(torch.rand(x.shape, generator=generator) < draw(st.sampled_from([0.0, 0.1, 1.0])), chosen, x)
 
 
-def check_columns(x: Tensor, bits: int, counted: Tensor | None) -> None:
+def check_columns(x: Tensor, bits: int, counted: Tensor | None) -> Tensor:
     counts = torch.ones(x.shape[1], n_buckets(bits), dtype=torch.int32)
     found = kernel.columns(x, counts, bits, counted)
     X = x.double().numpy()
@@ -150,25 +164,30 @@ def check_columns(x: Tensor, bits: int, counted: Tensor | None) -> None:
             for channel, number in enumerate(numbers):
                 expected[channel, number] += 1
     assert torch.equal(counts, expected)
+    return found.sums
 
 
 @settings(deadline=None, max_examples=60)
 @given(activations(), st.integers(0, 7), st.booleans())
 def test_columns(x: Tensor, bits: int, share: bool) -> None:
     counted = torch.rand(len(x), generator=torch.Generator().manual_seed(1)) < 0.3 if share else None
-    check_columns(x, bits, counted)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "library", lambda: None)
-        check_columns(x, bits, counted)
+    sums = []
+    for way, level in WAYS.items():
+        if level <= BEST:
+            with pytest.MonkeyPatch.context() as patch:
+                use(way, patch)
+                sums.append(check_columns(x, bits, counted))
+    for found in sums[1:-1]:  # PyTorch sums in another order
+        assert torch.equal(found, sums[0])
 
 
-def test_every_bfloat16_is_counted_where_the_definition_puts_it(either: str) -> None:
+def test_every_bfloat16_is_counted_where_the_definition_puts_it(way: str) -> None:
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     check_columns(x[torch.isfinite(x)].view(-1, 32), 7, None)
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, -torch.nan])
-def test_what_is_not_finite_shows_in_the_extremes(either: str, value: float) -> None:
+def test_what_is_not_finite_shows_in_the_extremes(way: str, value: float) -> None:
     for channel in (0, 17, 42):
         x = randn(33, 43)
         x[7, channel] = torch.tensor(value).copysign(torch.tensor(value)).bfloat16()
@@ -213,7 +232,7 @@ def test_the_largest_magnitudes_with_ties_by_position_then_channel(x: Tensor, k:
         assert largest(parts, k) == expected
 
 
-def test_mirrored(either: str) -> None:
+def test_mirrored(way: str) -> None:
     for width in (1, 7, 32, 33, 172):
         S = torch.arange(float(width * width), dtype=torch.float64).view(width, width)
         assert torch.equal(kernel.mirrored(S.clone()), S.triu() + S.triu(1).T)
