@@ -48,15 +48,31 @@ class Subject:
     held_out: HeldOut
 
 
-def subject(name: str, samples: int, length: int, work: Path) -> Subject:
-    """Make a subject in `work`, or take the one that is there; the same seed gives the same bytes."""
+def subject(name: str, samples: int, length: int, work: Path, dtype: str = "bfloat16") -> Subject:
+    """Make a subject in `work`, or take the one that is there; the same seed gives the same bytes.
+
+    Args:
+        dtype: of the model: "bfloat16", or "float32", which represents the same weights.
+    """
     folder = work / name
     calibration = folder / f"samples-{samples}x{length}"
     evaluated = folder / f"held-out-{length}.parquet"
     model = BUNDLED if name == BUNDLED_NAME else folder / "model"
     if not (calibration / "manifest.json").is_file() or not evaluated.is_file():
         _write_subject(name, samples, length, model, calibration, evaluated)
+    if dtype != "bfloat16":
+        model = _recast(model, folder / f"model-{dtype}", dtype)
     return Subject(name, model, calibration, _read_held_out(evaluated))
+
+
+def _recast(model: Path, folder: Path, dtype: str) -> Path:
+    """The model with its tokenizer, stored in another dtype."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        AutoModelForCausalLM.from_pretrained(model, dtype=dtype).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
 
 
 def _write_subject(name: str, samples: int, length: int, model: Path, calibration: Path, evaluated: Path) -> None:

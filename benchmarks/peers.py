@@ -8,7 +8,9 @@ which transformers loads and one evaluation judges: KL to the base model on docu
 bootstrap over documents. KL of random models on random tokens means nothing; it is not claimed.
 
 llm-compressor gets an environment of its own, in .plumbline/peers/venv, or the one that --peer names. What is finished
-is kept in .plumbline/peers, and a run that was stopped goes on there: --fresh starts anew. With 128 samples, 2 cores:
+is kept in .plumbline/peers, and a run that was stopped goes on there: --fresh starts anew. Where the processor has no
+units for bfloat16, Plumbline multiplies by way of float32 and llm-compressor does not, which alone is worth a factor of
+6 or more: --dtype float32 compares the two without that. With 128 samples, 2 cores:
 about 4 minutes for the bundled model, 4 for random-6M, 9 for random-51M, 4 for the sweep.
 """
 
@@ -200,7 +202,7 @@ def evaluate(about: Subject, models: Mapping[str, Path]) -> dict[str, Any]:
 
 def _code() -> str:
     """A digest of Plumbline's sources: figures of other code are not taken up."""
-    files = [path for path in (PROJECT / "assets").rglob("*") if path.suffix in (".py", ".c")]
+    files = [path for path in (PROJECT / "assets").rglob("*") if path.suffix in (".py", ".c", ".h")]
     return sha256_json(sha256_files(PROJECT, [str(path.relative_to(PROJECT)) for path in files]))
 
 
@@ -292,6 +294,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of a sample (512)")
     parser.add_argument("--repeats", type=int, default=3, help="turns that each contender takes (3)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the models (bfloat16)")
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=SUBJECTS, metavar="NAME")
     parser.add_argument("--no-sweep", action="store_true", help="leave out the eight schemes")
     parser.add_argument("--peer", type=Path, help="an environment that has llm-compressor")
@@ -305,17 +308,18 @@ def main() -> None:
         "samples": arguments.samples,
         "length": arguments.length,
         "threads": arguments.threads,
+        "dtype": arguments.dtype,
         "peer": versions,
         "code": _code(),
     }
     WORK.mkdir(parents=True, exist_ok=True)
-    file = WORK / f"results-{arguments.samples}x{arguments.length}.json"
+    file = WORK / f"results-{arguments.samples}x{arguments.length}-{arguments.dtype}.json"
     if arguments.fresh:
         file.unlink(missing_ok=True)
     results = Results(file, settings)
     times, quality, sweep = {}, {}, None
     for name in arguments.subjects:
-        about = subject(name, arguments.samples, arguments.length, WORK)
+        about = subject(name, arguments.samples, arguments.length, WORK, arguments.dtype)
         contest = Contest(python, about, arguments.threads, WORK / name)
         runs: dict[str, list[Any]] = {PEER: [], OURS: []}
         for turn in range(arguments.repeats):
@@ -327,7 +331,9 @@ def main() -> None:
             peers = {s: results.get(f"{name}: {PEER}, {s}", lambda c=contest, s=s: c.peer(s)) for s in SCHEMES}
             ours = results.get(f"{name}: {OURS}, eight schemes", lambda c=contest: c.ours(list(SCHEMES)))
             sweep = {PEER: peers, OURS: ours}
-    print(f"\nGPTQ W4A16 g128, bfloat16, {arguments.samples} x {arguments.length} tokens, {arguments.threads} threads")
+    print(
+        f"\nGPTQ W4A16 g128, {arguments.dtype}, {arguments.samples} x {arguments.length} tokens, {arguments.threads} threads"
+    )
     print(", ".join(f"{key} {value}" for key, value in versions.items()))
     passes = {got["passes"] for runs in times.values() for got in runs[PEER]}.pop()
     print(f"llm-compressor's forward passes saw the samples of the set, each whole and in order, {passes} times\n")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from assets.activation_stats.histogram import Histogram, n_buckets, trimmed
 from assets.activation_stats.kernel import HessianSums, columns
+from assets.activation_stats.params import StatisticsParams
 from assets.base_model.inputs import LinearInputs, linear_layers, network_of, require_finite, require_readable
 
 Normalization = Literal["token", "sequence"]
@@ -52,6 +53,8 @@ class SetTotals:
     """By name, sorted; only sites that saw a token."""
     unreached: tuple[str, ...]
     """Modules that no token came by, sorted."""
+    settings: StatisticsParams
+    """Those that `collect` would give the same totals under."""
 
 
 @torch.no_grad()
@@ -112,7 +115,10 @@ def collect_together(
             if progress is not None:
                 progress(len(holders[name]))
     members = inputs.members()
-    return [_finished(running, number, members, list(layers)) for number in range(len(sets))]
+    settings = StatisticsParams(ignore=tuple(ignore), normalization=normalization)
+    if mantissa_bits is not None:
+        settings = settings.model_copy(update={"mantissa_bits": mantissa_bits})
+    return [_finished(running, number, members, list(layers), settings) for number in range(len(sets))]
 
 
 class _Running:
@@ -177,13 +183,17 @@ class _Running:
 
 
 def _finished(
-    running: Mapping[str, _Running], number: int, members: Mapping[str, tuple[str, ...]], layers: Sequence[str]
+    running: Mapping[str, _Running],
+    number: int,
+    members: Mapping[str, tuple[str, ...]],
+    layers: Sequence[str],
+    settings: StatisticsParams,
 ) -> SetTotals:
     sites = {
         name: running[name].result(number, members[name]) for name in sorted(running) if number in running[name].tokens
     }
     reached = {member for name in sites for member in members[name]}
-    return SetTotals(sites, tuple(sorted(set(layers) - reached)))
+    return SetTotals(sites, tuple(sorted(set(layers) - reached)), settings)
 
 
 def hessian_bytes(model: PreTrainedModel, ignore: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from assets.activation_stats import store
 from assets.activation_stats.sketch import ActivationStats
+from assets.activation_stats.source import read_source
 from assets.activation_stats.starved import starved_layers
 from assets.artifact import read_json, sha256_files, sha256_json
 from assets.base_model.load import base_model_digest, loaded_model, model_folder
@@ -70,11 +71,9 @@ def build_quantized_model(
     model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
     files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
     statistics = _loaded_stats(stats.resolve(), sha256_json(files_of_stats))
-    samples_of_set = None
-    if scheme.propagate == "quantized":
-        rows = read_calibration_set(calibration_set, ["sample_id", "input_ids"]).to_pylist()
-        samples_of_set = [(row["sample_id"], row["input_ids"]) for row in rows]
-    quantized = quantize_model(model, statistics, scheme, samples_of_set, _FACTORS)
+    again = read_source(calibration_set, statistics.settings) if scheme.propagate == "quantized" else None
+    samples_again, masks = (None, None) if again is None else (again.samples, again.masks)
+    quantized = quantize_model(model, statistics, scheme, samples_again, _FACTORS, masks)
     layers = quantized.layers
     files = export(model, quantized, scheme, folder, out)
 

@@ -157,12 +157,13 @@ def folded(parameter: Parameter, fold: Fold, s: Tensor) -> dict[str, Tensor]:
 def snapped(parameter: Parameter, fold: Fold, s: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest s that `dtype` holds exactly in the weight of the norm; s itself where the producer is a Linear.
 
-    1 where the weight, or what would be stored for it, is zero.
+    On the device of the weight, whereas statistics are on the CPU. 1 where the weight, or what would be stored for it,
+    is zero.
     """
     weight = _present(parameter, f"{fold.producer}.weight")
     if weight.dim() > 1:
-        return s
-    w = weight + fold.offset
+        return s.to(weight.device)
+    w, s = weight + fold.offset, s.to(weight.device)
     stored = (w / s - fold.offset).to(dtype).float() + fold.offset
     found = w / stored
     return torch.where((w * stored > 0) & found.isfinite(), found, 1.0)
@@ -170,6 +171,7 @@ def snapped(parameter: Parameter, fold: Fold, s: Tensor, dtype: torch.dtype) -> 
 
 def shared(values: Tensor, rows: Tensor, reduce: str) -> Tensor:
     """Channels behind one row of the producer get one value, the "mean" or "amax" of theirs: (width,), same dtype."""
+    rows = rows.to(values.device)
     together = values.new_zeros(int(rows.max()) + 1).scatter_reduce(0, rows, values, reduce, include_self=False)
     return together[rows]
 

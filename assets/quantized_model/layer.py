@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from assets.activation_stats.histogram import Histogram
+from assets.activation_stats.params import StatisticsParams
 from assets.quantized_model.activations import activation_range, activation_scale
 from assets.quantized_model.adaround import adaround
 from assets.quantized_model.gptq import Solution, gptq
@@ -59,6 +60,8 @@ class Statistics(Protocol):
     def sites(self) -> Mapping[str, Site]: ...
     @property
     def unreached(self) -> tuple[str, ...]: ...
+    @property
+    def settings(self) -> StatisticsParams: ...
 
 
 @dataclass(frozen=True, eq=False)

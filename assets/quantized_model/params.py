@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -134,6 +136,7 @@ class SchemeParams(BaseModel):
     def _parts_go_together(self) -> Self:
         _require_percentile_acts(self, "")
         self._require_granularity_suits()
+        self._require_percentile_leaves_something_out()
         self._require_zero_points_load()
         self._require_transform_suits()
         if self.mixed is not None and "weight_bits" in self.model_fields_set:
@@ -162,6 +165,18 @@ class SchemeParams(BaseModel):
             raise ValueError(
                 "quantized activations with weights of another width than 8: the format stores 8-bit weights "
                 "beside them; write weight_bits: 8 without mixed, or remove activations"
+            )
+
+    def _require_percentile_leaves_something_out(self) -> None:
+        """The ceil(p n)-th smallest of n weights is not the largest if n >= 1 / (1 - p); twice that on two sides."""
+        if self.range != "percentile" or self.group_size is None:
+            return
+        left_out = (100 - Fraction(repr(self.percentile))) / (1 if self.symmetric else 2)
+        if left_out * self.group_size < 100:
+            fewest = f"of {math.ceil(100 / left_out)} weights or more" if left_out else "never (100 is all)"
+            raise ValueError(
+                f"range: percentile with percentile {self.percentile:g} and group_size {self.group_size}: something is "
+                f"left out {fewest}; lower the percentile, make groups larger, or write range: mse"
             )
 
     def _require_zero_points_load(self) -> None:

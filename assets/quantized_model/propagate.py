@@ -78,7 +78,7 @@ def propagated(
         ValueError: the model cannot be run layer by layer, or masks are missing.
     """
     began = time.perf_counter()
-    settings: StatisticsParams = getattr(stats, "settings", StatisticsParams())
+    settings = stats.settings
     if settings.tokens != "all" and masks is None:
         raise ValueError(
             "propagate: quantized with statistics.tokens: assistant needs the mask of every sample, and none was "

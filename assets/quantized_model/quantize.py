@@ -53,6 +53,7 @@ def quantize_model(
     scheme: SchemeParams,
     samples: Samples | None = None,
     factors: Factors | None = None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Quantized:
     """Quantize every Linear that the scheme takes from its site's statistics, without running the model.
 
@@ -63,6 +64,7 @@ def quantize_model(
         stats: of the calibration set.
         samples: the calibration set itself, which `propagate: quantized` runs; not read otherwise.
         factors: of Hessians, shared between the schemes of one calibration set; None: nothing to share.
+        masks: sample id -> bool (tokens,), the tokens that count, as they were collected; read as `samples` are.
 
     Raises:
         ValueError: the scheme does not suit the model or the statistics; nothing was computed then.
@@ -74,7 +76,7 @@ def quantize_model(
         if samples is None:
             raise ValueError("propagate: quantized runs the calibration set again, and none was given; remove it")
         propagated: Any = import_module("assets.quantized_model.propagate").propagated
-        solved: Quantized = propagated(model, samples, scheme, stats)
+        solved: Quantized = propagated(model, samples, scheme, stats, masks)
         return solved
     sites = {member: site for site in stats.sites.values() for member in site.members}
     by_site: dict[str, list[str]] = {}

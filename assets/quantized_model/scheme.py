@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from compressed_tensors.utils.match import is_match, match_named_modules
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from assets.quantized_model.params import SchemeParams
 
@@ -25,7 +26,13 @@ def quantizable_linears(model: nn.Module, ignore: tuple[str, ...]) -> dict[str, 
         name: module for name, module in match_named_modules(model, ["Linear"], ignore) if isinstance(module, nn.Linear)
     }
     if not taken:
-        raise ValueError(f"no Linear to quantize in {type(model).__name__} after ignore {list(ignore)}; shorten ignore")
+        what = f"no Linear to quantize in {type(model).__name__} after ignore {list(ignore)}"
+        if any(isinstance(module, Conv1D) for module in model.modules()):
+            raise ValueError(
+                f"{what}: its layers are transformers' Conv1D, which compressed-tensors does not store; quantize a "
+                "model of Linears, or take its statistics to another quantizer (plumbline export)"
+            )
+        raise ValueError(f"{what}; shorten ignore")
     shared = [name for name, module in taken.items() if _tied(model, module)]
     if shared:
         raise ValueError(f"{_some(shared)} shares its weight with the input embedding; add it to the scheme's ignore")

@@ -49,7 +49,7 @@ def smoothquant(
             unfolded[name] = OVERFLOW
             continue
         scales[name] = s
-        absmax = _absmax(site)
+        absmax = _absmax(site).to(s.device)
         spread[name] = {"absmax": float(absmax.max()), "smoothed": float((absmax / s.double()).max())}
     return changes.transform(linears, scales, unfolded, {"sites": spread})
 
@@ -58,7 +58,7 @@ OVERFLOW = "a folded weight is not finite in the model's dtype"
 
 
 def smoothing_scale(site: Site, weights: list[Tensor], fold: Fold, alpha: float) -> Tensor:
-    """s (width,) float32; 1 for a channel that is never used or that no weight reads.
+    """s (width,) float32, on the CPU as statistics are; 1 for a channel that is never used or that no weight reads.
 
     Args:
         site: min and max are read.
@@ -66,7 +66,7 @@ def smoothing_scale(site: Site, weights: list[Tensor], fold: Fold, alpha: float)
         fold: channels that come from one row of the producer share the larger ranges.
     """
     X = shared(_absmax(site), fold.rows, "amax")
-    W = shared(torch.stack([w.abs().amax(0) for w in weights]).amax(0).double(), fold.rows, "amax")
+    W = shared(torch.stack([w.abs().amax(0) for w in weights]).amax(0).double().to(X.device), fold.rows, "amax")
     s = X**alpha / W ** (1 - alpha)
     return torch.where((X > 0) & (W > 0), s, 1.0).float()
 

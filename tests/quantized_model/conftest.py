@@ -5,15 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats
+from assets.quantized_model import awq
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ def statistics_of(model: PreTrainedModel, tokens: Tensor, **settings: object) ->
 def stats(llama: LlamaForCausalLM, tokens: Tensor) -> ActivationStats:
     """The project's own statistics of `llama` over `tokens`."""
     return statistics_of(llama, tokens)
+
+
+@pytest.fixture(scope="session")
+def bundled() -> tuple[PreTrainedModel, Tensor]:
+    """The bundled model and 8 x 128 tokens of text that it can read: a module of this project."""
+    folder = Path(__file__).resolve().parents[2] / "assets" / "base_model" / "llama-stdlib-6m"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    text = Path(awq.__file__).read_text(encoding="utf-8")
+    ids = AutoTokenizer.from_pretrained(folder)(text, truncation=True, max_length=1024)["input_ids"]
+    return model, torch.tensor(ids).view(8, 128)
 
 
 @pytest.fixture(scope="session")

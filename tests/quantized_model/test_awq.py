@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -227,17 +226,11 @@ def test_is_refused_where_it_has_nothing_to_do(entry: dict[str, Any], message: s
 
 @pytest.mark.parametrize("clips", [False, True])
 def test_lowers_the_error_of_every_site_of_the_bundled_model(
-    make_stats, clips: bool, monkeypatch: pytest.MonkeyPatch
+    make_stats, bundled, clips: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not clips:
         monkeypatch.setattr(module, "clipped", lambda W, S, grid: W)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = Path(__file__).resolve().parents[2] / "assets" / "base_model" / "llama-stdlib-6m"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    text = Path(module.__file__).read_text(encoding="utf-8")
-    ids = AutoTokenizer.from_pretrained(folder)(text, truncation=True, max_length=1024)["input_ids"]
-    tokens = torch.tensor(ids).view(8, 128)
+    model, tokens = bundled
     seen = make_stats(model, tokens)
     scheme = scheme_of(group_size=128)
     linears = quantizable_linears(model, scheme.ignore)

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from assets.activation_stats.build import build_activation_stats
 from assets.activation_stats.params import StatisticsParams
@@ -21,6 +22,10 @@ from assets.base_model.params import ModelParams
 from assets.calibration_set.reader import SCHEMA, set_digest
 from assets.quantized_model.build import build_quantized_model
 from assets.quantized_model.params import ActivationParams, SchemeParams
+from assets.quantized_model.producers import TOKENS
+from orchestration.params import load_params
+
+SHIPPED = load_params(Path(__file__).resolve().parents[2]).schemes
 
 SCHEMES = {
     "w8a8-minmax": SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams()),
@@ -30,8 +35,8 @@ SCHEMES = {
 }
 
 
-def write_set(folder: Path, n: int = 6, seed: int = 0) -> None:
-    """A calibration set as its stage writes it."""
+def write_set(folder: Path, n: int = 6, seed: int = 0, spans: list[int] | None = None) -> None:
+    """A calibration set as its stage writes it; an assistant wrote what `spans` say of every sample."""
     g = torch.Generator().manual_seed(seed)
     rows = [
         {
@@ -44,6 +49,7 @@ def write_set(folder: Path, n: int = 6, seed: int = 0) -> None:
             "input_ids": torch.randint(0, 96, (32,), generator=g).tolist(),
             "reason": "{}",
             "parents": [],
+            "assistant_spans": spans,
         }
         for i in range(n)
     ]
@@ -74,7 +80,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_llama: Any) -> Path:
 def build(root: Path, out: Path, scheme: str, **changed: Any) -> dict[str, Any]:
     out.mkdir(parents=True)
     given: dict[str, Any] = {"stats": root / "stats", "calibration_set": root / "set", "root": root, **changed}
-    params = given.pop("scheme_params", SCHEMES[scheme])
+    params = given.pop("scheme_params", None) or SCHEMES[scheme]
     return build_quantized_model(
         scheme, params, ModelParams(name="base", device="cpu"), out=out, code_version="c1", **given
     )
@@ -263,3 +269,49 @@ def test_statistics_replaced_in_place_are_read_anew(project, tmp_path) -> None:
     del header["sites"][layer]
     write_json(stats / "header.json", {**header, "unreached": [layer]})
     assert set(build(project, tmp_path / "after", "w4a16-gptq", stats=stats)["fallbacks"]) == {layer}
+
+
+def test_propagation_counts_the_tokens_that_the_statistics_count(project, tmp_path) -> None:
+    """First layer: nothing is quantized before it, so that its codes are those of the stored statistics."""
+    write_set(tmp_path / "chats", spans=[8, 20])
+    stats, where = tmp_path / "stats", {"stats": tmp_path / "stats", "calibration_set": tmp_path / "chats"}
+    stats.mkdir()
+    settings = StatisticsParams(tokens="assistant")
+    build_activation_stats(settings, ModelParams(name="base"), tmp_path / "chats", stats, project)
+    stored = {"method": "gptq", "weight_bits": 3, "group_size": 32}
+    codes = []
+    for name, entry in (("stored", stored), ("propagated", stored | {"propagate": "quantized"})):
+        build(project, tmp_path / name, name, scheme_params=SchemeParams.model_validate(entry), **where)
+        codes.append(load_file(tmp_path / name / "model.safetensors"))
+    first, last = "model.layers.0.self_attn.q_proj.weight_packed", "model.layers.1.mlp.down_proj.weight_packed"
+    assert torch.equal(codes[0][first], codes[1][first])
+    assert not torch.equal(codes[0][last], codes[1][last])
+
+
+@pytest.mark.parametrize("scheme", [name for name in SHIPPED if SHIPPED[name].propagate != "quantized"])
+def test_no_shipped_scheme_runs_text_through_the_base_model(scheme, project, tmp_path, monkeypatch) -> None:
+    """A transform checks its folds on a few random hidden states; that is all that a layer ever sees."""
+    seen, forward = [], nn.Linear.forward
+
+    def counted(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        seen.append(x[..., 0].numel())
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", counted)
+    monkeypatch.setattr("assets.quantized_model.build.export", lambda *given: [])
+    monkeypatch.setattr("assets.quantized_model.build.add_provenance", lambda *given: None)
+    monkeypatch.setattr("assets.quantized_model.build._summary", lambda *given: {})
+    build(project, tmp_path / "out", scheme, scheme_params=SHIPPED[scheme])
+    assert set(seen) == ({TOKENS} if SHIPPED[scheme].transform else set())
+
+
+def test_a_model_of_other_layers_is_refused_with_what_can_be_done(project, tmp_path) -> None:
+    root = tmp_path / "project"
+    GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        root / "base"
+    )
+    write_set(root / "set")
+    (root / "stats").mkdir()
+    build_activation_stats(StatisticsParams(), ModelParams(name="base"), root / "set", root / "stats", root)
+    with pytest.raises(ValueError, match="Conv1D, which compressed-tensors does not store"):
+        build(root, tmp_path / "out", "w4a16-rtn")

@@ -20,6 +20,13 @@ REFUSED = [
     ({"method": "adaround", "propagate": "quantized"}, "propagate acts on method gptq only"),
     ({"method": "rtn", "per_tensor": True, "group_size": 128}, "per_tensor: true with group_size 128: remove one"),
     ({"method": "rtn", "percentile": 99}, "percentile acts with range: percentile only"),
+    ({"method": "rtn", "range": "percentile", "group_size": 128}, "out of 1000 weights or more; lower the percentile"),
+    ({"method": "rtn", "range": "percentile", "percentile": 99, "group_size": 99}, "out of 100 weights or more"),
+    (
+        {"method": "rtn", "range": "percentile", "percentile": 99, "group_size": 199, "symmetric": False},
+        "out of 200 weights or more",
+    ),
+    ({"method": "rtn", "range": "percentile", "percentile": 100, "group_size": 128}, "never"),
     ({"method": "rtn", "smoothing": 0.7}, "smoothing acts on transform: smoothquant only"),
     ({"method": "rtn", "transform": "smoothquant"}, "no activations are rounded; add activations"),
     ({"method": "rtn", "weight_bits": 8, "activations": A8, "transform": "awq"}, "write transform: smoothquant"),
