@@ -331,9 +331,8 @@ def main() -> None:
             peers = {s: results.get(f"{name}: {PEER}, {s}", lambda c=contest, s=s: c.peer(s)) for s in SCHEMES}
             ours = results.get(f"{name}: {OURS}, eight schemes", lambda c=contest: c.ours(list(SCHEMES)))
             sweep = {PEER: peers, OURS: ours}
-    print(
-        f"\nGPTQ W4A16 g128, {arguments.dtype}, {arguments.samples} x {arguments.length} tokens, {arguments.threads} threads"
-    )
+    size = f"{arguments.samples} x {arguments.length} tokens, {arguments.threads} threads"
+    print(f"\nGPTQ W4A16 g128, {arguments.dtype}, {size}")
     print(", ".join(f"{key} {value}" for key, value in versions.items()))
     passes = {got["passes"] for runs in times.values() for got in runs[PEER]}.pop()
     print(f"llm-compressor's forward passes saw the samples of the set, each whole and in order, {passes} times\n")
