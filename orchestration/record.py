@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from assets.artifact import read_json
+from assets.evaluation.metrics import bucket_name
 from orchestration import versioning
 from orchestration.params import load_params
 from orchestration.versioning import Step
@@ -40,6 +41,9 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for domain, values in metrics["by_domain"].items():
         numbers |= {f"{name}/{domain}": value for name, value in values.items()}
+    for bucket in metrics["by_length"]:
+        of_bucket = {name: value for name, value in bucket.items() if name not in ("shortest", "longest")}
+        numbers |= {f"{name}/length_{bucket_name(bucket)}": value for name, value in of_bucket.items()}
     chosen = step.root / "data" / "calibration_set" / calibration
     manifest = read_json(chosen / "manifest.json")
     numbers |= _representativeness(read_json(chosen / "representativeness.json"))

@@ -22,6 +22,8 @@ TERMS = {
     "Perplexity": "How surprised a model is by the text that really came next: e to the mean negative log-likelihood "
     "per token. Lower is better; compare it with the base model's.",
     "Top-1 agreement": "The share of tokens where both models find the same next token most probable.",
+    "RMS Δp": "By how much quantization changes the probability of the token that really came next: the root of the "
+    "mean square change, in percentage points.",
     "Interval": "Had other documents of the same kind been held out, the figure would have come out a little "
     "different. The interval says how much, from drawing the documents again, thousands of times.",
     "Held-out documents": "Documents that no calibration set may contain. All figures here come from them.",

@@ -70,6 +70,7 @@ def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], se
             forest=sections.forest(study, verdict),
             bars=sections.bars(study, verdict),
             domains=sections.domains(study, verdict["baseline"]),
+            lengths=sections.lengths(study, verdict["baseline"]),
             held_out=sections.held_out(study),
             fallbacks=sections.fallbacks(study),
             schemes=[glossary.scheme_sentence(study, name) for name in study.schemes],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def table(study: Study, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
         for choice in study.calibrations:
             figures, estimate = study.metrics[choice, scheme], verdict["estimates"][f"{choice}-{scheme}"]
             judged = by_pair.get((choice, scheme), {"verdict": "baseline"})
-            names = ("kl_median", "kl_p95", "kl_p99", "kl_max", "perplexity_base", "perplexity_quantized")
+            names = ("kl_median", "kl_p95", "kl_p99", "kl_p999", "kl_max", "perplexity_base", "perplexity_quantized")
             rows.append(
                 {
                     "scheme": scheme,
@@ -38,6 +38,7 @@ def table(study: Study, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "kl_high": estimate["high"],
                     **{name: figures[name] for name in names},
                     "top1_agreement": figures["top1_agreement"],
+                    "rms_delta_p": figures["rms_delta_p"],
                     "weights_bytes": figures["weights_bytes"],
                     "base_weights_bytes": figures["base_weights_bytes"],
                     "weights_digest": study.weights_digest(choice, scheme),
@@ -83,21 +84,37 @@ def bars(study: Study, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
 def domains(study: Study, baseline: str) -> dict[str, Any]:
     """Mean KL per domain, and its change from the baseline in that domain: rows are choices, a block per scheme."""
     names = sorted({name for figures in study.metrics.values() for name in figures["by_domain"]})
+    return _heat(study, baseline, {name: name for name in names}, lambda figures, name: figures["by_domain"][name])
+
+
+def lengths(study: Study, baseline: str) -> dict[str, Any]:
+    """The same per bucket of sample length; the documents are the same throughout, and so are the buckets."""
+    buckets = study.metrics[study.calibrations[0], study.schemes[0]]["by_length"]
+    named = {index: _bucket(bucket["shortest"], bucket["longest"]) for index, bucket in enumerate(buckets)}
+    return _heat(study, baseline, named, lambda figures, index: figures["by_length"][index])
+
+
+def _bucket(shortest: int, longest: int | None) -> str:
+    return f"over {shortest - 1} tokens" if longest is None else f"{shortest} to {longest} tokens"
+
+
+def _heat(study: Study, baseline: str, named: Mapping[Any, str], part: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """KL of parts of the documents, by the part's heading; `part` finds the figures of a part in a metrics.json."""
     groups = []
     for scheme in study.schemes:
         rows = []
         for choice in study.calibrations:
             cells = []
-            for name in names:
-                kl = study.metrics[choice, scheme]["by_domain"][name]["kl_mean"]
-                reference = study.metrics[baseline, scheme]["by_domain"][name]["kl_mean"]
+            for key in named:
+                kl = part(study.metrics[choice, scheme], key)["kl_mean"]
+                reference = part(study.metrics[baseline, scheme], key)["kl_mean"]
                 change = kl / reference - 1 if reference else 0.0
                 colour = "worse" if change > 0 else "better"
                 strength = round(45 * min(1.0, abs(change) / FULL_COLOUR))
                 cells.append({"kl": kl, "change": change, "colour": colour, "strength": strength})
             rows.append({"choice": choice, "cells": cells})
         groups.append({"scheme": scheme, "rows": rows})
-    return {"names": names, "groups": groups}
+    return {"names": list(named.values()), "groups": groups}
 
 
 def held_out(study: Study) -> list[dict[str, Any]]:

@@ -41,6 +41,15 @@ class TokenDivergence:
     agree: np.ndarray
     """bool: both models' most probable token is the same."""
 
+    @property
+    def delta_p(self) -> np.ndarray:
+        """float64 (N,): p_quantized(target) - p_base(target), the Δp of llama.cpp's `--kl-divergence` panel.
+
+        From the difference of both log-likelihoods: where the models hardly differ it keeps its digits, as KL does.
+        """
+        change: np.ndarray = np.exp(-self.nll_base) * np.expm1(self.nll_base - self.nll_quantized)
+        return change
+
 
 def predict(logits: torch.Tensor, targets: torch.Tensor) -> BasePrediction:
     """The base model's side of the comparison from its logits (N, vocabulary) and the next tokens (N,) int64.

@@ -16,7 +16,7 @@ from assets.evaluation.base_logits import shared_base_logits
 from assets.evaluation.divergence import TokenDivergence
 from assets.evaluation.held_out import HeldOut, batches, choose
 from assets.evaluation.measure import measure
-from assets.evaluation.metrics import by_domain, document_table, figures
+from assets.evaluation.metrics import bucket_name, by_domain, by_length, document_table, figures
 from assets.evaluation.params import EvaluationParams
 from assets.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
 from assets.tokenized_samples.reader import fingerprint_of
@@ -31,7 +31,8 @@ def build_evaluation(
 ) -> dict[str, Any]:
     """Compare `quantized` with the base model, token by token, on the report split.
 
-    KL(base || quantized) in nats per predicted token, perplexity and top-1 agreement, over all tokens and per domain.
+    KL(base || quantized) in nats per predicted token, perplexity, top-1 agreement and change of the true token's
+    probability, over all tokens, per domain and per bucket of sample length.
     The quantized model is loaded as anyone would load it. (Not with `dequantize=True`: that drops `input_scale`, and
     the quantization of activations would go unmeasured.)
 
@@ -42,7 +43,7 @@ def build_evaluation(
         root: the project, against which a relative `model.name` is read.
 
     Returns:
-        The figures over all tokens, KL per domain, and the counts.
+        The figures over all tokens and per length, KL per domain, and the counts.
 
     Raises:
         ValueError: model and samples were tokenized differently, the model was quantized from another base model, its
@@ -58,6 +59,7 @@ def build_evaluation(
     tokens, sample_of_token = _measure(params, model_params, folder, base_digest, quantized, weights, held_out)
 
     domain_of_token = np.array(held_out.domains)[sample_of_token]
+    length_of_token = np.array([len(ids) for ids in held_out.tokens])[sample_of_token]
     documents = sorted({(domain, doc_id) for domain, doc_id in zip(held_out.domains, held_out.doc_ids, strict=True)})
     row = {document: index for index, document in enumerate(documents)}
     of_sample = np.array([row[key] for key in zip(held_out.domains, held_out.doc_ids, strict=True)])
@@ -66,6 +68,7 @@ def build_evaluation(
         "documents": len(documents),
         "samples": len(held_out.sample_ids),
         "by_domain": by_domain(tokens, domain_of_token),
+        "by_length": by_length(tokens, length_of_token, params.length_buckets),
         "held_out": held_out.choice,
         "weights_bytes": sum((quantized / name).stat().st_size for name in weights),
         "base_weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
@@ -85,7 +88,9 @@ def build_evaluation(
     plot_kl_histogram(tokens.kl, metrics, out / HISTOGRAM)
     plot_kl_by_domain(metrics["by_domain"], out / DOMAINS)
     kl_per_domain = {f"kl_mean_{domain}": values["kl_mean"] for domain, values in metrics["by_domain"].items()}
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)} | kl_per_domain
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    lengths = [{"samples of tokens": bucket_name(bucket), **bucket} for bucket in metrics["by_length"]]
+    return numbers | kl_per_domain | {"by_length": lengths}
 
 
 def _granularity(layer: Mapping[str, Any]) -> str:

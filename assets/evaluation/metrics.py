@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,15 @@ import pyarrow as pa
 
 from assets.evaluation.divergence import TokenDivergence
 
-QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99}
+QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 
 def figures(tokens: TokenDivergence) -> dict[str, float | int]:
-    """Figures over all tokens given: KL in nats per token, perplexity = exp(mean nll), agreement as a share of 1.
+    """Figures over all tokens given: KL in nats per token, perplexity = exp(mean nll), agreement as a share of 1,
+    rms_delta_p = sqrt(mean (p_quantized(target) - p_base(target))²) as a share of 1.
 
-    Quantiles interpolate linearly between order statistics (numpy's default).
+    The panel of llama.cpp's `llama-perplexity --kl-divergence` (ggml-org/llama.cpp#5076), which shows the last two in
+    percent. Quantiles interpolate linearly between order statistics (numpy's default).
 
     Raises:
         ValueError: there is no token.
@@ -37,6 +39,7 @@ def figures(tokens: TokenDivergence) -> dict[str, float | int]:
         "perplexity_quantized": _exp(nll_quantized),
         "perplexity_ratio": _exp(nll_quantized - nll_base),
         "top1_agreement": float(tokens.agree.mean()),
+        "rms_delta_p": math.sqrt(float((tokens.delta_p**2).mean())),
     }
 
 
@@ -51,7 +54,8 @@ def document_table(
         documents: (doc_id, domain), the order of the rows.
 
     Returns:
-        doc_id, domain, n_tokens (predicted tokens), nll_base, nll_quantized, kl_sum (sums in nats), agree (tokens).
+        doc_id, domain, n_tokens (predicted tokens), nll_base, nll_quantized, kl_sum (sums in nats), agree (tokens),
+        delta_p_squared (sum of (p_quantized(target) - p_base(target))²).
     """
 
     def sums(values: np.ndarray | None) -> np.ndarray:
@@ -66,6 +70,7 @@ def document_table(
             "nll_quantized": sums(tokens.nll_quantized),
             "kl_sum": sums(tokens.kl),
             "agree": sums(tokens.agree).astype(np.int64),
+            "delta_p_squared": sums(tokens.delta_p**2),
         }
     )
 
@@ -78,6 +83,31 @@ def subset(tokens: TokenDivergence, mask: np.ndarray) -> TokenDivergence:
 def by_domain(tokens: TokenDivergence, domain_of_token: np.ndarray) -> dict[str, dict[str, Any]]:
     """`figures` per domain, in order of name; a domain without a predicted token is left out."""
     return {str(name): dict(figures(subset(tokens, domain_of_token == name))) for name in np.unique(domain_of_token)}
+
+
+def by_length(tokens: TokenDivergence, length_of_token: np.ndarray, ends: Sequence[int]) -> list[dict[str, Any]]:
+    """`figures` per bucket of sample length, shortest first; a bucket without a predicted token is left out.
+
+    Args:
+        tokens: N predicted tokens.
+        length_of_token: int (N,): length in tokens of the sample that each belongs to.
+        ends: longest sample of every bucket, ascending; what is longer than the last makes a bucket of its own.
+
+    Returns:
+        Figures with `shortest` and `longest`, the bucket's bounds; `longest` is None where it has none.
+    """
+    bucket = np.searchsorted(np.asarray(ends), length_of_token)
+    bounds = list(zip([1, *(end + 1 for end in ends)], [*ends, None], strict=True))
+    return [
+        {"shortest": bounds[index][0], "longest": bounds[index][1], **figures(subset(tokens, bucket == index))}
+        for index in np.unique(bucket)
+    ]
+
+
+def bucket_name(bucket: Mapping[str, Any]) -> str:
+    """A bucket of `by_length` in the names of figures: 65-256, over-4096."""
+    shortest, longest = bucket["shortest"], bucket["longest"]
+    return f"over-{shortest - 1}" if longest is None else f"{shortest}-{longest}"
 
 
 def _exp(nll: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class EvaluationParams(BaseModel):
@@ -16,6 +16,16 @@ class EvaluationParams(BaseModel):
     """At most so many windows of a long document; None: all. Windows of one document say nearly the same, so the same
     tokens spread over more documents tell smaller differences apart: at the default size, 54 documents of the
     bundled corpus rather than 16."""
+    length_buckets: tuple[int, ...] = (64, 256, 1024, 4096, 16384)
+    """Figures are also given per bucket of sample length: the longest sample of each bucket, in tokens, ascending.
+    Longer samples make a bucket of their own; an empty bucket is left out."""
     batch_tokens: int = Field(default=4096, gt=0)
     base_logits_bytes: int = Field(default=4 * 2**30, ge=0)
     """Base logits up to this size are kept in memory and shared by every model of a run."""
+
+    @field_validator("length_buckets")
+    @classmethod
+    def _ascend(cls, ends: tuple[int, ...]) -> tuple[int, ...]:
+        if list(ends) != sorted({*ends}) or (ends and ends[0] < 1):
+            raise ValueError(f"found {list(ends)}, expected positive numbers, ascending without repeats")
+        return ends

@@ -69,9 +69,14 @@ class Disk:
         mean = float(kl.sum() / self.tokens.sum())
         figures = {"kl_mean": mean, "kl_median": mean / 2, "kl_p95": 3 * mean, "kl_p99": 5 * mean, "kl_max": 9 * mean}
         figures |= {"perplexity_base": 16.0, "perplexity_quantized": 16.0 + mean, "top1_agreement": 0.9}
+        figures |= {"kl_p999": 7 * mean, "rms_delta_p": 0.0123}
         metrics = {
             **figures,
             "by_domain": dict.fromkeys(("code", "prose"), figures),
+            "by_length": [
+                {"shortest": 1, "longest": 256, **figures},
+                {"shortest": 257, "longest": None, **figures, "kl_mean": 2 * mean},
+            ],
             "held_out": {
                 name: {"documents": 30, "documents_available": 40, "tokens": 9000, "tokens_available": 20000}
                 for name in ("code", "prose")

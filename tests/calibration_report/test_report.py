@@ -65,6 +65,16 @@ def test_the_verdict_comes_first_and_everything_is_there(disk, page, tmp_path):
     assert "one scale per group of 128 (40 layers) and 43 (5 layers) weights" in text
 
 
+def test_lengths_are_shown_where_there_is_more_than_one(disk, page, tmp_path):
+    text = re.sub(r"\s+", " ", " ".join(page.text))
+    assert "Length by length" in text and "1 to 256 tokens" in text and "over 256 tokens" in text
+    for path in disk.evaluations.values():
+        metrics = read_json(path / "metrics.json")
+        write_json(path / "metrics.json", {**metrics, "by_length": metrics["by_length"][:1]})
+    build(disk, tmp_path / "one")
+    assert "Length by length" not in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+
+
 def test_of_a_set_the_verdict_is_shown_and_the_other_figures_are_a_click_away(page, tmp_path):
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     card = html[html.index("<li>As close to production") :].split("</div>", 1)[0]
@@ -85,8 +95,8 @@ def test_what_comes_from_data_is_escaped(page):
 def test_the_table_sorts_by_number(page, tmp_path):
     rows = read_json(tmp_path / "out" / "table.json")
     values = [float(a["data-value"]) for tag, a in page.tags if tag == "td" and "data-value" in a]
-    names = ("kl_mean", "kl_p99", "perplexity_quantized", "top1_agreement", "weights_bytes")
-    assert values == [row[name] for row in rows for name in names]
+    shown = ("kl_mean", "kl_p99", "kl_p999", "perplexity_quantized", "top1_agreement", "rms_delta_p", "weights_bytes")
+    assert values == [row[name] for row in rows for name in shown]
     assert [(row["scheme"], row["calibration"]) for row in rows][:2] == [
         ("w4a16-rtn", "random"),
         ("w4a16-rtn", "chosen"),

@@ -29,6 +29,7 @@ def check(base: torch.Tensor, quantized: torch.Tensor, targets: torch.Tensor, rt
     np.testing.assert_allclose(found.nll_base, nll_base, rtol=1e-6, atol=4e-6)
     np.testing.assert_allclose(found.nll_quantized, nll_quantized, rtol=1e-6, atol=4e-6)
     np.testing.assert_array_equal(found.agree, agree)
+    np.testing.assert_allclose(found.delta_p, np.exp(-nll_quantized) - np.exp(-nll_base), rtol=5e-5, atol=1e-6)
     assert found.kl.dtype == found.nll_base.dtype == found.nll_quantized.dtype == np.float64
 
 
@@ -61,6 +62,18 @@ def test_keeps_its_precision_where_the_models_hardly_differ():
     naive = (torch.softmax(base, -1) * naive).sum(-1).numpy()
     assert np.abs(found - kl).max() < 3e-9
     assert np.abs(found - kl).max() < np.abs(naive - kl).max() / 20
+
+
+def test_keeps_the_digits_of_a_small_change_of_probability():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(64, 128, generator=generator) * 3 + 9
+    quantized = base + torch.randn(64, 128, generator=generator) * 1e-4
+    targets = base.argmax(-1)
+    _, nll_base, nll_quantized, _ = reference(base, quantized, targets)
+    expected = np.exp(-nll_base) * np.expm1(nll_base - nll_quantized)
+    found = token_divergence(predict(base, targets), quantized).delta_p
+    assert 1e-6 < np.abs(expected).mean() < 1e-4
+    assert np.abs(found - expected).max() < 1e-8
 
 
 def test_huge_differences_are_computed_by_the_definition():

@@ -50,6 +50,7 @@ def reference(root: Path, samples: Path) -> dict[tuple[str, str], dict[str, np.n
         found["base"] += list(-p[at])
         found["quantized"] += list(-q[at])
         found["agree"] += list(p.argmax(-1) == q.argmax(-1))
+        found["length"] += [len(row["input_ids"])] * len(p)
     return {key: {name: np.array(values) for name, values in found.items()} for key, found in tokens.items()}
 
 
@@ -64,11 +65,13 @@ def test_figures_and_documents_equal_the_definitions(root, samples, reference, t
         "kl_median": np.median(every["kl"]),
         "kl_p95": np.percentile(every["kl"], 95),
         "kl_p99": np.percentile(every["kl"], 99),
+        "kl_p999": np.percentile(every["kl"], 99.9),
         "kl_max": every["kl"].max(),
         "perplexity_base": np.exp(every["base"].mean()),
         "perplexity_quantized": np.exp(every["quantized"].mean()),
         "perplexity_ratio": np.exp((every["quantized"] - every["base"]).mean()),
         "top1_agreement": every["agree"].mean(),
+        "rms_delta_p": np.sqrt(((np.exp(-every["quantized"]) - np.exp(-every["base"])) ** 2).mean()),
     }
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-4), name
@@ -90,6 +93,28 @@ def test_figures_and_documents_equal_the_definitions(root, samples, reference, t
         assert row["kl_sum"] == pytest.approx(found["kl"].sum(), rel=1e-4)
         assert row["nll_base"] == pytest.approx(found["base"].sum(), rel=1e-5)
         assert row["nll_quantized"] == pytest.approx(found["quantized"].sum(), rel=1e-5)
+        change = np.exp(-found["quantized"]) - np.exp(-found["base"])
+        assert row["delta_p_squared"] == pytest.approx((change**2).sum(), rel=1e-3)
+
+
+def test_figures_per_bucket_of_length(root, samples, reference, tmp_path):
+    summary = run(root, samples, tmp_path / "out", ALL.model_copy(update={"length_buckets": (10, 12, 25)}))
+    found = read_json(tmp_path / "out" / "metrics.json")["by_length"]
+    kl, length = (np.concatenate([d[name] for d in reference.values()]) for name in ("kl", "length"))
+    expected = [(1, 10), (11, 12), (13, 25), (26, None)]
+    assert [(bucket["shortest"], bucket["longest"]) for bucket in found] == expected
+    for bucket, (shortest, longest) in zip(found, expected, strict=True):
+        inside = kl[(length >= shortest) & (length <= (longest or np.inf))]
+        assert bucket["tokens"] == len(inside) > 0
+        assert bucket["kl_mean"] == pytest.approx(inside.mean(), rel=1e-4)
+    shown = [row["samples of tokens"] for row in summary["by_length"]]
+    assert shown == ["1-10", "11-12", "13-25", "over-25"]
+
+
+def test_buckets_of_length_ascend():
+    for wrong in ((5, 5), (7, 3), (0, 4)):
+        with pytest.raises(ValueError, match="ascending without repeats"):
+            EvaluationParams(length_buckets=wrong)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 64, 100000])
