@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from assets.artifact import read_json
 from assets.evaluation.metrics import bucket_name
+from assets.raw_corpus.document import OUT_OF_DOMAIN
 from orchestration import versioning
 from orchestration.params import load_params
 from orchestration.versioning import Step
@@ -44,6 +45,9 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
     for bucket in metrics["by_length"]:
         of_bucket = {name: value for name, value in bucket.items() if name not in ("shortest", "longest")}
         numbers |= {f"{name}/length_{bucket_name(bucket)}": value for name, value in of_bucket.items()}
+    for name, value in metrics.get(OUT_OF_DOMAIN, {}).items():
+        if isinstance(value, int | float):
+            numbers[f"{OUT_OF_DOMAIN}/{name}"] = value
     chosen = step.root / "data" / "calibration_set" / calibration
     manifest = read_json(chosen / "manifest.json")
     numbers |= _representativeness(read_json(chosen / "representativeness.json"))

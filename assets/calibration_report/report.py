@@ -75,6 +75,7 @@ def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], se
             fallbacks=sections.fallbacks(study),
             schemes=[glossary.scheme_sentence(study, name) for name in study.schemes],
             terms=glossary.TERMS,
+            elsewhere=study.metrics[study.calibrations[0], study.schemes[0]].get("out_of_domain"),
             figures=study.metrics[study.calibrations[0], study.schemes[0]],
         )
     )

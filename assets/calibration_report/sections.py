@@ -39,6 +39,7 @@ def table(study: Study, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
                     **{name: figures[name] for name in names},
                     "top1_agreement": figures["top1_agreement"],
                     "rms_delta_p": figures["rms_delta_p"],
+                    "out_of_domain": None if "out_of_domain" not in figures else figures["out_of_domain"]["kl_mean"],
                     "weights_bytes": figures["weights_bytes"],
                     "base_weights_bytes": figures["base_weights_bytes"],
                     "weights_digest": study.weights_digest(choice, scheme),

@@ -40,6 +40,7 @@ SAME = {
     "base_model": "the base model",
     "fingerprint": "the tokenization",
     "samples_digest": "the documents evaluated",
+    "out_of_domain_digest": "the out-of-domain documents evaluated",
 }
 
 

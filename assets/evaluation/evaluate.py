@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from assets.evaluation.base_logits import shared_base_logits
 from assets.evaluation.divergence import TokenDivergence
 from assets.evaluation.held_out import HeldOut, batches, choose
 from assets.evaluation.measure import measure
-from assets.evaluation.metrics import bucket_name, by_domain, by_length, document_table, figures
+from assets.evaluation.metrics import bucket_name, subset, summarize
 from assets.evaluation.params import EvaluationParams
 from assets.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
+from assets.raw_corpus.document import OUT_OF_DOMAIN
 from assets.tokenized_samples.reader import fingerprint_of
 
 REMEMBERED = 8
@@ -29,7 +32,8 @@ _measured: dict[tuple[str, ...], tuple[TokenDivergence, np.ndarray]] = {}
 def build_evaluation(
     params: EvaluationParams, model_params: ModelParams, quantized: Path, samples: Path, out: Path, root: Path
 ) -> dict[str, Any]:
-    """Compare `quantized` with the base model, token by token, on the report split.
+    """Compare `quantized` with the base model, token by token, on the report split, and beside it on what
+    `corpus.out_of_domain` gave, where params.yaml has that.
 
     KL(base || quantized) in nats per predicted token, perplexity, top-1 agreement and change of the true token's
     probability, over all tokens, per domain and per bucket of sample length.
@@ -39,7 +43,8 @@ def build_evaluation(
     Args:
         quantized: a folder written by quantized_model.
         samples: the folder tokenized_samples.
-        out: gets metrics.json, documents.parquet, kl_histogram.png, kl_by_domain.png.
+        out: gets metrics.json, documents.parquet, kl_histogram.png, kl_by_domain.png; with out-of-domain texts,
+            out_of_domain.parquet, too, and their figures in metrics.json under `out_of_domain`.
         root: the project, against which a relative `model.name` is read.
 
     Returns:
@@ -53,23 +58,16 @@ def build_evaluation(
     record = read_json(quantized / "calibration.json")
     weights = _checked_weights(quantized, record)
     fingerprint = _checked_fingerprint(quantized, record, samples)
-    held_out = choose(samples, params.tokens_per_domain, params.samples_per_document)
+    limits = params.tokens_per_domain, params.samples_per_document
+    held_out, elsewhere = choose(samples, *limits), choose(samples, *limits, OUT_OF_DOMAIN)
     folder = model_folder(model_params, root)
     base_digest = _checked_base_model(quantized, record, base_model_digest(folder))
-    tokens, sample_of_token = _measure(params, model_params, folder, base_digest, quantized, weights, held_out)
-
-    domain_of_token = np.array(held_out.domains)[sample_of_token]
-    length_of_token = np.array([len(ids) for ids in held_out.tokens])[sample_of_token]
-    documents = sorted({(domain, doc_id) for domain, doc_id in zip(held_out.domains, held_out.doc_ids, strict=True)})
-    row = {document: index for index, document in enumerate(documents)}
-    of_sample = np.array([row[key] for key in zip(held_out.domains, held_out.doc_ids, strict=True)])
+    parts = [part for part in (held_out, elsewhere) if part.sample_ids]
+    measured = _measure(params, model_params, folder, base_digest, quantized, weights, parts)
+    tokens, sample_of_token = measured[0]
+    summary, documents = summarize(tokens, sample_of_token, held_out, params.length_buckets)
     metrics = {
-        **figures(tokens),
-        "documents": len(documents),
-        "samples": len(held_out.sample_ids),
-        "by_domain": by_domain(tokens, domain_of_token),
-        "by_length": by_length(tokens, length_of_token, params.length_buckets),
-        "held_out": held_out.choice,
+        **summary,
         "weights_bytes": sum((quantized / name).stat().st_size for name in weights),
         "base_weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "weights": weights,
@@ -81,16 +79,23 @@ def build_evaluation(
         "fallbacks": record["fallbacks"],
         "fingerprint": fingerprint,
         "samples_digest": held_out.digest,
+        "out_of_domain_digest": elsewhere.digest,
     }
+    for others in measured[1:]:
+        metrics[OUT_OF_DOMAIN], table = summarize(*others, elsewhere, params.length_buckets)
+        write_table(out / f"{OUT_OF_DOMAIN}.parquet", table)
     write_json(out / "metrics.json", metrics)
-    ids = [(doc_id, domain) for domain, doc_id in documents]
-    write_table(out / "documents.parquet", document_table(tokens, of_sample[sample_of_token], ids))
+    write_table(out / "documents.parquet", documents)
     plot_kl_histogram(tokens.kl, metrics, out / HISTOGRAM)
     plot_kl_by_domain(metrics["by_domain"], out / DOMAINS)
     kl_per_domain = {f"kl_mean_{domain}": values["kl_mean"] for domain, values in metrics["by_domain"].items()}
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     lengths = [{"samples of tokens": bucket_name(bucket), **bucket} for bucket in metrics["by_length"]]
-    return numbers | kl_per_domain | {"by_length": lengths}
+    shown = numbers | kl_per_domain | {"by_length": lengths}
+    if OUT_OF_DOMAIN in metrics:
+        of_others = {name: value for name, value in metrics[OUT_OF_DOMAIN].items() if isinstance(value, int | float)}
+        shown |= {f"{OUT_OF_DOMAIN}_{name}": value for name, value in of_others.items()}
+    return shown
 
 
 def _granularity(layer: Mapping[str, Any]) -> str:
@@ -104,24 +109,36 @@ def _measure(
     base_digest: str,
     quantized: Path,
     weights: dict[str, str],
-    held_out: HeldOut,
-) -> tuple[TokenDivergence, np.ndarray]:
-    """Both models over the same batches, as `measure` returns it.
+    parts: Sequence[HeldOut],
+) -> list[tuple[TokenDivergence, np.ndarray]]:
+    """Both models over the same batches, part by part as `measure` returns it. A batch holds samples of one part, so
+    that the first gives the same bits whatever comes behind it.
 
     Models that compute the same are measured once: rounding to nearest gives one model, whatever it was calibrated on.
     """
     device, trusted = model_params.device, model_params.trust_remote_code
-    conditions = (base_digest, held_out.digest, params.model_dump_json(), device)
+    conditions = (base_digest, sha256_json([part.digest for part in parts]), params.model_dump_json(), device)
     key = (*conditions, _decisive(quantized, weights))
+    ends = list(accumulate(len(part.sample_ids) for part in parts))
     if key not in _measured:
-        work = list(batches(held_out, params.batch_tokens))
+        work = [
+            replace(batch, rows=batch.rows + end - len(part.sample_ids))
+            for part, end in zip(parts, ends, strict=True)
+            for batch in batches(part, params.batch_tokens)
+        ]
         base = shared_base_logits(
             conditions, lambda: loaded_model(base_folder, device, trusted), work, params.base_logits_bytes
         )
         while len(_measured) >= REMEMBERED:
             del _measured[next(iter(_measured))]
         _measured[key] = measure(base, load_model(quantized, device, trusted), work)
-    return _measured[key]
+    tokens, sample_of_token = _measured[key]
+    found = []
+    for part, end in zip(parts, ends, strict=True):
+        rows = sample_of_token - (end - len(part.sample_ids))
+        inside = (rows >= 0) & (rows < len(part.sample_ids))
+        found.append((subset(tokens, inside), rows[inside]))
+    return found
 
 
 def _decisive(quantized: Path, weights: dict[str, str]) -> str:

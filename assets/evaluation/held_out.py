@@ -16,7 +16,7 @@ from assets.tokenized_samples.reader import iter_samples, read_samples
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Samples of the report split in order of domain, document and reading order."""
+    """Samples of a split in order of domain, document and reading order."""
 
     sample_ids: list[str]
     doc_ids: list[str]
@@ -24,7 +24,7 @@ class HeldOut:
     tokens: list[np.ndarray]
     """Per sample its token ids, int64."""
     choice: dict[str, dict[str, int]]
-    """Per domain: documents, samples and tokens of the report split, and how many of them are evaluated."""
+    """Per domain: documents, samples and tokens of the split, and how many of them are evaluated."""
 
     @property
     def digest(self) -> str:
@@ -50,18 +50,20 @@ class Batch:
         return self.input_ids[:, 1:][self.predicted]
 
 
-def choose(samples: Path, tokens_per_domain: int | None, samples_per_document: int | None) -> HeldOut:
-    """Which part of the report split is evaluated, from content alone.
+def choose(
+    samples: Path, tokens_per_domain: int | None, samples_per_document: int | None, split: str = "report"
+) -> HeldOut:
+    """Which part of a split is evaluated, from content alone.
 
     Per domain, documents in order of their id (a hash: as good as a random order) until there are `tokens_per_domain`
     tokens. Of a document, the `samples_per_document` windows of lowest sample id: again a hash, because the first
     windows of documents resemble each other (licences, imports, titles). None: no limit.
 
     Raises:
-        ValueError: the report split is empty.
+        ValueError: the report split is empty; another may be.
     """
-    table = read_samples(samples, ["report"], ["sample_id", "doc_id", "domain", "n_tokens"])
-    if not table.num_rows:
+    table = read_samples(samples, [split], ["sample_id", "doc_id", "domain", "n_tokens"])
+    if not table.num_rows and split == "report":
         raise ValueError(
             f"{samples}: the report split has no sample, so nothing can be evaluated; raise `tokenize.splits.report` "
             "in params.yaml or add documents to the corpus"
@@ -91,7 +93,7 @@ def choose(samples: Path, tokens_per_domain: int | None, samples_per_document: i
             "tokens_available": sum(n_tokens[row] for row in everything),
         }
     chosen = [sample_id[row] for row in taken]
-    tokens_of = _tokens(samples, set(chosen))
+    tokens_of = _tokens(samples, split, set(chosen))
     return HeldOut(
         chosen,
         [doc_id[row] for row in taken],
@@ -101,10 +103,10 @@ def choose(samples: Path, tokens_per_domain: int | None, samples_per_document: i
     )
 
 
-def _tokens(samples: Path, wanted: set[str]) -> dict[str, np.ndarray]:
+def _tokens(samples: Path, split: str, wanted: set[str]) -> dict[str, np.ndarray]:
     """Token ids, int64, of the wanted samples alone: the whole split need not fit into memory."""
     found: dict[str, np.ndarray] = {}
-    for batch in iter_samples(samples, ["report"], ["sample_id", "input_ids"]):
+    for batch in iter_samples(samples, [split], ["sample_id", "input_ids"]):
         for sample_id, ids in zip(batch["sample_id"].to_pylist(), batch["input_ids"], strict=True):
             if sample_id in wanted:
                 found[sample_id] = ids.values.to_numpy().astype(np.int64)

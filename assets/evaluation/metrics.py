@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from assets.evaluation.divergence import TokenDivergence
+from assets.evaluation.held_out import HeldOut
 
 QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
@@ -25,9 +26,7 @@ def figures(tokens: TokenDivergence) -> dict[str, float | int]:
         ValueError: there is no token.
     """
     if not len(tokens.kl):
-        raise ValueError(
-            "no token to evaluate: every sample of the report split has a single token, which predicts none"
-        )
+        raise ValueError("no token to evaluate: every sample has a single token, which predicts none")
     quantiles = np.quantile(tokens.kl, list(QUANTILES.values()))
     nll_base, nll_quantized = float(tokens.nll_base.mean()), float(tokens.nll_quantized.mean())
     return {
@@ -41,6 +40,33 @@ def figures(tokens: TokenDivergence) -> dict[str, float | int]:
         "top1_agreement": float(tokens.agree.mean()),
         "rms_delta_p": math.sqrt(float((tokens.delta_p**2).mean())),
     }
+
+
+def summarize(
+    tokens: TokenDivergence, sample_of_token: np.ndarray, held_out: HeldOut, ends: Sequence[int]
+) -> tuple[dict[str, Any], pa.Table]:
+    """What metrics.json says about some samples, and their `document_table`, in order of domain and document.
+
+    Args:
+        tokens: N predicted tokens.
+        sample_of_token: int64 (N,), indices into the samples of `held_out`.
+        ends: of the buckets of sample length (`by_length`).
+    """
+    pairs = list(zip(held_out.domains, held_out.doc_ids, strict=True))
+    documents = sorted(set(pairs))
+    row = {document: index for index, document in enumerate(documents)}
+    of_sample = np.array([row[pair] for pair in pairs])
+    lengths = np.array([len(ids) for ids in held_out.tokens])
+    summary = {
+        **figures(tokens),
+        "documents": len(documents),
+        "samples": len(held_out.sample_ids),
+        "by_domain": by_domain(tokens, np.array(held_out.domains)[sample_of_token]),
+        "by_length": by_length(tokens, lengths[sample_of_token], ends),
+        "held_out": held_out.choice,
+    }
+    ids = [(doc_id, domain) for domain, doc_id in documents]
+    return summary, document_table(tokens, of_sample[sample_of_token], ids)
 
 
 def document_table(

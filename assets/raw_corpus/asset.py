@@ -25,9 +25,9 @@ inbox = dg.AssetSpec(
     code_version=code_version("raw_corpus"),
     automation_condition=ON_NEW_INPUT,
     deps=[inbox],
-    description="Every document of every source in params.yaml (production first) and of the inbox, one Parquet shard "
-    "per file. A file that did not change is not read again; a bad row is set aside with its file, row and reason, and "
-    "counted.",
+    description="Every document of every source in params.yaml (production and out-of-domain texts first) and of the "
+    "inbox, one Parquet shard per file. A file that did not change is not read again; a bad row is set aside with its "
+    "file, row and reason, and counted.",
 )
 def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:

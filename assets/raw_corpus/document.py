@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 PRODUCTION = "production"
 """The source `corpus.production` of params.yaml: a sample of what the model will meet, in a split of its own."""
+OUT_OF_DOMAIN = "out_of_domain"
+"""The source `corpus.out_of_domain`: texts unlike the corpus, which every model is evaluated on, too."""
+APART = (PRODUCTION, OUT_OF_DOMAIN)
+"""Sources whose documents are a split of their own, whatever their hash; before all others, in this order."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from assets.artifact import link_or_copy, read_json, write_json
-from assets.raw_corpus.document import PRODUCTION
+from assets.raw_corpus.document import APART
 from assets.raw_corpus.file_hashes import FileHashes
 from assets.raw_corpus.params import CorpusParams, Directory, PythonStdlib
 from assets.raw_corpus.shards import TableWriter, rejected_path, shard_name, shard_path, write_shard
@@ -34,7 +34,8 @@ def build_raw_corpus(
     previous: Path | None = None,
     hashes: FileHashes | None = None,
 ) -> dict[str, Any]:
-    """Ingest production, the sources in the order of `params.sources`, then the inbox, into the empty folder `out`.
+    """Ingest production, what is out of domain, the sources in the order of `params.sources`, then the inbox, into the
+    empty folder `out`.
 
     Args:
         root: folder against which relative source paths and the inbox resolve.
@@ -48,7 +49,7 @@ def build_raw_corpus(
         ValueError: too many rows were rejected, or there is no document, or the params contradict each other.
         FileNotFoundError: a source's folder does not exist.
     """
-    taken = {INBOX: "the inbox folder", PRODUCTION: "corpus.production"}
+    taken = {INBOX: "the inbox folder", **{name: f"corpus.{name}" for name in APART}}
     for name in params.sources:
         if (owner := taken.get(name.split("/")[0])) is not None:  # a document's source is `name/file`
             raise ValueError(f"params.yaml corpus.sources.{name}: the name is taken by {owner}; choose another")

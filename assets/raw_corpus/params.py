@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from assets.raw_corpus.document import PRODUCTION
+from assets.raw_corpus.document import OUT_OF_DOMAIN, PRODUCTION
 
 
 class _Source(BaseModel):
@@ -58,6 +58,10 @@ class CorpusParams(BaseModel):
     """A sample of what the model will meet in production. No calibration set takes from it: it is what a set should
     represent (strategies that look at production, representativeness). A document that another source holds, too,
     counts as production's. Without it, the tuning split stands for production."""
+    out_of_domain: Source | None = None
+    """Texts unlike the corpus. No calibration set takes from them; every quantized model is evaluated on them, too, and
+    reported beside: a guard against a set that suits its own domain alone. A document that another source but
+    production holds, too, counts as one of these."""
     inbox: str = "inbox"
     """A folder that is a source of kind `directory` named `inbox`; new files there start a run."""
     max_document_bytes: int = Field(default=2_000_000, gt=0)
@@ -66,4 +70,5 @@ class CorpusParams(BaseModel):
 
     def in_order(self) -> dict[str, Source]:
         """Every source by name in the order of ingestion, the inbox aside: what comes first keeps a shared document."""
-        return {**({} if self.production is None else {PRODUCTION: self.production}), **self.sources}
+        apart = {PRODUCTION: self.production, OUT_OF_DOMAIN: self.out_of_domain}
+        return {**{name: source for name, source in apart.items() if source is not None}, **self.sources}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from assets.raw_corpus.document import PRODUCTION, Document
+from assets.raw_corpus.document import APART, Document
 
 REASONS = {
     "broken_json": "the line is not JSON",
@@ -50,4 +50,4 @@ class SourceFile:
 
 def key_of(source: str) -> str:
     """Where a source stands in params.yaml, for messages."""
-    return "corpus.production" if source == PRODUCTION else f"corpus.sources.{source}"
+    return f"corpus.{source}" if source in APART else f"corpus.sources.{source}"

@@ -36,7 +36,7 @@ def iter_samples(
     """Stream the samples in at most BATCH_ROWS rows at a time.
 
     Args:
-        splits: which of pool, tuning, report, production; None: all.
+        splits: which of pool, tuning, report, production, out_of_domain; None: all.
         columns: which columns, in that order; None: all (batches.SAMPLES).
         only_shards: read these alone; duplicates of any other shard are left out all the same.
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 
-from assets.raw_corpus.document import PRODUCTION
+from assets.raw_corpus.document import APART
 
-SPLITS = ("pool", "tuning", "report", PRODUCTION)
-"""Every document is in one of them; `production` is empty where params.yaml names no `corpus.production`."""
+SPLITS = ("pool", "tuning", "report", *APART)
+"""Every document is in one of them; `production` and `out_of_domain` are empty where params.yaml names no such source
+under `corpus:`."""
 
 
 def split_of_document(source: str, group: str, tuning: float = 0.1, report: float = 0.1) -> str:
-    """The split of a document: production for those of that source (`production/file`), else as `split_of` says."""
-    return PRODUCTION if source.partition("/")[0] == PRODUCTION else split_of(group, tuning, report)
+    """The split of a document: for those of `production/file` or `out_of_domain/file` that one, else as `split_of`
+    says."""
+    name = source.partition("/")[0]
+    return name if name in APART else split_of(group, tuning, report)
 
 
 def split_of(group: str, tuning: float = 0.1, report: float = 0.1) -> str:
-    """The split of every document of `group`, production aside.
+    """The split of every document of `group`, those of sources apart aside.
 
     The SHA-256 of the group is read as a number in [0, 1): below `tuning` it is tuning, above `1 - report` it is
     report, else pool. Adding documents moves none that is already there, and widening one share leaves the other.

@@ -91,6 +91,7 @@ class Disk:
             "fallbacks": {"model.layers.0.mlp.down_proj": "no tokens"} if scheme == "w3a16-gptq" else {},
             "fingerprint": FINGERPRINT,
             "samples_digest": "5" * 64,
+            "out_of_domain_digest": "6" * 64,
         }
         write_json(path / "metrics.json", metrics)
         self.evaluations[f"{choice}-{scheme}"] = path

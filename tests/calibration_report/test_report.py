@@ -65,6 +65,23 @@ def test_the_verdict_comes_first_and_everything_is_there(disk, page, tmp_path):
     assert "one scale per group of 128 (40 layers) and 43 (5 layers) weights" in text
 
 
+def test_out_of_domain_figures_stand_beside_where_there_are_some(disk, page, tmp_path):
+    verdict = (tmp_path / "out" / "verdict.json").read_bytes()
+    assert "out of domain" not in " ".join(page.text).lower()
+    for path in disk.evaluations.values():
+        metrics = read_json(path / "metrics.json")
+        others = {"kl_mean": 3 * metrics["kl_mean"], "documents": 17, "tokens": 4321}
+        write_json(path / "metrics.json", {**metrics, "out_of_domain": others})
+    build(disk, tmp_path / "both")
+    text = re.sub(r"\s+", " ", (tmp_path / "both" / "report.html").read_text(encoding="utf-8"))
+    assert "Out of domain are 17 documents (4 321 tokens)" in text
+    for row in read_json(tmp_path / "both" / "table.json"):
+        metrics = read_json(disk.evaluations[f"{row['calibration']}-{row['scheme']}"] / "metrics.json")
+        assert row["out_of_domain"] == 3 * metrics["kl_mean"]
+        assert f'data-value="{row["out_of_domain"]}"' in text
+    assert (tmp_path / "both" / "verdict.json").read_bytes() == verdict
+
+
 def test_lengths_are_shown_where_there_is_more_than_one(disk, page, tmp_path):
     text = re.sub(r"\s+", " ", " ".join(page.text))
     assert "Length by length" in text and "1 to 256 tokens" in text and "over 256 tokens" in text

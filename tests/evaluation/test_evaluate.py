@@ -19,7 +19,7 @@ from assets.evaluation import base_logits, evaluate
 from assets.evaluation.evaluate import build_evaluation
 from assets.evaluation.params import EvaluationParams
 from assets.tokenized_samples.reader import read_samples
-from tests.evaluation.conftest import FINGERPRINT, describe
+from tests.evaluation.conftest import FINGERPRINT, describe, write_samples
 
 ALL = EvaluationParams(tokens_per_domain=None, samples_per_document=None, batch_tokens=100)
 
@@ -109,6 +109,33 @@ def test_figures_per_bucket_of_length(root, samples, reference, tmp_path):
         assert bucket["kl_mean"] == pytest.approx(inside.mean(), rel=1e-4)
     shown = [row["samples of tokens"] for row in summary["by_length"]]
     assert shown == ["1-10", "11-12", "13-25", "over-25"]
+
+
+def test_out_of_domain_texts_are_evaluated_beside(root, samples, tmp_path):
+    """Their figures are those that the same samples give as a report split; the report's do not move by a bit."""
+    rng = np.random.default_rng(7)
+    others = [
+        {"doc_id": f"{number:064d}", "domain": "news", "input_ids": rng.integers(0, 96, 5 + 3 * number)}
+        for number in range(7)
+    ]
+    given = read_samples(samples).to_pylist()
+    both = write_samples(tmp_path / "both", [*given, *({**row, "split": "out_of_domain"} for row in others)])
+    alone = write_samples(tmp_path / "alone", [{**row, "split": "report"} for row in others])
+    without = run(root, samples, tmp_path / "a")
+    summary = run(root, both, tmp_path / "b")
+    expected = run(root, alone, tmp_path / "c")
+    names = ["documents.parquet", "kl_by_domain.png", "kl_histogram.png", "metrics.json"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted([*names, "out_of_domain.parquet"])
+    assert {name: summary[name] for name in without} == without
+    for name in names[:3]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    found, reference = read_json(tmp_path / "b" / "metrics.json"), read_json(tmp_path / "c" / "metrics.json")
+    assert found["out_of_domain"] == {name: reference[name] for name in found["out_of_domain"]}
+    assert found["out_of_domain_digest"] == reference["samples_digest"] != found["samples_digest"]
+    assert summary["out_of_domain_kl_mean"] == expected["kl_mean"] and found["out_of_domain"]["documents"] == 7
+    tables = [pq.read_table(tmp_path / path) for path in ("b/out_of_domain.parquet", "c/documents.parquet")]
+    assert tables[0].equals(tables[1])
 
 
 def test_buckets_of_length_ascend():

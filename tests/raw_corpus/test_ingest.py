@@ -303,6 +303,20 @@ def test_production_comes_first_and_keeps_what_it_shares(tmp_path: Path, ingest:
     assert read_json(corpus / "manifest.json")["sources"] == ["production", "docs", "inbox"]
 
 
+def test_out_of_domain_texts_come_second(tmp_path: Path, ingest: Ingest) -> None:
+    write(tmp_path / "docs/a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
+    write(tmp_path / "traffic/z.jsonl", '{"text": "two"}\n{"text": "three"}\n')
+    write(tmp_path / "news/n.jsonl", '{"text": "three"}\n{"text": "one"}\n')
+    news = {"kind": "directory", "path": "news"}
+    corpus, _ = ingest(tmp_path, production=PRODUCTION, out_of_domain=news)
+    found = [(d.source, d.text) for shard in shards(corpus) for d in documents(corpus, shard)]
+    assert found == [("production/z.jsonl", "two"), ("production/z.jsonl", "three"), ("out_of_domain/n.jsonl", "one")]
+    with pytest.raises(FileNotFoundError, match=r"corpus\.out_of_domain\.path: 'nowhere' does not exist"):
+        ingest(tmp_path, out_of_domain={"kind": "directory", "path": "nowhere"})
+    with pytest.raises(ValueError, match=r"corpus\.sources\.out_of_domain: the name is taken by corpus\.out_of_domain"):
+        ingest(tmp_path, sources={"out_of_domain": news})
+
+
 def test_production_comes_and_goes_without_reading_the_rest_again(tmp_path: Path, ingest: Ingest) -> None:
     write(tmp_path / "docs/a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
     write(tmp_path / "traffic/z.txt", "two")

@@ -48,26 +48,24 @@ def tokenizer_folder(tmp_path: Path) -> Callable[..., Path]:
 def corpus_of(tmp_path: Path) -> Callable[..., Path]:
     """corpus_of({"file": [text or messages, ...]}) -> raw_corpus folder; the file's name is the domain.
 
-    `production` gives the files of that source.
+    `production` and `out_of_domain` give the files of those sources.
     """
     count = 0
 
-    def make(
-        files: dict[str, list[Any]], previous: Path | None = None, production: dict[str, list[Any]] | None = None
-    ) -> Path:
+    def make(files: dict[str, list[Any]], previous: Path | None = None, **apart: dict[str, list[Any]]) -> Path:
         nonlocal count
         count += 1
         root, out = tmp_path / f"root{count}", tmp_path / f"corpus{count}"
         out.mkdir()
-        written = [("docs", *file) for file in files.items()] + [("traffic", *f) for f in (production or {}).items()]
+        folders = {"docs": files, **apart}
+        written = [(folder, *file) for folder, files_of in folders.items() for file in files_of.items()]
         for folder, name, rows in written:
             path = root / folder / name / "rows.jsonl"
             path.parent.mkdir(parents=True)
             objects = [{"text": row} if isinstance(row, str) else {"messages": row} for row in rows]
             path.write_text("".join(json.dumps(row) + "\n" for row in objects))
-        traffic = None if production is None else {"kind": "directory", "path": "traffic"}
-        sources = {"docs": {"kind": "directory", "path": "docs"}}
-        params = CorpusParams.model_validate({"sources": sources, "production": traffic})
+        sources = {name: {"kind": "directory", "path": name} for name in folders}
+        params = CorpusParams.model_validate({"sources": {"docs": sources.pop("docs")}, **sources})
         build_raw_corpus(params, root, out, previous)
         return out
 

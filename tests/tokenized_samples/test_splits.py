@@ -41,8 +41,9 @@ def test_bad_shares(tuning: float, report: float) -> None:
         split_of("x", tuning, report)
 
 
+@pytest.mark.parametrize("name", ["production", "out_of_domain"])
 @given(st.text(), SHARES, SHARES)
-def test_a_document_of_production_is_in_no_other_split(group: str, tuning: float, report: float) -> None:
-    assert split_of_document("production/a/b.txt", group, tuning, report) == "production"
-    for source in ("productions/a.txt", "docs/production/a.txt", "inbox/production.txt"):
+def test_a_document_of_a_source_apart_is_in_no_other_split(name: str, group: str, tuning: float, report: float) -> None:
+    assert split_of_document(f"{name}/a/b.txt", group, tuning, report) == name
+    for source in (f"{name}s/a.txt", f"docs/{name}/a.txt", f"inbox/{name}.txt"):
         assert split_of_document(source, group, tuning, report) == split_of(group, tuning, report)

@@ -269,28 +269,29 @@ def test_real_texts_with_a_real_tokenizer(build: Any, corpus_of: Any, shared_dat
         assert found == whole[: len(found)] and len(whole) - len(found) < 7
 
 
-def test_production_is_a_split_of_its_own_and_moves_nothing_else(
-    build: Any, tokenizer_folder: Any, corpus_of: Any
+@pytest.mark.parametrize("name", ["production", "out_of_domain"])
+def test_a_source_apart_is_a_split_of_its_own_and_moves_nothing_else(
+    build: Any, tokenizer_folder: Any, corpus_of: Any, name: str
 ) -> None:
     files, folder = {"a": many(60), "b": many(30, 1)}, tokenizer_folder()
     before, summary = build(SHORT, folder, corpus_of(files))
-    assert summary["by_split"]["production"] == {"samples": 0, "tokens": 0, "documents": 0}
+    assert summary["by_split"][name] == {"samples": 0, "tokens": 0, "documents": 0}
     traffic = [*many(20, 2), files["b"][0], files["a"][0] + "x"]
-    corpus = corpus_of(files, production={"chat": traffic})
+    corpus = corpus_of(files, **{name: {"chat": traffic}})
     after, summary = build(SHORT, folder, corpus, before)
-    assert summary["reused_shards"] == 1, "the documents of a are what they were; one of b is production's now"
+    assert summary["reused_shards"] == 1, "the documents of a are what they were; one of b is its own now"
     assert tree(after) == tree(build(SHORT, folder, corpus)[0]), "reuse must not be visible in the artifact"
     check_counts(after)
     table, old = read_samples(after).to_pylist(), read_samples(before).to_pylist()
-    assert {r["source"] for r in table if r["split"] == "production"} == {"production/chat/rows.jsonl"}
-    assert {r["split"] for r in table if r["source"].startswith("production/")} == {"production"}
+    assert {r["source"] for r in table if r["split"] == name} == {f"{name}/chat/rows.jsonl"}
+    assert {r["split"] for r in table if r["source"].startswith(f"{name}/")} == {name}
     shared = [r["split"] for r in table if r["doc_id"] == document_id(files["b"][0], None)]
-    assert set(shared) == {"production"}
+    assert set(shared) == {name}
     split_before = {(r["sample_id"], r["doc_id"]): r["split"] for r in old}
-    kept = {(r["sample_id"], r["doc_id"]): r["split"] for r in table if r["split"] != "production"}
+    kept = {(r["sample_id"], r["doc_id"]): r["split"] for r in table if r["split"] != name}
     assert kept.items() <= split_before.items(), "no other document changes its split"
-    ours = {r["sample_id"] for r in table if r["split"] == "production"}
-    assert {name for name, _ in split_before} <= ours | {name for name, _ in kept}, "nothing is lost"
-    assert not ours & {name for name, _ in kept}
+    ours = {r["sample_id"] for r in table if r["split"] == name}
+    assert {sample for sample, _ in split_before} <= ours | {sample for sample, _ in kept}, "nothing is lost"
+    assert not ours & {sample for sample, _ in kept}
     gone, summary = build(SHORT, folder, corpus_of(files), after)
     assert tree(gone) == tree(before) and summary["reused_shards"] == 1
