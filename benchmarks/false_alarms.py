@@ -1,0 +1,214 @@
+"""How often a verdict is wrong, and what it finds: `python -m benchmarks.false_alarms`.
+
+Random calibration sets are drawn, quantized and evaluated once (some seconds each; kept in .plumbline). Then, again
+and again, two groups of them that share no set are compared as a study compares two rules. Nothing distinguishes the
+groups, so each difference that is called is a false alarm, and there should be at most 5 % of them. With an effect
+planted (one group's KL times 1 + d, its noise as it was), the share called is the power, which is printed beside the
+computed one.
+
+The groups are drawn anew from one collection of sets, so repetitions share sets: the interval, which takes them for
+independent, is a little too narrow. `--sets` widens the collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from assets.artifact import sha256_json, write_table
+from assets.calibration_report.bootstrap import Resampled, strata_of
+from assets.strategy_comparison.resampling import crossed_bootstrap
+
+PROJECT = Path(__file__).resolve().parents[1]
+FEWEST_DOCUMENTS = 8
+"""Of a stratum."""
+SETS_AT_ONCE = 10
+"""Whose statistics are in memory together."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """B random sets on the same D documents."""
+
+    kl: np.ndarray
+    """float64 (B, D): KL in nats, summed over the document's tokens."""
+    domains: list[str]
+
+
+def groups(collection: Collection, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two groups of sets, each float64 (draws, D), that share none.
+
+    Raises:
+        ValueError: there are fewer than two groups' worth of sets.
+    """
+    if len(collection.kl) < 2 * draws:
+        raise ValueError(f"{len(collection.kl)} sets, but two groups of {draws} need {2 * draws}; raise --sets")
+    chosen = rng.permutation(len(collection.kl))
+    return collection.kl[chosen[:draws]], collection.kl[chosen[draws : 2 * draws]]
+
+
+def trials(collection: Collection, draws: int, repetitions: int, resamples: int, seed: int) -> list[Resampled]:
+    """Two groups compared, again and again; nothing distinguishes them."""
+    strata = strata_of(collection.domains, FEWEST_DOCUMENTS)
+    rng = np.random.default_rng(seed)
+    pairs = (groups(collection, draws, rng) for _ in range(repetitions))
+    return [crossed_bootstrap([pair], strata, resamples, number)[0] for number, pair in enumerate(pairs)]
+
+
+def planted(trial: Resampled, effect: float) -> Resampled:
+    """What the comparison gives when the rival's KL is multiplied by 1 + effect.
+
+    The ratio of the groups and its standard errors, those of the resamples included, grow by that factor; no t changes.
+    """
+    factor = 1 + effect
+    return Resampled(factor * (1 + trial.estimate) - 1, factor * trial.standard_error, trial.t)
+
+
+def called(found: Sequence[Resampled], effect: float, level: float) -> int:
+    """In how many comparisons a planted effect is called."""
+    return sum(planted(trial, effect).p_value() <= level for trial in found)
+
+
+def critical(found: Sequence[Resampled], level: float) -> float:
+    """How many standard errors a difference must have to be called, in half of the comparisons."""
+    return float(np.median([trial.half_width(1 - level) / trial.standard_error for trial in found]))
+
+
+def power(collection: Collection, draws: int, effect: float, critical: float) -> float:
+    """The chance to call a true relative difference, if sums over documents are normal: of a noncentral t.
+
+    Sets vary around their mean with coefficient of variation c, documents being the same for all, so the ratio of two
+    independent groups varies with standard deviation (1 + effect) c sqrt(2 / draws), which is estimated with
+    `draws` - 1 degrees of freedom.
+    """
+    from scipy.stats import nct
+
+    totals = collection.kl.sum(axis=1)
+    error = (1 + effect) * totals.std(ddof=1) / totals.mean() * np.sqrt(2 / draws)
+    other_side = np.nan_to_num(nct.cdf(-critical, draws - 1, effect / error))  # NaN where it is next to nothing
+    return float(np.nan_to_num(nct.sf(critical, draws - 1, effect / error)) + other_side)
+
+
+def effect_found_with(collection: Collection, draws: int, critical: float, wanted: float) -> float:
+    """The relative increase that is called with probability `wanted`.
+
+    Raises:
+        ValueError: none below 100 % is.
+    """
+    from scipy.optimize import brentq
+
+    return float(brentq(lambda effect: power(collection, draws, effect, critical) - wanted, 0.0, 1.0))
+
+
+def interval(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a share (Clopper & Pearson 1934, Biometrika 26:404)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(count, of).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
+def measured(samples: Path, scheme_name: str, sets: int, n: int, tokens_per_domain: int, kept: Path) -> Collection:
+    """Random sets of n samples of the pool, quantized and evaluated; those that were measured before are read.
+
+    Args:
+        samples: a tokenized_samples artifact of the model in params.yaml.
+        kept: folder for results.
+    """
+    from assets.activation_stats.together import collect_together
+    from assets.base_model.load import base_model_digest, loaded_model, model_folder
+    from assets.calibration_set.pool import Sources
+    from assets.evaluation.base_logits import BaseLogits
+    from assets.evaluation.held_out import batches, choose
+    from assets.evaluation.measure import measure
+    from assets.evaluation.metrics import document_table
+    from assets.evaluation.params import EvaluationParams
+    from assets.quantized_model.quantize import quantize_model
+    from assets.quantized_model.simulate import simulate
+    from orchestration.params import load_params
+
+    params, limits = load_params(PROJECT), EvaluationParams()
+    scheme, settings = params.schemes[scheme_name], params.statistics
+    sources = Sources(samples, None, params.model, PROJECT)
+    held_out = choose(samples, tokens_per_domain, limits.samples_per_document)
+    folder = model_folder(params.model, PROJECT)
+    conditions = [base_model_digest(folder), held_out.digest, scheme.model_dump(mode="json"), n, sources.fingerprint]
+    path = kept / sha256_json(conditions)[:16]
+    todo = [number for number in range(sets) if not (path / f"{number}.parquet").is_file()]
+    if todo:
+        model = loaded_model(folder, params.model.device, params.model.trust_remote_code)
+        pool = sources.pool()
+        work = list(batches(held_out, limits.batch_tokens))
+        base = BaseLogits(lambda: model, work, limits.base_logits_bytes)
+        documents = sorted(set(zip(held_out.doc_ids, held_out.domains, strict=True)))
+        row = {document: index for index, document in enumerate(documents)}
+        of_sample = np.array([row[key] for key in zip(held_out.doc_ids, held_out.domains, strict=True)])
+        with tqdm(total=len(todo), desc="random sets", disable=None) as bar:
+            for start in range(0, len(todo), SETS_AT_ONCE):
+                part = todo[start : start + SETS_AT_ONCE]
+                rows = [np.random.default_rng([n, number]).choice(len(pool), n, replace=False) for number in part]
+                names = [pool.names(found) for found in rows]
+                tokens = {
+                    name: ids.tolist()
+                    for found, of_set in zip(rows, names, strict=True)
+                    for name, ids in zip(of_set, pool.input_ids(found), strict=True)
+                }
+                together = collect_together(model, tokens, names, settings.ignore)
+                for number, totals, of_set in zip(part, together, names, strict=True):
+                    quantized = quantize_model(model, totals, scheme, [(name, tokens[name]) for name in sorted(of_set)])
+                    found, of_token = measure(base, simulate(model, quantized, scheme), work)
+                    write_table(path / f"{number}.parquet", document_table(found, of_sample[of_token], documents))
+                    bar.update()
+    tables = [pq.read_table(path / f"{number}.parquet") for number in range(sets)]
+    return collection_of(tables)
+
+
+def collection_of(tables: Sequence[pa.Table]) -> Collection:
+    """The collection of what `document_table` gave per set; a document without a predicted token is left out."""
+    keep = tables[0]["n_tokens"].to_numpy() > 0
+    domains = np.array(tables[0]["domain"].to_pylist())[keep]
+    return Collection(np.stack([table["kl_sum"].to_numpy()[keep] for table in tables]), [str(d) for d in domains])
+
+
+@click.command()
+@click.option("--samples", type=click.Path(path_type=Path), default=PROJECT / "data" / "tokenized_samples")
+@click.option("--scheme", default="w4a16-gptq", show_default=True)
+@click.option("--sets", default=40, show_default=True, help="Random sets that are measured.")
+@click.option("-n", "n", default=16, show_default=True, help="Samples of a set.")
+@click.option("--draws", default=10, show_default=True, help="Sets of a group.")
+@click.option("--repetitions", default=200, show_default=True)
+@click.option("--resamples", default=2000, show_default=True)
+@click.option("--tokens-per-domain", default=8192, show_default=True, help="Evaluated.")
+def main(
+    samples: Path, scheme: str, sets: int, n: int, draws: int, repetitions: int, resamples: int, tokens_per_domain: int
+) -> None:
+    """Print a row per planted effect; the first has none."""
+    level = 0.05
+    kept = PROJECT / ".plumbline" / "false_alarms"
+    collection = measured(samples, scheme, sets, n, tokens_per_domain, kept)
+    totals = collection.kl.sum(axis=1)
+    found = trials(collection, draws, repetitions, resamples, seed=0)
+    limit = critical(found, level)
+    print(
+        f"{sets} random sets of {n} under {scheme}, {collection.kl.shape[1]} documents; KL varies by "
+        f"{totals.std(ddof=1) / totals.mean():.2%} from set to set; groups of {draws}, {repetitions} repetitions; "
+        f"called from {limit:.2f} standard errors on\n"
+    )
+    print("| planted | called different | share | 95 % interval | computed |\n|---:|---:|---:|---:|---:|")
+    for effect in (0.0, *(effect_found_with(collection, draws, limit, wanted) for wanted in (0.5, 0.8, 0.95))):
+        count = called(found, effect, level)
+        low, high = interval(count, repetitions)
+        computed = f"{power(collection, draws, effect, limit):.1%}" if effect else f"at most {level:.0%}"
+        share = f"{count / repetitions:.1%} | {low:.1%} to {high:.1%}"
+        print(f"| {effect:+.2%} | {count} of {repetitions} | {share} | {computed} |")
+
+
+if __name__ == "__main__":
+    main()
