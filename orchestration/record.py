@@ -45,9 +45,9 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
     for bucket in metrics["by_length"]:
         of_bucket = {name: value for name, value in bucket.items() if name not in ("shortest", "longest")}
         numbers |= {f"{name}/length_{bucket_name(bucket)}": value for name, value in of_bucket.items()}
-    for name, value in metrics.get(OUT_OF_DOMAIN, {}).items():
-        if isinstance(value, int | float):
-            numbers[f"{OUT_OF_DOMAIN}/{name}"] = value
+    for part in (OUT_OF_DOMAIN, "flips"):
+        of_part = metrics.get(part, {}).items()
+        numbers |= {f"{part}/{name}": value for name, value in of_part if isinstance(value, int | float)}
     chosen = step.root / "data" / "calibration_set" / calibration
     manifest = read_json(chosen / "manifest.json")
     numbers |= _representativeness(read_json(chosen / "representativeness.json"))

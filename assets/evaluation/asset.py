@@ -30,8 +30,14 @@ def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
         from assets.evaluation.evaluate import build_evaluation
 
+        params = EvaluationParams.model_validate(step.params["evaluation"])
+        if params.items is not None and params.items not in step.inputs:
+            raise ValueError(
+                f"evaluation.items reads {params.items}, which dvc.yaml does not list: add it to the deps of the stage "
+                "evaluation there, so that a change of the file is seen"
+            )
         return build_evaluation(
-            EvaluationParams.model_validate(step.params["evaluation"]),
+            params,
             ModelParams.model_validate(step.params["model"]),
             step.input("quantized_model", key),
             step.input("tokenized_samples"),

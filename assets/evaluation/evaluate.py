@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from assets.artifact import read_json, sha256_files, sha256_json, write_json, write_table
-from assets.base_model.load import base_model_digest, load_model, loaded_model, model_folder
+from assets.base_model.load import base_model_digest, load_model, load_tokenizer, loaded_model, model_folder
 from assets.base_model.params import ModelParams
 from assets.evaluation.base_logits import shared_base_logits
 from assets.evaluation.divergence import TokenDivergence
+from assets.evaluation.flips import Item, chosen, encoded, flip_figures, item_table, log_likelihoods, read_items
 from assets.evaluation.held_out import HeldOut, batches, choose
 from assets.evaluation.measure import measure
 from assets.evaluation.metrics import bucket_name, subset, summarize
@@ -44,7 +46,8 @@ def build_evaluation(
         quantized: a folder written by quantized_model.
         samples: the folder tokenized_samples.
         out: gets metrics.json, documents.parquet, kl_histogram.png, kl_by_domain.png; with out-of-domain texts,
-            out_of_domain.parquet, too, and their figures in metrics.json under `out_of_domain`.
+            out_of_domain.parquet, too, and their figures in metrics.json under `out_of_domain`; with multiple-choice
+            items, items.parquet, and figures under `flips`.
         root: the project, against which a relative `model.name` is read.
 
     Returns:
@@ -84,6 +87,10 @@ def build_evaluation(
     for others in measured[1:]:
         metrics[OUT_OF_DOMAIN], table = summarize(*others, elsewhere, params.length_buckets)
         write_table(out / f"{OUT_OF_DOMAIN}.parquet", table)
+    if params.items is not None:
+        answers = _answers(read_items(root / params.items), params, model_params, folder, quantized)
+        metrics["flips"] = flip_figures(answers)
+        write_table(out / "items.parquet", answers)
     write_json(out / "metrics.json", metrics)
     write_table(out / "documents.parquet", documents)
     plot_kl_histogram(tokens.kl, metrics, out / HISTOGRAM)
@@ -92,9 +99,9 @@ def build_evaluation(
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     lengths = [{"samples of tokens": bucket_name(bucket), **bucket} for bucket in metrics["by_length"]]
     shown = numbers | kl_per_domain | {"by_length": lengths}
-    if OUT_OF_DOMAIN in metrics:
-        of_others = {name: value for name, value in metrics[OUT_OF_DOMAIN].items() if isinstance(value, int | float)}
-        shown |= {f"{OUT_OF_DOMAIN}_{name}": value for name, value in of_others.items()}
+    for part in (OUT_OF_DOMAIN, "flips"):
+        of_part = {name: value for name, value in metrics.get(part, {}).items() if isinstance(value, int | float)}
+        shown |= {f"{part}_{name}": value for name, value in of_part.items()}
     return shown
 
 
@@ -139,6 +146,17 @@ def _measure(
         inside = (rows >= 0) & (rows < len(part.sample_ids))
         found.append((subset(tokens, inside), rows[inside]))
     return found
+
+
+def _answers(
+    items: Sequence[Item], params: EvaluationParams, model_params: ModelParams, base_folder: Path, quantized: Path
+) -> pa.Table:
+    """What both models choose, as `item_table` gives it."""
+    device, trusted = model_params.device, model_params.trust_remote_code
+    sequences, counts = encoded(items, load_tokenizer(base_folder, trusted))
+    models = loaded_model(base_folder, device, trusted), load_model(quantized, device, trusted)
+    likely = [log_likelihoods(model, sequences, counts, params.batch_tokens) for model in models]
+    return item_table(items, *(chosen(items, of_model) for of_model in likely))
 
 
 def _decisive(quantized: Path, weights: dict[str, str]) -> str:

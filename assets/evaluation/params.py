@@ -19,6 +19,9 @@ class EvaluationParams(BaseModel):
     length_buckets: tuple[int, ...] = (64, 256, 1024, 4096, 16384)
     """Figures are also given per bucket of sample length: the longest sample of each bucket, in tokens, ascending.
     Longer samples make a bucket of their own; an empty bucket is left out."""
+    items: str | None = None
+    """A .jsonl file of multiple-choice items (`question`, `choices`, `answer`: the index of the correct one), absolute
+    or relative to the project; also to be named in dvc.yaml (`evaluation`, `deps`). None: no flips are counted."""
     batch_tokens: int = Field(default=4096, gt=0)
     base_logits_bytes: int = Field(default=4 * 2**30, ge=0)
     """Base logits up to this size are kept in memory and shared by every model of a run."""
