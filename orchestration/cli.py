@@ -212,6 +212,64 @@ def export(choice: str, out: Path, tool: str, scheme: str | None) -> None:
 
 
 @main.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--task", "tasks", multiple=True, required=True, help="Of lm-evaluation-harness (may be given several).")
+@click.option(
+    "--include", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Task files of your own."
+)
+@click.option(
+    "--against",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The model to compare with (default: the base model of params.yaml).",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many items of each task.")
+@click.option("--batch-size", default=8, show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep every item's result here.")
+def tasks(
+    model: Path,
+    tasks: tuple[str, ...],
+    include: Path | None,
+    against: Path | None,
+    limit: int | None,
+    batch_size: int,
+    out: Path | None,
+) -> None:
+    """Does MODEL do worse at tasks? McNemar's test on paired items, Holm over the tasks.
+
+    \b
+    Example: plumbline tasks data/quantized_model/random-64-w4a16-gptq --task arc_easy --task hellaswag
+    """
+    from assets.artifact import write_table
+    from assets.base_model.load import load_model, load_tokenizer, model_folder
+    from assets.task_accuracy.harness import run_tasks
+    from assets.task_accuracy.items import compare as compare_items
+    from assets.task_accuracy.items import item_table
+    from orchestration.params import load_params
+
+    root = project_root()
+    try:
+        params = load_params(root).model
+        base = model_folder(params, root)
+        tokenizer = load_tokenizer(base, params.trust_remote_code)
+        tables = {}
+        for name, folder in (("first", against or base), ("second", model)):
+            loaded = load_model(folder, params.device, params.trust_remote_code)
+            tables[name] = item_table(run_tasks(loaded, tokenizer, tasks, include, limit, batch_size))
+            if out is not None:
+                write_table(out / f"{name}.parquet", tables[name])
+        rows = compare_items(tables["first"], tables["second"])
+    except (ValueError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"first: {(against or base).name}, second: {model.name}")
+    for row in rows:
+        click.echo(
+            f"{row['task']}: {row['accuracy_first']:.1%} and {row['accuracy_second']:.1%} of {row['items']} items, "
+            f"{row['only_first']} only by the first, {row['only_second']} only by the second, "
+            f"p = {row['p_value']:.3g}, over all tasks {row['p_adjusted']:.3g}"
+        )
+
+
+@main.command()
 def verify() -> None:
     """Re-hash every artifact and every object of DVC's cache: DVC itself trusts read-only cache files."""
     from orchestration.provenance import verify as verify_workspace

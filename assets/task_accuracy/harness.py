@@ -1,0 +1,39 @@
+"""Tasks of lm-evaluation-harness on a model, every item logged. Needs `pip install 'plumbline[lm-eval]'`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def run_tasks(
+    model: Any, tokenizer: Any, tasks: Sequence[str], include: Path | None, limit: int | None, batch_size: int
+) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    """Per task the logged samples, as `item_table` reads them.
+
+    Args:
+        model: a transformers model; a quantized one is loaded as anyone would load it.
+        tasks: names that the harness knows, or of the task files in `include`.
+        include: folder with task files (YAML) of one's own.
+        limit: only so many items of each task; None: all.
+
+    Raises:
+        ImportError: the harness is not installed.
+        ValueError: it does not know a task.
+    """
+    try:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ImportError(f"lm-evaluation-harness: {error}; pip install 'plumbline[lm-eval]'") from error
+    manager = TaskManager(include_path=None if include is None else str(include))
+    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
+        raise ValueError(f"lm-evaluation-harness has no task {', '.join(unknown)}; give its file's folder (--include)")
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    found = simple_evaluate(
+        wrapped, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=True, bootstrap_iters=0
+    )
+    samples: Mapping[str, Iterable[Mapping[str, Any]]] = found["samples"]
+    return samples
