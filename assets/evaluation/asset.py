@@ -31,11 +31,7 @@ def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
         from assets.evaluation.evaluate import build_evaluation
 
         params = EvaluationParams.model_validate(step.params["evaluation"])
-        if params.items is not None and params.items not in step.inputs:
-            raise ValueError(
-                f"evaluation.items reads {params.items}, which dvc.yaml does not list: add it to the deps of the stage "
-                "evaluation there, so that a change of the file is seen"
-            )
+        _require_declared(params, step)
         return build_evaluation(
             params,
             ModelParams.model_validate(step.params["model"]),
@@ -51,3 +47,12 @@ def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
         return record_in_mlflow(step, key, context.run_id)
 
     yield from materialize(context, build, after=track)
+
+
+def _require_declared(params: EvaluationParams, step: Step) -> None:
+    """What is read must be a dependency in dvc.yaml, or neither door would notice that it changed."""
+    if params.items is not None and params.items not in step.inputs:
+        raise ValueError(
+            f"evaluation.items reads {params.items}, which dvc.yaml does not list: add it to the deps of the stage "
+            "evaluation there, so that a change of the file is seen"
+        )

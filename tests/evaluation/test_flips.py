@@ -136,3 +136,18 @@ def test_a_missing_file_and_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="has no line"):
         read_items(tmp_path / "items.jsonl")
+
+
+def test_the_file_must_be_listed_in_dvc_yaml() -> None:
+    from types import SimpleNamespace
+    from typing import cast
+
+    from assets.evaluation.asset import _require_declared
+    from orchestration.step import Step
+
+    step = cast(Step, SimpleNamespace(inputs={"data/tokenized_samples": ""}))
+    _require_declared(EvaluationParams(), step)
+    with pytest.raises(ValueError, match=r"evaluation\.items reads items\.jsonl, which dvc\.yaml does not list"):
+        _require_declared(EvaluationParams(items="items.jsonl"), step)
+    step.inputs["items.jsonl"] = ""
+    _require_declared(EvaluationParams(items="items.jsonl"), step)
