@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import versioning
+from orchestration.graph_run import run_graph
 from orchestration.params import project_root
-from orchestration.study import run_study
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
             whole[name] = whole.get(name, 0) + time.perf_counter() - started
 
     versioning.recording = clocked
-    run_study(project_root(), announce=announce)
+    run_graph(project_root(), announce=announce)
     Path("seconds.json").write_text(json.dumps({"whole": whole, "functions": functions}))
 
 

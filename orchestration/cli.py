@@ -21,7 +21,7 @@ def main() -> None:
     \b
     plumbline run                                   bring every artifact up to date, show the table
     plumbline audit data/quantized_model/NAME       from a model back to its documents
-    plumbline compare                               is one strategy better than another?
+    plumbline study                               is one strategy better than another?
     plumbline status                                what is out of date, and why
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -39,13 +39,13 @@ def run(only: tuple[str, ...]) -> None:
     \b
     Example: plumbline run --only raw_corpus --only tokenized_samples
     """
-    from orchestration.study import StudyFailed, run_study
+    from orchestration.graph_run import RunFailed, run_graph
 
     root, started = project_root(), time.perf_counter()
     _require_git_or_no_scm(root)
     try:
-        steps = run_study(root, only, click.echo)
-    except (StudyFailed, ValueError) as error:
+        steps = run_graph(root, only, click.echo)
+    except (RunFailed, ValueError) as error:
         raise click.ClickException(str(error)) from error
     seconds = time.perf_counter() - started
     click.echo(f"{steps} steps in {seconds:.0f} s\n" if steps else f"everything is up to date ({seconds:.1f} s)\n")
@@ -111,38 +111,38 @@ def schemes(name: str | None) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def compare(names: tuple[str, ...]) -> None:
-    """Compare strategies over many paired draws: is one better, and how sure is that?
+def study(names: tuple[str, ...]) -> None:
+    """Rules of choosing × sizes × draws × schemes: is one better, and how sure is that?
 
-    NAME is an entry under `comparisons:` in params.yaml; without one, all of them. It takes many minutes; one that was
+    NAME is an entry under `studies:` in params.yaml; without one, all of them. It takes many minutes; one that was
     stopped goes on where it was.
 
     \b
-    Example: plumbline compare clusters
+    Example: plumbline study clusters
     """
     from orchestration.params import load_params, request
 
     root, started = project_root(), time.perf_counter()
     _require_git_or_no_scm(root)
     try:
-        asked = names or tuple(load_params(root).comparisons)
+        asked = names or tuple(load_params(root).studies)
         if not asked:
-            raise ValueError(f"{root / 'params.yaml'}: nothing under `comparisons:`; add an entry")
+            raise ValueError(f"{root / 'params.yaml'}: nothing under `studies:`; add an entry")
         request(asked, root)  # before the graph is loaded, of which they become a part
 
-        from orchestration.study import StudyFailed, run_study, with_upstream
+        from orchestration.graph_run import RunFailed, run_graph, with_upstream
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     try:
-        steps = run_study(root, with_upstream("strategy_comparison"), click.echo)
-    except (StudyFailed, ValueError) as error:
+        steps = run_graph(root, with_upstream("study"), click.echo)
+    except (RunFailed, ValueError) as error:
         raise click.ClickException(str(error)) from error
     seconds = time.perf_counter() - started
     click.echo(f"{steps} steps in {seconds:.0f} s\n" if steps else f"everything is up to date ({seconds:.1f} s)\n")
-    from orchestration.summary import show_comparison
+    from orchestration.summary import show_study
 
     for name in asked:
-        show_comparison(root, name)
+        show_study(root, name)
 
 
 @main.command()
@@ -157,7 +157,7 @@ def status() -> None:
     click.echo(f"{len(changed)} stages out of date: plumbline run" if changed else "everything is up to date")
     for asset in sorted(on_request(root)):
         for name, why in changed_stages(root, asset).items():
-            click.echo(f"on request (plumbline compare): {name}\n    " + "\n    ".join(why))
+            click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))
     sys.exit(1 if changed else 0)
 
 

@@ -13,7 +13,7 @@ from assets.evaluation.asset import evaluation
 from assets.quantized_model.asset import quantized_model
 from assets.raw_corpus.asset import inbox, raw_corpus
 from assets.sample_features.asset import sample_features
-from assets.strategy_comparison.asset import strategy_comparison
+from assets.study.asset import study
 from assets.tokenized_samples.asset import tokenized_samples
 from orchestration.checks import CHECKS
 from orchestration.sensors import JOBS, SENSORS
@@ -29,7 +29,7 @@ ASSETS: list[dg.AssetsDefinition] = [
     evaluation,
     calibration_report,
     deployed_model,
-    strategy_comparison,
+    study,
 ]
 
 defs = dg.Definitions(

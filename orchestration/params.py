@@ -19,12 +19,12 @@ from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
 from assets.raw_corpus.params import CorpusParams
 from assets.sample_features.params import FeatureParams
-from assets.strategy_comparison.params import ComparisonParams
+from assets.study.params import StudyParams
 from assets.tokenized_samples.params import TokenizeParams
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 REQUESTED = "requested.yaml"
-HEADER = "# Entries of `comparisons:` in params.yaml that `plumbline compare` was asked for; it writes this file.\n"
+HEADER = "# Entries of `studies:` in params.yaml that `plumbline study` was asked for; it writes this file.\n"
 
 
 class Grid(BaseModel):
@@ -71,7 +71,7 @@ class Params(BaseModel):
     evaluation: EvaluationParams = EvaluationParams()
     report: ReportParams = ReportParams()
     deployment: DeploymentParams
-    comparisons: dict[str, ComparisonParams] = {}
+    studies: dict[str, StudyParams] = {}
     tracking: TrackingParams = TrackingParams()
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ class Params(BaseModel):
         for section, names in (
             ("calibrations", self.calibrations),
             ("schemes", self.schemes),
-            ("comparisons", self.comparisons),
+            ("studies", self.studies),
         ):
             for name in names:
                 if not NAME.fullmatch(name):
@@ -94,17 +94,17 @@ class Params(BaseModel):
         keys = [pair_key(c, s) for c in self.grid.calibrations for s in self.grid.schemes]
         if len(set(keys)) < len(keys):
             raise ValueError("grid: two pairs share the name CALIBRATION-SCHEME; rename a choice or a scheme")
-        for name, comparison in self.comparisons.items():
-            if unknown := [scheme for scheme in comparison.schemes if scheme not in self.schemes]:
+        for name, study in self.studies.items():
+            if unknown := [scheme for scheme in study.schemes if scheme not in self.schemes]:
                 raise ValueError(
-                    f"comparisons.{name}.schemes: {unknown} not under schemes: (there: {sorted(self.schemes)})"
+                    f"studies.{name}.schemes: {unknown} not under schemes: (there: {sorted(self.schemes)})"
                 )
-        compared = (scheme for comparison in self.comparisons.values() for scheme in comparison.schemes)
-        for name in dict.fromkeys((*self.grid.schemes, *compared)):
+        studied = (scheme for study in self.studies.values() for scheme in study.schemes)
+        for name in dict.fromkeys((*self.grid.schemes, *studied)):
             if "hessian" in self.schemes[name].reads and not self.statistics.hessian:
                 raise ValueError(
                     f"schemes.{name} reads second moments, which statistics.hessian: false leaves out; write "
-                    "statistics: {hessian: true}, or take the scheme out of grid and comparisons"
+                    "statistics: {hessian: true}, or take the scheme out of grid and studies"
                 )
         if self.execution.workers > self.statistics.shards:
             raise ValueError(
@@ -146,21 +146,21 @@ def load_params(root: Path | None = None) -> Params:
 
 
 def requested(root: Path | None = None) -> list[str]:
-    """The comparisons that somebody asked for, in order: the content of requested.yaml, which DVC reads, too."""
+    """The studies that somebody asked for, in order: the content of requested.yaml, which DVC reads, too."""
     path = (root or project_root()) / REQUESTED
     found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
     return [str(name) for name in found.get("requested") or []]
 
 
 def request(names: Sequence[str], root: Path | None = None) -> None:
-    """Ask for comparisons: from now on they are stages and partitions of the graph.
+    """Ask for studies: from now on they are stages and partitions of the graph.
 
     Raises:
-        ValueError: params.yaml has no such comparison.
+        ValueError: params.yaml has no such study.
     """
-    known = load_params(root).comparisons
+    known = load_params(root).studies
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"comparisons: {unknown} not in params.yaml (there: {sorted(known)})")
+        raise ValueError(f"studies: {unknown} not in params.yaml (there: {sorted(known)})")
     before = requested(root)
     after = [name for name in dict.fromkeys([*before, *names]) if name in known]
     if after != before:

@@ -14,7 +14,7 @@ _params = load_params()
 
 CALIBRATIONS = dg.StaticPartitionsDefinition(list(_params.calibrations))
 PAIRS = dg.StaticPartitionsDefinition(list(_params.pairs()))
-COMPARISONS = dg.StaticPartitionsDefinition(requested())
+STUDIES = dg.StaticPartitionsDefinition(requested())
 """Those that were asked for; by default there is none."""
 
 PAIRS_OF_CALIBRATION = dg.StaticPartitionMapping(

@@ -17,7 +17,7 @@ def main(asset: str, key: str | None = None) -> int:
 
     from orchestration.checks import checks_of
     from orchestration.definitions import ASSETS
-    from orchestration.study import failure
+    from orchestration.graph_run import failure
 
     [definition] = [a for a in ASSETS if a.key == dg.AssetKey(asset)]
     with instance() as history:

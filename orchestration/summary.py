@@ -73,9 +73,9 @@ def _table(root: Path) -> Table:
     return table
 
 
-def show_comparison(root: Path, name: str) -> None:
-    """Print a comparison of strategies: the verdict, a row per comparison, and where the page is."""
-    found = read_json(root / "data" / "strategy_comparison" / name / "comparison.json")
+def show_study(root: Path, name: str) -> None:
+    """Print a study: the verdict, a row per comparison, and where the page is."""
+    found = read_json(root / "data" / "study" / name / "verdict.json")
     console = Console(highlight=False)
     spread = {(arm["scheme"], arm["n"], arm["rule"]): arm["kl_sd"] / arm["kl_mean"] for arm in found["arms"]}
     table = Table(
@@ -106,7 +106,7 @@ def show_comparison(root: Path, name: str) -> None:
     )
     table.caption_justify = "left"
     console.print(table)
-    console.print(f"\n[bold]Look[/bold]   data/strategy_comparison/{name}/comparison.html", soft_wrap=True)
+    console.print(f"\n[bold]Look[/bold]   data/study/{name}/study.html", soft_wrap=True)
 
 
 _VERDICTS = {"no difference detected": "none seen"}

@@ -80,7 +80,7 @@ SMALL: dict[str, Any] = {
     "evaluation": {"tokens_per_domain": 1024},
     "report": {"resamples": 200, "confidence": 0.95},
     "deployment": {"scheme": "w4a16-gptq"},
-    "comparisons": {
+    "studies": {
         "lengths": {
             "rules": {"random": {"strategy": "random"}, "stratified": {"strategy": "length_stratified"}},
             "sizes": [4, 8],

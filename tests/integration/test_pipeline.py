@@ -171,22 +171,22 @@ def test_wrong_params_are_explained_before_anything_runs(
     assert "params.yaml" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_comparison_runs_on_request_alone(finished: Workspace, tmp_path: Path) -> None:
-    workspace = finished.copy(tmp_path / "compare")
-    page = workspace.root / "data/strategy_comparison/lengths/comparison.html"
-    shown = workspace.plumbline("compare").stdout
-    assert "▸ strategy_comparison lengths" in shown and str(page.relative_to(workspace.root)) in shown
+def test_a_study_runs_on_request_alone(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "study")
+    page = workspace.root / "data/study/lengths/study.html"
+    shown = workspace.plumbline("study").stdout
+    assert "▸ study lengths" in shown and str(page.relative_to(workspace.root)) in shown
     assert page.is_file() and max(map(len, shown.splitlines())) <= 120
-    assert "everything is up to date" in workspace.plumbline("compare", "lengths").stdout
+    assert "everything is up to date" in workspace.plumbline("study", "lengths").stdout
     assert workspace.dvc("status").stdout.strip() == "Data and pipelines are up to date."
     assert stale(workspace) == {}
 
     params = yaml.safe_load((workspace.root / "params.yaml").read_text())
-    workspace.set_params(comparisons={"lengths": {**params["comparisons"]["lengths"], "confidence": 0.9}})
+    workspace.set_params(studies={"lengths": {**params["studies"]["lengths"], "confidence": 0.9}})
     assert "everything is up to date" in workspace.plumbline("run").stdout
     told = workspace.plumbline("status").stdout
-    assert "everything is up to date" in told and "comparisons.lengths changed" in told
-    results = workspace.root / ".plumbline/strategy_comparison"
+    assert "everything is up to date" in told and "studies.lengths changed" in told
+    results = workspace.root / ".plumbline/study"
     before = sorted(results.iterdir())
-    assert "1 steps" in workspace.plumbline("compare").stdout
+    assert "1 steps" in workspace.plumbline("study").stdout
     assert sorted(results.iterdir()) == before  # judged anew, not measured

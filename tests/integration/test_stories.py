@@ -41,7 +41,7 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Work
         evaluation={"tokens_per_domain": 8192},
         report={"resamples": 500, "confidence": 0.95},
         deployment={"scheme": "w3a16-gptq"},
-        comparisons={},
+        studies={},
     )
     for domain, documents in texts.items():
         folder = workspace.root / "texts" / domain

@@ -1,4 +1,4 @@
-"""Every set of a comparison quantized and evaluated, sharing what can be shared."""
+"""Every set of a study quantized and evaluated, sharing what can be shared."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.quantize import Samples, quantize_model
 from assets.quantized_model.simulate import simulate
-from assets.strategy_comparison.draws import Cell, asked_of, cells, draw_set, sub_pool
-from assets.strategy_comparison.kept import Documents, Kept, Measured
-from assets.strategy_comparison.params import ComparisonParams
+from assets.study.draws import Cell, asked_of, cells, draw_set, sub_pool
+from assets.study.kept import Documents, Kept, Measured
+from assets.study.params import StudyParams
 
 BATCH_TOKENS = EvaluationParams().batch_tokens
 
@@ -44,14 +44,14 @@ def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:
 
 
 def measure_cells(
-    params: ComparisonParams,
+    params: StudyParams,
     schemes: Mapping[str, SchemeParams],
     settings: StatisticsParams,
     sources: Sources,
     held_out: HeldOut,
     kept: Kept,
 ) -> dict[tuple[Cell, str], Measured]:
-    """What every set of the comparison makes of the model under every scheme; what is kept already is not done again.
+    """What every set of the study makes of the model under every scheme; what is kept already is not done again.
 
     Loaded or computed once: the base model, its answers on the held-out documents, and the forward pass over a sample
     of the pool for all sets that are kept in memory together. Nothing is written but results: the quantized model is
@@ -90,7 +90,7 @@ def measure_cells(
     }
     todo = [cell for cell in asked if any((cell, scheme) not in found for scheme in schemes)]
     total = sum(cell.n for cell in asked)
-    with tqdm(total=total, desc="comparison", unit="sample", disable=None) as bar:
+    with tqdm(total=total, desc="study", unit="sample", disable=None) as bar:
         bar.update(total - sum(cell.n for cell in todo))
         if todo:
             model = sources.load_model()
@@ -119,7 +119,7 @@ def _parts(todo: Sequence[Cell], at_once: int) -> Iterator[list[Cell]]:
 def _statistics(
     part: Sequence[Cell],
     asked: Mapping[Cell, Mapping[str, Any]],
-    params: ComparisonParams,
+    params: StudyParams,
     sources: Sources,
     model: PreTrainedModel,
     settings: StatisticsParams,
@@ -166,12 +166,12 @@ def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_b
 def _require_read_together(settings: StatisticsParams, histogram: bool) -> None:
     if settings.tokens != "all":
         raise ValueError(
-            f"statistics.tokens: {settings.tokens}: a comparison counts all tokens; write tokens: all in params.yaml"
+            f"statistics.tokens: {settings.tokens}: a study counts all tokens; write tokens: all in params.yaml"
         )
     if histogram and settings.histogram_share != 1:
         raise ValueError(
-            f"statistics.histogram_share: {settings.histogram_share:g}: a comparison's histograms count all tokens; "
-            "write histogram_share: 1, or compare under schemes with activations: {range: minmax}"
+            f"statistics.histogram_share: {settings.histogram_share:g}: a study's histograms count all tokens; "
+            "write histogram_share: 1, or study schemes with activations: {range: minmax}"
         )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from assets.strategy_comparison import resampling
-from assets.strategy_comparison.resampling import crossed_bootstrap, spread_ratio
+from assets.study import resampling
+from assets.study.resampling import crossed_bootstrap, spread_ratio
 
 
 def study(

@@ -1,4 +1,4 @@
-"""A tiny model, a tokenized corpus of two domains, and a small comparison over them."""
+"""A tiny model, a tokenized corpus of two domains, and a small study over them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from assets.activation_stats.params import StatisticsParams
 from assets.base_model.params import ModelParams
 from assets.calibration_set.pool import Sources
 from assets.quantized_model.params import ActivationParams, SchemeParams
-from assets.strategy_comparison.build import build_strategy_comparison
-from assets.strategy_comparison.params import ComparisonParams
+from assets.study.build import build_study
+from assets.study.params import StudyParams
 from tests.evaluation.conftest import write_samples
 
 VOCABULARY = 96
@@ -33,25 +33,25 @@ SETTINGS = StatisticsParams()
 
 @dataclass(frozen=True)
 class Small:
-    """What a comparison reads, and how to run one."""
+    """What a study reads, and how to run one."""
 
     sources: Sources
     root: Path
 
-    def params(self, **changed: Any) -> ComparisonParams:
+    def params(self, **changed: Any) -> StudyParams:
         asked = {"rules": RULES, "sizes": [2, 5], "draws": 5, "schemes": list(SCHEMES), "resamples": 200}
-        return ComparisonParams.model_validate({**asked, **changed})
+        return StudyParams.model_validate({**asked, **changed})
 
     def run(self, out: Path, scratch: Path, settings: StatisticsParams = SETTINGS, **changed: Any) -> dict[str, Any]:
         out.mkdir(parents=True)
         params = self.params(**changed)
         schemes = {name: SCHEMES[name] for name in params.schemes}
-        return build_strategy_comparison(params, schemes, settings, self.sources, scratch, {"code": "1"}, out)
+        return build_study(params, schemes, settings, self.sources, scratch, {"code": "1"}, out)
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    root = tmp_path_factory.mktemp("comparison")
+    root = tmp_path_factory.mktemp("study")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""The picture of a comparison, for Dagster's page and for slides."""
+"""The picture of a study, for Dagster's page and for slides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def plot_differences(verdict: Mapping[str, Any], path: Path) -> None:
     """Relative difference of mean KL from the baseline by size, a panel per scheme and rule; every draw is a dot.
 
     Args:
-        verdict: the content of comparison.json.
+        verdict: the content of verdict.json.
     """
     panels = [
         (rule, scheme)

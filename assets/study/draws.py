@@ -1,4 +1,4 @@
-"""What a comparison draws: for every draw a part of the pool, and from that same part each rule's sets."""
+"""What a study draws: for every draw a part of the pool, and from that same part each rule's sets."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from assets.calibration_set.pool import of_domains
 from assets.calibration_set.select import choose, joined
 from assets.calibration_set.strategies import get
 from assets.calibration_set.strategies.base import Pool, generator
-from assets.strategy_comparison.params import ComparisonParams, RuleParams
+from assets.study.params import RuleParams, StudyParams
 
-STREAM = "sub-pool of a comparison"
+STREAM = "sub-pool of a study"
 """Name of the random stream that draws the sub-pools; every strategy has a stream of its own."""
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One calibration set of the comparison."""
+    """One calibration set of the study."""
 
     draw: int
     n: int
     rule: str
 
 
-def cells(params: ComparisonParams) -> list[Cell]:
-    """Every set that the comparison draws, draw after draw, so that a run cut short has whole draws."""
+def cells(params: StudyParams) -> list[Cell]:
+    """Every set that the study draws, draw after draw, so that a run cut short has whole draws."""
     return [Cell(draw, n, rule) for draw in range(params.draws) for n in params.sizes for rule in params.rules]
 
 
@@ -56,7 +56,7 @@ def asked_of(rule: str, params: RuleParams, n: int, seed: int) -> dict[str, Any]
         return resolve(rule, {**params.model_dump(), "n": n, "seed": seed})
     except ValueError as error:
         why = str(error).removeprefix("params.yaml, calibrations: ")
-        raise ValueError(f"params.yaml, comparisons, rules: {why}") from error
+        raise ValueError(f"params.yaml, studies, rules: {why}") from error
 
 
 def draw_set(part: Pool, asked: Mapping[str, Any]) -> pa.Table:
@@ -69,5 +69,5 @@ def draw_set(part: Pool, asked: Mapping[str, Any]) -> pa.Table:
         pool = of_domains(part, asked["domains"], asked["name"])
         return joined(pool, choose(pool, get(asked["strategy"]), asked, len(part)), asked["name"])
     except ValueError as error:
-        where = f"comparison, rule {asked['name']} with n = {asked['n']} and seed {asked['seed']}"
+        where = f"study, rule {asked['name']} with n = {asked['n']} and seed {asked['seed']}"
         raise ValueError(f"{where}: {error}") from error

@@ -10,10 +10,10 @@ import numpy as np
 
 from assets.calibration_report.bootstrap import Resampled, holm, strata_of
 from assets.calibration_report.wording import join, percent
-from assets.strategy_comparison.draws import Cell
-from assets.strategy_comparison.kept import Documents, Measured
-from assets.strategy_comparison.params import ComparisonParams
-from assets.strategy_comparison.resampling import crossed_bootstrap, spread_ratio
+from assets.study.draws import Cell
+from assets.study.kept import Documents, Measured
+from assets.study.params import StudyParams
+from assets.study.resampling import crossed_bootstrap, spread_ratio
 
 FEWEST_DOCUMENTS = 8
 CALLED = ("better", "worse")
@@ -31,14 +31,14 @@ CAVEATS = [
 
 
 def judge(
-    found: Mapping[tuple[Cell, str], Measured], documents: Documents, params: ComparisonParams, schemes: Sequence[str]
+    found: Mapping[tuple[Cell, str], Measured], documents: Documents, params: StudyParams, schemes: Sequence[str]
 ) -> dict[str, Any]:
     """Compare every rule with the baseline rule, at every size and under every scheme, by mean KL per token.
 
     The family of tests is all of these; a difference is called only if it survives Holm's correction for the family.
 
     Returns:
-        The content of comparison.json: `comparisons` (verdict, relative difference with interval, p-values, the
+        The content of verdict.json: `comparisons` (verdict, relative difference with interval, p-values, the
         smallest difference that would have been called, the ratio of spreads), `arms` (mean and spread of KL per rule,
         size and scheme, with every draw's value), `headline`, `sentences`, and what it rests on.
 
@@ -48,13 +48,13 @@ def judge(
     if len(documents.names) < FEWEST_DOCUMENTS:
         raise ValueError(
             f"{len(documents.names)} held-out documents are too few to compare rules; expected {FEWEST_DOCUMENTS} or "
-            "more: raise the comparison's tokens_per_domain or tokenize.splits.report in params.yaml"
+            "more: raise the study's tokens_per_domain or tokenize.splits.report in params.yaml"
         )
     compared = [(scheme, n, rule) for rule in params.rivals for scheme in schemes for n in params.sizes]
     needed = int(np.ceil(len(compared) / (1 - params.confidence)))
     if params.resamples < needed:
         raise ValueError(
-            f"comparisons, resamples: found {params.resamples}, which cannot call any of {len(compared)} comparisons "
+            f"studies, resamples: found {params.resamples}, which cannot call any of {len(compared)} comparisons "
             f"different at {params.confidence:.0%}; expected at least {needed} (ten times that is better)"
         )
     kl = {
@@ -107,7 +107,7 @@ def judge(
 
 
 def _test(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], documents: Documents, params: ComparisonParams
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], documents: Documents, params: StudyParams
 ) -> list[dict[str, Any]]:
     if not pairs:
         return []
@@ -137,7 +137,7 @@ def _judged(one: Resampled, p_adjusted: float, alpha: float, tested: int) -> dic
 
 
 def _arm(
-    found: Mapping[tuple[Cell, str], Measured], params: ComparisonParams, scheme: str, n: int, rule: str, tokens: int
+    found: Mapping[tuple[Cell, str], Measured], params: StudyParams, scheme: str, n: int, rule: str, tokens: int
 ) -> dict[str, Any]:
     drawn = [found[Cell(draw, n, rule), scheme] for draw in range(params.draws)]
     kl = np.array([one.kl.sum() / tokens for one in drawn])

@@ -1,4 +1,4 @@
-"""An entry under `comparisons:` in params.yaml."""
+"""An entry under `studies:` in params.yaml."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class RuleParams(BaseModel):
     def _leaves_size_and_seed_open(self) -> Self:
         fixed = sorted({"name", "n", "seed"} & set(self.model_extra or {}))
         if fixed:
-            raise ValueError(f"{', '.join(fixed)} is what a comparison varies; remove it (see sizes, draws and seed)")
+            raise ValueError(f"{', '.join(fixed)} is what a study varies; remove it (see sizes, draws and seed)")
         return self
 
 
-class ComparisonParams(BaseModel):
-    """Rules of choosing against a baseline rule, over many paired draws: what `plumbline compare` runs."""
+class StudyParams(BaseModel):
+    """Rules of choosing against a baseline rule, over many paired draws: what `plumbline study` runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -17,17 +17,17 @@ from assets.calibration_set.pool import Sources
 from assets.evaluation.held_out import choose
 from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
-from assets.strategy_comparison.draws import Cell
-from assets.strategy_comparison.kept import Documents, Kept, Measured
-from assets.strategy_comparison.measuring import documents_of, measure_cells
-from assets.strategy_comparison.page import render
-from assets.strategy_comparison.params import ComparisonParams
-from assets.strategy_comparison.plot import NAME, plot_differences
-from assets.strategy_comparison.verdict import judge, signed
+from assets.study.draws import Cell
+from assets.study.kept import Documents, Kept, Measured
+from assets.study.measuring import documents_of, measure_cells
+from assets.study.page import render
+from assets.study.params import StudyParams
+from assets.study.plot import NAME, plot_differences
+from assets.study.verdict import judge, signed
 
 
-def build_strategy_comparison(
-    params: ComparisonParams,
+def build_study(
+    params: StudyParams,
     schemes: Mapping[str, SchemeParams],
     settings: StatisticsParams,
     sources: Sources,
@@ -42,9 +42,9 @@ def build_strategy_comparison(
         schemes: those of `params.schemes` by name, in order.
         settings: `statistics:`.
         sources: samples, features and base model.
-        scratch: folder for single results, from which a killed comparison goes on.
+        scratch: folder for single results, from which a killed study goes on.
         made_by: what else decides a single result: digests of code and inputs.
-        out: existing empty folder; gets comparison.json, documents.parquet, difference.png and comparison.html.
+        out: existing empty folder; gets verdict.json, documents.parquet, difference.png and study.html.
 
     Returns:
         Headline, sentences, a row per comparison, and counts.
@@ -62,10 +62,10 @@ def build_strategy_comparison(
     found = measure_cells(params, schemes, settings, sources, held_out, kept)
     documents, _ = documents_of(held_out)
     verdict = judge(found, documents, params, list(schemes))
-    write_json(out / "comparison.json", {**verdict, "digests": about})
+    write_json(out / "verdict.json", {**verdict, "digests": about})
     write_table(out / "documents.parquet", _table(found, documents))
     plot_differences(verdict, out / NAME)
-    (out / "comparison.html").write_text(render(verdict, about), encoding="utf-8")
+    (out / "study.html").write_text(render(verdict, about), encoding="utf-8")
     called = [c["verdict"] for c in verdict["comparisons"]]
     return {
         "headline": verdict["headline"],

@@ -12,13 +12,13 @@ import yaml
 from click.testing import CliRunner
 
 from assets.artifact import write_json
-from orchestration import study, versioning
+from orchestration import graph_run, versioning
 from orchestration.cli import main
 from orchestration.definitions import ASSETS
 from orchestration.params import project_root, request, requested
 
 PROJECT = Path(__file__).resolve().parents[2]
-WAITING = "strategy_comparison"
+WAITING = "study"
 
 
 @pytest.fixture
@@ -54,16 +54,16 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def test_a_run_leaves_alone_what_runs_on_request(materialized: list[str]) -> None:
-    study.run_study(project_root(), announce=lambda _: None)
+    graph_run.run_graph(project_root(), announce=lambda _: None)
     assert materialized == [a.key.to_user_string() for a in ASSETS if a.key.to_user_string() != WAITING]
 
 
 def test_what_is_named_runs_with_what_it_is_made_from(materialized: list[str]) -> None:
-    study.run_study(project_root(), study.with_upstream(WAITING), announce=lambda _: None)
+    graph_run.run_graph(project_root(), graph_run.with_upstream(WAITING), announce=lambda _: None)
     assert materialized == ["raw_corpus", "tokenized_samples", "sample_features", WAITING]
 
 
-COMPARISON = {
+STUDY = {
     "headline": "clusters is better in 1 of 1 comparisons with random.",
     "baseline": "random",
     "draws": 10,
@@ -101,16 +101,16 @@ COMPARISON = {
 }
 
 
-def test_compare_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_study_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     workspace(tmp_path)
-    (tmp_path / "data/strategy_comparison/clusters").mkdir(parents=True)
-    write_json(tmp_path / "data/strategy_comparison/clusters/comparison.json", COMPARISON)
+    (tmp_path / "data/study/clusters").mkdir(parents=True)
+    write_json(tmp_path / "data/study/clusters/verdict.json", STUDY)
     monkeypatch.setenv("PLUMBLINE_ROOT", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "80")
     asked: list[list[str]] = []
-    monkeypatch.setattr(study, "run_study", lambda root, only, announce: asked.append(list(only)) or 0)
-    monkeypatch.setattr(study, "with_upstream", lambda asset: ["upstream", asset])
-    done = CliRunner().invoke(main, ["compare"])
+    monkeypatch.setattr(graph_run, "run_graph", lambda root, only, announce: asked.append(list(only)) or 0)
+    monkeypatch.setattr(graph_run, "with_upstream", lambda asset: ["upstream", asset])
+    done = CliRunner().invoke(main, ["study"])
     assert done.exit_code == 0, done.output
     assert asked == [["upstream", WAITING]] and requested(tmp_path) == ["clusters"]
     for word in (
@@ -124,7 +124,7 @@ def test_compare_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatc
         "better",
     ):
         assert word in done.output
-    assert "data/strategy_comparison/clusters/comparison.html" in done.output
+    assert "data/study/clusters/study.html" in done.output
     assert "none seen" in done.output and "-12.1 to +13.7" in done.output and "…" not in done.output
     assert max(map(len, done.output.splitlines())) <= 80
 
@@ -136,29 +136,29 @@ def workspace(root: Path, **sections: Any) -> Path:
     return root
 
 
-def test_compare_with_nothing_to_compare_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PLUMBLINE_ROOT", str(workspace(tmp_path, comparisons={})))
-    done = CliRunner().invoke(main, ["compare"])
-    assert done.exit_code == 1 and "nothing under `comparisons:`" in done.output
+def test_a_study_without_an_entry_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PLUMBLINE_ROOT", str(workspace(tmp_path, studies={})))
+    done = CliRunner().invoke(main, ["study"])
+    assert done.exit_code == 1 and "nothing under `studies:`" in done.output
 
 
-def test_a_comparison_that_is_not_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_study_that_is_not_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PLUMBLINE_ROOT", str(workspace(tmp_path)))
-    done = CliRunner().invoke(main, ["compare", "nobody"])
+    done = CliRunner().invoke(main, ["study", "nobody"])
     assert done.exit_code == 1 and "['nobody'] not in params.yaml (there: ['clusters'])" in done.output
     assert requested(tmp_path) == []
 
 
 def test_requests_add_up_and_drop_what_is_gone(tmp_path: Path) -> None:
-    one = yaml.safe_load((project_root() / "params.yaml").read_text())["comparisons"]["clusters"]
-    workspace(tmp_path, comparisons={"a": one, "b": one})
+    one = yaml.safe_load((project_root() / "params.yaml").read_text())["studies"]["clusters"]
+    workspace(tmp_path, studies={"a": one, "b": one})
     request(["b"], tmp_path)
     request(["a", "b"], tmp_path)
     assert requested(tmp_path) == ["b", "a"]
-    assert (tmp_path / "requested.yaml").read_text().startswith("# Entries of `comparisons:`")
+    assert (tmp_path / "requested.yaml").read_text().startswith("# Entries of `studies:`")
     (tmp_path / "params.yaml").write_text((tmp_path / "params.yaml").read_text() + " ")
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    del params["comparisons"]["b"]
+    del params["studies"]["b"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     request(["a"], tmp_path)
     assert requested(tmp_path) == ["a"]

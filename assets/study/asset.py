@@ -1,4 +1,4 @@
-"""The Dagster definition of `strategy_comparison`."""
+"""The Dagster definition of `study`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +10,12 @@ from assets.activation_stats.params import StatisticsParams
 from assets.base_model.params import ModelParams
 from assets.quantized_model.params import SchemeParams
 from assets.sample_features.asset import sample_features
-from assets.strategy_comparison.params import ComparisonParams
+from assets.study.params import StudyParams
 from assets.tokenized_samples.asset import tokenized_samples
-from orchestration.partitions import COMPARISONS
+from orchestration.partitions import STUDIES
 from orchestration.step import OWNERS, Step, code_version, materialize
 
-PRESENTATION = ("assets/calibration_report", "assets/strategy_comparison")
+PRESENTATION = ("assets/calibration_report", "assets/study")
 """Code that decides how results are judged and shown, and not what is measured (`MEASURING` aside)."""
 MEASURING = ("draws.py", "measuring.py")
 
@@ -24,28 +24,28 @@ MEASURING = ("draws.py", "measuring.py")
     group_name="4_verdict",
     kinds={"html", "pytorch"},
     owners=OWNERS,
-    partitions_def=COMPARISONS,
+    partitions_def=STUDIES,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    code_version=code_version("strategy_comparison"),
+    code_version=code_version("study"),
     deps=[tokenized_samples, sample_features],  # no automation: it takes long, so it runs when somebody asks for it
     description="Is one way to choose calibration texts better than another? Strategies against a baseline over many "
-    "paired draws, sizes and schemes, with confidence intervals. Runs on request: `plumbline compare`.",
+    "paired draws, sizes and schemes, with confidence intervals. Runs on request: `plumbline study`.",
 )
-def strategy_comparison(context: dg.AssetExecutionContext) -> Iterator[Any]:
+def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
         from assets.artifact import sha256_files
         from assets.calibration_set.pool import Sources
-        from assets.strategy_comparison.build import build_strategy_comparison
+        from assets.study.build import build_study
 
-        params = ComparisonParams.model_validate(step.params[f"comparisons.{key}"])
+        params = StudyParams.model_validate(step.params[f"studies.{key}"])
         model = ModelParams.model_validate(step.params["model"])
         code = {path: md5 for path, md5 in step.code.items() if not path.startswith(PRESENTATION)}
-        return build_strategy_comparison(
+        return build_study(
             params,
             {name: SchemeParams.model_validate(step.params["schemes"][name]) for name in params.schemes},
             StatisticsParams.model_validate(step.params["statistics"]),
             Sources(step.input("tokenized_samples"), step.input("sample_features"), model, step.root),
-            step.root / ".plumbline" / "strategy_comparison",
+            step.root / ".plumbline" / "study",
             {**code, **step.inputs, **sha256_files(Path(__file__).parent, MEASURING)},
             out,
         )

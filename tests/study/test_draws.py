@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from assets.strategy_comparison.draws import asked_of, cells, draw_set, sub_pool
-from assets.strategy_comparison.params import RuleParams
-from tests.strategy_comparison.conftest import Small
+from assets.study.draws import asked_of, cells, draw_set, sub_pool
+from assets.study.params import RuleParams
+from tests.study.conftest import Small
 
 
 def test_a_sub_pool_is_a_share_of_the_documents_with_all_their_samples(small: Small) -> None:
@@ -54,7 +54,7 @@ def test_what_cannot_be_drawn_names_the_rule(small: Small) -> None:
     part = sub_pool(small.sources.pool(), 0.5, 0)
     with pytest.raises(ValueError, match="rule some with n = 99 and seed 0.*found"):
         draw_set(part, asked_of("some", RuleParams(strategy="random"), 99, 0))
-    with pytest.raises(ValueError, match="^params.yaml, comparisons, rules: some: .*no option `quotas`"):
+    with pytest.raises(ValueError, match="^params.yaml, studies, rules: some: .*no option `quotas`"):
         asked_of("some", RuleParams.model_validate({"strategy": "random", "quotas": "equal"}), 4, 0)
 
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_drawn_names_the_rule(small: Small) -> None:
         ({"sizes": [5, 2]}, "ascending"),
         ({"schemes": ["w4", "w4"]}, "twice"),
         ({"draws": 4}, "greater than or equal to 5"),
-        ({"rules": {"random": {"strategy": "random", "n": 3}, "b": {"strategy": "random"}}}, "n is what a comparison"),
+        ({"rules": {"random": {"strategy": "random", "n": 3}, "b": {"strategy": "random"}}}, "n is what a study"),
     ],
 )
 def test_params_that_do_not_go_together(small: Small, wrong: dict, said: str) -> None:

@@ -1,4 +1,4 @@
-"""What was measured so far, outside the artifact: a comparison that was killed goes on where it was.
+"""What was measured so far, outside the artifact: a study that was killed goes on where it was.
 
 A result is kept under a digest of everything that decides it, so that one which no longer applies is never found.
 """
@@ -48,7 +48,7 @@ class Kept:
 
     folder: Path
     conditions: Mapping[str, Any]
-    """What all results of a comparison share: code, inputs, base model, held-out documents."""
+    """What all results of a study share: code, inputs, base model, held-out documents."""
 
     def find(self, **what: Any) -> Measured | None:
         """The result under these parameters, if it is there."""

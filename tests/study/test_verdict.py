@@ -9,20 +9,20 @@ import pytest
 
 from assets.calibration_report.bootstrap import holm
 from assets.quantized_model.params import SchemeParams
-from assets.strategy_comparison.draws import Cell, cells
-from assets.strategy_comparison.kept import Documents, Measured
-from assets.strategy_comparison.page import forest, render, table
-from assets.strategy_comparison.params import ComparisonParams
-from assets.strategy_comparison.verdict import headline, judge, signed
+from assets.study.draws import Cell, cells
+from assets.study.kept import Documents, Measured
+from assets.study.page import forest, render, table
+from assets.study.params import StudyParams
+from assets.study.verdict import headline, judge, signed
 
 SCHEMES = {"w4": SchemeParams(method="rtn", weight_bits=4), "w3": SchemeParams(method="rtn", weight_bits=3)}
 DOCUMENTS = Documents([f"{i:02d}" for i in range(24)], ["code"] * 12 + ["prose"] * 12, np.full(24, 100, dtype=np.int64))
 
 
-def params(**changed: Any) -> ComparisonParams:
+def params(**changed: Any) -> StudyParams:
     rules = {"random": {"strategy": "random"}, "<b>": {"strategy": "first_n"}}
     asked = {"rules": rules, "sizes": [16, 64], "draws": 10, "schemes": list(SCHEMES), "resamples": 1000}
-    return ComparisonParams.model_validate({**asked, **changed})
+    return StudyParams.model_validate({**asked, **changed})
 
 
 def measured(effect: dict[tuple[str, int], float], noise: float = 0.02) -> dict[tuple[Cell, str], Measured]:

@@ -1,4 +1,4 @@
-"""The whole comparison on a tiny model: what it measures, that it goes on after a kill, what it writes."""
+"""The whole study on a tiny model: what it measures, that it goes on after a kill, what it writes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from assets.evaluation.held_out import batches, choose
 from assets.evaluation.measure import measure
 from assets.quantized_model.export import export
 from assets.quantized_model.quantize import quantize_model
-from assets.strategy_comparison import measuring
-from assets.strategy_comparison.draws import asked_of, draw_set, sub_pool
-from assets.strategy_comparison.kept import Kept
-from tests.strategy_comparison.conftest import SCHEMES, Small
+from assets.study import measuring
+from assets.study.draws import asked_of, draw_set, sub_pool
+from assets.study.kept import Kept
+from tests.study.conftest import SCHEMES, Small
 
-FILES = ["comparison.html", "comparison.json", "difference.png", "documents.parquet"]
+FILES = ["difference.png", "documents.parquet", "study.html", "verdict.json"]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_a_cell_is_what_the_ordinary_stages_give(small: Small, finished: Path, tmp_path: Path, scheme: str) -> None:
-    """Collect, quantize, export, load and evaluate one set of the comparison by the ordinary way."""
+    """Collect, quantize, export, load and evaluate one set of the study by the ordinary way."""
     params, (n, draw, rule) = small.params(), (5, 3, "lengths")
     part = sub_pool(small.sources.pool(), params.share, params.seed + draw)
     drawn = draw_set(part, asked_of(rule, params.rules[rule], n, params.seed + draw))
@@ -93,7 +93,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("after", [1, 7])
-def test_a_killed_comparison_goes_on_and_ends_in_the_same_bytes(
+def test_a_killed_study_goes_on_and_ends_in_the_same_bytes(
     small: Small, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int
 ) -> None:
     done: list[dict] = []
@@ -131,7 +131,7 @@ def test_a_result_is_not_found_under_other_conditions(tmp_path: Path, small: Sma
 
 
 def test_the_artifact_says_what_was_found(finished: Path) -> None:
-    found = json.loads((finished / "comparison.json").read_text())
+    found = json.loads((finished / "verdict.json").read_text())
     assert found["comparisons_tested"] == 4 and len(found["comparisons"]) == 4 and len(found["arms"]) == 8
     table = pq.read_table(finished / "documents.parquet")
     kl = {}
@@ -145,7 +145,7 @@ def test_the_artifact_says_what_was_found(finished: Path) -> None:
         np.testing.assert_allclose(c["draws"], arms[1] / arms[0] - 1)
         assert c["kl_mean"] == pytest.approx(arms[1].mean() / found["tokens"])
     assert (finished / "difference.png").stat().st_size < 100_000
-    page = (finished / "comparison.html").read_text()
+    page = (finished / "study.html").read_text()
     assert found["headline"] in page and "http" not in page.replace("http://www.w3.org", "")
     for sentence in found["sentences"]:
         assert sentence in page

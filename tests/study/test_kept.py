@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from assets.evaluation.held_out import HeldOut
-from assets.strategy_comparison.kept import Kept, Measured
-from assets.strategy_comparison.measuring import _parts, documents_of
-from tests.strategy_comparison.conftest import Small
+from assets.study.kept import Kept, Measured
+from assets.study.measuring import _parts, documents_of
+from tests.study.conftest import Small
 
 RESULT = Measured(np.array([0.1, 1 / 3, 1e-17]), 5, 16, 900, "d" * 64, 1)
 
@@ -41,7 +41,7 @@ def test_a_document_of_one_token_is_none() -> None:
 
 
 def test_cells_are_measured_in_as_few_parts_as_fit(small: Small) -> None:
-    from assets.strategy_comparison.draws import cells
+    from assets.study.draws import cells
 
     todo = cells(small.params())
     parts = list(_parts(todo, 7))

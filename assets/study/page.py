@@ -1,4 +1,4 @@
-"""comparison.html: one page for people who did not run the comparison."""
+"""study.html: one page for people who did not run the study."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from assets.calibration_report.page import environment
 from assets.calibration_report.scales import around_zero, position, ticks
 
-TEMPLATE = "comparison.html.j2"
+TEMPLATE = "study.html.j2"
 TERMS = {
     "Rule": "A way to choose calibration texts: a strategy with its options. A rule can be applied again and again.",
     "Draw": "One application: a random part of the pool is set aside first, then every rule chooses from what is left, "
@@ -27,7 +27,7 @@ def render(verdict: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """The page as HTML.
 
     Args:
-        verdict: the content of comparison.json.
+        verdict: the content of verdict.json.
         about: digests of what went in.
     """
     return (

@@ -17,7 +17,7 @@ RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 
 
-class StudyFailed(RuntimeError):
+class RunFailed(RuntimeError):
     """A step failed; the message is its error."""
 
 
@@ -28,7 +28,7 @@ def ranges(keys: Sequence[str], wanted: set[str]) -> Iterator[list[str]]:
             yield list(run)
 
 
-def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], None] = print) -> int:
+def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], None] = print) -> int:
     """Materialize what is missing or out of date, upstream first; returns the number of steps that ran.
 
     Whether a step is out of date is asked anew when its turn comes: an upstream step that ran again and made the same
@@ -38,7 +38,7 @@ def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
         only: these assets alone; none named: all but those that run on request.
 
     Raises:
-        StudyFailed: a step failed; what was finished before stays.
+        RunFailed: a step failed; what was finished before stays.
     """
     versioning.sweep(root)
     left_alone = versioning.on_request(root) - set(only)
@@ -75,7 +75,7 @@ def run_study(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
                     [asset, *checks_of(asset)], instance=history, tags=tags, run_config=QUIET, raise_on_error=False
                 )
                 if not result.success:
-                    raise StudyFailed(failure(result))
+                    raise RunFailed(failure(result))
                 steps += len(run)
                 announce(f"  {time.perf_counter() - started:.1f} s")
     return steps
