@@ -17,7 +17,7 @@ from assets.calibration_set.pool import Sources
 from assets.evaluation.held_out import choose
 from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
-from assets.study.draws import Cell
+from assets.study.draws import Cell, Plan
 from assets.study.kept import Documents, Kept, Measured
 from assets.study.measuring import documents_of, measure_cells
 from assets.study.page import render
@@ -59,7 +59,8 @@ def build_study(
         "held-out samples": held_out.digest,
     }
     kept = Kept(scratch, {**about, "made by": dict(made_by), "statistics": settings.model_dump(mode="json")})
-    found = measure_cells(params, schemes, settings, sources, held_out, kept)
+    plan = Plan(params, sources, held_out)
+    found = measure_cells(plan, schemes, settings, kept)
     documents, _ = documents_of(held_out)
     verdict = judge(found, documents, params, list(schemes))
     write_json(out / "verdict.json", {**verdict, "digests": about})

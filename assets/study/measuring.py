@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
+import psutil
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -15,20 +18,24 @@ from transformers import PreTrainedModel
 from assets.activation_stats.histogram import n_buckets
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.together import SetTotals, collect_together, hessian_bytes
+from assets.base_model.in_parallel import in_parallel
 from assets.base_model.inputs import linear_layers
-from assets.calibration_set.pool import Sources
+from assets.base_model.one_thread import one_thread
 from assets.calibration_set.reader import set_digest
 from assets.evaluation.base_logits import BaseLogits
 from assets.evaluation.held_out import Batch, HeldOut, batches
 from assets.evaluation.measure import measure
 from assets.evaluation.params import EvaluationParams
+from assets.quantized_model.factors import Factors
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.quantize import Samples, quantize_model
 from assets.quantized_model.simulate import simulate
-from assets.study.draws import Cell, asked_of, cells, draw_set, sub_pool
+from assets.study.controls import without_calibration
+from assets.study.draws import Cell, Plan
 from assets.study.kept import Documents, Kept, Measured
-from assets.study.params import StudyParams
+from assets.study.params import RTN
 
+UNCALIBRATED = Cell(0, 0, RTN)
 BATCH_TOKENS = EvaluationParams().batch_tokens
 
 
@@ -44,69 +51,84 @@ def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:
 
 
 def measure_cells(
-    params: StudyParams,
-    schemes: Mapping[str, SchemeParams],
-    settings: StatisticsParams,
-    sources: Sources,
-    held_out: HeldOut,
-    kept: Kept,
+    plan: Plan, schemes: Mapping[str, SchemeParams], settings: StatisticsParams, kept: Kept
 ) -> dict[tuple[Cell, str], Measured]:
     """What every set of the study makes of the model under every scheme; what is kept already is not done again.
 
-    Loaded or computed once: the base model, its answers on the held-out documents, and the forward pass over a sample
-    of the pool for all sets that are kept in memory together. Nothing is written but results: the quantized model is
-    simulated, which gives the logits of the exported one bit for bit.
+    Loaded or computed once: the base model, its answers on the held-out documents, the forward pass over a sample of
+    the pool for all sets that are kept in memory together, and the factor of a Hessian for all schemes that read it.
+    Nothing is written but results: the quantized model is simulated, which gives the logits of the exported one bit for
+    bit.
+    Sets are quantized and evaluated side by side, each on one core.
 
     Args:
+        plan: the sets.
         schemes: by name, in order.
         settings: `statistics:`.
-        sources: samples, features and base model.
-        held_out: the samples to evaluate on.
         kept: where results are kept.
 
     Returns:
-        A result per set and scheme.
+        A result per set and scheme; that of the control without calibration under `Cell(0, 0, RTN)`.
 
     Raises:
         ValueError: a rule cannot choose, or the model cannot be quantized or evaluated, or the settings ask for what
             reading many sets at once does not do.
     """
     histogram = any("histogram" in scheme.reads for scheme in schemes.values())
-    mantissa_bits = settings.mantissa_bits if histogram else None
     _require_read_together(settings, histogram)
-    asked = {
-        cell: asked_of(cell.rule, params.rules[cell.rule], cell.n, params.seed + cell.draw) for cell in cells(params)
-    }
+    bits = settings.mantissa_bits if histogram else None
+    uncalibrated = {name: bare for name, scheme in schemes.items() if (bare := without_calibration(scheme)) is not None}
 
-    def identity(cell: Cell, scheme: str) -> dict[str, Any]:
-        choice = {key: value for key, value in asked[cell].items() if key != "name"}
-        return {"choice": choice, "share": params.share, "scheme": schemes[scheme].model_dump(mode="json")}
+    def identity(cell: Cell, name: str) -> dict[str, Any]:
+        if cell == UNCALIBRATED:
+            return {"control": RTN, "scheme": uncalibrated[name].model_dump(mode="json")}
+        return {**plan.identity(cell), "scheme": schemes[name].model_dump(mode="json")}
 
-    found = {
-        (cell, scheme): result
-        for cell in asked
-        for scheme in schemes
-        if (result := kept.find(**identity(cell, scheme))) is not None
-    }
-    todo = [cell for cell in asked if any((cell, scheme) not in found for scheme in schemes)]
-    total = sum(cell.n for cell in asked)
-    with tqdm(total=total, desc="study", unit="sample", disable=None) as bar:
-        bar.update(total - sum(cell.n for cell in todo))
-        if todo:
-            model = sources.load_model()
-            evaluate = _Evaluator(model, held_out)
-            at_once = max(1, params.statistics_bytes // _bytes_of_set(model, settings, mantissa_bits))
-            for part in _parts(todo, at_once):
-                bits = settings.mantissa_bits if histogram else None
-                for cell, totals, samples, about in _statistics(
-                    part, asked, params, sources, model, settings, bits, bar
-                ):
-                    for name, scheme in schemes.items():
-                        if (cell, name) not in found:
-                            result = dataclasses.replace(evaluate(totals, scheme, samples), **about)
-                            kept.keep(result, **identity(cell, name))
-                            found[cell, name] = result
-    return {(cell, scheme): found[cell, scheme] for cell in asked for scheme in schemes}
+    asked = [
+        *((UNCALIBRATED, name) for name in uncalibrated),
+        *((cell, name) for cell in plan.cells for name in schemes),
+    ]
+    found = {key: result for key in asked if (result := kept.find(**identity(*key))) is not None}
+    missing: dict[Cell, list[str]] = {}
+    for cell, name in asked:
+        if (cell, name) not in found:
+            missing.setdefault(cell, []).append(name)
+    todo = [cell for cell in plan.cells if cell in missing]
+    each = len(plan.held_out.tokens)
+    total = sum(cell.n for cell in plan.cells) + each * len(asked)
+    with tqdm(total=total, desc="study", unit="sample", unit_scale=True, smoothing=0.02, disable=None) as bar:
+        bar.update(sum(cell.n for cell in plan.cells) - sum(cell.n for cell in todo) + each * len(found))
+        if missing:
+            model = plan.sources.load_model()
+            evaluate = _Evaluator(model, plan.held_out)
+            advance = _Steps(bar)
+
+            def finish(cell: Cell, schemes: Mapping[str, SchemeParams], given: _Given) -> None:
+                factors = Factors()
+                for name in missing[cell]:
+                    result = evaluate(given, schemes[name], factors)
+                    kept.keep(result, **identity(cell, name))
+                    found[cell, name] = result
+                    advance(each)
+
+            if UNCALIBRATED in missing:
+                finish(UNCALIBRATED, uncalibrated, NO_SET)
+            budget = plan.params.statistics_bytes or psutil.virtual_memory().available // 2
+            for part in _parts(todo, max(1, budget // _bytes_of_set(model, settings, bits))):
+                given = _statistics(part, plan, model, settings, bits, advance)
+                in_parallel([partial(finish, cell, schemes, of) for cell, of in zip(part, given, strict=True)])
+    return {key: found[key] for key in asked}
+
+
+class _Steps:
+    """Moves a bar from several threads."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self._bar, self._lock = bar, Lock()
+
+    def __call__(self, steps: int) -> None:
+        with self._lock:
+            self._bar.update(steps)
 
 
 def _parts(todo: Sequence[Cell], at_once: int) -> Iterator[list[Cell]]:
@@ -116,23 +138,32 @@ def _parts(todo: Sequence[Cell], at_once: int) -> Iterator[list[Cell]]:
     return (list(todo[start:stop]) for start, stop in pairwise(edges))
 
 
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a model is quantized from."""
+
+    totals: SetTotals
+    samples: Samples
+    """In order of their id."""
+    set_digest: str
+
+
+NO_SET = _Given(SetTotals({}, ()), [], "")
+
+
 def _statistics(
     part: Sequence[Cell],
-    asked: Mapping[Cell, Mapping[str, Any]],
-    params: StudyParams,
-    sources: Sources,
+    plan: Plan,
     model: PreTrainedModel,
     settings: StatisticsParams,
     mantissa_bits: int | None,
-    bar: tqdm,
-) -> Iterator[tuple[Cell, SetTotals, Samples, dict[str, Any]]]:
-    """The sets of some cells, chosen and read together: per cell its statistics, its samples in order of their id and
-    what to say about the set."""
-    whole = sources.pool()
+    advance: Callable[[int], object],
+) -> list[_Given]:
+    """The sets of some cells, chosen and read together."""
     tokens: dict[str, list[int]] = {}
     sets: list[list[str]] = []
     for cell in part:
-        drawn = draw_set(sub_pool(whole, params.share, params.seed + cell.draw), asked[cell])
+        drawn = plan.draw(cell)
         names = drawn["sample_id"].to_pylist()
         tokens |= dict(zip(names, drawn["input_ids"].to_pylist(), strict=True))
         sets.append(names)
@@ -141,17 +172,14 @@ def _statistics(
         tokens,
         sets,
         settings.ignore,
-        bar.update,
+        advance,
         normalization=settings.normalization,
         mantissa_bits=mantissa_bits,
     )
-    for cell, names, totals in zip(part, sets, together, strict=True):
-        about = {
-            "samples": len(names),
-            "tokens": sum(len(tokens[name]) for name in names),
-            "set_digest": set_digest(names, sources.fingerprint),
-        }
-        yield cell, totals, [(name, tokens[name]) for name in sorted(names)], about
+    return [
+        _Given(totals, [(name, tokens[name]) for name in sorted(names)], set_digest(names, plan.sources.fingerprint))
+        for names, totals in zip(sets, together, strict=True)
+    ]
 
 
 def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_bits: int | None) -> int:
@@ -184,11 +212,19 @@ class _Evaluator:
         self.base = BaseLogits(lambda: model, self.work, EvaluationParams().base_logits_bytes)
         documents, self.document_of_sample = documents_of(held_out)
         self.documents = len(documents.names)
+        with one_thread():  # as the quantized models, whatever the number of cores
+            for index in range(len(self.work)):
+                self.base[index]
 
-    def __call__(self, totals: SetTotals, scheme: SchemeParams, samples: Samples) -> Measured:
-        quantized = quantize_model(self.model, totals, scheme, samples)
+    def __call__(self, given: _Given, scheme: SchemeParams, factors: Factors) -> Measured:
+        quantized = quantize_model(self.model, given.totals, scheme, given.samples, factors)
         tokens, sample_of_token = measure(self.base, simulate(self.model, quantized, scheme), self.work)
         of_token = self.document_of_sample[sample_of_token]
-        kl = np.bincount(of_token, weights=tokens.kl, minlength=self.documents)
-        fallbacks = sum(layer.fallback is not None for layer in quantized.layers.values())
-        return Measured(kl, int(tokens.agree.sum()), 0, 0, "", fallbacks)
+        return Measured(
+            kl=np.bincount(of_token, weights=tokens.kl, minlength=self.documents),
+            agree=int(tokens.agree.sum()),
+            samples=len(given.samples),
+            tokens=sum(len(ids) for _, ids in given.samples),
+            set_digest=given.set_digest,
+            fallbacks=sum(layer.fallback is not None for layer in quantized.layers.values()),
+        )

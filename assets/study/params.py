@@ -6,6 +6,14 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+RTN, NONSENSE, ORACLE = "rtn", "nonsense", "oracle"
+CONTROLS = {
+    RTN: "no texts at all: weights rounded to nearest at the same bits, activation scales found at run time",
+    NONSENSE: "uniformly random token ids, as many and as long as a random set of the same draw",
+    ORACLE: "texts of the very split that is evaluated, in its mix of domains, but never a document that is evaluated",
+}
+"""What every study measures beside its rules, by reserved name: assets/study/controls.py says how."""
+
 
 class RuleParams(BaseModel):
     """A rule of choosing: a strategy and its options (any further keys), without a size and a seed."""
@@ -22,8 +30,11 @@ class RuleParams(BaseModel):
         return self
 
 
+RANDOM = RuleParams(strategy="random")
+
+
 class StudyParams(BaseModel):
-    """Rules of choosing against a baseline rule, over many paired draws: what `plumbline study` runs."""
+    """Rules of choosing × sizes × draws × schemes, against a baseline and controls: what `plumbline study` runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,16 +46,22 @@ class StudyParams(BaseModel):
     }
     sizes: tuple[int, ...] = Field(default=(16, 64, 256), min_length=1)
     """Samples in a set."""
+    curve: tuple[int, ...] = ()
+    """Further sizes at which the baseline alone is measured, for the curve of quality against size."""
     draws: int = Field(default=10, ge=5)
     """How often each rule chooses. With fewer than 5 intervals would be too short (measured); 10 is the norm."""
     share: float = Field(default=0.8, gt=0, le=1)
     """Share of the pool's documents that a draw chooses from: what makes the draws of a rule without chance differ."""
     schemes: tuple[str, ...] = Field(min_length=1)
     """Names under `schemes:`."""
+    random_sets: int = 24
+    """Random sets per size over which representativeness is correlated with quality: the draws of the plain random
+    rule, and further ones of it. 0: none. Fewer than 20 cannot tell a correlation of 0.5 from chance."""
     tokens_per_domain: int | None = Field(default=8192, gt=0)
     """How much of the report split is evaluated, as in `evaluation:`."""
-    statistics_bytes: int = Field(default=4 * 2**30, gt=0)
-    """Hessians kept in memory at a time. A sample is read once for all the sets that are kept together."""
+    statistics_bytes: int | None = Field(default=None, gt=0)
+    """Statistics kept in memory at a time; None: half of what is free. A sample is read once for all the sets that are
+    kept together. It changes no result."""
     resamples: int = Field(default=4000, ge=100)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     seed: int = Field(default=0, ge=0)
@@ -56,8 +73,13 @@ class StudyParams(BaseModel):
             raise ValueError(f"baseline: {self.baseline!r} is not among the rules ({', '.join(self.rules)})")
         if len(self.rules) < 2:
             raise ValueError("rules: found only the baseline; expected at least one rule to compare with it")
-        if list(self.sizes) != sorted(set(self.sizes)) or self.sizes[0] < 1:
-            raise ValueError(f"sizes: found {list(self.sizes)}, expected positive numbers, ascending without repeats")
+        for name, sizes in (("sizes", self.sizes), ("curve", self.curve)):
+            if list(sizes) != sorted(set(sizes)) or min(sizes, default=1) < 1:
+                raise ValueError(f"{name}: found {list(sizes)}, expected positive numbers, ascending without repeats")
+        if reserved := sorted(set(CONTROLS) & set(self.rules)):
+            raise ValueError(f"rules: {', '.join(reserved)} is a name that every study uses itself; rename the rule")
+        if 0 < self.random_sets < 20:
+            raise ValueError(f"random_sets: found {self.random_sets}, expected 20 or more, or 0 to leave them out")
         if len(set(self.schemes)) < len(self.schemes):
             raise ValueError("schemes: a name occurs twice")
         return self
@@ -66,3 +88,13 @@ class StudyParams(BaseModel):
     def rivals(self) -> list[str]:
         """The rules that are compared with the baseline, in order."""
         return [name for name in self.rules if name != self.baseline]
+
+    @property
+    def all_sizes(self) -> list[int]:
+        """Sizes at which the baseline is measured, ascending."""
+        return sorted({*self.sizes, *self.curve})
+
+    @property
+    def random_rule(self) -> str | None:
+        """The rule that draws uniformly from the whole pool; None: no rule does."""
+        return next((name for name, rule in self.rules.items() if rule == RANDOM), None)

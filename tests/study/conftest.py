@@ -40,6 +40,7 @@ class Small:
 
     def params(self, **changed: Any) -> StudyParams:
         asked = {"rules": RULES, "sizes": [2, 5], "draws": 5, "schemes": list(SCHEMES), "resamples": 200}
+        asked |= {"random_sets": 0, "tokens_per_domain": 140}
         return StudyParams.model_validate({**asked, **changed})
 
     def run(self, out: Path, scratch: Path, settings: StatisticsParams = SETTINGS, **changed: Any) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     LlamaForCausalLM(config).eval().save_pretrained(root / "base")
     rng = np.random.default_rng(0)
     rows = []
-    for split, documents in (("pool", 20), ("report", 10), ("tuning", 2)):
+    for split, documents in (("pool", 20), ("report", 16), ("tuning", 2)):
         for domain in ("prose", "code"):
             for number in range(documents):
                 doc_id = hashlib.sha256(f"{split}{domain}{number}".encode()).hexdigest()

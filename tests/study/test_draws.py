@@ -38,14 +38,24 @@ def test_every_document_is_kept_equally_often(small: Small) -> None:
 
 def test_cells_come_draw_after_draw(small: Small) -> None:
     found = cells(small.params())
-    assert len(found) == 5 * 2 * 2 and [c.draw for c in found] == sorted(c.draw for c in found)
-    assert [(c.n, c.rule) for c in found[:4]] == [(2, "random"), (2, "lengths"), (5, "random"), (5, "lengths")]
+    assert len(found) == 5 * 2 * 4 and [c.draw for c in found] == sorted(c.draw for c in found)
+    of_size = ["random", "lengths", "nonsense", "oracle"]
+    assert [(c.n, c.rule) for c in found[:8]] == [(n, rule) for n in (2, 5) for rule in of_size]
+
+
+def test_the_curve_is_of_the_baseline_and_further_draws_are_of_the_random_rule(small: Small) -> None:
+    found = cells(small.params(curve=[3, 5], random_sets=20))
+    assert [c.rule for c in found if c.n == 3] == ["random"] * 5
+    assert {c.rule for c in found if c.draw >= 5} == {"random"}
+    assert [c.draw for c in found if c.n == 2 and c.rule == "random"] == list(range(20))
+    options = {"random": {"strategy": "random", "domains": ["code"]}, "b": {"strategy": "length_stratified"}}
+    assert max(c.draw for c in cells(small.params(rules=options, random_sets=20))) == 4  # no rule is plain random
 
 
 def test_a_set_is_what_the_rule_chooses_from_the_sub_pool(small: Small) -> None:
     part = sub_pool(small.sources.pool(), 0.5, 0)
     asked = asked_of("some", RuleParams.model_validate({"strategy": "random", "domains": ["code"]}), 4, 0)
-    drawn = draw_set(part, asked)
+    drawn = draw_set(part, asked).rows
     assert drawn.num_rows == 4 and set(drawn["domain"].to_pylist()) == {"code"}
     assert set(drawn["sample_id"].to_pylist()) <= set(part.sample_ids)
 
@@ -66,6 +76,12 @@ def test_what_cannot_be_drawn_names_the_rule(small: Small) -> None:
         ({"sizes": [5, 2]}, "ascending"),
         ({"schemes": ["w4", "w4"]}, "twice"),
         ({"draws": 4}, "greater than or equal to 5"),
+        ({"curve": [5, 5]}, "curve: found .5, 5., expected positive numbers"),
+        ({"random_sets": 19}, "random_sets: found 19, expected 20 or more"),
+        (
+            {"rules": {"random": {"strategy": "random"}, "rtn": {"strategy": "random"}}},
+            "rtn is a name that every study",
+        ),
         ({"rules": {"random": {"strategy": "random", "n": 3}, "b": {"strategy": "random"}}}, "n is what a study"),
     ],
 )

@@ -45,5 +45,5 @@ def test_cells_are_measured_in_as_few_parts_as_fit(small: Small) -> None:
 
     todo = cells(small.params())
     parts = list(_parts(todo, 7))
-    assert [len(part) for part in parts] == [6, 7, 7] and [cell for part in parts for cell in part] == todo
+    assert [len(part) for part in parts] == [6, 7, 7, 6, 7, 7] and [cell for part in parts for cell in part] == todo
     assert list(_parts(todo, 100)) == [todo]

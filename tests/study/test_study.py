@@ -17,7 +17,7 @@ from assets.evaluation.held_out import batches, choose
 from assets.evaluation.measure import measure
 from assets.quantized_model.export import export
 from assets.quantized_model.quantize import quantize_model
-from assets.study import measuring
+from assets.study import draws, measuring
 from assets.study.draws import asked_of, draw_set, sub_pool
 from assets.study.kept import Kept
 from tests.study.conftest import SCHEMES, Small
@@ -42,7 +42,7 @@ def test_a_cell_is_what_the_ordinary_stages_give(small: Small, finished: Path, t
     """Collect, quantize, export, load and evaluate one set of the study by the ordinary way."""
     params, (n, draw, rule) = small.params(), (5, 3, "lengths")
     part = sub_pool(small.sources.pool(), params.share, params.seed + draw)
-    drawn = draw_set(part, asked_of(rule, params.rules[rule], n, params.seed + draw))
+    drawn = draw_set(part, asked_of(rule, params.rules[rule], n, params.seed + draw)).rows
     samples = list(zip(drawn["sample_id"].to_pylist(), drawn["input_ids"].to_pylist(), strict=True))
     model = small.sources.load_model()
     stats = collect(model, samples, StatisticsParams(), base_model_digest="", fingerprint="")
@@ -70,22 +70,22 @@ def test_both_rules_choose_from_the_same_part_and_are_held_to_the_same_documents
     small: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     parts: dict[tuple[int, int], list[list[str]]] = {}
-    whole = measuring.draw_set
+    whole = draws.draw_set
 
     def spy(part, asked):
         parts.setdefault((asked["seed"], asked["n"]), []).append(part.sample_ids)
         return whole(part, asked)
 
-    monkeypatch.setattr(measuring, "draw_set", spy)
+    monkeypatch.setattr(draws, "draw_set", spy)
     small.run(tmp_path / "out", tmp_path / "scratch", schemes=["w4"], seed=7)
     assert sorted(parts) == [(seed, n) for seed in range(7, 12) for n in (2, 5)]
-    assert all(len(seen) == 2 and seen[0] == seen[1] for seen in parts.values())
+    assert all(len(seen) == 3 and seen[0] == seen[1] == seen[2] for seen in parts.values())  # nonsense, too
     assert len({tuple(seen[0]) for seen in parts.values()}) == 5  # a sub-pool per draw, shared by the sizes
     table = pq.read_table(tmp_path / "out/documents.parquet").to_pylist()
     documents: dict[tuple, list] = {}
     for row in table:
         documents.setdefault((row["n"], row["rule"], row["draw"]), []).append((row["doc_id"], row["n_tokens"]))
-    assert len(documents) == 20 and len(set(map(tuple, documents.values()))) == 1
+    assert len(documents) == 1 + 40 and len(set(map(tuple, documents.values()))) == 1
 
 
 class Killed(BaseException):
@@ -112,7 +112,7 @@ def test_a_killed_study_goes_on_and_ends_in_the_same_bytes(
     first, done[:] = list(done), []
     after = 10**9
     small.run(tmp_path / "out", tmp_path / "scratch")
-    assert len(first) + len(done) == 5 * 2 * 2 * 2  # draws, sizes, rules, schemes: each once
+    assert len(first) + len(done) == 2 + 5 * 2 * 4 * 2  # no calibration; draws, sizes, rules, schemes: each once
     assert not [what for what in done if what in first]
     assert bytes_of(tmp_path / "out") == bytes_of(finished)
 
@@ -123,11 +123,11 @@ def test_a_killed_study_goes_on_and_ends_in_the_same_bytes(
 
 def test_a_result_is_not_found_under_other_conditions(tmp_path: Path, small: Small, finished: Path) -> None:
     scratch = finished.with_name("scratch")
-    assert len(list(scratch.glob("*.json"))) == 40
+    assert len(list(scratch.glob("*.json"))) == 82
     small.run(tmp_path / "out", scratch, share=0.7, schemes=["w8a8"], sizes=[2])
-    assert len(list(scratch.glob("*.json"))) == 40 + 10
+    assert len(list(scratch.glob("*.json"))) == 82 + 15  # the oracle has no sub-pool
     small.run(tmp_path / "judged otherwise", scratch, confidence=0.9, resamples=300)
-    assert len(list(scratch.glob("*.json"))) == 40 + 10
+    assert len(list(scratch.glob("*.json"))) == 82 + 15  # the oracle has no sub-pool
 
 
 def test_the_artifact_says_what_was_found(finished: Path) -> None:

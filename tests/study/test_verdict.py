@@ -21,7 +21,14 @@ DOCUMENTS = Documents([f"{i:02d}" for i in range(24)], ["code"] * 12 + ["prose"]
 
 def params(**changed: Any) -> StudyParams:
     rules = {"random": {"strategy": "random"}, "<b>": {"strategy": "first_n"}}
-    asked = {"rules": rules, "sizes": [16, 64], "draws": 10, "schemes": list(SCHEMES), "resamples": 1000}
+    asked = {
+        "rules": rules,
+        "sizes": [16, 64],
+        "draws": 10,
+        "schemes": list(SCHEMES),
+        "resamples": 1000,
+        "random_sets": 0,
+    }
     return StudyParams.model_validate({**asked, **changed})
 
 
