@@ -17,7 +17,7 @@ from orchestration.step import OWNERS, Step, code_version, materialize
 
 PRESENTATION = ("assets/calibration_report", "assets/study")
 """Code that decides how results are judged and shown, and not what is measured (`MEASURING` aside)."""
-MEASURING = ("draws.py", "measuring.py")
+MEASURING = ("controls.py", "distances.py", "draws.py", "measuring.py")
 
 
 @dg.asset(
@@ -28,8 +28,8 @@ MEASURING = ("draws.py", "measuring.py")
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("study"),
     deps=[tokenized_samples, sample_features],  # no automation: it takes long, so it runs when somebody asks for it
-    description="Is one way to choose calibration texts better than another? Strategies against a baseline over many "
-    "paired draws, sizes and schemes, with confidence intervals. Runs on request: `plumbline study`.",
+    description="Is one way to choose calibration texts better than another? Rules against a baseline and controls, "
+    "over many paired draws, sizes and schemes, with confidence intervals. Runs on request: `plumbline study`.",
 )
 def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
@@ -48,6 +48,7 @@ def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
             step.root / ".plumbline" / "study",
             {**code, **step.inputs, **sha256_files(Path(__file__).parent, MEASURING)},
             out,
+            key,
         )
 
     yield from materialize(context, build)

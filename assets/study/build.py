@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,23 @@ import pyarrow as pa
 from assets.activation_stats.params import StatisticsParams
 from assets.artifact import write_json, write_table
 from assets.base_model.load import base_model_digest, model_folder
+from assets.base_model.streamed import StreamedModel
 from assets.calibration_report.wording import percent
 from assets.calibration_set.pool import Sources
+from assets.calibration_set.representativeness.null import rounded as nine_digits
 from assets.evaluation.held_out import choose
 from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
+from assets.quantized_model.scheme import quantizable_linears
+from assets.study.distances import measure_distances
 from assets.study.draws import Cell, Plan
 from assets.study.kept import Documents, Kept, Measured
 from assets.study.measuring import documents_of, measure_cells
 from assets.study.page import render
 from assets.study.params import StudyParams
 from assets.study.plot import NAME, plot_differences
-from assets.study.verdict import judge, signed
+from assets.study.verdict import Evidence, judge
+from assets.study.wording import signed
 
 
 def build_study(
@@ -34,6 +39,7 @@ def build_study(
     scratch: Path,
     made_by: Mapping[str, str],
     out: Path,
+    name: str = "",
 ) -> dict[str, Any]:
     """Compare rules of choosing over many paired draws.
 
@@ -44,6 +50,7 @@ def build_study(
         sources: samples, features and base model.
         scratch: folder for single results, from which a killed study goes on.
         made_by: what else decides a single result: digests of code and inputs.
+        name: of the study in params.yaml.
         out: existing empty folder; gets verdict.json, documents.parquet, difference.png and study.html.
 
     Returns:
@@ -61,17 +68,25 @@ def build_study(
     kept = Kept(scratch, {**about, "made by": dict(made_by), "statistics": settings.model_dump(mode="json")})
     plan = Plan(params, sources, held_out)
     found = measure_cells(plan, schemes, settings, kept)
+    distances, why_not = measure_distances(plan, kept)
     documents, _ = documents_of(held_out)
-    verdict = judge(found, documents, params, list(schemes))
-    write_json(out / "verdict.json", {**verdict, "digests": about})
+    width = widest_layer(sources, schemes.values())
+    verdict = judge(Evidence(found, documents, width, plan.absent, distances, why_not), params, schemes)
+    verdict = {**rounded(verdict), "digests": about}
+    write_json(out / "verdict.json", verdict)
     write_table(out / "documents.parquet", _table(found, documents))
     plot_differences(verdict, out / NAME)
-    (out / "study.html").write_text(render(verdict, about), encoding="utf-8")
+    (out / "study.html").write_text(render(verdict, about, name), encoding="utf-8")
     called = [c["verdict"] for c in verdict["comparisons"]]
     return {
         "headline": verdict["headline"],
         "sentences": verdict["sentences"],
+        "on_controls": verdict["on_controls"],
+        "recommendations": [of["sentence"] for of in verdict["recommendations"]],
+        "sizes": [of["sentence"] for of in verdict["size_curve"]],
+        "representativeness": [of["sentence"] for of in verdict["representativeness"]["by_scheme"]],
         "comparisons": [_row(c) for c in verdict["comparisons"]],
+        "controls": [_row(c) for c in verdict["controls"]],
         "models": len(found),
         "documents": verdict["documents"],
         "tokens": verdict["tokens"],
@@ -79,6 +94,24 @@ def build_study(
         "worse": called.count("worse"),
         "no_difference_detected": called.count("no difference detected"),
     }
+
+
+def widest_layer(sources: Sources, schemes: Iterable[SchemeParams]) -> int:
+    """Input channels of the widest layer that any of the schemes quantizes; no weight is read."""
+    folder = model_folder(sources.model, sources.root)
+    model = StreamedModel(folder, "cpu", sources.model.trust_remote_code).model
+    return max(
+        linear.in_features for scheme in schemes for linear in quantizable_linears(model, scheme.ignore).values()
+    )
+
+
+def rounded(value: Any) -> Any:
+    """A JSON value with its numbers to nine digits: processors differ in the last bits."""
+    if isinstance(value, float):
+        return nine_digits(value)
+    if isinstance(value, Mapping):
+        return {key: rounded(of) for key, of in value.items()}
+    return [rounded(of) for of in value] if isinstance(value, list | tuple) else value
 
 
 def _table(found: Mapping[tuple[Cell, str], Measured], documents: Documents) -> pa.Table:
@@ -110,6 +143,7 @@ def _row(c: Mapping[str, Any]) -> dict[str, Any]:
         "interval": "" if c["low"] is None else f"{signed(c['low'])} to {signed(c['high'])}",
         "p_adjusted": c["p_adjusted"],
         "verdict": c["verdict"],
-        "could_see": "" if c["smallest_difference"] is None else percent(c["smallest_difference"]),
+        "could_see": "" if c["detectable"] is None else percent(c["detectable"]),
+        "draws_needed": c["draws_needed"] or "",
         "spread_ratio": "" if c["spread_ratio"] is None else round(c["spread_ratio"]["estimate"], 2),
     }

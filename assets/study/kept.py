@@ -60,11 +60,22 @@ class Kept:
 
     def keep(self, result: Measured, **what: Any) -> None:
         """Write a result, whole or not at all."""
+        self._write(self._path(what), {**asdict(result), "kl": result.kl.tolist()})
+
+    def find_figures(self, **what: Any) -> dict[str, float] | None:
+        """Figures by name under these parameters, if they are there."""
         path = self._path(what)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.draft")
-        write_json(draft, {**asdict(result), "kl": result.kl.tolist()})
-        draft.replace(path)
+        return dict(read_json(path)) if path.is_file() else None
+
+    def keep_figures(self, figures: Mapping[str, float], **what: Any) -> None:
+        """Write figures, whole or not at all."""
+        self._write(self._path(what), dict(figures))
 
     def _path(self, what: Mapping[str, Any]) -> Path:
         return self.folder / f"{sha256_json({**self.conditions, **what})}.json"
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.draft")
+        write_json(draft, content)
+        draft.replace(path)

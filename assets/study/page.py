@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from assets.calibration_report.page import environment
 from assets.calibration_report.scales import around_zero, position, ticks
 
@@ -23,17 +25,26 @@ TERMS = {
 }
 
 
-def render(verdict: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+def render(verdict: Mapping[str, Any], about: Mapping[str, Any], name: str = "") -> str:
     """The page as HTML.
 
     Args:
         verdict: the content of verdict.json.
         about: digests of what went in.
+        name: of the study in params.yaml, for the command that makes it again.
     """
     return (
         environment(Path(__file__).parent)
         .get_template(TEMPLATE)
-        .render(verdict=verdict, about=about, forest=forest(verdict), rows=table(verdict), terms=TERMS)
+        .render(
+            verdict=verdict,
+            about=about,
+            name=name,
+            forest=forest(verdict),
+            rows=table(verdict),
+            curves=[curve(of) for of in verdict["size_curve"] if len(of["sizes"]) > 1],
+            terms=TERMS,
+        )
     )
 
 
@@ -59,6 +70,33 @@ def forest(verdict: Mapping[str, Any]) -> dict[str, Any]:
     marks = [{"at": position(value, low, high), "value": value} for value in ticks(low, high, 4)]
     outside = sum(row["outside"] for group in groups for row in group["rows"])
     return {"groups": groups, "zero": position(0, low, high), "ticks": marks, "outside": outside}
+
+
+def curve(of: Mapping[str, Any]) -> dict[str, Any]:
+    """One scheme's divergence by size, on logarithmic axes, in the units of a picture of 640 × 220."""
+    rows = of["sizes"]
+    x = np.log([row["n"] for row in rows])
+    ends = [(max(row["kl_mean"] - row["kl_sd"], row["kl_mean"] / 2), row["kl_mean"] + row["kl_sd"]) for row in rows]
+    low, high = (np.log(max(value, 1e-12)) for value in (min(e[0] for e in ends), max(e[1] for e in ends)))
+    room = max(high - low, 0.02)
+
+    def across(value: float) -> float:
+        return round(float(80 + 530 * (value - x[0]) / (x[-1] - x[0])), 1)
+
+    def down(value: float) -> float:
+        return round(float(190 - 175 * (np.log(max(value, 1e-12)) - low) / room), 1)
+
+    points = [
+        {"n": row["n"], "x": across(at), "y": down(row["kl_mean"]), "low": down(end[0]), "high": down(end[1])}
+        for row, at, end in zip(rows, x, ends, strict=True)
+    ]
+    values = np.exp(np.linspace(low, low + room, 4))
+    return {
+        "scheme": of["scheme"],
+        "points": points,
+        "line": " ".join(f"{p['x']},{p['y']}" for p in points),
+        "marks": [{"at": down(value), "value": f"{value:.2g}"} for value in values],
+    }
 
 
 def table(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -81,10 +81,23 @@ def _ratio(
 ) -> tuple[np.ndarray, np.ndarray]:
     """r = sum(x) / sum(y) and its standard error, each (R,), with draws counted w (R, B) and documents v (R, D).
 
-    With residuals e = x - r y:  se² sum(y)² = V_draw + V_document - V_both, where a term adds up the squares of the
-    residuals' totals per draw, per document, and of the residuals themselves: what varies with neither is in both of
-    the first two, and is taken off once (Cameron, Gelbach & Miller 2011, Journal of Business & Economic Statistics
-    29:238). At least the larger of the first two, where the difference of noisy terms falls below it.
+    se² sum(y)² = V_draw + V_document - V_both, of `_sums`: what varies with neither is in both of the first two, and is
+    taken off once (Cameron, Gelbach & Miller 2011, Journal of Business & Economic Statistics 29:238). At least the
+    larger of the first two, where the difference of noisy terms falls below it.
+    """
+    r, total, by_draw, by_document, both = _sums(x, y, w, v, strata, sizes)
+    variance = np.maximum(by_draw + by_document - both, np.maximum(by_draw, by_document))
+    exact = 1e-12 * (w @ x**2 * v).sum(axis=1)  # below it is what cancellation leaves of zero
+    return r, np.sqrt(np.where(variance < exact, 0.0, variance)) / total
+
+
+def _sums(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray, v: np.ndarray, strata: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """r = sum(x) / sum(y), sum(y), V_draw, V_document and V_both, each (R,), with counts as in `_ratio`.
+
+    With residuals e = x - r y, the terms add up the squares of the residuals' totals per draw, per document, and of the
+    residuals themselves.
     """
     draws = x.shape[0]
     per_draw_x, per_draw_y = v @ x.T, v @ y.T  # (R, B)
@@ -102,9 +115,40 @@ def _ratio(
         by_document += size / (size - 1) * ((s0 * c[:, of] ** 2).sum(axis=1) - s1**2 / size)
         cells = draws * size
         both += cells / (cells - 1) * ((s0 * squares[:, of]).sum(axis=1) - s1**2 / cells)
-    variance = np.maximum(by_draw + by_document - both, np.maximum(by_draw, by_document))
-    exact = 1e-12 * (w @ x**2 * v).sum(axis=1)  # below it is what cancellation leaves of zero
-    return r, np.sqrt(np.where(variance < exact, 0.0, variance)) / total
+    return r, total, by_draw, by_document, both
+
+
+@dataclass(frozen=True)
+class Components:
+    """Where the variance of a relative difference comes from: variance(B draws) = draw / B + document."""
+
+    draw: float
+    """What a draw adds, by itself and with the documents: falls with more draws."""
+    document: float
+    """What the documents add that no draw changes: falls with more documents only."""
+
+
+def components(baseline: np.ndarray, rival: np.ndarray, strata: np.ndarray) -> Components:
+    """Variance components of sum(rival) / sum(baseline) - 1 under the crossed model of `crossed_bootstrap`.
+
+    The residual e = a_draw s_document + c_document + d_both, where s is the document's share of the baseline's sum. The
+    squared totals per draw hold a and d, and their mean falls as 1 / B; the squared totals per document hold c and d,
+    of which d, estimated from what is left of e without draw and document on (B - 1)(D - 1) degrees of freedom, falls
+    as 1 / B and c does not (two-way analysis of variance by the method of moments; Searle, Casella & McCulloch 1992,
+    Variance Components, section 4.3).
+
+    Args:
+        baseline, rival, strata: as there, (B, D), (B, D), (D,).
+    """
+    draws, documents = baseline.shape
+    once = np.ones((1, draws)), np.ones((1, documents))
+    r, total, by_draw, by_document, _ = (
+        float(term[0]) for term in _sums(rival, baseline, *once, strata, np.bincount(strata))
+    )
+    e = rival - r * baseline
+    left = e - e.sum(axis=1, keepdims=True) * (baseline.sum(axis=0) / total) - e.mean(axis=0)
+    both = draws * documents / ((draws - 1) * (documents - 1)) * float((left**2).sum())
+    return Components(draws * by_draw / total**2, max(0.0, by_document - both) / total**2)
 
 
 @dataclass(frozen=True)

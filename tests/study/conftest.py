@@ -39,7 +39,7 @@ class Small:
     root: Path
 
     def params(self, **changed: Any) -> StudyParams:
-        asked = {"rules": RULES, "sizes": [2, 5], "draws": 5, "schemes": list(SCHEMES), "resamples": 200}
+        asked = {"rules": RULES, "sizes": [2, 5], "draws": 5, "schemes": list(SCHEMES), "resamples": 400}
         asked |= {"random_sets": 0, "tokens_per_domain": 140}
         return StudyParams.model_validate({**asked, **changed})
 

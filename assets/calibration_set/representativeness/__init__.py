@@ -8,6 +8,6 @@ One file per aspect: lengths, domains, tokens, embeddings, classifier, activatio
 `panel` puts them together.
 """
 
-from assets.calibration_set.representativeness.compare import representativeness
+from assets.calibration_set.representativeness.compare import distances, representativeness
 
-__all__ = ["representativeness"]
+__all__ = ["distances", "representativeness"]

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from assets.base_model.params import ModelParams
 from assets.calibration_set.pool import Sources
 from assets.calibration_set.representativeness.activations import Activations
+from assets.calibration_set.representativeness.null import rounded
 from assets.calibration_set.representativeness.panel import Panel
 from assets.calibration_set.representativeness.part import Part, one_hot, part, part_of
 from assets.calibration_set.strategies.base import Pool, Samples, Selection
@@ -58,6 +59,23 @@ def representativeness(sources: Sources, pool: Pool, selection: Selection, rows:
     with threadpool_limits(1):  # many small products: threads cost more than they save, and they change last bits
         blocks = {panel.name: panel.judge(chosen, missing) for panel in everything.panels}
     return {"samples": rows.num_rows, **summary(blocks)}
+
+
+def distances(sources: Sources, pool: Pool, selection: Selection, rows: pa.Table) -> dict[str, float]:
+    """Every metric of a set against what it should represent, without the null: to hold sets of one size side by side.
+
+    Args:
+        pool, selection, rows: as for `representativeness`.
+
+    Returns:
+        By name of the metric, to nine digits; those that the set cannot have are left out. Empty without a reference.
+    """
+    everything = prepared(sources)
+    if not everything.panels:
+        return {}
+    chosen, _ = _part_of_set(sources, everything, pool, selection, rows)
+    with threadpool_limits(1):  # as in `representativeness`
+        return {name: rounded(value) for name, value in everything.panels[0].measure(chosen).items()}
 
 
 def summary(blocks: dict[str, dict[str, Any]]) -> dict[str, Any]:
