@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from assets.artifact import read_json
@@ -84,6 +85,33 @@ def _representativeness(found: Mapping[str, Any]) -> dict[str, float]:
         numbers |= {f"representativeness/{reference}/{name}_percentile": of["percentile"] for name, of in of_metrics}
         numbers[f"representativeness/{reference}/p_value"] = block["p_value"]
     return numbers
+
+
+def record_study_in_mlflow(step: Step, name: str, run_id: str) -> dict[str, Any]:
+    """Log a study as an MLflow run with a run within it per scheme, size and rule.
+
+    Returns:
+        Metadata: the MLflow run.
+    """
+    from orchestration.study_tracking import StudyRecord, record_study
+
+    params = load_params(step.root)
+    verdict = read_json(step.out / "verdict.json")
+    record = StudyRecord(
+        name=name,
+        verdict=verdict,
+        base_model=PurePath(params.model.name).name,
+        dvc_md5=step.md5,
+        samples_md5=step.inputs["data/tokenized_samples"],
+        schemes={scheme: params.schemes[scheme].model_dump(mode="json") for scheme in verdict["schemes"]},
+        artifacts=sorted(path for path in step.out.iterdir() if path.suffix in (".html", ".json", ".png")),
+        tags={
+            "dagster.run_id": run_id,
+            "code_version": step.code_version,
+            **{f"hash.{what}": digest for what, digest in verdict["digests"].items()},
+        },
+    )
+    return {"mlflow_run": record_study(tracking(step), record)}
 
 
 def promote_in_mlflow(step: Step) -> dict[str, Any]:

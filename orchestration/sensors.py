@@ -120,5 +120,10 @@ automation = dg.AutomationConditionSensorDefinition(
     description="Runs what is downstream of new data, when the content of something it reads has changed.",
 )
 
-JOBS = [INGEST]
+STUDY = dg.define_asset_job(
+    "study",
+    dg.AssetSelection.assets("study"),
+    description="Measure and judge the studies that were asked for (`plumbline study`); each goes on where it stopped.",
+)
+JOBS = [INGEST, STUDY]
 SENSORS = [inbox_sensor, dvc_sensor, dead_run_sensor, automation]

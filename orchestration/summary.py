@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,43 +74,79 @@ def _table(root: Path) -> Table:
     return table
 
 
+SHOWN_SIZES = 4
+"""Sizes that fit beside each other into 80 columns."""
+
+
 def show_study(root: Path, name: str) -> None:
-    """Print a study: the verdict, a row per comparison, and where the page is."""
+    """Print a study: the headline, a row per rule and control under every scheme, and what to do next."""
     found = read_json(root / "data" / "study" / name / "verdict.json")
     console = Console(highlight=False)
-    spread = {(arm["scheme"], arm["n"], arm["rule"]): arm["kl_sd"] / arm["kl_mean"] for arm in found["arms"]}
+    console.print(_table_of_study(found))
+    advice = Table.grid(padding=(0, 1))
+    for of in found["recommendations"]:
+        advice.add_row("•", of["sentence"])
+    for of in found["representativeness"]["by_scheme"]:
+        advice.add_row("•", of["sentence"])
+    console.print(advice)
+    console.print(
+        f"""
+[bold]Look[/bold]   data/study/{name}/study.html      every comparison with its interval, in a browser
+       data/study/{name}/verdict.json    the same for machines
+       make mlflow    every rule × size × scheme as a run
+[bold]Next[/bold]   {_next(found)}""",
+        soft_wrap=True,
+    )
+
+
+def _table_of_study(found: Mapping[str, Any]) -> Table:
+    sizes = found["sizes"]
+    if len(sizes) > SHOWN_SIZES:  # evenly spread, the ends among them
+        sizes = [sizes[round(i * (len(sizes) - 1) / (SHOWN_SIZES - 1))] for i in range(SHOWN_SIZES)]
     table = Table(
         title=found["headline"], title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    for column in ("scheme", "n", "rule"):
+    for column in ("scheme", "rule"):
         table.add_column(column, no_wrap=True)
-    for column in ("KL", "spread", "change", "interval, %", "verdict"):
-        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
-    for c in found["comparisons"]:
-        pair = [(found["baseline"], c["kl_mean_baseline"]), (c["rule"], c["kl_mean"])]
-        for rule, kl in pair:
-            rival = rule == c["rule"]
-            table.add_row(
-                "" if rival else c["scheme"],
-                "" if rival else str(c["n"]),
-                rule,
-                f"{kl:#.3g}",
-                f"{100 * spread[c['scheme'], c['n'], rule]:.1f} %",
-                f"{100 * c['difference']:+.1f} %" if rival else "",
-                f"{100 * c['low']:+.1f} to {100 * c['high']:+.1f}" if rival and c["low"] is not None else "",
-                _VERDICTS.get(c["verdict"], c["verdict"]) if rival else "",
-                end_section=rival,
-            )
+    for n in sizes:
+        table.add_column(f"n = {n}", justify="right", no_wrap=True)
+    baseline = {(a["scheme"], a["n"]): a["kl_mean"] for a in found["arms"] if a["rule"] == found["baseline"]}
+    cells = {(c["scheme"], c["rule"], c["n"]): _cell(c) for c in (*found["comparisons"], *found["controls"])}
+    controls = list(dict.fromkeys(c["rule"] for c in found["controls"]))
+    rivals = [rule for rule in found["rules"] if rule != found["baseline"]]
+    for scheme in found["schemes"]:
+        table.add_row(scheme, found["baseline"], *(f"KL {baseline[scheme, n]:#.3g}" for n in sizes))
+        rows = [(rule, [cells.get((scheme, rule, n), "") for n in sizes]) for rule in (*rivals, *controls)]
+        rows = [(rule, row) for rule, row in rows if any(row)]
+        for place, (rule, row) in enumerate(rows):
+            shown = f"[dim]({rule})[/dim]" if rule in controls else rule
+            table.add_row("", shown, *row, end_section=place == len(rows) - 1)
     table.caption = (
-        f"KL: mean divergence from the base model over {found['draws']} draws, nats per token; spread: standard "
-        f"deviation from draw to draw; interval: {100 * found['confidence']:g} %, over draws and documents"
+        f"KL: mean divergence from the base model over {found['draws']} draws, nats per token; below it how much more "
+        f"or less each rule has than {found['baseline']}. Bold: better or worse, all comparisons considered together; "
+        "(...): controls"
     )
     table.caption_justify = "left"
-    console.print(table)
-    console.print(f"\n[bold]Look[/bold]   data/study/{name}/study.html", soft_wrap=True)
+    return table
 
 
-_VERDICTS = {"no difference detected": "none seen"}
+def _cell(c: Mapping[str, Any]) -> str:
+    text = f"{100 * c['difference']:+.1f} %"
+    return f"[bold]{text} {c['verdict']}[/bold]" if c["verdict"] in ("better", "worse") else text
+
+
+def _next(found: Mapping[str, Any]) -> str:
+    """What this study's outcome asks for."""
+    better = dict.fromkeys(c["rule"] for c in found["comparisons"] if c["verdict"] == "better")
+    if better:
+        of = found["rules"][next(iter(better))]
+        return f"params.yaml    a choice with strategy: {of['strategy']} under calibrations:, its name under grid:"
+    draws = [c["draws_needed"] for c in found["comparisons"] if c["draws_needed"] is not None]
+    if draws and min(draws) <= 20 * found["draws"]:
+        return (
+            f"params.yaml    draws: {min(draws)} would settle the first open comparison, if it is as large as it looks"
+        )
+    return f"keep {found['baseline']}; more texts to evaluate on (tokens_per_domain) would show smaller differences"
 
 
 def _seconds(pairs: list[str]) -> dict[str, str]:

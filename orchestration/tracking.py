@@ -92,13 +92,13 @@ class Tracking:
             TrackingError: the server does not answer, or the experiment was deleted.
         """
         figures = metric_names({**metrics, **{f"count/{k}": v for k, v in flatten(counts or {}, "/").items()}})
-        with self._client() as client:
+        with self.client() as client:
             from mlflow.entities import LoggedModelOutput
             from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
-            experiment_id = self._experiment(client)
+            experiment_id = self.experiment_id(client)
             identity = {STAGE: f"evaluation@{pair}", EVALUATION: dvc_md5, MODEL: model_md5}
-            found = _search(client, experiment_id, identity)
+            found = search(client, experiment_id, identity)
             for run in found:
                 if run.info.status == "FINISHED":
                     return run.info.run_id, run.data.tags["model_version"]
@@ -121,13 +121,13 @@ class Tracking:
             run_id = client.create_run(experiment_id, tags=tags, run_name=pair).info.run_id
             try:
                 dataset = _dataset(calibration, calibration_md5, choice)
-                _log_dataset(client, run_id, dataset)
+                log_dataset(client, run_id, dataset)
                 model = client.create_logged_model(
                     experiment_id, _model_name(pair), run_id, {MLFLOW_MODEL_IS_EXTERNAL: "true", **digests}
                 )
                 client.finalize_logged_model(model.model_id, "READY")
                 client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-                params = {**_prefixed("choice", choice), **_prefixed("scheme", scheme_params)}
+                params = {**prefixed("choice", choice), **prefixed("scheme", scheme_params)}
                 _log(client, run_id, params, figures, model.model_id, dataset.dataset)
                 for plot in plots:
                     client.log_artifact(run_id, str(plot), "plots")
@@ -149,7 +149,7 @@ class Tracking:
         Raises:
             TrackingError: no such model is registered.
         """
-        with self._client() as client:
+        with self.client() as client:
             version = str(self._version(client, model_md5).version)
             client.set_registered_model_alias(self.registered_model, alias, version)
         return version
@@ -166,7 +166,7 @@ class Tracking:
         Raises:
             TrackingError: no such model is registered.
         """
-        with self._client() as client:
+        with self.client() as client:
             try:
                 if alias:
                     found = client.get_model_version_by_alias(self.registered_model, alias)
@@ -202,11 +202,12 @@ class Tracking:
     def run_url(self, run_id: str) -> str:
         """Address of a run's page; with SQLite it works while `make mlflow` runs."""
         base = self.uri.rstrip("/") if self.uri.startswith("http") else LOCAL_UI
-        with self._client() as client:
+        with self.client() as client:
             return f"{base}/#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
 
     @contextlib.contextmanager
-    def _client(self) -> Iterator[MlflowClient]:
+    def client(self) -> Iterator[MlflowClient]:
+        """A client, for as long as it is needed; errors of a server that does not answer say what to do."""
         client = _open(self.uri)
         try:
             with _as_global_uri(self.uri):
@@ -219,7 +220,8 @@ class Tracking:
                 ) from error
             raise
 
-    def _experiment(self, client: MlflowClient) -> str:
+    def experiment_id(self, client: MlflowClient) -> str:
+        """The id of the experiment, which is made if there is none."""
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             # On SQLite the artifacts lie beside the database; a server decides for itself.
@@ -286,7 +288,7 @@ def metric_names(metrics: Mapping[str, Any]) -> dict[str, float]:
     return named
 
 
-def _log_dataset(client: MlflowClient, run_id: str, dataset: Any) -> None:
+def log_dataset(client: MlflowClient, run_id: str, dataset: Any) -> None:
     """Name a dataset as the run's input.
 
     MLflow looks for it and then inserts it, so of two processes that name a new one at once the later fails; the second
@@ -302,7 +304,8 @@ def _log_dataset(client: MlflowClient, run_id: str, dataset: Any) -> None:
         client.log_inputs(run_id, [dataset])
 
 
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as parameters: {"a": {"b": 1}} under "c" -> {"c.a.b": "1"}."""
     return {
         f"{prefix}.{name}": value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
         for name, value in flatten(values).items()
@@ -322,6 +325,17 @@ def _dataset(calibration: str, md5: str, choice: Mapping[str, Any]) -> Any:
     # 36 characters is MLflow's limit for a digest: an MD5 and `.dir` just fit.
     dataset = Dataset(calibration, md5, "local", json.dumps({"uri": path}), profile=profile)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "calibration")])
+
+
+def log_batches(client: MlflowClient, run_id: str, params: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+    """Parameters and metrics of a run, as many at a time as MLflow takes."""
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    p = [Param(name, value) for name, value in sorted(params.items())]
+    m = [Metric(name, value, now, 0) for name, value in sorted(metrics.items())]
+    for start in range(0, max(len(p), len(m)), BATCH):
+        client.log_batch(run_id, metrics=m[start : start + BATCH], params=p[start : start + BATCH])
 
 
 def _log(
@@ -345,7 +359,8 @@ def _log(
         client.log_batch(run_id, metrics=m[start : start + BATCH], params=p[start : start + BATCH])
 
 
-def _search(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> list[Any]:
+def search(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> list[Any]:
+    """Runs that carry all these tags."""
     query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     return list(client.search_runs([experiment_id], query))
 

@@ -1,6 +1,6 @@
 """The Dagster definition of `study`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ MEASURING = ("controls.py", "distances.py", "draws.py", "measuring.py")
 
 @dg.asset(
     group_name="4_verdict",
-    kinds={"html", "pytorch"},
+    kinds={"html", "mlflow", "pytorch"},
     owners=OWNERS,
     partitions_def=STUDIES,
     backfill_policy=dg.BackfillPolicy.single_run(),
@@ -51,4 +51,9 @@ def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
             key,
         )
 
-    yield from materialize(context, build)
+    def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+        from orchestration.record import record_study_in_mlflow
+
+        return record_study_in_mlflow(step, key, context.run_id)
+
+    yield from materialize(context, build, after=track)

@@ -63,70 +63,90 @@ def test_what_is_named_runs_with_what_it_is_made_from(materialized: list[str]) -
     assert materialized == ["raw_corpus", "tokenized_samples", "sample_features", WAITING]
 
 
+TESTED = {"low": -0.2, "high": -0.08, "draws_needed": 40}
 STUDY = {
-    "headline": "clusters is better in 1 of 1 comparisons with random.",
+    "headline": "clusters is better in 1 of 2 comparisons with random.",
     "baseline": "random",
+    "rules": {"random": {"strategy": "random"}, "clusters": {"strategy": "embedding_cluster"}},
+    "sizes": [16, 256],
+    "schemes": ["w3a16-gptq"],
     "draws": 10,
     "confidence": 0.95,
     "arms": [
-        {"scheme": "w3a16-gptq", "n": 16, "rule": "random", "kl_mean": 0.07, "kl_sd": 0.0014},
-        {"scheme": "w3a16-gptq", "n": 16, "rule": "clusters", "kl_mean": 0.06, "kl_sd": 0.0006},
-        {"scheme": "w3a16-gptq", "n": 256, "rule": "random", "kl_mean": 0.0124, "kl_sd": 0.0014},
-        {"scheme": "w3a16-gptq", "n": 256, "rule": "clusters", "kl_mean": 0.0123, "kl_sd": 0.0006},
+        {"scheme": "w3a16-gptq", "n": n, "rule": rule, "kl_mean": kl}
+        for n, rule, kl in [
+            (16, "random", 0.07),
+            (16, "clusters", 0.06),
+            (256, "random", 0.0124),
+            (256, "clusters", 1.0),
+        ]
     ],
     "comparisons": [
-        {
-            "scheme": "w3a16-gptq",
-            "n": 16,
-            "rule": "clusters",
-            "kl_mean": 0.06,
-            "kl_mean_baseline": 0.07,
-            "difference": -0.143,
-            "low": -0.2,
-            "high": -0.08,
-            "verdict": "better",
-        },
+        {"scheme": "w3a16-gptq", "n": 16, "rule": "clusters", "difference": -0.143, "verdict": "better", **TESTED},
         {
             "scheme": "w3a16-gptq",
             "n": 256,
             "rule": "clusters",
-            "kl_mean": 0.0123,
-            "kl_mean_baseline": 0.0124,
             "difference": 0.008,
-            "low": -0.121,
-            "high": 0.137,
             "verdict": "no difference detected",
+            **TESTED,
         },
     ],
+    "controls": [
+        {"scheme": "w3a16-gptq", "n": n, "rule": "nonsense", "difference": 0.5, "verdict": "worse", **TESTED}
+        for n in (16, 256)
+    ],
+    "recommendations": [{"sentence": "Hessian-based (w3a16-gptq): 16 samples."}],
+    "representativeness": {"by_scheme": [{"sentence": "w3a16-gptq: no, no metric predicts."}]},
 }
 
 
-def test_a_study_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    workspace(tmp_path)
-    (tmp_path / "data/study/clusters").mkdir(parents=True)
-    write_json(tmp_path / "data/study/clusters/verdict.json", STUDY)
-    monkeypatch.setenv("PLUMBLINE_ROOT", str(tmp_path))
+def shown(monkeypatch: pytest.MonkeyPatch, root: Path, found: dict[str, Any]) -> str:
+    """What `plumbline study` prints on a terminal of 80 columns, where nothing has to run."""
+    workspace(root)
+    (root / "data/study/strategies").mkdir(parents=True)
+    write_json(root / "data/study/strategies/verdict.json", found)
+    monkeypatch.setenv("PLUMBLINE_ROOT", str(root))
     monkeypatch.setenv("COLUMNS", "80")
     asked: list[list[str]] = []
     monkeypatch.setattr(graph_run, "run_graph", lambda root, only, announce: asked.append(list(only)) or 0)
     monkeypatch.setattr(graph_run, "with_upstream", lambda asset: ["upstream", asset])
     done = CliRunner().invoke(main, ["study"])
     assert done.exit_code == 0, done.output
-    assert asked == [["upstream", WAITING]] and requested(tmp_path) == ["clusters"]
-    for word in (
-        "up to date",
-        "clusters is better",
-        "0.0700",
-        "0.0600",
-        "2.0 %",
-        "-14.3 %",
-        "-20.0 to -8.0",
-        "better",
-    ):
-        assert word in done.output
-    assert "data/study/clusters/study.html" in done.output
-    assert "none seen" in done.output and "-12.1 to +13.7" in done.output and "…" not in done.output
-    assert max(map(len, done.output.splitlines())) <= 80
+    assert asked == [["upstream", WAITING]] and requested(root) == ["strategies"]
+    return done.output
+
+
+def test_a_study_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = shown(monkeypatch, tmp_path, STUDY)
+    for word in ("up to date", "clusters is better", "KL 0.0700", "KL 0.0124", "-14.3 % better", "+0.8 %"):
+        assert word in output
+    assert "(nonsense)" in output and "+50.0 % worse" in output and "…" not in output
+    assert "data/study/strategies/study.html" in output
+    assert "16 samples." in output and "no metric predicts" in output
+    assert "strategy: embedding_cluster under calibrations:" in output
+    table = output[: output.index("Look")]
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_a_study_of_many_rules_and_sizes_fits_a_screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes, rules = [8, 16, 32, 64, 128, 256, 512], [f"rule-{i}" for i in range(8)]
+    found = {
+        **STUDY,
+        "sizes": sizes,
+        "rules": {rule: {"strategy": "random"} for rule in ["random", *rules]},
+        "arms": [{"scheme": "w3a16-gptq", "n": n, "rule": "random", "kl_mean": 0.1} for n in sizes],
+        "comparisons": [
+            {**STUDY["comparisons"][1], "n": n, "rule": rule, "difference": -0.1, "verdict": "worse"}
+            for n in sizes
+            for rule in rules
+        ],
+    }
+    output = shown(monkeypatch, tmp_path, found)
+    table = output[: output.index("Look")]
+    assert max(map(len, table.splitlines())) <= 80 and len(table.splitlines()) < 30
+    assert "n = 8" in table and "n = 512" in table and "n = 16" not in table
+    assert "draws: 40 would settle the first open comparison" in output
 
 
 def workspace(root: Path, **sections: Any) -> Path:
@@ -145,12 +165,12 @@ def test_a_study_without_an_entry_says_what_is_missing(monkeypatch: pytest.Monke
 def test_a_study_that_is_not_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PLUMBLINE_ROOT", str(workspace(tmp_path)))
     done = CliRunner().invoke(main, ["study", "nobody"])
-    assert done.exit_code == 1 and "['nobody'] not in params.yaml (there: ['clusters'])" in done.output
+    assert done.exit_code == 1 and "['nobody'] not in params.yaml (there: ['strategies'])" in done.output
     assert requested(tmp_path) == []
 
 
 def test_requests_add_up_and_drop_what_is_gone(tmp_path: Path) -> None:
-    one = yaml.safe_load((project_root() / "params.yaml").read_text())["studies"]["clusters"]
+    one = yaml.safe_load((project_root() / "params.yaml").read_text())["studies"]["strategies"]
     workspace(tmp_path, studies={"a": one, "b": one})
     request(["b"], tmp_path)
     request(["a", "b"], tmp_path)
