@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from assets.activation_stats.params import StatisticsParams
-from assets.artifact import write_json, write_table
+from assets.artifact import sha256_json, write_json, write_table
 from assets.base_model.load import base_model_digest, model_folder
 from assets.base_model.streamed import StreamedModel
 from assets.calibration_report.wording import percent
 from assets.calibration_set.pool import Sources
 from assets.calibration_set.representativeness.null import rounded as nine_digits
-from assets.evaluation.held_out import choose
+from assets.calibration_set.strategies.base import sample_id
+from assets.evaluation.held_out import HeldOut, choose
 from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.scheme import quantizable_linears
@@ -59,11 +61,11 @@ def build_study(
     Raises:
         ValueError: a rule cannot choose, too few documents, or whatever quantizing and evaluating refuse.
     """
-    held_out = choose(sources.samples, params.tokens_per_domain, EvaluationParams().samples_per_document)
+    held_out = evaluated(sources.samples, params)
     about = {
         "base model": base_model_digest(model_folder(sources.model, sources.root)),
         "tokenization": sources.fingerprint,
-        "held-out samples": held_out.digest,
+        "held-out samples": sha256_json([sample_id(ids.astype(np.int32)) for ids in held_out.tokens]),
     }
     kept = Kept(scratch, {**about, "made by": dict(made_by), "statistics": settings.model_dump(mode="json")})
     plan = Plan(params, sources, held_out)
@@ -94,6 +96,12 @@ def build_study(
         "worse": called.count("worse"),
         "no_difference_detected": called.count("no difference detected"),
     }
+
+
+def evaluated(samples: Path, params: StudyParams) -> HeldOut:
+    """What the study evaluates: documents of the report split, each by one window or its first tokens."""
+    held_out = choose(samples, params.tokens_per_domain, EvaluationParams().samples_per_document)
+    return replace(held_out, tokens=[ids[: params.tokens_per_document] for ids in held_out.tokens])
 
 
 def widest_layer(sources: Sources, schemes: Iterable[SchemeParams]) -> int:

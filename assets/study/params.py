@@ -59,6 +59,9 @@ class StudyParams(BaseModel):
     rule, and further ones of it. 0: none. Fewer than 20 cannot tell a correlation of 0.5 from chance."""
     tokens_per_domain: int | None = Field(default=8192, gt=0)
     """How much of the report split is evaluated, as in `evaluation:`."""
+    tokens_per_document: int | None = Field(default=None, ge=2)
+    """Of each document evaluated, its window's first so many tokens; None: all of the window. Tokens of one document
+    say nearly the same, so the same time spent on more documents tells smaller differences apart."""
     statistics_bytes: int | None = Field(default=None, gt=0)
     """Statistics kept in memory at a time; None: half of what is free. A sample is read once for all the sets that are
     kept together. It changes no result."""

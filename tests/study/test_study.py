@@ -18,6 +18,7 @@ from assets.evaluation.measure import measure
 from assets.quantized_model.export import export
 from assets.quantized_model.quantize import quantize_model
 from assets.study import draws, measuring
+from assets.study.build import evaluated
 from assets.study.draws import asked_of, draw_set, sub_pool
 from assets.study.kept import Kept
 from tests.study.conftest import SCHEMES, Small
@@ -150,6 +151,14 @@ def test_the_artifact_says_what_was_found(finished: Path) -> None:
     assert found["headline"] in page and "http" not in page.replace("http://www.w3.org", "")
     for sentence in found["sentences"]:
         assert sentence in page
+
+
+def test_of_each_document_the_first_tokens_are_evaluated(small: Small) -> None:
+    whole = evaluated(small.sources.samples, small.params())
+    cut = evaluated(small.sources.samples, small.params(tokens_per_document=5))
+    assert cut.sample_ids == whole.sample_ids and max(map(len, whole.tokens)) > 5
+    for ours, theirs in zip(cut.tokens, whole.tokens, strict=True):
+        np.testing.assert_array_equal(ours, theirs[:5])
 
 
 def test_too_few_documents_are_refused(small: Small, tmp_path: Path) -> None:
