@@ -21,7 +21,7 @@ def main() -> None:
     \b
     plumbline run                                   bring every artifact up to date, show the table
     plumbline audit data/quantized_model/NAME       from a model back to its documents
-    plumbline study                               is one strategy better than another?
+    plumbline study                                 does the choice matter, and how sure is that?
     plumbline status                                what is out of date, and why
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -118,7 +118,7 @@ def study(names: tuple[str, ...]) -> None:
     stopped goes on where it was.
 
     \b
-    Example: plumbline study clusters
+    Example: plumbline study strategies
     """
     from orchestration.params import load_params, request
 

@@ -95,9 +95,9 @@ def measure_cells(
             missing.setdefault(cell, []).append(name)
     todo = [cell for cell in plan.cells if cell in missing]
     each = len(plan.held_out.tokens)
-    total = sum(cell.n for cell in plan.cells) + each * len(asked)
+    total = 2 * sum(cell.n for cell in plan.cells) + each * len(asked)  # a set is chosen, read, and evaluated
     with tqdm(total=total, desc="study", unit="sample", unit_scale=True, smoothing=0.02, disable=None) as bar:
-        bar.update(sum(cell.n for cell in plan.cells) - sum(cell.n for cell in todo) + each * len(found))
+        bar.update(2 * sum(cell.n for cell in plan.cells) - 2 * sum(cell.n for cell in todo) + each * len(found))
         if missing:
             model = plan.sources.load_model()
             evaluate = _Evaluator(model, plan.held_out)
@@ -164,6 +164,7 @@ def _statistics(
     sets: list[list[str]] = []
     for cell in part:
         drawn = plan.draw(cell)
+        advance(cell.n)
         names = drawn["sample_id"].to_pylist()
         tokens |= dict(zip(names, drawn["input_ids"].to_pylist(), strict=True))
         sets.append(names)

@@ -87,7 +87,8 @@ SMALL: dict[str, Any] = {
             "draws": 5,
             "schemes": ["w4a16-gptq"],
             "tokens_per_domain": 1024,
-            "resamples": 200,
+            "random_sets": 20,
+            "resamples": 400,
         },
     },
 }

@@ -190,3 +190,6 @@ def test_a_study_runs_on_request_alone(finished: Workspace, tmp_path: Path) -> N
     before = sorted(results.iterdir())
     assert "1 steps" in workspace.plumbline("study").stdout
     assert sorted(results.iterdir()) == before  # judged anew, not measured
+    verdict = json.loads((page.parent / "verdict.json").read_text())
+    (answer,) = verdict["representativeness"]["by_scheme"]
+    assert {"token_jsd", "log_length_ks", "embedding_energy"} <= {entry["metric"] for entry in answer["metrics"]}
