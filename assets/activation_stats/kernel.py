@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -160,6 +161,11 @@ def products(x: Tensor) -> list[Tensor]:
         return [(rows.T @ rows).double() for rows in parts]
 
 
+_exact_lock = Lock()
+_exact_now: list[tuple[str, str]] = []
+"""Settings found by those who are within `_exact_products`; the first are what was there before."""
+
+
 @contextmanager
 def _exact_products(dtype: torch.dtype) -> Iterator[None]:
     """Let float32 matrix products read their operands as `dtype`, which is what they were made from.
@@ -170,13 +176,21 @@ def _exact_products(dtype: torch.dtype) -> Iterator[None]:
     """
     cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
     cuda = torch.backends.cuda.matmul
-    before = cpu.fp32_precision, cuda.fp32_precision
-    cpu.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
-    cuda.fp32_precision = "ieee" if dtype == torch.float32 else "tf32"
+    with (
+        _exact_lock
+    ):  # the settings are the process's: of threads that collect side by side, the last one restores them
+        _exact_now.append((cpu.fp32_precision, cuda.fp32_precision))
+        cpu.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+        cuda.fp32_precision = "ieee" if dtype == torch.float32 else "tf32"
     try:
         yield
     finally:
-        cpu.fp32_precision, cuda.fp32_precision = before
+        with _exact_lock:
+            if len(_exact_now) == 1:
+                cpu.fp32_precision, cuda.fp32_precision = _exact_now[0]
+                _exact_now.clear()
+            else:
+                _exact_now.pop()
 
 
 def mirrored(S: Tensor) -> Tensor:

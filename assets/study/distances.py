@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from assets.base_model.one_thread import one_thread
 from assets.study.draws import Cell, Plan
 from assets.study.kept import Kept
 
@@ -27,7 +28,8 @@ def measure_distances(plan: Plan, kept: Kept) -> tuple[dict[int, dict[str, np.nd
     for cell in tqdm(wanted, desc="representativeness", unit="set", disable=None):
         values = kept.find_figures(**_identity(plan, cell))
         if values is None:
-            values = _distances(plan, cell)
+            with one_thread():
+                values = _distances(plan, cell)
             kept.keep_figures(values, **_identity(plan, cell))
         found[cell] = values
     sizes: dict[int, dict[str, np.ndarray]] = {}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
+import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -35,6 +37,7 @@ from assets.study.draws import Cell, Plan
 from assets.study.kept import Documents, Kept, Measured
 from assets.study.params import RTN
 
+T = TypeVar("T")
 UNCALIBRATED = Cell(0, 0, RTN)
 BATCH_TOKENS = EvaluationParams().batch_tokens
 
@@ -57,9 +60,8 @@ def measure_cells(
 
     Loaded or computed once: the base model, its answers on the held-out documents, the forward pass over a sample of
     the pool for all sets that are kept in memory together, and the factor of a Hessian for all schemes that read it.
-    Nothing is written but results: the quantized model is simulated, which gives the logits of the exported one bit for
-    bit.
-    Sets are quantized and evaluated side by side, each on one core.
+    Nothing is written but results: the quantized model is simulated, which gives the logits of the exported one.
+    Groups of sets are worked on side by side, each on one core.
 
     Args:
         plan: the sets.
@@ -112,7 +114,8 @@ def measure_cells(
                     advance(each)
 
             if UNCALIBRATED in missing:
-                finish(UNCALIBRATED, uncalibrated, NO_SET)
+                with one_thread():
+                    finish(UNCALIBRATED, uncalibrated, NO_SET)
             budget = plan.params.statistics_bytes or psutil.virtual_memory().available // 2
             for part in _parts(todo, max(1, budget // _bytes_of_set(model, settings, bits))):
                 given = _statistics(part, plan, model, settings, bits, advance)
@@ -131,8 +134,48 @@ class _Steps:
             self._bar.update(steps)
 
 
-def _parts(todo: Sequence[Cell], at_once: int) -> Iterator[list[Cell]]:
-    """Cells in as few parts as fit, of nearly equal size, draw after draw."""
+def _statistics(
+    part: Sequence[Cell],
+    plan: Plan,
+    model: PreTrainedModel,
+    settings: StatisticsParams,
+    mantissa_bits: int | None,
+    advance: Callable[[int], object],
+) -> list[_Given]:
+    """The sets of some cells, chosen, then read in as many groups as there are cores, each on a core of its own.
+
+    Two cores on one product wait for each other more than they compute where models are small or cores are busy, and
+    sum in another order. A sample that sets of two groups hold is read twice.
+    """
+    chosen: list[dict[str, list[int]]] = []
+    with one_thread():
+        for cell in part:
+            drawn = plan.draw(cell)
+            chosen.append(dict(zip(drawn["sample_id"].to_pylist(), drawn["input_ids"].to_pylist(), strict=True)))
+            advance(cell.n)
+
+    def read(sets: Sequence[Mapping[str, list[int]]]) -> list[SetTotals]:
+        return collect_together(
+            copy.deepcopy(model),  # for hooks of its own
+            {name: ids for tokens in sets for name, ids in tokens.items()},
+            [list(tokens) for tokens in sets],
+            settings.ignore,
+            advance,
+            normalization=settings.normalization,
+            mantissa_bits=mantissa_bits,
+        )
+
+    groups = _parts(chosen, -(-len(chosen) // torch.get_num_threads()))
+    together = [totals for group in in_parallel([partial(read, sets) for sets in groups]) for totals in group]
+    fingerprint = plan.sources.fingerprint
+    return [
+        _Given(totals, sorted(tokens.items()), set_digest(list(tokens), fingerprint))
+        for tokens, totals in zip(chosen, together, strict=True)
+    ]
+
+
+def _parts(todo: Sequence[T], at_once: int) -> Iterator[list[T]]:
+    """Cells (or sets) in as few parts as fit, of nearly equal size, in order."""
     count = -(-len(todo) // at_once)
     edges = [len(todo) * part // count for part in range(count + 1)]
     return (list(todo[start:stop]) for start, stop in pairwise(edges))
@@ -149,38 +192,6 @@ class _Given:
 
 
 NO_SET = _Given(SetTotals({}, ()), [], "")
-
-
-def _statistics(
-    part: Sequence[Cell],
-    plan: Plan,
-    model: PreTrainedModel,
-    settings: StatisticsParams,
-    mantissa_bits: int | None,
-    advance: Callable[[int], object],
-) -> list[_Given]:
-    """The sets of some cells, chosen and read together."""
-    tokens: dict[str, list[int]] = {}
-    sets: list[list[str]] = []
-    for cell in part:
-        drawn = plan.draw(cell)
-        advance(cell.n)
-        names = drawn["sample_id"].to_pylist()
-        tokens |= dict(zip(names, drawn["input_ids"].to_pylist(), strict=True))
-        sets.append(names)
-    together = collect_together(
-        model,
-        tokens,
-        sets,
-        settings.ignore,
-        advance,
-        normalization=settings.normalization,
-        mantissa_bits=mantissa_bits,
-    )
-    return [
-        _Given(totals, [(name, tokens[name]) for name in sorted(names)], set_digest(names, plan.sources.fingerprint))
-        for names, totals in zip(sets, together, strict=True)
-    ]
 
 
 def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_bits: int | None) -> int:

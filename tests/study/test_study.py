@@ -12,6 +12,7 @@ import pytest
 from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
 from assets.base_model.load import load_model
+from assets.base_model.one_thread import one_thread
 from assets.evaluation.base_logits import BaseLogits
 from assets.evaluation.held_out import batches, choose
 from assets.evaluation.measure import measure
@@ -46,7 +47,8 @@ def test_a_cell_is_what_the_ordinary_stages_give(small: Small, finished: Path, t
     drawn = draw_set(part, asked_of(rule, params.rules[rule], n, params.seed + draw)).rows
     samples = list(zip(drawn["sample_id"].to_pylist(), drawn["input_ids"].to_pylist(), strict=True))
     model = small.sources.load_model()
-    stats = collect(model, samples, StatisticsParams(), base_model_digest="", fingerprint="")
+    with one_thread():  # as a study collects
+        stats = collect(model, samples, StatisticsParams(), base_model_digest="", fingerprint="")
     quantized = quantize_model(model, stats, SCHEMES[scheme])
     export(model, quantized, SCHEMES[scheme], small.root / "base", tmp_path)
 
