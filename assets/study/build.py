@@ -28,7 +28,7 @@ from assets.study.kept import Documents, Kept, Measured
 from assets.study.measuring import documents_of, measure_cells
 from assets.study.page import render
 from assets.study.params import StudyParams
-from assets.study.plot import NAME, plot_differences
+from assets.study.plot import CURVE, DIFFERENCE, plot_curve, plot_differences
 from assets.study.verdict import Evidence, judge
 from assets.study.wording import signed
 
@@ -53,7 +53,7 @@ def build_study(
         scratch: folder for single results, from which a killed study goes on.
         made_by: what else decides a single result: digests of code and inputs.
         name: of the study in params.yaml.
-        out: existing empty folder; gets verdict.json, documents.parquet, difference.png and study.html.
+        out: existing empty folder; gets verdict.json, documents.parquet, study.html and two plots.
 
     Returns:
         Headline, sentences, a row per comparison, and counts.
@@ -77,7 +77,8 @@ def build_study(
     verdict = {**rounded(verdict), "digests": about}
     write_json(out / "verdict.json", verdict)
     write_table(out / "documents.parquet", _table(found, documents))
-    plot_differences(verdict, out / NAME)
+    plot_differences(verdict, out / DIFFERENCE)
+    plot_curve(verdict, out / CURVE)
     (out / "study.html").write_text(render(verdict, about, name), encoding="utf-8")
     called = [c["verdict"] for c in verdict["comparisons"]]
     return {

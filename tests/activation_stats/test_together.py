@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from assets.activation_stats import kernel
 from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.together import collect_together, hessian_bytes
@@ -89,3 +90,15 @@ def test_hessian_bytes_bound_what_is_kept(model: LlamaForCausalLM, samples: dict
     (totals,) = collect_together(model, samples, [["00"]], IGNORE)
     kept = sum(site.hessian.numel() * 8 for site in totals.sites.values())
     assert kept <= hessian_bytes(model, IGNORE) == 2 * 8 * (6 * 32**2 + 48**2)
+
+
+def test_precision_settings_are_put_back_when_two_collect_side_by_side() -> None:
+    """The first to come is the first to go: what the second one found must not be what stays."""
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    first, second = kernel._exact_products(torch.bfloat16), kernel._exact_products(torch.bfloat16)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
+    second.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]

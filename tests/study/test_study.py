@@ -24,7 +24,7 @@ from assets.study.draws import asked_of, draw_set, sub_pool
 from assets.study.kept import Kept
 from tests.study.conftest import SCHEMES, Small
 
-FILES = ["difference.png", "documents.parquet", "study.html", "verdict.json"]
+FILES = ["difference.png", "documents.parquet", "size_curve.png", "study.html", "verdict.json"]
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +148,7 @@ def test_the_artifact_says_what_was_found(finished: Path) -> None:
         assert c["difference"] == pytest.approx(arms[1].sum() / arms[0].sum() - 1, rel=1e-7)
         np.testing.assert_allclose(c["draws"], arms[1] / arms[0] - 1, rtol=1e-7)
         assert c["kl_mean"] == pytest.approx(arms[1].mean() / found["tokens"])
-    assert (finished / "difference.png").stat().st_size < 100_000
+    assert all((finished / name).stat().st_size < 100_000 for name in FILES if name.endswith(".png"))
     page = (finished / "study.html").read_text()
     assert found["headline"] in page and "http" not in page.replace("http://www.w3.org", "")
     for sentence in found["sentences"]:
