@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from assets.artifact import sha256_json, write_table
 from assets.calibration_report.bootstrap import Resampled, strata_of
-from assets.strategy_comparison.resampling import crossed_bootstrap
+from assets.study.resampling import crossed_bootstrap
 
 PROJECT = Path(__file__).resolve().parents[1]
 FEWEST_DOCUMENTS = 8

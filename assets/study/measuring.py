@@ -191,7 +191,7 @@ class _Given:
     set_digest: str
 
 
-NO_SET = _Given(SetTotals({}, ()), [], "")
+NO_SET = _Given(SetTotals({}, (), StatisticsParams()), [], "")
 
 
 def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_bits: int | None) -> int:

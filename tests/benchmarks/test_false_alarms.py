@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from assets.calibration_report.bootstrap import Resampled, strata_of
-from assets.strategy_comparison.resampling import crossed_bootstrap
+from assets.study.resampling import crossed_bootstrap
 from benchmarks.false_alarms import (
     Collection,
     called,
