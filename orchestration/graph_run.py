@@ -76,6 +76,8 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
                 )
                 if not result.success:
                     raise RunFailed(failure(result))
+                for warning in failed_checks(result):
+                    announce(f"  warning: {warning}")
                 steps += len(run)
                 announce(f"  {time.perf_counter() - started:.1f} s")
     return steps
@@ -99,5 +101,9 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
             error = error.cause
         if error is not None:
             return f"{event.step_key}: {error.message.strip()}"
-    failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
-    return "; ".join(f"check {e.check_name}: {e.description}" for e in failed) or "the run failed; see the Dagster UI"
+    return "; ".join(failed_checks(result)) or "the run failed; see the Dagster UI"
+
+
+def failed_checks(result: dg.ExecuteInProcessResult) -> list[str]:
+    """The sentences of the checks that did not pass; those of a run that succeeded are warnings."""
+    return [f"check {e.check_name}: {e.description}" for e in result.get_asset_check_evaluations() if not e.passed]

@@ -19,7 +19,7 @@ from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
 from assets.raw_corpus.params import CorpusParams
 from assets.sample_features.params import FeatureParams
-from assets.study.params import StudyParams
+from assets.study.params import StudyParams, require_read_together
 from assets.tokenized_samples.params import TokenizeParams
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -156,11 +156,15 @@ def request(names: Sequence[str], root: Path | None = None) -> None:
     """Ask for studies: from now on they are stages and partitions of the graph.
 
     Raises:
-        ValueError: params.yaml has no such study.
+        ValueError: params.yaml has no such study, or its statistics cannot be those of a study.
     """
-    known = load_params(root).studies
+    params = load_params(root)
+    known = params.studies
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"studies: {unknown} not in params.yaml (there: {sorted(known)})")
+    for name in names:
+        reads = {part for scheme in known[name].schemes for part in params.schemes[scheme].reads}
+        require_read_together(params.statistics, "histogram" in reads)
     before = requested(root)
     after = [name for name in dict.fromkeys([*before, *names]) if name in known]
     if after != before:

@@ -17,7 +17,7 @@ def main(asset: str, key: str | None = None) -> int:
 
     from orchestration.checks import checks_of
     from orchestration.definitions import ASSETS
-    from orchestration.graph_run import failure
+    from orchestration.graph_run import failed_checks, failure
 
     [definition] = [a for a in ASSETS if a.key == dg.AssetKey(asset)]
     with instance() as history:
@@ -31,6 +31,9 @@ def main(asset: str, key: str | None = None) -> int:
         )
         if not result.success:
             print(f"Error: {failure(result)}", file=sys.stderr)
+        else:
+            for warning in failed_checks(result):
+                print(f"Warning: {warning}", file=sys.stderr)
     return 0 if result.success else 1
 
 

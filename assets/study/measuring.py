@@ -35,7 +35,7 @@ from assets.quantized_model.simulate import simulate
 from assets.study.controls import without_calibration
 from assets.study.draws import Cell, Plan
 from assets.study.kept import Documents, Kept, Measured
-from assets.study.params import RTN
+from assets.study.params import RTN, require_read_together
 
 T = TypeVar("T")
 UNCALIBRATED = Cell(0, 0, RTN)
@@ -77,7 +77,7 @@ def measure_cells(
             reading many sets at once does not do.
     """
     histogram = any("histogram" in scheme.reads for scheme in schemes.values())
-    _require_read_together(settings, histogram)
+    require_read_together(settings, histogram)
     bits = settings.mantissa_bits if histogram else None
     uncalibrated = {name: bare for name, scheme in schemes.items() if (bare := without_calibration(scheme)) is not None}
 
@@ -201,18 +201,6 @@ def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_b
     layers = linear_layers(model, settings.ignore).values()
     widths = (max(weight.shape) for layer in layers if isinstance(weight := layer.weight, Tensor))
     return hessian_bytes(model, settings.ignore) + 4 * sum(widths) * n_buckets(mantissa_bits)
-
-
-def _require_read_together(settings: StatisticsParams, histogram: bool) -> None:
-    if settings.tokens != "all":
-        raise ValueError(
-            f"statistics.tokens: {settings.tokens}: a study counts all tokens; write tokens: all in params.yaml"
-        )
-    if histogram and settings.histogram_share != 1:
-        raise ValueError(
-            f"statistics.histogram_share: {settings.histogram_share:g}: a study's histograms count all tokens; "
-            "write histogram_share: 1, or study schemes with activations: {range: minmax}"
-        )
 
 
 class _Evaluator:

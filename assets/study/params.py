@@ -6,6 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from assets.activation_stats.params import StatisticsParams
+
 RTN, NONSENSE, ORACLE = "rtn", "nonsense", "oracle"
 CONTROLS = {
     RTN: "no texts at all: weights rounded to nearest at the same bits, activation scales found at run time",
@@ -101,3 +103,23 @@ class StudyParams(BaseModel):
     def random_rule(self) -> str | None:
         """The rule that draws uniformly from the whole pool; None: no rule does."""
         return next((name for name, rule in self.rules.items() if rule == RANDOM), None)
+
+
+def require_read_together(settings: StatisticsParams, histogram: bool) -> None:
+    """Refuse settings that ask for what reading many sets at once does not do.
+
+    Args:
+        histogram: whether a scheme of the study reads one.
+
+    Raises:
+        ValueError: names the setting and the line to change.
+    """
+    if settings.tokens != "all":
+        raise ValueError(
+            f"statistics.tokens: {settings.tokens}: a study counts all tokens; write tokens: all in params.yaml"
+        )
+    if histogram and settings.histogram_share != 1:
+        raise ValueError(
+            f"statistics.histogram_share: {settings.histogram_share:g}: a study's histograms count all tokens; "
+            "write histogram_share: 1, or study schemes with activations: {range: minmax}"
+        )

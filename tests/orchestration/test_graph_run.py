@@ -29,6 +29,9 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     class Done:
         success = True
 
+        def get_asset_check_evaluations(self) -> list[Any]:
+            return []
+
     def note(assets: Sequence[Any], **_: Any) -> Done:
         names.append(assets[0].key.to_user_string())
         return Done()
@@ -187,3 +190,16 @@ def test_requests_add_up_and_drop_what_is_gone(tmp_path: Path) -> None:
 def test_nothing_is_requested_in_the_project_itself() -> None:
     """A stage that was never run would fail `dvc pull` in every clone."""
     assert requested(PROJECT) == []
+
+
+def test_a_warning_is_said_and_fails_nothing() -> None:
+    @dg.asset
+    def weights() -> None: ...
+
+    @dg.asset_check(asset=weights)
+    def enough_tokens() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN, description="two sites starve")
+
+    result = dg.materialize([weights, enough_tokens])
+    assert result.success
+    assert graph_run.failed_checks(result) == ["check enough_tokens: two sites starve"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestration.params import load_params, pair_key
+from orchestration.params import load_params, pair_key, request, requested
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOOD = yaml.safe_load((PROJECT / "params.yaml").read_text())
@@ -83,3 +83,11 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="PLUMBLINE_ROOT"):
         load_params(tmp_path)
+
+
+def test_a_study_of_statistics_that_it_cannot_share_is_refused_before_it_becomes_a_stage(tmp_path: Path) -> None:
+    root = write(tmp_path, statistics={"tokens": "assistant"})
+    (name, *_) = GOOD["studies"]
+    with pytest.raises(ValueError, match=r"statistics\.tokens: assistant: a study counts all tokens"):
+        request([name], root)
+    assert requested(root) == []
