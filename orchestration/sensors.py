@@ -121,7 +121,7 @@ automation = dg.AutomationConditionSensorDefinition(
 )
 
 STUDY = dg.define_asset_job(
-    "study",
+    "run_study",
     dg.AssetSelection.assets("study"),
     description="Measure and judge the studies that were asked for (`plumbline study`); each goes on where it stopped.",
 )

@@ -140,3 +140,8 @@ def test_every_asset_says_what_it_is() -> None:
     for asset in ASSETS:
         node = graph.get(asset.key)
         assert node.description and node.group_name and node.owners and node.kinds and node.code_version
+
+
+def test_a_code_server_can_load_everything() -> None:
+    """Jobs and assets share their names, which Dagster finds out only when it loads them all."""
+    defs.get_repository_def().load_all_definitions()
