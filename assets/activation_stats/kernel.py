@@ -176,9 +176,7 @@ def _exact_products(dtype: torch.dtype) -> Iterator[None]:
     """
     cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
     cuda = torch.backends.cuda.matmul
-    with (
-        _exact_lock
-    ):  # the settings are the process's: of threads that collect side by side, the last one restores them
+    with _exact_lock:  # the settings are the process's: of threads side by side, the last one restores them
         _exact_now.append((cpu.fp32_precision, cuda.fp32_precision))
         cpu.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
         cuda.fp32_precision = "ieee" if dtype == torch.float32 else "tf32"
