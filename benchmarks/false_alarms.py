@@ -13,7 +13,7 @@ values, the share called varies from collection to collection as it would if no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -68,7 +68,8 @@ def planted(trial: Resampled, effect: float) -> Resampled:
     The ratio of the groups and its standard errors, those of the resamples included, grow by that factor; no t changes.
     """
     factor = 1 + effect
-    return Resampled(factor * (1 + trial.estimate) - 1, factor * trial.standard_error, trial.t)
+    estimate, error = factor * (1 + trial.estimate) - 1, factor * trial.standard_error
+    return replace(trial, estimate=estimate, standard_error=error)
 
 
 def called(found: Sequence[Resampled], effect: float, level: float) -> int:
@@ -115,12 +116,15 @@ def interval(count: int, of: int, confidence: float = 0.95) -> tuple[float, floa
     return float(found.low), float(found.high)
 
 
-def measured(samples: Path, scheme_name: str, sets: int, n: int, tokens_per_domain: int, kept: Path) -> Collection:
+def measured(
+    samples: Path, scheme_name: str, sets: int, n: int, tokens_per_domain: int, kept: Path, first: int = 0
+) -> Collection:
     """Random sets of n samples of the pool, quantized and evaluated; those that were measured before are read.
 
     Args:
         samples: a tokenized_samples artifact of the model in params.yaml.
         kept: folder for results.
+        first: number of the first set: others than those before it.
     """
     from assets.activation_stats.together import collect_together
     from assets.base_model.load import base_model_digest, loaded_model, model_folder
@@ -141,7 +145,8 @@ def measured(samples: Path, scheme_name: str, sets: int, n: int, tokens_per_doma
     folder = model_folder(params.model, PROJECT)
     conditions = [base_model_digest(folder), held_out.digest, scheme.model_dump(mode="json"), n, sources.fingerprint]
     path = kept / sha256_json(conditions)[:16]
-    todo = [number for number in range(sets) if not (path / f"{number}.parquet").is_file()]
+    numbers = range(first, first + sets)
+    todo = [number for number in numbers if not (path / f"{number}.parquet").is_file()]
     if todo:
         model = loaded_model(folder, params.model.device, params.model.trust_remote_code)
         pool = sources.pool()
@@ -166,7 +171,7 @@ def measured(samples: Path, scheme_name: str, sets: int, n: int, tokens_per_doma
                     found, of_token = measure(base, simulate(model, quantized, scheme), work)
                     write_table(path / f"{number}.parquet", document_table(found, of_sample[of_token], documents))
                     bar.update()
-    tables = [pq.read_table(path / f"{number}.parquet") for number in range(sets)]
+    tables = [pq.read_table(path / f"{number}.parquet") for number in numbers]
     return collection_of(tables)
 
 
@@ -181,18 +186,27 @@ def collection_of(tables: Sequence[pa.Table]) -> Collection:
 @click.option("--samples", type=click.Path(path_type=Path), default=PROJECT / "data" / "tokenized_samples")
 @click.option("--scheme", default="w4a16-gptq", show_default=True)
 @click.option("--sets", default=40, show_default=True, help="Random sets that are measured.")
+@click.option("--first", default=0, show_default=True, help="Number of the first set: other sets from there on.")
 @click.option("-n", "n", default=16, show_default=True, help="Samples of a set.")
 @click.option("--draws", default=10, show_default=True, help="Sets of a group.")
 @click.option("--repetitions", default=800, show_default=True)
 @click.option("--resamples", default=2000, show_default=True)
 @click.option("--tokens-per-domain", default=8192, show_default=True, help="Evaluated.")
 def main(
-    samples: Path, scheme: str, sets: int, n: int, draws: int, repetitions: int, resamples: int, tokens_per_domain: int
+    samples: Path,
+    scheme: str,
+    sets: int,
+    first: int,
+    n: int,
+    draws: int,
+    repetitions: int,
+    resamples: int,
+    tokens_per_domain: int,
 ) -> None:
     """Print a row per planted effect; the first has none."""
     level = 0.05
     kept = PROJECT / ".plumbline" / "false_alarms"
-    collection = measured(samples, scheme, sets, n, tokens_per_domain, kept)
+    collection = measured(samples, scheme, sets, n, tokens_per_domain, kept, first)
     totals = collection.kl.sum(axis=1)
     found = trials(collection, draws, repetitions, resamples, seed=0)
     limit = critical(found, level)

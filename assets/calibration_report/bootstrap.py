@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 CHUNK_BYTES = 64 * 2**20
 """Bound on the counts that are resampled at a time."""
@@ -19,6 +20,9 @@ class Resampled:
     standard_error: float
     t: np.ndarray
     """float64 (resamples,), sorted: |estimate* - estimate| / standard error* of each resample."""
+    degrees_of_freedom: int | None = None
+    """Of the standard error, where it rests on few draws: resamples of few draws know little of how far tails reach, so
+    no quantile is then below Student's."""
 
     def p_value(self) -> float:
         """Two-sided, of the hypothesis that the true ratio is 0: the share of resamples further from the estimate, in
@@ -26,8 +30,12 @@ class Resampled:
         """
         if self.standard_error == 0:
             return 1.0 if self.estimate == 0 else 1 / (len(self.t) + 1)
-        further = len(self.t) - np.searchsorted(self.t, abs(self.estimate) / self.standard_error, side="left")
-        return float((1 + further) / (len(self.t) + 1))
+        t = abs(self.estimate) / self.standard_error
+        further = len(self.t) - np.searchsorted(self.t, t, side="left")
+        share = float((1 + further) / (len(self.t) + 1))
+        if self.degrees_of_freedom is None:
+            return share
+        return max(share, 2 * float(student.sf(t, self.degrees_of_freedom)))
 
     def half_width(self, confidence: float) -> float:
         """Half of the symmetric interval: estimate ± this covers the true ratio with probability `confidence`.
@@ -41,7 +49,12 @@ class Resampled:
                 f"{len(self.t)} resamples cannot give an interval of {confidence:.4%}; raise `report.resamples` in "
                 f"params.yaml to at least {int(np.ceil(1 / (1 - confidence)))}"
             )
-        return float(self.t[rank] * self.standard_error) if self.standard_error else 0.0
+        if not self.standard_error:
+            return 0.0
+        quantile = float(self.t[rank])
+        if self.degrees_of_freedom is not None:
+            quantile = max(quantile, float(student.ppf((1 + confidence) / 2, self.degrees_of_freedom)))
+        return quantile * self.standard_error
 
 
 def bootstrap_ratio(

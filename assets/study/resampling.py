@@ -26,7 +26,8 @@ def crossed_bootstrap(
     takes every value that a chosen draw has on a chosen document, for both rules, and the same draws and documents
     serve all pairs (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1:386). Its spread alone would
     make intervals from ten draws too short, so the distance is measured in standard errors, computed anew per
-    resample.
+    resample, and a quantile is never below that of Student's t with B - 1 degrees of freedom: without it, rules that do
+    not differ were called different in 7 % of cases instead of 5 (benchmarks/false_alarms.py).
 
     Args:
         pairs: (baseline, rival) each float64 (B, D): KL of a document, summed over its tokens; positive sums.
@@ -61,7 +62,7 @@ def crossed_bootstrap(
             with np.errstate(divide="ignore", invalid="ignore"):
                 found.append(np.where(distance > 0, distance / error, 0.0))
     return [
-        Resampled(float(estimate[0]) - 1, float(error[0]), np.sort(np.concatenate(found)))
+        Resampled(float(estimate[0]) - 1, float(error[0]), np.sort(np.concatenate(found)), draws - 1)
         for (estimate, error), found in zip(whole, distances, strict=True)
     ]
 

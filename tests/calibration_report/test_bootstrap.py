@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from assets.calibration_report import bootstrap
 from assets.calibration_report.bootstrap import Resampled, bootstrap_ratio, holm, strata_of
@@ -69,9 +70,12 @@ def test_every_resample_counts_once_whatever_the_chunks(monkeypatch: pytest.Monk
     t=st.lists(st.floats(0, 10), min_size=19, max_size=400),
     ratio=st.floats(0.01, 12),
     confidence=st.sampled_from([0.6, 0.9, 0.95]),
+    degrees_of_freedom=st.none() | st.integers(1, 30),
 )
-def test_p_value_and_interval_agree(t: list[float], ratio: float, confidence: float) -> None:
-    one = Resampled(estimate=ratio, standard_error=1.0, t=np.sort(t))
+def test_p_value_and_interval_agree(
+    t: list[float], ratio: float, confidence: float, degrees_of_freedom: int | None
+) -> None:
+    one = Resampled(ratio, 1.0, np.sort(t), degrees_of_freedom)
     excludes_zero = one.estimate > one.half_width(confidence)
     assert (one.p_value() <= 1 - confidence + 1e-12) == excludes_zero
 
@@ -122,6 +126,19 @@ def test_refuses_what_it_cannot_resample() -> None:
         bootstrap_ratio(np.ones((1, 3)), np.array([1, 0, 2]), np.zeros(3, dtype=int), 99, 0)
     with pytest.raises(ValueError, match="raise `report.resamples`"):
         Resampled(1.0, 1.0, np.arange(10.0)).half_width(0.99)
+
+
+def test_few_draws_are_judged_no_milder_than_by_a_t_test() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(1, 1, 10)
+    t, p = stats.ttest_1samp(x, 0)
+    error = x.std(ddof=1) / np.sqrt(10)
+    low, high = stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    optimistic = Resampled(x.mean(), error, np.linspace(0, 1.5, 999), 9)
+    assert optimistic.p_value() == pytest.approx(p) and p > 0.001
+    assert optimistic.half_width(0.95) == pytest.approx((high - low) / 2)
+    wary = Resampled(x.mean(), error, np.linspace(0, 3 * t, 999), 9)
+    assert wary.p_value() == pytest.approx(2 / 3, abs=0.002) and wary.half_width(0.95) > optimistic.half_width(0.95)
 
 
 def test_holm() -> None:
