@@ -1,18 +1,19 @@
-/* The two passes over bfloat16 activations that PyTorch has no operator for on a CPU; kernel.py calls them.
+/* The two passes over activations that PyTorch has no operator for on a CPU; kernel.py calls them.
  *
- * plumbline_hessian   S += X^T X: PyTorch rounds a bfloat16 product to 8 bits, and widens at half the speed. Here the
- *                     products are summed in float32 and the sum of a segment in float64.
+ * plumbline_hessian   S += X^T X, its upper triangle alone. PyTorch rounds a bfloat16 product to 8 bits, and widens at
+ *                     half the speed. Here the products are summed in float32 and the sum of a segment in float64.
  * plumbline_columns   minimum, maximum, sums and histogram of every channel while its values are in a register.
  *
  * Plain C: no Python and no PyTorch headers, no state. Instructions beyond the baseline are in functions of their own
- * (`target`), which run only at a level that plumbline_level() allows. Threads, where the compiler has OpenMP, share
+ * (`target`), which run only at a level that plumbline_level() allows. Activations x are bfloat16, or float32 where
+ * `wide`, which WITH_AVX512 does not do. Threads, where the compiler has OpenMP, share
  * out tiles and channels, never a sum: results do not depend on their number.
  */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#define VERSION 2 /* of this interface; kernel.py refuses another */
+#define VERSION 3 /* of this interface; kernel.py refuses another */
 #define EXPORT __attribute__((visibility("default")))
 
 enum { NEITHER, WITH_AVX2, WITH_AVX512 }; /* levels */
@@ -28,6 +29,11 @@ EXPORT int plumbline_panel(void) { return PANEL; }
 
 /* 32-bit words in which a pair of tokens is packed, per channel. */
 EXPORT int plumbline_words(int level) { return level == WITH_AVX512 ? 1 : 2; }
+
+/* The bits of the value at `at`, as float32. */
+static inline uint32_t value_bits(const void *x, int64_t at, int wide) {
+    return wide ? ((const uint32_t *)x)[at] : (uint32_t)((const uint16_t *)x)[at] << 16;
+}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_FAST 1
@@ -55,10 +61,10 @@ EXPORT int plumbline_level(void) {
 
 /* --- What kernel.py calls --------------------------------------------------------------------------------------- */
 
-/* Pack x (tokens, width; bfloat16 bits) into `panels` from pair number `start` on. A panel has room for `capacity`
+/* Pack x (tokens, width) into `panels` from pair number `start` on. A panel has room for `capacity`
  * pairs of tokens: panels[panel][pair][PANEL * plumbline_words(level)]. */
-EXPORT void plumbline_pack(const uint16_t *x, int64_t tokens, int64_t width, uint32_t *panels, int64_t capacity,
-                           int64_t start, int threads, int level) {
+EXPORT void plumbline_pack(const void *x, int64_t tokens, int64_t width, uint32_t *panels, int64_t capacity,
+                           int64_t start, int threads, int level, int wide) {
 #if HAVE_FAST
     int64_t words = plumbline_words(level) * PANEL;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -67,7 +73,7 @@ EXPORT void plumbline_pack(const uint16_t *x, int64_t tokens, int64_t width, uin
         if (level == WITH_AVX512)
             avx512_pack_panel(x, tokens, width, panel, out);
         else
-            avx2_pack_panel(x, tokens, width, panel, (float *)out);
+            avx2_pack_panel(x, tokens, width, panel, (float *)out, wide);
     }
 #endif
 }
@@ -94,24 +100,25 @@ EXPORT void plumbline_hessian(double *S, int64_t width, const uint32_t *panels, 
 #endif
 }
 
-/* Of x (tokens, width; bfloat16 bits): low, high (width); sums (3, width) of x, |x|, x^2. Unless counts is NULL, count
+/* Of x (tokens, width): low, high (width); sums (3, width) of x, |x|, x^2. Unless counts is NULL, count
  * into it (width, buckets) the tokens that `counted` marks (NULL: all). */
-EXPORT void plumbline_columns(const uint16_t *x, int64_t tokens, int64_t width, float *low, float *high, double *sums,
-                              uint32_t *counts, int bits, const uint8_t *counted, int threads, int level) {
+EXPORT void plumbline_columns(const void *x, int64_t tokens, int64_t width, float *low, float *high, double *sums,
+                              uint32_t *counts, int bits, const uint8_t *counted, int threads, int level, int wide) {
 #if HAVE_FAST
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t channel = 0; channel < width; channel += STRIP)
         if (level == WITH_AVX512)
             avx512_strip(x, tokens, width, channel, low, high, sums, counts, bits, counted);
         else
-            avx2_strip(x, tokens, width, channel, low, high, sums, counts, bits, counted);
+            avx2_strip(x, tokens, width, channel, low, high, sums, counts, bits, counted, wide);
 #endif
 }
 
-/* Let x (tokens, width; bfloat16 bits) compete for k places, largest magnitude first, ties by position, then channel;
+/* Let x (tokens, width) compete for k places, largest magnitude first, ties by position, then channel;
  * position -1 is an empty place. `peaks` (width): the largest magnitude of every channel. */
-EXPORT void plumbline_largest(const uint16_t *x, int64_t tokens, int64_t width, const float *peaks,
-                              const int64_t *positions, int64_t k, float *values, int32_t *places, int32_t *channels) {
+EXPORT void plumbline_largest(const void *x, int64_t tokens, int64_t width, const float *peaks,
+                              const int64_t *positions, int64_t k, float *values, int32_t *places, int32_t *channels,
+                              int wide) {
     /* The k-th highest peak: k values at least reach it, so no channel below it holds one of the k largest. */
     float floor = -1.0f;
     if (k <= width) {
@@ -128,7 +135,7 @@ EXPORT void plumbline_largest(const uint16_t *x, int64_t tokens, int64_t width, 
     for (int64_t c = 0; c < width; c++) {
         if (peaks[c] < floor) continue;
         for (int64_t t = 0; t < tokens; t++) {
-            uint32_t bits = (uint32_t)x[t * width + c] << 16;
+            uint32_t bits = value_bits(x, t * width + c, wide);
             float value, last = values[k - 1] < 0 ? -values[k - 1] : values[k - 1];
             memcpy(&value, &bits, sizeof value);
             float magnitude = value < 0 ? -value : value;

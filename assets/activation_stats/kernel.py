@@ -1,8 +1,9 @@
 """The arithmetic of the statistics: products x^T x and column statistics of activations.
 
-Two implementations of one definition. bfloat16 on a CPU with AVX2 or AVX512-BF16 runs in `kernel.c`, compiled when
-Plumbline is installed; everything else, and everything where there was no compiler, in PyTorch. Extremes and counts are
-the same integers either way; sums differ in the rounding of a float64 sum, Hessians in that of float32 sums.
+Two implementations of one definition. bfloat16 and float32 on a CPU with AVX2 (bfloat16 also with AVX512-BF16) run in
+`kernel.c`, compiled when Plumbline is installed; everything else, and everything where there was no compiler, in
+PyTorch. Extremes and counts are the same integers either way; sums differ in the rounding of a float64 sum, Hessians in
+that of float32 sums.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from assets.activation_stats import histogram as histograms
 
-VERSION = 2
+VERSION = 3
 """Of the interface of kernel.c."""
 SEGMENT = 256
 """Tokens of a sample that kernel.c multiplies with sums in float32, before float64 takes over: keeps a product within
@@ -57,12 +58,12 @@ def library() -> ctypes.CDLL | None:
     if not loaded.plumbline_level():
         log.info("activation statistics: this processor has no AVX2, PyTorch does the arithmetic")
         return None
-    log.info("activation statistics: bfloat16 on the CPU is summed up by %s", found[0].name)
+    log.info("activation statistics: bfloat16 and float32 on the CPU are summed up by %s", found[0].name)
     address, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    loaded.plumbline_pack.argtypes = [address, number, number, address, number, number, integer, integer]
+    loaded.plumbline_pack.argtypes = [address, number, number, address, number, number, integer, integer, integer]
     loaded.plumbline_hessian.argtypes = [address, number, address, number, *[address] * 3, number, integer, integer]
-    loaded.plumbline_columns.argtypes = [address, number, number, *[address] * 4, integer, address, integer, integer]
-    loaded.plumbline_largest.argtypes = [address, number, number, address, address, number, *[address] * 3]
+    loaded.plumbline_columns.argtypes = [address, number, number, *[address] * 4, integer, address, *[integer] * 3]
+    loaded.plumbline_largest.argtypes = [address, number, number, address, address, number, *[address] * 3, integer]
     loaded.plumbline_mirror.argtypes = [address, number, integer]
     for name in ("pack", "hessian", "columns", "largest", "mirror"):
         getattr(loaded, f"plumbline_{name}").restype = None
@@ -70,14 +71,19 @@ def library() -> ctypes.CDLL | None:
 
 
 def level() -> int:
-    """The instructions that kernel.c makes use of here: WITH_AVX2, WITH_AVX512 or, without the library, 0."""
+    """The instructions that kernel.c has here: WITH_AVX2, WITH_AVX512 or, without the library, 0."""
     loaded = library()
     return 0 if loaded is None else int(loaded.plumbline_level())
 
 
+def level_for(dtype: torch.dtype) -> int:
+    """The instructions that it makes use of: those for bfloat16 alone are none for float32."""
+    return level() if dtype == torch.bfloat16 else min(level(), WITH_AVX2)
+
+
 def compiled(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
     """The library, if activations of this kind go through it."""
-    return library() if dtype == torch.bfloat16 and device.type == "cpu" else None
+    return library() if dtype in (torch.bfloat16, torch.float32) and device.type == "cpu" else None
 
 
 # ---------------------------------------------------------------------------------------------------------- Hessian
@@ -91,7 +97,8 @@ class HessianSums:
     """
 
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.width, self.device, self.library, self.level = width, device, compiled(dtype, device), level()
+        self.width, self.device, self.wide = width, device, dtype == torch.float32
+        self.library, self.level = compiled(dtype, device), level_for(dtype)
         self.totals: dict[int, Tensor] = {}
         self.panels: Tensor | None = None
         self.waiting: list[tuple[int, int, float, Sequence[int]]] = []
@@ -121,7 +128,15 @@ class HessianSums:
             self._flush()
             filled = 0
         library.plumbline_pack(
-            x.data_ptr(), len(x), self.width, self.panels.data_ptr(), room, filled, torch.get_num_threads(), self.level
+            x.data_ptr(),
+            len(x),
+            self.width,
+            self.panels.data_ptr(),
+            room,
+            filled,
+            torch.get_num_threads(),
+            self.level,
+            self.wide,
         )
         for start in range(0, pairs, SEGMENT // 2):
             self.waiting.append((filled + start, min(SEGMENT // 2, pairs - start), weight, into))
@@ -238,7 +253,8 @@ def columns(x: Tensor, counts: Tensor | None = None, mantissa_bits: int = 0, cou
         mantissa_bits,
         None if counted is None else counted.data_ptr(),
         torch.get_num_threads(),
-        level(),
+        level_for(x.dtype),
+        x.dtype == torch.float32,
     )
     return found
 
@@ -291,6 +307,7 @@ def add_largest(into: Largest, x: Tensor, peaks: Tensor, positions: Tensor) -> N
             into.values.data_ptr(),
             into.positions.data_ptr(),
             into.channels.data_ptr(),
+            x.dtype == torch.float32,
         )
         return
     places = len(into.values)

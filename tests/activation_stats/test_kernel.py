@@ -63,10 +63,14 @@ def hessian(x: Tensor, weight: float = 1.0) -> Tensor:
     return total.result()
 
 
+BOTH = (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("width", [1, 7, 43, 48, 64, 172, 688])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 511, 2049])
-def test_hessian(way: str, tokens: int, width: int) -> None:
-    x = randn(tokens, width)
+def test_hessian(way: str, tokens: int, width: int, dtype: torch.dtype) -> None:
+    x = randn(tokens, width, dtype)
     found = hessian(x)
     assert relative_error(found, x) <= (1e-6 if way != "torch" else 5e-6)
     assert torch.equal(found, found.T)
@@ -118,14 +122,15 @@ def test_bits_depend_on_neither_threads_nor_what_else_waits(compiled: str) -> No
     assert torch.equal(together.result(), one_by_one)
 
 
-def test_what_is_added_for_several_totals_is_what_each_would_get_alone(compiled: str) -> None:
+@pytest.mark.parametrize("dtype", BOTH)
+def test_what_is_added_for_several_totals_is_what_each_would_get_alone(compiled: str, dtype: torch.dtype) -> None:
     into = [(0, 2), (1,), (0, 1, 2), (2,), (0,)]
-    parts = [randn(tokens, 43, seed=tokens) for tokens in (300, 7, 1500, 900, 12)]
-    together = kernel.HessianSums(43, torch.bfloat16, CPU)
+    parts = [randn(tokens, 43, dtype, tokens) for tokens in (300, 7, 1500, 900, 12)]
+    together = kernel.HessianSums(43, dtype, CPU)
     for x, numbers in zip(parts, into, strict=True):
         together.add(x, 1.0, numbers)
     for number in range(3):
-        alone = kernel.HessianSums(43, torch.bfloat16, CPU)
+        alone = kernel.HessianSums(43, dtype, CPU)
         for x, numbers in zip(parts, into, strict=True):
             if number in numbers:
                 alone.add(x)
@@ -141,8 +146,8 @@ def activations(draw: st.DrawFn) -> Tensor:
     tokens = draw(st.sampled_from([1, 2, 3, 31, 255, 256, 257, 511]))
     width = draw(st.sampled_from([1, 7, 15, 16, 17, 31, 33, 43, 47, 48, 49, 64, 97]))
     seed = draw(st.integers(0, 2**31))
-    x = randn(tokens, width, seed=seed)
-    awkward = torch.tensor(AWKWARD, dtype=torch.bfloat16)
+    x = randn(tokens, width, draw(st.sampled_from(BOTH)), seed)
+    awkward = torch.tensor(AWKWARD, dtype=x.dtype)
     generator = torch.Generator().manual_seed(seed)
     chosen = awkward[torch.randint(len(awkward), x.shape, generator=generator)]
     return torch.where(torch.rand(x.shape, generator=generator) < draw(st.sampled_from([0.0, 0.1, 1.0])), chosen, x)
@@ -186,11 +191,22 @@ def test_every_bfloat16_is_counted_where_the_definition_puts_it(way: str) -> Non
     check_columns(x[torch.isfinite(x)].view(-1, 32), 7, None)
 
 
+def test_the_bits_of_float32_that_bfloat16_drops_count(way: str) -> None:
+    """In extremes and sums; a bucket is told by the leading bits, so that what lies next to an edge stays before it."""
+    ones = torch.ones(64, 48)
+    x = torch.where(
+        torch.arange(64)[:, None] % 2 == 0, torch.nextafter(ones, 0 * ones), torch.nextafter(ones, 2 * ones)
+    )
+    check_columns(x, 4, None)
+    check_columns(-x, 7, None)
+
+
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, -torch.nan])
-def test_what_is_not_finite_shows_in_the_extremes(way: str, value: float) -> None:
+def test_what_is_not_finite_shows_in_the_extremes(way: str, value: float, dtype: torch.dtype) -> None:
     for channel in (0, 17, 42):
-        x = randn(33, 43)
-        x[7, channel] = torch.tensor(value).copysign(torch.tensor(value)).bfloat16()
+        x = randn(33, 43, dtype)
+        x[7, channel] = torch.tensor(value).copysign(torch.tensor(value)).to(dtype)
         found = kernel.columns(x, torch.zeros(43, n_buckets(4), dtype=torch.int32), 4)
         finite = found.low.isfinite() & found.high.isfinite()
         assert (~finite).nonzero().flatten().tolist() == [channel]
