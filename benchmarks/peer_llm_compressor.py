@@ -1,4 +1,4 @@
-"""llm-compressor's side of benchmarks/peers.py, run by the Python of its own environment. Knows nothing of Plumbline.
+"""llm-compressor's side of benchmarks/peers.py, run by the Python of its own environment: imports nothing of Plumbline.
 
 It runs the script that `plumbline export --to llm-compressor` wrote, and prints one line of JSON: seconds, CPU seconds,
 memory, versions, and a digest of every sample that the model's embedding really saw.
@@ -15,11 +15,12 @@ import hashlib  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import sys  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
+
+from benchmarks.peak_memory import peak_bytes  # noqa: E402
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
                 "load": loaded - imported,
                 "work": done - loaded,
                 "cpu": cpu,
-                "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "bytes": peak_bytes(),
                 "seen": seen,
                 "dtype": str(model.dtype),
                 "versions": {

@@ -10,8 +10,9 @@ STARTED = time.perf_counter()
 import argparse  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 from pathlib import Path  # noqa: E402
+
+from benchmarks.peak_memory import peak_bytes  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -62,7 +63,7 @@ def main() -> None:
                 "load": loaded - imported,
                 "work": done - loaded,
                 "cpu": cpu,
-                "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "bytes": peak_bytes(),
                 "parts": parts,
             }
         )

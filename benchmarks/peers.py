@@ -144,8 +144,14 @@ class Contest:
 
         handed = _empty(self.folder / "handed-over" / scheme)
         hand_over(self.about.samples, scheme, SchemeParams.model_validate(SCHEMES[scheme]), handed)
-        script = str(PROJECT / "benchmarks" / "peer_llm_compressor.py")
-        command = [self.python, script, str(handed), str(self.about.model), str(_empty(self.model(PEER, scheme)))]
+        command = [
+            self.python,
+            "-m",
+            "benchmarks.peer_llm_compressor",
+            str(handed),
+            str(self.about.model),
+            str(_empty(self.model(PEER, scheme))),
+        ]
         figures = run([*command, "--threads", str(self.threads), "--watch"], self.threads)
         return {**figures, "passes": self._passes(figures.pop("seen"))}
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+
+from benchmarks.peak_memory import peak_bytes
 
 if TYPE_CHECKING:
     from assets.calibration_set.strategies.base import Pool
@@ -77,7 +78,7 @@ def measure(name: str, folder: Path, n: int) -> dict[str, float]:
         if len(np.unique(chosen)) != n and name not in MAY_REPEAT:
             raise RuntimeError(f"{name} chose {len(np.unique(chosen))} samples, asked for {n}")
     seconds, cpu = time.perf_counter() - clock[0], time.process_time() - clock[1]
-    return {"seconds": seconds, "cpu": cpu, "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"seconds": seconds, "cpu": cpu, "bytes": peak_bytes()}
 
 
 def _strategy(name: str, pool: Pool, n: int) -> Callable[[], NDArray[np.int64]]:

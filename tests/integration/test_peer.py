@@ -43,8 +43,8 @@ def test_llm_compressor_reads_every_sample_once_a_pass_whole_and_unpadded(
     (tmp_path / "set").mkdir()
     write_set(tmp_path / "set", "uneven", samples)
     hand_over(tmp_path / "set", "mine", SchemeParams.model_validate(scheme), tmp_path / "out")
-    command = [python, PROJECT / "benchmarks/peer_llm_compressor.py", tmp_path / "out", BUNDLED, tmp_path / "model"]
-    ran = subprocess.run([*map(str, command), "--watch"], capture_output=True, text=True)
+    command = [python, "-m", "benchmarks.peer_llm_compressor", tmp_path / "out", BUNDLED, tmp_path / "model"]
+    ran = subprocess.run([*map(str, command), "--watch"], cwd=PROJECT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     seen = json.loads(ran.stdout.splitlines()[-1])["seen"]
     assert seen["embedding"] == [sample_id(ids) for ids in samples] * passes
