@@ -13,8 +13,11 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,6 +32,8 @@ from assets.base_model.bfloat16 import has_units
 from assets.base_model.load import load_model
 from assets.base_model.one_thread import one_thread
 from assets.base_model.score import BUNDLED
+from assets.quantized_model import gptq as gptq_module
+from assets.quantized_model import solver
 from assets.quantized_model.gptq import gptq, solve_flops
 from assets.quantized_model.grid import Grid
 from assets.quantized_model.params import SchemeParams
@@ -165,11 +170,47 @@ def solver_lines(stats: ActivationStats, model: PreTrainedModel, rounds: int, cl
                 (took,) = best({"": lambda W=W, S=S, t=tokens: gptq(W, S, t, grid)}, rounds, clock).values()
                 figures = f"{took:>9.2f}{len(W):>8}{site.width:>9}{flop / 1e9:>8.1f}{flop / took / 1e9:>9.0f}"
                 lines.append(f"  {name:<42}{figures}{flop / took / double:>9.0%}")
+                shares = solver_shares(lambda W=W, S=S, t=tokens: gptq(W, S, t, grid), clock)
+                lines.append("    spent on: " + ", ".join(f"{what} {share:.0%}" for what, share in shares.items()))
     scheme = SchemeParams(method="gptq", weight_bits=4, group_size=128)
     (took,) = best({"": lambda: quantize_model(model, stats, scheme)}, rounds, clock).values()
     flop = sum(solve_flops(_rows(model, site.members), site.width) for site in stats.sites.values())
     figures = f"{took:>9.2f}{'':>17}{flop / 1e9:>8.1f}{flop / took / 1e9:>9.0f}{flop / took / (double * threads):>9.0%}"
     return [*lines, f"  {f'quantize_model, whole model, {threads} threads':<42}{figures}"]
+
+
+def solver_shares(solve: Callable[[], object], clock: Clock) -> dict[str, float]:
+    """What the time of one call is spent on, as shares of it."""
+    clocked = {
+        "Cholesky factor": (gptq_module, "factor"),
+        "products": (solver, "add_product"),
+        "columns one by one": (solver, "solve_columns"),
+        "columns in PyTorch": (gptq_module, "_one_by_one"),
+        "what a group starts from": (solver, "solve_lower"),
+    }
+    seconds = dict.fromkeys(clocked, 0.0)
+    inside: list[str] = []
+
+    def with_clock(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if inside:  # the factor's own products are part of the factor
+                return function(*arguments, **named)
+            inside.append(what)
+            began = clock()
+            result = function(*arguments, **named)
+            seconds[inside.pop()] += clock() - began
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for what, (module, name) in clocked.items():
+            stack.enter_context(mock.patch.object(module, name, with_clock(what, getattr(module, name))))
+        began = clock()
+        solve()
+        whole = clock() - began
+    found = {what: took / whole for what, took in seconds.items() if took}
+    return {**found, "the rest": 1 - sum(found.values())}
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from assets.activation_stats.collect import collect
-from benchmarks.roofline import LENGTH, STEPS, Work, best, collection_lines, passes, spent_lines, work_of
+from assets.quantized_model.gptq import gptq
+from assets.quantized_model.grid import Grid
+from benchmarks.roofline import LENGTH, STEPS, Work, best, collection_lines, passes, solver_shares, spent_lines, work_of
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +71,12 @@ def test_the_fastest_turn_counts_and_the_parts_add_up() -> None:
     lines = collection_lines("a model", seconds, work, 1e12, aims=True)
     assert lines[-4].split()[-6:] == ["8.00", "2.00", "1.80", "2500", "312", "31%"]
     assert max(map(len, lines)) <= 100
+
+
+def test_the_shares_of_the_solver_add_up_and_name_its_parts() -> None:
+    ticks = itertools.count()
+    W, X = torch.randn(16, 64), torch.randn(200, 64, dtype=torch.float64)
+    shares = solver_shares(lambda: gptq(W, X.T @ X, 200, Grid(4, 32)), lambda: float(next(ticks)))
+    assert sum(shares.values()) == pytest.approx(1)
+    assert {"Cholesky factor", "what a group starts from", "the rest"} < shares.keys()
+    assert ("columns one by one" in shares) != ("columns in PyTorch" in shares)
