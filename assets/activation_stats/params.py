@@ -14,7 +14,8 @@ class StatisticsParams(BaseModel):
 
     hessian: bool = True
     normalization: Literal["token", "sequence"] = "token"
-    """Hessian: every token weighs the same, or every sample does (its tokens weigh 1 / their number)."""
+    """Hessian: every token weighs the same, or every sample does: its tokens weigh 1 / their number, which at an expert
+    is the number that reached it. A layer that runs twice in a pass counts a sample twice."""
     tokens: Literal["all", "assistant"] = "all"
     """Which tokens count: all, or those that a chat's assistant wrote (all of a sample that is no chat)."""
     mantissa_bits: int = Field(default=4, ge=0, le=7)
