@@ -28,7 +28,7 @@ class HeldOut:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the sample ids in order; a sample id is the digest of the sample's tokens."""
+        """SHA-256 of the sample ids in order; a sample id is the digest of all of the sample's tokens."""
         return sha256_json(self.sample_ids)
 
 
@@ -51,13 +51,18 @@ class Batch:
 
 
 def choose(
-    samples: Path, tokens_per_domain: int | None, samples_per_document: int | None, split: str = "report"
+    samples: Path,
+    tokens_per_domain: int | None,
+    samples_per_document: int | None,
+    split: str = "report",
+    tokens_per_sample: int | None = None,
 ) -> HeldOut:
     """Which part of a split is evaluated, from content alone.
 
     Per domain, documents in order of their id (a hash: as good as a random order) until there are `tokens_per_domain`
     tokens. Of a document, the `samples_per_document` windows of lowest sample id: again a hash, because the first
-    windows of documents resemble each other (licences, imports, titles). None: no limit.
+    windows of documents resemble each other (licences, imports, titles). Of a sample, its first `tokens_per_sample`
+    tokens; no others count. None: no limit.
 
     Raises:
         ValueError: the report split is empty; another may be.
@@ -69,7 +74,7 @@ def choose(
             "in params.yaml or add documents to the corpus"
         )
     sample_id, doc_id, domain = (table[name].to_pylist() for name in ("sample_id", "doc_id", "domain"))
-    n_tokens = table["n_tokens"].to_pylist()
+    n_tokens = [n if tokens_per_sample is None else min(n, tokens_per_sample) for n in table["n_tokens"].to_pylist()]
     windows: dict[str, dict[str, list[int]]] = {}
     for row in range(table.num_rows):
         windows.setdefault(domain[row], {}).setdefault(doc_id[row], []).append(row)
@@ -98,7 +103,7 @@ def choose(
         chosen,
         [doc_id[row] for row in taken],
         [domain[row] for row in taken],
-        [tokens_of[name] for name in chosen],
+        [tokens_of[name][:tokens_per_sample] for name in chosen],
         choice,
     )
 

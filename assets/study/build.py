@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +100,8 @@ def build_study(
 
 def evaluated(samples: Path, params: StudyParams) -> HeldOut:
     """What the study evaluates: documents of the report split, each by one window or its first tokens."""
-    held_out = choose(samples, params.tokens_per_domain, EvaluationParams().samples_per_document)
-    return replace(held_out, tokens=[ids[: params.tokens_per_document] for ids in held_out.tokens])
+    each = EvaluationParams().samples_per_document
+    return choose(samples, params.tokens_per_domain, each, tokens_per_sample=params.tokens_per_document)
 
 
 def widest_layer(sources: Sources, schemes: Iterable[SchemeParams]) -> int:

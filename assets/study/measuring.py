@@ -40,6 +40,8 @@ from assets.study.params import RTN, require_read_together
 T = TypeVar("T")
 UNCALIBRATED = Cell(0, 0, RTN)
 BATCH_TOKENS = EvaluationParams().batch_tokens
+AT_ONCE = 66
+"""Sets that are read together at most: what a study that is killed has to read again. Fewer share fewer samples."""
 
 
 def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:
@@ -117,7 +119,8 @@ def measure_cells(
                 with one_thread():
                     finish(UNCALIBRATED, uncalibrated, NO_SET)
             budget = plan.params.statistics_bytes or psutil.virtual_memory().available // 2
-            for part in _parts(todo, max(1, budget // _bytes_of_set(model, settings, bits))):
+            at_once = max(1, min(AT_ONCE, budget // _bytes_of_set(model, settings, bits)))
+            for part in _parts(todo, at_once):
                 given = _statistics(part, plan, model, settings, bits, advance)
                 in_parallel([partial(finish, cell, schemes, of) for cell, of in zip(part, given, strict=True)])
     return {key: found[key] for key in asked}

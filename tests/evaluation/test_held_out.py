@@ -60,6 +60,16 @@ def test_windows_of_a_document_by_sample_id(four_documents):
     assert held_out.digest != every.digest
 
 
+def test_tokens_beyond_the_first_of_a_sample_do_not_count(four_documents):
+    held_out = choose(four_documents, 16, 1, tokens_per_sample=8)  # whole windows: b alone has more than 16
+    assert held_out.doc_ids == ["b", "c2", "a"]
+    whole = choose(four_documents, None, 1)
+    of = dict(zip(whole.sample_ids, whole.tokens, strict=True))
+    for name, ids in zip(held_out.sample_ids, held_out.tokens, strict=True):
+        np.testing.assert_array_equal(ids, of[name][:8])
+    assert held_out.choice["x"]["tokens"] == 16 and held_out.choice["y"]["tokens"] == 5
+
+
 def test_an_empty_report_split_says_what_to_do(tmp_path):
     rows = [{"doc_id": "a", "split": "pool", "domain": "x", "input_ids": [1, 2]}]
     with pytest.raises(ValueError, match=r"tokenize\.splits\.report"):

@@ -114,7 +114,12 @@ def test_a_killed_study_goes_on_and_ends_in_the_same_bytes(
         small.run(tmp_path / "killed", tmp_path / "scratch", statistics_bytes=one_at_a_time)
     first, done[:] = list(done), []
     after = 10**9
+    parts: list[int] = []
+    read = measuring._statistics
+    monkeypatch.setattr(measuring, "_statistics", lambda part, *of: (parts.append(len(part)), read(part, *of))[1])
+    monkeypatch.setattr(measuring, "AT_ONCE", 7)
     small.run(tmp_path / "out", tmp_path / "scratch")
+    assert 5 <= max(parts) <= 7  # a study that is killed again loses no more
     assert len(first) + len(done) == 2 + 5 * 2 * 4 * 2  # no calibration; draws, sizes, rules, schemes: each once
     assert not [what for what in done if what in first]
     assert bytes_of(tmp_path / "out") == bytes_of(finished)
@@ -156,8 +161,8 @@ def test_the_artifact_says_what_was_found(finished: Path) -> None:
 
 
 def test_of_each_document_the_first_tokens_are_evaluated(small: Small) -> None:
-    whole = evaluated(small.sources.samples, small.params())
-    cut = evaluated(small.sources.samples, small.params(tokens_per_document=5))
+    whole = evaluated(small.sources.samples, small.params(tokens_per_domain=None))
+    cut = evaluated(small.sources.samples, small.params(tokens_per_domain=None, tokens_per_document=5))
     assert cut.sample_ids == whole.sample_ids and max(map(len, whole.tokens)) > 5
     for ours, theirs in zip(cut.tokens, whole.tokens, strict=True):
         np.testing.assert_array_equal(ours, theirs[:5])
