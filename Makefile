@@ -20,11 +20,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt assets/activation_stats/kernel.c 
 demo: setup
 	@$(ENV) $(BIN)/plumbline run
 
+# A process per core, each with one thread.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+
 test: setup
-	@$(ENV) $(BIN)/python -m pytest -m "not integration"
+	@$(ENV) $(TESTS) --dist loadfile -m "not integration"
 
 integration: setup
-	@$(ENV) $(BIN)/python -m pytest -m integration
+	@$(ENV) $(TESTS) --dist worksteal -m integration
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
