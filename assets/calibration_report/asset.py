@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.activation_stats.asset import activation_stats
 from assets.calibration_report.params import ReportParams
 from assets.calibration_set.asset import calibration_set
 from assets.evaluation.asset import evaluation
@@ -19,7 +20,7 @@ from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materia
     owners=OWNERS,
     code_version=code_version("calibration_report"),
     automation_condition=ON_NEW_INPUT,
-    deps=[evaluation, calibration_set],
+    deps=[evaluation, calibration_set, activation_stats],
     description="One page that says which calibration choice is better, and whether the difference is real: the "
     "verdict with confidence intervals, the table of choice × scheme, the plots.",
 )
@@ -34,6 +35,7 @@ def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
             {"calibrations": list(grid.calibrations), "schemes": list(grid.schemes)},
             {pair: step.input("evaluation", pair) for pair in pairs},
             {choice: step.input("calibration_set", choice) for choice in grid.calibrations},
+            {choice: step.input("activation_stats", choice) for choice in grid.calibrations},
             out,
         )
 
