@@ -1,6 +1,6 @@
 """The Dagster definition of `calibration_report`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materia
 
 @dg.asset(
     group_name="4_verdict",
-    kinds={"html"},
+    kinds={"html", "mlflow"},
     owners=OWNERS,
     code_version=code_version("calibration_report"),
     automation_condition=ON_NEW_INPUT,
@@ -39,4 +39,9 @@ def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
             out,
         )
 
-    yield from materialize(context, build)
+    def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+        from orchestration.record import record_report_in_mlflow
+
+        return record_report_in_mlflow(step, context.run_id)
+
+    yield from materialize(context, build, after=track)

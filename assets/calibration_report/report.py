@@ -55,6 +55,7 @@ def build_calibration_report(
     found = {choice: read_extremes(statistics[choice], calibration_sets[choice]) for choice in study.calibrations}
     said = extremes.summary(found, {of["name"]: of["samples"] for of in sets})
     rows = sections.table(study, verdict)
+    verdict["digests"] = _digests(study, sets)
     write_json(out / "verdict.json", verdict)
     write_json(out / "table.json", rows)
     shown = {
@@ -110,6 +111,18 @@ def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], sh
             figures=study.metrics[study.calibrations[0], study.schemes[0]],
         )
     )
+
+
+def _digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """SHA-256 (hex) of what is behind every figure; of a model over its weight files."""
+    figures = study.metrics[study.calibrations[0], study.schemes[0]]
+    return {
+        "base model": figures["base_model"],
+        "tokenization": figures["fingerprint"],
+        "held-out samples": figures["samples_digest"],
+        "set": {of["name"]: of["digest"] for of in sets},
+        "model": {f"{choice}-{scheme}": study.weights_digest(choice, scheme) for choice, scheme in study.metrics},
+    }
 
 
 def _plots(study: Study, verdict: Mapping[str, Any], out: Path) -> None:
