@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from assets.artifact import read_json
-from assets.evaluation.metrics import bucket_name
+from assets.evaluation.metrics import bucket_name, layer_error_figures
 from assets.raw_corpus.document import OUT_OF_DOMAIN
 from orchestration import versioning
 from orchestration.params import load_params
@@ -50,6 +50,9 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
     for part in (OUT_OF_DOMAIN, "flips"):
         of_part = metrics.get(part, {}).items()
         numbers |= {f"{part}/{name}": value for name, value in of_part if isinstance(value, int | float)}
+    numbers |= {f"layer_error/{name}": value for name, value in metrics["layer_errors"].items()}
+    figures = layer_error_figures(metrics["layer_errors"])
+    numbers |= {name: value for name, value in figures.items() if isinstance(value, float)}
     chosen = step.root / "data" / "calibration_set" / calibration
     manifest = read_json(chosen / "manifest.json")
     numbers |= _representativeness(read_json(chosen / "representativeness.json"))

@@ -42,7 +42,7 @@ def read_extremes(statistics: Path, calibration_set: Path) -> list[dict[str, Any
     samples = {row["sample_id"]: row for row in rows}
     found = []
     with safe_open(statistics / TENSORS, framework="pt") as file:
-        for name in sorted(header["sites"], key=_in_order):
+        for name in sorted(header["sites"], key=in_order):
             # (samples, top_k), each sample's largest first
             values = file.get_tensor(f"{name}:top_values").float().numpy()[:, 0]
             magnitudes = np.abs(values)
@@ -100,7 +100,7 @@ def _next(row: Mapping[str, Any]) -> float:
     return 1.0 if row["next"] is None else float(row["next"])
 
 
-def _in_order(site: str) -> list[Any]:
+def in_order(site: str) -> list[Any]:
     """Layer 2 before layer 10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", site)]
 

@@ -101,6 +101,7 @@ def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], sh
             forest=sections.forest(study, verdict),
             domains=sections.domains(study, verdict["baseline"]),
             lengths=sections.lengths(study, verdict["baseline"]),
+            layer_errors=sections.layer_errors(study),
             held_out=sections.held_out(study),
             fallbacks=sections.fallbacks(study),
             on_answers=answers.sentences(verdict["answers"], verdict["confidence"]),

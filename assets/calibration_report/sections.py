@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from assets.artifact import read_json
+from assets.calibration_report.extremes import in_order
 from assets.calibration_report.scales import around_zero, full_colour, heat, length_bins, position, shares, ticks
 from assets.calibration_report.study import Study
 from assets.calibration_set.reader import read_calibration_set, read_manifest
@@ -109,6 +110,28 @@ def _heat(study: Study, baseline: str, named: Mapping[Any, str], part: Callable[
     for cell in cells:
         cell |= heat(cell["change"], full)
     return {"names": list(named.values()), "groups": groups, "full": full}
+
+
+def layer_errors(study: Study) -> dict[str, Any]:
+    """How much quantization changes each layer's output: a summary per model, and every layer of every choice.
+
+    Returns:
+        `summary`: rows of scheme, choice, mean, largest and the layer that has it; `layers`: rows of scheme and layer
+        with a value per choice (None: its site has no Hessian). Both empty where no statistics hold a Hessian.
+    """
+    summary, layers = [], []
+    for scheme in study.schemes:
+        found = {choice: study.metrics[choice, scheme].get("layer_errors", {}) for choice in study.calibrations}
+        for choice, errors in found.items():
+            if errors:
+                about = {"scheme": scheme, "choice": choice}
+                worst = max(errors, key=errors.__getitem__)
+                mean = sum(errors.values()) / len(errors)
+                summary.append({**about, "mean": mean, "largest": errors[worst], "where": worst})
+        for name in sorted({name for errors in found.values() for name in errors}, key=in_order):
+            values = [errors.get(name) for errors in found.values()]
+            layers.append({"scheme": scheme, "layer": name, "values": values})
+    return {"summary": summary, "layers": layers}
 
 
 def cost(study: Study, sets: Sequence[Mapping[str, Any]], statistics: Mapping[str, Path]) -> dict[str, Any]:

@@ -137,6 +137,7 @@ class Disk:
             "scheme": {"name": scheme, "method": scheme.split("-")[1], "weight_bits": 4, "activations": None},
             "group_sizes": {"128": 40, "43": 5},
             "fallbacks": {"model.layers.0.mlp.down_proj": "no tokens"} if scheme == "w3a16-gptq" else {},
+            "layer_errors": {f"model.layers.{n}.mlp.down_proj": 0.001 * (1 + n) for n in (10, 2)},
             "fingerprint": FINGERPRINT,
             "samples_digest": "5" * 64,
             "out_of_domain_digest": "6" * 64,

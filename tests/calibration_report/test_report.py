@@ -126,6 +126,20 @@ def test_what_it_takes_is_counted_and_no_seconds_are_written(disk, page, tmp_pat
     assert "no range would shrink by more than 50 % (model.layers.10.mlp.down_proj)" in text
 
 
+def test_layers_are_shown_in_the_models_order_where_their_errors_are_known(disk, page, tmp_path):
+    text = re.sub(r"\s+", " ", " ".join(page.text))
+    assert "chosen w4a16-gptq 0.70 % 1.1 % model.layers.10.mlp.down_proj" in text
+    every = [
+        f"model.layers.{n}.mlp.down_proj w4a16-rtn {share} {share} {share}"
+        for n, share in ((2, "0.30 %"), (10, "1.1 %"))
+    ]
+    assert " ".join(every) in text
+    for path in disk.evaluations.values():
+        write_json(path / "metrics.json", {**read_json(path / "metrics.json"), "layer_errors": {}})
+    build(disk, tmp_path / "none")
+    assert "Layer by layer" not in (tmp_path / "none" / "report.html").read_text(encoding="utf-8")
+
+
 def test_nothing_comes_from_elsewhere(page, tmp_path):
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "http" not in html and "@import" not in html and "url(" not in html
