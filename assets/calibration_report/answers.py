@@ -83,12 +83,12 @@ def sentences(rows: Sequence[Mapping[str, Any]], confidence: float) -> list[str]
     ]
     if changed:
         names = join([f"{row['choice']}-{row['scheme']}" for row in changed])
-        said.append(f"Another share than the base model's is answered correctly by {names}.")
+        said.append(f"The share of correct answers differs from the base model's for {names}.")
     else:
-        said.append("No model was seen to answer another share of them correctly than the base model does.")
+        said.append("For no model was the share of correct answers seen to differ from the base model's.")
     if differing:
         names = join([f"{row['choice']} under {row['scheme']}" for row in differing])
-        said.append(f"Another share than with the baseline choice is answered correctly with {names}.")
+        said.append(f"It differs from the baseline choice's for {names}.")
     else:
         said.append("Between choices, no difference in the share of correct answers was detected.")
     return said
