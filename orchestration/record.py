@@ -7,10 +7,11 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from assets.artifact import read_json
-from assets.evaluation.metrics import bucket_name
+from assets.evaluation.metrics import bucket_name, layer_error_figures
 from assets.raw_corpus.document import OUT_OF_DOMAIN
 from orchestration import versioning
 from orchestration.params import load_params
+from orchestration.seconds import seconds_before
 from orchestration.versioning import Step
 from orchestration.workspace import tracking_uri
 
@@ -49,9 +50,14 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
     for part in (OUT_OF_DOMAIN, "flips"):
         of_part = metrics.get(part, {}).items()
         numbers |= {f"{part}/{name}": value for name, value in of_part if isinstance(value, int | float)}
+    numbers |= {f"layer_error/{name}": value for name, value in metrics["layer_errors"].items()}
+    figures = layer_error_figures(metrics["layer_errors"])
+    numbers |= {name: value for name, value in figures.items() if isinstance(value, float)}
     chosen = step.root / "data" / "calibration_set" / calibration
     manifest = read_json(chosen / "manifest.json")
     numbers |= _representativeness(read_json(chosen / "representativeness.json"))
+    seconds = {**seconds_before(calibration, pair), "evaluation": step.seconds}
+    numbers |= {f"seconds/{name}": value for name, value in seconds.items()}
     mlflow_run, version = tracking(step).record_evaluation(
         pair=pair,
         calibration=calibration,
@@ -110,8 +116,28 @@ def record_study_in_mlflow(step: Step, name: str, run_id: str) -> dict[str, Any]
             "code_version": step.code_version,
             **{f"hash.{what}": digest for what, digest in verdict["digests"].items()},
         },
+        seconds=step.seconds,
     )
     return {"mlflow_run": record_study(tracking(step), record)}
+
+
+def record_report_in_mlflow(step: Step, run_id: str) -> dict[str, Any]:
+    """Log the calibration report as an MLflow run with every comparison.
+
+    Returns:
+        Metadata: the MLflow run.
+    """
+    from orchestration.report_tracking import record_report
+    from orchestration.tracking import flatten
+
+    verdict = read_json(step.out / "verdict.json")
+    tags = {
+        "dagster.run_id": run_id,
+        "code_version": step.code_version,
+        **{f"hash.{what}": digest for what, digest in flatten(verdict["digests"]).items()},
+    }
+    artifacts = sorted(path for path in step.out.iterdir() if path.suffix in (".html", ".json", ".png"))
+    return {"mlflow_run": record_report(tracking(step), verdict, step.md5, artifacts, tags)}
 
 
 def promote_in_mlflow(step: Step) -> dict[str, Any]:

@@ -112,10 +112,11 @@ def _one(asset: str, key: str, build: Build, overrides: Overrides | None, after:
     name, changed = versioning.stage_name(asset, key or None), overrides(key) if overrides else {}
     with versioning.recording(project_root(), name, changed) as (step, folder):
         summary = build(step, key, folder)
+    step.seconds = round(time.perf_counter() - started, 2)
     further = after(step, key, summary) if after else {}
     metadata = as_metadata({**summary, **further})
     metadata |= {
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": step.seconds,
         "dvc_md5": step.md5,
         "dvc_stage": step.name,
         **as_metadata({"params": step.params, "inputs": step.inputs}),

@@ -38,6 +38,8 @@ class StudyRecord:
     """The page, verdict.json and the plots."""
     tags: Mapping[str, str]
     """Code version, Dagster's run, digests."""
+    seconds: float | None = None
+    """Of this run, which need not have measured everything: a study goes on where it was."""
 
 
 def record_study(tracking: Tracking, study: StudyRecord) -> str:
@@ -60,18 +62,16 @@ def record_study(tracking: Tracking, study: StudyRecord) -> str:
         recorder = {"recorder": f"{socket.gethostname()}:{os.getpid()}"}
         note = {"mlflow.note.content": "\n\n".join([study.verdict["headline"], *study.verdict["sentences"]])[:4000]}
         tags = {**source, **identity, **study.tags, **recorder, **note}
-        with _run(client, experiment, study.name, tags) as parent:
+        with logged_run(client, experiment, study.name, tags) as parent:
             log_dataset(
                 client, parent, _dataset("tokenized_samples", study.samples_md5, "data/tokenized_samples", None)
             )
-            log_batches(
-                client, parent, prefixed("study", _asked(study.verdict)), metric_names(_of_study(study.verdict))
-            )
+            log_batches(client, parent, prefixed("study", _asked(study.verdict)), metric_names(_of_study(study)))
             for path in study.artifacts:
                 client.log_artifact(parent, str(path), "plots" if path.suffix == ".png" else None)
             for name, arm in _arms(study.verdict):
                 child = {**source, "mlflow.parentRunId": parent, "verdict": arm["verdict"], "study": study.name}
-                with _run(client, experiment, name, child) as run_id:
+                with logged_run(client, experiment, name, child) as run_id:
                     params = {key: str(arm[key]) for key in ("scheme", "n", "rule", "kind")}
                     params |= {**prefixed("rule", arm["options"]), **prefixed("scheme", study.schemes[arm["scheme"]])}
                     log_batches(client, run_id, params, metric_names(arm["metrics"]))
@@ -84,7 +84,8 @@ def record_study(tracking: Tracking, study: StudyRecord) -> str:
 
 
 @contextlib.contextmanager
-def _run(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+def logged_run(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A run that ends as finished, or as failed where an error leaves the block; gives its id."""
     run_id = str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
     try:
         yield run_id
@@ -102,6 +103,7 @@ def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """
     width = len(str(max(verdict["sizes"])))
     compared = {(c["scheme"], c["n"], c["rule"]): c for c in verdict["comparisons"]}
+    domains = {(of["scheme"], of["n"], of["rule"]): of["domains"] for of in verdict["by_domain"]}
     found = []
     for arm in verdict["arms"]:
         c = compared.get((arm["scheme"], arm["n"], arm["rule"]))
@@ -111,7 +113,7 @@ def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             "kind": "rule" if c else "baseline",
             "verdict": c["verdict"] if c else "baseline",
             "options": verdict["rules"][arm["rule"]],
-            "metrics": {**numbers, **_tested(c)},
+            "metrics": {**numbers, **_tested(c), **_by_domain(domains[arm["scheme"], arm["n"], arm["rule"]])},
             "sets": [draw["set"] for draw in arm["draws"]],
         }
         found.append(one)
@@ -120,6 +122,11 @@ def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         metrics = {"kl_mean": c["kl_mean"], **_tested(c)}
         found.append({**about, "kind": "control", "options": {}, "metrics": metrics, "sets": []})
     return [(f"{one['scheme']} n={one['n']:0{width}d} {one['rule']}", one) for one in found]
+
+
+def _by_domain(domains: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    named = {f"{figure}/{name}": value for name, of in domains.items() for figure, value in of.items()}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _tested(c: Mapping[str, Any] | None) -> dict[str, float]:
@@ -134,7 +141,8 @@ def _tested(c: Mapping[str, Any] | None) -> dict[str, float]:
     return numbers
 
 
-def _of_study(verdict: Mapping[str, Any]) -> dict[str, float]:
+def _of_study(study: StudyRecord) -> dict[str, float]:
+    verdict = study.verdict
     called = [c["verdict"] for c in verdict["comparisons"]]
     words = ("better", "worse", "no difference detected", "identical")
     numbers: dict[str, float] = {f"comparisons/{word}": called.count(word) for word in words}
@@ -143,6 +151,9 @@ def _of_study(verdict: Mapping[str, Any]) -> dict[str, float]:
         for entry in answer["metrics"]:
             name = f"rank_correlation/{answer['scheme']}/{entry['metric']}"
             numbers |= {name: entry["rho"], f"{name}_low": entry["low"], f"{name}_high": entry["high"]}
+    numbers |= {f"cost/{name}": count for name, count in verdict["cost"].items()}
+    if study.seconds is not None:
+        numbers["seconds"] = study.seconds
     return {**numbers, "documents": verdict["documents"], "tokens": verdict["tokens"]}
 
 

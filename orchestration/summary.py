@@ -12,6 +12,7 @@ from rich.table import Table
 
 from assets.artifact import read_json
 from orchestration.params import load_params
+from orchestration.seconds import seconds_of
 
 
 def show(root: Path) -> None:
@@ -151,19 +152,13 @@ def _next(found: Mapping[str, Any]) -> str:
 
 def _seconds(pairs: list[str]) -> dict[str, str]:
     """Seconds to quantize and to evaluate each pair, as Dagster's history has them."""
-    import dagster as dg
-
     from orchestration.workspace import instance
 
     found: dict[str, str] = {}
     with instance() as history:
         for pair in pairs:
-            total: Any = 0.0
-            for asset in ("quantized_model", "evaluation"):
-                record = history.get_latest_data_version_record(dg.AssetKey(asset), partition_key=pair)
-                event = record.event_log_entry.asset_materialization if record else None
-                value = event.metadata.get("seconds") if event else None
-                total = total + value.value if value is not None and total is not None else None
-            if total is not None:
-                found[pair] = f"{total:.1f}"
+            parts = [seconds_of(history, asset, pair) for asset in ("quantized_model", "evaluation")]
+            known = [part for part in parts if part is not None]
+            if len(known) == len(parts):
+                found[pair] = f"{sum(known):.1f}"
     return found

@@ -51,6 +51,8 @@ class Step:
     """The last good output if the same code made it, for reuse of unchanged parts."""
     md5: str = ""
     """DVC hash of the output once it is published."""
+    seconds: float = 0.0
+    """What the step took, once it is published."""
     reads: list[Any] = field(default_factory=list, repr=False)
 
     @property

@@ -1,11 +1,12 @@
 """The Dagster definition of `calibration_report`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from assets.activation_stats.asset import activation_stats
 from assets.calibration_report.params import ReportParams
 from assets.calibration_set.asset import calibration_set
 from assets.evaluation.asset import evaluation
@@ -15,11 +16,11 @@ from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materia
 
 @dg.asset(
     group_name="4_verdict",
-    kinds={"html"},
+    kinds={"html", "mlflow"},
     owners=OWNERS,
     code_version=code_version("calibration_report"),
     automation_condition=ON_NEW_INPUT,
-    deps=[evaluation, calibration_set],
+    deps=[evaluation, calibration_set, activation_stats],
     description="One page that says which calibration choice is better, and whether the difference is real: the "
     "verdict with confidence intervals, the table of choice × scheme, the plots.",
 )
@@ -34,7 +35,13 @@ def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
             {"calibrations": list(grid.calibrations), "schemes": list(grid.schemes)},
             {pair: step.input("evaluation", pair) for pair in pairs},
             {choice: step.input("calibration_set", choice) for choice in grid.calibrations},
+            {choice: step.input("activation_stats", choice) for choice in grid.calibrations},
             out,
         )
 
-    yield from materialize(context, build)
+    def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+        from orchestration.record import record_report_in_mlflow
+
+        return record_report_in_mlflow(step, context.run_id)
+
+    yield from materialize(context, build, after=track)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -20,6 +21,7 @@ def environment(*folders: Path) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_held_together,
     )
     made.filters.update(
         kl=lambda value: f"{value:#.3g}",
@@ -28,3 +30,8 @@ def environment(*folders: Path) -> Environment:
         count=lambda value: f"{value:,}".replace(",", "\u202f"),
     )
     return made
+
+
+def _held_together(value: Any) -> Any:
+    """A number and its percent sign stay on one line."""
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) else value

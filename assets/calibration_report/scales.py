@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,17 @@ def around_zero(values: Sequence[float | None]) -> tuple[float, float]:
 def position(value: float, low: float, high: float) -> str:
     """Where `value` stands between low and high, as CSS and SVG write it: "37.5%"."""
     return f"{100 * (value - low) / (high - low):.2f}%"
+
+
+def full_colour(changes: Iterable[float]) -> float:
+    """The relative change that has the full colour on a heat map: the largest there, but within 2 to 25 %."""
+    return min(0.25, max([0.02, *(abs(change) for change in changes)]))
+
+
+def heat(change: float | None, full: float) -> dict[str, Any]:
+    """Colour of a cell, `better` or `worse`, and its strength in percent, up to 45: text on it stays legible."""
+    change = change or 0.0
+    return {"colour": "worse" if change > 0 else "better", "strength": round(45 * min(1.0, abs(change) / full))}
 
 
 def length_bins(lengths: Sequence[np.ndarray]) -> list[int]:

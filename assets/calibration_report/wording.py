@@ -74,9 +74,16 @@ def _too_few(c: Mapping[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
-    """0.0123 -> "1.2 %"; two significant digits below 10 %, none after the point above."""
+    """0.0123 -> "1.2 %"; two significant digits below 10 %, none after the point above; 0.01 % is the smallest."""
     value = 100 * share
+    if 0 < abs(value) < 0.095:
+        return f"{value:.2f} %"
     return f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:#.2g} %"
+
+
+def signed(share: float) -> str:
+    """0.012 -> "+1.2 %"."""
+    return ("+" if share > 0 else "−" if share < 0 else "±") + percent(abs(share))
 
 
 def join(names: Sequence[str]) -> str:

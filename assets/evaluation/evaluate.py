@@ -20,7 +20,7 @@ from assets.evaluation.divergence import TokenDivergence
 from assets.evaluation.flips import Item, chosen, encoded, flip_figures, item_table, log_likelihoods, read_items
 from assets.evaluation.held_out import HeldOut, batches, choose
 from assets.evaluation.measure import measure
-from assets.evaluation.metrics import bucket_name, subset, summarize
+from assets.evaluation.metrics import bucket_name, layer_error_figures, layer_errors, subset, summarize
 from assets.evaluation.params import EvaluationParams
 from assets.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
 from assets.raw_corpus.document import OUT_OF_DOMAIN
@@ -80,6 +80,7 @@ def build_evaluation(
         "bits": Counter(str(layer["bits"]) for layer in record["layers"].values()),
         "group_sizes": Counter(map(_granularity, record["layers"].values())),
         "fallbacks": record["fallbacks"],
+        "layer_errors": layer_errors(record["layers"]),
         "fingerprint": fingerprint,
         "samples_digest": held_out.digest,
         "out_of_domain_digest": elsewhere.digest,
@@ -98,7 +99,7 @@ def build_evaluation(
     kl_per_domain = {f"kl_mean_{domain}": values["kl_mean"] for domain, values in metrics["by_domain"].items()}
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     lengths = [{"samples of tokens": bucket_name(bucket), **bucket} for bucket in metrics["by_length"]]
-    shown = numbers | kl_per_domain | {"by_length": lengths}
+    shown = numbers | kl_per_domain | {"by_length": lengths} | layer_error_figures(metrics["layer_errors"])
     for part in (OUT_OF_DOMAIN, "flips"):
         of_part = {name: value for name, value in metrics.get(part, {}).items() if isinstance(value, int | float)}
         shown |= {f"{part}_{name}": value for name, value in of_part.items()}

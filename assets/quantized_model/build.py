@@ -126,6 +126,7 @@ def _layer_record(layer: Layer) -> dict[str, Any]:
         "damping": layer.damping,
         "dead_channels": layer.dead or None,
         "fallback": layer.fallback,
+        "relative_error": None if layer.error is None else float(f"{layer.error:.6g}"),
     }
     return record | {key: value for key, value in extra.items() if value is not None}
 

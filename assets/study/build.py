@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from assets.activation_stats.params import StatisticsParams
-from assets.artifact import sha256_json, write_json, write_table
+from assets.artifact import sha256_files, sha256_json, write_json, write_table
 from assets.base_model.load import base_model_digest, model_folder
 from assets.base_model.streamed import StreamedModel
-from assets.calibration_report.wording import percent
+from assets.calibration_report.wording import percent, signed
 from assets.calibration_set.pool import Sources
 from assets.calibration_set.representativeness.null import rounded as nine_digits
 from assets.calibration_set.strategies.base import sample_id
@@ -27,9 +27,8 @@ from assets.study.kept import Documents, Kept, Measured
 from assets.study.measuring import documents_of, measure_cells
 from assets.study.page import render
 from assets.study.params import StudyParams
-from assets.study.plot import CURVE, DIFFERENCE, plot_curve, plot_differences
+from assets.study.plot import CURVE, DIFFERENCE, DOMAINS, plot_curve, plot_differences, plot_domains
 from assets.study.verdict import Evidence, judge
-from assets.study.wording import signed
 
 
 def build_study(
@@ -52,7 +51,7 @@ def build_study(
         scratch: folder for single results, from which a killed study goes on.
         made_by: what else decides a single result: digests of code and inputs.
         name: of the study in params.yaml.
-        out: existing empty folder; gets verdict.json, documents.parquet, study.html and two plots.
+        out: existing empty folder; gets verdict.json, documents.parquet, study.html and three plots.
 
     Returns:
         Headline, sentences, a row per comparison, and counts.
@@ -78,7 +77,9 @@ def build_study(
     write_table(out / "documents.parquet", _table(found, documents))
     plot_differences(verdict, out / DIFFERENCE)
     plot_curve(verdict, out / CURVE)
-    (out / "study.html").write_text(render(verdict, about, name), encoding="utf-8")
+    plot_domains(verdict, out / DOMAINS)
+    results = sha256_files(out, ("documents.parquet", "verdict.json"))
+    (out / "study.html").write_text(render(verdict, about, made_by, results, name), encoding="utf-8")
     called = [c["verdict"] for c in verdict["comparisons"]]
     return {
         "headline": verdict["headline"],

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6670"  # Okabe and Ito (2008): told apart with any colour vision
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+from assets.calibration_report.plots import DIFFERENCE as DIFFERENCE
+from assets.calibration_report.plots import DOMAINS as DOMAINS
+from assets.calibration_report.plots import Mark, plot_forest, plot_heat, save
+from assets.calibration_report.scales import full_colour
+
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito (2008)
 MARKERS = "osD^vP"
-DIFFERENCE, CURVE = "difference.png", "size_curve.png"
+CURVE = "size_curve.png"
 
 
 def plot_differences(verdict: Mapping[str, Any], path: Path) -> None:
@@ -23,26 +28,28 @@ def plot_differences(verdict: Mapping[str, Any], path: Path) -> None:
     rows = list(dict.fromkeys((c["rule"], c["n"]) for c in verdict["comparisons"]))
     rules = list(dict.fromkeys(rule for rule, _ in rows))
     at = {row: -(place + 0.8 * rules.index(row[0])) for place, row in enumerate(rows)}  # a gap between rules
-    across = len(verdict["schemes"])
-    figure = Figure(figsize=(1.6 + 2.5 * across, 0.9 + 0.21 * len(rows)), dpi=80, layout="constrained")
-    panels = figure.subplots(1, across, sharex=True, sharey=True, squeeze=False)[0]
-    for scheme, axes in zip(verdict["schemes"], panels, strict=True):
-        axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
-        for c in (c for c in verdict["comparisons"] if c["scheme"] == scheme):
-            y, called = at[c["rule"], c["n"]], c["verdict"] in ("better", "worse")
-            colour = {"better": BLUE, "worse": ORANGE}.get(c["verdict"], GREY)
-            dots = [100 * value for value in c["draws"]]
-            axes.plot(dots, [y] * len(dots), "o", color=colour, alpha=0.25, markersize=2.5, markeredgewidth=0)
-            if c["low"] is not None:
-                axes.plot([100 * c["low"], 100 * c["high"]], [y] * 2, color=colour, linewidth=2)
-            face = colour if called else "white"
-            axes.plot(100 * c["difference"], y, "o", color=colour, markerfacecolor=face, markersize=5)
-        axes.set_title(scheme, fontsize=9)
-        axes.set_xlabel(f"KL against {verdict['baseline']}, %", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(list(at.values()), [f"{rule}, n = {n}" for rule, n in at])
-    _save(figure, path)
+    panels = {
+        scheme: [
+            Mark(at[c["rule"], c["n"]], c["difference"], c["low"], c["high"], c["verdict"], c["draws"])
+            for c in verdict["comparisons"]
+            if c["scheme"] == scheme
+        ]
+        for scheme in verdict["schemes"]
+    }
+    plot_forest(panels, {y: f"{rule}, n = {n}" for (rule, n), y in at.items()}, verdict["baseline"], path)
+
+
+def plot_domains(verdict: Mapping[str, Any], path: Path) -> None:
+    """Change of KL against the baseline in every domain: rules and sizes by schemes and domains."""
+    found = {(of["rule"], of["n"], of["scheme"]): of["domains"] for of in verdict["by_domain"]}
+    rows = [(rule, n) for rule in verdict["rules"] if rule != verdict["baseline"] for n in verdict["sizes"]]
+    names = list(verdict["by_domain"][0]["domains"])
+    columns = [(scheme, name) for scheme in verdict["schemes"] for name in names]
+    changes = np.array(
+        [[found[rule, n, scheme][name]["difference"] for scheme, name in columns] for rule, n in rows], dtype=np.float64
+    )
+    labels = [f"{rule}, n = {n}" for rule, n in rows], [f"{scheme}, {name}" for scheme, name in columns]
+    plot_heat(*labels, changes, full_colour(changes[np.isfinite(changes)]), verdict["baseline"], path)
 
 
 def plot_curve(verdict: Mapping[str, Any], path: Path) -> None:
@@ -62,9 +69,4 @@ def plot_curve(verdict: Mapping[str, Any], path: Path) -> None:
     axes.minorticks_off()
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # The name and version of the software, which would be written into it, change the bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    save(figure, path)

@@ -11,6 +11,7 @@ import numpy as np
 from assets.calibration_report.bootstrap import strata_of
 from assets.quantized_model.params import SchemeParams
 from assets.study.correlation import correlate
+from assets.study.domains import by_domain
 from assets.study.draws import Cell
 from assets.study.kept import Documents, Measured
 from assets.study.measuring import UNCALIBRATED
@@ -61,8 +62,8 @@ def judge(evidence: Evidence, params: StudyParams, schemes: Mapping[str, SchemeP
     Returns:
         The content of verdict.json but for digests: `headline`, `sentences`, `comparisons`, `controls` (both as
         `Family.test` has them, with the means, every draw's difference and a sentence), `absent_controls`, `arms` (mean
-        and spread of KL per rule, size and scheme, with every draw's value), `size_curve`, `recommendations`,
-        `representativeness`, and what it all rests on.
+        and spread of KL per rule, size and scheme, with every draw's value), `by_domain`, `size_curve`,
+        `recommendations`, `representativeness`, `cost`, and what it all rests on.
 
     Raises:
         ValueError: too few documents, or too few resamples for so many comparisons.
@@ -94,6 +95,13 @@ def judge(evidence: Evidence, params: StudyParams, schemes: Mapping[str, SchemeP
         "absent_controls": [{"control": name, "n": n, "why": why} for (name, n), why in evidence.absent.items()],
         "meaning_of_controls": CONTROLS,
         "arms": [_arm(evidence, params, *at, rule) for at in grid for rule in params.rules],
+        "by_domain": by_domain(
+            evidence.documents,
+            lambda scheme, n, rule: evidence.kl(scheme, n, rule, params.draws),
+            grid,
+            params.baseline,
+            list(params.rules),
+        ),
         "size_curve": curves,
         "recommendations": recommendations(curves, comparisons, schemes),
         "representativeness": _representativeness(evidence, params, list(schemes)),
@@ -109,6 +117,19 @@ def judge(evidence: Evidence, params: StudyParams, schemes: Mapping[str, SchemeP
         "documents": len(evidence.documents.names),
         "tokens": evidence.tokens,
         "widest_layer": evidence.width,
+        "cost": _cost(evidence),
+    }
+
+
+def _cost(evidence: Evidence) -> dict[str, int]:
+    """What the study took as far as it is the same on every machine: sets that the base model read, and models."""
+    sets = {cell: one for (cell, _), one in evidence.found.items() if cell != UNCALIBRATED}
+    return {
+        "sets": len(sets),
+        "samples": sum(one.samples for one in sets.values()),
+        "tokens": sum(one.tokens for one in sets.values()),
+        "models": len(evidence.found),
+        "evaluated_tokens": len(evidence.found) * evidence.tokens,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from assets.calibration_report.wording import join, percent
+from assets.calibration_report.wording import join, percent, signed
 from assets.study.params import NONSENSE, ORACLE, RTN
 
 CALLED = ("better", "worse")
@@ -29,7 +29,7 @@ def headline(comparisons: Sequence[Mapping[str, Any]], baseline: str, draws: int
         parts = [f"{verdict} in {counts[verdict]}" for verdict in CALLED if counts[verdict]]
         said.append(f"{rule} is {' and '.join(parts)} of {len(of)} comparisons with {baseline}.")
     if unseen:
-        said.append(f"No difference between {join(unseen)} and {baseline} was detected over {draws} paired draws.")
+        said.append(f"No difference from {baseline} was detected for {join(unseen)}, over {draws} paired draws.")
     return " ".join(said)
 
 
@@ -141,8 +141,3 @@ def _range(what: str, of: Sequence[Mapping[str, Any]]) -> str:
     word = {"better": "better", "worse": "worse", "identical": "identical", UNSEEN: "not told apart"}
     said = [f"{signed(c['difference'])} (n = {c['n']}, {word[c['verdict']]})" for c in ends]
     return f"{what} {' to '.join(said)}"
-
-
-def signed(share: float) -> str:
-    """0.012 -> "+1.2 %"."""
-    return ("+" if share > 0 else "−" if share < 0 else "±") + percent(abs(share))

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from assets.activation_stats.store import HEADER, TENSORS
 from assets.artifact import write_json, write_table
 from assets.calibration_set.reader import set_digest
 
@@ -16,6 +19,16 @@ SCHEMES = ["w4a16-rtn", "w4a16-gptq", "w3a16-gptq"]
 EFFECT = {"random": 0.0, "chosen": 0.0005, "off-domain": 0.2}
 """Relative change of every document's KL, planted under the gptq schemes."""
 FINGERPRINT = "f" * 64
+NULL = {"p05": 1.0, "median": 2.0, "p95": 3.0}
+REFERENCE = {
+    "flagged": ["beyond"],
+    "null": "400 random draws",
+    "metrics": {
+        "inside": {"label": "token <i>ids</i>", "value": 1.5, "null": NULL, "percentile": 20.0},
+        "beyond": {"label": "vocabulary", "value": 90.0, "null": NULL, "percentile": 100.0},
+        "constant": {"label": "nothing", "value": 0.0, "null": dict.fromkeys(NULL, 0.0), "percentile": 50.0},
+    },
+}
 
 
 class Disk:
@@ -26,11 +39,13 @@ class Disk:
         self.grid = {"calibrations": CALIBRATIONS, "schemes": SCHEMES}
         self.evaluations: dict[str, Path] = {}
         self.sets: dict[str, Path] = {}
+        self.statistics: dict[str, Path] = {}
         rng = np.random.default_rng(5)
         self.tokens = rng.integers(20, 1024, documents)
         self.domains = ["code" if index % 3 else "prose" for index in range(documents)]
         for choice in CALIBRATIONS:
             self.sets[choice] = self._set(root / "set" / choice, choice, rng)
+            self.statistics[choice] = self._statistics(root / "statistics" / choice, choice)
         for scheme in SCHEMES:
             base = rng.gamma(4, 0.01, documents)
             for choice in CALIBRATIONS:
@@ -43,7 +58,17 @@ class Disk:
     def _set(self, path: Path, choice: str, rng: np.random.Generator) -> Path:
         ids = [f"{choice}{number}" for number in range(8)]
         lengths = rng.integers(20, 1025, 8)
-        write_table(path / "samples.parquet", pa.table({"sample_id": ids, "n_tokens": lengths}))
+        write_table(
+            path / "samples.parquet",
+            pa.table(
+                {
+                    "sample_id": ids,
+                    "n_tokens": lengths,
+                    "doc_ids": [[f"document {number} of {choice}"] for number in range(8)],
+                    "domain": ["code"] * 8,
+                }
+            ),
+        )
         manifest = {
             "choice": {"name": choice, "strategy": "random", "n": 8, "seed": 0, "domains": ["<b>code</b>"]},
             "fingerprint": FINGERPRINT,
@@ -57,8 +82,31 @@ class Disk:
         write_json(path / "manifest.json", manifest)
         write_json(
             path / "representativeness.json",
-            {"references": {}, "sentences": ["As close to production as a random draw.", "Lengths: 2 %."]},
+            {
+                "references": {"tuning": REFERENCE},
+                "flagged": ["beyond"],
+                "sentences": ["As close to production as a random draw.", "Tokens: 9 %.", "Lengths: 2 %."],
+            },
         )
+        return path
+
+    def _statistics(self, path: Path, choice: str) -> Path:
+        """Sample 3 has the largest magnitude at both sites; twice as large as any other at one of them."""
+        path.mkdir(parents=True)
+        sites = {f"model.layers.{layer}.mlp.down_proj": 2.0 if layer == 10 else 1.25 for layer in (10, 2)}
+        tensors = {}
+        for name, largest in sites.items():
+            values = torch.linspace(0.5, 1.0, 8).unsqueeze(1).repeat(1, 2)
+            values[3] = torch.tensor([-largest, 0.1])
+            tensors |= {f"{name}:top_values": values.bfloat16()}
+            tensors |= {
+                f"{name}:top_{what}": torch.full((8, 2), 7, dtype=torch.int32) for what in ("positions", "channels")
+            }
+        save_file(tensors, path / TENSORS)
+        ids = [f"{choice}{number}" for number in range(8)]
+        about = {name: {"members": [name]} for name in sites}
+        digest = set_digest(ids, FINGERPRINT)
+        write_json(path / HEADER, {"sites": about, "sample_ids": ids, "calibration_set": digest})
         return path
 
     def _evaluation(self, choice: str, scheme: str, kl: np.ndarray, weights: str) -> None:
@@ -89,6 +137,7 @@ class Disk:
             "scheme": {"name": scheme, "method": scheme.split("-")[1], "weight_bits": 4, "activations": None},
             "group_sizes": {"128": 40, "43": 5},
             "fallbacks": {"model.layers.0.mlp.down_proj": "no tokens"} if scheme == "w3a16-gptq" else {},
+            "layer_errors": {f"model.layers.{n}.mlp.down_proj": 0.001 * (1 + n) for n in (10, 2)},
             "fingerprint": FINGERPRINT,
             "samples_digest": "5" * 64,
             "out_of_domain_digest": "6" * 64,

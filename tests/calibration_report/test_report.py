@@ -14,16 +14,18 @@ from assets.calibration_report.params import ReportParams
 from assets.calibration_report.report import build_calibration_report
 from assets.calibration_report.scales import around_zero, length_bins, position, shares, ticks
 
+FILES = ("report.html", "verdict.json", "table.json", "difference.png", "by_domain.png")
+
 
 def build(disk, out: Path) -> dict:
     out.mkdir()
-    return build_calibration_report(ReportParams(), disk.grid, disk.evaluations, disk.sets, out)
+    return build_calibration_report(ReportParams(), disk.grid, disk.evaluations, disk.sets, disk.statistics, out)
 
 
 class Page(HTMLParser):
     """Text, tags and attributes; complains about tags that are not closed."""
 
-    VOID = ("meta", "br", "hr", "img", "input", "link", "line", "circle", "rect")
+    VOID = ("meta", "br", "hr", "img", "input", "link", "line", "circle", "rect", "path")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -60,6 +62,8 @@ def test_the_verdict_comes_first_and_everything_is_there(disk, page, tmp_path):
     assert places == sorted(places)
     for pair in disk.evaluations:
         assert pair in text
+    for command in ("plumbline run", "evaluation@random-w4a16-rtn", "plumbline audit data/quantized_model/random-w4"):
+        assert command in text
     for term in ("KL divergence", "Perplexity", "plumbline run", "As close to production", "no tokens", "b" * 64):
         assert term in text
     assert "one scale per group of 128 (40 layers) and 43 (5 layers) weights" in text
@@ -84,18 +88,56 @@ def test_out_of_domain_figures_stand_beside_where_there_are_some(disk, page, tmp
 
 def test_lengths_are_shown_where_there_is_more_than_one(disk, page, tmp_path):
     text = re.sub(r"\s+", " ", " ".join(page.text))
-    assert "Length by length" in text and "1 to 256 tokens" in text and "over 256 tokens" in text
+    assert "Short and long samples" in text and "1 to 256 tokens" in text and "over 256 tokens" in text
     for path in disk.evaluations.values():
         metrics = read_json(path / "metrics.json")
         write_json(path / "metrics.json", {**metrics, "by_length": metrics["by_length"][:1]})
     build(disk, tmp_path / "one")
-    assert "Length by length" not in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    assert "Short and long samples" not in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
 
 
 def test_of_a_set_the_verdict_is_shown_and_the_other_figures_are_a_click_away(page, tmp_path):
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     card = html[html.index("<li>As close to production") :].split("</div>", 1)[0]
-    assert card.index("<details>") < card.index("<li>Lengths: 2 %.") < card.index("</details>")
+    assert card.index("<details") < card.index("<li>Lengths: 2\u00a0%.") < card.index("</details>")
+
+
+def test_distances_stand_on_what_random_draws_get(page, tmp_path):
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    part = html[html.index("Distance from the tuning split, beside chance") :].split("</section>")[0]
+    assert part.count("<tr>") == 1 + 2 and "1 distance is the same for every set" in part
+    assert "token &lt;i&gt;ids&lt;/i&gt;" in part and "nothing" not in part
+    # The axis reaches from -2.9 to 6.4, with the null's median at 0 and its 95th percentile at 1.
+    at = {value: f"{100 * (value + 2.9) / 9.3:.2f}%" for value in (-1.0, -0.5, 0.0, 6.0)}
+    assert part.count(f'<rect class="band" x="{at[-1.0]}" y="5" width="{100 * 2 / 9.3:.2f}%"') == 2 * 3
+    assert part.count(f'cx="{at[-0.5]}"') == 3 and part.count(f'x1="{at[0.0]}"') == 2 * 3
+    assert part.count(f'<svg x="{at[6.0]}" y="10"><path class="worse"') == 3
+
+
+def test_what_it_takes_is_counted_and_no_seconds_are_written(disk, page, tmp_path):
+    text = re.sub(r"\s+", " ", " ".join(page.text))
+    for choice, path in disk.sets.items():
+        manifest, folder = read_json(path / "manifest.json"), disk.statistics[choice]
+        size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        assert f"{choice} 1 234 8 {manifest['tokens']:,} {size:.1f}".replace(",", " ") in text
+    assert "each of the 9 models reads the 18 000 held-out tokens" in text
+    for choice in disk.sets:
+        assert f"{choice}: the largest values at 2 layer inputs come from 1 of 8 samples, 2 of them from one" in text
+    assert "no range would shrink by more than 50 % (model.layers.10.mlp.down_proj)" in text
+
+
+def test_layers_are_shown_in_the_models_order_where_their_errors_are_known(disk, page, tmp_path):
+    text = re.sub(r"\s+", " ", " ".join(page.text))
+    assert "chosen w4a16-gptq 0.70 % 1.1 % model.layers.10.mlp.down_proj" in text
+    every = [
+        f"model.layers.{n}.mlp.down_proj w4a16-rtn {share} {share} {share}"
+        for n, share in ((2, "0.30 %"), (10, "1.1 %"))
+    ]
+    assert " ".join(every) in text
+    for path in disk.evaluations.values():
+        write_json(path / "metrics.json", {**read_json(path / "metrics.json"), "layer_errors": {}})
+    build(disk, tmp_path / "none")
+    assert "Layer by layer" not in (tmp_path / "none" / "report.html").read_text(encoding="utf-8")
 
 
 def test_nothing_comes_from_elsewhere(page, tmp_path):
@@ -111,9 +153,12 @@ def test_what_comes_from_data_is_escaped(page):
 
 def test_the_table_sorts_by_number(page, tmp_path):
     rows = read_json(tmp_path / "out" / "table.json")
-    values = [float(a["data-value"]) for tag, a in page.tags if tag == "td" and "data-value" in a]
-    shown = ("kl_mean", "kl_p99", "kl_p999", "perplexity_quantized", "top1_agreement", "rms_delta_p", "weights_bytes")
-    assert values == [row[name] for row in rows for name in shown]
+    shown = ("kl_mean", "difference", "kl_p99", "kl_p999", "perplexity_quantized", "top1_agreement", "rms_delta_p")
+    expected = [row[name] for row in rows for name in (*shown, "weights_bytes")]
+    values = [a["data-value"] for tag, a in page.tags if tag == "td" and "data-value" in a][: len(expected)]
+    assert [None if value == "" else float(value) for value in values] == expected
+    tables = [a["class"].split() for tag, a in page.tags if tag == "table" and "class" in a]
+    assert sum("sortable" in of for of in tables) >= 7
     assert [(row["scheme"], row["calibration"]) for row in rows][:2] == [
         ("w4a16-rtn", "random"),
         ("w4a16-rtn", "chosen"),
@@ -124,7 +169,7 @@ def test_the_table_sorts_by_number(page, tmp_path):
 def test_the_same_study_gives_the_same_bytes(disk, tmp_path):
     first, second = (build(disk, tmp_path / name) for name in ("a", "b"))
     assert first == second
-    for name in ("report.html", "verdict.json", "table.json"):
+    for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert str(tmp_path) not in (tmp_path / "a" / "report.html").read_text()
 

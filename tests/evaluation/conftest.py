@@ -62,7 +62,11 @@ def describe(folder: Path, base: Path, fingerprint: str = FINGERPRINT) -> None:
         "base_model": {"digest": base_model_digest(base)},
         "calibration_set": {"digest": "c" * 64},
         "scheme": {"name": "w4a16-rtn", "method": "rtn", "weight_bits": 4},
-        "layers": {"a": {"bits": 4, "group_size": 32}, "b": {"bits": 8, "group_size": None}},
+        "layers": {
+            "a": {"bits": 4, "group_size": 32, "relative_error": 0.25},
+            "b": {"bits": 8, "group_size": None, "relative_error": 0.5},
+            "no statistics": {"bits": 8, "group_size": None},
+        },
         "fallbacks": {"b": "no tokens"},
     }
     write_json(folder / "calibration.json", record)

@@ -171,14 +171,16 @@ def test_same_inputs_same_bytes(root, samples, tmp_path):
 
 
 def test_size_and_digests(root, samples, tmp_path):
-    run(root, samples, tmp_path / "out")
+    summary = run(root, samples, tmp_path / "out")
     metrics = read_json(tmp_path / "out" / "metrics.json")
     weights = root / "perturbed" / "model.safetensors"
     assert metrics["weights_bytes"] == metrics["base_weights_bytes"] == weights.stat().st_size
     assert metrics["weights"] == read_json(root / "perturbed" / "calibration.json")["model"]
     assert metrics["fingerprint"] == FINGERPRINT
     assert metrics["calibration_set"] == "c" * 64 and metrics["scheme"]["name"] == "w4a16-rtn"
-    assert metrics["group_sizes"] == {"32": 1, "per channel": 1} and metrics["fallbacks"] == {"b": "no tokens"}
+    assert metrics["group_sizes"] == {"32": 1, "per channel": 2} and metrics["fallbacks"] == {"b": "no tokens"}
+    assert metrics["layer_errors"] == {"a": 0.25, "b": 0.5}
+    assert (summary["layer_error_mean"], summary["layer_error_max"], summary["worst_layer"]) == (0.375, 0.5, "b")
 
 
 def test_one_base_pass_for_all_models_of_a_run(root, samples, tmp_path, monkeypatch):

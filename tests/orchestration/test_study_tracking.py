@@ -40,6 +40,12 @@ def verdict() -> dict[str, Any]:
         "comparisons": [{"scheme": "w4", "n": n, "rule": "clusters", **TESTED} for n in (8, 128)],
         "controls": controls,
         "arms": [arm(n, rule) for n in (8, 128) for rule in rules],
+        "by_domain": [
+            {"scheme": "w4", "n": n, "rule": rule, "domains": {"code": {"kl_mean": 0.1 / n, "difference": None}}}
+            for n in (8, 128)
+            for rule in rules
+        ],
+        "cost": {"sets": 20, "tokens": 2000},
         "size_curve": [{"scheme": "w4", "enough": 8}],
         "representativeness": {
             "by_scheme": [{"scheme": "w4", "metrics": [{"metric": "tokens", "rho": 0.3, "low": 0.1, "high": 0.5}]}]
@@ -63,7 +69,8 @@ def record(tmp_path: Path) -> StudyRecord:
     page = tmp_path / "study.html"
     page.write_text("<p>")
     schemes = {"w4": {"method": "gptq", "weight_bits": 4}}
-    return StudyRecord("rules", verdict(), "tiny", "1" * 32, "2" * 32, schemes, [page], {"code_version": "abc"})
+    tags = {"code_version": "abc"}
+    return StudyRecord("rules", verdict(), "tiny", "1" * 32, "2" * 32, schemes, [page], tags, seconds=12.5)
 
 
 def test_a_study_is_a_parent_with_a_child_per_arm(tracking: Tracking, record: StudyRecord) -> None:
@@ -77,6 +84,7 @@ def test_a_study_is_a_parent_with_a_child_per_arm(tracking: Tracking, record: St
     assert run.data.tags["mlflow.note.content"].startswith("clusters is better.")
     assert run.data.metrics["comparisons/better"] == 2 and run.data.metrics["enough/w4"] == 8
     assert run.data.metrics["rank_correlation/w4/tokens_low"] == 0.1
+    assert run.data.metrics["cost/tokens"] == 2000 and run.data.metrics["seconds"] == 12.5
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["2" * 32]
     assert [f.path for f in client.list_artifacts(parent)] == ["study.html"]
 
@@ -88,6 +96,7 @@ def test_a_study_is_a_parent_with_a_child_per_arm(tracking: Tracking, record: St
     clusters = children[0]
     assert clusters.data.params["rule.k"] == "3" and clusters.data.params["scheme.method"] == "gptq"
     assert clusters.data.metrics["difference_low"] == -0.03 and clusters.data.metrics["detectable"] == 0.02
+    assert clusters.data.metrics["kl_mean/code"] == 0.1 / 8 and "difference/code" not in clusters.data.metrics
     assert "draws_needed" not in clusters.data.metrics and clusters.data.tags["verdict"] == "better"
     (dataset,) = clusters.inputs.dataset_inputs
     assert dataset.dataset.name == "clusters-8 × 5" and len(dataset.dataset.digest) == 32

@@ -11,6 +11,7 @@ import pytest
 
 from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
+from assets.artifact import sha256_file
 from assets.base_model.load import load_model
 from assets.base_model.one_thread import one_thread
 from assets.evaluation.base_logits import BaseLogits
@@ -24,7 +25,7 @@ from assets.study.draws import asked_of, draw_set, sub_pool
 from assets.study.kept import Kept
 from tests.study.conftest import SCHEMES, Small
 
-FILES = ["difference.png", "documents.parquet", "size_curve.png", "study.html", "verdict.json"]
+FILES = ["by_domain.png", "difference.png", "documents.parquet", "size_curve.png", "study.html", "verdict.json"]
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +155,22 @@ def test_the_artifact_says_what_was_found(finished: Path) -> None:
         np.testing.assert_allclose(c["draws"], arms[1] / arms[0] - 1, rtol=1e-7)
         assert c["kl_mean"] == pytest.approx(arms[1].mean() / found["tokens"])
     assert all((finished / name).stat().st_size < 100_000 for name in FILES if name.endswith(".png"))
-    page = (finished / "study.html").read_text()
+    for of in found["by_domain"]:
+        rows = {name: [] for name in of["domains"]}
+        for row in table.to_pylist():
+            if (row["scheme"], row["n"], row["rule"]) == (of["scheme"], of["n"], of["rule"]):
+                rows[row["domain"]].append((row["kl_sum"], row["n_tokens"]))
+        assert sorted(rows) == ["code", "prose"]
+        for name, one in of["domains"].items():
+            assert one["kl_mean"] == pytest.approx(np.sum(rows[name], axis=0)[0] / np.sum(rows[name], axis=0)[1])
+    assert len(found["by_domain"]) == 8
+    sets = {draw["set"]: draw["tokens"] for arm in found["arms"] for draw in arm["draws"]}
+    cost = found["cost"]
+    assert cost["models"] == 82 and cost["evaluated_tokens"] == 82 * found["tokens"]
+    assert cost["sets"] == 40 and cost["samples"] == 5 * 4 * (2 + 5) and cost["tokens"] > sum(sets.values())
+    page = (finished / "study.html").read_text().replace("\u00a0%", " %")
+    assert sha256_file(finished / "verdict.json") in page and sha256_file(finished / "documents.parquet") in page
+    assert '<th class="left" scope="row">assets/study/code</th>' in page
     assert found["headline"] in page and "http" not in page.replace("http://www.w3.org", "")
     for sentence in found["sentences"]:
         assert sentence in page

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from assets.calibration_report.bootstrap import holm
-from assets.calibration_report.wording import percent
+from assets.calibration_report.wording import percent, signed
 from assets.quantized_model.params import SchemeParams
 from assets.study.draws import Cell, cells
 from assets.study.kept import Documents, Measured
 from assets.study.measuring import UNCALIBRATED
-from assets.study.page import forest, render, table
+from assets.study.page import domains, forest, render, table
 from assets.study.params import NONSENSE, ORACLE, StudyParams
 from assets.study.verdict import Evidence
 from assets.study.verdict import judge as judge_evidence
-from assets.study.wording import headline, signed
+from assets.study.wording import headline
 
 SCHEMES = {"w4": SchemeParams(method="gptq", weight_bits=4), "w3": SchemeParams(method="gptq", weight_bits=3)}
 DOCUMENTS = Documents([f"{i:02d}" for i in range(24)], ["code"] * 12 + ["prose"] * 12, np.full(24, 100, dtype=np.int64))
@@ -151,10 +151,10 @@ def test_too_few_documents_or_resamples_are_refused() -> None:
 
 def test_headline_without_a_difference() -> None:
     one = {"rule": "b", "verdict": "no difference detected"}
-    assert headline([one], "a", 10) == "No difference between b and a was detected over 10 paired draws."
+    assert headline([one], "a", 10) == "No difference from a was detected for b, over 10 paired draws."
     other = {"rule": "c", "verdict": "worse"}
     assert headline([one, other], "a", 10) == (
-        "c is worse in 1 of 1 comparisons with a. No difference between b and a was detected over 10 paired draws."
+        "c is worse in 1 of 1 comparisons with a. No difference from a was detected for b, over 10 paired draws."
     )
 
 
@@ -163,6 +163,19 @@ def test_the_page_escapes_names_and_shows_every_comparison() -> None:
     page = render(found, {"base model": "b" * 64})
     assert "<b>" not in page and "&lt;b&gt;" in page and "b" * 64 in page
     assert page.count('class="dot"') == 40 and page.count("n = 16") >= 2
+    rule = next(of for of in found["by_domain"] if (of["scheme"], of["n"], of["rule"]) == ("w4", 16, "<b>"))
+    drawn = domains(found)
+    assert drawn["columns"] == [("w4", "code"), ("w4", "prose"), ("w3", "code"), ("w3", "prose")]
+    assert [(row["rule"], row["n"]) for row in drawn["rows"]] == [
+        ("random", 16),
+        ("random", 64),
+        ("<b>", 16),
+        ("<b>", 64),
+    ]
+    cell = drawn["rows"][2]["cells"][0]
+    assert cell["difference"] == rule["domains"]["code"]["difference"] == pytest.approx(-0.1, abs=0.03)
+    assert cell["colour"] == "better" and cell["strength"] > 30 and drawn["full"] == pytest.approx(0.1, abs=0.03)
+    assert page.count('<span class="interval">w4</span>') == 2
     rows = table(found)
     assert [(r["scheme"], r["n"], r["rule"]) for r in rows[:3]] == [
         ("w4", 16, "random"),
@@ -178,7 +191,7 @@ def test_a_stray_draw_does_not_swallow_the_axis() -> None:
         c["draws"] = [0.0] * 10
     found["comparisons"][0]["draws"][3] = 5.0
     drawn = forest(found)
-    row = drawn["groups"][0]["rows"][0]
+    row = drawn["panels"][0]["groups"][0]["rows"][0]
     assert row["outside"] == 1 and len(row["dots"]) == 9
     assert max(mark["value"] for mark in drawn["ticks"]) < 1
     assert "1 single draw lies beyond the axis" in render(found, {})
