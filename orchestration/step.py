@@ -27,7 +27,7 @@ After = Callable[[Step, str, Mapping[str, Any]], Mapping[str, Any]]
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`")
 
 OWNERS = ["team:plumbline"]
-PREVIEW_BYTES = 100_000  # metadata lives in the event log
+PREVIEW_BYTES = 150_000  # metadata lives in the event log
 
 _A: Any = dg.AutomationCondition
 _OVERTAKEN = _A.any_deps_match(_A.newly_updated()).since(_A.newly_updated())

@@ -7,13 +7,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from assets.calibration_report.wording import join, percent
+from assets.calibration_report.wording import join, percent, signed
 
 
 def environment(*folders: Path) -> Environment:
     """Jinja with the templates of `folders`, then those here: `page.html.j2` to extend, `macros.html.j2` to import.
 
-    Filters: kl (three digits), percent (of a share), join (a, b and c), count (with thin spaces).
+    Filters: kl (three digits), percent and signed (of a share), join (a, b and c), count (with thin spaces).
     """
     made = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
@@ -26,6 +26,7 @@ def environment(*folders: Path) -> Environment:
     made.filters.update(
         kl=lambda value: f"{value:#.3g}",
         percent=percent,
+        signed=signed,
         join=join,
         count=lambda value: f"{value:,}".replace(",", "\u202f"),
     )

@@ -74,16 +74,19 @@ def _too_few(c: Mapping[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
-    """0.0123 -> "1.2 %"; two significant digits below 10 %, none after the point above; 0.01 % is the smallest."""
+    """0.0123 -> "1.2 %"; two significant digits below 10 %, but none beyond 0.01 %, and none after the point above."""
     value = 100 * share
-    if 0 < abs(value) < 0.095:
+    if abs(value) < 0.005:
+        return "0 %"
+    if abs(value) < 0.0995:
         return f"{value:.2f} %"
-    return f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:#.2g} %"
+    return f"{value:.0f} %" if abs(value) >= 9.95 else f"{value:#.2g} %"
 
 
 def signed(share: float) -> str:
     """0.012 -> "+1.2 %"."""
-    return ("+" if share > 0 else "−" if share < 0 else "±") + percent(abs(share))
+    text = percent(abs(share))
+    return ("±" if text == "0 %" else "+" if share > 0 else "−") + text
 
 
 def join(names: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def forest(verdict: Mapping[str, Any]) -> dict[str, Any]:
             row = {**c, "at": at, "dots": dots, "outside": len(c["draws"]) - len(dots)}
             groups.setdefault(c["rule"], []).append(row)
         panels.append({"scheme": scheme, "groups": [{"rule": rule, "rows": of} for rule, of in groups.items()]})
-    marks = [{"at": position(value, low, high), "value": value} for value in ticks(low, high, 4)]
+    marks = [{"at": position(value, low, high), "value": value} for value in ticks(low, high, 5)]
     outside = sum(row["outside"] for panel in panels for group in panel["groups"] for row in group["rows"])
     return {"panels": panels, "zero": position(0, low, high), "ticks": marks, "outside": outside}
 

@@ -93,7 +93,11 @@ def _sentence(curve: Mapping[str, Any]) -> str:
     largest, enough = curve["sizes"][-1]["n"], curve["enough"]
     if all((row["against_largest"] or {}).get("verdict") == "identical" for row in curve["sizes"][:-1]):
         return f"{curve['scheme']} gives the same model at every size."
-    if enough == largest:
+    smaller = next((r for r in curve["sizes"][:-1] if r["against_largest"]["verdict"] == "better"), None)
+    if smaller is not None and enough < largest:
+        text = f"{curve['scheme']} gets worse beyond n = {smaller['n']}: there divergence is "
+        text += f"{percent(-smaller['against_largest']['difference'])} lower than at n = {largest}"
+    elif enough == largest:
         text = f"{curve['scheme']} still gains up to n = {largest}, the largest size measured"
     else:
         text = f"{curve['scheme']} gains nothing beyond n = {enough} that this study could see"

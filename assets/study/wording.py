@@ -129,7 +129,10 @@ def on_controls(controls: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -
         if of[ORACLE]:
             parts.append(_range("on texts of the evaluation's own split it is", of[ORACLE]))
         text = f"{scheme}, against {controls[0]['baseline']}: {'; '.join(parts)}."
-        if of[NONSENSE] and not any(c["verdict"] == "worse" for c in of[NONSENSE]):
+        if any(c["verdict"] == "better" for c in of[NONSENSE]):
+            text += " Nonsense is called better than text: under this scheme it does not count how well texts represent"
+            text += " production."
+        elif of[NONSENSE] and not any(c["verdict"] == "worse" for c in of[NONSENSE]):
             text += " Nonsense is never called worse: under this scheme no choice of texts can be expected to matter."
         said.append(text)
     return said

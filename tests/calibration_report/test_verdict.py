@@ -130,12 +130,15 @@ def test_a_missing_evaluation_is_named(disk):
 
 
 def test_words():
-    assert [percent(x) for x in (0.0123, 0.05, 0.0994, 0.1, 1.234, 0.0)] == [
+    assert [percent(x) for x in (0.0123, 0.05, 0.0994, 0.1, 1.234, 0.0, 0.00076, 0.00099, 4e-5)] == [
         "1.2 %",
         "5.0 %",
         "9.9 %",
         "10 %",
         "123 %",
+        "0 %",
+        "0.08 %",
+        "0.10 %",
         "0 %",
     ]
     assert join(["a"]) == "a" and join(["a", "b"]) == "a and b" and join(["a", "b", "c"]) == "a, b and c"

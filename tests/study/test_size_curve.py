@@ -50,6 +50,13 @@ def test_what_gains_to_the_end_says_so() -> None:
     assert found["enough"] == 64 and "still gains up to n = 64" in found["sentence"]
 
 
+def test_what_gets_worse_with_more_texts_says_so() -> None:
+    found = curve({8: -0.3, 16: -0.1, 64: 0.0}, width=400)
+    assert [(r["against_largest"] or {}).get("verdict") for r in found["sizes"]] == ["better", "better", None]
+    assert found["enough"] == 8
+    assert found["sentence"] == "w4 gets worse beyond n = 8: there divergence is 30 % lower than at n = 64."
+
+
 def test_tokens_against_the_width() -> None:
     found = curve({8: 0.0, 40: 0.0, 64: 0.0})
     assert [r["tokens_per_width"] for r in found["sizes"]] == [0.8, 4.0, 6.4] and found["tokens_suffice"] == 40

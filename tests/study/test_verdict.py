@@ -103,10 +103,20 @@ def test_controls_are_judged_apart_and_are_no_claims() -> None:
 def test_nonsense_that_does_as_well_as_text_is_pointed_out() -> None:
     results = measured({})
     for cell in [c for c, _ in results if c.rule == NONSENSE]:
-        results[cell, "w4"] = results[Cell(cell.draw, cell.n, "<b>"), "w4"]
+        results[cell, "w4"] = results[Cell(cell.draw, cell.n, "random"), "w4"]
     found = judge(results, DOCUMENTS, params(), list(SCHEMES))
     assert "no choice of texts can be expected to matter" in found["on_controls"][0]
     assert "no choice" not in found["on_controls"][1]
+
+
+def test_nonsense_that_does_better_than_text_is_pointed_out() -> None:
+    results = measured({})
+    for cell, scheme in [key for key in results if key[0].rule == NONSENSE and key[1] == "w4"]:
+        oracle = results[Cell(cell.draw, cell.n, ORACLE), scheme]
+        results[cell, scheme] = oracle
+    found = judge(results, DOCUMENTS, params(), list(SCHEMES))
+    assert found["on_controls"][0].endswith("it does not count how well texts represent production.")
+    assert "Nonsense" not in found["on_controls"][1]
 
 
 def test_a_control_that_was_not_measured_is_named() -> None:
@@ -198,4 +208,4 @@ def test_a_stray_draw_does_not_swallow_the_axis() -> None:
 
 
 def test_signs() -> None:
-    assert [signed(x) for x in (0.012, -0.3, 0.0)] == ["+1.2 %", "−30 %", "±0 %"]
+    assert [signed(x) for x in (0.012, -0.3, 0.0, -4e-5)] == ["+1.2 %", "−30 %", "±0 %", "±0 %"]
