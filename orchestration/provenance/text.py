@@ -17,7 +17,7 @@ def render(result: AuditResult) -> str:
 
     Texts from the model are shown without control characters: a terminal must not obey them.
     """
-    lines = [f"audit of {result.model}", *_head(result.about), ""]
+    lines = [f"audit of {result.model}", *([f"  {result.origin}"] if result.origin else []), *_head(result.about), ""]
     for link in result.links:
         lines += _link(link)
     lines += ["", *_verdict(result)]
