@@ -5,17 +5,30 @@ Exit codes of all: 0 as hoped (verified, untouched, the same), 1 not so, 2 the c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestration.params import project_root
 
+if TYPE_CHECKING:
+    from orchestration.provenance.subject import Subject
+
 PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """What cannot be understood ends a command with exit status 2 and a sentence."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
@@ -26,7 +39,16 @@ def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
 @click.command()
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def audit(model: str, as_json: bool) -> None:
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page for a reviewer.")
+@click.option(
+    "--restore",
+    "restore_to",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Bring back the exact calibration set, statistics and parameters, from DVC's cache or remote.",
+)
+@click.option("--reproduce", "again", is_flag=True, help="Run the chain again in a clean place: same bytes?")
+def audit(model: str, as_json: bool, html: Path | None, restore_to: Path | None, again: bool) -> None:
     """From a MODEL back to the documents: every digest is recomputed.
 
     MODEL is a folder, a registered model (models:/NAME@ALIAS or models:/NAME/VERSION), an MLflow run (runs:/ID), a
@@ -41,13 +63,46 @@ def audit(model: str, as_json: bool) -> None:
     from orchestration.provenance import audit_subject, render, resolved
 
     root = project_root()
-    try:
-        with resolved(model, root) as subject:
-            result = audit_subject(subject, root)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    answer(result, as_json, render)
-    sys.exit(0 if result.verified else 1)
+    with usage(), resolved(model, root) as subject:
+        result = audit_subject(subject, root)
+        more, well = _further(subject, root, restore_to, again)
+    if html is not None:
+        from orchestration.provenance.page import write_page
+
+        write_page(result, html, more)
+    told = {**result.as_dict(), **{name: part for name, (part, _) in more.items()}}
+    lines = [render(result), *(text for _, text in more.values())]
+    click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else "\n\n".join(lines))
+    sys.exit(0 if result.verified and well else 1)
+
+
+def _further(
+    subject: Subject, root: Path, restore_to: Path | None, again: bool
+) -> tuple[dict[str, tuple[Any, str]], bool]:
+    """What was asked for beside the audit: by name, for machines and for people; and whether it came out well."""
+    from orchestration.provenance.audit import open_read_case
+    from orchestration.provenance.text import render_reproduction, render_restored
+
+    more: dict[str, tuple[Any, str]] = {}
+    well = True
+    if restore_to is not None:
+        from orchestration.provenance.restore import restore
+
+        try:
+            told = restore(open_read_case(subject.folder, root), restore_to)
+            more["restored"] = {"folder": str(restore_to), **told}, render_restored(restore_to, told)
+        except (ValueError, OSError) as error:
+            more["restored"], well = ({"error": str(error)}, f"NOT RESTORED: {error}"), False
+    if again:
+        from orchestration.provenance.reproduce import reproduce
+
+        try:
+            made = reproduce(open_read_case(subject.folder, root), lambda line: click.echo(line, err=True))
+            more["reproduced"] = made.as_dict(), render_reproduction(made)
+            well = well and made.same
+        except (ValueError, OSError) as error:
+            more["reproduced"], well = ({"error": str(error)}, f"NOT REPRODUCED: {error}"), False
+    return more, well
 
 
 COMMANDS = (audit,)

@@ -67,6 +67,19 @@ def open_case(model: Path, root: Path) -> tuple[Case, str]:
         return Case(model, root, {}), str(error)
 
 
+def open_read_case(model: Path, root: Path) -> Case:
+    """A case whose record has been read, for what goes beyond an audit.
+
+    Raises:
+        ValueError: the model carries no usable record.
+    """
+    case, _ = open_case(model, root)
+    link = _guarded("record", model_links.record, case)
+    if case.record is None:
+        raise ValueError(f"{model} carries no record that leads anywhere: {link.meaning}; {link.fix}")
+    return case
+
+
 def audit_subject(subject: Subject, root: Path, extra: Sequence[tuple[str, Check]] = ()) -> AuditResult:
     """`audit` of what a reference was resolved to, with the links that only this kind of reference has."""
     of_subject = [(f"reference {i}", check) for i, check in enumerate(subject.extra)]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from orchestration.provenance.link import AuditResult, Link
+
+if TYPE_CHECKING:
+    from orchestration.provenance.reproduce import Reproduction
 
 WIDTH = 100
 MARK = {"verified": "verified", "missing": "MISSING", "tampered": "TAMPERED"}
@@ -62,6 +67,31 @@ def _verdict(result: AuditResult) -> list[str]:
             "record; bring back what is named above and audit again."
         )
     return _wrap(text, "  ")
+
+
+def render_restored(folder: Path, told: Mapping[str, Any]) -> str:
+    """What was brought back, and where it is."""
+    lines = [f"RESTORED to {folder}, each file checked against the model's digests:"]
+    lines += [f"  {path}  ({md5})" for path, md5 in told["dvc"].items()]
+    return "\n".join([*lines, f"  params.yaml  ({told['parameters']})"])
+
+
+def render_reproduction(made: Reproduction) -> str:
+    """Which artifacts came out with the same bytes."""
+    lines = [f"run again in a clean place, {made.start}, with {made.code}"]
+    for each in made.artifacts:
+        lines.append(f"{'same bytes' if each.same else 'DIFFERS':<11}{each.path}")
+        if not each.same:
+            lines += _wrap(f"{INDENT}{each.detail or 'other bytes'}", INDENT)
+            lines += [f"{INDENT}expected {each.expected}", f"{INDENT}found    {each.found or 'nothing'}"]
+    if made.error:
+        lines += _wrap(f"NOT REPRODUCED: {made.error}", "  ")
+    elif made.same:
+        lines.append("REPRODUCED: the same bytes, from the first artifact to the model.")
+    else:
+        first = next((each.path for each in made.artifacts if not each.same), "nothing was made")
+        lines.append(f"NOT REPRODUCED: the first difference is in {first}.")
+    return "\n".join(lines)
 
 
 def _wrap(text: str, indent: str) -> list[str]:
