@@ -17,6 +17,7 @@ import click
 from orchestration.params import project_root
 
 if TYPE_CHECKING:
+    from orchestration.provenance.affected import Kind
     from orchestration.provenance.subject import Subject
 
 PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -61,15 +62,16 @@ def audit(model: str, as_json: bool, html: Path | None, restore_to: Path | None,
              plumbline audit data/quantized_model/random-64-w4a16-gptq --html audit.html
     """
     from orchestration.provenance import audit_subject, render, resolved
+    from orchestration.provenance.model_links import record_of
 
     root = project_root()
     with usage(), resolved(model, root) as subject:
         result = audit_subject(subject, root)
         more, well = _further(subject, root, restore_to, again)
-    if html is not None:
-        from orchestration.provenance.page import write_page
+        if html is not None:
+            from orchestration.provenance.page import write_page
 
-        write_page(result, html, more)
+            write_page(result, html, more, record_of(subject.folder))
     told = {**result.as_dict(), **{name: part for name, (part, _) in more.items()}}
     lines = [render(result), *(text for _, text in more.values())]
     click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else "\n\n".join(lines))
@@ -105,4 +107,35 @@ def _further(
     return more, well
 
 
-COMMANDS = (audit,)
+@click.command()
+@click.argument("what")
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["document", "file", "text", "source"]),
+    help="What WHAT is (default: the first of these that fits).",
+)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def affected(what: str, kind: Kind | None, as_json: bool) -> None:
+    """Every calibration set, model and deployment that WHAT touched, in every version that is still known.
+
+    WHAT is a document's id (or the beginning of it), a file, a text (every document that contains it), or a source:
+    a name under corpus.sources, or NAME/path of one of its files.
+
+    Exit status: 0 none, 1 something was touched (or cannot be ruled out), 2 nothing known is meant by WHAT.
+
+    \b
+    Example: plumbline affected stdlib/library
+             plumbline affected withdrawn.jsonl --json
+             plumbline affected "jane.doe@example.com" --as text
+    """
+    from orchestration.provenance.affected import affected as affected_by
+    from orchestration.provenance.affected_text import render_affected
+
+    with usage():
+        found = affected_by(what, project_root(), kind)
+    answer(found, as_json, render_affected)
+    sys.exit(1 if found.touched else 0)
+
+
+COMMANDS = (audit, affected)

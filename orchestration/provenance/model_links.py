@@ -85,6 +85,13 @@ def parse_object(data: bytes, name: str = "it") -> dict[str, Any]:
     return value
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """calibration.json of a model; empty if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_object(plain_file(folder, RECORD))
+    return {}
+
+
 def record(case: Case) -> Link:
     """calibration.json is the one whose SHA-256 config.json carries, and both say the same. Fills in the case."""
     name, problems = "record", []

@@ -16,7 +16,7 @@ from typing import Any
 from assets.artifact import sha256_file
 from orchestration.provenance.content import HASH, dvc_digest, locked
 from orchestration.provenance.link import Case, Link, dig
-from orchestration.provenance.model_links import RECORD, read_object
+from orchestration.provenance.model_links import RECORD, record_of
 from orchestration.provenance.objects import Store, folders
 from orchestration.provenance.registry import Version, registry_link, version_of, version_of_run
 
@@ -174,10 +174,8 @@ def _from_weights(reference: str, path: Path, root: Path, scratch: Path) -> Subj
 
 
 def _weights_of(folder: Path) -> list[Any]:
-    with contextlib.suppress(OSError, ValueError):
-        recorded = dig(read_object(folder / RECORD), "model")
-        return list(recorded.values()) if isinstance(recorded, dict) else []
-    return []
+    recorded = dig(record_of(folder), "model")
+    return list(recorded.values()) if isinstance(recorded, dict) else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------

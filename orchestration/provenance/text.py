@@ -26,7 +26,12 @@ def render(result: AuditResult) -> str:
     for link in result.links:
         lines += _link(link)
     lines += ["", *_verdict(result)]
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
+
+
+def printable(line: str) -> str:
+    """A line without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _head(about: dict[str, Any]) -> list[str]:
@@ -95,6 +100,5 @@ def render_reproduction(made: Reproduction) -> str:
 
 
 def _wrap(text: str, indent: str) -> list[str]:
-    flat = "".join(c if c.isprintable() else "?" for c in text)
-    shown = textwrap.wrap(flat, WIDTH, subsequent_indent=indent, replace_whitespace=False)[:5]
+    shown = textwrap.wrap(printable(text), WIDTH, subsequent_indent=indent, replace_whitespace=False)[:5]
     return shown or [""]
