@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.raw_corpus.document import Document, document_id
+from assets.raw_corpus.document import Document
 from assets.raw_corpus.rows import RowReader
 from assets.raw_corpus.sources.directory import SUFFIXES, read_file
 from orchestration.provenance.content import cached
@@ -22,7 +22,6 @@ from orchestration.provenance.objects import folders
 from orchestration.provenance.registry import Version, versions
 
 Kind = Literal["document", "file", "text", "source"]
-KINDS: tuple[Kind, ...] = ("document", "file", "text", "source")
 DOCUMENT = re.compile(r"[0-9a-f]{8,64}")
 LARGEST_DOCUMENT = 1 << 40
 """A file is read whatever `corpus.max_document_bytes` says: it may have been another when the file was ingested."""
@@ -76,7 +75,7 @@ class Affected:
     sets: list[Touched] = field(default_factory=list)
     models: list[Touched] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    """Registered versions of which nobody here has the record: they cannot be ruled out."""
+    """What cannot be ruled out: registered versions without a record here; texts without a document."""
 
     @property
     def touched(self) -> bool:
@@ -109,6 +108,9 @@ def affected(what: str, root: Path, kind: Kind | None = None) -> Affected:
     for version in versions(root):
         registered.setdefault(version.md5, []).append(version)
     for known in known_sets(root):
+        own = sum(sample.get("doc_ids") == [] for sample in known.samples)
+        if own and wanted.kind == "text":
+            result.unknown.append(f"calibration set {known.shown}: {own} samples that the base model wrote itself")
         if hits := [sample for sample in known.samples if wanted.meets(sample)]:
             tokens = sum(int(sample.get("n_tokens") or 0) for sample in hits)
             result.sets.append(Touched(known.name, known.md5, known.now, len(hits), len(known.samples), tokens))
@@ -117,7 +119,8 @@ def affected(what: str, root: Path, kind: Kind | None = None) -> Affected:
         with_record.add(known.md5)
         if hits := [sample for sample in known.samples if wanted.meets(sample)]:
             result.models.append(_model(known, len(hits), registered.get(known.md5, [])))
-    result.unknown = [v.shown for md5, of in registered.items() if md5 not in with_record for v in of]
+    lost = [version.shown for md5, of in registered.items() if md5 not in with_record for version in of]
+    result.unknown += [f"{name}: its record is neither in the workspace nor in DVC's cache" for name in lost]
     return result
 
 
@@ -133,11 +136,13 @@ def _model(known: Known, hits: int, registered: list[Version]) -> Touched:
 def _wanted(what: str, root: Path, kind: Kind | None) -> Wanted:
     if not what.strip() or "\0" in what:
         raise ValueError("nothing was given: expected a document's id, a file, a text or a source")
-    tried = [kind] if kind else ["document", "file", "source", "text"]
-    for each in tried:
-        found = {"document": _by_id, "file": _by_file, "source": _by_source, "text": _by_text}[each](what, root)
+    readings = {"document": _by_id, "file": _by_file, "source": _by_source, "text": _by_text}
+    for each in [kind] if kind else list(readings):
+        found = readings[each](what, root)
         if found is not None:
             return found
+    if kind == "text":  # asked for by name, so that it is no misspelt source
+        return Wanted("text", f"the text {what[:60]!r}, which is in no document known here")
     raise ValueError(
         f"{what[:80]!r}: no document, file, source or text of the corpus or of a calibration set here "
         f"{'' if kind is None else f'(as a {kind}) '}is that; sources: {', '.join(_sources(root)) or 'none'}"
@@ -153,10 +158,11 @@ def _by_id(what: str, root: Path) -> Wanted | None:
             listed = sample.get("doc_ids")
             found |= {d for d in listed or [] if str(d).startswith(what)} if isinstance(listed, list) else set()
     if len(found) > 1:
-        raise ValueError(
-            f"{what} is the beginning of {len(found)} documents' ids, such as {sorted(found)[:2]}; give more"
-        )
-    return Wanted("document", f"document {min(found)}", frozenset(found)) if found else None
+        some = ", ".join(sorted(found)[:2])
+        raise ValueError(f"{what} is the beginning of {len(found)} documents' ids, such as {some}; give more of it")
+    if found or len(what) == 64:  # one that nothing here knows has touched nothing
+        return Wanted("document", f"document {min(found, default=what)}", frozenset(found or {what}))
+    return None
 
 
 def _by_file(what: str, root: Path) -> Wanted | None:
@@ -193,30 +199,24 @@ def _by_source(what: str, root: Path) -> Wanted | None:
 
 def _with_documents(wanted: Wanted, root: Path) -> Wanted:
     """Also the documents by their ids: a joined sample names the source of its first document only."""
-    found = {
-        row["doc_id"] for shard in _shards(root) for row in _rows(shard) if wanted.meets({"source": row["source"]})
-    }
+    rows = (row for shard in _shards(root) for row in _rows(shard))
+    found = {row["doc_id"] for row in rows if wanted.meets({"source": row["source"]})}
     return Wanted(wanted.kind, f"{wanted.shown}, {len(found)} documents", frozenset(found), wanted.prefix)
 
 
 def _by_text(what: str, root: Path) -> Wanted | None:
-    """The document that is this text, or every document that contains it."""
-    exact = document_id(what, None)
+    """Every document that contains the text, in whatever corpus is still known."""
     found = set()
     for shard in _shards(root):
         with suppress(OSError, ValueError, KeyError, pa.ArrowException), pq.ParquetFile(shard) as file:
             for batch in file.iter_batches(columns=["doc_id", "text", "messages"]):
                 text = batch.column("text")
-                chats = [
-                    str([m["content"] for m in chat]) if chat else "" for chat in batch.column("messages").to_pylist()
-                ]
-                hits = pc.or_(
-                    pc.fill_null(pc.match_substring(text, what), False), pc.match_substring(pa.array(chats), what)
-                )
+                chats = batch.column("messages").to_pylist()
+                said = pa.array(["\n".join(m["content"] for m in chat or []) for chat in chats], pa.string())
+                in_text = pc.fill_null(pc.match_substring(text, what), False)
+                hits = pc.or_(in_text, pc.match_substring(said, what))
                 found.update(pc.filter(batch.column("doc_id"), hits).to_pylist())
-    if exact in found:
-        return Wanted("text", f"document {exact}, which is this text", frozenset({exact}))
-    return Wanted("text", f"{len(found)} documents with the text {what[:60]!r}", frozenset(found)) if found else None
+    return Wanted("text", f"{len(found)} document(s) with the text {what[:60]!r}", frozenset(found)) if found else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestration.provenance.affected import Affected, Touched
-from orchestration.provenance.text import printable
+from orchestration.provenance.text import printable, wrapped
 
 FIRST = 5
 
@@ -20,9 +20,8 @@ def render_affected(found: Affected) -> str:
     if found.models:
         lines += ["", "models", *(_line(each) for each in found.models)]
     if found.unknown:
-        lines += ["", "registered, and not to be told (their records are not here: `dvc pull` in their commits)"]
-        lines += [f"  {version}" for version in found.unknown]
-    return "\n".join(printable(line) for line in [*lines, "", _verdict(found)])
+        lines += ["", "cannot be ruled out", *(f"  {what}" for what in found.unknown)]
+    return "\n".join(printable(line) for line in [*lines, "", *wrapped(_verdict(found), "  ")])
 
 
 def _line(each: Touched) -> str:

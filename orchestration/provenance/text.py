@@ -44,17 +44,17 @@ def _head(about: dict[str, Any]) -> list[str]:
         f"on {about['samples']} samples of {about['documents']} documents: {domains}",
         f"most from {', '.join(f'{source} ({count})' for source, count in about['sources'].items())}",
     ]
-    return [line for text in lines for line in _wrap(f"  {text}", "    ")]
+    return [line for text in lines for line in wrapped(f"  {text}", "    ")]
 
 
 def _link(link: Link) -> list[str]:
-    lines = _wrap(f"{MARK[link.status]:<9}  {link.name}: {link.meaning}", INDENT)
+    lines = wrapped(f"{MARK[link.status]:<9}  {link.name}: {link.meaning}", INDENT)
     if link.status == "verified":
         return lines
     if link.expected or link.found:
         lines.append(f"{INDENT}expected {link.expected or 'nothing'}")
         lines.append(f"{INDENT}found    {link.found or 'nothing'}")
-    return lines + _wrap(f"{INDENT}fix: {link.fix}", INDENT + "     ")
+    return lines + wrapped(f"{INDENT}fix: {link.fix}", INDENT + "     ")
 
 
 def _verdict(result: AuditResult) -> list[str]:
@@ -71,7 +71,7 @@ def _verdict(result: AuditResult) -> list[str]:
             f"NOT VERIFIED: {', '.join(broken['missing'])} could not be checked here. Nothing found contradicts the "
             "record; bring back what is named above and audit again."
         )
-    return _wrap(text, "  ")
+    return wrapped(text, "  ")
 
 
 def render_restored(folder: Path, told: Mapping[str, Any]) -> str:
@@ -87,10 +87,10 @@ def render_reproduction(made: Reproduction) -> str:
     for each in made.artifacts:
         lines.append(f"{'same bytes' if each.same else 'DIFFERS':<11}{each.path}")
         if not each.same:
-            lines += _wrap(f"{INDENT}{each.detail or 'other bytes'}", INDENT)
+            lines += wrapped(f"{INDENT}{each.detail or 'other bytes'}", INDENT)
             lines += [f"{INDENT}expected {each.expected}", f"{INDENT}found    {each.found or 'nothing'}"]
     if made.error:
-        lines += _wrap(f"NOT REPRODUCED: {made.error}", "  ")
+        lines += wrapped(f"NOT REPRODUCED: {made.error}", "  ")
     elif made.same:
         lines.append("REPRODUCED: the same bytes, from the first artifact to the model.")
     else:
@@ -99,6 +99,7 @@ def render_reproduction(made: Reproduction) -> str:
     return "\n".join(lines)
 
 
-def _wrap(text: str, indent: str) -> list[str]:
+def wrapped(text: str, indent: str) -> list[str]:
+    """A paragraph as lines of the screen's width, five at most."""
     shown = textwrap.wrap(printable(text), WIDTH, subsequent_indent=indent, replace_whitespace=False)[:5]
     return shown or [""]
