@@ -49,7 +49,19 @@ def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
     help="Bring back the exact calibration set, statistics and parameters, from DVC's cache or remote.",
 )
 @click.option("--reproduce", "again", is_flag=True, help="Run the chain again in a clean place: same bytes?")
-def audit(model: str, as_json: bool, html: Path | None, restore_to: Path | None, again: bool) -> None:
+@click.option("--public-key", type=PEM, metavar="PEM", help="Also verify the signatures of `plumbline sign`.")
+@click.option("--signature", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
+@click.option("--statement", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
+def audit(
+    model: str,
+    as_json: bool,
+    html: Path | None,
+    restore_to: Path | None,
+    again: bool,
+    public_key: Path | None,
+    signature: Path | None,
+    statement: Path | None,
+) -> None:
     """From a MODEL back to the documents: every digest is recomputed.
 
     MODEL is a folder, a registered model (models:/NAME@ALIAS or models:/NAME/VERSION), an MLflow run (runs:/ID), a
@@ -66,7 +78,13 @@ def audit(model: str, as_json: bool, html: Path | None, restore_to: Path | None,
 
     root = project_root()
     with usage(), resolved(model, root) as subject:
-        result = audit_subject(subject, root)
+        signed: tuple[Any, ...] = ()
+        if public_key is not None:
+            from orchestration.provenance.signing import signature_links, signature_paths
+
+            beside = signature_paths(subject.home)
+            signed = signature_links(public_key, signature or beside[0], statement or beside[1])
+        result = audit_subject(subject, root, signed)
         more, well = _further(subject, root, restore_to, again)
         if html is not None:
             from orchestration.provenance.page import write_page
@@ -138,4 +156,82 @@ def affected(what: str, kind: Kind | None, as_json: bool) -> None:
     sys.exit(1 if found.touched else 0)
 
 
-COMMANDS = (audit, affected)
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def log(as_json: bool) -> None:
+    """The history of champions: when, which choice on which data, its figures, who promoted it and why.
+
+    Exit status: 0 there is a champion, 1 there is none, 2 MLflow does not answer.
+
+    \b
+    Example: plumbline log
+    """
+    from orchestration.provenance.champions import champions, render_log
+
+    with usage():
+        history = champions(project_root())
+    answer(history, as_json, render_log)
+    sys.exit(0 if history.champion else 1)
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--json", "as_json", is_flag=True, help="For machines, with every sample.")
+def diff(a: str, b: str, as_json: bool) -> None:
+    """What differs between the chains of the models A and B: samples in and out, parameters, versions, figures.
+
+    A and B are whatever `plumbline audit` takes: folders, registered models, runs, weights files, DVC hashes.
+
+    Exit status: 0 nothing differs, 1 something does, 2 no such model.
+
+    \b
+    Example: plumbline diff models:/plumbline/3 models:/plumbline@champion
+    """
+    from orchestration.provenance import resolved
+    from orchestration.provenance.audit import open_read_case
+    from orchestration.provenance.difference import difference, render_difference
+
+    root = project_root()
+    with usage(), resolved(a, root) as of_a, resolved(b, root) as of_b:
+        cases = open_read_case(of_a.folder, root), open_read_case(of_b.folder, root)
+        found = difference(*cases, (of_a.shown, of_b.shown))
+    answer(found, as_json, render_difference)
+    sys.exit(0 if found.same else 1)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--key", type=PEM, required=True, metavar="PEM", help="A private key on an elliptic curve.")
+@click.option("--password", envvar="PLUMBLINE_KEY_PASSWORD", help="Of the key (or PLUMBLINE_KEY_PASSWORD).")
+def sign(model: str, key: Path, password: str | None) -> None:
+    """Sign the folder of MODEL and the statement of its provenance, once its audit has verified every link.
+
+    Beside the folder it writes NAME.sig, a signature over every file (OpenSSF model-signing), and NAME.intoto.json, the
+    chain as a signed in-toto statement with SLSA provenance. Needs the extra `signing`.
+
+    Exit status: 0 signed, 1 the chain does not verify, 2 the key or the model cannot be used.
+
+    \b
+    Example: openssl ecparam -name prime256v1 -genkey -noout -out key.pem
+             openssl ec -in key.pem -pubout -out key.pub
+             plumbline sign models:/plumbline@champion --key key.pem
+             plumbline audit models:/plumbline@champion --public-key key.pub
+    """
+    from orchestration.provenance import audit_subject, render, resolved
+    from orchestration.provenance.audit import open_read_case
+    from orchestration.provenance.signing import sign as sign_model
+    from orchestration.provenance.signing import signature_paths
+
+    root = project_root()
+    with usage(), resolved(model, root) as subject:
+        result = audit_subject(subject, root)
+        if not result.verified:
+            click.echo(f"{render(result)}\n\nNOT SIGNED: a signature would vouch for a chain that does not verify.")
+            sys.exit(1)
+        paths = signature_paths(subject.home)
+        sign_model(open_read_case(subject.folder, root), key, password, *paths)
+    click.echo(f"signed {subject.shown}:\n  {paths[0]}  every file of the folder\n  {paths[1]}  its provenance")
+
+
+COMMANDS = (audit, affected, log, diff, sign)

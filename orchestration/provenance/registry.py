@@ -83,12 +83,12 @@ def version_of(root: Path, uri: str) -> Version:
     if match is None:
         raise NoRegistry(f"{uri!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION, such as models:/plumbline/3")
     name, alias, version = match["name"], match["alias"], match["version"]
-    with _asking(root, name) as (tracking, client):
+    with asking(root, name) as (tracking, client):
         try:
             if alias:
                 version = str(client.get_model_version_by_alias(name, alias).version)
             return _read(name, client.get_model_version(name, version))
-        except _mlflow_error() as error:
+        except mlflow_error() as error:
             raise NoRegistry(
                 f"{uri}: MLflow at {tracking.uri} says {str(error)[:200]}; `plumbline log` lists"
             ) from error
@@ -100,10 +100,10 @@ def version_of_run(root: Path, run_id: str) -> Version:
     Raises:
         NoRegistry: there is no such run, or it registered no model.
     """
-    with _asking(root) as (tracking, client):
+    with asking(root) as (tracking, client):
         try:
             run = client.get_run(run_id)
-        except _mlflow_error() as error:
+        except mlflow_error() as error:
             raise NoRegistry(f"MLflow at {tracking.uri} has no run {run_id}: {str(error)[:200]}") from error
         name = tracking.registered_model
         found = client.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'")
@@ -115,11 +115,11 @@ def version_of_run(root: Path, run_id: str) -> Version:
 def versions(root: Path) -> list[Version]:
     """Every registered version, oldest first; none where there is no registry."""
     try:
-        with _asking(root) as (tracking, client):
+        with asking(root) as (tracking, client):
             name = tracking.registered_model
             try:
                 aliases = client.get_registered_model(name).aliases
-            except _mlflow_error():
+            except mlflow_error():
                 return []
             by_version: dict[str, list[str]] = {}
             for alias, version in aliases.items():
@@ -134,9 +134,9 @@ def versions(root: Path) -> list[Version]:
 def figures_of(root: Path, run_id: str) -> dict[str, float]:
     """The metrics of a run; empty if it cannot be asked."""
     try:
-        with _asking(root) as (_, client):
+        with asking(root) as (_, client):
             return dict(client.get_run(run_id).data.metrics)
-    except (NoRegistry, _mlflow_error()):
+    except (NoRegistry, mlflow_error()):
         return {}
 
 
@@ -160,7 +160,7 @@ def registry_link(version: Version, case: Case) -> Link:
 
 
 @contextlib.contextmanager
-def _asking(root: Path, name: str = "") -> Any:
+def asking(root: Path, name: str = "") -> Any:
     from orchestration.tracking import TrackingError
 
     try:
@@ -171,7 +171,7 @@ def _asking(root: Path, name: str = "") -> Any:
         raise NoRegistry(str(error)) from error
 
 
-def _mlflow_error() -> type[Exception]:
+def mlflow_error() -> type[Exception]:
     from mlflow.exceptions import MlflowException
 
     return MlflowException  # type: ignore[no-any-return]

@@ -42,6 +42,13 @@ class Subject:
     extra: tuple[Callable[[Case], Link], ...] = ()
     """Links that only this kind of reference has."""
     version: Version | None = None
+    place: Path | None = None
+    """Where the folder belongs, if `folder` is a copy of it."""
+
+    @property
+    def home(self) -> Path:
+        """The folder beside which its signatures lie."""
+        return self.place or self.folder
 
 
 @contextlib.contextmanager
@@ -107,7 +114,8 @@ def _registered(reference: str, version: Version, root: Path, scratch: Path) -> 
         if found == version.md5 or (found != recorded and recorded in (None, version.md5)):
             return Subject(reference, place, f"{version.path}, {version.shown}", extra, version)
     subject = _from_cache(reference, version.md5, root, scratch)
-    return Subject(reference, subject.folder, f"{subject.shown}, {version.shown}", (*subject.extra, *extra), version)
+    shown = f"{subject.shown}, {version.shown}"
+    return Subject(reference, subject.folder, shown, (*subject.extra, *extra), version, place if inside else None)
 
 
 def _from_cache(reference: str, md5: str, root: Path, scratch: Path) -> Subject:
@@ -232,7 +240,7 @@ def _from_hub(reference: str, snapshot: Path, scratch: Path) -> Subject:
         link_ = Link("hub cache", "tampered", "; ".join(wrong[:5]), revision, "", fix)
     else:
         link_ = Link("hub cache", "verified", f"{count} files of {shown}, each blob is what its name says", revision)
-    return Subject(reference, scratch, shown, (lambda case: link_,))
+    return Subject(reference, scratch, shown, (lambda case: link_,), place=snapshot)
 
 
 def _blob_holds(blob: Path) -> bool:
