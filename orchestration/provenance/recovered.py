@@ -29,7 +29,8 @@ def chain_hashes(case: Case) -> dict[str, str]:
     From the runs that DVC remembers; a set or statistics that no remembered run leads to are looked for in DVC's cache
     by the digests that the model carries.
     """
-    made, found = case.made_by, {}
+    made = case.made_by
+    found: dict[str, str] = {}
     if made is not None:
         for path, entry in case.history.ancestry(next(iter(made.outs.values())), next(iter(made.outs))).items():
             found |= {dep: md5 for dep, md5 in entry.deps.items() if dep.startswith("data/")}
