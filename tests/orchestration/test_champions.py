@@ -84,7 +84,7 @@ def test_a_history_that_was_tampered_with_says_so(both: Path) -> None:
     assert run(both, "log").exit_code == 0
 
 
-def test_without_a_champion(both: Path, workspace: Path) -> None:
+def test_without_a_registry(workspace: Path) -> None:
     result = run(workspace, "log")
     assert result.exit_code == 2 and "`plumbline run` makes it" in result.output
 
