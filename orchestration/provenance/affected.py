@@ -166,8 +166,8 @@ def _by_id(what: str, root: Path) -> Wanted | None:
 
 
 def _by_file(what: str, root: Path) -> Wanted | None:
-    path = Path(what) if Path(what).is_file() else root / what
     try:
+        path = Path(what) if Path(what).is_file() else root / what
         if not path.is_file():
             return None
     except OSError:  # a text, too long for a name

@@ -48,8 +48,9 @@ class Store:
             ValueError: an object is damaged; nothing of it is left in `target`.
         """
         files = self.listing(md5)
-        if self.fetch and any(cached(self.root, each) is None for each in files.values()):
-            self._pull(md5)
+        lacking = [each for each in files.values() if cached(self.root, each) is None]
+        if self.fetch and lacking:
+            self._pull(*lacking)
         target.mkdir(parents=True, exist_ok=True)
         for name, each in files.items():
             source = cached(self.root, each)
@@ -83,8 +84,8 @@ class Store:
             "pipeline with the parameters and data of then"
         )
 
-    def _pull(self, md5: str) -> None:
-        """Fetch a folder's listing and files. What the remote lacks shows when it is looked for."""
+    def _pull(self, *hashes: str) -> None:
+        """Fetch objects. What the remote lacks shows when it is looked for, and what it has is checked when placed."""
         from dvc.config import NoRemoteError, RemoteConfigError
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
@@ -94,12 +95,12 @@ class Store:
         logging.getLogger("dvc_data").setLevel(logging.CRITICAL)
         try:
             with Repo(str(self.root)) as repo:
-                # Whatever scheme the remote has; an object found there is checked again when it is placed.
-                repo.cloud.pull([HashInfo("md5", md5)])
+                repo.cloud.pull([HashInfo("md5", md5) for md5 in hashes])
         except (NoRemoteError, RemoteConfigError):
             return
         except (DvcException, OSError, FileNotFoundError) as error:
-            raise Lacking(f"DVC's remote does not answer ({str(error)[:200]}); mend it, or bring the cache") from error
+            why = f"DVC's remote cannot be asked ({str(error)[:200]})"
+            raise Lacking(f"{why}; mend .dvc/config, or bring the cache") from error
 
 
 def read_object_of(root: Path, md5: str) -> bytes | None:

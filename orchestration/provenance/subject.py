@@ -70,9 +70,13 @@ def resolved(reference: str, root: Path) -> Iterator[Subject]:
 def _resolve(reference: str, root: Path, scratch: Path) -> Subject:
     if reference.startswith("models:"):
         return _registered(reference, version_of(root, reference), root, scratch)
+    if not reference.strip():
+        raise Unresolvable(f"nothing was given: expected a folder, a file, models:/NAME@ALIAS or a run; {_known(root)}")
     path = Path(reference)
-    if "\0" in reference:
-        raise Unresolvable(f"{reference!r} is no path")
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        raise Unresolvable(f"{reference[:80]!r} is no path: {error}") from error
     if path.is_dir():
         if (hub := _hub_snapshot(path)) is not None:
             return _from_hub(reference, hub, scratch)

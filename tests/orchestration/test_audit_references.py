@@ -172,7 +172,7 @@ def test_tampering_with_the_hubs_cache_is_found(hub: Path, registered: Path, tmp
     ("reference", "says"),
     [
         ("models:/plumbline@nobody", "alias nobody not found"),
-        ("models:/plumbline/99", "version=99 not found"),
+        ("models:/plumbline/99", "version=99) not found"),
         ("models:/plumbline", "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
         ("runs:/" + "0" * 32, "has no run"),
         ("data/quantized_model/random-9-w4a16-rtn", "neither a folder nor a file is there"),

@@ -17,7 +17,19 @@ from orchestration.provenance.history import History
 from orchestration.provenance.recovered import chain_hashes
 from orchestration.provenance.reproduce import _lay_out_code, _lay_out_sources, _write_params
 from orchestration.provenance.restore import restore
-from tests.orchestration.small_chain import CHOICE, CORPUS, MODEL, OTHER, SCHEME, SET, STATS, record, remember
+from tests.orchestration.small_chain import (
+    CHOICE,
+    CORPUS,
+    MODEL,
+    OTHER,
+    OTHER_SET,
+    OTHER_STATS,
+    SCHEME,
+    SET,
+    STATS,
+    record,
+    remember,
+)
 from tests.orchestration.test_tampering import run
 
 QUANTIZED = f"quantized_model@{CHOICE}-{SCHEME}"
@@ -27,11 +39,12 @@ def move_on(root: Path) -> None:
     """dvc.lock and the working tree hold something else under the same names."""
     for stage in (f"calibration_set@{CHOICE}", f"activation_stats@{CHOICE}", QUANTIZED):
         remember(root, stage)
-    for path in (SET, STATS):
+    for path, other in ((SET, OTHER_SET), (STATS, OTHER_STATS)):
         shutil.rmtree(root / path)
-        (root / path).mkdir()
-        (root / path / "manifest.json").write_text("{}")
+        shutil.copytree(root / other, root / path)
     record(root, f"calibration_set@{CHOICE}", SET, [])
+    record(root, f"activation_stats@{CHOICE}", STATS, [SET])
+    (root / ".dvc/config").write_text("[core]\n    no_scm = true\n")
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -107,14 +120,11 @@ def test_nothing_is_left_where_something_cannot_be_had(both: Path, tmp_path: Pat
 
 def test_history_remembers_from_lock_run_cache_and_git(workspace: Path) -> None:
     model, chosen = dvc_digest(workspace / MODEL), dvc_digest(workspace / SET)
-    assert [entry.name for entry in History(workspace).ancestry(model).values()] == [
-        "raw_corpus",
-        "tokenized_samples",
-        f"calibration_choice@{CHOICE}",
-        f"calibration_set@{CHOICE}",
-        f"activation_stats@{CHOICE}",
-        QUANTIZED,
-    ] or set(History(workspace).ancestry(model)) >= {CORPUS, SET, STATS, MODEL}
+    ancestry = History(workspace).ancestry(model)
+    assert {CORPUS, SET, STATS, MODEL, f"data/calibration_choice/{CHOICE}", "data/tokenized_samples"} == ancestry.keys()
+    order = list(ancestry)
+    assert order.index(CORPUS) < order.index("data/tokenized_samples") < order.index(SET) < order.index(STATS)
+    assert order[-1] == MODEL
     git(workspace, "init", "-q")
     git(workspace, "add", "dvc.lock")
     git(workspace, "commit", "-qm", "one")

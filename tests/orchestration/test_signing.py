@@ -43,7 +43,7 @@ def test_a_signed_model_verifies_and_its_folder_is_untouched(
     assert {found["signature"]["status"], found["statement"]["status"]} == {"verified"}
     assert run(signed, "audit", str(signed / MODEL), "--public-key", str(keys[1])).exit_code == 0
     command = [sys.executable, "-m", "model_signing", "verify", "key", str(signed / MODEL)]
-    command += ["--signature", str(signed / f"{MODEL}.sig"), "--public-key", str(keys[1])]
+    command += ["--signature", str(signed / f"{MODEL}.sig"), "--public_key", str(keys[1])]
     assert subprocess.run(command, capture_output=True).returncode == 0  # its own command agrees
 
 

@@ -427,7 +427,7 @@ def test_json_without_end_is_not_read(both: Path, monkeypatch: pytest.MonkeyPatc
 NO_MODELS = ["", "\0", "../../../etc/passwd\0", "/dev/null", "/dev/zero", "models:/", "models:/a/../b", "models:/x@y@z"]
 
 
-@pytest.mark.parametrize("reference", [*NO_MODELS, "runs:/x", "0" * 32, "nothing/there"])
+@pytest.mark.parametrize("reference", [*NO_MODELS, "runs:/x", "0" * 32, "nothing/there", "a" * 5000])
 def test_what_is_no_model_is_a_usage_error(reference: str, registered: Path) -> None:
     result = run(registered, "audit", reference)
     assert result.exit_code == 2 and "Error: " in result.output
