@@ -28,7 +28,7 @@ def usage() -> Iterator[None]:
     """What cannot be understood ends a command with exit status 2 and a sentence."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -82,7 +82,7 @@ def audit(
         if public_key is not None:
             from orchestration.provenance.signing import signature_links, signature_paths
 
-            beside = signature_paths(subject.home)
+            beside = signature_paths(subject.place or subject.folder)
             signed = signature_links(public_key, signature or beside[0], statement or beside[1])
         result = audit_subject(subject, root, signed)
         more, well = _further(subject, root, restore_to, again)
@@ -100,7 +100,7 @@ def _further(
     subject: Subject, root: Path, restore_to: Path | None, again: bool
 ) -> tuple[dict[str, tuple[Any, str]], bool]:
     """What was asked for beside the audit: by name, for machines and for people; and whether it came out well."""
-    from orchestration.provenance.audit import open_read_case
+    from orchestration.provenance.audit import UNFORESEEN, open_read_case
     from orchestration.provenance.text import render_reproduction, render_restored
 
     more: dict[str, tuple[Any, str]] = {}
@@ -111,8 +111,8 @@ def _further(
         try:
             told = restore(open_read_case(subject.folder, root), restore_to)
             more["restored"] = {"folder": str(restore_to), **told}, render_restored(restore_to, told)
-        except (ValueError, OSError) as error:
-            more["restored"], well = ({"error": str(error)}, f"NOT RESTORED: {error}"), False
+        except UNFORESEEN as error:
+            more["restored"], well = ({"error": str(error)}, f"NOT RESTORED: {_why(error)}"), False
     if again:
         from orchestration.provenance.reproduce import reproduce
 
@@ -120,9 +120,14 @@ def _further(
             made = reproduce(open_read_case(subject.folder, root), lambda line: click.echo(line, err=True))
             more["reproduced"] = made.as_dict(), render_reproduction(made)
             well = well and made.same
-        except (ValueError, OSError) as error:
-            more["reproduced"], well = ({"error": str(error)}, f"NOT REPRODUCED: {error}"), False
+        except UNFORESEEN as error:
+            more["reproduced"], well = ({"error": str(error)}, f"NOT REPRODUCED: {_why(error)}"), False
     return more, well
+
+
+def _why(error: Exception) -> str:
+    """The sentence of an error that was foreseen; of another, also its kind."""
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error!s:.200}"
 
 
 @click.command()
@@ -229,7 +234,9 @@ def sign(model: str, key: Path, password: str | None) -> None:
         if not result.verified:
             click.echo(f"{render(result)}\n\nNOT SIGNED: a signature would vouch for a chain that does not verify.")
             sys.exit(1)
-        paths = signature_paths(subject.home)
+        if subject.place is None:
+            raise ValueError(f"{model}: only DVC's cache has this folder; `dvc checkout` it, and sign it where it lies")
+        paths = signature_paths(subject.place)
         sign_model(open_read_case(subject.folder, root), key, password, *paths)
     click.echo(f"signed {subject.shown}:\n  {paths[0]}  every file of the folder\n  {paths[1]}  its provenance")
 

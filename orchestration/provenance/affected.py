@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -12,12 +13,14 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from assets.raw_corpus.document import Document
 from assets.raw_corpus.rows import RowReader
 from assets.raw_corpus.sources.directory import SUFFIXES, read_file
 from orchestration.provenance.content import cached
 from orchestration.provenance.known import Known, known_models, known_sets
+from orchestration.provenance.link import dig
 from orchestration.provenance.objects import folders
 from orchestration.provenance.registry import Version, versions
 
@@ -175,15 +178,31 @@ def _by_file(what: str, root: Path) -> Wanted | None:
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
     if suffix is None:
         raise ValueError(f"{path}: expected one of {', '.join(SUFFIXES)}, which is what the corpus is read from")
-    reader = RowReader("file", "file", LARGEST_DOCUMENT)
+    found: set[str] = set()
+    rows = 0
     try:
-        rows = list(read_file(path, suffix, reader))
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        for column in _columns(root):
+            for row in read_file(path, suffix, RowReader("file", "file", LARGEST_DOCUMENT, column)):
+                rows += 1
+                found |= {row.doc_id} if isinstance(row, Document) else set()
+    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read: {str(error)[:200]}") from error
-    found = frozenset(row.doc_id for row in rows if isinstance(row, Document))
-    if not found:
-        raise ValueError(f"{path} holds no document: {len(rows)} rows, none of them readable")
-    return Wanted("file", f"{len(found)} documents of the file {path.name}", found)
+    # Under its name in the corpus, too: it may have held other rows when it was ingested.
+    named = Wanted("source", what, prefix=what)
+    in_corpus = any(named.meets({"source": row["source"]}) for shard in _shards(root) for row in _rows(shard))
+    prefix = what if in_corpus else ""
+    if not found and not prefix:
+        raise ValueError(f"{path} holds no document: {rows} rows, none of them readable")
+    return Wanted("file", f"the file {path.name}, {len(found)} document(s) now", frozenset(found), prefix)
+
+
+def _columns(root: Path) -> list[str]:
+    """Names under which the sources of params.yaml keep their texts."""
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        sources = dig(yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")), "corpus", "sources")
+        named = [dig(source, "column") for source in (sources or {}).values()]
+        return list(dict.fromkeys(["text", *(name for name in named if isinstance(name, str))]))
+    return ["text"]
 
 
 def _by_source(what: str, root: Path) -> Wanted | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,8 @@ import yaml
 from orchestration.provenance.content import Entry, cache_folder, entry_of, locked
 
 DATA = "data/"
+ARTIFACT = re.compile(r"data/[a-z_]+(/[a-z0-9][a-z0-9_-]*)?")
+"""Where an artifact lies in a workspace. A record that names another place is nobody's that may be followed."""
 
 
 class History:
@@ -40,12 +43,13 @@ class History:
 
         def walk(md5: str, path: str) -> None:
             entry = self.maker(md5, path)
-            place = next((out for out, holds in entry.outs.items() if holds == md5), "") if entry else ""
-            if entry is None or place in found:
+            outs = entry.outs.items() if entry else ()
+            place = next((out for out, holds in outs if holds == md5 and ARTIFACT.fullmatch(out)), "")
+            if entry is None or not place or place in found:
                 return
             found[place] = entry  # before its inputs: a forged entry may name itself
             for dep, holds in sorted(entry.deps.items()):
-                if dep.startswith(DATA):
+                if ARTIFACT.fullmatch(dep):
                     walk(holds, dep)
             found[place] = found.pop(place)
 

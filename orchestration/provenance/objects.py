@@ -31,7 +31,10 @@ class Store:
             ValueError: what is there is no listing of plain relative paths.
         """
         self._ensure(md5)
-        files = cached_listing(self.root, md5)
+        try:
+            files = cached_listing(self.root, md5)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{_shown(self.root, md5)} is no listing of a folder; do not use it") from error
         if files is None:
             raise ValueError(f"{_shown(self.root, md5)} holds other bytes than its name says; delete it and `dvc pull`")
         for name in files:

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestration.provenance import data_links
 from orchestration.provenance.content import Hasher, locked
+from orchestration.provenance.history import ARTIFACT
 from orchestration.provenance.link import Case, Link, dig
 from orchestration.provenance.model_links import documents_of, parse_object
 from orchestration.provenance.objects import Store, folders, read_object_of
@@ -33,9 +34,9 @@ def chain_hashes(case: Case) -> dict[str, str]:
     found: dict[str, str] = {}
     if made is not None:
         for path, entry in case.history.ancestry(next(iter(made.outs.values())), next(iter(made.outs))).items():
-            found |= {dep: md5 for dep, md5 in entry.deps.items() if dep.startswith("data/")}
+            found |= {dep: md5 for dep, md5 in entry.deps.items() if ARTIFACT.fullmatch(dep)}
             found[path] = entry.outs[path]
-        found |= {dep: md5 for dep, md5 in made.deps.items() if dep.startswith("data/")}
+        found |= {dep: md5 for dep, md5 in made.deps.items() if ARTIFACT.fullmatch(dep)}
     kinds = {path.rsplit("/", 1)[0] if path.count("/") > 1 else path for path in found}
     if {SET, STATS} <= kinds:
         return found

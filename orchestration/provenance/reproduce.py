@@ -151,6 +151,11 @@ def _holds(path: Path, md5: str) -> bool:
     return path.exists() and content_md5(path) == md5
 
 
+def _inside(path: str) -> bool:
+    """A relative path that does not lead out of the folder it is relative to."""
+    return not Path(path).is_absolute() and ".." not in Path(path).parts
+
+
 def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> tuple[str, list[str]]:
     """What the first step reads; where the sources have moved on, the corpus itself out of DVC's cache."""
     assets = [asset for asset in ORDER if any(path.split("/")[1] == asset for path in ancestry)]
@@ -159,14 +164,16 @@ def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> 
     moved = []
     deps = {} if corpus is None else {d: m for d, m in corpus.deps.items() if not d.startswith(("assets/", "data/"))}
     for dep, md5 in deps.items():
-        if not _holds(case.root / dep, md5):
+        if Path(dep).is_absolute() and _holds(Path(dep), md5):
+            continue  # read from where it is
+        if not _inside(dep) or not _holds(case.root / dep, md5):
             moved.append(dep)
         elif (case.root / dep).is_dir():
             shutil.copytree(case.root / dep, place / dep, dirs_exist_ok=True)
         else:
             shutil.copyfile(case.root / dep, place / dep)
     model = str((used.get("model") or {}).get("name", ""))
-    if model and not Path(model).is_absolute() and (case.root / model).is_dir() and not (place / model).exists():
+    if model and _inside(model) and (case.root / model).is_dir() and not (place / model).exists():
         (place / model).parent.mkdir(parents=True, exist_ok=True)
         (place / model).symlink_to((case.root / model).resolve())
     if corpus is not None and not moved:
@@ -191,6 +198,10 @@ def _write_params(case: Case, made: Entry, place: Path) -> None:
     merged["calibrations"] = used.get("calibrations") or {choice: now["calibrations"][choice]}
     merged["grid"], merged["deployment"] = {"calibrations": [choice], "schemes": [scheme]}, {"scheme": scheme}
     merged["report"] = {**(now.get("report") or {}), "baseline": None}
+    if isinstance(merged.get("model"), dict):
+        # A record of DVC's may not switch on what params.yaml does not: code that comes with a model.
+        trusted = bool((now.get("model") or {}).get("trust_remote_code"))
+        merged["model"] = {**merged["model"], "trust_remote_code": trusted}
     (place / "params.yaml").write_text(yaml.safe_dump(merged, sort_keys=False, allow_unicode=True), encoding="utf-8")
     requested = place / "requested.yaml"
     requested.write_text("requested: []\n", encoding="utf-8")

@@ -43,12 +43,7 @@ class Subject:
     """Links that only this kind of reference has."""
     version: Version | None = None
     place: Path | None = None
-    """Where the folder belongs, if `folder` is a copy of it."""
-
-    @property
-    def home(self) -> Path:
-        """The folder beside which its signatures lie."""
-        return self.place or self.folder
+    """The folder beside which its signatures lie; None where only a temporary copy is at hand."""
 
 
 @contextlib.contextmanager
@@ -80,7 +75,7 @@ def _resolve(reference: str, root: Path, scratch: Path) -> Subject:
     if path.is_dir():
         if (hub := _hub_snapshot(path)) is not None:
             return _from_hub(reference, hub, scratch)
-        return Subject(reference, path, reference)
+        return Subject(reference, path, reference, place=path)
     if path.is_file():
         return _from_weights(reference, path, root, scratch)
     if match := RUN.fullmatch(reference):
@@ -88,7 +83,7 @@ def _resolve(reference: str, root: Path, scratch: Path) -> Subject:
     if HASH.fullmatch(reference):
         return _from_cache(reference, reference, root, scratch)
     if (root / reference).is_dir():  # a path in the workspace, given from elsewhere
-        return Subject(reference, root / reference, reference)
+        return Subject(reference, root / reference, reference, place=root / reference)
     raise Unresolvable(
         f"{reference!r}: neither a folder nor a file is there, and it is no models:/NAME@ALIAS, models:/NAME/VERSION, "
         f"runs:/ID or DVC hash; {_known(root)}"
@@ -116,10 +111,10 @@ def _registered(reference: str, version: Version, root: Path, scratch: Path) -> 
         recorded = _recorded(root, version.path)
         # Neither the registered version nor a legitimate later one: somebody altered it, which is to be reported.
         if found == version.md5 or (found != recorded and recorded in (None, version.md5)):
-            return Subject(reference, place, f"{version.path}, {version.shown}", extra, version)
+            return Subject(reference, place, f"{version.path}, {version.shown}", extra, version, place)
     subject = _from_cache(reference, version.md5, root, scratch)
-    shown = f"{subject.shown}, {version.shown}"
-    return Subject(reference, subject.folder, shown, (*subject.extra, *extra), version, place if inside else None)
+    shown, gone = f"{subject.shown}, {version.shown}", place if inside and not place.exists() else None
+    return Subject(reference, subject.folder, shown, (*subject.extra, *extra), version, gone)
 
 
 def _from_cache(reference: str, md5: str, root: Path, scratch: Path) -> Subject:
@@ -167,7 +162,8 @@ def _from_weights(reference: str, path: Path, root: Path, scratch: Path) -> Subj
     if found := [folder for folder in places if sha256 in _weights_of(folder)]:
         names = [f.relative_to(root).as_posix() if f.is_relative_to(root) else str(f) for f in found]
         # Rounding to nearest reads no calibration data: several choices may have made these very bytes.
-        return Subject(reference, found[0], names[0], (link(names[0], [] if found[0] == own else names[1:]),))
+        others = [] if found[0] == own else names[1:]
+        return Subject(reference, found[0], names[0], (link(names[0], others),), place=found[0])
     with path.open("rb") as file:
         md5 = hashlib.file_digest(file, "md5").hexdigest()
     for digest, files in folders(root):
@@ -223,7 +219,10 @@ def _from_hub(reference: str, snapshot: Path, scratch: Path) -> Subject:
     scratch.mkdir(parents=True, exist_ok=True)
     for link in sorted(snapshot.rglob("*")):
         name = link.relative_to(snapshot).as_posix()
-        target = link.resolve()
+        try:
+            target = link.resolve()
+        except (OSError, RuntimeError):  # a loop
+            target = home / "nowhere"
         if link.is_dir() and not link.is_symlink():
             continue
         if not target.is_file() or not target.is_relative_to(home):

@@ -61,6 +61,14 @@ def test_a_source_is_every_document_of_it(registered: Path) -> None:
         affected("texts/pros", registered)
 
 
+def test_a_file_that_changed_since_it_was_ingested_is_found_by_its_name(both: Path) -> None:
+    document = only_in(both, SET, OTHER_SET)
+    _, source = text_of(both, document)
+    (both / source).write_text("what it holds now")
+    found = affected(source, both)
+    assert found.kind == "file" and [each.name for each in found.sets] == [CHOICE]
+
+
 def test_versions_that_only_the_cache_has_are_found(both: Path) -> None:
     document = only_in(both, SET, OTHER_SET)
     text, _ = text_of(both, document)

@@ -156,6 +156,10 @@ def test_tampering_with_the_hubs_cache_is_found(hub: Path, registered: Path, tmp
     (snapshot / "generation_config.json").symlink_to(stranger)
     result = audited(str(hub), registered)
     assert "generation_config.json leads out of the cache folder" in link(result, "hub cache").meaning
+    (snapshot / "generation_config.json").unlink()
+    (snapshot / "generation_config.json").symlink_to(snapshot / "generation_config.json")
+    result = audited(str(hub), registered)
+    assert "generation_config.json leads out of the cache folder or nowhere" in link(result, "hub cache").meaning
     (hub / "refs" / "main").write_text("../../..")
     assert audited(str(hub), registered).verdict == "tampered"  # the one snapshot there is
 

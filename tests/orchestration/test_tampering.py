@@ -24,7 +24,10 @@ from assets.artifact import read_json, sha256_file, write_json, write_table
 from assets.calibration_set.reader import set_digest
 from orchestration.cli import main
 from orchestration.provenance import dvc_digest, model_links
+from orchestration.provenance.audit import open_read_case
 from orchestration.provenance.content import Hasher
+from orchestration.provenance.recovered import chain_hashes
+from orchestration.provenance.reproduce import _write_params
 from tests.orchestration.small_chain import (
     CHOICE,
     CORPUS,
@@ -307,6 +310,14 @@ def forged_run(root: Path) -> None:
                 folder.unlink()
 
 
+def run_that_leads_out(root: Path) -> None:
+    """A forged run claims that the set lay outside of the workspace, from where it would be restored."""
+    shutil.rmtree(root / SET)
+    outside = "data/calibration_set/../../../escaped.json"
+    remember(root, QUANTIZED, deps=[{"path": outside, "md5": dvc_digest(root / OTHER_SET)}])
+    (root / ".dvc/cache/files").rename(root / ".dvc/cache/moved")
+
+
 def listing_that_leads_out(root: Path) -> None:
     """The model is only in the cache, whose listing names a file outside of it."""
     data = json.dumps([{"md5": hashlib.md5(b"x").hexdigest(), "relpath": "../../escaped.json"}]).encode()
@@ -370,6 +381,7 @@ WAYS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "dvc.lock with a path that leads out": (lock_with_a_path_that_leads_out, MODEL, "model folder"),
     "cache altered where the workspace has moved on": (cache_altered_where_it_is_needed, MODEL, "calibration set"),
     "forged run in DVC's run cache": (forged_run, MODEL, "calibration set"),
+    "forged run that leads out of the workspace": (run_that_leads_out, MODEL, "calibration set"),
     "listing that leads out of the folder": (listing_that_leads_out, CHAMPION, "DVC's cache"),
     "registry: other folder's hash": (lambda r: tag(r, "model.md5", dvc_digest(r / OTHER)), CHAMPION, "registry"),
     "registry: other set's digest": (lambda r: tag(r, "hash.calibration_set", "0" * 64), CHAMPION, "registry"),
@@ -393,6 +405,27 @@ def test_it_is_found_and_named(way: str, both: Path, monkeypatch: pytest.MonkeyP
     assert broken in wrong, sorted(wrong)
     assert all(link["fix"] and link["meaning"] for link in wrong.values())
     assert not (both.parent / "escaped.json").exists() and not (both / "escaped.json").exists()
+
+
+def test_what_a_forged_run_names_outside_is_neither_restored_nor_laid_out(both: Path, tmp_path: Path) -> None:
+    outside = "data/calibration_set/../../../escaped.json"
+    forged = [{"path": outside, "md5": dvc_digest(both / OTHER_SET)}, {"path": "../../etc", "md5": "0" * 32}]
+    remember(both, QUANTIZED, deps=[*forged, {"path": SET, "md5": dvc_digest(both / SET)}])
+    case = open_read_case(both / MODEL, both)
+    assert all(".." not in path for path in [*chain_hashes(case), *case.history.ancestry(case.digest)])
+    result = run(both, "audit", str(both / MODEL), "--restore", str(tmp_path / "back"))
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"workspace", "back"}
+
+
+def test_a_forged_run_does_not_switch_on_code_that_comes_with_a_model(both: Path, tmp_path: Path) -> None:
+    lock = yaml.safe_load((both / "dvc.lock").read_text())
+    lock["stages"][QUANTIZED]["params"]["params.yaml"]["model"] = {"name": "base", "trust_remote_code": True}
+    (both / "dvc.lock").write_text(yaml.safe_dump(lock))
+    case = open_read_case(both / MODEL, both)
+    _write_params(case, case.made_by, tmp_path)  # type: ignore[arg-type]
+    written = yaml.safe_load((tmp_path / "params.yaml").read_text())["model"]
+    assert written == {"name": "base", "trust_remote_code": False}
 
 
 def test_a_path_in_the_registry_that_leads_out_is_not_followed(both: Path) -> None:
