@@ -19,7 +19,7 @@ import yaml
 
 from orchestration.hashing import content_md5
 from orchestration.provenance.content import Entry, Hasher, cached_listing, differences, dvc_digest
-from orchestration.provenance.link import Case
+from orchestration.provenance.link import Case, dig
 from orchestration.provenance.objects import Store
 from orchestration.provenance.recovered import CORPUS
 from orchestration.provenance.restore import used_parameters
@@ -172,16 +172,24 @@ def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> 
             shutil.copytree(case.root / dep, place / dep, dirs_exist_ok=True)
         else:
             shutil.copyfile(case.root / dep, place / dep)
-    model = str((used.get("model") or {}).get("name", ""))
-    if model and _inside(model) and (case.root / model).is_dir() and not (place / model).exists():
-        (place / model).parent.mkdir(parents=True, exist_ok=True)
-        (place / model).symlink_to((case.root / model).resolve())
+    for folder in _named_folders(used):  # what params.yaml names and DVC does not hash
+        if _inside(folder) and (case.root / folder).is_dir() and not (place / folder).exists():
+            (place / folder).parent.mkdir(parents=True, exist_ok=True)
+            (place / folder).symlink_to((case.root / folder).resolve())
     if corpus is not None and not moved:
         return "from the sources on", assets
     wanted = next((e.deps[CORPUS] for e in ancestry.values() if CORPUS in e.deps), "")
     Store(case.root, fetch=True).place(wanted, place / CORPUS)
     why = f"the sources have moved on: {', '.join(moved)}" if moved else "DVC remembers no run that made the corpus"
     return f"from the corpus in DVC's cache on ({why})", [asset for asset in assets if asset != "raw_corpus"]
+
+
+def _named_folders(used: dict[str, Any]) -> list[str]:
+    """Folders that the parameters name: the base model, the inbox, the sources."""
+    corpus = used.get("corpus") or {}
+    sources = [*(corpus.get("sources") or {}).values(), corpus.get("production"), corpus.get("out_of_domain")]
+    named = [(used.get("model") or {}).get("name"), corpus.get("inbox"), *(dig(source, "path") for source in sources)]
+    return [name for name in named if isinstance(name, str) and name]
 
 
 def _write_params(case: Case, made: Entry, place: Path) -> None:
