@@ -77,15 +77,15 @@ def audit(
     from orchestration.provenance.model_links import record_of
 
     root = project_root()
-    with usage(), resolved(model, root) as subject:
+    with usage(), resolved(model, root, fetch=restore_to is not None) as subject:
         signed: tuple[Any, ...] = ()
         if public_key is not None:
             from orchestration.provenance.signing import signature_links, signature_paths
 
             beside = signature_paths(subject.place or subject.folder)
             signed = signature_links(public_key, signature or beside[0], statement or beside[1])
-        result = audit_subject(subject, root, signed)
         more, well = _further(subject, root, restore_to, again)
+        result = audit_subject(subject, root, signed)  # sees what restoring has fetched into the cache
         if html is not None:
             from orchestration.provenance.page import write_page
 

@@ -47,24 +47,26 @@ class Subject:
 
 
 @contextlib.contextmanager
-def resolved(reference: str, root: Path) -> Iterator[Subject]:
+def resolved(reference: str, root: Path, fetch: bool = False) -> Iterator[Subject]:
     """The model that a reference means. Temporary copies live as long as the context.
 
     Args:
         reference: a folder, a Hugging Face cache folder (`models--org--name`, or a snapshot in it), a weights file,
             `models:/name@alias`, `models:/name/version`, `runs:/ID` or a run's id, or a DVC hash (`....dir`).
+        fetch: look into DVC's remote, too, for a folder that the cache lacks.
 
     Raises:
         Unresolvable: there is no such thing.
         NoRegistry: MLflow has no such model or run.
     """
     with tempfile.TemporaryDirectory(prefix="plumbline-audit-") as scratch:
-        yield _resolve(reference, root, Path(scratch) / "model")
+        yield _resolve(reference, Store(root, fetch), Path(scratch) / "model")
 
 
-def _resolve(reference: str, root: Path, scratch: Path) -> Subject:
+def _resolve(reference: str, store: Store, scratch: Path) -> Subject:
+    root = store.root
     if reference.startswith("models:"):
-        return _registered(reference, version_of(root, reference), root, scratch)
+        return _registered(reference, version_of(root, reference), store, scratch)
     if not reference.strip():
         raise Unresolvable(f"nothing was given: expected a folder, a file, models:/NAME@ALIAS or a run; {_known(root)}")
     path = Path(reference)
@@ -77,11 +79,11 @@ def _resolve(reference: str, root: Path, scratch: Path) -> Subject:
             return _from_hub(reference, hub, scratch)
         return Subject(reference, path, reference, place=path)
     if path.is_file():
-        return _from_weights(reference, path, root, scratch)
+        return _from_weights(reference, path, store, scratch)
     if match := RUN.fullmatch(reference):
-        return _registered(reference, version_of_run(root, match["id"]), root, scratch)
+        return _registered(reference, version_of_run(root, match["id"]), store, scratch)
     if HASH.fullmatch(reference):
-        return _from_cache(reference, reference, root, scratch)
+        return _from_cache(reference, reference, store, scratch)
     if (root / reference).is_dir():  # a path in the workspace, given from elsewhere
         return Subject(reference, root / reference, reference, place=root / reference)
     raise Unresolvable(
@@ -101,9 +103,10 @@ def _known(root: Path) -> str:
 # MLflow and DVC
 
 
-def _registered(reference: str, version: Version, root: Path, scratch: Path) -> Subject:
+def _registered(reference: str, version: Version, store: Store, scratch: Path) -> Subject:
     """The registered folder: where it was, if it is still that; else from DVC's cache by its hash."""
     extra = (lambda case: registry_link(version, case),)
+    root = store.root
     place = root / version.path
     inside = bool(version.path) and place.resolve().is_relative_to(root.resolve())
     if inside and place.is_dir():
@@ -112,18 +115,19 @@ def _registered(reference: str, version: Version, root: Path, scratch: Path) -> 
         # Neither the registered version nor a legitimate later one: somebody altered it, which is to be reported.
         if found == version.md5 or (found != recorded and recorded in (None, version.md5)):
             return Subject(reference, place, f"{version.path}, {version.shown}", extra, version, place)
-    subject = _from_cache(reference, version.md5, root, scratch)
+    subject = _from_cache(reference, version.md5, store, scratch)
     shown, gone = f"{subject.shown}, {version.shown}", place if inside and not place.exists() else None
     return Subject(reference, subject.folder, shown, (*subject.extra, *extra), version, gone)
 
 
-def _from_cache(reference: str, md5: str, root: Path, scratch: Path) -> Subject:
+def _from_cache(reference: str, md5: str, store: Store, scratch: Path) -> Subject:
     """A folder of which the hash is known, copied out of DVC's cache."""
     name = "DVC's cache"
     try:
-        Store(root).place(md5, scratch)
+        store.place(md5, scratch)
     except (OSError, ValueError) as error:
-        problem = Link(name, "missing", f"{error}", md5, "", "`dvc pull`, or `plumbline audit --restore`, then again")
+        fix = "`plumbline audit --restore DIR` asks the remote, too; or `dvc pull` in the commit that made it"
+        problem = Link(name, "missing", f"{error}", md5, "", fix)
         return Subject(reference, scratch, f"DVC's cache, {md5}", (lambda case: problem,))
     verified = Link(name, "verified", "the folder was taken from DVC's cache by its hash", md5, md5)
     return Subject(reference, scratch, f"DVC's cache, {md5}", (lambda case: verified,))
@@ -145,11 +149,11 @@ def _digest(folder: Path) -> str:
 # A weights file
 
 
-def _from_weights(reference: str, path: Path, root: Path, scratch: Path) -> Subject:
+def _from_weights(reference: str, path: Path, store: Store, scratch: Path) -> Subject:
     """The model that has this file, by its digest: the file's own folder, the workspace, DVC's cache."""
     if not path.stat().st_size:
         raise Unresolvable(f"{reference} is empty, so no digest leads from it to a model")
-    sha256 = sha256_file(path)
+    root, sha256 = store.root, sha256_file(path)
 
     def link(where: str, others: Sequence[str] = ()) -> Callable[[Case], Link]:
         meaning = f"{path.name} is a weights file of {where}"
@@ -168,7 +172,7 @@ def _from_weights(reference: str, path: Path, root: Path, scratch: Path) -> Subj
         md5 = hashlib.file_digest(file, "md5").hexdigest()
     for digest, files in folders(root):
         if RECORD in files and md5 in files.values():
-            subject = _from_cache(reference, digest, root, scratch)
+            subject = _from_cache(reference, digest, store, scratch)
             return Subject(reference, subject.folder, subject.shown, (link(subject.shown), *subject.extra))
     missing = Link(
         "weights file",

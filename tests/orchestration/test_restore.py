@@ -84,8 +84,10 @@ def test_what_the_cache_lacks_comes_from_the_remote(both: Path, tmp_path: Path) 
     (both / ".dvc/config").write_text(config)
     (both / "dvc.yaml").write_text("stages: {}\n")
     shutil.rmtree(both / SET)
-    result = run(both, "audit", str(both / MODEL), "--restore", str(tmp_path / "back"))
-    assert "RESTORED to" in result.output, result.output
+    shutil.rmtree(both / MODEL)
+    assert run(both, "audit", "models:/plumbline@champion").exit_code == 1  # it downloads nothing unasked
+    result = run(both, "audit", "models:/plumbline@champion", "--restore", str(tmp_path / "back"))
+    assert result.exit_code == 0 and "RESTORED to" in result.output, result.output
     assert dvc_digest(tmp_path / "back" / SET) == wanted
 
 
