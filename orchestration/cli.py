@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from orchestration import audit_commands
 from orchestration.params import project_root
 
 
@@ -29,6 +29,10 @@ def main() -> None:
     os.environ.setdefault("TQDM_DELAY", "2")
     os.environ.setdefault("TQDM_MININTERVAL", "0.2" if sys.stderr.isatty() else "20")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+for command in audit_commands.COMMANDS:
+    main.add_command(command)
 
 
 @main.command()
@@ -159,25 +163,6 @@ def status() -> None:
         for name, why in changed_stages(root, asset).items():
             click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))
     sys.exit(1 if changed else 0)
-
-
-@main.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-def audit(model: Path, as_json: bool) -> None:
-    """From a deployed MODEL directory back to the documents: every digest is recomputed.
-
-    Exit status 0 only if every link of the chain is verified.
-
-    \b
-    Example: plumbline audit data/quantized_model/random-64-w4a16-gptq
-    """
-    from orchestration.provenance import audit as audit_model
-    from orchestration.provenance import render
-
-    result = audit_model(model, project_root())
-    click.echo(json.dumps(result.as_dict(), indent=1) if as_json else render(result))
-    sys.exit(0 if result.verified else 1)
 
 
 @main.command()

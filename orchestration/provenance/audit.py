@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestration.provenance import data_links, model_links
 from orchestration.provenance.content import locked
 from orchestration.provenance.link import AuditResult, Case, Link, dig
+from orchestration.provenance.recovered import recover
+from orchestration.provenance.subject import Subject
 
+UNFORESEEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError)
+"""What no check foresaw in a file that someone made to break it."""
 CHECKS: tuple[tuple[str, Callable[[Case], Link]], ...] = (
     ("record", model_links.record),
     ("weights", model_links.weights),
@@ -23,33 +28,69 @@ CHECKS: tuple[tuple[str, Callable[[Case], Link]], ...] = (
 )
 
 
-def audit(model: Path, root: Path) -> AuditResult:
+Check = Callable[[Case], Link]
+
+
+def audit(
+    model: Path, root: Path, extra: Sequence[tuple[str, Check]] = (), shown: str = "", origin: str = ""
+) -> AuditResult:
     """Recompute every digest from a quantized model to the documents of its calibration set.
+
+    What the workspace does not hold any more is looked for in DVC's cache by its hash.
 
     Args:
         model: a model's folder, in the workspace or a copy elsewhere.
         root: the workspace whose data, dvc.lock and DVC cache vouch for it. Nothing is downloaded or changed.
+        extra: further checks by name, which come first (the registry, a signature).
+        shown: what was audited, for people, where `model` is a temporary copy.
+        origin: where that copy is from.
 
     Returns:
         A link per check, in order. Whatever the files hold, it is reported and not raised.
     """
-    problem = ""
-    try:
-        lock = locked(root)
-    except ValueError as error:
-        lock, problem = {}, str(error)
-    case = Case(model, root, lock)
-    links = tuple(_guarded(name, check, case) for name, check in CHECKS)
+    case, problem = open_case(model, root)
+    # Read before the others, which compare with it.
+    chain = tuple(_guarded(name, check, case) for name, check in CHECKS)
+    with contextlib.suppress(*UNFORESEEN):  # a forged record leads to them; what was found then stands
+        chain = recover(case, chain)
+    links = tuple(_guarded(name, check, case) for name, check in extra) + chain
     if problem:
         links += (Link("dvc.lock", "tampered", problem, fix="git checkout dvc.lock"),)
-    return AuditResult(str(model), links, _about(case))
+    return AuditResult(shown or str(model), links, _about(case), origin)
+
+
+def open_case(model: Path, root: Path) -> tuple[Case, str]:
+    """A case for these checks, and what is wrong with dvc.lock (empty: nothing)."""
+    try:
+        return Case(model, root, locked(root)), ""
+    except ValueError as error:
+        return Case(model, root, {}), str(error)
+
+
+def open_read_case(model: Path, root: Path) -> Case:
+    """A case whose record has been read, for what goes beyond an audit.
+
+    Raises:
+        ValueError: the model carries no usable record.
+    """
+    case, _ = open_case(model, root)
+    link = _guarded("record", model_links.record, case)
+    if case.record is None:
+        raise ValueError(f"{model} carries no record that leads anywhere: {link.meaning}; {link.fix}")
+    return case
+
+
+def audit_subject(subject: Subject, root: Path, extra: Sequence[tuple[str, Check]] = ()) -> AuditResult:
+    """`audit` of what a reference was resolved to, with the links that only this kind of reference has."""
+    of_subject = [(f"reference {i}", check) for i, check in enumerate(subject.extra)]
+    origin = "" if subject.shown == subject.reference else subject.shown
+    return audit(subject.folder, root, [*of_subject, *extra], subject.reference, origin)
 
 
 def _guarded(name: str, check: Callable[[Case], Link], case: Case) -> Link:
     try:
         return check(case)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
-        # What no check foresaw in a file that someone made to break it.
+    except UNFORESEEN as error:
         why = f"{type(error).__name__}: {error!s:.200}"
         meaning = f"it cannot be checked, which no file that Plumbline wrote leads to ({why})"
         return Link(name, "tampered", meaning, fix=model_links.RESTORE)

@@ -97,12 +97,18 @@ def locked(root: Path) -> dict[str, Entry]:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
         stages = {} if content is None else content.get("stages") or {}
-        return {name: _entry(name, stage) for name, stage in stages.items()}
+        return {name: entry_of(name, stage) for name, stage in stages.items()}
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not what DVC wrote ({error}); restore it with `git checkout dvc.lock`") from error
 
 
-def _entry(name: str, stage: dict[str, Any]) -> Entry:
+def entry_of(name: str, stage: dict[str, Any]) -> Entry:
+    """A stage's record as DVC writes it, in dvc.lock and in its run cache.
+
+    Raises:
+        AttributeError, KeyError, TypeError: it is not one.
+    """
+
     def hashes(side: str) -> dict[str, str]:
         return {str(item["path"]): str(item["md5"]) for item in stage.get(side) or [] if "md5" in item}
 

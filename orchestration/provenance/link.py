@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestration.provenance.content import Entry, Hasher, cached, damaged, dvc_digest
+from orchestration.provenance.history import History
 
 Status = Literal["verified", "missing", "tampered"]
 
@@ -38,6 +39,8 @@ class AuditResult:
     """Ordered from the model to the documents."""
     about: dict[str, Any] = field(default_factory=dict)
     """What the model says of itself: choice, scheme, counts. As trustworthy as the link `record`."""
+    origin: str = ""
+    """Where the folder is from, where the reference was no folder."""
 
     @property
     def verified(self) -> bool:
@@ -53,7 +56,8 @@ class AuditResult:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         links = [asdict(link) for link in self.links]
-        return {"model": self.model, "verdict": self.verdict, "about": self.about, "links": links}
+        head = {"model": self.model, "origin": self.origin} if self.origin else {"model": self.model}
+        return {**head, "verdict": self.verdict, "about": self.about, "links": links}
 
 
 @dataclass
@@ -99,13 +103,23 @@ class Case:
                 return entry
         return None
 
+    @cached_property
+    def history(self) -> History:
+        """Every run that DVC remembers in this workspace."""
+        return History(self.root)
+
+    @cached_property
+    def made_by(self) -> Entry | None:
+        """The run that made this model, also when dvc.lock has moved on from it."""
+        return self.entry or (self.history.maker(self.digest) if self.digest else None)
+
     def recorded(self, path: str) -> str | None:
         """DVC hash that dvc.lock has for an output now."""
         return next((entry.outs[path] for entry in self.lock.values() if path in entry.outs), None)
 
     def wanted(self, path: str) -> str | None:
-        """DVC hash that the model's own stage read at `path`."""
-        return self.entry.deps.get(path) if self.entry else None
+        """DVC hash that the run which made the model read at `path`."""
+        return self.made_by.deps.get(path) if self.made_by else None
 
 
 def dig(value: Any, *keys: str) -> Any:

@@ -31,6 +31,8 @@ TOKENIZER = (
     "added_tokens.json",
     "*.jinja",
 )
+MAX_JSON = 1 << 30
+"""Bytes of a JSON file that is read at all: a hundred times the largest that Plumbline writes."""
 RESTORE = "restore the folder from where it was made (`dvc checkout --force`, or the registry's path), then audit again"
 
 
@@ -63,13 +65,31 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is something else.
     """
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; no record is above {MAX_JSON:,}")
+    return parse_object(path.read_bytes(), path.name)
+
+
+def parse_object(data: bytes, name: str = "it") -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: it is something else.
+    """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not JSON ({error})") from error
+        raise ValueError(f"{name} is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
+        raise ValueError(f"{name} is not a JSON object")
     return value
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """calibration.json of a model; empty if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_object(plain_file(folder, RECORD))
+    return {}
 
 
 def record(case: Case) -> Link:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from orchestration.provenance.link import AuditResult, Link
+
+if TYPE_CHECKING:
+    from orchestration.provenance.reproduce import Reproduction
 
 WIDTH = 100
 MARK = {"verified": "verified", "missing": "MISSING", "tampered": "TAMPERED"}
@@ -17,11 +22,16 @@ def render(result: AuditResult) -> str:
 
     Texts from the model are shown without control characters: a terminal must not obey them.
     """
-    lines = [f"audit of {result.model}", *_head(result.about), ""]
+    lines = [f"audit of {result.model}", *([f"  {result.origin}"] if result.origin else []), *_head(result.about), ""]
     for link in result.links:
         lines += _link(link)
     lines += ["", *_verdict(result)]
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
+
+
+def printable(line: str) -> str:
+    """A line without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _head(about: dict[str, Any]) -> list[str]:
@@ -34,17 +44,17 @@ def _head(about: dict[str, Any]) -> list[str]:
         f"on {about['samples']} samples of {about['documents']} documents: {domains}",
         f"most from {', '.join(f'{source} ({count})' for source, count in about['sources'].items())}",
     ]
-    return [line for text in lines for line in _wrap(f"  {text}", "    ")]
+    return [line for text in lines for line in wrapped(f"  {text}", "    ")]
 
 
 def _link(link: Link) -> list[str]:
-    lines = _wrap(f"{MARK[link.status]:<9}  {link.name}: {link.meaning}", INDENT)
+    lines = wrapped(f"{MARK[link.status]:<9}  {link.name}: {link.meaning}", INDENT)
     if link.status == "verified":
         return lines
     if link.expected or link.found:
         lines.append(f"{INDENT}expected {link.expected or 'nothing'}")
         lines.append(f"{INDENT}found    {link.found or 'nothing'}")
-    return lines + _wrap(f"{INDENT}fix: {link.fix}", INDENT + "     ")
+    return lines + wrapped(f"{INDENT}fix: {link.fix}", INDENT + "     ")
 
 
 def _verdict(result: AuditResult) -> list[str]:
@@ -61,10 +71,35 @@ def _verdict(result: AuditResult) -> list[str]:
             f"NOT VERIFIED: {', '.join(broken['missing'])} could not be checked here. Nothing found contradicts the "
             "record; bring back what is named above and audit again."
         )
-    return _wrap(text, "  ")
+    return wrapped(text, "  ")
 
 
-def _wrap(text: str, indent: str) -> list[str]:
-    flat = "".join(c if c.isprintable() else "?" for c in text)
-    shown = textwrap.wrap(flat, WIDTH, subsequent_indent=indent, replace_whitespace=False)[:5]
+def render_restored(folder: Path, told: Mapping[str, Any]) -> str:
+    """What was brought back, and where it is."""
+    lines = [f"RESTORED to {folder}, each file checked against the model's digests:"]
+    lines += [f"  {path}  ({md5})" for path, md5 in told["dvc"].items()]
+    return "\n".join([*lines, f"  params.yaml  ({told['parameters']})"])
+
+
+def render_reproduction(made: Reproduction) -> str:
+    """Which artifacts came out with the same bytes."""
+    lines = [f"run again in a clean place, {made.start}, with {made.code}"]
+    for each in made.artifacts:
+        lines.append(f"{'same bytes' if each.same else 'DIFFERS':<11}{each.path}")
+        if not each.same:
+            lines += wrapped(f"{INDENT}{each.detail or 'other bytes'}", INDENT)
+            lines += [f"{INDENT}expected {each.expected}", f"{INDENT}found    {each.found or 'nothing'}"]
+    if made.error:
+        lines += wrapped(f"NOT REPRODUCED: {made.error}", "  ")
+    elif made.same:
+        lines.append("REPRODUCED: the same bytes, from the first artifact to the model.")
+    else:
+        first = next((each.path for each in made.artifacts if not each.same), "nothing was made")
+        lines.append(f"NOT REPRODUCED: the first difference is in {first}.")
+    return "\n".join(lines)
+
+
+def wrapped(text: str, indent: str) -> list[str]:
+    """A paragraph as lines of the screen's width, five at most."""
+    shown = textwrap.wrap(printable(text), WIDTH, subsequent_indent=indent, replace_whitespace=False)[:5]
     return shown or [""]

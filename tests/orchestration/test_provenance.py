@@ -11,7 +11,6 @@ import sys
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -22,157 +21,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from assets.artifact import sha256_file, write_json, write_table
-from orchestration.provenance import AuditResult, audit, dvc_digest, render, verify
+from orchestration.provenance import audit, dvc_digest, render, verify
 from orchestration.provenance.content import Hasher
+from tests.orchestration.small_chain import (
+    CHOICE,
+    CORPUS,
+    MODEL,
+    SCHEME,
+    SET,
+    STATS,
+    chain,
+    flip,
+    link,
+    record,
+    states,
+)
 
-CHOICE, SCHEME = "random-8", "w4a16-rtn"
-MODEL = f"data/quantized_model/{CHOICE}-{SCHEME}"
-SET, STATS, CORPUS = f"data/calibration_set/{CHOICE}", f"data/activation_stats/{CHOICE}", "data/raw_corpus"
 LINKS = ["record", "weights", "model folder", "tokenizer", "base model", "statistics", "calibration set", "documents"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The chain
-
-
-@pytest.fixture(scope="session")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a quantized model, everything it came from, dvc.lock and DVC's cache."""
-    return chain(tmp_path_factory.mktemp("pristine") / "workspace", "random")
-
-
-def chain(root: Path, strategy: str) -> Path:
-    """Sources, stages and records of a model whose set that strategy chose."""
-    root.mkdir()
-    write_sources(root)
-    build(root, strategy)
-    for stage, out, deps in (
-        ("raw_corpus", CORPUS, []),
-        ("tokenized_samples", "data/tokenized_samples", [CORPUS]),
-        (f"calibration_set@{CHOICE}", SET, ["data/tokenized_samples"]),
-        (f"activation_stats@{CHOICE}", STATS, [SET]),
-        (f"quantized_model@{CHOICE}-{SCHEME}", MODEL, [SET, STATS]),
-    ):
-        record(root, stage, out, deps)
-    return root
-
-
-@pytest.fixture
-def workspace(pristine: Path, tmp_path: Path) -> Path:
-    """A copy of the chain that the test may damage."""
-    return Path(shutil.copytree(pristine, tmp_path / "workspace"))
-
-
-def write_sources(root: Path) -> None:
-    """Documents, params.yaml and a base model with its tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    sentence = "the quick model reads short words and counts every token of a document before it rounds its weights"
-    words = sentence.split()
-    random = Random(0)
-    for domain in ("prose", "code"):
-        (root / "texts" / domain).mkdir(parents=True)
-        for i in range(20):
-            text = " ".join(random.choices(words, k=60))
-            (root / "texts" / domain / f"{i:02}.txt").write_text(text, encoding="utf-8")
-    params = {"model": {"name": "base"}, "tokenize": {"max_length": 32}}
-    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([" ".join(words)], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    fast.save_pretrained(root / "base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "base")
-
-
-def build(root: Path, strategy: str) -> None:
-    """The stages, called as Dagster calls them."""
-    from assets.activation_stats.build import build_activation_stats
-    from assets.activation_stats.params import StatisticsParams
-    from assets.base_model.params import ModelParams
-    from assets.calibration_choice.choice import build_choice
-    from assets.calibration_choice.params import ChoiceParams
-    from assets.calibration_set.pool import Sources
-    from assets.calibration_set.select import build_calibration_set
-    from assets.quantized_model.build import build_quantized_model
-    from assets.quantized_model.params import SchemeParams
-    from assets.raw_corpus.ingest import build_raw_corpus
-    from assets.raw_corpus.params import CorpusParams
-    from assets.tokenized_samples.params import TokenizeParams
-    from assets.tokenized_samples.tokenize import build_tokenized_samples
-
-    samples, choice = root / "data/tokenized_samples", root / "data/calibration_choice" / CHOICE
-    for path in (root / CORPUS, samples, choice, root / SET, root / STATS, root / MODEL):
-        path.mkdir(parents=True)
-    corpus = {"sources": {"texts": {"kind": "directory", "path": "texts"}}}
-    build_raw_corpus(CorpusParams.model_validate(corpus), root, root / CORPUS)
-    build_tokenized_samples(TokenizeParams(max_length=32, workers=1), root / "base", root / CORPUS, samples)
-    build_choice(CHOICE, ChoiceParams(strategy=strategy, n=8, seed=0), {}, choice)
-    build_calibration_set(choice, Sources(samples, None), root / SET)
-    model = ModelParams(name="base", device="cpu")
-    build_activation_stats(StatisticsParams(), model, root / SET, root / STATS, root)
-    scheme = SchemeParams(method="rtn", weight_bits=4, group_size=32)
-    build_quantized_model(SCHEME, scheme, model, root / STATS, root / SET, root / MODEL, root, "0123456789ab")
-
-
-def record(root: Path, stage: str, out: str, deps: list[str]) -> str:
-    """Enter an output into dvc.lock and DVC's cache, as a commit would."""
-    lock = root / "dvc.lock"
-    content = yaml.safe_load(lock.read_text()) if lock.is_file() else {"schema": "2.0", "stages": {}}
-    recorded = {o["path"]: o["md5"] for entry in content["stages"].values() for o in entry["outs"]}
-    md5 = dvc_digest(root / out)
-    content["stages"][stage] = {
-        "cmd": "",
-        "deps": [{"path": path, "md5": recorded[path]} for path in deps],
-        "outs": [{"path": out, "md5": md5}],
-    }
-    lock.write_text(yaml.safe_dump(content), encoding="utf-8")
-    files = Hasher().files(root / out)
-    for name, digest in files.items():
-        put(root, digest, (root / out / name).read_bytes())
-    listing = [{"md5": files[name], "relpath": name} for name in sorted(files)]
-    put(root, md5, json.dumps(listing, sort_keys=True).encode())
-    return md5
-
-
-def put(root: Path, md5: str, data: bytes) -> None:
-    path = root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def flip(path: Path, at: int, bit: int = 0) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1 << bit
-    path.write_bytes(data)
-
-
-def states(result: AuditResult) -> dict[str, str]:
-    return {link.name: link.status for link in result.links if link.status != "verified"}
-
-
-def link(result: AuditResult, name: str) -> Any:
-    return next(link for link in result.links if link.name == name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -361,6 +226,10 @@ def test_a_removed_document_is_missing_if_the_corpus_was_ingested_again(workspac
     assert "is gone" in link(result, "documents").meaning
 
     record(workspace, "raw_corpus", CORPUS, [])
+    assert "from DVC's cache" in link(audit(workspace / MODEL, workspace), "documents").meaning
+    for listing in (workspace / ".dvc/cache/files/md5").glob("*/*.dir"):
+        if b"duplicates.parquet" in listing.read_bytes():
+            listing.unlink()
     result = audit(workspace / MODEL, workspace)
     assert states(result) == {"documents": "missing"}
     assert "1 of" in link(result, "documents").meaning
@@ -434,18 +303,20 @@ def other_set(workspace: Path) -> None:
     record(workspace, f"calibration_set@{CHOICE}", SET, [])
 
 
-def test_a_set_that_was_replaced_is_missing_and_can_be_restored_from_the_cache(workspace: Path) -> None:
+def test_a_set_that_was_replaced_is_verified_from_the_cache_and_missing_without_it(workspace: Path) -> None:
     wanted = dvc_digest(workspace / SET)
     other_set(workspace)
+    result = audit(workspace / MODEL, workspace)
+    assert result.verified
+    assert "from DVC's cache, the workspace has moved on" in link(result, "calibration set").meaning
+
+    (workspace / ".dvc/cache/files/md5" / wanted[:2] / wanted[2:]).unlink()
     result = audit(workspace / MODEL, workspace)
     assert states(result) == {"calibration set": "missing"}
     assert "now holds another set" in link(result, "calibration set").meaning
     fix = link(result, "calibration set").fix
     assert f"git log -S {wanted} -- dvc.lock" in fix
-    assert "DVC's cache has it" in fix
-
-    (workspace / ".dvc/cache/files/md5" / wanted[:2] / wanted[2:]).unlink()
-    assert "cache lacks it" in link(audit(workspace / MODEL, workspace), "calibration set").fix
+    assert "cache lacks it" in fix
 
 
 def test_where_the_cache_shares_the_altered_file_the_fix_does_not_rely_on_it(workspace: Path) -> None:
@@ -461,14 +332,18 @@ def test_where_the_cache_shares_the_altered_file_the_fix_does_not_rely_on_it(wor
 
 
 @pytest.mark.parametrize(("path", "name"), [(SET, "calibration set"), (STATS, "statistics"), (CORPUS, "documents")])
-def test_an_absent_folder_is_missing_with_the_command_that_restores_it(path: str, name: str, workspace: Path) -> None:
+def test_an_absent_folder_is_verified_from_the_cache_and_missing_without_it(
+    path: str, name: str, workspace: Path
+) -> None:
     shutil.rmtree(workspace / path)
     result = audit(workspace / MODEL, workspace)
-    assert states(result) == {name: "missing"}
-    assert link(result, name).fix == f"dvc checkout --force {path}"
+    assert result.verified
+    assert "from DVC's cache" in link(result, name).meaning
 
     shutil.rmtree(workspace / ".dvc/cache")
-    assert link(audit(workspace / MODEL, workspace), name).fix == f"dvc pull --force {path}"
+    result = audit(workspace / MODEL, workspace)
+    assert states(result) == {name: "missing"}
+    assert link(result, name).fix == f"dvc pull --force {path}"
 
 
 def test_a_model_that_plumbline_did_not_make_is_said_to_be_one(workspace: Path) -> None:

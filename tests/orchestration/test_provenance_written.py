@@ -12,8 +12,8 @@ import pytest
 
 from assets.artifact import read_json, write_json, write_table
 from orchestration.provenance import audit
-from tests.orchestration.test_provenance import CHOICE, CORPUS, MODEL, SCHEME, SET, STATS, link, record, states
-from tests.orchestration.test_provenance import write_sources as write_sources_of_a_small_workspace
+from tests.orchestration.small_chain import CHOICE, CORPUS, MODEL, SCHEME, SET, STATS, link, record, states
+from tests.orchestration.small_chain import write_sources as write_sources_of_a_small_workspace
 
 
 @pytest.fixture(scope="module")
