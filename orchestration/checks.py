@@ -8,6 +8,8 @@ import dagster as dg
 from assets.activation_stats.asset import activation_stats
 from assets.artifact import read_json
 from assets.calibration_set.asset import calibration_set
+from assets.deployed_model.asset import deployed_model
+from assets.deployed_model.promises import GATES
 from assets.quantized_model.asset import quantized_model
 from assets.raw_corpus.asset import raw_corpus
 from assets.tokenized_samples.asset import tokenized_samples
@@ -168,6 +170,26 @@ def no_layer_fell_back(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckR
     )
 
 
+def _gate(name: str, promise: str) -> dg.AssetChecksDefinition:
+    """What `deployed_model` held its candidate to, read back from the record.
+
+    One that fails has kept the alias where it was. The run itself went well, and so did `dvc repro`: such a check is an
+    error, but not `blocking` in Dagster's sense, which would fail the run.
+    """
+
+    @dg.asset_check(asset=deployed_model, name=name, description=promise)
+    def check() -> dg.AssetCheckResult:
+        record = read_json(_folder("deployed_model") / "promotion.json")
+        [found] = [gate for gate in record["checks"] if gate["name"] == name]
+        shown = {part: dg.MetadataValue.json(found[part]) for part in ("found", "limit") if found[part] is not None}
+        metadata = {"candidate": record["pair"], "decision": record["decision"], **shown}
+        return dg.AssetCheckResult(passed=found["passed"], description=found["sentence"], metadata=metadata)
+
+    return check
+
+
+GATE_CHECKS = [_gate(name, promise) for name, promise in GATES.items()]
+
 CHECKS: list[dg.AssetChecksDefinition] = [
     every_row_is_accounted_for,
     every_token_is_accounted_for,
@@ -177,6 +199,7 @@ CHECKS: list[dg.AssetChecksDefinition] = [
     every_site_saw_enough_tokens,
     model_carries_the_tokenizer_it_was_calibrated_with,
     no_layer_fell_back,
+    *GATE_CHECKS,
 ]
 
 

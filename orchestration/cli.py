@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from orchestration.params import project_root
+from orchestration.release_commands import COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -303,6 +304,10 @@ def _require_git_or_no_scm(root: Path) -> None:
         if "no_scm" not in (local.read_text() if local.is_file() else ""):
             with local.open("a") as file:
                 file.write("[core]\n    no_scm = true\n")
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from assets.activation_stats.params import ExecutionParams, StatisticsParams
 from assets.base_model.params import ModelParams
 from assets.calibration_choice.params import ChoiceParams
 from assets.calibration_report.params import ReportParams
+from assets.deployed_model.params import DeploymentParams
 from assets.evaluation.params import EvaluationParams
 from assets.quantized_model.params import SchemeParams
 from assets.raw_corpus.params import CorpusParams
@@ -34,14 +35,6 @@ class Grid(BaseModel):
 
     calibrations: tuple[str, ...]
     schemes: tuple[str, ...]
-
-
-class DeploymentParams(BaseModel):
-    """Which scheme is deployed; the calibration choice follows from the evaluations."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scheme: str
 
 
 class TrackingParams(BaseModel):

@@ -140,20 +140,6 @@ class Tracking:
                 raise
         return run_id, version
 
-    def promote(self, model_md5: str, alias: str = "champion") -> str:
-        """Let `alias` name the newest version of the model with this DVC hash.
-
-        Returns:
-            The version.
-
-        Raises:
-            TrackingError: no such model is registered.
-        """
-        with self.client() as client:
-            version = str(self._version(client, model_md5).version)
-            client.set_registered_model_alias(self.registered_model, alias, version)
-        return version
-
     def trace(
         self, model_md5: str | None = None, *, alias: str | None = None, version: str | None = None
     ) -> dict[str, Any]:
@@ -178,7 +164,7 @@ class Tracking:
                 raise TrackingError(f"models:/{self.registered_model}@{alias or version}: {error}") from error
             run = client.get_run(found.run_id)
             registered = client.get_model_version(self.registered_model, str(found.version))
-        tags = dict(registered.tags)
+        tags = {name: value for name, value in registered.tags.items() if not name.startswith("plumbline.")}
         return {
             "version": str(found.version),
             "aliases": sorted(registered.aliases),
