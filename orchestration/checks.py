@@ -46,6 +46,28 @@ def every_row_is_accounted_for() -> dg.AssetCheckResult:
     return _result(wrong, f"{totals['rows']} rows = {totals['documents']} documents + {aside} set aside", totals)
 
 
+@dg.asset_check(asset=raw_corpus)
+def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
+    """Every file that was dropped is part of the corpus; one that is not is named, with what is wrong and where.
+
+    A warning: the rest of the corpus does not wait for it.
+    """
+    from assets.raw_corpus.ingest import quarantine
+
+    folder = _folder("raw_corpus")
+    manifest = read_json(folder / "manifest.json")
+    found = quarantine(manifest, folder)
+    files = sum(shard["source"] == "inbox" for shard in manifest["shards"])
+    said = [f"{of['file']}" + (f" row {of['row']}" if "row" in of else "") + f": {of['why']}" for of in found]
+    more = [f"and {len(said) - 5} more"] if len(said) > 5 else []
+    return dg.AssetCheckResult(
+        passed=not found,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join([*said[:5], *more]) or f"none of {files} files",
+        metadata={"files": files, "held_back": dg.MetadataValue.json(found)},
+    )
+
+
 @dg.asset_check(asset=tokenized_samples, blocking=True)
 def every_token_is_accounted_for() -> dg.AssetCheckResult:
     """Tokens of the documents = tokens of the samples + tokens lost, by reason."""
@@ -192,6 +214,7 @@ GATE_CHECKS = [_gate(name, promise) for name, promise in GATES.items()]
 
 CHECKS: list[dg.AssetChecksDefinition] = [
     every_row_is_accounted_for,
+    no_file_of_the_inbox_is_held_back,
     every_token_is_accounted_for,
     no_report_document_in_a_calibration_set,
     calibration_set_was_tokenized_as_the_corpus_is,
