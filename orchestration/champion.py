@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,20 +46,18 @@ def _evaluated(step: Step, version: Version, evaluate: Evaluate) -> Champion:
     kept = step.root / ".plumbline" / "champion" / sha256_json([version.model, *conditions])[:32]
     if kept.is_dir():
         return Champion(version.pair, version.model, kept)
-    scratch = Path(tempfile.mkdtemp(prefix="champion.", dir=step.root / "data" / ".tmp"))
     try:
-        model, out = scratch / version.pair, scratch / "evaluation"
-        out.mkdir()
-        restore(step.root, version.model, model)
-        evaluate(model, out)
-        shutil.rmtree(kept.parent, ignore_errors=True)  # of the champion or the report split before
-        kept.parent.mkdir(parents=True)
-        out.rename(kept)
+        with versioning.scratch(step.root, "champion-evaluation") as scratch:
+            model, out = scratch / version.pair, scratch / "evaluation"
+            out.mkdir()
+            restore(step.root, version.model, model)
+            evaluate(model, out)
+            shutil.rmtree(kept.parent, ignore_errors=True)  # of the champion or the report split before
+            kept.parent.mkdir(parents=True)
+            out.rename(kept)
     except (ValueError, OSError) as error:
         why = f"The champion {version.pair} cannot be evaluated on today's report split: {error}"
         return Champion(version.pair, version.model, None, why)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Champion(version.pair, version.model, kept)
 
 

@@ -14,6 +14,7 @@ from assets.quantized_model.asset import quantized_model
 from assets.raw_corpus.asset import raw_corpus
 from assets.tokenized_samples.asset import tokenized_samples
 from orchestration.params import load_params, project_root
+from orchestration.step import as_metadata
 
 
 def _folder(asset: str) -> Path:
@@ -203,8 +204,8 @@ def _gate(name: str, promise: str) -> dg.AssetChecksDefinition:
     def check() -> dg.AssetCheckResult:
         record = read_json(_folder("deployed_model") / "promotion.json")
         [found] = [gate for gate in record["checks"] if gate["name"] == name]
-        shown = {part: dg.MetadataValue.json(found[part]) for part in ("found", "limit") if found[part] is not None}
-        metadata = {"candidate": record["pair"], "decision": record["decision"], **shown}
+        shown = {part: found[part] for part in ("found", "limit")}
+        metadata = as_metadata({"candidate": record["pair"], "decision": record["decision"], **shown})
         return dg.AssetCheckResult(passed=found["passed"], description=found["sentence"], metadata=metadata)
 
     return check

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestration.tracking import CALIBRATION, EVALUATION, MODEL, Tracking, TrackingError
+from orchestration.tracking import CALIBRATION, EVALUATION, MODEL, RESTS_ON, Tracking, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,6 +50,8 @@ class Version:
     model: str
     evaluation: str
     calibration_set: str
+    rests_on: tuple[str, ...] = ()
+    """DVC hashes of every artifact that it was made from, its own and its evaluation's among them."""
 
 
 def who(root: Path) -> str:
@@ -202,11 +204,7 @@ def _history(client: MlflowClient, name: str) -> list[Promotion]:
 
 def _version(found: Any) -> Version:
     tags = found.tags
-    return Version(
-        str(found.version),
-        tags.get("pair", ""),
-        tags.get("path", ""),
-        tags.get(MODEL, ""),
-        tags.get(EVALUATION, ""),
-        tags.get(CALIBRATION, ""),
-    )
+    own = tuple(tags.get(name, "") for name in (MODEL, EVALUATION, CALIBRATION))
+    chain = json.loads(tags.get(RESTS_ON, "{}"))
+    rests_on = tuple(sorted({*own, *chain.values()} - {""}))
+    return Version(str(found.version), tags.get("pair", ""), tags.get("path", ""), *own, rests_on)

@@ -78,6 +78,7 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
         code_version=step.code_version,
         model_path=f"data/quantized_model/{pair}",
         counts={name: manifest[name] for name in ("samples", "tokens")},
+        rests_on=versioning.upstream(step.root, step.name),
     )
     return {"mlflow_run": mlflow_run, "registered_version": version}
 

@@ -76,6 +76,34 @@ def rollback(why: str) -> None:
     )
 
 
+@click.command()
+@click.option("--cloud", is_flag=True, help="Also in DVC's default remote.")
+@click.option("--all-commits", is_flag=True, help="Also keep what any git commit names.")
+@click.option("--dry", is_flag=True, help="Only say what would go.")
+def gc(cloud: bool, all_commits: bool, dry: bool) -> None:
+    """Free DVC's cache of what neither the workspace nor a registered model rests on.
+
+    A bare `dvc gc -w` would delete the champion's weights as soon as the grid has moved on. What a version of the
+    registry was made from is kept until the version is deleted there.
+
+    \b
+    Example: plumbline gc --dry
+    """
+    from orchestration.garbage import collect, kept
+    from orchestration.record import registry
+    from orchestration.tracking import TrackingError
+
+    root = project_root()
+    options = [name for name, on in (("--cloud", cloud), ("--all-commits", all_commits), ("--dry", dry)) if on]
+    try:
+        keep = kept(registry(root))
+        said = collect(root, set().union(*keep.values()), options)
+    except (ValueError, OSError, RuntimeError, TrackingError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(said)
+    click.echo(f"kept: the workspace, and what {len(keep)} registered versions rest on")
+
+
 def version_named(models: Registry, name: str, root: Path) -> Version:
     """The registered version that a person means.
 
@@ -116,4 +144,4 @@ def _tell_dagster(models: Registry) -> None:
         history.report_runless_asset_event(dg.AssetObservation("deployed_model", metadata=champion_metadata(models)))
 
 
-COMMANDS = [promote, rollback]
+COMMANDS = [promote, rollback, gc]

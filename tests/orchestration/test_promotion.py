@@ -29,6 +29,7 @@ def registry(store: Path, request: pytest.FixtureRequest) -> Registry:
 def register(registry: Registry) -> Callable[[str], str]:
     def make(pair: str) -> str:
         record = evaluation(pair=pair, model_md5=f"model-{pair}", dvc_md5=f"evaluation-{pair}")
+        record |= {"calibration_md5": f"set-{pair}", "rests_on": {"data/raw_corpus": "corpus"}}
         return registry.tracking.record_evaluation(**record)[1]
 
     return make
@@ -48,6 +49,7 @@ def test_who_why_and_back_again(registry: Registry, register: Callable[[str], st
         registry.rollback("Ada", "because")
     registry.promote(two, "Bob", "lower\n KL")
     assert registry.promote(two, "Bob", "again") is None
+    assert registry.version(two).rests_on == ("corpus", "evaluation-two", "model-two", "set-two")
     registry.promote(three, "plumbline", "lower still")
     champion = registry.champion()
     assert champion is not None and (champion.version, champion.pair, champion.model) == (three, "three", "model-three")
