@@ -17,6 +17,7 @@ from assets.calibration_choice.params import ChoiceParams
 from assets.calibration_report.params import ReportParams
 from assets.deployed_model.params import DeploymentParams
 from assets.evaluation.params import EvaluationParams
+from assets.production_drift.params import DriftParams
 from assets.quantized_model.params import SchemeParams
 from assets.raw_corpus.params import CorpusParams
 from assets.sample_features.params import FeatureParams
@@ -64,6 +65,7 @@ class Params(BaseModel):
     evaluation: EvaluationParams = EvaluationParams()
     report: ReportParams = ReportParams()
     deployment: DeploymentParams
+    drift: DriftParams = DriftParams()
     studies: dict[str, StudyParams] = {}
     tracking: TrackingParams = TrackingParams()
 

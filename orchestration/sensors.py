@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from assets.production_drift.asset import production_drift
 from assets.raw_corpus.asset import inbox, raw_corpus
 from assets.sample_features.asset import sample_features
 from assets.tokenized_samples.asset import tokenized_samples
@@ -18,6 +19,11 @@ INGEST = dg.define_asset_job(
 )
 
 
+MEASURE_DRIFT = dg.define_asset_job(
+    "measure_drift",
+    selection=dg.AssetSelection.assets(production_drift),
+    description="Compares today's production texts with the champion's calibration set.",
+)
 UNFINISHED = [
     status for status in dg.DagsterRunStatus if status not in (
         dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
@@ -102,6 +108,44 @@ def hub_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Skip
 
 
 @dg.sensor(
+    jobs=[MEASURE_DRIFT, INGEST],
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="New production texts are compared with the champion's calibration set; past the limits a run "
+    "calibrates anew, and its tags say why.",
+)
+def drift_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """One measurement per state of the production folder, once two looks agree; one re-calibration per champion and
+    kind of drift: what it led to is for the checks of `deployed_model` to judge, and doing it again changes nothing.
+    """
+    from assets.artifact import sha256_json
+    from orchestration.drift import result, subject
+    from orchestration.record import registry
+
+    root = project_root()
+    of = subject(root, registry(root))
+    if isinstance(of, str):
+        return dg.SkipReason(of)
+    if context.cursor != of.key:
+        context.update_cursor(of.key)
+        return dg.SkipReason("production texts or the champion changed; waiting until two looks agree")
+    found = result(root, of)
+    if found is None:
+        return dg.SensorResult([dg.RunRequest(f"drift-{of.key}", job_name=MEASURE_DRIFT.name)], cursor=of.key)
+    if not found["drifted"]:
+        return dg.SkipReason(found["sentence"])
+    if _reading_the_corpus(context.instance):
+        return dg.SkipReason(READING)
+    tags = {
+        "plumbline/trigger": "drift",
+        "plumbline/reason": found["sentence"][:250],
+        "plumbline/drift": ",".join(found["metrics"])[:250],
+    }
+    key = sha256_json([of.champion.model, sorted(found["metrics"])])[:32]
+    return dg.SensorResult([dg.RunRequest(f"recalibrate-{key}", job_name=INGEST.name, tags=tags)], cursor=of.key)
+
+
+@dg.sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place.",
@@ -149,5 +193,5 @@ STUDY = dg.define_asset_job(
     dg.AssetSelection.assets("study"),
     description="Measure and judge the studies that were asked for (`plumbline study`); each goes on where it stopped.",
 )
-JOBS = [INGEST, STUDY]
-SENSORS = [inbox_sensor, hub_sensor, dvc_sensor, dead_run_sensor, automation]
+JOBS = [INGEST, MEASURE_DRIFT, STUDY]
+SENSORS = [inbox_sensor, hub_sensor, drift_sensor, dvc_sensor, dead_run_sensor, automation]
