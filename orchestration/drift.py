@@ -49,8 +49,8 @@ def subject(root: Path, registry: Registry) -> Subject | str:
     champion = registry.champion()
     if champion is None:
         return "no champion yet"
-    state = [[name, *stamp(folder / name)] for name in names if (folder / name).is_file()]
-    return Subject(sha256_json([[n.encode("utf-8", "backslashreplace").decode(), *s] for n, *s in state]), champion)
+    shown = [(name.encode("utf-8", "backslashreplace").decode(), folder / name) for name in names]
+    return Subject(sha256_json([[name, *stamp(path)] for name, path in shown if path.is_file()]), champion)
 
 
 def result(root: Path, of: Subject) -> dict[str, Any] | None:

@@ -44,7 +44,8 @@ def collect(root: Path, hashes: Collection[str], options: Sequence[str] = ()) ->
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"dvc gc: {(done.stderr or done.stdout).strip()}; nothing that is registered was deleted")
-    return (done.stdout + done.stderr).strip()
+    said = (done.stdout + done.stderr).splitlines()
+    return "\n".join(line for line in said if line.startswith(("Removed", "No unused")))
 
 
 def _project(folder: Path, cache: Path, hashes: Collection[str]) -> None:

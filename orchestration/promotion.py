@@ -204,7 +204,8 @@ def _history(client: MlflowClient, name: str) -> list[Promotion]:
 
 def _version(found: Any) -> Version:
     tags = found.tags
-    own = tuple(tags.get(name, "") for name in (MODEL, EVALUATION, CALIBRATION))
+    model, evaluation, calibration = (str(tags.get(name, "")) for name in (MODEL, EVALUATION, CALIBRATION))
     chain = json.loads(tags.get(RESTS_ON, "{}"))
-    rests_on = tuple(sorted({*own, *chain.values()} - {""}))
-    return Version(str(found.version), tags.get("pair", ""), tags.get("path", ""), *own, rests_on)
+    rests_on = tuple(sorted({model, evaluation, calibration, *chain.values()} - {""}))
+    pair, path = tags.get("pair", ""), tags.get("path", "")
+    return Version(str(found.version), pair, path, model, evaluation, calibration, rests_on)

@@ -37,6 +37,9 @@ READING = "a run is reading the corpus; what is new waits for its end"
 def _reading_the_corpus(instance: dg.DagsterInstance) -> bool:
     """Whether a run that reads intake.yaml is waiting or running: it must not change under it."""
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    failed = dg.RunsFilter(tags={"dagster/will_retry": "true"}, statuses=[dg.DagsterRunStatus.FAILURE])
+    # A run whose process was killed runs again, a moment after it was found dead.
+    runs = [*runs, *(run for run in instance.get_runs(failed, limit=9) if "dagster/auto_retry_run_id" not in run.tags)]
     return any(
         "front_door" in run.tags or (run.asset_selection or {raw_corpus.key}) & {raw_corpus.key}
         for run in runs
