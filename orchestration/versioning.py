@@ -340,6 +340,11 @@ def on_request(root: Path) -> set[str]:
     return {name for name, stage in stages.items() if (stage.get("do", stage).get("meta") or {}).get("on_request")}
 
 
+def unfinished_mark(root: Path, name: str) -> Path:
+    """A file that is there while a stage's output is published and what comes after that is not done."""
+    return root / ".plumbline" / "unfinished" / name
+
+
 def changed_stages(root: Path, asset: str | None = None) -> dict[str, list[str]]:
     """Stages whose recorded inputs, parameters, code or output differ from what is there, each with the reasons.
 
@@ -356,7 +361,10 @@ def changed_stages(root: Path, asset: str | None = None) -> dict[str, list[str]]
         for name, stage in _pipeline(root).stages.items():
             of = name.split("@")[0]
             asked = of == asset if asset else of not in left_alone
-            if asked and (reasons := _changes(stage, lock.get(name), hashes)):
+            reasons = _changes(stage, lock.get(name), hashes) if asked else []
+            if asked and unfinished_mark(root, name).exists():
+                reasons.append("it was killed before MLflow knew of it")
+            if reasons:
                 changed[name] = reasons
     return changed
 

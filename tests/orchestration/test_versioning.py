@@ -247,6 +247,11 @@ def test_status_agrees_with_dvc(root: Path) -> None:
     make(root, "choice@b-2", "b")
     make(root, "all", "x")
     assert both() == (set(), set())
+    mark = versioning.unfinished_mark(root, "choice@a-1")
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    assert versioning.changed_stages(root) == {"choice@a-1": ["it was killed before MLflow knew of it"]}
+    mark.unlink()
     (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "choices": {**PARAMS["choices"], "b-2": {"seed": 5}}}))
     ours, dvcs = both()
     assert ours == dvcs == {"choice@b-2"}
