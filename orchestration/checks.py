@@ -59,7 +59,7 @@ def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
     manifest = read_json(folder / "manifest.json")
     found = quarantine(manifest, folder)
     files = sum(shard["source"] == "inbox" for shard in manifest["shards"])
-    said = [f"{of['file']}" + (f" row {of['row']}" if "row" in of else "") + f": {of['why']}" for of in found]
+    said = [f"{of['file']}" + (f" row {of['row']}" if of["row"] != "" else "") + f": {of['why']}" for of in found]
     more = [f"and {len(said) - 5} more"] if len(said) > 5 else []
     return dg.AssetCheckResult(
         passed=not found,

@@ -98,8 +98,8 @@ def quarantine(manifest: dict[str, Any], corpus: Path) -> list[dict[str, Any]]:
     for entry in (entry for entry in manifest["shards"] if entry.get("quarantined")):
         [first, *_] = pq.read_table(rejected_path(corpus, entry["shard"])).to_pylist()
         why = f"{first['reason']}: {first['detail']}"
-        where = {} if first["row"] is None else {"row": first["row"]}
-        found.append({"file": f"{entry['source']}/{entry['file']}", "rows": entry["rows"], "why": why, **where})
+        where = "" if first["row"] is None else first["row"]
+        found.append({"file": f"{entry['source']}/{entry['file']}", "rows": entry["rows"], "row": where, "why": why})
     return found
 
 

@@ -84,7 +84,7 @@ def take_in(
     waiting: list[str] = []
     contents: dict[str, str] = {}
     for name, seen in looked.items():
-        if seen.problem is not None:
+        if name in settled and seen.problem is not None:
             present[name] = Taken(None, seen.bytes, seen.problem)
         elif (content := (settled[name] or store.hold(name)) if name in settled else None) is not None:
             present[name] = Taken(content, seen.bytes)

@@ -153,6 +153,13 @@ def test_the_status_names_what_waits(root: Path, daemon: Daemon) -> None:
     assert taking.waiting(root).as_dict() == {"removed": ["a.txt"]}
 
 
+def test_what_came_together_is_one_run_also_where_some_of_it_is_refused(root: Path, daemon: Daemon) -> None:
+    for name in ("a.txt", "program.exe"):
+        drop(root, name, name)
+    assert [daemon.tick() for _ in range(4)] == [0, 1, 0, 0]
+    assert daemon.events == [{"added": ["a.txt"], "refused": ["program.exe"]}]
+
+
 def test_a_run_that_failed_is_not_tried_again_but_the_next_change_is(root: Path, daemon: Daemon) -> None:
     drop(root, "a.txt", "alpha")
     daemon.reads = False

@@ -17,6 +17,7 @@ from assets.raw_corpus.intake import Changes, Intake, Taken, read_intake, take_i
 from assets.raw_corpus.params import CorpusParams
 from assets.raw_corpus.reader import read_rejected
 from assets.raw_corpus.stores import Folder, Store, store_of
+from orchestration.step import as_metadata
 
 
 @pytest.fixture
@@ -141,11 +142,12 @@ def test_bad_files_of_the_inbox_are_held_back_and_stop_nothing(folder: Folder, t
     (tmp_path / "corpus").mkdir(), (tmp_path / "again").mkdir()
     summary = build_raw_corpus(params, tmp_path, tmp_path / "corpus")
     assert summary["documents_by_source"] == {"docs": 1, "inbox": 40}
-    held_back = {of["file"]: (of["rows"], of["why"].split(":")[0], of.get("row")) for of in summary["quarantine"]}
+    held_back = {of["file"]: (of["rows"], of["why"].split(":")[0], of["row"]) for of in summary["quarantine"]}
+    assert len(as_metadata(summary)["quarantine"].records) == 3
     assert held_back == {
         "inbox/half-bad.jsonl": (100, "broken_json", 1),
-        "inbox/cut.jsonl.gz": (1, "unreadable", None),
-        "inbox/program.exe": (1, "unsupported", None),
+        "inbox/cut.jsonl.gz": (1, "unreadable", ""),
+        "inbox/program.exe": (1, "unsupported", ""),
     }
     totals = read_json(tmp_path / "corpus/manifest.json")["totals"]
     assert totals["rejected"] == {"broken_json": 51, "quarantined": 50, "unreadable": 1, "unsupported": 1}
