@@ -48,3 +48,4 @@ clean:
 	rm -rf data dvc.lock .plumbline mlflow.db* mlruns .dvc/cache .dvc/tmp
 	find .dagster -mindepth 1 -not -name dagster.yaml -delete
 	sed -i -e '/^requested:/,$$d' requested.yaml && echo 'requested: []' >> requested.yaml
+	@printf '%s\n' '# What the inbox and the hub have brought in; `plumbline run` and the sensors write it, raw_corpus reads it.' 'files: {}' 'revisions: {}' > intake.yaml

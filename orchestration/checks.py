@@ -8,10 +8,13 @@ import dagster as dg
 from assets.activation_stats.asset import activation_stats
 from assets.artifact import read_json
 from assets.calibration_set.asset import calibration_set
+from assets.deployed_model.asset import deployed_model
+from assets.deployed_model.promises import GATES
 from assets.quantized_model.asset import quantized_model
 from assets.raw_corpus.asset import raw_corpus
 from assets.tokenized_samples.asset import tokenized_samples
 from orchestration.params import load_params, project_root
+from orchestration.step import as_metadata
 
 
 def _folder(asset: str) -> Path:
@@ -42,6 +45,28 @@ def every_row_is_accounted_for() -> dg.AssetCheckResult:
     totals = manifest["totals"]
     aside = sum(totals["rejected"].values())
     return _result(wrong, f"{totals['rows']} rows = {totals['documents']} documents + {aside} set aside", totals)
+
+
+@dg.asset_check(asset=raw_corpus)
+def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
+    """Every file that was dropped is part of the corpus; one that is not is named, with what is wrong and where.
+
+    A warning: the rest of the corpus does not wait for it.
+    """
+    from assets.raw_corpus.ingest import quarantine
+
+    folder = _folder("raw_corpus")
+    manifest = read_json(folder / "manifest.json")
+    found = quarantine(manifest, folder)
+    files = sum(shard["source"] == "inbox" for shard in manifest["shards"])
+    said = [f"{of['file']}" + (f" row {of['row']}" if of["row"] != "" else "") + f": {of['why']}" for of in found]
+    more = [f"and {len(said) - 5} more"] if len(said) > 5 else []
+    return dg.AssetCheckResult(
+        passed=not found,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join([*said[:5], *more]) or f"none of {files} files",
+        metadata={"files": files, "held_back": dg.MetadataValue.json(found)},
+    )
 
 
 @dg.asset_check(asset=tokenized_samples, blocking=True)
@@ -168,8 +193,29 @@ def no_layer_fell_back(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckR
     )
 
 
+def _gate(name: str, promise: str) -> dg.AssetChecksDefinition:
+    """What `deployed_model` held its candidate to, read back from the record.
+
+    One that fails has kept the alias where it was. The run itself went well, and so did `dvc repro`: such a check is an
+    error, but not `blocking` in Dagster's sense, which would fail the run.
+    """
+
+    @dg.asset_check(asset=deployed_model, name=name, description=promise)
+    def check() -> dg.AssetCheckResult:
+        record = read_json(_folder("deployed_model") / "promotion.json")
+        [found] = [gate for gate in record["checks"] if gate["name"] == name]
+        shown = {part: found[part] for part in ("found", "limit")}
+        metadata = as_metadata({"candidate": record["pair"], "decision": record["decision"], **shown})
+        return dg.AssetCheckResult(passed=found["passed"], description=found["sentence"], metadata=metadata)
+
+    return check
+
+
+GATE_CHECKS = [_gate(name, promise) for name, promise in GATES.items()]
+
 CHECKS: list[dg.AssetChecksDefinition] = [
     every_row_is_accounted_for,
+    no_file_of_the_inbox_is_held_back,
     every_token_is_accounted_for,
     no_report_document_in_a_calibration_set,
     calibration_set_was_tokenized_as_the_corpus_is,
@@ -177,6 +223,7 @@ CHECKS: list[dg.AssetChecksDefinition] = [
     every_site_saw_enough_tokens,
     model_carries_the_tokenizer_it_was_calibrated_with,
     no_layer_fell_back,
+    *GATE_CHECKS,
 ]
 
 

@@ -12,6 +12,7 @@ import click
 
 from orchestration import audit_commands
 from orchestration.params import project_root
+from orchestration.release_commands import COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -152,17 +153,24 @@ def study(names: tuple[str, ...]) -> None:
 @main.command()
 def status() -> None:
     """What is out of date, and why."""
+    from orchestration.intake import waiting
     from orchestration.versioning import changed_stages, on_request
 
     root = project_root()
+    new = waiting(root).as_dict()
+    for name in new.get("waiting", []):
+        click.echo(f"inbox: {name} is not taken in yet")
+    for name in new.get("removed", []):
+        click.echo(f"inbox: {name} was deleted, and is still part of the corpus")
     changed = changed_stages(root)
     for name, reasons in changed.items():
         click.echo(f"{name}\n    " + "\n    ".join(reasons))
-    click.echo(f"{len(changed)} stages out of date: plumbline run" if changed else "everything is up to date")
+    stale = f"{len(changed)} stages out of date: plumbline run" if changed else ""
+    click.echo(stale or ("the inbox has news: plumbline run" if new else "everything is up to date"))
     for asset in sorted(on_request(root)):
         for name, why in changed_stages(root, asset).items():
             click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))
-    sys.exit(1 if changed else 0)
+    sys.exit(1 if changed or new else 0)
 
 
 @main.command()
@@ -288,6 +296,10 @@ def _require_git_or_no_scm(root: Path) -> None:
         if "no_scm" not in (local.read_text() if local.is_file() else ""):
             with local.open("a") as file:
                 file.write("[core]\n    no_scm = true\n")
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from assets.calibration_report.asset import calibration_report
 from assets.calibration_set.asset import calibration_set
 from assets.deployed_model.asset import deployed_model
 from assets.evaluation.asset import evaluation
+from assets.production_drift.asset import production_drift
 from assets.quantized_model.asset import quantized_model
 from assets.raw_corpus.asset import inbox, raw_corpus
 from assets.sample_features.asset import sample_features
@@ -33,7 +34,7 @@ ASSETS: list[dg.AssetsDefinition] = [
 ]
 
 defs = dg.Definitions(
-    assets=[inbox, *ASSETS],
+    assets=[inbox, *ASSETS, production_drift],
     asset_checks=CHECKS,
     jobs=JOBS,
     sensors=SENSORS,

@@ -8,7 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from assets.raw_corpus.intake import INTAKE
 from orchestration import versioning
+from orchestration.intake import take_in_now
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -41,6 +43,8 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
         RunFailed: a step failed; what was finished before stays.
     """
     versioning.sweep(root)
+    if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
+        take_in_now(root)
     left_alone = versioning.on_request(root) - set(only)
     changed = versioning.changed_stages(root)
     for name in sorted(versioning.on_request(root) & set(only)):

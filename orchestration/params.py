@@ -15,7 +15,9 @@ from assets.activation_stats.params import ExecutionParams, StatisticsParams
 from assets.base_model.params import ModelParams
 from assets.calibration_choice.params import ChoiceParams
 from assets.calibration_report.params import ReportParams
+from assets.deployed_model.params import DeploymentParams
 from assets.evaluation.params import EvaluationParams
+from assets.production_drift.params import DriftParams
 from assets.quantized_model.params import SchemeParams
 from assets.raw_corpus.params import CorpusParams
 from assets.sample_features.params import FeatureParams
@@ -34,14 +36,6 @@ class Grid(BaseModel):
 
     calibrations: tuple[str, ...]
     schemes: tuple[str, ...]
-
-
-class DeploymentParams(BaseModel):
-    """Which scheme is deployed; the calibration choice follows from the evaluations."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scheme: str
 
 
 class TrackingParams(BaseModel):
@@ -71,6 +65,7 @@ class Params(BaseModel):
     evaluation: EvaluationParams = EvaluationParams()
     report: ReportParams = ReportParams()
     deployment: DeploymentParams
+    drift: DriftParams = DriftParams()
     studies: dict[str, StudyParams] = {}
     tracking: TrackingParams = TrackingParams()
 

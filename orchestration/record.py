@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from assets.artifact import read_json
@@ -16,15 +16,20 @@ from orchestration.versioning import Step
 from orchestration.workspace import tracking_uri
 
 if TYPE_CHECKING:
+    from orchestration.promotion import Registry
     from orchestration.tracking import Tracking
 
 
 def tracking(step: Step) -> Tracking:
     """MLflow as params.yaml has it."""
+    return _tracking(step.root)
+
+
+def _tracking(root: Path) -> Tracking:
     from orchestration.tracking import Tracking
 
-    params = load_params(step.root).tracking
-    return Tracking(tracking_uri(step.root), params.experiment, params.registered_model)
+    params = load_params(root).tracking
+    return Tracking(tracking_uri(root), params.experiment, params.registered_model)
 
 
 def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
@@ -79,6 +84,7 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
         code_version=step.code_version,
         model_path=f"data/quantized_model/{pair}",
         counts={name: manifest[name] for name in ("samples", "tokens")},
+        rests_on=versioning.upstream(step.root, step.name),
     )
     return {"mlflow_run": mlflow_run, "registered_version": version}
 
@@ -140,10 +146,39 @@ def record_report_in_mlflow(step: Step, run_id: str) -> dict[str, Any]:
     return {"mlflow_run": record_report(tracking(step), verdict, step.md5, artifacts, tags)}
 
 
+def registry(root: Path) -> Registry:
+    """The registered models and their champion, in MLflow as params.yaml has it."""
+    from orchestration.promotion import Registry
+
+    return Registry(_tracking(root), root)
+
+
 def promote_in_mlflow(step: Step) -> dict[str, Any]:
-    """Move the alias `champion` to the promoted model's version."""
-    pair = read_json(step.out / "promotion.json")["pair"]
-    entry = versioning.lock_entries(step.root)[versioning.stage_name("quantized_model", pair)]
-    version = tracking(step).promote(entry["outs"][0]["md5"])
-    name = load_params(step.root).tracking.registered_model
-    return {"champion": pair, "registry": f"models:/{name}@champion (version {version})"}
+    """Move the alias `champion` to the candidate if the record says that it was promoted.
+
+    Returns:
+        Metadata: the champion, its version, who put it there, and the command that audits it.
+    """
+    from orchestration.promotion import MACHINE
+
+    decided = read_json(step.out / "promotion.json")
+    models = registry(step.root)
+    if decided["decision"] == "promoted":
+        models.promote(models.of_model(decided["model"]).version, MACHINE, decided["why"])
+    return champion_metadata(models)
+
+
+def champion_metadata(models: Registry) -> dict[str, Any]:
+    """What Dagster shows of the champion."""
+    champion = models.champion()
+    if champion is None:
+        return {"champion": "none"}
+    last = models.history()[-1:]
+    said = {"promoted_by": last[0].who, "promoted_because": last[0].why} if last else {}
+    uri = f"models:/{models.name}@champion"
+    return {
+        "champion": champion.pair,
+        "registry": f"{uri} (version {champion.version})",
+        "audit": f"plumbline audit {uri}",
+        **said,
+    }

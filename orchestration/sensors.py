@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import dagster as dg
 
+from assets.production_drift.asset import production_drift
 from assets.raw_corpus.asset import inbox, raw_corpus
 from assets.sample_features.asset import sample_features
 from assets.tokenized_samples.asset import tokenized_samples
-from orchestration.params import load_params, project_root
+from orchestration.params import project_root
 
+STUDY_NAME = "run_study"
 INGEST = dg.define_asset_job(
     "ingest",
     # Objects, not strings: string selections depend on the version of antlr that is installed.
@@ -21,60 +19,133 @@ INGEST = dg.define_asset_job(
 )
 
 
-def inbox_state(folder: Path) -> dict[str, list[int]]:
-    """Size and modification time (ns) of every file that counts as dropped: no hidden, partial or README file."""
-    from assets.raw_corpus.ingest import IGNORED_IN_INBOX
-    from assets.raw_corpus.sources.directory import file_names
-
-    state = {}
-    for name in sorted(file_names(folder)) if folder.is_dir() else []:
-        path = folder / name
-        if name not in IGNORED_IN_INBOX and path.is_file():
-            status = path.stat()
-            state[name] = [status.st_size, status.st_mtime_ns]
-    return state
+MEASURE_DRIFT = dg.define_asset_job(
+    "measure_drift",
+    selection=dg.AssetSelection.assets(production_drift),
+    description="Compares today's production texts with the champion's calibration set.",
+)
+UNFINISHED = [
+    status for status in dg.DagsterRunStatus if status not in (
+        dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
+    )
+]  # fmt: skip
 
 
-def inbox_digest(folder: Path, state: dict[str, list[int]]) -> str:
-    """SHA-256 over the names and contents of the files of `state`."""
-    from assets.artifact import sha256_files, sha256_json
+READING = "a run is reading the corpus; what is new waits for its end"
 
-    return sha256_json(sha256_files(folder, state))
+
+def _reading_the_corpus(instance: dg.DagsterInstance) -> bool:
+    """Whether a run that reads intake.yaml is waiting or running: it must not change under it."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    failed = dg.RunsFilter(tags={"dagster/will_retry": "true"}, statuses=[dg.DagsterRunStatus.FAILURE])
+    # A run whose process was killed runs again, a moment after it was found dead.
+    runs = [*runs, *(run for run in instance.get_runs(failed, limit=9) if "dagster/auto_retry_run_id" not in run.tags)]
+    return any(
+        "front_door" in run.tags or (run.asset_selection or {raw_corpus.key}) & {raw_corpus.key}
+        for run in runs
+        if run.job_name != STUDY_NAME
+    )
+
+
+def _launch(context: dg.SensorEvaluationContext, trigger: str, why: str = "") -> dg.SensorResult | dg.SkipReason:
+    """The `ingest` run for what was taken in and no run has read, once."""
+    from assets.raw_corpus.intake import INTAKE
+    from orchestration.hashing import content_md5
+    from orchestration.intake import request
+
+    def launched(key: str) -> bool:
+        return context.instance.get_runs_count(dg.RunsFilter(tags={"dagster/run_key": key})) > 0
+
+    asked = request(project_root(), launched)
+    if asked is None:
+        return dg.SkipReason(why or "everything that was taken in has its run")
+    digest = content_md5(project_root() / INTAKE)
+    changes = {name: dg.MetadataValue.json(value) for name, value in asked.changes.items()}
+    event = dg.AssetMaterialization(inbox.key, metadata=changes, tags={"dagster/data_version": digest})
+    tags = {"plumbline/trigger": trigger}
+    return dg.SensorResult(run_requests=[dg.RunRequest(run_key=asked.key, tags=tags)], asset_events=[event])
 
 
 @dg.sensor(
     job=INGEST,
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="A new or changed file in the inbox leads to one run; a file that is still being written waits.",
+    description="A new, changed or deleted file in the inbox leads to one run. A file that is still being written "
+    "waits, and holds up no other; the same content again, under whatever name, leads to none.",
 )
 def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """One `ingest` run for every change of the inbox's content.
+    """One `ingest` run for every change of what the inbox holds (orchestration/intake.py)."""
+    from filelock import Timeout
 
-    A change is acted on when two ticks in a row see the same sizes and times, so a file that is still being written
-    waits. The cursor holds a sequence number and the content last acted on; the run key is made of both. A daemon
-    killed between launching the run and saving the cursor computes the same key again, and Dagster launches nothing;
-    content that comes back after having been away has a new number, and runs.
+    from orchestration.intake import take_in_settled
+
+    if _reading_the_corpus(context.instance):
+        return dg.SkipReason(READING)
+    try:
+        changes = take_in_settled(project_root())
+    except Timeout:
+        return dg.SkipReason(READING)
+    except (OSError, ImportError) as error:
+        return dg.SkipReason(f"the inbox cannot be read: {error}")
+    kept = [f"{len(names)} {what}" for what, names in changes.as_dict().items() if what in ("waiting", "copies")]
+    return _launch(context, "inbox", f"nothing new in the inbox ({', '.join(kept)})" if kept else "")
+
+
+@dg.sensor(
+    job=INGEST,
+    minimum_interval_seconds=3600,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="A new revision of a Hugging Face dataset that `corpus` follows (`follow: main`) leads to a run.",
+)
+def hub_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """One `ingest` run when a followed branch has a new commit."""
+    from orchestration.intake import follow, hub_commit
+
+    if _reading_the_corpus(context.instance):
+        return dg.SkipReason(READING)
+    try:
+        new = follow(project_root(), hub_commit)
+    except Exception as error:  # whatever the network does: the next look comes
+        return dg.SkipReason(f"the hub cannot be asked: {type(error).__name__}: {error}")
+    return _launch(context, "hub") if new else dg.SkipReason("no dataset that is followed has a new revision")
+
+
+@dg.sensor(
+    jobs=[MEASURE_DRIFT, INGEST],
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="New production texts are compared with the champion's calibration set; past the limits a run "
+    "calibrates anew, and its tags say why.",
+)
+def drift_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """One measurement per state of the production folder, once two looks agree; one re-calibration per champion and
+    kind of drift: what it led to is for the checks of `deployed_model` to judge, and doing it again changes nothing.
     """
-    folder = project_root() / load_params().corpus.inbox
-    cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {"sequence": 0, "digest": "", "seen": {}}
-    state = inbox_state(folder)
-    if state == cursor.get("acted"):
-        return dg.SkipReason("the inbox has not changed")
-    if state != cursor["seen"]:
-        context.update_cursor(json.dumps({**cursor, "seen": state}))
-        return dg.SkipReason("the inbox is changing; waiting until two looks agree")
-    digest = inbox_digest(folder, state)
-    if digest == cursor["digest"] or (not state and not cursor["digest"]):
-        context.update_cursor(json.dumps({**cursor, "acted": state}))
-        return dg.SkipReason("files were touched, their content is what it was")
-    sequence = cursor["sequence"] + 1
-    event = dg.AssetMaterialization(inbox.key, metadata={"files": len(state)}, tags={"dagster/data_version": digest})
-    return dg.SensorResult(
-        run_requests=[dg.RunRequest(run_key=f"inbox-{sequence}-{digest[:16]}", tags={"plumbline/trigger": "inbox"})],
-        asset_events=[event],
-        cursor=json.dumps({"sequence": sequence, "digest": digest, "seen": state, "acted": state}),
-    )
+    from assets.artifact import sha256_json
+    from orchestration.drift import result, subject
+    from orchestration.record import registry
+
+    root = project_root()
+    of = subject(root, registry(root))
+    if isinstance(of, str):
+        return dg.SkipReason(of)
+    if context.cursor != of.key:
+        context.update_cursor(of.key)
+        return dg.SkipReason("production texts or the champion changed; waiting until two looks agree")
+    found = result(root, of)
+    if found is None:
+        return dg.SensorResult([dg.RunRequest(f"drift-{of.key}", job_name=MEASURE_DRIFT.name)], cursor=of.key)
+    if not found["drifted"]:
+        return dg.SkipReason(found["sentence"])
+    if _reading_the_corpus(context.instance):
+        return dg.SkipReason(READING)
+    tags = {
+        "plumbline/trigger": "drift",
+        "plumbline/reason": found["sentence"][:250],
+        "plumbline/drift": ",".join(found["metrics"])[:250],
+    }
+    key = sha256_json([of.champion.model, sorted(found["metrics"])])[:32]
+    return dg.SensorResult([dg.RunRequest(f"recalibrate-{key}", job_name=INGEST.name, tags=tags)], cursor=of.key)
 
 
 @dg.sensor(
@@ -121,9 +192,9 @@ automation = dg.AutomationConditionSensorDefinition(
 )
 
 STUDY = dg.define_asset_job(
-    "run_study",
+    STUDY_NAME,
     dg.AssetSelection.assets("study"),
     description="Measure and judge the studies that were asked for (`plumbline study`); each goes on where it stopped.",
 )
-JOBS = [INGEST, STUDY]
-SENSORS = [inbox_sensor, dvc_sensor, dead_run_sensor, automation]
+JOBS = [INGEST, MEASURE_DRIFT, STUDY]
+SENSORS = [inbox_sensor, hub_sensor, drift_sensor, dvc_sensor, dead_run_sensor, automation]

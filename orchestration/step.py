@@ -110,10 +110,15 @@ def materialize(
 def _one(asset: str, key: str, build: Build, overrides: Overrides | None, after: After | None) -> _Made:
     started = time.perf_counter()
     name, changed = versioning.stage_name(asset, key or None), overrides(key) if overrides else {}
+    unfinished = versioning.unfinished_mark(project_root(), name)
     with versioning.recording(project_root(), name, changed) as (step, folder):
         summary = build(step, key, folder)
+        if after:
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.touch()
     step.seconds = round(time.perf_counter() - started, 2)
     further = after(step, key, summary) if after else {}
+    unfinished.unlink(missing_ok=True)
     metadata = as_metadata({**summary, **further})
     metadata |= {
         "seconds": step.seconds,

@@ -29,6 +29,8 @@ BATCH = 100
 """MLflow takes at most 100 parameters or tags in one call."""
 STAGE, EVALUATION, MODEL, CALIBRATION = "dvc.stage", "dvc.md5", "model.md5", "calibration.md5"
 """Tags that identify a run, and (all but the first) a registered version."""
+RESTS_ON = "plumbline.rests_on"
+"""Tag of a registered version: JSON, path -> DVC hash of every artifact from the corpus to the evaluation."""
 
 
 class TrackingError(RuntimeError):
@@ -68,6 +70,7 @@ class Tracking:
         code_version: str,
         model_path: str,
         counts: Mapping[str, Any] | None = None,
+        rests_on: Mapping[str, str] | None = None,
     ) -> tuple[str, str]:
         """Log an evaluation and register the model that it evaluated; done once per (pair, evaluation, model).
 
@@ -83,6 +86,7 @@ class Tracking:
             plots: small image files, stored with the run under `plots/`.
             model_path: where the model lies, relative to the workspace.
             counts: rows and tokens in, out and lost by reason, nested by name; logged as metrics `count/*`.
+            rests_on: path -> DVC hash of every artifact that the model was made from, for `plumbline gc`.
 
         Returns:
             The run's id and the model's version.
@@ -106,6 +110,7 @@ class Tracking:
 
             digests = {MODEL: model_md5, EVALUATION: dvc_md5, CALIBRATION: calibration_md5}
             digests |= {f"hash.{name}": value for name, value in sorted(hashes.items())}
+            chain = {RESTS_ON: json.dumps(dict(rests_on), sort_keys=True)} if rests_on else {}
             tags = {
                 **identity,
                 **digests,
@@ -131,7 +136,9 @@ class Tracking:
                 _log(client, run_id, params, figures, model.model_id, dataset.dataset)
                 for plot in plots:
                     client.log_artifact(run_id, str(plot), "plots")
-                version = self._register(client, run_id, model.model_id, {"pair": pair, "path": model_path, **digests})
+                version = self._register(
+                    client, run_id, model.model_id, {"pair": pair, "path": model_path, **digests, **chain}
+                )
                 client.set_tag(run_id, "model_version", version)
                 client.set_terminated(run_id, "FINISHED")
             except BaseException:
@@ -139,20 +146,6 @@ class Tracking:
                     client.set_terminated(run_id, "FAILED")
                 raise
         return run_id, version
-
-    def promote(self, model_md5: str, alias: str = "champion") -> str:
-        """Let `alias` name the newest version of the model with this DVC hash.
-
-        Returns:
-            The version.
-
-        Raises:
-            TrackingError: no such model is registered.
-        """
-        with self.client() as client:
-            version = str(self._version(client, model_md5).version)
-            client.set_registered_model_alias(self.registered_model, alias, version)
-        return version
 
     def trace(
         self, model_md5: str | None = None, *, alias: str | None = None, version: str | None = None
@@ -178,7 +171,7 @@ class Tracking:
                 raise TrackingError(f"models:/{self.registered_model}@{alias or version}: {error}") from error
             run = client.get_run(found.run_id)
             registered = client.get_model_version(self.registered_model, str(found.version))
-        tags = dict(registered.tags)
+        tags = {name: value for name, value in registered.tags.items() if not name.startswith("plumbline.")}
         return {
             "version": str(found.version),
             "aliases": sorted(registered.aliases),

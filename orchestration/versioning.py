@@ -93,6 +93,21 @@ def lock_entries(root: Path) -> dict[str, dict[str, Any]]:
     return _stages(root / "dvc.lock")
 
 
+def upstream(root: Path, name: str) -> dict[str, str]:
+    """Path -> DVC hash of a stage's output and of every artifact that it was made from, as dvc.lock has them."""
+    lock = lock_entries(root)
+    maker = {out["path"]: stage for stage, entry in lock.items() for out in entry.get("outs", [])}
+    found: dict[str, str] = {}
+    todo = [name]
+    while todo:
+        entry = lock.get(todo.pop(), {})
+        for item in (*entry.get("outs", []), *entry.get("deps", [])):
+            if item["path"] in maker and item["path"] not in found:
+                found[item["path"]] = str(item["md5"])
+                todo.append(maker[item["path"]])
+    return found
+
+
 def code_version_of(entry: Mapping[str, Any]) -> str:
     """Code version of a dvc.lock entry: of the code that made the output, which need not be today's."""
     return _code_version({d["path"]: d["md5"] for d in entry.get("deps", []) if _is_code(d["path"])})
@@ -218,19 +233,25 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
     Raises:
         InputsChanged: an input is not what its stage recorded, or changed while the body ran.
     """
+    with scratch(root, name) as folder:
+        step = _begin(root, name, overrides or {})
+        yield step, folder
+        _publish(step, folder, bool(overrides))
+
+
+@contextlib.contextmanager
+def scratch(root: Path, name: str) -> Iterator[Path]:
+    """An empty folder for one process at a time, on the file system of the outputs; gone at the end, if it is there."""
     from filelock import FileLock
 
-    locks = root / ".plumbline" / "locks"
+    locks, place = root / ".plumbline" / "locks", root / "data" / ".tmp"
     locks.mkdir(parents=True, exist_ok=True)
-    scratch = root / "data" / ".tmp"  # on the file system of the outputs, so that publishing is a rename
-    scratch.mkdir(parents=True, exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{name}.lock"):
-        step = _begin(root, name, overrides or {})
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=scratch))
-        folder.chmod(0o755)  # mkdtemp gives 0700, which would travel with the artifact
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=place))
+        folder.chmod(0o755)  # mkdtemp gives 0700, which would travel with an artifact
         try:
-            yield step, folder
-            _publish(step, folder, bool(overrides))
+            yield folder
         finally:
             _remove(folder)
 
@@ -321,6 +342,11 @@ def on_request(root: Path) -> set[str]:
     return {name for name, stage in stages.items() if (stage.get("do", stage).get("meta") or {}).get("on_request")}
 
 
+def unfinished_mark(root: Path, name: str) -> Path:
+    """A file that is there while a stage's output is published and what comes after that is not done."""
+    return root / ".plumbline" / "unfinished" / name
+
+
 def changed_stages(root: Path, asset: str | None = None) -> dict[str, list[str]]:
     """Stages whose recorded inputs, parameters, code or output differ from what is there, each with the reasons.
 
@@ -337,7 +363,10 @@ def changed_stages(root: Path, asset: str | None = None) -> dict[str, list[str]]
         for name, stage in _pipeline(root).stages.items():
             of = name.split("@")[0]
             asked = of == asset if asset else of not in left_alone
-            if asked and (reasons := _changes(stage, lock.get(name), hashes)):
+            reasons = _changes(stage, lock.get(name), hashes) if asked else []
+            if asked and unfinished_mark(root, name).exists():
+                reasons.append("it was killed before MLflow knew of it")
+            if reasons:
                 changed[name] = reasons
     return changed
 

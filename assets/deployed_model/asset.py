@@ -6,10 +6,18 @@ from typing import Any
 
 import dagster as dg
 
+from assets.base_model.params import ModelParams
 from assets.calibration_report.asset import calibration_report
+from assets.calibration_report.params import ReportParams
+from assets.calibration_set.asset import calibration_set
+from assets.deployed_model.params import DeploymentParams
 from assets.evaluation.asset import evaluation
-from orchestration.params import DeploymentParams, Grid
-from orchestration.step import OWNERS, Step, code_version, materialize
+from assets.evaluation.params import EvaluationParams
+from assets.quantized_model.asset import quantized_model
+from assets.quantized_model.params import SchemeParams
+from assets.tokenized_samples.asset import tokenized_samples
+from orchestration.params import Grid
+from orchestration.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
 
 
 @dg.asset(
@@ -17,22 +25,49 @@ from orchestration.step import OWNERS, Step, code_version, materialize
     kinds={"mlflow"},
     owners=OWNERS,
     code_version=code_version("deployed_model"),
-    deps=[calibration_report, evaluation],
-    description="The promotion record: which quantized model carries the alias `champion` in the registry, on which "
-    "figures, and what the verdict said. Promoted by hand or by `plumbline run`, not by automation.",
+    automation_condition=ON_NEW_INPUT,
+    deps=[calibration_report, evaluation, quantized_model, calibration_set, tokenized_samples],
+    description="Which model is the champion, and why. The best model of the grid under the deployed scheme is "
+    "compared with the champion on the same documents, and held to the checks below. The alias `champion` of the "
+    "registry moves to it only if it passes every one; otherwise the champion stays, and the record says which check "
+    "failed, and by how much.",
 )
 def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from assets.deployed_model.promote import build_promotion
+        from assets.deployed_model.promote import Inputs, build_promotion
+        from assets.evaluation.evaluate import build_evaluation
+        from orchestration.champion import champion_of, models
+        from orchestration.record import registry
 
-        grid = Grid.model_validate(step.params["grid"])
-        scheme = DeploymentParams.model_validate(step.params["deployment"]).scheme
+        asked = DeploymentParams.model_validate(step.params["deployment"])
+        scheme = SchemeParams.model_validate(step.params[f"schemes.{asked.scheme}"])
+        model = ModelParams.model_validate(step.params["model"])
+        params = EvaluationParams.model_validate(step.params["evaluation"])
+        samples = step.input("tokenized_samples")
+
+        def evaluate(folder: Path, target: Path) -> object:
+            return build_evaluation(params, model, folder, samples, target, step.root)
+
+        inputs = Inputs(
+            evaluations=step.input("evaluation"),
+            models=step.input("quantized_model"),
+            sets=step.input("calibration_set"),
+            samples=samples,
+            report=step.input("calibration_report"),
+            serving=step.root / asked.serving if asked.serving else None,
+        )
         return build_promotion(
-            scheme,
-            list(grid.calibrations),
-            step.input("evaluation"),
-            step.input("calibration_report"),
+            asked,
+            scheme.model_dump(mode="json"),
+            list(Grid.model_validate(step.params["grid"]).calibrations),
+            ReportParams.model_validate(step.params["report"]),
+            inputs,
             out,
+            champion_of(step, registry(step.root), evaluate),
+            models(step.root),
+            registry(step.root).withdrawn(),
+            step.previous,
+            model.trust_remote_code,
         )
 
     def promote(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ inbox = dg.AssetSpec(
     group_name="1_corpus",
     kinds={"file"},
     owners=OWNERS,
-    description="Files that people drop into the inbox folder. A sensor watches it; a new file starts one run.",
+    description="Files that people drop. A sensor watches; once a new file is complete, it starts one run.",
 )
 
 
@@ -33,11 +33,13 @@ def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
         from assets.raw_corpus.file_hashes import FileHashes
         from assets.raw_corpus.ingest import build_raw_corpus
+        from assets.raw_corpus.intake import INTAKE, read_intake
 
         params = CorpusParams.model_validate(step.params["corpus"])
         _require_declared(params, step)
         hashes = FileHashes(step.root / ".plumbline" / "file_hashes.json")
-        return build_raw_corpus(params, step.root, out, step.previous, hashes)
+        intake = read_intake(step.root / INTAKE)
+        return build_raw_corpus(params, step.root, out, step.previous, hashes, intake)
 
     yield from materialize(context, build)
 
@@ -46,7 +48,7 @@ def _require_declared(params: CorpusParams, step: Step) -> None:
     """Every folder that is read must be a dependency in dvc.yaml, or neither door would notice that it changed."""
     declared = [(step.root / path).resolve() for path in step.inputs]
     folders = {name: source.path for name, source in params.in_order().items() if isinstance(source, Directory)}
-    for name, path in {**folders, "inbox": params.inbox}.items():
+    for name, path in folders.items():
         folder = (step.root / path).resolve()
         if not any(folder == d or d in folder.parents for d in declared):
             raise ValueError(

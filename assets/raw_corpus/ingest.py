@@ -15,16 +15,17 @@ from tqdm import tqdm
 from assets.artifact import link_or_copy, read_json, write_json
 from assets.raw_corpus.document import APART
 from assets.raw_corpus.file_hashes import FileHashes
+from assets.raw_corpus.intake import Intake, take_in
 from assets.raw_corpus.params import CorpusParams, Directory, PythonStdlib
 from assets.raw_corpus.shards import TableWriter, rejected_path, shard_name, shard_path, write_shard
 from assets.raw_corpus.source_file import REASONS, SourceFile, key_of
+from assets.raw_corpus.sources import inbox
+from assets.raw_corpus.sources.inbox import INBOX
+from assets.raw_corpus.stores import store_of
 
 DUPLICATES = pa.schema(
     [("shard", pa.string()), ("row", pa.int64()), ("doc_id", pa.string()), ("first_source", pa.string())]
 )
-INBOX = "inbox"
-IGNORED_IN_INBOX = ("README.md",)
-"""Tells people what the folder is for; no document."""
 
 
 def build_raw_corpus(
@@ -33,17 +34,20 @@ def build_raw_corpus(
     out: Path,
     previous: Path | None = None,
     hashes: FileHashes | None = None,
+    intake: Intake | None = None,
 ) -> dict[str, Any]:
-    """Ingest production, what is out of domain, the sources in the order of `params.sources`, then the inbox, into the
-    empty folder `out`.
+    """Ingest production, what is out of domain, the sources in the order of `params.sources`, then what was taken in
+    from the inbox, into the empty folder `out`.
 
     Args:
         root: folder against which relative source paths and the inbox resolve.
         previous: an earlier raw_corpus of the same code; a file whose shard is there is linked, not read.
         hashes: remembers the digests of files, so that an unchanged file need not be hashed again; saved at the end.
+        intake: what was taken in from the inbox, and the commits of hub datasets; None: what is in the inbox now.
 
     Returns:
-        Summary: shards, reused, documents, rows, rejected by reason, and documents by source.
+        Summary: shards, reused, documents, rows, rejected by reason, documents by source, and the files of the inbox
+        that are held back.
 
     Raises:
         ValueError: too many rows were rejected, or there is no document, or the params contradict each other.
@@ -59,7 +63,7 @@ def build_raw_corpus(
     entries: list[dict[str, Any]] = []
     reused = 0
     with tqdm(desc="raw_corpus", unit=" files", disable=None) as progress:
-        for source, file in _source_files(params, root, hashes):
+        for source, file in _source_files(params, root, hashes, intake):
             progress.set_postfix_str(f"{source}/{file.name}"[-40:])
             shard = shard_name(source, file)
             entry = old.get(shard) if previous is not None else None
@@ -84,11 +88,28 @@ def build_raw_corpus(
     by_source = Counter(dict.fromkeys([*named, INBOX], 0))
     for entry in entries:
         by_source[entry["source"]] += entry["documents"]
-    return {"shards": len(entries), "reused_shards": reused, **totals, "documents_by_source": dict(by_source)}
+    summary = {"shards": len(entries), "reused_shards": reused, **totals, "documents_by_source": dict(by_source)}
+    return {**summary, "quarantine": quarantine(manifest, out)}
 
 
-def _source_files(params: CorpusParams, root: Path, hashes: FileHashes) -> Iterator[tuple[str, SourceFile]]:
+def quarantine(manifest: dict[str, Any], corpus: Path) -> list[dict[str, Any]]:
+    """The files of the inbox that are held back: file, rows, and the first row's reason with what was found."""
+    found = []
+    for entry in (entry for entry in manifest["shards"] if entry.get("quarantined")):
+        [first, *_] = pq.read_table(rejected_path(corpus, entry["shard"])).to_pylist()
+        why = f"{first['reason']}: {first['detail']}"
+        where = "" if first["row"] is None else first["row"]
+        found.append({"file": f"{entry['source']}/{entry['file']}", "rows": entry["rows"], "row": where, "why": why})
+    return found
+
+
+def _source_files(
+    params: CorpusParams, root: Path, hashes: FileHashes, intake: Intake | None
+) -> Iterator[tuple[str, SourceFile]]:
     limit = params.max_document_bytes
+    store = store_of(params.inbox, root, params.max_file_bytes)
+    if intake is None:
+        intake, _, _ = take_in(Intake(), store, looked := store.look(), dict.fromkeys(looked))
     for name, source in params.in_order().items():
         if isinstance(source, PythonStdlib):
             from assets.raw_corpus.sources import python_stdlib
@@ -107,14 +128,9 @@ def _source_files(params: CorpusParams, root: Path, hashes: FileHashes) -> Itera
         else:
             from assets.raw_corpus.sources import huggingface
 
-            yield from ((name, file) for file in huggingface.source_files(name, source, root, limit, hashes))
-    inbox = root / params.inbox
-    if inbox.is_dir():
-        from assets.raw_corpus.sources import directory
-
-        source = Directory(kind="directory", path=params.inbox)
-        files = directory.source_files(INBOX, source, inbox, limit, hashes, IGNORED_IN_INBOX)
-        yield from ((INBOX, file) for file in files)
+            at = source.model_copy(update={"revision": intake.revisions.get(name, source.revision)})
+            yield from ((name, file) for file in huggingface.source_files(name, at, root, limit, hashes))
+    yield from ((INBOX, file) for file in inbox.source_files(intake, store, params))
 
 
 def _shards_of(previous: Path | None) -> dict[str, dict[str, Any]]:
@@ -190,8 +206,10 @@ def _check(totals: dict[str, Any], entries: list[dict[str, Any]], out: Path, par
             f"the corpus is empty: no source in params.yaml (corpus.sources: {', '.join(params.sources) or 'none'}) "
             f"and no file in the inbox {params.inbox!r} has a row; add a source or put a file into the inbox"
         )
-    bad = sum(n for reason, n in totals["rejected"].items() if reason != "duplicate")
-    if bad <= params.max_rejected * totals["rows"] and totals["documents"]:
+    counted = [entry for entry in entries if not entry.get("quarantined")] or entries
+    rows = sum(entry["rows"] for entry in counted)
+    bad = sum(n for entry in counted for reason, n in entry["rejected"].items() if reason != "duplicate")
+    if bad <= params.max_rejected * rows and totals["documents"]:
         return
     count, reason, entry = max(
         ((n, r, entry) for entry in entries for r, n in entry["rejected"].items() if r != "duplicate"),
@@ -201,7 +219,7 @@ def _check(totals: dict[str, Any], entries: list[dict[str, Any]], out: Path, par
     example = next(row for row in table if row["reason"] == reason)
     where = "the file" if example["row"] is None else f"row {example['row']}"
     raise ValueError(
-        f"{bad} of {totals['rows']} rows were rejected; corpus.max_rejected in params.yaml allows "
+        f"{bad} of {rows} rows were rejected; corpus.max_rejected in params.yaml allows "
         f"{params.max_rejected:.1%}. Worst: {example['file']}, {count} of {entry['rows']} rows, {reason} "
         f"({REASONS[reason]}), first at {where}: {example['detail']}. Mend or remove the file, or raise the limit"
     )

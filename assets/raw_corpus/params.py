@@ -39,6 +39,9 @@ class HuggingFace(_Source):
     split: str = "train"
     revision: str
     """Commit of the dataset: without it the corpus could change under the same parameters."""
+    follow: str | None = None
+    """Branch to follow: a sensor asks the hub for its newest commit, which then stands in intake.yaml in place of
+    `revision`, and starts a run."""
     column: str = "text"
     streaming: bool = True
     domain: str | None = None
@@ -63,10 +66,13 @@ class CorpusParams(BaseModel):
     reported beside: a guard against a set that suits its own domain alone. A document that another source but
     production holds, too, counts as one of these."""
     inbox: str = "inbox"
-    """A folder that is a source of kind `directory` named `inbox`; new files there start a run."""
+    """A folder, or a URL that fsspec opens (`s3://bucket/prefix`): a source named `inbox`; new files start a run."""
+    max_file_bytes: int = Field(default=2_000_000_000, gt=0)
+    """A larger file of the inbox is not read."""
     max_document_bytes: int = Field(default=2_000_000, gt=0)
     max_rejected: float = Field(default=0.05, ge=0, le=1)
-    """Share of rows that may be quarantined (duplicates aside) before the run fails."""
+    """Share of rows that may be bad (duplicates aside) before the run fails; of a file of the inbox, before the file as
+    a whole is held back, which stops nothing."""
 
     def in_order(self) -> dict[str, Source]:
         """Every source by name in the order of ingestion, the inbox aside: what comes first keeps a shared document."""

@@ -112,9 +112,19 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
         documents.discard()
         rejected.discard()
         raise
+    bad = counts.total() - counts["duplicate"]
+    rows = documents.rows + counts.total()
+    quarantined = file.max_rejected is not None and bad > file.max_rejected * rows
+    if quarantined and documents.rows:
+        held_back = documents.rows
+        documents.discard()
+        reject(Rejected(None, "quarantined", f"{held_back} good rows: {bad} of {rows} are bad"))
+        counts["quarantined"] = held_back
     documents.close()
     rejected.close()
+    counts += Counter()  # without those that are 0
     return {
+        **({"quarantined": True} if quarantined else {}),
         "shard": shard,
         "source": source,
         "file": file.name,

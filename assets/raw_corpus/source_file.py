@@ -17,6 +17,7 @@ REASONS = {
     "duplicate": "the same content was read before",
     "unreadable": "the file cannot be opened as what its name says",
     "unsupported": "no reader for this kind of file",
+    "quarantined": "a good row of a file that is held back for its bad ones",
 }
 
 
@@ -46,6 +47,8 @@ class SourceFile:
     """Whatever beside the content decides which documents come out. JSON-able."""
     read: Callable[[], Iterator[Document | Rejected]]
     """Stream the rows in file order; raises UnreadableFile."""
+    max_rejected: float | None = None
+    """Share of bad rows (duplicates aside) beyond which the whole file is held back; None: it may stop the run."""
 
 
 def key_of(source: str) -> str:

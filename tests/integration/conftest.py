@@ -100,7 +100,7 @@ def make_workspace(root: Path, **sections: Any) -> Workspace:
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in ("assets", "orchestration"):
         shutil.copytree(PROJECT / name, root / name, ignore=ignore)
-    for name in ("dvc.yaml", "params.yaml", "requested.yaml", ".dvcignore", "pyproject.toml"):
+    for name in ("dvc.yaml", "params.yaml", "requested.yaml", "intake.yaml", ".dvcignore", "pyproject.toml"):
         shutil.copy(PROJECT / name, root / name)
     stages = yaml.safe_load((root / "dvc.yaml").read_text())
     stages["stages"]["raw_corpus"]["deps"].append("texts")

@@ -1,15 +1,21 @@
-"""A new file in the inbox leads to one run, also when the daemon is killed; what depends on it follows by itself."""
+"""New files lead to the right runs, also when the daemon is killed; what depends on them follows by itself."""
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from assets.artifact import read_json
-from tests.integration.conftest import BIN, Workspace
+from tests.integration.conftest import BIN, SMALL, Workspace
 from tests.integration.processes import running, until
 from tests.integration.test_pipeline import stale
 
@@ -45,34 +51,112 @@ def looks(instance: dg.DagsterInstance) -> int:
     return 0
 
 
-def ingested(workspace: Workspace) -> set[str]:
-    manifest = read_json(workspace.root / "data/raw_corpus/manifest.json")
-    return {Path(shard["file"]).name for shard in manifest["shards"] if shard["source"] == "inbox"}
+def unfinished(instance: dg.DagsterInstance) -> list[str]:
+    """Runs of the inbox that are not over, or will be tried again."""
+    runs = instance.get_runs(dg.RunsFilter(tags={"plumbline/trigger": "inbox"}))
+    again = {run.parent_run_id for run in runs}
+    waiting = [r for r in runs if r.tags.get("dagster/will_retry") == "true" and r.run_id not in again]
+    return [run.run_id for run in [*waiting, *(run for run in runs if not run.is_finished)]]
 
 
-def test_one_file_one_run_over_restarts(history: tuple[Workspace, dg.DagsterInstance], tmp_path: Path) -> None:
+def test_a_day_of_twelve_drops_and_three_kills(history: tuple[Workspace, dg.DagsterInstance], tmp_path: Path) -> None:
+    """Good, bad, copied, growing, huge and hostile files: exactly the right runs, and every file accounted for."""
     workspace, instance = history
+    workspace.set_params(corpus={**SMALL["corpus"], "max_file_bytes": 200_000})
+    sensors = workspace.root / "orchestration/sensors.py"
+    running_by_itself = "target=dg.AssetSelection.all(),\n    default_status=dg.DefaultSensorStatus.RUNNING"
+    assert running_by_itself in sensors.read_text()  # what follows from new data has a test of its own below
+    sensors.write_text(sensors.read_text().replace(running_by_itself, running_by_itself.replace("RUNNING", "STOPPED")))
     inbox, log = workspace.root / "inbox", tmp_path / "daemon.log"
+    secret = tmp_path / "secret.txt"
+    secret.write_text("not part of any corpus")
+
+    (inbox / "good.txt").write_text(text(1))  # 1
+    (inbox / "copy.txt").write_text(text(1))  # 2: of its content, one is read
+    (inbox / "broken.jsonl").write_text("{not json\n" * 400)  # 3: more bad rows than the whole corpus may have
+    (inbox / "link.txt").symlink_to(secret)  # 4
+    os.mkfifo(inbox / "pipe.txt")  # 5: would be waited for
+    (inbox / "program.exe").write_bytes(b"MZ")  # 6
     with running(DAEMON, workspace, log) as daemon:
-        (inbox / "new.txt").write_text(text(1))
-        until(daemon, lambda: inbox_runs(instance) == ["SUCCESS"], log)
-    assert ingested(workspace) == {"new.txt"}
+        until(daemon, lambda: "STARTED" in inbox_runs(instance), log)
+    # killed in the middle of the run
 
-    with running(DAEMON, workspace, log) as daemon:  # after SIGKILL
-        seen = looks(instance)
-        until(daemon, lambda: looks(instance) >= seen + 3, log)
-        assert inbox_runs(instance) == ["SUCCESS"]
-
-        for part in range(3):  # a file that is still being written waits
-            with (inbox / "second.txt").open("a") as file:
-                file.write(text(2 + part))
+    (inbox / "huge.txt").write_text("x" * 200_001)  # 7
+    (inbox / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": text(2)}).encode())[:-40])  # 8
+    pq.write_table(pa.table({"text": [text(3), text(4)]}), inbox / "table.parquet")  # 9
+    with running(DAEMON, workspace, log) as daemon:
+        until(daemon, lambda: inbox_runs(instance)[:1] == ["SUCCESS"] and len(inbox_runs(instance)) == 3, log, 400)
+        assert inbox_runs(instance) == ["SUCCESS", "SUCCESS", "FAILURE"]  # what was killed ran again; then what came
+        whole = "".join(json.dumps({"text": text(seed)}) + "\n" for seed in (5, 6, 7))
+        for part in range(3):  # 10: a file that is still being written waits
+            with (inbox / "log.jsonl").open("a") as file:
+                file.write(whole[part * len(whole) // 3 : (part + 1) * len(whole) // 3])
             seen = looks(instance)
             until(daemon, lambda seen=seen: looks(instance) > seen, log)
-        assert inbox_runs(instance) == ["SUCCESS"]
-        until(daemon, lambda: inbox_runs(instance) == ["SUCCESS", "SUCCESS"], log)
-    assert ingested(workspace) == {"new.txt", "second.txt"}
-    made = instance.fetch_materializations(dg.AssetKey("raw_corpus"), limit=9).records
-    assert len(made) == 3  # with the one of `plumbline run`: automation did not read the files once more
+        until(
+            daemon, lambda: inbox_runs(instance)[:2] == ["SUCCESS", "SUCCESS"] and len(inbox_runs(instance)) == 4, log
+        )
+    # killed when there was nothing to do
+
+    (inbox / "good.txt").unlink()
+    (inbox / "good.txt").write_text(text(1))  # 11: uploaded again
+    (inbox / "last.txt").write_text(text(8))  # 12
+    with running(DAEMON, workspace, log) as daemon:
+        until(daemon, lambda: len(inbox_runs(instance)) == 5, log)
+    # killed as soon as the run was there
+    with running(DAEMON, workspace, log) as daemon:
+        until(daemon, lambda: inbox_runs(instance)[:1] == ["SUCCESS"] and not unfinished(instance), log, 400)
+        seen = looks(instance)
+        until(daemon, lambda: looks(instance) >= seen + 2, log)
+
+    runs = inbox_runs(instance)
+    assert runs.count("SUCCESS") == 4 and set(runs) == {"SUCCESS", "FAILURE"} and len(runs) <= 6, runs
+    manifest = read_json(workspace.root / "data/raw_corpus/manifest.json")
+    dropped = {shard["file"]: shard for shard in manifest["shards"] if shard["source"] == "inbox"}
+    good = {name: shard["documents"] for name, shard in dropped.items() if not shard.get("quarantined")}
+    content = {"copy.txt": 1, "table.parquet": 2, "log.jsonl": 3, "last.txt": 1}
+    assert good == content  # copy.txt came first by name; good.txt is the same text
+    bad = {name: shard["rejected"] for name, shard in dropped.items() if shard.get("quarantined")}
+    assert bad == {
+        "broken.jsonl": {"broken_json": 400},
+        "cut.jsonl.gz": {"unreadable": 1},
+        **{name: {"unsupported": 1} for name in ("link.txt", "pipe.txt", "program.exe", "huge.txt")},
+    }
+    record = instance.get_latest_materialization_event(dg.AssetKey("raw_corpus"))
+    assert record is not None and record.asset_materialization is not None
+    held_back = record.asset_materialization.metadata["quarantine"].value
+    assert {row.data["file"] for row in held_back.records} == {f"inbox/{name}" for name in bad}  # type: ignore[union-attr]
+    assert workspace.plumbline("verify").returncode == 0
+
+
+def test_the_champion_changes_only_for_a_better_one(history: tuple[Workspace, dg.DagsterInstance]) -> None:
+    workspace, _ = history
+
+    def decide(**scheme: object) -> dict[str, object]:
+        """Give the deployed scheme other parameters, and let the graph decide."""
+        params = yaml.safe_load((workspace.root / "params.yaml").read_text())
+        w4 = {"method": "rtn", "weight_bits": 4, **scheme}
+        workspace.set_params(schemes={**params["schemes"], "w4a16-gptq": w4})
+        workspace.plumbline("run")
+        return dict(read_json(workspace.root / "data/deployed_model/promotion.json"))
+
+    first = read_json(workspace.root / "data/deployed_model/promotion.json")
+    worse = decide(group_size=128, weight_bits=3)
+    assert (first["decision"], worse["decision"]) == ("promoted", "rejected")
+    [failed] = [check for check in worse["checks"] if not check["passed"]]  # type: ignore[attr-defined]
+    assert failed["name"] == "quality_not_worse_than_the_champion" and failed["found"]["relative"]["low"] > 0
+    assert worse["champion_before"]["model"] == first["model"]  # type: ignore[index]
+    workspace.plumbline("gc")  # the champion is in the cache alone by now
+    better = decide(group_size=128, weight_bits=8)
+    assert better["decision"] == "promoted" and better["checks"][0]["found"]["relative"]["high"] < 0  # type: ignore[index]
+    assert better["champion_before"]["model"] == first["model"]  # type: ignore[index]
+
+    back = workspace.plumbline("rollback", "--why", "only a test").stdout
+    assert str(first["pair"]) in back and "is the champion again" in back
+    again = decide(group_size=128, weight_bits=8, range="mse")
+    assert again["decision"] == "promoted"  # another model; the one that was taken back stays back
+    uri = workspace.plumbline("promote", str(again["pair"]), "--why", "twice", check=False)
+    assert uri.returncode == 1 and "is the champion already" in uri.stderr
 
 
 def test_calibration_sets_follow_new_data_by_themselves(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from orchestration.promotion import Registry
 from orchestration.tracking import Tracking, TrackingError
 
 pytestmark = pytest.mark.integration
@@ -89,7 +90,9 @@ def test_record_find_again_promote_and_trace(server: str, tmp_path: Path) -> Non
     }
     run_id, version = tracking.record_evaluation(**record)
     assert tracking.record_evaluation(**record) == (run_id, version)
-    assert tracking.promote(MODEL) == version
+    registry = Registry(tracking, tmp_path)
+    assert registry.promote(registry.of_model(MODEL).version, "Ada", "the first") == registry.history()[0]
+    assert registry.champion() == registry.version(version)
     found = tracking.trace(alias="champion")
     assert (found["version"], found["run_id"], found["aliases"]) == (version, run_id, ["champion"])
     assert found["calibration"] == [("random-64", CALIBRATION)]
@@ -106,4 +109,4 @@ def test_record_find_again_promote_and_trace(server: str, tmp_path: Path) -> Non
 def test_a_server_that_is_down_is_named_soon() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(TrackingError, match=f"{address} does not answer.*tracking.uri"):
-        Tracking(address).promote(MODEL)
+        Tracking(address).trace(MODEL)

@@ -27,7 +27,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-GROUPS = ["1_corpus", "2_calibration", "3_model", "4_verdict"]
+GROUPS = ["1_corpus", "2_calibration", "3_model", "4_verdict", "5_live"]
 
 
 def free_port() -> int:

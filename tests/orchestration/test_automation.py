@@ -64,7 +64,9 @@ def test_new_data_goes_down_the_graph_one_layer_at_a_time(ticks: Ticks) -> None:
     ticks.made("evaluation", "second")
     assert ticks.tick() == {"calibration_report": ["None"]}
     ticks.made("calibration_report", "second")
-    assert ticks.tick() == {}  # promotion is for people
+    assert ticks.tick() == {"deployed_model": ["None"]}  # decides by its checks
+    ticks.made("deployed_model", "second")
+    assert ticks.tick() == {}
 
 
 def test_what_came_out_the_same_leads_no_further(ticks: Ticks) -> None:

@@ -82,3 +82,39 @@ def test_the_check_blocks_nothing() -> None:
     [spec] = checks.calibration_set_represents_production.check_specs
     assert not spec.blocking
     assert checks.calibration_set_represents_production in checks.CHECKS
+
+
+def test_the_gates_of_a_promotion_are_shown_with_their_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)
+    gates = [
+        {"name": name, "passed": name != "not_withdrawn", "sentence": f"{name}.", "found": found, "limit": 0}
+        for name, found in zip(checks.GATES, ({"high": 0.1}, "abc", {"exact": 0}, 0, None, "Ada: no"), strict=True)
+    ]
+    (tmp_path / "deployed_model").mkdir()
+    write_json(tmp_path / "deployed_model/promotion.json", {"pair": "p", "decision": "rejected", "checks": gates})
+    for check, gate in zip(checks.GATE_CHECKS, gates, strict=True):
+        found = check()
+        assert isinstance(found, dg.AssetCheckResult)
+        assert (found.passed, found.description) == (gate["passed"], gate["sentence"])
+        assert found.metadata["decision"].value == "rejected" and found.metadata["limit"].value == 0
+
+
+def test_files_of_the_inbox_that_are_held_back_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from assets.raw_corpus.ingest import build_raw_corpus
+    from assets.raw_corpus.params import CorpusParams
+
+    monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)
+    (tmp_path / "inbox").mkdir(), (tmp_path / "raw_corpus").mkdir(), (tmp_path / "before").mkdir()
+    (tmp_path / "inbox/good.txt").write_text("a text")
+    build_raw_corpus(CorpusParams(sources={}), tmp_path, tmp_path / "before")
+    (tmp_path / "inbox/bad.jsonl").write_text("{}\n")
+    build_raw_corpus(CorpusParams(sources={}), tmp_path, tmp_path / "raw_corpus")
+    found = checks.no_file_of_the_inbox_is_held_back()
+    assert isinstance(found, dg.AssetCheckResult) and not found.passed
+    assert found.severity == dg.AssetCheckSeverity.WARN
+    assert (found.description or "").startswith("inbox/bad.jsonl row 0: wrong_type: no field 'text'")
+    (tmp_path / "raw_corpus").rename(tmp_path / "after"), (tmp_path / "before").rename(tmp_path / "raw_corpus")
+    found = checks.no_file_of_the_inbox_is_held_back()
+    assert isinstance(found, dg.AssetCheckResult) and found.passed and found.description == "none of 1 files"

@@ -1,9 +1,17 @@
-"""What an artifact's summary looks like in Dagster."""
+"""What an artifact's summary looks like in Dagster, and what is left of a step that is killed before its end."""
 
 from __future__ import annotations
 
-import dagster as dg
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import dagster as dg
+import pytest
+
+from orchestration import step, versioning
 from orchestration.step import as_metadata
 
 
@@ -31,3 +39,27 @@ def test_a_summary_becomes_what_people_can_read() -> None:
         dg.TableRecord({"layer": "q_proj", "bits": 4, "shape": "[2, 3]", "error": 0.00233513})
     ]
     assert set(metadata) == {"samples", "exact", "kl_mean", "shares", "sentences", "names", "layers"}
+
+
+def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(md5="m", name="n", params={}, inputs={}, out=tmp_path)
+
+    @contextlib.contextmanager
+    def recording(*_: Any) -> Iterator[Any]:
+        yield made, tmp_path
+
+    monkeypatch.setattr(versioning, "recording", recording)
+    monkeypatch.setattr(step, "project_root", lambda: tmp_path)
+    mark = versioning.unfinished_mark(tmp_path, "evaluation@a")
+
+    def killed(*_: Any) -> dict[str, Any]:
+        assert mark.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step._one("evaluation", "a", lambda *_: {}, None, killed)
+    assert mark.exists()
+    step._one("evaluation", "a", lambda *_: {}, None, lambda *_: {"run": 1})
+    assert not mark.exists()
+    step._one("evaluation", "a", lambda *_: {}, None, None)
+    assert not mark.exists()

@@ -170,24 +170,10 @@ def test_a_run_whose_process_was_killed_is_no_hit_and_leaves_no_version(tracking
     assert [str(v.version) for v in versions] == [version]
 
 
-def test_promotion_moves_the_alias_and_trace_leads_back_to_the_calibration_set(tracking: Tracking) -> None:
-    _, first = tracking.record_evaluation(**evaluation())
-    run_id, second = tracking.record_evaluation(**evaluation(pair="other", model_md5=MD5["other"]))
-    assert tracking.promote(MD5["model"]) == first
-    assert tracking.trace(alias="champion")["pair"] == "random-64-w4a16-gptq"
-    assert tracking.promote(MD5["other"]) == second
-    found = tracking.trace(alias="champion")
-    assert (found["version"], found["run_id"], found["pair"]) == (second, run_id, "other")
-    assert found["calibration"] == [("random-64", MD5["calibration"])]
-    assert found["digests"]["hash.fingerprint"] == "f" * 64
-    assert tracking.trace(MD5["model"])["aliases"] == []
-    assert tracking.trace(version=second) == found
-
-
 def test_a_model_that_was_never_registered_is_named(tracking: Tracking) -> None:
     tracking.record_evaluation(**evaluation())
     with pytest.raises(TrackingError, match=f"{MD5['unregistered']}.*evaluate the model"):
-        tracking.promote(MD5["unregistered"])
+        tracking.trace(MD5["unregistered"])
     with pytest.raises(TrackingError, match="@nobody"):
         tracking.trace(alias="nobody")
 

@@ -220,6 +220,21 @@ def test_steps_at_the_same_time_do_not_collide(root: Path) -> None:
     assert set(versioning.changed_stages(root)) == {"all"}
 
 
+def test_what_a_stage_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def entry(out: str, **deps: str) -> dict:
+        return {"outs": [{"path": out, "md5": f"md5-{out}"}], "deps": [{"path": p, "md5": m} for p, m in deps.items()]}
+
+    lock = {
+        "a": entry("a", code="c"),
+        "b": entry("b", a="md5-a"),
+        "other": entry("other", a="md5-a"),
+        "c": entry("c", a="md5-a", b="md5-b", code="d"),
+    }
+    monkeypatch.setattr(versioning, "lock_entries", lambda _: lock)
+    assert versioning.upstream(Path(), "c") == {"a": "md5-a", "b": "md5-b", "c": "md5-c"}
+    assert versioning.upstream(Path(), "nothing") == {}
+
+
 def test_status_agrees_with_dvc(root: Path) -> None:
     def both() -> tuple[set[str], set[str]]:
         found = json.loads(dvc(root, "status", "--json"))
@@ -232,6 +247,11 @@ def test_status_agrees_with_dvc(root: Path) -> None:
     make(root, "choice@b-2", "b")
     make(root, "all", "x")
     assert both() == (set(), set())
+    mark = versioning.unfinished_mark(root, "choice@a-1")
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    assert versioning.changed_stages(root) == {"choice@a-1": ["it was killed before MLflow knew of it"]}
+    mark.unlink()
     (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "choices": {**PARAMS["choices"], "b-2": {"seed": 5}}}))
     ours, dvcs = both()
     assert ours == dvcs == {"choice@b-2"}

@@ -29,39 +29,53 @@ def source_files(
     folder: Path,
     max_document_bytes: int,
     hashes: FileHashes,
-    ignore: tuple[str, ...] = (),
 ) -> Iterator[SourceFile]:
     """The files of a folder (or the one file that `folder` is), in order of their path.
 
-    Hidden files, unfinished ones and the names in `ignore` are passed over; a file with another suffix, a link that
-    leads nowhere and a link to a folder are rejected.
+    Hidden files and unfinished ones are passed over; a file with another suffix, a link that leads nowhere, a link to a
+    folder and what is no file are rejected.
     """
     single = folder.is_file()
     for relative in [folder.name] if single else sorted(file_names(folder)):
-        if relative in ignore:
-            continue
         path = folder if single else folder / relative
         shown = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        parts = shown.split("/")
-        domain = source.domain or (parts[0] if len(parts) > 1 else name)
-        suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if shown.lower().endswith(s)), None)
+        domain = source.domain or domain_of(shown, name)
+        suffix = suffix_of(shown)
         problem = None
         if path.is_dir():
             problem = "a link to a folder is not followed; make that folder a source of its own in params.yaml"
         elif not path.exists():
             problem = "a link that leads nowhere"
+        elif not path.is_file():
+            problem = "not a plain file"  # a pipe would be waited for
         elif suffix is None:
             problem = f"expected one of {', '.join(SUFFIXES)}"
         if problem is not None:
             reason = "unreadable" if suffix and not path.exists() else "unsupported"
             size = path.stat().st_size if path.is_file() else 0
-            yield SourceFile(shown, None, size, {"rejected": reason}, _rejected(reason, problem))
+            yield SourceFile(shown, None, size, {"rejected": reason}, rejected(reason, problem))
             continue
         reader = RowReader(f"{name}/{shown}", domain, max_document_bytes, source.column)
         options = {"domain": domain, "column": source.column, "max_document_bytes": max_document_bytes}
         before = stamp(path)
         digest = hashes.sha256(path)
-        yield SourceFile(shown, digest, before[0], options, _reading(path, cast(str, suffix), reader, before))
+        yield SourceFile(shown, digest, before[0], options, reading(path, cast(str, suffix), reader, before))
+
+
+def domain_of(name: str, source: str) -> str:
+    """The first folder of a file's name within its source; the source's name for a file that is in none."""
+    first, slash, _ = name.partition("/")
+    return first if slash else source
+
+
+def suffix_of(name: str) -> str | None:
+    """The longest of SUFFIXES that a name ends with."""
+    return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is one that editors and downloads use before the real one."""
+    return name.lower().endswith(UNFINISHED)
 
 
 def file_names(folder: Path) -> Iterator[str]:
@@ -70,17 +84,23 @@ def file_names(folder: Path) -> Iterator[str]:
         folders[:] = [f for f in folders if not f.startswith(".")]
         links = [f for f in folders if os.path.islink(os.path.join(where, f))]  # noqa: PTH114, PTH118
         for file in files + links:
-            if not file.startswith(".") and not file.lower().endswith(UNFINISHED):
+            if not file.startswith(".") and not is_unfinished(file):
                 yield (Path(where) / file).relative_to(folder).as_posix()
 
 
-def _rejected(reason: str, detail: str) -> Callable[[], Iterator[Rejected]]:
+def rejected(reason: str, detail: str) -> Callable[[], Iterator[Rejected]]:
     return lambda: iter([Rejected(None, reason, detail)])
 
 
-def _reading(
+def reading(
     path: Path, suffix: str, reader: RowReader, before: tuple[int, int, int]
 ) -> Callable[[], Iterator[Document | Rejected]]:
+    """Streams the rows of a file whose stamp is `before`.
+
+    Raises (when read):
+        UnreadableFile: the file is not what its suffix says. RuntimeError: it changed while it was read.
+    """
+
     def read() -> Iterator[Document | Rejected]:
         try:
             yield from read_file(path, suffix, reader)

@@ -1,0 +1,136 @@
+"""What 5 % more documents cost: `python -m benchmarks.incremental_pipeline --documents 200000`.
+
+A corpus of JSON lines is ingested, tokenized and embedded; then 5 % more documents come into the inbox. Timed are that
+increment (taking in, ingest, tokenization, embedding, as the `ingest` job does them) and all of it anew. Both must give
+the same bytes. Documents are made up: words by Zipf's law, lengths lognormal, a file per 1,000. Embedding every sample
+anew takes most of the time, on two cores half an hour for 200,000; `--embedder none` leaves it out.
+
+Statistics are not in the table: the pipeline collects those of a changed set anew, and `python -m
+benchmarks.incremental` measures the update by the samples that changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assets.raw_corpus.file_hashes import FileHashes
+from assets.raw_corpus.ingest import build_raw_corpus
+from assets.raw_corpus.intake import INTAKE, Intake, read_intake, take_in, write_intake
+from assets.raw_corpus.params import CorpusParams
+from assets.raw_corpus.stores import store_of
+from assets.sample_features.embed import build_sample_features
+from assets.sample_features.params import FeatureParams
+from assets.tokenized_samples.params import TokenizeParams
+from assets.tokenized_samples.tokenize import build_tokenized_samples
+from orchestration.hashing import content_md5
+
+BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "base_model" / "llama-stdlib-6m"
+AIM = 0.15
+ADDED = 0.05
+FILE = 1000
+STAGES = ("raw_corpus", "tokenized_samples", "sample_features")
+
+
+def write_documents(folder: Path, first: int, count: int, words: int) -> None:
+    """`count` documents of about `words` words, a JSON line each, FILE to a file."""
+    letters = np.array(list("etaoinshrdlu"))
+    vocabulary = ["".join(w) for w in np.random.default_rng(0).choice(letters, (20_000, 5))]
+    zipf = np.cumsum(1 / np.arange(1, len(vocabulary) + 1))
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(first, first + count, FILE):
+        rng = np.random.default_rng(start)
+        lines = []
+        for number in range(start, min(start + FILE, first + count)):
+            length = int(np.clip(rng.lognormal(np.log(words), 0.5), 20, 20 * words))
+            rows = np.searchsorted(zipf / zipf[-1], rng.random(length))
+            text = f"{number} " + " ".join(vocabulary[row] for row in rows)
+            lines.append(json.dumps({"text": text}))
+        (folder / f"{start:08d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def build(root: Path, name: str, previous: str | None, embed: bool) -> dict[str, float]:
+    """Seconds of each stage that makes `root/name`, from `root/previous` where there is one."""
+    params = CorpusParams.model_validate({"sources": {"docs": {"kind": "directory", "path": "docs"}}})
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[Path, Path | None], Any]) -> None:
+        out = root / name / stage
+        out.mkdir(parents=True)
+        started = time.perf_counter()
+        work(out, root / previous / stage if previous else None)
+        seconds[stage] = time.perf_counter() - started
+
+    def ingest(out: Path, before: Path | None) -> None:
+        store = store_of(params.inbox, root, params.max_file_bytes)
+        taken = read_intake(root / INTAKE) if before else Intake()
+        looked = store.look()
+        known = {file: of.sha256 for file, of in taken.files.items()}
+        after, _, _ = take_in(taken, store, looked, {file: known.get(file) for file in looked})
+        write_intake(root / INTAKE, after)
+        hashes = FileHashes(None if name == "anew" else root / ".plumbline" / "file_hashes.json")
+        build_raw_corpus(params, root, out, before, hashes, after)
+
+    made = root / name
+    timed("raw_corpus", ingest)
+    timed(
+        "tokenized_samples",
+        lambda out, before: build_tokenized_samples(TokenizeParams(), BUNDLED, made / "raw_corpus", out, before),
+    )
+    if embed:
+        features = FeatureParams(signatures=None, matmul_precision="medium")
+        timed(
+            "sample_features",
+            lambda out, before: build_sample_features(features, BUNDLED, made / "tokenized_samples", out, before),
+        )
+    return seconds
+
+
+def measure(root: Path, documents: int, words: int, embed: bool) -> dict[str, dict[str, float]]:
+    """Seconds per stage of the increment and of everything anew.
+
+    Raises:
+        AssertionError: the two do not give the same bytes.
+    """
+    write_documents(root / "docs", 0, documents, words)
+    (root / "inbox").mkdir()
+    build(root, "before", None, embed)
+    write_documents(root / "inbox", documents, round(ADDED * documents), words)
+    found = {"increment": build(root, "increment", "before", embed), "anew": build(root, "anew", None, embed)}
+    for stage in found["anew"]:
+        assert content_md5(root / "increment" / stage) == content_md5(root / "anew" / stage), stage
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=4000)
+    parser.add_argument("--words", type=int, default=150, help="median length of a document")
+    parser.add_argument("--embedder", choices=("bundled", "none"), default="bundled")
+    given = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="incremental-pipeline."))
+    try:
+        found = measure(root, given.documents, given.words, given.embedder == "bundled")
+    finally:
+        shutil.rmtree(root)
+    print(f"{given.documents:,} documents and {ADDED:.0%} more, {given.words} words each")
+    print(f"{'':<20}{'5 % more':>12}{'anew':>12}{'share':>8}")
+    rows = [*found["anew"], "together"]
+    for way in found.values():
+        way["together"] = sum(way.values())
+    for stage in rows:
+        more, anew = found["increment"][stage], found["anew"][stage]
+        print(f"{stage:<20}{more:>10.2f} s{anew:>10.2f} s{more / anew:>8.3f}")
+    print(f"the same bytes either way; aim: at most {AIM} of everything anew")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The champion, as a candidate is measured against it: brought back by its hash, evaluated on today's report split."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from assets.artifact import link_or_copy, sha256_json
+from assets.deployed_model.promote import Champion
+from orchestration import versioning
+from orchestration.params import load_params
+from orchestration.promotion import Registry, Version
+from orchestration.provenance.content import cached, cached_listing
+from orchestration.versioning import Step
+
+Evaluate = Callable[[Path, Path], object]
+"""(a quantized model's folder, an empty folder for its evaluation)"""
+
+
+def champion_of(step: Step, registry: Registry, evaluate: Evaluate) -> Champion | None:
+    """Who carries the alias, with an evaluation on the documents that a candidate is evaluated on.
+
+    That is the graph's own where the graph still holds this model; else the folder is brought back from DVC's cache by
+    its hash and evaluated, once per champion and report split (kept in `.plumbline/champion`).
+    """
+    version = registry.champion()
+    if version is None:
+        return None
+    for pair, model in models(step.root).items():
+        evaluation = step.root / "data" / "evaluation" / pair
+        if model == version.model and evaluation.is_dir():
+            return Champion(pair, model, evaluation)
+    return _evaluated(step, version, evaluate)
+
+
+def models(root: Path) -> dict[str, str]:
+    """DVC hash of every pair's model, as dvc.lock has it."""
+    lock = versioning.lock_entries(root)
+    entries = {pair: lock.get(versioning.stage_name("quantized_model", pair)) for pair in load_params(root).pairs()}
+    return {pair: str(entry["outs"][0]["md5"]) for pair, entry in entries.items() if entry is not None}
+
+
+def _evaluated(step: Step, version: Version, evaluate: Evaluate) -> Champion:
+    conditions = [step.inputs["data/tokenized_samples"], step.params["evaluation"], step.params["model"], step.code]
+    kept = step.root / ".plumbline" / "champion" / sha256_json([version.model, *conditions])[:32]
+    if kept.is_dir():
+        return Champion(version.pair, version.model, kept)
+    try:
+        with versioning.scratch(step.root, "champion-evaluation") as scratch:
+            model, out = scratch / version.pair, scratch / "evaluation"
+            out.mkdir()
+            restore(step.root, version.model, model)
+            evaluate(model, out)
+            shutil.rmtree(kept.parent, ignore_errors=True)  # of the champion or the report split before
+            kept.parent.mkdir(parents=True)
+            out.rename(kept)
+    except (ValueError, OSError) as error:
+        why = f"The champion {version.pair} cannot be evaluated on today's report split: {error}"
+        return Champion(version.pair, version.model, None, why)
+    return Champion(version.pair, version.model, kept)
+
+
+def restore(root: Path, md5: str, target: Path) -> None:
+    """Put the folder of a DVC hash at `target`, from the cache.
+
+    Raises:
+        ValueError: the cache lacks it, or a file of it.
+    """
+    listing = cached_listing(root, md5)
+    missing = [] if listing is None else [name for name, of in listing.items() if cached(root, of) is None]
+    if listing is None or missing:
+        what = f"{len(missing)} files of {md5}" if missing else md5
+        raise ValueError(
+            f"DVC's cache lacks {what}, which the registry names; bring it back with `dvc fetch --all-commits`, and "
+            "keep it with `plumbline gc` in place of `dvc gc`"
+        )
+    for name, of in listing.items():
+        found = cached(root, of)
+        assert found is not None
+        link_or_copy(found, target / name)
