@@ -112,6 +112,21 @@ def test_an_edited_statement_is_found(signed: Path, keys: tuple[Path, Path]) -> 
     assert links(signed, keys)["statement"]["status"] == "tampered"
 
 
+def test_a_signed_statement_that_hides_a_document_is_found(signed: Path, keys: tuple[Path, Path]) -> None:
+    """By the same key: whoever signed it said something else than the model does."""
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import CryptoSigner
+
+    said = json.loads(base64.b64decode(json.loads(envelope(signed).read_text())["payload"]))
+    said["predicate"]["buildDefinition"]["resolvedDependencies"].pop()
+    sealed = Envelope(signing.payload(said), signing.PAYLOAD_TYPE, {})
+    sealed.sign(CryptoSigner(signing._private_key(keys[0], None)))
+    envelope(signed).write_text(json.dumps(sealed.to_dict()))
+    found = links(signed, keys)
+    assert (found["signature"]["status"], found["statement"]["status"]) == ("verified", "tampered")
+    assert "says something else of resolvedDependencies" in found["statement"]["meaning"]
+
+
 def test_a_chain_that_does_not_verify_is_not_signed(both: Path, keys: tuple[Path, Path]) -> None:
     flip(both / MODEL / "model.safetensors", -9)
     result = run(both, "sign", str(both / MODEL), "--key", str(keys[0]))
