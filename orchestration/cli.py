@@ -10,9 +10,8 @@ from pathlib import Path
 
 import click
 
-from orchestration import audit_commands
+from orchestration import audit_commands, release_commands
 from orchestration.params import project_root
-from orchestration.release_commands import COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,7 +31,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-for command in audit_commands.COMMANDS:
+for command in (*audit_commands.COMMANDS, *release_commands.COMMANDS):
     main.add_command(command)
 
 
@@ -296,10 +295,6 @@ def _require_git_or_no_scm(root: Path) -> None:
         if "no_scm" not in (local.read_text() if local.is_file() else ""):
             with local.open("a") as file:
                 file.write("[core]\n    no_scm = true\n")
-
-
-for command in COMMANDS:
-    main.add_command(command)
 
 
 if __name__ == "__main__":
