@@ -114,7 +114,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, root: Path, found: dict[str, Any]) ->
     asked: list[list[str]] = []
     monkeypatch.setattr(graph_run, "run_graph", lambda root, only, announce: asked.append(list(only)) or 0)
     monkeypatch.setattr(graph_run, "with_upstream", lambda asset: ["upstream", asset])
-    done = CliRunner().invoke(main, ["study"])
+    done = CliRunner().invoke(main, ["study", "strategies"])
     assert done.exit_code == 0, done.output
     assert asked == [["upstream", WAITING]] and requested(root) == ["strategies"]
     return done.output
@@ -168,7 +168,7 @@ def test_a_study_without_an_entry_says_what_is_missing(monkeypatch: pytest.Monke
 def test_a_study_that_is_not_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PLUMBLINE_ROOT", str(workspace(tmp_path)))
     done = CliRunner().invoke(main, ["study", "nobody"])
-    assert done.exit_code == 1 and "['nobody'] not in params.yaml (there: ['strategies'])" in done.output
+    assert done.exit_code == 1 and "['nobody'] not in params.yaml (there: ['sizes', 'strategies'])" in done.output
     assert requested(tmp_path) == []
 
 
