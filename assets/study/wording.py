@@ -18,19 +18,30 @@ CAVEATS = [
 
 
 def headline(comparisons: Sequence[Mapping[str, Any]], baseline: str, draws: int) -> str:
-    """What matters most: the rules that differ, one sentence each, then those that do not, in one."""
-    said, unseen = [], []
+    """What matters most: the rules that differ and how often, then those that do not."""
+    said, unseen = {}, []
     for rule in dict.fromkeys(c["rule"] for c in comparisons):
-        of = [c for c in comparisons if c["rule"] == rule]
-        counts = {verdict: sum(c["verdict"] == verdict for c in of) for verdict in CALLED}
-        if not any(counts.values()):
+        of = [c["verdict"] for c in comparisons if c["rule"] == rule]
+        if any(verdict in CALLED for verdict in of):
+            said[rule] = [(verdict, of.count(verdict)) for verdict in CALLED if verdict in of]
+        else:
             unseen.append(rule)
-            continue
-        parts = [f"{verdict} in {counts[verdict]}" for verdict in CALLED if counts[verdict]]
-        said.append(f"{rule} is {' and '.join(parts)} of {len(of)} comparisons with {baseline}.")
+    text = []
+    if len(said) == 1:
+        ((rule, counts),) = said.items()
+        total = sum(c["rule"] == rule for c in comparisons)
+        often = join([f"{verdict} in {count}" for verdict, count in counts])
+        text.append(f"{rule} is {often} of {total} comparisons with {baseline}.")
+    elif said:
+        called = sum(count for counts in said.values() for _, count in counts)
+        parts = [
+            f"{rule} ({', '.join(f'{count} {verdict}' for verdict, count in counts)})"
+            for rule, counts in sorted(said.items(), key=lambda item: -sum(count for _, count in item[1]))
+        ]
+        text.append(f"{called} of {len(comparisons)} comparisons with {baseline} differ: {join(parts)}.")
     if unseen:
-        said.append(f"No difference from {baseline} was detected for {join(unseen)}, over {draws} paired draws.")
-    return " ".join(said)
+        text.append(f"No difference from {baseline} was detected for {join(unseen)}, over {draws} paired draws.")
+    return " ".join(text)
 
 
 def sentences(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:

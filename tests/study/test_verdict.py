@@ -166,6 +166,11 @@ def test_headline_without_a_difference() -> None:
     assert headline([one, other], "a", 10) == (
         "c is worse in 1 of 1 comparisons with a. No difference from a was detected for b, over 10 paired draws."
     )
+    several = [{"rule": rule, "verdict": word} for rule, word in [("d", "better"), ("c", "worse"), ("c", "better")]]
+    assert headline([one, *several], "a", 10) == (
+        "3 of 4 comparisons with a differ: c (1 better, 1 worse) and d (1 better). "
+        "No difference from a was detected for b, over 10 paired draws."
+    )
 
 
 def test_the_page_escapes_names_and_shows_every_comparison() -> None:
