@@ -87,7 +87,9 @@ def _metric(
         nulls.append(spearman(np.broadcast_to(x, permuted[n].shape), y[permuted[n]]))
     if not rhos:
         return None
-    rho, boot, null = float(np.mean(rhos)), np.nanmean(boots, axis=0), np.mean(nulls, axis=0)
+    drawn_rhos = np.stack(boots)
+    varies = ~np.isnan(drawn_rhos).all(axis=0)  # a resample may hold one set alone
+    rho, boot, null = float(np.mean(rhos)), np.nanmean(drawn_rhos[:, varies], axis=0), np.mean(nulls, axis=0)
     low, high = np.nanpercentile(boot, ends)
     p = (1 + int(np.sum(np.abs(null) >= abs(rho) - 1e-12))) / (len(null) + 1)
     return {"rho": rho, "low": float(low), "high": float(high), "p_value": p, "by_size": by_size}

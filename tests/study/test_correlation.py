@@ -88,3 +88,13 @@ def test_models_that_do_not_differ_give_nothing_to_predict() -> None:
     kl = {key: np.ones(SETS) for key in kl}
     found = correlate(distances, kl, ["w4"], 0.95, 99, 0)[0]
     assert found["metrics"] == [] and "nothing to predict" in found["sentence"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_metric_that_only_one_set_moves_is_judged_without_resamples_that_lack_it() -> None:
+    distances, kl = measured(0.0, 3)
+    for n in distances:
+        distances[n]["rare"] = np.eye(1, SETS)[0]  # a third of the resamples at a size do not vary
+    (found,) = correlate(distances, kl, ["w4"], 0.95, 499, 0)
+    rare = next(entry for entry in found["metrics"] if entry["metric"] == "rare")
+    assert -1 <= rare["low"] <= rare["rho"] <= rare["high"] <= 1 and not rare["predicts"]
