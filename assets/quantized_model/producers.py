@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from assets.base_model.decoder import Call, Decoder
 from assets.base_model.one_thread import one_thread
+from assets.base_model.own_modules import with_own_modules
 from assets.quantized_model.folding import Fold, folded
 
 TOKENS = 16
@@ -121,7 +122,7 @@ def find_folds(model: PreTrainedModel, sites: Mapping[str, Sequence[str]]) -> tu
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     try:
-        decoder = Decoder(model)
+        decoder = Decoder(with_own_modules(model))  # other threads may quantize the same model
         start = decoder.start([i % vocabulary for i in range(TOKENS)])
     except ValueError as error:
         reason = str(error).split(". Say")[0]  # what to change in params.yaml is about collecting statistics

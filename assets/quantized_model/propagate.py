@@ -31,6 +31,7 @@ from assets.activation_stats.totals import Masks, Sample, Totals, in_order
 from assets.base_model.decoder import Call, Decoder, same
 from assets.base_model.in_parallel import in_parallel
 from assets.base_model.inputs import LinearInputs
+from assets.base_model.own_modules import with_own_modules
 from assets.evaluation.divergence import predict, token_divergence
 from assets.quantized_model.grid import dequantize
 from assets.quantized_model.layer import Layer, Statistics, quantize_site
@@ -94,7 +95,7 @@ def propagated(
         return quantize_site(members, site, stored.layers[names[0]].weight.grid, scheme)
 
     ordered = in_order(model, samples)
-    watch = _Watch(Decoder(model), ordered, stored, scheme)
+    watch = _Watch(Decoder(with_own_modules(model)), ordered, stored, scheme)
     found = dict(stored.layers)
     for number, layers in walk(watch.decoder, ordered, list(weights), settings, solve, scheme, masks, sequential):
         found |= layers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from assets.activation_stats.together import SetTotals, collect_together, hessia
 from assets.base_model.in_parallel import in_parallel
 from assets.base_model.inputs import linear_layers
 from assets.base_model.one_thread import one_thread
+from assets.base_model.own_modules import with_own_modules
 from assets.calibration_set.reader import set_digest
 from assets.evaluation.base_logits import BaseLogits
 from assets.evaluation.held_out import Batch, HeldOut, batches
@@ -159,7 +159,7 @@ def _statistics(
 
     def read(sets: Sequence[Mapping[str, list[int]]]) -> list[SetTotals]:
         return collect_together(
-            copy.deepcopy(model),  # for hooks of its own
+            with_own_modules(model),  # for its hooks
             {name: ids for tokens in sets for name, ids in tokens.items()},
             [list(tokens) for tokens in sets],
             settings.ignore,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from assets.activation_stats.sketch import ActivationStats
+from assets.base_model.one_thread import one_thread
 from assets.quantized_model.export import export
 from assets.quantized_model.factors import Factors
 from assets.quantized_model.params import SchemeParams
@@ -62,6 +64,22 @@ def test_quantizes_loads_and_computes_the_simulated_logits(
     expected = logits(base, texts)
     distance = float((found - expected).norm() / expected.norm())
     assert 0 < distance < (0.6 if scheme.weight_bits == 2 else 0.25), distance
+
+
+@pytest.mark.parametrize("name", ["w8a8-smoothquant", "w4a16-awq", "w4a16-propagated"])
+def test_one_model_is_quantized_by_several_threads(
+    name: str, base: PreTrainedModel, texts: torch.Tensor, seen_by_base: ActivationStats
+) -> None:
+    """As a study does. These three look into the layers of the model, by hooks and by stand-ins."""
+    scheme = SchemeParams.model_validate(SHIPPED[name])
+    samples = [(f"{row:03}", ids) for row, ids in enumerate(texts.tolist())]
+
+    def answers() -> torch.Tensor:
+        return logits(simulate(base, quantize_model(base, seen_by_base, scheme, samples), scheme), texts)
+
+    with ThreadPoolExecutor(4) as threads, one_thread():
+        expected = answers()
+        assert all(torch.equal(found, expected) for found in threads.map(lambda _: answers(), range(8)))
 
 
 def test_there_is_a_scheme_of_every_kind() -> None:
