@@ -210,17 +210,25 @@ def test_a_reader_that_is_not_quantized_is_scaled_too() -> None:
     torch.testing.assert_close(logits(model), base, rtol=1e-4, atol=1e-5 * float(base.abs().max()))
 
 
+class Shared(nn.Module):
+    """A Linear beside the router and the experts, on the same norm."""
+
+    def __init__(self, experts: nn.Module) -> None:
+        super().__init__()
+        self.experts, self.shared = experts, nn.Linear(32, 32, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.experts(x) + self.shared(x)
+
+
 def test_a_norm_that_a_router_reads_too_is_left_alone() -> None:
     torch.manual_seed(0)
     model = MixtralForCausalLM(MixtralConfig(**GQA, num_local_experts=4, num_experts_per_tok=2)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8)
-    # a Linear beside the router and the experts, on the same norm
     for layer in model.model.layers:
-        layer.mlp.shared = nn.Linear(32, 32, bias=False)
-        inner = layer.mlp.forward
-        layer.mlp.forward = lambda x, inner=inner, extra=layer.mlp.shared: inner(x) + extra(x)
+        layer.mlp = Shared(layer.mlp)
     folds, why = find_folds(model, sites_of(model))
     assert "besides model.layers.0.mlp.shared depends" in why["model.layers.0.mlp.shared"]
     assert ends(folds, "layers.0.") == {"q_proj": "input_layernorm", "o_proj": "v_proj"}
