@@ -11,7 +11,6 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +137,8 @@ def _lay_out_code(case: Case, ancestry: Mapping[str, Entry], place: Path) -> str
                 shutil.copyfile(source, target)
     if moved:
         told = f"code that is not the recorded one ({', '.join(moved[:4])}), which no commit of dvc.lock leads to"
-    for kernel in ("_plumbline_kernel", "_plumbline_descent", "_plumbline_solver"):
-        found = find_spec(kernel)
-        if found is not None and found.origin:
-            shutil.copy2(found.origin, place)
+    for compiled in Path(__file__).resolve().parents[2].glob("_plumbline_*.so"):
+        shutil.copy2(compiled, place)  # beside the packages, where they look: without it, sums end in other bits
     (place / ".dvc").mkdir(exist_ok=True)
     (place / ".dvc" / "config").write_text(DVC_CONFIG, encoding="utf-8")
     return told
