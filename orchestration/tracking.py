@@ -168,6 +168,8 @@ class Tracking:
                 else:
                     found = self._version(client, str(model_md5))
             except _exception() as error:
+                if _unanswered(error):
+                    raise  # `client` says what to do
                 raise TrackingError(f"models:/{self.registered_model}@{alias or version}: {error}") from error
             run = client.get_run(found.run_id)
             registered = client.get_model_version(self.registered_model, str(found.version))
@@ -206,7 +208,7 @@ class Tracking:
             with _as_global_uri(self.uri):
                 yield client
         except _exception() as error:
-            if "API request to" in str(error) or "HTTPConnectionPool" in str(error):
+            if _unanswered(error):
                 raise TrackingError(
                     f"MLflow at {self.uri} does not answer ({type(error).__name__}); start it, or correct tracking.uri "
                     "in params.yaml (without it, runs go to a SQLite file of the workspace)"
@@ -385,6 +387,11 @@ def _sqlite_path(uri: str) -> Path:
 
 
 @lru_cache(maxsize=8)
+def _unanswered(error: Exception) -> bool:
+    """Whether a server that cannot be reached is what MLflow complains of."""
+    return "API request to" in str(error) or "HTTPConnectionPool" in str(error)
+
+
 def _open(uri: str) -> MlflowClient:
     """A client of a store; makes a SQLite store that does not exist yet."""
     # Read when mlflow is imported; what the user has set wins. Nothing is sent anywhere, and a machine without git is
