@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from assets.artifact import link_or_copy, sha256_json
+from assets.artifact import sha256_json
 from assets.deployed_model.promote import Champion
 from orchestration import versioning
 from orchestration.params import load_params
 from orchestration.promotion import Registry, Version
-from orchestration.provenance.content import cached, cached_listing
+from orchestration.provenance.objects import Store
 from orchestration.versioning import Step
 
 Evaluate = Callable[[Path, Path], object]
@@ -50,7 +50,7 @@ def _evaluated(step: Step, version: Version, evaluate: Evaluate) -> Champion:
         with versioning.scratch(step.root, "champion-evaluation") as scratch:
             model, out = scratch / version.pair, scratch / "evaluation"
             out.mkdir()
-            restore(step.root, version.model, model)
+            Store(step.root).place(version.model, model)
             evaluate(model, out)
             shutil.rmtree(kept.parent, ignore_errors=True)  # of the champion or the report split before
             kept.parent.mkdir(parents=True)
@@ -59,23 +59,3 @@ def _evaluated(step: Step, version: Version, evaluate: Evaluate) -> Champion:
         why = f"The champion {version.pair} cannot be evaluated on today's report split: {error}"
         return Champion(version.pair, version.model, None, why)
     return Champion(version.pair, version.model, kept)
-
-
-def restore(root: Path, md5: str, target: Path) -> None:
-    """Put the folder of a DVC hash at `target`, from the cache.
-
-    Raises:
-        ValueError: the cache lacks it, or a file of it.
-    """
-    listing = cached_listing(root, md5)
-    missing = [] if listing is None else [name for name, of in listing.items() if cached(root, of) is None]
-    if listing is None or missing:
-        what = f"{len(missing)} files of {md5}" if missing else md5
-        raise ValueError(
-            f"DVC's cache lacks {what}, which the registry names; bring it back with `dvc fetch --all-commits`, and "
-            "keep it with `plumbline gc` in place of `dvc gc`"
-        )
-    for name, of in listing.items():
-        found = cached(root, of)
-        assert found is not None
-        link_or_copy(found, target / name)

@@ -14,9 +14,9 @@ from typing import Any
 from assets.artifact import read_json, sha256_json
 from assets.raw_corpus.params import Directory
 from orchestration import versioning
-from orchestration.champion import restore
 from orchestration.params import load_params, project_root
 from orchestration.promotion import Registry, Version
+from orchestration.provenance.objects import Store
 
 RESULT = Path(".plumbline") / "drift.json"
 
@@ -112,5 +112,5 @@ def _calibration_set(root: Path, champion: Version, scratch: Path) -> Path:
         for out in entry.get("outs", []):
             if out["md5"] == champion.calibration_set and (root / out["path"]).is_dir():
                 return root / out["path"]
-    restore(root, champion.calibration_set, scratch / "champion")
+    Store(root).place(champion.calibration_set, scratch / "champion")
     return scratch / "champion"
