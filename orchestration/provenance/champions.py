@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from assets.artifact import read_json
+from orchestration.promotion import ALIAS, ENTRY, PROMOTED_BY, REASON
 from orchestration.provenance.registry import NoRegistry, asking, mlflow_error
 from orchestration.provenance.text import printable, wrapped
 
-ALIAS = "champion"
-PROMOTION = re.compile(r"plumbline\.promotion\.(\d+)")
+PROMOTION = re.compile(re.escape(ENTRY) + r"(\d+)")
 """Tags of the registered model, or of its versions: an append-only list of promotions, a JSON object each."""
-BY, REASON = "plumbline.promoted_by", "plumbline.reason"
-"""Tags of a version that was promoted."""
 FIGURES = ("kl_mean", "kl_p99", "perplexity_base", "perplexity_quantized", "top1_agreement", "weights_bytes")
 NOT_RECORDED = "not recorded"
 
@@ -140,7 +138,7 @@ def _promotion(client: Any, entry: Mapping[str, Any], found: Mapping[str, Any]) 
         version=number,
         from_version=str(entry.get("from_version") or ""),
         when=when,
-        who=str(entry.get("who") or tags.get(BY) or NOT_RECORDED),
+        who=str(entry.get("who") or tags.get(PROMOTED_BY) or NOT_RECORDED),
         why=str(entry.get("why") or tags.get(REASON) or NOT_RECORDED),
         pair=tags.get("pair", "" if version is not None else "a version that was deleted"),
         choice={k.removeprefix("choice."): v for k, v in params.items() if k.startswith("choice.")},
