@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assets.splitmix import splitmix64
+
 LOWEST_EXPONENT = -20
 OCTAVES = 40
 
@@ -70,7 +72,7 @@ def bucket(x: Tensor, mantissa_bits: int) -> Tensor:
 def counted(sample_id: str, positions: Tensor, share: float) -> Tensor | None:
     """Which tokens a histogram reads that reads only a share of them.
 
-    Decided token by token from a hash (SplitMix64; Steele, Lea, Flood 2014) of sample and position, so that parts
+    Decided token by token from a hash of sample and position, so that parts
     counted apart add up to a single pass, and taking a sample away takes what it gave.
 
     Args:
@@ -82,10 +84,7 @@ def counted(sample_id: str, positions: Tensor, share: float) -> Tensor | None:
     if share >= 1:
         return None
     seed = int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "little")
-    z = positions.cpu().numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
+    z = splitmix64(positions.cpu().numpy().astype(np.uint64), seed)
     return torch.from_numpy(z < np.uint64(share * 2.0**64)).to(positions.device)
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from assets.splitmix import splitmix64
+
 RUN = 13
 """Tokens; a text shorter than this has no runs, and only an exact copy of it counts."""
 
@@ -30,15 +32,12 @@ class Overlap(NamedTuple):
 def runs(ids: NDArray[np.int32]) -> NDArray[np.uint64]:
     """Hashes of the distinct runs of RUN tokens, sorted, uint64 (k,).
 
-    Each token becomes 64 random bits (splitmix64; Steele et al. 2014), a run a polynomial in them modulo 2^64: two
+    Each token becomes 64 random bits (splitmix64), a run a polynomial in them modulo 2^64: two
     runs of a corpus of 10^9 tokens share a hash by chance with probability below 0.03.
     """
     if len(ids) < RUN:
         return np.empty(0, np.uint64)
-    z = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
+    z = splitmix64(ids.astype(np.uint64) + np.uint64(1))
     found = np.zeros(len(ids) - RUN + 1, np.uint64)
     for offset in range(RUN):
         found = found * np.uint64(0x5851F42D4C957F2D) + z[offset : offset + len(found)]
