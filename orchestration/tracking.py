@@ -386,12 +386,12 @@ def _sqlite_path(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///"))
 
 
-@lru_cache(maxsize=8)
 def _unanswered(error: Exception) -> bool:
     """Whether a server that cannot be reached is what MLflow complains of."""
     return "API request to" in str(error) or "HTTPConnectionPool" in str(error)
 
 
+@lru_cache(maxsize=8)
 def _open(uri: str) -> MlflowClient:
     """A client of a store; makes a SQLite store that does not exist yet."""
     # Read when mlflow is imported; what the user has set wins. Nothing is sent anywhere, and a machine without git is

@@ -242,3 +242,9 @@ def test_hint_and_run_url_say_where_to_look(tracking: Tracking) -> None:
     assert "make mlflow" in tracking.hint()
     assert Tracking("http://tracking:5000/").hint().startswith("http://tracking:5000/#/experiments")
     assert tracking.run_url(run_id).endswith(f"/runs/{run_id}")
+
+
+def test_a_store_is_opened_once(tracking: Tracking) -> None:
+    """Opening takes seconds, a further record hundredths of one."""
+    with tracking.client() as first, tracking.client() as second:
+        assert first is second
