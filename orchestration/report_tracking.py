@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.study_tracking import OUTPUT, logged_run
-from orchestration.tracking import STAGE, Tracking, log_batches, metric_names, prefixed, search
+from orchestration.study_tracking import OUTPUT, note
+from orchestration.tracking import (
+    STAGE,
+    Tracking,
+    log_batches,
+    logged_run,
+    metric_names,
+    prefixed,
+    recorder,
+    search,
+)
 
 NAME = "calibration report"
 ENDS = (("low", "_low"), ("high", "_high"))
@@ -37,10 +44,8 @@ def record_report(
         for run in search(client, experiment, identity):
             if run.info.status == "FINISHED":
                 return str(run.info.run_id)
-        made = {"mlflow.source.name": "plumbline", "mlflow.source.type": "LOCAL"}
-        made |= {"recorder": f"{socket.gethostname()}:{os.getpid()}"}
-        note = {"mlflow.note.content": "\n\n".join([verdict["headline"], *verdict["sentences"]])[:4000]}
-        with logged_run(client, experiment, NAME, {**made, **identity, **tags, **note}) as run_id:
+        tags = {**recorder(), **identity, **tags, **note(verdict)}
+        with logged_run(client, experiment, NAME, tags) as run_id:
             names = ("baseline", "confidence", "resamples", "seed")
             params = prefixed("report", {name: verdict[name] for name in names})
             log_batches(client, run_id, params, metric_names(_metrics(verdict)))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assets.artifact import sha256_json
-from orchestration.tracking import STAGE, Tracking, log_batches, log_dataset, metric_names, prefixed, search
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from orchestration.tracking import (
+    SOURCE,
+    STAGE,
+    Tracking,
+    log_batches,
+    log_dataset,
+    logged_run,
+    metric_names,
+    prefixed,
+    recorder,
+    search,
+)
 
 OUTPUT = "dvc.md5"
 """Tag: DVC hash of the study's folder. With the stage's name it identifies a record."""
@@ -58,10 +63,7 @@ def record_study(tracking: Tracking, study: StudyRecord) -> str:
         for run in search(client, experiment, identity):
             if run.info.status == "FINISHED":
                 return str(run.info.run_id)
-        source = {"mlflow.source.name": "plumbline", "mlflow.source.type": "LOCAL"}
-        recorder = {"recorder": f"{socket.gethostname()}:{os.getpid()}"}
-        note = {"mlflow.note.content": "\n\n".join([study.verdict["headline"], *study.verdict["sentences"]])[:4000]}
-        tags = {**source, **identity, **study.tags, **recorder, **note}
+        tags = {**identity, **study.tags, **recorder(), **note(study.verdict)}
         with logged_run(client, experiment, study.name, tags) as parent:
             log_dataset(
                 client, parent, _dataset("tokenized_samples", study.samples_md5, "data/tokenized_samples", None)
@@ -70,7 +72,7 @@ def record_study(tracking: Tracking, study: StudyRecord) -> str:
             for path in study.artifacts:
                 client.log_artifact(parent, str(path), "plots" if path.suffix == ".png" else None)
             for name, arm in _arms(study.verdict):
-                child = {**source, "mlflow.parentRunId": parent, "verdict": arm["verdict"], "study": study.name}
+                child = {**SOURCE, "mlflow.parentRunId": parent, "verdict": arm["verdict"], "study": study.name}
                 with logged_run(client, experiment, name, child) as run_id:
                     params = {key: str(arm[key]) for key in ("scheme", "n", "rule", "kind")}
                     params |= {**prefixed("rule", arm["options"]), **prefixed("scheme", study.schemes[arm["scheme"]])}
@@ -83,17 +85,9 @@ def record_study(tracking: Tracking, study: StudyRecord) -> str:
     return parent
 
 
-@contextlib.contextmanager
-def logged_run(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """A run that ends as finished, or as failed where an error leaves the block; gives its id."""
-    run_id = str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
-    try:
-        yield run_id
-        client.set_terminated(run_id, "FINISHED")
-    except BaseException:
-        with contextlib.suppress(Exception):
-            client.set_terminated(run_id, "FAILED")
-        raise
+def note(verdict: Mapping[str, Any]) -> dict[str, str]:
+    """The tag that MLflow shows as a run's description: what was found, in sentences."""
+    return {"mlflow.note.content": "\n\n".join([verdict["headline"], *verdict["sentences"]])[:4000]}
 
 
 def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

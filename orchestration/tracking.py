@@ -119,12 +119,9 @@ class Tracking:
                 "dagster.run_id": dagster_run_id,
                 "code_version": code_version,
                 "model_path": model_path,
-                "mlflow.source.name": "plumbline",
-                "mlflow.source.type": "LOCAL",
-                "recorder": f"{socket.gethostname()}:{os.getpid()}",
+                **recorder(),
             }
-            run_id = client.create_run(experiment_id, tags=tags, run_name=pair).info.run_id
-            try:
+            with logged_run(client, experiment_id, pair, tags) as run_id:
                 dataset = _dataset(calibration, calibration_md5, choice)
                 log_dataset(client, run_id, dataset)
                 model = client.create_logged_model(
@@ -140,11 +137,6 @@ class Tracking:
                     client, run_id, model.model_id, {"pair": pair, "path": model_path, **digests, **chain}
                 )
                 client.set_tag(run_id, "model_version", version)
-                client.set_terminated(run_id, "FINISHED")
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    client.set_terminated(run_id, "FAILED")
-                raise
         return run_id, version
 
     def trace(
@@ -352,6 +344,28 @@ def _log(
     ]
     for start in range(0, max(len(p), len(m)), BATCH):
         client.log_batch(run_id, metrics=m[start : start + BATCH], params=p[start : start + BATCH])
+
+
+SOURCE = {"mlflow.source.name": "plumbline", "mlflow.source.type": "LOCAL"}
+"""Tags of every run."""
+
+
+def recorder() -> dict[str, str]:
+    """Tags of a run that may be left behind by a process that dies: who wrote it."""
+    return {**SOURCE, "recorder": f"{socket.gethostname()}:{os.getpid()}"}
+
+
+@contextlib.contextmanager
+def logged_run(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A run that ends as finished, or as failed where an error leaves the block; gives its id."""
+    run_id = str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
+    try:
+        yield run_id
+        client.set_terminated(run_id, "FINISHED")
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.set_terminated(run_id, "FAILED")
+        raise
 
 
 def search(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> list[Any]:
