@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,8 @@ from assets.calibration_report.verdict import judge
 from assets.calibration_set.reader import read_calibration_set
 from assets.deployed_model.overlap import near_duplicates
 from assets.deployed_model.params import DeploymentParams
-from assets.tokenized_samples.fingerprint import tokenizer_fingerprint
-from assets.tokenized_samples.params import TokenizeParams
+from assets.tokenized_samples.fingerprint import policy_of, tokenizer_fingerprint
 from assets.tokenized_samples.reader import iter_samples
-
-FINGERPRINTED = ("max_length", "long_documents", "add_special_tokens")
 
 
 @dataclass(frozen=True)
@@ -33,13 +30,7 @@ class Gate:
 
     def as_dict(self) -> dict[str, Any]:
         """For promotion.json."""
-        return {
-            "name": self.name,
-            "passed": self.passed,
-            "sentence": self.sentence,
-            "found": self.found,
-            "limit": self.limit,
-        }
+        return asdict(self)
 
 
 def quality(
@@ -89,13 +80,12 @@ def tokenization(model: Path, fingerprint: str, serving: Path | None, trust_remo
     from transformers import AutoTokenizer
 
     record = read_json(model / "calibration.json")
-    policy = TokenizeParams.model_validate({key: record["fingerprint_parts"][key] for key in FINGERPRINTED})
     where = "the model's own folder" if serving is None else "the folder deployment.serving"
     name, asked = "tokenized_as_it_is_served", record["fingerprint"]
     if serving is not None and not serving.is_dir():
         return Gate(name, False, f"{where} does not exist; give the folder of the tokenizer.", None, asked)
     tokenizer = AutoTokenizer.from_pretrained(serving or model, trust_remote_code=trust_remote_code)
-    found, parts = tokenizer_fingerprint(tokenizer, policy)
+    found, parts = tokenizer_fingerprint(tokenizer, policy_of(record["fingerprint_parts"]))
     if found == asked == fingerprint:
         return Gate(name, True, f"One fingerprint from the samples to {where}: {found[:12]}.", found, asked)
     wrong = [part for part, value in record["fingerprint_parts"].items() if parts.get(part) != value]

@@ -20,7 +20,6 @@ from assets.sample_features.embedder import embed, embedder_digest, embedder_fol
 from assets.sample_features.params import FeatureParams
 from assets.sample_features.reader import Features, read_features, read_manifest, shard_table
 from assets.sample_features.sign import build_signatures
-from assets.tokenized_samples.params import TokenizeParams
 from assets.tokenized_samples.reader import fingerprint_of, iter_samples, read_samples, shards
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 SPLITS = ("pool", "tuning", "production")
 """The report split is never looked at before evaluation."""
 COLUMNS = ("sample_id", "split", "domain", "n_tokens")
-FINGERPRINTED = ("max_length", "long_documents", "add_special_tokens")
 BUFFER = 2048
 """Samples decoded and embedded together: enough to find equal lengths among, little enough for memory."""
 
@@ -185,12 +183,11 @@ class _Engine:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        from assets.tokenized_samples.fingerprint import tokenizer_fingerprint
+        from assets.tokenized_samples.fingerprint import policy_of, tokenizer_fingerprint
 
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
         accounting = read_json(self.samples / "accounting.json")
-        settings = {name: accounting["fingerprint_parts"][name] for name in FINGERPRINTED}
-        found, _ = tokenizer_fingerprint(tokenizer, TokenizeParams.model_validate(settings))
+        found, _ = tokenizer_fingerprint(tokenizer, policy_of(accounting["fingerprint_parts"]))
         if found != accounting["fingerprint"]:
             raise ValueError(
                 f"tokenization differs: tokenized_samples has fingerprint {accounting['fingerprint'][:12]}, the "

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from assets.artifact import sha256_files, sha256_json
 from assets.tokenized_samples.params import TokenizeParams
+
+POLICY = ("max_length", "long_documents", "add_special_tokens")
+"""The parts that are settings, not content of the tokenizer."""
 
 
 def tokenizer_fingerprint(tokenizer: Any, params: TokenizeParams) -> tuple[str, dict[str, Any]]:
@@ -34,6 +38,11 @@ def tokenizer_fingerprint(tokenizer: Any, params: TokenizeParams) -> tuple[str, 
         "long_documents": params.long_documents,
     }
     return sha256_json(parts), parts
+
+
+def policy_of(parts: Mapping[str, Any]) -> TokenizeParams:
+    """The settings that a fingerprint's parts stand for, to fingerprint another tokenizer under the same ones."""
+    return TokenizeParams.model_validate({name: parts[name] for name in POLICY})
 
 
 def _backend_digest(tokenizer: Any) -> str:
