@@ -54,6 +54,13 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Put `text` (UTF-8) in the place of what a file held, whole or not at all; for one writer at a time."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
 def write_table(path: Path, table: pa.Table, row_group_size: int = 4096) -> None:
     """Write a Parquet file whose bytes depend on the table alone."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assets.artifact import read_json, sha256_json
+from assets.artifact import read_json, replace_text, sha256_json
 from assets.raw_corpus.params import Directory
 from orchestration import versioning
 from orchestration.params import load_params, project_root
@@ -100,9 +100,7 @@ def measure() -> dict[str, Any]:
         sources = Sources(samples, features, model, root)
         found = measure_drift(_calibration_set(root, of.champion, scratch), sources, params.drift)
     found |= {"key": of.key, "champion": of.champion.pair}
-    draft = root / RESULT.with_suffix(".draft")
-    draft.write_text(json.dumps(found, sort_keys=True), encoding="utf-8")
-    draft.replace(root / RESULT)
+    replace_text(root / RESULT, json.dumps(found, sort_keys=True))
     return found
 
 

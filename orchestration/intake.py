@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from assets.artifact import replace_text
 from assets.raw_corpus.intake import INTAKE, Changes, Intake, read_intake, take_in, write_intake
 from assets.raw_corpus.params import HuggingFace
 from assets.raw_corpus.stores import Seen, store_of
@@ -64,9 +65,7 @@ def _state(root: Path, alone: float | None = None) -> Iterator[dict[str, Any]]:
             with contextlib.suppress(ValueError):  # a memory that is no JSON is no memory
                 state = json.loads(path.read_text(encoding="utf-8"))
         yield state
-        draft = path.with_name(f"{path.name}.draft")
-        draft.write_text(json.dumps(state), encoding="utf-8")
-        draft.replace(path)
+        replace_text(path, json.dumps(state))
 
 
 def take_in_now(root: Path) -> Changes:

@@ -163,10 +163,10 @@ def request(names: Sequence[str], root: Path | None = None) -> None:
     before = requested(root)
     after = [name for name in dict.fromkeys([*before, *names]) if name in known]
     if after != before:
+        from assets.artifact import replace_text  # with pyarrow, which not every command needs
+
         path = (root or project_root()) / REQUESTED
-        draft = path.with_name(f".{REQUESTED}.draft")
-        draft.write_text(HEADER + yaml.safe_dump({"requested": after}, default_flow_style=None), encoding="utf-8")
-        draft.replace(path)
+        replace_text(path, HEADER + yaml.safe_dump({"requested": after}, default_flow_style=None))
 
 
 @lru_cache(maxsize=8)

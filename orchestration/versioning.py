@@ -316,12 +316,12 @@ def _commit(repo: Repo, stage: PipelineStage, step: Step, overridden: bool) -> s
 
 def _write_lock_entry(root: Path, name: str, entry: Mapping[str, Any]) -> None:
     """Set one entry of dvc.lock, whose format is public, under DVC's repository lock; the file is replaced whole."""
+    from assets.artifact import replace_text  # with pyarrow, which not every command needs
+
     path = root / "dvc.lock"
     lock = {"schema": "2.0", "stages": {**lock_entries(root), name: entry}}
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    draft = path.with_name(".dvc.lock.draft")
-    draft.write_text(yaml.dump(lock, Dumper=dumper, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, yaml.dump(lock, Dumper=dumper, sort_keys=False, allow_unicode=True))
 
 
 def _remove(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from assets.artifact import replace_text
 from assets.raw_corpus.stores import Seen, Store
 
 INTAKE = "intake.yaml"
@@ -155,6 +156,4 @@ def write_intake(path: Path, intake: Intake) -> None:
         files[name] = {**what, "bytes": taken.bytes}
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     content = {"files": files, "revisions": dict(sorted(intake.revisions.items()))}
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(HEADER + yaml.dump(content, Dumper=dumper, sort_keys=False, width=120), encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, HEADER + yaml.dump(content, Dumper=dumper, sort_keys=False, width=120))
