@@ -8,7 +8,9 @@ from random import Random
 from typing import Any
 
 import yaml
+from click.testing import CliRunner, Result
 
+from orchestration.cli import main
 from orchestration.provenance import AuditResult, dvc_digest
 from orchestration.provenance.content import Hasher
 
@@ -18,6 +20,15 @@ SET, STATS, CORPUS = f"data/calibration_set/{CHOICE}", f"data/activation_stats/{
 OTHER_CHOICE = "first-6"
 OTHER = f"data/quantized_model/{OTHER_CHOICE}-w4a16-gptq"
 OTHER_SET, OTHER_STATS = f"data/calibration_set/{OTHER_CHOICE}", f"data/activation_stats/{OTHER_CHOICE}"
+QUANTIZED = f"quantized_model@{CHOICE}-{SCHEME}"
+
+
+def run(root: Path, *arguments: str) -> Result:
+    """The command in a workspace. Whatever it meets, it ends with an exit status and a sentence."""
+    result = CliRunner().invoke(main, list(arguments), env={"PLUMBLINE_ROOT": str(root)})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
 
 
 def chain(root: Path, strategy: str) -> Path:

@@ -11,8 +11,18 @@ import pytest
 
 from orchestration.provenance import dvc_digest
 from orchestration.provenance.affected import affected
-from tests.orchestration.small_chain import CHOICE, CORPUS, MODEL, OTHER, OTHER_CHOICE, OTHER_SET, SET, record, remember
-from tests.orchestration.test_tampering import run
+from tests.orchestration.small_chain import (
+    CHOICE,
+    CORPUS,
+    MODEL,
+    OTHER,
+    OTHER_CHOICE,
+    OTHER_SET,
+    SET,
+    record,
+    remember,
+    run,
+)
 
 
 def documents(root: Path, path: str) -> list[str]:

@@ -23,9 +23,9 @@ from tests.orchestration.small_chain import (
     link,
     record,
     remember,
+    run,
     states,
 )
-from tests.orchestration.test_tampering import run
 
 
 def audited(reference: str, root: Path) -> AuditResult:

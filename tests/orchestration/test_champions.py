@@ -13,8 +13,7 @@ from orchestration.provenance.audit import open_read_case
 from orchestration.provenance.champions import champions, render_log
 from orchestration.provenance.difference import difference, render_difference
 from orchestration.tracking import Tracking
-from tests.orchestration.small_chain import CHOICE, MODEL, OTHER, OTHER_CHOICE
-from tests.orchestration.test_tampering import run
+from tests.orchestration.small_chain import CHOICE, MODEL, OTHER, OTHER_CHOICE, run
 
 
 def promotions(root: Path, *entries: Any) -> None:

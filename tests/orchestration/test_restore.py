@@ -24,15 +24,14 @@ from tests.orchestration.small_chain import (
     OTHER,
     OTHER_SET,
     OTHER_STATS,
+    QUANTIZED,
     SCHEME,
     SET,
     STATS,
     record,
     remember,
+    run,
 )
-from tests.orchestration.test_tampering import run
-
-QUANTIZED = f"quantized_model@{CHOICE}-{SCHEME}"
 
 
 def move_on(root: Path) -> None:

@@ -14,8 +14,7 @@ import pytest
 
 from assets.artifact import sha256_file
 from orchestration.provenance import dvc_digest, signing
-from tests.orchestration.small_chain import MODEL, OTHER, flip, make_keys
-from tests.orchestration.test_tampering import run
+from tests.orchestration.small_chain import MODEL, OTHER, flip, make_keys, run
 
 
 @pytest.fixture

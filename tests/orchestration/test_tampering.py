@@ -18,11 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
 from assets.artifact import read_json, sha256_file, write_json, write_table
 from assets.calibration_set.reader import set_digest
-from orchestration.cli import main
 from orchestration.provenance import dvc_digest, model_links
 from orchestration.provenance.audit import open_read_case
 from orchestration.provenance.content import Hasher
@@ -35,24 +33,16 @@ from tests.orchestration.small_chain import (
     OTHER,
     OTHER_SET,
     OTHER_STATS,
-    SCHEME,
+    QUANTIZED,
     SET,
     STATS,
     put,
     record,
     remember,
+    run,
 )
 
 CHAMPION = "models:/plumbline@champion"
-QUANTIZED = f"quantized_model@{CHOICE}-{SCHEME}"
-
-
-def run(root: Path, *arguments: str) -> Result:
-    """The command in a workspace. Whatever it meets, it ends with an exit status and a sentence."""
-    result = CliRunner().invoke(main, list(arguments), env={"PLUMBLINE_ROOT": str(root)})
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
 
 
 def seal(model: Path) -> None:

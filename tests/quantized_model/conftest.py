@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -16,6 +18,11 @@ from assets.activation_stats.collect import collect
 from assets.activation_stats.params import StatisticsParams
 from assets.activation_stats.sketch import ActivationStats
 from assets.quantized_model import awq
+
+SHIPPED: dict[str, dict[str, Any]] = yaml.safe_load(
+    (Path(__file__).resolve().parents[2] / "params.yaml").read_text(encoding="utf-8")
+)["schemes"]
+"""Schemes by name, as params.yaml has them."""
 
 
 @dataclass(frozen=True)

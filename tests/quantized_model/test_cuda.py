@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
@@ -17,11 +14,9 @@ from assets.activation_stats.sketch import ActivationStats
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.quantize import quantize_model
 from assets.quantized_model.simulate import simulate
+from tests.quantized_model.conftest import SHIPPED
 
 DEVICE = "cuda"
-SHIPPED: dict[str, dict[str, Any]] = yaml.safe_load(
-    (Path(__file__).resolve().parents[2] / "params.yaml").read_text(encoding="utf-8")
-)["schemes"]
 
 pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU that PyTorch sees"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from assets.activation_stats.sketch import ActivationStats
@@ -18,10 +16,8 @@ from assets.quantized_model.factors import Factors
 from assets.quantized_model.params import SchemeParams
 from assets.quantized_model.quantize import quantize_model
 from assets.quantized_model.simulate import simulate
+from tests.quantized_model.conftest import SHIPPED
 
-SHIPPED: dict[str, dict[str, Any]] = yaml.safe_load(
-    (Path(__file__).resolve().parents[2] / "params.yaml").read_text(encoding="utf-8")
-)["schemes"]
 FACTORS = Factors()
 
 
