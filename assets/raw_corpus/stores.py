@@ -61,18 +61,27 @@ class Store(ABC):
         return self.held / sha256
 
     def hold(self, name: str) -> str | None:
-        """Copy a file to where it is held; returns its SHA-256, or None if it changed meanwhile."""
+        """Copy a file to where it is held; returns its SHA-256, or None if it changed meanwhile.
+
+        Raises:
+            OSError: the inbox does not answer.
+        """
         before = self._stamp(name)
         self.held.mkdir(parents=True, exist_ok=True)
         draft = tempfile.NamedTemporaryFile(dir=self.held, prefix=".", delete=False)  # noqa: SIM115
         digest = hashlib.sha256()
         try:
-            with draft, self._opened(name) as source:
-                if source is None:
-                    return None
-                while chunk := source.read(CHUNK):
-                    digest.update(chunk)
-                    draft.write(chunk)
+            try:
+                with draft, self._opened(name) as source:
+                    if source is None:
+                        return None
+                    while chunk := source.read(CHUNK):
+                        digest.update(chunk)
+                        draft.write(chunk)
+            except OSError:  # a store may refuse to read on where an object was replaced
+                if self._stamp(name) == before:
+                    raise
+                return None
             if before is None or self._stamp(name) != before:
                 return None
             Path(draft.name).replace(self.place(digest.hexdigest()))
@@ -181,8 +190,12 @@ class Remote(Store):
     def look(self) -> dict[str, Seen]:
         files, root = self._filesystem()
         files.invalidate_cache()
+        try:
+            listed = sorted(files.find(root, detail=True).items())
+        except OSError as error:
+            raise OSError(f"params.yaml corpus.inbox: {self.url}: {error}") from error
         found = {}
-        for path, info in sorted(files.find(root, detail=True).items()):
+        for path, info in listed:
             name = path.removeprefix(root).lstrip("/")
             hidden = any(part.startswith(".") for part in name.split("/"))
             if info.get("type") != "file" or hidden or is_unfinished(name) or name in IGNORED:
