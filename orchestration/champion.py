@@ -10,8 +10,9 @@ from assets.artifact import sha256_json
 from assets.deployed_model.promote import Champion
 from orchestration import versioning
 from orchestration.params import load_params
-from orchestration.promotion import Registry, Version
+from orchestration.promotion import Registry
 from orchestration.provenance.objects import Store
+from orchestration.registered import Version
 from orchestration.versioning import Step
 
 Evaluate = Callable[[Path, Path], object]

@@ -15,8 +15,9 @@ from assets.artifact import read_json, replace_text, sha256_json
 from assets.raw_corpus.params import Directory
 from orchestration import versioning
 from orchestration.params import load_params, project_root
-from orchestration.promotion import Registry, Version
+from orchestration.promotion import Registry
 from orchestration.provenance.objects import Store
+from orchestration.registered import Version
 
 RESULT = Path(".plumbline") / "drift.json"
 

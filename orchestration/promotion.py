@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestration.tracking import CALIBRATION, EVALUATION, MODEL, RESTS_ON, Tracking, TrackingError
+from orchestration.registered import Version
+from orchestration.tracking import Tracking, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,20 +39,6 @@ class Promotion:
     who: str
     why: str
     kind: Literal["promoted", "rolled back"]
-
-
-@dataclass(frozen=True)
-class Version:
-    """A registered model: which pair it is, and the DVC hashes of its folders."""
-
-    version: str
-    pair: str
-    path: str
-    model: str
-    evaluation: str
-    calibration_set: str
-    rests_on: tuple[str, ...] = ()
-    """DVC hashes of every artifact that it was made from, its own and its evaluation's among them."""
 
 
 def who(root: Path) -> str:
@@ -85,7 +72,7 @@ class Registry:
         """Every registered version, oldest first."""
         with self.tracking.client() as client:
             found = _all_versions(client, self.name)
-        return sorted(map(_version, found), key=lambda each: int(each.version))
+        return sorted(map(Version.of, found), key=lambda each: int(each.version))
 
     def version(self, number: str) -> Version:
         """The version of that number."""
@@ -200,12 +187,3 @@ def _history(client: MlflowClient, name: str) -> list[Promotion]:
     tags = models[0].tags if models else {}
     numbered = {int(key.removeprefix(ENTRY)): value for key, value in tags.items() if key.startswith(ENTRY)}
     return [Promotion(**json.loads(numbered[n])) for n in sorted(numbered)]
-
-
-def _version(found: Any) -> Version:
-    tags = found.tags
-    model, evaluation, calibration = (str(tags.get(name, "")) for name in (MODEL, EVALUATION, CALIBRATION))
-    chain = json.loads(tags.get(RESTS_ON, "{}"))
-    rests_on = tuple(sorted({model, evaluation, calibration, *chain.values()} - {""}))
-    pair, path = tags.get("pair", ""), tags.get("path", "")
-    return Version(str(found.version), pair, path, model, evaluation, calibration, rests_on)

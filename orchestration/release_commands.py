@@ -11,7 +11,8 @@ import click
 from orchestration.params import project_root
 
 if TYPE_CHECKING:
-    from orchestration.promotion import Registry, Version
+    from orchestration.promotion import Registry
+    from orchestration.registered import Version
 
 
 @click.command()
@@ -97,7 +98,7 @@ def gc(cloud: bool, all_commits: bool, dry: bool) -> None:
     options = [name for name, on in (("--cloud", cloud), ("--all-commits", all_commits), ("--dry", dry)) if on]
     try:
         keep = kept(registry(root))
-        said = collect(root, set().union(*keep.values()), options)
+        said = collect(root, frozenset().union(*keep.values()), options)
     except (ValueError, OSError, RuntimeError, TrackingError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(said)

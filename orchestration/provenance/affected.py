@@ -22,7 +22,8 @@ from orchestration.provenance.content import cached
 from orchestration.provenance.known import Known, known_models, known_sets
 from orchestration.provenance.link import dig
 from orchestration.provenance.objects import folders
-from orchestration.provenance.registry import Version, versions
+from orchestration.provenance.registry import versions
+from orchestration.registered import Version
 
 Kind = Literal["document", "file", "text", "source"]
 DOCUMENT = re.compile(r"[0-9a-f]{8,64}")
@@ -109,7 +110,7 @@ def affected(what: str, root: Path, kind: Kind | None = None) -> Affected:
     result = Affected(wanted.shown, wanted.kind, sorted(wanted.documents), _in_corpus(wanted, root))
     registered: dict[str, list[Version]] = {}
     for version in versions(root):
-        registered.setdefault(version.md5, []).append(version)
+        registered.setdefault(version.model, []).append(version)
     for known in known_sets(root):
         own = sum(sample.get("doc_ids") == [] for sample in known.samples)
         if own and wanted.kind == "text":

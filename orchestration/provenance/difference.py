@@ -143,7 +143,7 @@ def _figures(case: Case) -> dict[str, float]:
             metrics = read_json(file)
             if isinstance(weights, dict) and dig(metrics, "weights") == weights:
                 return {k: v for k, v in metrics.items() if k in FIGURES and isinstance(v, int | float)}
-    run = next((version.run_id for version in versions(case.root) if version.md5 == case.digest), "")
+    run = next((version.run_id for version in versions(case.root) if version.model == case.digest), "")
     return figures_of(case.root, run) if run else {}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from orchestration.provenance.link import Case, Link, dig
+from orchestration.registered import Version
 
 if TYPE_CHECKING:
     from orchestration.tracking import Tracking
@@ -28,27 +28,6 @@ TAGS = {
 
 class NoRegistry(ValueError):
     """MLflow cannot be asked; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A registered version of a model."""
-
-    name: str
-    version: str
-    md5: str
-    """DVC hash of the model's folder."""
-    path: str
-    """Where the model lay in the workspace when it was registered."""
-    pair: str
-    aliases: tuple[str, ...] = ()
-    run_id: str = ""
-    tags: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def shown(self) -> str:
-        """`models:/plumbline/3 @champion`."""
-        return f"models:/{self.name}/{self.version}" + "".join(f" @{alias}" for alias in self.aliases)
 
 
 def tracking_of(root: Path, registered_model: str = "") -> Tracking:
@@ -87,7 +66,7 @@ def version_of(root: Path, uri: str) -> Version:
         try:
             if alias:
                 version = str(client.get_model_version_by_alias(name, alias).version)
-            return _read(name, client.get_model_version(name, version))
+            return Version.of(client.get_model_version(name, version))
         except mlflow_error() as error:
             raise NoRegistry(
                 f"{uri}: MLflow at {tracking.uri} says {str(error)[:200]}; `plumbline log` lists"
@@ -109,7 +88,7 @@ def version_of_run(root: Path, run_id: str) -> Version:
         found = client.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'")
         if not found:
             raise NoRegistry(f"run {run_id} ({run.info.run_name}) registered no version of {name!r}: not an evaluation")
-        return _read(name, client.get_model_version(name, str(max(found, key=lambda v: int(v.version)).version)))
+        return Version.of(client.get_model_version(name, str(max(found, key=lambda v: int(v.version)).version)))
 
 
 def versions(root: Path) -> list[Version]:
@@ -125,7 +104,7 @@ def versions(root: Path) -> list[Version]:
             for alias, version in aliases.items():
                 by_version.setdefault(str(version), []).append(alias)
             found = client.search_model_versions(f"name = '{name}'", max_results=10_000)
-            read = [_read(name, v, by_version.get(str(v.version), [])) for v in found]
+            read = [Version.of(v, by_version.get(str(v.version), [])) for v in found]
             return sorted(read, key=lambda v: int(v.version))
     except NoRegistry:
         return []
@@ -143,7 +122,7 @@ def figures_of(root: Path, run_id: str) -> dict[str, float]:
 def registry_link(version: Version, case: Case) -> Link:
     """The audited folder is the registered one, and the version's tags say what the model's record says."""
     name, wrong = "registry", []
-    if case.digest != version.md5:
+    if case.digest != version.model:
         wrong.append("the folder is not the one that was registered")
     for tag, keys in TAGS.items():
         claims = case.claims(*keys)
@@ -155,8 +134,8 @@ def registry_link(version: Version, case: Case) -> Link:
         wrong.append("its tag calibration.md5 names another calibration set than the model was made from")
     if wrong:
         fix = "find out who changed the folder or the registry; `plumbline log` has the history of champions"
-        return Link(name, "tampered", f"{version.shown}: {'; '.join(wrong)}", version.md5, case.digest, fix)
-    return Link(name, "verified", f"{version.shown} is this folder, and its tags agree", version.md5, case.digest)
+        return Link(name, "tampered", f"{version.shown}: {'; '.join(wrong)}", version.model, case.digest, fix)
+    return Link(name, "verified", f"{version.shown} is this folder, and its tags agree", version.model, case.digest)
 
 
 @contextlib.contextmanager
@@ -175,17 +154,3 @@ def mlflow_error() -> type[Exception]:
     from mlflow.exceptions import MlflowException
 
     return MlflowException  # type: ignore[no-any-return]
-
-
-def _read(name: str, found: Any, aliases: list[str] | None = None) -> Version:
-    tags = dict(found.tags)
-    return Version(
-        name,
-        str(found.version),
-        tags.get("model.md5", ""),
-        tags.get("path", ""),
-        tags.get("pair", ""),
-        tuple(sorted(found.aliases if aliases is None else aliases)),
-        str(found.run_id or ""),
-        tags,
-    )

@@ -18,7 +18,8 @@ from orchestration.provenance.content import HASH, dvc_digest, locked
 from orchestration.provenance.link import Case, Link, dig
 from orchestration.provenance.model_links import RECORD, record_of
 from orchestration.provenance.objects import Store, folders
-from orchestration.provenance.registry import Version, registry_link, version_of, version_of_run
+from orchestration.provenance.registry import registry_link, version_of, version_of_run
+from orchestration.registered import Version
 
 MODELS = "data/quantized_model"
 HUB_FOLDER = re.compile(r"models--.+--.+|models--[^-].*")
@@ -113,9 +114,9 @@ def _registered(reference: str, version: Version, store: Store, scratch: Path) -
         found = _digest(place)
         recorded = _recorded(root, version.path)
         # Neither the registered version nor a legitimate later one: somebody altered it, which is to be reported.
-        if found == version.md5 or (found != recorded and recorded in (None, version.md5)):
+        if found == version.model or (found != recorded and recorded in (None, version.model)):
             return Subject(reference, place, f"{version.path}, {version.shown}", extra, version, place)
-    subject = _from_cache(reference, version.md5, store, scratch)
+    subject = _from_cache(reference, version.model, store, scratch)
     shown, gone = f"{subject.shown}, {version.shown}", place if inside and not place.exists() else None
     return Subject(reference, subject.folder, shown, (*subject.extra, *extra), version, gone)
 

@@ -110,7 +110,7 @@ def is_other(root: Path, listing: Path) -> bool:
     from orchestration.provenance.registry import versions
 
     return any(
-        version.version == "2" and version.md5 == listing.parent.name + listing.name for version in versions(root)
+        version.version == "2" and version.model == listing.parent.name + listing.name for version in versions(root)
     )
 
 

@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from orchestration import drift, record, sensors
-from orchestration.promotion import Version
+from orchestration.registered import Version
+from orchestration.tracking import CALIBRATION, EVALUATION, MODEL
 
-CHAMPION = Version("3", "random-64-w4a16-gptq", "data/x", "model-md5", "evaluation-md5", "set-md5")
+TAGS = {"pair": "random-64-w4a16-gptq", MODEL: "model-md5", EVALUATION: "evaluation-md5", CALIBRATION: "set-md5"}
+CHAMPION = Version("plumbline", "3", tags=TAGS)
 
 
 class Models:

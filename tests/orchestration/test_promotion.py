@@ -49,7 +49,7 @@ def test_who_why_and_back_again(registry: Registry, register: Callable[[str], st
         registry.rollback("Ada", "because")
     registry.promote(two, "Bob", "lower\n KL")
     assert registry.promote(two, "Bob", "again") is None
-    assert registry.version(two).rests_on == ("corpus", "evaluation-two", "model-two", "set-two")
+    assert registry.version(two).rests_on == {"corpus", "evaluation-two", "model-two", "set-two"}
     registry.promote(three, "plumbline", "lower still")
     champion = registry.champion()
     assert champion is not None and (champion.version, champion.pair, champion.model) == (three, "three", "model-three")
