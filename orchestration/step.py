@@ -119,7 +119,7 @@ def _one(asset: str, key: str, build: Build, overrides: Overrides | None, after:
     step.seconds = round(time.perf_counter() - started, 2)
     further = after(step, key, summary) if after else {}
     unfinished.unlink(missing_ok=True)
-    metadata = as_metadata({**summary, **further})
+    metadata = as_metadata({**further, **summary})
     metadata |= {
         "seconds": step.seconds,
         "dvc_md5": step.md5,

@@ -15,6 +15,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from assets.artifact import read_json
 from tests.integration.conftest import BIN, Workspace
 from tests.integration.processes import running, until
 from tests.integration.test_pipeline import stale
@@ -27,6 +28,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+MANIFEST, PROMOTION = "data/raw_corpus/manifest.json", "data/deployed_model/promotion.json"
 GROUPS = ["1_corpus", "2_calibration", "3_model", "4_verdict", "5_live"]
 
 
@@ -70,7 +72,7 @@ def page(server: tuple[Workspace, str]) -> Iterator[Any]:
 
 
 def materialize(page: Any, asset: str, partition: str, config: str | None = None) -> str:
-    """Click through the dialog that launches one partition, wait for its success; returns the run's id."""
+    """Click through the dialog that launches one partition, wait for its end; returns the run's id."""
     page.goto(f"/assets/{asset}?view=partitions&partition={partition}")
     page.get_by_text("Latest materialization").wait_for()
     page.get_by_role("button", name="Materialize").first.click()
@@ -150,3 +152,43 @@ def test_an_override_typed_into_the_ui_is_recorded(server: tuple[Workspace, str]
     choice = json.loads((workspace.root / "data/calibration_choice/random-8/choice.json").read_text())
     assert choice["n"] == 5
     assert "params.yaml" in workspace.dvc("status", "calibration_choice@random-8").stdout
+
+
+def test_a_file_dropped_into_the_inbox_is_a_run_that_one_can_watch(
+    server: tuple[Workspace, str], page: Any, tmp_path: Path
+) -> None:
+    workspace, _ = server
+    before = read_json(workspace.root / MANIFEST)["totals"]["documents"]
+    page.goto("/runs")
+    page.get_by_text("Launched by", exact=True).wait_for()
+    (workspace.root / "inbox/letters.txt").write_text("Dear Sir, the plumb line hangs straight again. " * 200)
+    row = page.locator("[class*=RunsFeedRow_rowGrid]")  # the table has no roles
+    run = row.filter(has_text="inbox_sensor").filter(has_text="plumbline/trigger: inbox")
+    run.get_by_text("Success", exact=True).wait_for(timeout=180_000)
+    page.screenshot(path=str(tmp_path / "inbox.png"))
+    assert read_json(workspace.root / MANIFEST)["totals"]["documents"] == before + 1
+
+
+def test_a_failing_check_keeps_the_champion_and_says_by_how_much(
+    server: tuple[Workspace, str], page: Any, tmp_path: Path
+) -> None:
+    workspace, _ = server
+    champion = read_json(workspace.root / PROMOTION)["pair"]
+    params = yaml.safe_load((workspace.root / "params.yaml").read_text())
+    three_bits = {"method": "rtn", "weight_bits": 3, "group_size": 128}
+    workspace.set_params(schemes={**params["schemes"], "w4a16-gptq": three_bits})
+    workspace.plumbline("run", *(f"--only={a}" for a in ("quantized_model", "evaluation", "calibration_report")))
+
+    # `deployed_model` follows by itself
+    page.goto("/assets/deployed_model?view=checks&checkDetail=quality_not_worse_than_the_champion")
+    page.get_by_text("Failed", exact=True).first.wait_for(timeout=180_000)
+    sentence = page.get_by_text(re.compile(r"^Mean KL \+[\d.]+ % against the champion's"))
+    sentence.wait_for()
+    page.screenshot(path=str(tmp_path / "check.png"))
+    record = read_json(workspace.root / PROMOTION)
+    assert record["decision"] == "rejected" and sentence.inner_text() == record["checks"][0]["sentence"]
+    page.goto("/assets/deployed_model")
+    page.get_by_role("cell", name="decision", exact=True).wait_for()
+    for key, value in {"decision": "rejected", "champion": champion, "audit": "models:/plumbline@champion"}.items():
+        row = page.locator("tr").filter(has=page.get_by_role("cell", name=key, exact=True))
+        assert value in row.first.inner_text(), key
