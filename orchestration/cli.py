@@ -151,7 +151,11 @@ def study(names: tuple[str, ...]) -> None:
 
 @main.command()
 def status() -> None:
-    """What is out of date, and why."""
+    """What is out of date, and why. Exit status 1 if anything is.
+
+    \b
+    Example: plumbline status || plumbline run
+    """
     from orchestration.intake import waiting
     from orchestration.versioning import changed_stages, on_request
 
@@ -263,7 +267,13 @@ def tasks(
 
 @main.command()
 def verify() -> None:
-    """Re-hash every artifact and every object of DVC's cache: DVC itself trusts read-only cache files."""
+    """Re-hash every artifact and every object of DVC's cache: DVC itself trusts read-only cache files.
+
+    Exit status 1 if one of them does not hold what its hash says.
+
+    \b
+    Example: plumbline verify
+    """
     from orchestration.provenance import verify as verify_workspace
 
     try:
@@ -278,7 +288,11 @@ def verify() -> None:
 
 @main.command()
 def reconcile() -> None:
-    """Tell Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place."""
+    """Tell Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place.
+
+    \b
+    Example: dvc pull && plumbline reconcile
+    """
     from orchestration.definitions import defs
     from orchestration.reconcile import reconcile as report
     from orchestration.workspace import instance

