@@ -1,4 +1,4 @@
-"""The only module that knows MLflow: one run per evaluation, one registered version per model, found again on a retry.
+"""What goes into MLflow: one run per evaluation, one registered version per model, found again on a retry.
 
 A model is registered by reference: MLflow holds its hashes, its path and the figures, DVC holds its bytes. Only
 `MlflowClient` is used, never MLflow's active run, so that several partitions and processes cannot mix their runs.
@@ -15,11 +15,12 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from orchestration.mlflow_store import as_global_uri, mlflow_error, opened, sqlite_path, unanswered
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,8 +160,8 @@ class Tracking:
                     found = client.get_model_version(self.registered_model, version)
                 else:
                     found = self._version(client, str(model_md5))
-            except _exception() as error:
-                if _unanswered(error):
+            except mlflow_error() as error:
+                if unanswered(error):
                     raise  # `client` says what to do
                 raise TrackingError(f"models:/{self.registered_model}@{alias or version}: {error}") from error
             run = client.get_run(found.run_id)
@@ -195,12 +196,12 @@ class Tracking:
     @contextlib.contextmanager
     def client(self) -> Iterator[MlflowClient]:
         """A client, for as long as it is needed; errors of a server that does not answer say what to do."""
-        client = _open(self.uri)
+        client = opened(self.uri)
         try:
-            with _as_global_uri(self.uri):
+            with as_global_uri(self.uri):
                 yield client
-        except _exception() as error:
-            if _unanswered(error):
+        except mlflow_error() as error:
+            if unanswered(error):
                 raise TrackingError(
                     f"MLflow at {self.uri} does not answer ({type(error).__name__}); start it, or correct tracking.uri "
                     "in params.yaml (without it, runs go to a SQLite file of the workspace)"
@@ -212,8 +213,8 @@ class Tracking:
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             # On SQLite the artifacts lie beside the database; a server decides for itself.
-            place = None if self.uri.startswith("http") else (_sqlite_path(self.uri).parent / "mlruns").as_uri()
-            with contextlib.suppress(_exception()):  # another process was first
+            place = None if self.uri.startswith("http") else (sqlite_path(self.uri).parent / "mlruns").as_uri()
+            with contextlib.suppress(mlflow_error()):  # another process was first
                 return str(client.create_experiment(self.experiment, artifact_location=place))
             found = client.get_experiment_by_name(self.experiment)
         if found is None or found.lifecycle_stage != "active":
@@ -226,8 +227,8 @@ class Tracking:
     def _register(self, client: MlflowClient, run_id: str, model_id: str, tags: dict[str, str]) -> str:
         try:
             client.get_registered_model(self.registered_model)
-        except _exception():
-            with contextlib.suppress(_exception()):  # another process was first
+        except mlflow_error():
+            with contextlib.suppress(mlflow_error()):  # another process was first
                 client.create_registered_model(self.registered_model)
         made = client.create_model_version(
             self.registered_model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id
@@ -384,110 +385,3 @@ def _bury(client: MlflowClient, registered_model: str, runs: Sequence[Any]) -> N
         client.set_terminated(run.info.run_id, "KILLED")
         for version in client.search_model_versions(f"name = '{registered_model}' and run_id = '{run.info.run_id}'"):
             client.delete_model_version(registered_model, str(version.version))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Opening
-
-
-def _exception() -> type[Exception]:
-    from mlflow.exceptions import MlflowException
-
-    return MlflowException  # type: ignore[no-any-return]
-
-
-def _sqlite_path(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///"))
-
-
-def _unanswered(error: Exception) -> bool:
-    """Whether a server that cannot be reached is what MLflow complains of."""
-    return "API request to" in str(error) or "HTTPConnectionPool" in str(error)
-
-
-@lru_cache(maxsize=8)
-def _open(uri: str) -> MlflowClient:
-    """A client of a store; makes a SQLite store that does not exist yet."""
-    # Read when mlflow is imported; what the user has set wins. Nothing is sent anywhere, and a machine without git is
-    # no reason for a warning. A dead server is reported after seconds (by default after minutes).
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    from mlflow import MlflowClient
-
-    if not uri.startswith("http"):
-        path = _sqlite_path(uri)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _create_database(path)
-    with _as_global_uri(uri):
-        return MlflowClient(uri, uri)
-
-
-@contextlib.contextmanager
-def _as_global_uri(uri: str) -> Iterator[None]:
-    """MLflow's registry looks a logged model up at the process-wide address, whatever its client was opened with.
-
-    The environment variable that `set_tracking_uri` leaves behind would redirect other workspaces: it is put back.
-    """
-    import mlflow
-
-    name = "MLFLOW_TRACKING_URI"
-    before = os.environ.get(name)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-
-
-def _create_database(path: Path) -> None:
-    """Make MLflow's tables by its own migrations, but in one file sync.
-
-    70 migrations that each wait for the disk take 5 s; here they write to a file that nobody else sees, without
-    waiting, and the finished file gets its name at once. A crash on the way leaves no half-made database either.
-    """
-    import sqlalchemy
-    from mlflow.store.db import utils
-
-    initialize = getattr(utils, "_initialize_tables", None)
-    if initialize is None:
-        return  # an MLflow that has moved it makes the tables itself, on opening
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        engine = sqlalchemy.create_engine(f"sqlite:///{draft}")
-
-        @sqlalchemy.event.listens_for(engine, "connect")
-        def without_waiting(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("PRAGMA journal_mode = MEMORY")
-
-        with _quiet():
-            initialize(engine)
-        engine.dispose()
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process was first
-            os.link(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    import logging
-
-    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic.runtime.migration")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

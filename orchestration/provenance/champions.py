@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from assets.artifact import read_json
+from orchestration.mlflow_store import mlflow_error
 from orchestration.promotion import ALIAS, ENTRY, PROMOTED_BY, REASON
-from orchestration.provenance.registry import NoRegistry, asking, mlflow_error
+from orchestration.provenance.registry import NoRegistry, asking
 from orchestration.provenance.text import printable, wrapped
 
 PROMOTION = re.compile(re.escape(ENTRY) + r"(\d+)")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from orchestration.mlflow_store import mlflow_error
 from orchestration.provenance.link import Case, Link, dig
 from orchestration.registered import Version
 
@@ -148,9 +149,3 @@ def asking(root: Path, name: str = "") -> Any:
             yield tracking, client
     except TrackingError as error:
         raise NoRegistry(str(error)) from error
-
-
-def mlflow_error() -> type[Exception]:
-    from mlflow.exceptions import MlflowException
-
-    return MlflowException  # type: ignore[no-any-return]
