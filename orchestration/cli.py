@@ -52,7 +52,7 @@ def run(only: tuple[str, ...]) -> None:
     except (RunFailed, ValueError) as error:
         raise click.ClickException(str(error)) from error
     seconds = time.perf_counter() - started
-    click.echo(f"{steps} steps in {seconds:.0f} s\n" if steps else f"everything is up to date ({seconds:.1f} s)\n")
+    click.echo(_took(steps, seconds))
     if (root / "data" / "calibration_report" / "table.json").is_file():
         from orchestration.summary import show
 
@@ -142,7 +142,7 @@ def study(names: tuple[str, ...]) -> None:
     except (RunFailed, ValueError) as error:
         raise click.ClickException(str(error)) from error
     seconds = time.perf_counter() - started
-    click.echo(f"{steps} steps in {seconds:.0f} s\n" if steps else f"everything is up to date ({seconds:.1f} s)\n")
+    click.echo(_took(steps, seconds))
     from orchestration.summary import show_study
 
     for name in asked:
@@ -300,6 +300,12 @@ def reconcile() -> None:
     with instance() as history:
         names = report(history, defs)
     click.echo(f"reported {len(names)} artifacts to Dagster" if names else "Dagster knows everything in dvc.lock")
+
+
+def _took(steps: int, seconds: float) -> str:
+    if not steps:
+        return f"everything is up to date ({seconds:.1f} s)\n"
+    return f"{steps} {'step' if steps == 1 else 'steps'} in {seconds:.0f} s\n"
 
 
 def _require_git_or_no_scm(root: Path) -> None:

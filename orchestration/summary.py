@@ -25,7 +25,9 @@ def show(root: Path) -> None:
     for sentence in (s for s in verdict_file["sentences"] if s.startswith(f"{scheme}:")):
         verdict.add_row("•", sentence)
     verdict.add_row("•", verdict_file["caveat"])
-    verdict.add_row("•", f"the verdict on the other {len(load_params(root).grid.schemes) - 1} schemes is in the report")
+    if others := len(load_params(root).grid.schemes) - 1:
+        shown = "the other scheme" if others == 1 else f"the other {others} schemes"
+        verdict.add_row("•", f"the verdict on {shown} is in the report")
     console.print(verdict)
     first = next(iter(load_params(root).pairs()))
     console.print(

@@ -188,7 +188,7 @@ def test_a_study_runs_on_request_alone(finished: Workspace, tmp_path: Path) -> N
     assert "everything is up to date" in told and "studies.lengths changed" in told
     results = workspace.root / ".plumbline/study"
     before = sorted(results.iterdir())
-    assert "1 steps" in workspace.plumbline("study").stdout
+    assert "1 step in" in workspace.plumbline("study").stdout
     assert sorted(results.iterdir()) == before  # judged anew, not measured
     verdict = json.loads((page.parent / "verdict.json").read_text())
     (answer,) = verdict["representativeness"]["by_scheme"]
