@@ -46,7 +46,7 @@ def llama_cpp_names(layers: Iterable[str], architecture: str, blocks: int) -> di
         import gguf
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "an imatrix needs the package gguf, an optional part of Plumbline: pip install 'plumbline[gguf]'"
+            "an imatrix needs the package gguf, an extra: pip install -c constraints.txt -e '.[gguf]'"
         ) from error
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(kind, blocks)

@@ -182,8 +182,8 @@ class Remote(Store):
             files, path = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ImportError(
-                f"params.yaml corpus.inbox: {self.url}: {error}. For S3: pip install 'plumbline[s3]'; for others, the "
-                "package that fsspec names"
+                f"params.yaml corpus.inbox: {self.url}: {error}. For S3: pip install -c constraints.txt "
+                "-e '.[s3]'; for others, the package that fsspec names"
             ) from error
         return files, str(path).rstrip("/")
 

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on a model, every item logged. Needs `pip install 'plumbline[lm-eval]'`."""
+"""lm-evaluation-harness on a model, every item logged. Needs `pip install -c constraints.txt -e '.[lm-eval]'`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_tasks(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ImportError(f"lm-evaluation-harness: {error}; pip install 'plumbline[lm-eval]'") from error
+        raise ImportError(f"lm-evaluation-harness: {error}; pip install -c constraints.txt -e '.[lm-eval]'") from error
     manager = TaskManager(include_path=None if include is None else str(include))
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         raise ValueError(f"lm-evaluation-harness has no task {', '.join(unknown)}; give its file's folder (--include)")

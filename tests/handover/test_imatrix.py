@@ -31,7 +31,7 @@ from assets.activation_stats.params import StatisticsParams
 from assets.handover.imatrix import write_imatrix
 from assets.handover.tensor_names import architecture_of, llama_cpp_names
 
-gguf = pytest.importorskip("gguf", reason="needs the optional package gguf: pip install 'plumbline[gguf]'")
+gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install -c constraints.txt -e '.[gguf]'")
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 96,
