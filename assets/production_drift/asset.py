@@ -18,7 +18,8 @@ CHECK = "production_is_what_the_champion_was_calibrated_on"
             CHECK,
             asset="production_drift",
             description="No metric of representativeness has left the range of random draws since the champion's "
-            "calibration set was chosen. One that has starts a run that calibrates anew.",
+            "calibration set was chosen, and random draws come as near to production as they did. What fails "
+            "starts a run that calibrates anew, and says whether the corpus lacks such texts.",
         )
     ],
     description="How far today's production texts (`corpus.production`) are from the texts that the champion was "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def measure_drift(calibration_set: Path, sources: Sources, params: DriftParams) 
         sources: samples and features with today's production in them; random draws come from their pool.
 
     Returns:
-        JSON-able: `drifted`; `metrics`, those that count, with value and ratio now and then; `sentence`, which names
-        them; `p_value`; `production_samples`.
+        JSON-able: `drifted`; `metrics`, those that count, with value and ratio now and then, and whether it is the pool
+        that lacks it; `sentence`, which names them; `p_value` of the set; `production_samples`.
     """
     pool = sources.pool()
     found = 0 if pool.production is None else len(pool.production)
@@ -53,33 +54,85 @@ def selection_of(rows: pa.Table, pool_ids: pa.ChunkedArray) -> Selection:
 
 
 def judge(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) -> dict[str, Any]:
-    """Which metrics are flagged now and were not, or are flagged still and have grown.
+    """Whether production has moved from the champion's set, or from everything that a set could be drawn from.
+
+    Random draws are the yardstick of the set, so production that moves to where the pool has nothing is as far from
+    every draw as from the set. That is seen by the draws themselves: today's are farther than those of then.
 
     Args:
         now, then: what `representativeness` returned; one that knew no production counts as nothing flagged.
     """
     block = now["references"][PRODUCTION]
     before = then.get("references", {}).get(PRODUCTION, {"flagged": [], "metrics": {}})
-    metrics = {}
-    for name in block["flagged"]:
-        value, old = block["metrics"][name], before["metrics"].get(name, {})
-        ratio, was = value["ratio"], old.get("ratio")
-        new = name not in before["flagged"]
-        grown = ratio is not None and was is not None and ratio >= params.growth * was
-        if new or grown:
-            metrics[name] = {
-                "value": value["value"],
-                "ratio": ratio,
-                "then": {key: old.get(key) for key in ("value", "ratio")},
-                "sentence": value["sentence"],
-            }
-    drifted = bool(metrics) and block["p_value"] <= params.level
+    left = _left_by_the_set(block, before, params)
+    lacking = [name for name in _left_by_the_pool(now, then, params) if name not in left]
+    drifted = bool(left) and block["p_value"] <= params.level
     p = f"p = {block['p_value']:.2g}"
     if drifted:
-        labels = ", ".join(block["metrics"][name]["label"] for name in list(metrics)[:3])
-        sentence = f"Production has moved from the champion's calibration set in {labels} ({p})."
-    elif metrics:
+        sentence = f"Production has moved from the champion's calibration set in {_labels(block, left)} ({p})."
+    elif left:
         sentence = f"Production may be moving, not beyond drift.level = {params.level:g} ({p})."
-    else:
+    elif not lacking:
         sentence = f"Production is as close to the champion's calibration set as it was ({p})."
-    return {"drifted": drifted, "metrics": metrics, "sentence": sentence, "p_value": block["p_value"]}
+    else:
+        sentence = ""
+    if lacking:
+        beyond = (
+            f"Production has moved from all texts to choose from in {_labels(block, lacking)}: no random set comes as "
+            "near as random sets did; add such texts to the corpus."
+        )
+        sentence = f"{sentence} {beyond}".strip()
+    metrics = {}
+    for name in [*left, *lacking]:
+        value, old = block["metrics"][name], before["metrics"].get(name, {})
+        kept = {key: value[key] for key in ("value", "ratio", "sentence")}
+        metrics[name] = {**kept, "then": {key: old.get(key) for key in ("value", "ratio")}, "pool": name in lacking}
+    return {
+        "drifted": drifted or bool(lacking),
+        "metrics": metrics,
+        "sentence": sentence,
+        "p_value": block["p_value"],
+    }
+
+
+def _left_by_the_set(block: Mapping[str, Any], before: Mapping[str, Any], params: DriftParams) -> list[str]:
+    """Metrics that are flagged now and were not, or are flagged still and have grown."""
+    found = []
+    for name in block["flagged"]:
+        ratio, was = block["metrics"][name]["ratio"], before["metrics"].get(name, {}).get("ratio")
+        grown = ratio is not None and was is not None and ratio >= params.growth * was
+        if name not in before["flagged"] or grown:
+            found.append(name)
+    return found
+
+
+def _left_by_the_pool(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) -> list[str]:
+    """Metrics in which today's random draws are farther from production than those of then, all but the extremes.
+
+    The spread of draws of n samples against m samples of production leaves out what another sample of production would
+    give. Both vary as 1/n and 1/m, so that p05 and p95 are taken sqrt(1 + n/m) times as far from the median. Where no
+    production was known then, the tuning split says how near a draw comes. Distances of a small sample are larger:
+    nothing is said where there is less than half of the production of then.
+    """
+    block = now["references"][PRODUCTION]
+    before = then.get("references", {}).get(PRODUCTION) or now["references"].get("tuning")
+    if before is None or block["reference_samples"] < before["reference_samples"] / 2:
+        return []
+    found = []
+    for name, value in block["metrics"].items():
+        if name not in before["metrics"]:
+            continue
+        today, was = value["null"], before["metrics"][name]["null"]
+        nearest = today["median"] - _widened(block) * (today["median"] - today["p05"])
+        farthest = was["median"] + _widened(before) * (was["p95"] - was["median"])
+        if nearest > farthest and today["median"] >= params.growth * was["median"]:
+            found.append(name)
+    return found
+
+
+def _widened(block: Mapping[str, Any]) -> float:
+    return math.sqrt(1 + block["samples"] / block["reference_samples"])
+
+
+def _labels(block: Mapping[str, Any], names: Iterable[str]) -> str:
+    return ", ".join(block["metrics"][name]["label"] for name in list(names)[:3])
