@@ -68,7 +68,7 @@ class CorpusParams(BaseModel):
     inbox: str = "inbox"
     """A folder, or a URL that fsspec opens (`s3://bucket/prefix`): a source named `inbox`; new files start a run."""
     max_file_bytes: int = Field(default=2_000_000_000, gt=0)
-    """A larger file of the inbox is not read."""
+    """A file of the inbox that is larger, or unpacks to more, is not read."""
     max_document_bytes: int = Field(default=2_000_000, gt=0)
     max_rejected: float = Field(default=0.05, ge=0, le=1)
     """Share of rows that may be bad (duplicates aside) before the run fails; of a file of the inbox, before the file as

@@ -158,6 +158,18 @@ def test_bad_files_of_the_inbox_are_held_back_and_stop_nothing(folder: Folder, t
     assert sha256_file(tmp_path / "again/manifest.json") == sha256_file(tmp_path / "corpus/manifest.json")
 
 
+def test_a_small_archive_of_a_large_file_is_held_back(folder: Folder, tmp_path: Path) -> None:
+    row = b'{"text": "x"}\n'
+    for name, rows in {"fits": 100, "bomb": 101}.items():
+        (folder.folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(row * rows))
+    params = CorpusParams.model_validate({"sources": {}, "max_file_bytes": 100 * len(row)})
+    (tmp_path / "corpus").mkdir()
+    summary = build_raw_corpus(params, tmp_path, tmp_path / "corpus")
+    assert summary["documents"] == 1
+    [held] = summary["quarantine"]
+    assert held["file"] == "inbox/bomb.jsonl.gz" and "more than 1400 bytes when unpacked" in held["why"]
+
+
 def test_what_was_taken_in_is_read_although_the_inbox_moved_on(folder: Folder, tmp_path: Path) -> None:
     drop(folder, a="alpha", b="beta")
     intake, _ = everything(folder)

@@ -93,7 +93,7 @@ def rejected(reason: str, detail: str) -> Callable[[], Iterator[Rejected]]:
 
 
 def reading(
-    path: Path, suffix: str, reader: RowReader, before: tuple[int, int, int]
+    path: Path, suffix: str, reader: RowReader, before: tuple[int, int, int], max_bytes: int | None = None
 ) -> Callable[[], Iterator[Document | Rejected]]:
     """Streams the rows of a file whose stamp is `before`.
 
@@ -103,7 +103,7 @@ def reading(
 
     def read() -> Iterator[Document | Rejected]:
         try:
-            yield from read_file(path, suffix, reader)
+            yield from read_file(path, suffix, reader, max_bytes)
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             raise UnreadableFile(f"{type(error).__name__}: {str(error).replace(str(path), path.name)[:300]}") from error
         if stamp(path) != before:
@@ -112,10 +112,16 @@ def reading(
     return read
 
 
-def read_file(path: Path, suffix: str, reader: RowReader) -> Iterator[Document | Rejected]:
+def read_file(
+    path: Path, suffix: str, reader: RowReader, max_bytes: int | None = None
+) -> Iterator[Document | Rejected]:
     """Stream the rows of one file.
 
+    Args:
+        max_bytes: a compressed file may unpack to; None: to anything.
+
     Raises:
+        UnreadableFile: a compressed file unpacks to more.
         OSError, EOFError, zlib.error, pyarrow.ArrowException: the file is not what its suffix says.
     """
     if suffix in (".txt", ".md"):
@@ -127,7 +133,22 @@ def read_file(path: Path, suffix: str, reader: RowReader) -> Iterator[Document |
         yield from _parquet_rows(path, reader)
     else:
         with gzip.open(path) if suffix == ".jsonl.gz" else path.open("rb") as file:
-            yield from reader.json_lines(cast(BinaryIO, file))
+            lines = cast(BinaryIO, file if max_bytes is None else _AtMost(cast(BinaryIO, file), max_bytes))
+            yield from reader.json_lines(lines)
+
+
+class _AtMost:
+    """The lines of a file, until they are more bytes than allowed: a small archive can hold lines for a week."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self.file, self.limit, self.seen = file, limit, 0
+
+    def readline(self, size: int) -> bytes:
+        line = self.file.readline(size)
+        self.seen += len(line)
+        if self.seen > self.limit:
+            raise UnreadableFile(f"more than {self.limit} bytes when unpacked; corpus.max_file_bytes is {self.limit}")
+        return line
 
 
 def _parquet_rows(path: Path, reader: RowReader) -> Iterator[Document | Rejected]:

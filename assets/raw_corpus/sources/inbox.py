@@ -37,6 +37,7 @@ def _file(name: str, taken: Taken, store: Store, params: CorpusParams) -> Source
         "column": "text",
         "max_document_bytes": params.max_document_bytes,
         "max_rejected": params.max_rejected,
+        "max_file_bytes": params.max_file_bytes,
     }
 
     def read() -> Iterator[Document | Rejected]:
@@ -47,6 +48,6 @@ def _file(name: str, taken: Taken, store: Store, params: CorpusParams) -> Source
                 "or run `plumbline run`, which takes in what is there now"
             )
         reader = RowReader(f"{INBOX}/{name}", domain, params.max_document_bytes)
-        yield from reading(path, cast(str, suffix_of(name)), reader, stamp(path))()
+        yield from reading(path, cast(str, suffix_of(name)), reader, stamp(path), params.max_file_bytes)()
 
     return SourceFile(name, taken.sha256, taken.bytes, options, read, params.max_rejected)
