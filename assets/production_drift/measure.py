@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,31 +66,29 @@ def judge(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) 
     before = then.get("references", {}).get(PRODUCTION, {"flagged": [], "metrics": {}})
     left = _left_by_the_set(block, before, params)
     lacking = [name for name in _left_by_the_pool(now, then, params) if name not in left]
-    drifted = bool(left) and block["p_value"] <= params.level
+    moved = bool(left) and block["p_value"] <= params.level
     p = f"p = {block['p_value']:.2g}"
-    if drifted:
-        sentence = f"Production has moved from the champion's calibration set in {_labels(block, left)} ({p})."
+    said = []
+    if moved:
+        said.append(f"Production has moved from the champion's calibration set in {_labels(block, left)} ({p}).")
     elif left:
-        sentence = f"Production may be moving, not beyond drift.level = {params.level:g} ({p})."
+        said.append(f"Production may be moving, not beyond drift.level = {params.level:g} ({p}).")
     elif not lacking:
-        sentence = f"Production is as close to the champion's calibration set as it was ({p})."
-    else:
-        sentence = ""
+        said.append(f"Production is as close to the champion's calibration set as it was ({p}).")
     if lacking:
-        beyond = (
+        said.append(
             f"Production has moved from all texts to choose from in {_labels(block, lacking)}: no random set comes as "
             "near as random sets did; add such texts to the corpus."
         )
-        sentence = f"{sentence} {beyond}".strip()
     metrics = {}
     for name in [*left, *lacking]:
         value, old = block["metrics"][name], before["metrics"].get(name, {})
         kept = {key: value[key] for key in ("value", "ratio", "sentence")}
         metrics[name] = {**kept, "then": {key: old.get(key) for key in ("value", "ratio")}, "pool": name in lacking}
     return {
-        "drifted": drifted or bool(lacking),
+        "drifted": moved or bool(lacking),
         "metrics": metrics,
-        "sentence": sentence,
+        "sentence": " ".join(said),
         "p_value": block["p_value"],
     }
 
@@ -134,5 +132,5 @@ def _widened(block: Mapping[str, Any]) -> float:
     return math.sqrt(1 + block["samples"] / block["reference_samples"])
 
 
-def _labels(block: Mapping[str, Any], names: Iterable[str]) -> str:
-    return ", ".join(block["metrics"][name]["label"] for name in list(names)[:3])
+def _labels(block: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(block["metrics"][name]["label"] for name in names[:3])

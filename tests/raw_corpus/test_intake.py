@@ -204,6 +204,6 @@ def test_another_store_is_an_inbox_too(tmp_path: Path) -> None:
     assert changes == Changes(changed=("sub/b.jsonl",), removed=("a.txt",))
     assert store.look()["sub/b.jsonl"].stamp != looked["sub/b.jsonl"].stamp
     assert now.files["x.exe"].refused and store.hold("a.txt") is None
-    with pytest.raises(ImportError, match="corpus.inbox: nosuch://x.*s3"):
+    with pytest.raises(ImportError, match=r"corpus.inbox: nosuch://x.*pip install -c constraints.txt -e '\.\[s3\]'"):
         store_of("nosuch://x", tmp_path, 1).look()
     files.rm("/drop", recursive=True)

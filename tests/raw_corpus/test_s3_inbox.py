@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from assets.raw_corpus.ingest import build_raw_corpus
-from assets.raw_corpus.intake import Changes, Intake, take_in
+from assets.raw_corpus.intake import Changes, Intake
 from assets.raw_corpus.params import CorpusParams
 from assets.raw_corpus.stores import store_of
+from tests.raw_corpus.test_intake import everything
 
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs (pip install -c constraints.txt -e '.[s3]')")
 moto = pytest.importorskip("moto.server", reason="needs a server (pip install -c constraints.txt 'moto[server]')")
@@ -43,9 +44,7 @@ def test_objects_are_taken_in_by_content_and_read_although_they_are_gone(bucket:
         s3fs.S3FileSystem(skip_instance_cache=True).pipe(f"drops/letters/{name}", content)
 
     def taken_in(before: Intake) -> tuple[Intake, Changes]:
-        store = store_of(INBOX, tmp_path, 1000)
-        after, changes, _ = take_in(before, store, looked := store.look(), dict.fromkeys(looked))
-        return after, changes
+        return everything(store_of(INBOX, tmp_path, 1000), before)
 
     written("a.txt", b"alpha")
     written("copy.txt", b"alpha")
