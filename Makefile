@@ -9,7 +9,7 @@ ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ign
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt assets/activation_stats/kernel.c assets/activation_stats/kernel_avx2.h assets/activation_stats/kernel_avx512.h assets/quantized_model/descent.c assets/quantized_model/solver.c
+$(VENV)/.ready: pyproject.toml constraints.txt plumbline/activation_stats/kernel.c plumbline/activation_stats/kernel_avx2.h plumbline/activation_stats/kernel_avx512.h plumbline/quantized_model/descent.c plumbline/quantized_model/solver.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Plumbline needs Python 3.11 or newer; found $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }

@@ -1,1 +1,1 @@
-"""The domain: one package per asset, in the order the data flows."""
+"""One Dagster asset per file."""

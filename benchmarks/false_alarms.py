@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from assets.artifact import sha256_json, write_table
-from assets.calibration_report.bootstrap import Resampled, strata_of
-from assets.study.resampling import crossed_bootstrap
+from plumbline.artifact import sha256_json, write_table
+from plumbline.calibration_report.bootstrap import Resampled, strata_of
+from plumbline.study.resampling import crossed_bootstrap
 
 PROJECT = Path(__file__).resolve().parents[1]
 FEWEST_DOCUMENTS = 8
@@ -126,17 +126,17 @@ def measured(
         kept: folder for results.
         first: number of the first set: others than those before it.
     """
-    from assets.activation_stats.together import collect_together
-    from assets.base_model.load import base_model_digest, loaded_model, model_folder
-    from assets.calibration_set.pool import Sources
-    from assets.evaluation.base_logits import BaseLogits
-    from assets.evaluation.held_out import batches, choose
-    from assets.evaluation.measure import measure
-    from assets.evaluation.metrics import document_table
-    from assets.evaluation.params import EvaluationParams
-    from assets.quantized_model.quantize import quantize_model
-    from assets.quantized_model.simulate import simulate
-    from orchestration.params import load_params
+    from plumbline.activation_stats.multi_set import collect_together
+    from plumbline.base_model.load import base_model_digest, loaded_model, model_folder
+    from plumbline.calibration_set.pool import Sources
+    from plumbline.evaluation.base_logits import BaseLogits
+    from plumbline.evaluation.held_out import batches, choose
+    from plumbline.evaluation.measure import measure
+    from plumbline.evaluation.metrics import document_table
+    from plumbline.evaluation.params import EvaluationParams
+    from plumbline.params import load_params
+    from plumbline.quantized_model.quantize import quantize_model
+    from plumbline.quantized_model.simulate import simulate
 
     params, limits = load_params(PROJECT), EvaluationParams()
     scheme, settings = params.schemes[scheme_name], params.statistics

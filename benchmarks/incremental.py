@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from assets.activation_stats.collect import collect
-from assets.activation_stats.params import StatisticsParams
-from assets.activation_stats.sketch import ActivationStats
-from assets.activation_stats.totals import Sample
-from assets.activation_stats.update import updated
-from assets.base_model.load import load_model
+from plumbline.activation_stats.collect import collect
+from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.sketch import ActivationStats
+from plumbline.activation_stats.totals import Sample
+from plumbline.activation_stats.update import updated
+from plumbline.base_model.load import load_model
 
-BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "base_model" / "llama-stdlib-6m"
+BUNDLED = Path(__file__).resolve().parents[1] / "plumbline" / "base_model" / "llama-stdlib-6m"
 AIM = 0.15
 SETTINGS = StatisticsParams()
 ORIGIN = {"base_model_digest": "model", "fingerprint": "tokenizer"}

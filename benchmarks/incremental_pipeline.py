@@ -22,18 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from assets.raw_corpus.file_hashes import FileHashes
-from assets.raw_corpus.ingest import build_raw_corpus
-from assets.raw_corpus.intake import INTAKE, Intake, read_intake, take_in, write_intake
-from assets.raw_corpus.params import CorpusParams
-from assets.raw_corpus.stores import store_of
-from assets.sample_features.embed import build_sample_features
-from assets.sample_features.params import FeatureParams
-from assets.tokenized_samples.params import TokenizeParams
-from assets.tokenized_samples.tokenize import build_tokenized_samples
-from orchestration.hashing import content_md5
+from plumbline.raw_corpus.file_hashes import FileHashes
+from plumbline.raw_corpus.ingest import build_raw_corpus
+from plumbline.raw_corpus.intake import INTAKE, Intake, read_intake, take_in, write_intake
+from plumbline.raw_corpus.params import CorpusParams
+from plumbline.raw_corpus.stores import store_of
+from plumbline.sample_features.embed import build_sample_features
+from plumbline.sample_features.params import FeatureParams
+from plumbline.tokenized_samples.params import TokenizeParams
+from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from plumbline.versioning.digest import content_md5
 
-BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "base_model" / "llama-stdlib-6m"
+BUNDLED = Path(__file__).resolve().parents[1] / "plumbline" / "base_model" / "llama-stdlib-6m"
 AIM = 0.15
 ADDED = 0.05
 FILE = 1000

@@ -28,12 +28,12 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    from assets.activation_stats.build import build_activation_stats
-    from assets.base_model.load import loaded_model
-    from assets.base_model.params import ModelParams
-    from assets.quantized_model.build import build_quantized_model
-    from assets.quantized_model.params import SchemeParams
-    from orchestration.params import load_params
+    from plumbline.activation_stats.build import build_activation_stats
+    from plumbline.base_model.load import loaded_model
+    from plumbline.base_model.params import ModelParams
+    from plumbline.params import load_params
+    from plumbline.quantized_model.build import build_quantized_model
+    from plumbline.quantized_model.params import SchemeParams
 
     settings = load_params(PROJECT).statistics
     schemes = {name: SchemeParams.model_validate(entry) for name, entry in arguments.schemes.items()}

@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from assets.artifact import read_json, sha256_files, sha256_json, write_json
 from benchmarks.peer_subjects import SUBJECTS, Subject, subject
+from plumbline.artifact import read_json, sha256_files, sha256_json, write_json
 
 PROJECT = Path(__file__).resolve().parents[1]
 WORK = PROJECT / ".plumbline" / "peers"
@@ -139,8 +139,8 @@ class Contest:
         return run([*command, str(out), asked, "--threads", str(self.threads)], self.threads)
 
     def peer(self, scheme: str) -> dict[str, Any]:
-        from assets.handover.llm_compressor import hand_over
-        from assets.quantized_model.params import SchemeParams
+        from plumbline.export.llm_compressor import hand_over
+        from plumbline.quantized_model.params import SchemeParams
 
         handed = _empty(self.folder / "handed-over" / scheme)
         hand_over(self.about.samples, scheme, SchemeParams.model_validate(SCHEMES[scheme]), handed)
@@ -161,7 +161,7 @@ class Contest:
         Raises:
             RuntimeError: it read something else.
         """
-        from assets.calibration_set.reader import read_calibration_set
+        from plumbline.calibration_set.reader import read_calibration_set
 
         table = read_calibration_set(self.about.samples, ["sample_id", "n_tokens"])
         names, lengths = table["sample_id"].to_pylist(), [[1, n] for n in table["n_tokens"].to_pylist()]
@@ -178,13 +178,13 @@ class Contest:
 
 def evaluate(about: Subject, models: Mapping[str, Path]) -> dict[str, Any]:
     """Figures per model, and `difference`: KL of the second less KL of the first, in nats per token, with interval."""
-    from assets.base_model.load import load_model
-    from assets.calibration_report.bootstrap import bootstrap_ratio, strata_of
-    from assets.calibration_report.verdict import FEWEST_DOCUMENTS
-    from assets.evaluation.base_logits import BaseLogits
-    from assets.evaluation.held_out import batches
-    from assets.evaluation.measure import measure
-    from assets.evaluation.metrics import figures
+    from plumbline.base_model.load import load_model
+    from plumbline.calibration_report.bootstrap import bootstrap_ratio, strata_of
+    from plumbline.calibration_report.verdict import FEWEST_DOCUMENTS
+    from plumbline.evaluation.base_logits import BaseLogits
+    from plumbline.evaluation.held_out import batches
+    from plumbline.evaluation.measure import measure
+    from plumbline.evaluation.metrics import figures
 
     work = list(batches(about.held_out, 4096))
     base = BaseLogits(lambda: load_model(about.model, "cpu"), work, 2**31)

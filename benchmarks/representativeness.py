@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
-from assets.base_model.params import ModelParams
-from assets.calibration_set.pool import Sources
-from assets.calibration_set.representativeness.activations import Activations
-from assets.calibration_set.representativeness.compare import prepared
-from assets.calibration_set.representativeness.null import LEVEL, family_wise
-from assets.calibration_set.representativeness.panel import Panel
-from assets.calibration_set.representativeness.part import Part
+from plumbline.base_model.params import ModelParams
+from plumbline.calibration_set.pool import Sources
+from plumbline.calibration_set.representativeness.activations import Activations
+from plumbline.calibration_set.representativeness.compare import prepared
+from plumbline.calibration_set.representativeness.null import LEVEL, family_wise
+from plumbline.calibration_set.representativeness.panel import Panel
+from plumbline.calibration_set.representativeness.part import Part
 
 PROJECT = Path(__file__).resolve().parents[1]
 Draw = Callable[[Panel, int, np.random.Generator], Part]

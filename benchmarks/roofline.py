@@ -25,20 +25,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from assets.activation_stats.collect import collect
-from assets.activation_stats.params import StatisticsParams
-from assets.activation_stats.sketch import ActivationStats
-from assets.base_model.bfloat16 import has_units
-from assets.base_model.load import load_model
-from assets.base_model.one_thread import one_thread
-from assets.base_model.score import BUNDLED
-from assets.quantized_model import gptq as gptq_module
-from assets.quantized_model import solver
-from assets.quantized_model.gptq import gptq, solve_flops
-from assets.quantized_model.grid import Grid
-from assets.quantized_model.params import SchemeParams
-from assets.quantized_model.quantize import quantize_model
 from benchmarks.peer_subjects import subject
+from plumbline.activation_stats.collect import collect
+from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.sketch import ActivationStats
+from plumbline.base_model.bfloat16 import has_units
+from plumbline.base_model.load import load_model
+from plumbline.base_model.one_thread import one_thread
+from plumbline.base_model.score import BUNDLED
+from plumbline.quantized_model import gptq as gptq_module
+from plumbline.quantized_model import solver
+from plumbline.quantized_model.gptq import gptq, solve_flops
+from plumbline.quantized_model.grid import Grid
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantize import quantize_model
 
 LENGTH = 512
 NO_HISTOGRAM = 1e-9

@@ -14,20 +14,20 @@ from pathlib import Path
 import click
 import torch
 
-from assets.activation_stats.collect import collect
-from assets.activation_stats.params import StatisticsParams
-from assets.base_model.load import load_model
-from assets.calibration_set.reader import read_calibration_set
-from assets.evaluation.base_logits import BaseLogits
-from assets.evaluation.held_out import batches
-from assets.evaluation.measure import measure
-from assets.evaluation.metrics import figures
-from assets.quantized_model.factors import Factors
-from assets.quantized_model.grid import QuantizedWeight
-from assets.quantized_model.quantize import quantize_model
-from assets.quantized_model.simulate import simulate
 from benchmarks.peer_subjects import BUNDLED_NAME, subject
-from orchestration.params import load_params
+from plumbline.activation_stats.collect import collect
+from plumbline.activation_stats.params import StatisticsParams
+from plumbline.base_model.load import load_model
+from plumbline.calibration_set.reader import read_calibration_set
+from plumbline.evaluation.base_logits import BaseLogits
+from plumbline.evaluation.held_out import batches
+from plumbline.evaluation.measure import measure
+from plumbline.evaluation.metrics import figures
+from plumbline.params import load_params
+from plumbline.quantized_model.factors import Factors
+from plumbline.quantized_model.grid import QuantizedWeight
+from plumbline.quantized_model.quantize import quantize_model
+from plumbline.quantized_model.simulate import simulate
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from benchmarks.peak_memory import peak_bytes
 
 if TYPE_CHECKING:
-    from assets.calibration_set.strategies.base import Pool
+    from plumbline.calibration_set.strategies.base import Pool
 
 PROJECT = Path(__file__).resolve().parents[1]
 OPENING = "(opening the pool)"
@@ -67,7 +67,7 @@ MEMORY = 8 * 2**30
 
 def measure(name: str, folder: Path, n: int) -> dict[str, float]:
     """Choose n samples of the pool in `folder`: wall and CPU seconds, and the peak memory of this process in bytes."""
-    from assets.calibration_set.pool import Sources
+    from plumbline.calibration_set.pool import Sources
 
     clock = time.perf_counter(), time.process_time()
     pool = Sources(folder / "tokenized_samples", folder / "sample_features").pool()
@@ -82,9 +82,9 @@ def measure(name: str, folder: Path, n: int) -> dict[str, float]:
 
 
 def _strategy(name: str, pool: Pool, n: int) -> Callable[[], NDArray[np.int64]]:
-    from assets.calibration_set.strategies import get
-    from assets.calibration_set.strategies.base import generator
     from benchmarks.synthetic_pool import signatures
+    from plumbline.calibration_set.strategies import get
+    from plumbline.calibration_set.strategies.base import generator
 
     options = dict({**STRATEGIES, **ON_ACTIVATIONS}[name])
     if name in ON_ACTIVATIONS:

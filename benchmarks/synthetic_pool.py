@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from assets.artifact import write_json, write_table
-from assets.sample_features.signatures import Signatures, Site
-from assets.tokenized_samples.batches import SAMPLES
+from plumbline.artifact import write_json, write_table
+from plumbline.sample_features.signatures import Signatures, Site
+from plumbline.tokenized_samples.batches import SAMPLES
 
 SHARD = 65_536
 TUNING = 2048

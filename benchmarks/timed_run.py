@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestration import versioning
-from orchestration.graph_run import run_graph
-from orchestration.params import project_root
+from plumbline.graph.run import run_graph
+from plumbline.versioning import recording as versioning
+from plumbline.workspace import workspace_root
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
             whole[name] = whole.get(name, 0) + time.perf_counter() - started
 
     versioning.recording = clocked
-    run_graph(project_root(), announce=announce)
+    run_graph(workspace_root(), announce=announce)
     Path("seconds.json").write_text(json.dumps({"whole": whole, "functions": functions}))
 
 

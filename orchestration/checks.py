@@ -5,20 +5,21 @@ from typing import Any
 
 import dagster as dg
 
-from assets.activation_stats.asset import activation_stats
-from assets.artifact import read_json
-from assets.calibration_set.asset import calibration_set
-from assets.deployed_model.asset import deployed_model
-from assets.deployed_model.promises import GATES
-from assets.quantized_model.asset import quantized_model
-from assets.raw_corpus.asset import raw_corpus
-from assets.tokenized_samples.asset import tokenized_samples
-from orchestration.params import load_params, project_root
-from orchestration.step import as_metadata
+from assets.activation_stats import activation_stats
+from assets.calibration_set import calibration_set
+from assets.deployed_model import deployed_model
+from assets.quantized_model import quantized_model
+from assets.raw_corpus import raw_corpus
+from assets.tokenized_samples import tokenized_samples
+from plumbline.artifact import read_json
+from plumbline.deployed_model.check_specs import GATES
+from plumbline.graph.step import as_metadata
+from plumbline.params import load_params
+from plumbline.workspace import workspace_root
 
 
 def _folder(asset: str) -> Path:
-    return project_root() / "data" / asset
+    return workspace_root() / "data" / asset
 
 
 def _keys(context: dg.AssetCheckExecutionContext, asset: str, names: list[str]) -> list[str]:
@@ -53,7 +54,7 @@ def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
 
     A warning: the rest of the corpus does not wait for it.
     """
-    from assets.raw_corpus.ingest import quarantine
+    from plumbline.raw_corpus.ingest import quarantine
 
     folder = _folder("raw_corpus")
     manifest = read_json(folder / "manifest.json")
@@ -86,7 +87,7 @@ def no_report_document_in_a_calibration_set(context: dg.AssetCheckExecutionConte
     """Reported numbers come from documents that no calibration set contains."""
     import pyarrow.parquet as pq
 
-    from assets.tokenized_samples.reader import read_samples
+    from plumbline.tokenized_samples.reader import read_samples
 
     report = set(read_samples(_folder("tokenized_samples"), ["report"], ["doc_id"]).column("doc_id").to_pylist())
     wrong, seen = [], 0
@@ -102,7 +103,7 @@ def no_report_document_in_a_calibration_set(context: dg.AssetCheckExecutionConte
 @dg.asset_check(asset=calibration_set, blocking=True)
 def calibration_set_was_tokenized_as_the_corpus_is(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Tokenizer, special tokens, chat template and truncation have one fingerprint from samples to set."""
-    from assets.tokenized_samples.reader import fingerprint_of
+    from plumbline.tokenized_samples.reader import fingerprint_of
 
     expected = fingerprint_of(_folder("tokenized_samples"))
     wrong = []
@@ -149,7 +150,7 @@ def every_site_saw_enough_tokens(context: dg.AssetCheckExecutionContext) -> dg.A
 
     A warning: such a site's statistics leave directions of its input open (see activation_stats/starved.py).
     """
-    from assets.activation_stats.starved import sentence, starved_sites
+    from plumbline.activation_stats.starved import sentence, starved_sites
 
     wrong, found = [], {}
     for key in _keys(context, "activation_stats", list(load_params().calibrations)):
@@ -167,7 +168,7 @@ def every_site_saw_enough_tokens(context: dg.AssetCheckExecutionContext) -> dg.A
 @dg.asset_check(asset=quantized_model, blocking=True)
 def model_carries_the_tokenizer_it_was_calibrated_with(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """The fingerprint in the quantized model is that of the samples."""
-    from assets.tokenized_samples.reader import fingerprint_of
+    from plumbline.tokenized_samples.reader import fingerprint_of
 
     expected = fingerprint_of(_folder("tokenized_samples"))
     wrong = []

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets.activation_stats.asset import activation_stats
-from assets.calibration_choice.asset import calibration_choice
-from assets.calibration_report.asset import calibration_report
-from assets.calibration_set.asset import calibration_set
-from assets.deployed_model.asset import deployed_model
-from assets.evaluation.asset import evaluation
-from assets.production_drift.asset import production_drift
-from assets.quantized_model.asset import quantized_model
-from assets.raw_corpus.asset import inbox, raw_corpus
-from assets.sample_features.asset import sample_features
-from assets.study.asset import study
-from assets.tokenized_samples.asset import tokenized_samples
+from assets.activation_stats import activation_stats
+from assets.calibration_choice import calibration_choice
+from assets.calibration_report import calibration_report
+from assets.calibration_set import calibration_set
+from assets.deployed_model import deployed_model
+from assets.evaluation import evaluation
+from assets.production_drift import production_drift
+from assets.quantized_model import quantized_model
+from assets.raw_corpus import inbox, raw_corpus
+from assets.sample_features import sample_features
+from assets.study import study
+from assets.tokenized_samples import tokenized_samples
 from orchestration.checks import CHECKS
 from orchestration.sensors import JOBS, SENSORS
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets.production_drift.asset import production_drift
-from assets.raw_corpus.asset import inbox, raw_corpus
-from assets.sample_features.asset import sample_features
-from assets.tokenized_samples.asset import tokenized_samples
-from orchestration.params import project_root
+from assets.production_drift import production_drift
+from assets.raw_corpus import inbox, raw_corpus
+from assets.sample_features import sample_features
+from assets.tokenized_samples import tokenized_samples
+from plumbline.workspace import workspace_root
 
 STUDY_NAME = "run_study"
 INGEST = dg.define_asset_job(
@@ -49,17 +49,17 @@ def _reading_the_corpus(instance: dg.DagsterInstance) -> bool:
 
 def _launch(context: dg.SensorEvaluationContext, trigger: str, why: str = "") -> dg.SensorResult | dg.SkipReason:
     """The `ingest` run for what was taken in and no run has read, once."""
-    from assets.raw_corpus.intake import INTAKE
-    from orchestration.hashing import content_md5
-    from orchestration.intake import request
+    from plumbline.graph.intake import request
+    from plumbline.raw_corpus.intake import INTAKE
+    from plumbline.versioning.digest import content_md5
 
     def launched(key: str) -> bool:
         return context.instance.get_runs_count(dg.RunsFilter(tags={"dagster/run_key": key})) > 0
 
-    asked = request(project_root(), launched)
+    asked = request(workspace_root(), launched)
     if asked is None:
         return dg.SkipReason(why or "everything that was taken in has its run")
-    digest = content_md5(project_root() / INTAKE)
+    digest = content_md5(workspace_root() / INTAKE)
     changes = {name: dg.MetadataValue.json(value) for name, value in asked.changes.items()}
     event = dg.AssetMaterialization(inbox.key, metadata=changes, tags={"dagster/data_version": digest})
     tags = {"plumbline/trigger": trigger}
@@ -77,12 +77,12 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
     """One `ingest` run for every change of what the inbox holds (orchestration/intake.py)."""
     from filelock import Timeout
 
-    from orchestration.intake import take_in_settled
+    from plumbline.graph.intake import take_in_settled
 
     if _reading_the_corpus(context.instance):
         return dg.SkipReason(READING)
     try:
-        changes = take_in_settled(project_root())
+        changes = take_in_settled(workspace_root())
     except Timeout:
         return dg.SkipReason(READING)
     except (OSError, ImportError) as error:
@@ -99,12 +99,12 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
 )
 def hub_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """One `ingest` run when a followed branch has a new commit."""
-    from orchestration.intake import follow, hub_commit
+    from plumbline.graph.intake import follow, hub_commit
 
     if _reading_the_corpus(context.instance):
         return dg.SkipReason(READING)
     try:
-        new = follow(project_root(), hub_commit)
+        new = follow(workspace_root(), hub_commit)
     except Exception as error:  # whatever the network does: the next look comes
         return dg.SkipReason(f"the hub cannot be asked: {type(error).__name__}: {error}")
     return _launch(context, "hub") if new else dg.SkipReason("no dataset that is followed has a new revision")
@@ -121,11 +121,11 @@ def drift_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
     """One measurement per state of the production folder, once two looks agree; one re-calibration per champion and
     kind of drift: what it led to is for the checks of `deployed_model` to judge, and doing it again changes nothing.
     """
-    from assets.artifact import sha256_json
-    from orchestration.drift import result, subject
-    from orchestration.record import registry
+    from plumbline.artifact import sha256_json
+    from plumbline.graph.drift import result, subject
+    from plumbline.tracking.run_logging import registry
 
-    root = project_root()
+    root = workspace_root()
     of = subject(root, registry(root))
     if isinstance(of, str):
         return dg.SkipReason(of)
@@ -155,17 +155,17 @@ def drift_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
 )
 def dvc_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason | None:
     """Reports to Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place."""
-    from orchestration.definitions import defs
-    from orchestration.reconcile import reconcile
+    from plumbline.graph.definitions import load_definitions
+    from plumbline.graph.reconcile import reconcile
 
-    lock = project_root() / "dvc.lock"
+    lock = workspace_root() / "dvc.lock"
     stamp = f"{lock.stat().st_mtime_ns}-{lock.stat().st_size}" if lock.is_file() else ""
     if stamp == (context.cursor or ""):
         return dg.SkipReason("dvc.lock has not changed")
     running = context.instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
     if running:  # its steps report their own output right after dvc.lock is written
         return dg.SkipReason(f"{running} runs in progress; they report by themselves")
-    names = reconcile(context.instance, defs)
+    names = reconcile(context.instance, load_definitions(workspace_root()))
     context.update_cursor(stamp)
     return dg.SkipReason(f"reported {len(names)} artifacts that DVC made: {names[:5]}" if names else "all known")
 
@@ -177,7 +177,7 @@ def dvc_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason | None:
 )
 def dead_run_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Marks runs as failed whose process was killed. Without it they stay "started", and the queue waits for them."""
-    from orchestration.dead_runs import end_dead_runs
+    from plumbline.graph.dead_runs import end_dead_runs
 
     ended = end_dead_runs(context.instance)
     return dg.SkipReason(f"marked as failed: {ended}" if ended else "every started run has a living process")

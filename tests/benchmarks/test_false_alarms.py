@@ -7,8 +7,6 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from assets.calibration_report.bootstrap import Resampled, strata_of
-from assets.study.resampling import crossed_bootstrap
 from benchmarks.false_alarms import (
     Collection,
     called,
@@ -21,6 +19,8 @@ from benchmarks.false_alarms import (
     power,
     trials,
 )
+from plumbline.calibration_report.bootstrap import Resampled, strata_of
+from plumbline.study.resampling import crossed_bootstrap
 
 DRAWS, RESAMPLES = 6, 199
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from assets.calibration_set.reader import read_calibration_set, read_manifest
-from assets.handover.modifiers import recipe
-from assets.quantized_model.params import SchemeParams
 from benchmarks.peer_subjects import RANDOM_LLAMAS, subject
 from benchmarks.peers import OURS, PEER, SCHEMES, Contest, Results, peer_python, quality_table, spread, times_table
+from plumbline.calibration_set.reader import read_calibration_set, read_manifest
+from plumbline.export.modifiers import recipe
+from plumbline.quantized_model.params import SchemeParams
 
 
 def test_the_eight_schemes_exist_for_both_and_four_of_them_are_gptq() -> None:

@@ -9,10 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from assets.activation_stats.collect import collect
-from assets.quantized_model.gptq import gptq
-from assets.quantized_model.grid import Grid
 from benchmarks.roofline import LENGTH, STEPS, Work, best, collection_lines, passes, solver_shares, spent_lines, work_of
+from plumbline.activation_stats.collect import collect
+from plumbline.quantized_model.gptq import gptq
+from plumbline.quantized_model.grid import Grid
 
 
 @pytest.fixture(scope="module")

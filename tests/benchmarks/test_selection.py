@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assets.calibration_set.pool import Sources
 from benchmarks.selection import LIBRARIES, ON_ACTIVATIONS, STRATEGIES, growth, measure, measure_apart, why_not
 from benchmarks.synthetic_pool import TUNING, write_pool
+from plumbline.calibration_set.pool import Sources
 
 PROJECT = Path(__file__).resolve().parents[2]
 

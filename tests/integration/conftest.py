@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from assets.raw_corpus.sources import python_stdlib
+from plumbline.raw_corpus.sources import python_stdlib
 
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -45,7 +45,7 @@ class Workspace:
         return done
 
     def plumbline(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.command(sys.executable, "-m", "orchestration.cli", *arguments, check=check)
+        return self.command(sys.executable, "-m", "plumbline.cli.main", *arguments, check=check)
 
     def dvc(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.command(sys.executable, "-m", "dvc", *arguments, check=check)

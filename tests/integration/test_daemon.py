@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from assets.artifact import read_json
+from plumbline.artifact import read_json
 from tests.integration.conftest import BIN, SMALL, Workspace
 from tests.integration.processes import running, until
 from tests.integration.test_pipeline import stale

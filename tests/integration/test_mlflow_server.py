@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from orchestration.promotion import Registry
-from orchestration.tracking import Tracking, TrackingError
+from plumbline.tracking.client import Tracking, TrackingError
+from plumbline.tracking.promotion import Registry
 
 pytestmark = pytest.mark.integration
 MODEL, CALIBRATION = f"{1:032x}.dir", f"{2:032x}.dir"

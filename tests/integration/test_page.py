@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.calibration_report.conftest import Disk
-from tests.calibration_report.test_answers import add_items
-from tests.calibration_report.test_report import build
+from tests.plumbline.calibration_report.conftest import Disk
+from tests.plumbline.calibration_report.test_answers import add_items
+from tests.plumbline.calibration_report.test_report import build
 
 pytestmark = pytest.mark.integration
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")

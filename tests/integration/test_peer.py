@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from assets.base_model.score import BUNDLED
-from assets.handover.llm_compressor import hand_over
-from assets.quantized_model.params import SchemeParams
-from assets.tokenized_samples.batches import sample_id
 from benchmarks.peer_subjects import write_set
 from benchmarks.peers import peer_python
+from plumbline.base_model.score import BUNDLED
+from plumbline.export.llm_compressor import hand_over
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.tokenized_samples.batches import sample_id
 
 pytestmark = pytest.mark.integration
 PROJECT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 from orchestration.definitions import ASSETS, defs
-from orchestration.workspace import instance
+from plumbline.graph.instance import instance
 with instance() as history:
     resolver = CachingStaleStatusResolver(history, defs.resolve_asset_graph(), LoadingContextForTest(history))
     found = {}
@@ -124,7 +124,7 @@ def test_what_dvc_restores_without_running_is_reported(finished: Workspace, tmp_
 OVERRIDE = """
 import dagster as dg
 from orchestration.definitions import ASSETS
-from orchestration.workspace import instance
+from plumbline.graph.instance import instance
 with instance() as history:
     [choice] = [a for a in ASSETS if a.key == dg.AssetKey("calibration_choice")]
     config = {"ops": {"calibration_choice": {"config": {"n": 5}}}}

@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.artifact import read_json
+from plumbline.artifact import read_json
 from tests.integration.conftest import BIN, Workspace
 from tests.integration.processes import running, until
 from tests.integration.test_pipeline import stale

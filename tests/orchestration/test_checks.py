@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.artifact import write_json
 from orchestration import checks
+from plumbline.artifact import write_json
 
 
 def block(flagged: dict[str, str], p: float) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def test_the_gates_of_a_promotion_are_shown_with_their_sentences(
 
 
 def test_files_of_the_inbox_that_are_held_back_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from assets.raw_corpus.ingest import build_raw_corpus
-    from assets.raw_corpus.params import CorpusParams
+    from plumbline.raw_corpus.ingest import build_raw_corpus
+    from plumbline.raw_corpus.params import CorpusParams
 
     monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)
     (tmp_path / "inbox").mkdir(), (tmp_path / "raw_corpus").mkdir(), (tmp_path / "before").mkdir()

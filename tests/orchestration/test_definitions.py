@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import dagster as dg
-import pytest
-import yaml
 
-from orchestration import versioning
 from orchestration.definitions import ASSETS, defs
-from orchestration.params import load_params
-from orchestration.partitions import CALIBRATIONS, PAIRS, PAIRS_OF_CALIBRATION
+from plumbline.graph.partitions import CALIBRATIONS, PAIRS, PAIRS_OF_CALIBRATION
+from plumbline.params import load_params
+from plumbline.versioning import recording as versioning
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -69,47 +66,6 @@ def test_partition_mapping_agrees_with_the_grid() -> None:
         assert set(upstream.partitions_subset.get_partition_keys()) == {calibration}
 
 
-def first_party_imports(path: Path) -> set[str]:
-    """Modules of `assets` that a file imports when it runs, wherever in the file."""
-    names = set()
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("assets"):
-            names.add(node.module)
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names if alias.name.startswith("assets")}
-    return names
-
-
-def module_path(module: str) -> Path:
-    path = PROJECT / Path(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-@pytest.mark.parametrize("asset", [a.key.to_user_string() for a in ASSETS])
-def test_code_dependencies_cover_the_imports(asset: str) -> None:
-    """What a stage's package imports of ours, transitively, is among its deps in dvc.yaml."""
-    stage = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"][asset]
-    declared = [PROJECT / d for d in stage.get("do", stage)["deps"] if d.startswith("assets")]
-    todo = [p for p in (PROJECT / "assets" / asset).rglob("*.py") if p.name != "asset.py"]
-    own = first_party_imports(PROJECT / "assets" / asset / "asset.py")
-    todo += [module_path(module) for module in own if not module.endswith(".asset")]
-    seen: set[Path] = set()
-    while todo:
-        path = todo.pop()
-        if path in seen or (path.name == "__init__.py" and not path.read_text().strip()):
-            continue
-        seen.add(path)
-        todo += [module_path(m) for m in first_party_imports(path)]
-    missing = {str(p.relative_to(PROJECT)) for p in seen if not any(p == d or d in p.parents for d in declared)} - {
-        "assets/__init__.py"
-    }
-    assert not missing, f"{asset} imports {sorted(missing)}, which its deps in dvc.yaml do not name"
-
-
 def test_loading_the_definitions_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "datasets", "sentence_transformers", "mlflow", "dvc", "matplotlib"]
     code = f"import orchestration.definitions, sys; print([m for m in {heavy} if m in sys.modules])"
@@ -121,7 +77,7 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "datasets", "sentence_transformers", "mlflow", "dvc", "dagster", "matplotlib"]
     code = (
         "import sys, contextlib\n"
-        "from orchestration.cli import main\n"
+        "from plumbline.cli.main import main\n"
         "with contextlib.suppress(SystemExit): main(['--help'])\n"
         f"print([m for m in {heavy} if m in sys.modules])"
     )

@@ -10,9 +10,11 @@ import dagster as dg
 import pytest
 import yaml
 
-from orchestration import drift, record, sensors
-from orchestration.registered import Version
-from orchestration.tracking import CALIBRATION, EVALUATION, MODEL
+from orchestration import sensors
+from plumbline.graph import drift
+from plumbline.tracking import run_logging as record
+from plumbline.tracking.client import CALIBRATION, EVALUATION, MODEL
+from plumbline.tracking.model_version import Version
 
 TAGS = {"pair": "random-64-w4a16-gptq", MODEL: "model-md5", EVALUATION: "evaluation-md5", CALIBRATION: "set-md5"}
 CHAMPION = Version("plumbline", "3", tags=TAGS)
@@ -35,7 +37,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Models:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "traffic").mkdir(), (tmp_path / ".plumbline").mkdir()
     found = Models()
-    monkeypatch.setattr(sensors, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(sensors, "workspace_root", lambda: tmp_path)
     monkeypatch.setattr(record, "registry", lambda _: found)
     return found
 

@@ -12,17 +12,18 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.raw_corpus.intake import INTAKE, read_intake
-from orchestration import intake as taking
-from orchestration import sensors, versioning
-from orchestration.hashing import content_md5
+from orchestration import sensors
+from plumbline.graph import intake as taking
+from plumbline.raw_corpus.intake import INTAKE, read_intake
+from plumbline.versioning import recording as versioning
+from plumbline.versioning.digest import content_md5
 
 HUB = {"kind": "huggingface", "name": "ours/data", "revision": "0" * 40, "follow": "main"}
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sensors, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(sensors, "workspace_root", lambda: tmp_path)
     project = Path(__file__).resolve().parents[2]
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["corpus"]["sources"]["hub"] = HUB

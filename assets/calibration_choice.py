@@ -1,0 +1,53 @@
+"""The Dagster definition of `calibration_choice`: the only place where launch-time overrides enter."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from plumbline.calibration_choice.params import ChoiceParams
+from plumbline.graph.partitions import CALIBRATIONS
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.params import load_params
+
+
+class ChoiceOverrides(dg.Config):
+    """Launch-time changes to the choice's entry in params.yaml; what is left out stays as it is there."""
+
+    strategy: str | None = Field(default=None, description="Another strategy, by its registered name.")
+    n: int | None = Field(default=None, description="Another number of samples.")
+    seed: int | None = Field(default=None, description="Another seed.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the strategy, by name.")
+
+    def changes(self, entry: ChoiceParams) -> dict[str, Any]:
+        """What this launch changes of the entry; another strategy drops the options of the entry's own (None)."""
+        fixed = {name: getattr(self, name) for name in ("strategy", "n", "seed")}
+        given = {name: value for name, value in fixed.items() if value is not None}
+        foreign = entry.model_extra if self.strategy not in (None, entry.strategy) else None
+        return {**dict.fromkeys(foreign or {}), **given, **self.options}
+
+
+@dg.asset(
+    group_name="2_calibration",
+    kinds={"yaml"},
+    owners=OWNERS,
+    partitions_def=CALIBRATIONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version=code_version("calibration_choice"),
+    automation_condition=ON_NEW_INPUT,
+    description="The parameters of a calibration choice as they were really used: its entry in params.yaml, changed "
+    "by what was overridden at launch. Everything downstream reads this, so no override goes unrecorded.",
+)
+def calibration_choice(context: dg.AssetExecutionContext, config: ChoiceOverrides) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from plumbline.calibration_choice.choice import build_choice
+
+        params = ChoiceParams.model_validate(step.params[f"calibrations.{key}"])
+        return {**build_choice(key, params, {}, out), "overridden": sorted(overrides(key))}
+
+    def overrides(key: str) -> dict[str, Any]:
+        return config.changes(load_params().calibrations[key])
+
+    yield from materialize(context, build, overrides)

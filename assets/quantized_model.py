@@ -1,0 +1,48 @@
+"""The Dagster definition of `quantized_model`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.activation_stats import activation_stats
+from assets.calibration_set import calibration_set
+from plumbline.base_model.params import ModelParams
+from plumbline.graph.partitions import PAIRS, PAIRS_OF_CALIBRATION, split_pair
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.quantized_model.params import SchemeParams
+
+
+@dg.asset(
+    group_name="3_model",
+    kinds={"pytorch", "huggingface"},
+    owners=OWNERS,
+    partitions_def=PAIRS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version=code_version("quantized_model"),
+    automation_condition=ON_NEW_INPUT,
+    deps=[
+        dg.AssetDep(upstream, partition_mapping=PAIRS_OF_CALIBRATION)
+        for upstream in (calibration_set, activation_stats)
+    ],
+    description="The base model quantized under a scheme with the statistics of a calibration set: a Hugging Face "
+    "folder that transformers and vLLM load. calibration.json beside the weights says which samples made it.",
+)
+def quantized_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from plumbline.quantized_model.build import build_quantized_model
+
+        calibration, scheme = split_pair(key)
+        return build_quantized_model(
+            scheme,
+            SchemeParams.model_validate(step.params[f"schemes.{scheme}"]),
+            ModelParams.model_validate(step.params["model"]),
+            step.input("activation_stats", calibration),
+            step.input("calibration_set", calibration),
+            out,
+            step.root,
+            code_version=step.code_version,
+        )
+
+    yield from materialize(context, build)

@@ -1,0 +1,41 @@
+"""The Dagster definition of `sample_features`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.tokenized_samples import tokenized_samples
+from plumbline.base_model.params import ModelParams
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.sample_features.params import FeatureParams
+
+
+@dg.asset(
+    group_name="1_corpus",
+    kinds={"numpy", "huggingface"},
+    owners=OWNERS,
+    code_version=code_version("sample_features"),
+    automation_condition=ON_NEW_INPUT,
+    deps=[tokenized_samples],
+    description="What a strategy chooses by: length and sentence embedding of every sample, and what the base model "
+    "computes for some. Computed once per sample, and never again while embedder and base model stay.",
+)
+def sample_features(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from plumbline.base_model.load import model_folder
+        from plumbline.sample_features.embed import build_sample_features
+
+        model = ModelParams.model_validate(step.params["model"])
+        return build_sample_features(
+            FeatureParams.model_validate(step.params["features"]),
+            model_folder(model, step.root),
+            step.input("tokenized_samples"),
+            out,
+            previous=step.previous,
+            root=step.root,
+            model=model,
+        )
+
+    yield from materialize(context, build)

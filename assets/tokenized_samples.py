@@ -1,0 +1,42 @@
+"""The Dagster definition of `tokenized_samples`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.raw_corpus import raw_corpus
+from plumbline.base_model.params import ModelParams
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.tokenized_samples.params import TokenizeParams
+
+
+@dg.asset(
+    group_name="1_corpus",
+    kinds={"parquet", "huggingface"},
+    owners=OWNERS,
+    code_version=code_version("tokenized_samples"),
+    automation_condition=ON_NEW_INPUT,
+    deps=[raw_corpus],
+    description="The documents as production would tokenize them: the base model's tokenizer, special tokens and chat "
+    "template, long documents cut by policy, each document in one of the splits pool, tuning, report and "
+    "production. "
+    "Every token that is lost on the way is counted by reason.",
+)
+def tokenized_samples(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from plumbline.base_model.load import model_folder
+        from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+
+        model = ModelParams.model_validate(step.params["model"])
+        return build_tokenized_samples(
+            TokenizeParams.model_validate(step.params["tokenize"]),
+            model_folder(model, step.root),
+            step.input("raw_corpus"),
+            out,
+            step.previous,
+            model.trust_remote_code,
+        )
+
+    yield from materialize(context, build)

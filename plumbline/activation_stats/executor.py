@@ -1,0 +1,166 @@
+"""Jobs shared out among processes of this machine, by Python's own pool or by Ray.
+
+What a job returns is small (a path): results travel by file. A worker that dies takes nothing with it but its job,
+which is run again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from plumbline.activation_stats.params import ExecutionParams
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+ATTEMPTS = 2
+"""How often a job is begun whose worker dies, by either executor."""
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of one worker leave the processors to the others
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+OBJECTS = 80 << 20
+"""Bytes that Ray sets aside for results; the least that it accepts."""
+
+
+def require_executor(execution: ExecutionParams) -> None:
+    """Refuse an executor that is not installed.
+
+    Raises:
+        ValueError: `ray` without its package.
+    """
+    if execution.executor == "ray" and importlib.util.find_spec("ray") is None:
+        raise ValueError(
+            "execution.executor in params.yaml: found 'ray', but Ray is not installed; install the extra with "
+            "`pip install -c constraints.txt -e '.[ray]'`, or say 'local'"
+        )
+
+
+def shared_out(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    execution: ExecutionParams,
+    done: Callable[[Job], object] = lambda job: None,
+) -> list[Result]:
+    """`work` of every job, in the order of the jobs, by `execution.workers` processes.
+
+    Args:
+        work: importable by name in another process, as are jobs and results.
+        done: called here when a job is finished.
+
+    Raises:
+        RuntimeError: a job's workers died each time it was begun, or Ray does not start.
+        Exception: whatever `work` raised.
+    """
+    require_executor(execution)
+    with _environment(ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}):
+        run = _by_ray if execution.executor == "ray" else _by_pool
+        return run(work, jobs, min(execution.workers, len(jobs)), done)
+
+
+def _by_pool(
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, done: Callable[[Job], object]
+) -> list[Result]:
+    results: dict[int, Result] = {}
+    _round(work, jobs, range(len(jobs)), workers, results, done)
+    for number in [number for number in range(len(jobs)) if number not in results]:
+        # A pool that breaks does not say whose worker died: what it left undone is begun again one by one.
+        _round(work, jobs, [number], 1, results, done)
+        if number not in results:
+            raise RuntimeError(_died(number, len(jobs)))
+    return [results[number] for number in range(len(jobs))]
+
+
+def _round(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    numbers: Sequence[int],
+    workers: int,
+    results: dict[int, Result],
+    done: Callable[[Job], object],
+) -> None:
+    # Spawned, not forked: a fork copies the locks of threads that it does not copy.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(work, jobs[number]): number for number in numbers}
+        for future in as_completed(futures):
+            try:
+                results[futures[future]] = future.result()
+            except BrokenProcessPool:
+                continue
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            done(jobs[futures[future]])
+
+
+def _by_ray(
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, done: Callable[[Job], object]
+) -> list[Result]:
+    ray = importlib.import_module("ray")
+    if ray.is_initialized():
+        raise RuntimeError("Ray runs in this process already; Plumbline starts its own and stops it again")
+    ray.init(
+        address="local",
+        num_cpus=workers,
+        object_store_memory=OBJECTS,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_call)
+        numbers = {remote.remote(work, job): number for number, job in enumerate(jobs)}
+        results: dict[int, Result] = {}
+        waiting = list(numbers)
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            for reference in ready:
+                number = numbers[reference]
+                try:
+                    results[number] = ray.get(reference)
+                except ray.exceptions.WorkerCrashedError as error:
+                    raise RuntimeError(_died(number, len(jobs))) from error
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                done(jobs[number])
+        return [results[number] for number in range(len(jobs))]
+    finally:
+        ray.shutdown()
+
+
+def _call(work: Callable[[Job], Result], job: Job) -> Result:
+    return work(job)
+
+
+def _died(number: int, of: int) -> str:
+    return (
+        f"shard {number + 1} of {of}: its worker died {ATTEMPTS} times without an exception, as the kernel ends a "
+        "process when memory runs out; set execution.workers in params.yaml lower, or execution.mode to layerwise"
+    )
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment within, for the processes that are started there."""
+    before: dict[str, Any] = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,66 @@
+"""Whether a model and the totals of its sites fit into memory together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
+from plumbline.base_model.decoder import Decoder
+from plumbline.base_model.inputs import watched_layers
+from plumbline.base_model.load import torch_device
+from plumbline.base_model.params import ModelParams
+from plumbline.base_model.streamed import StreamedModel
+
+SHARE = 0.8
+"""Of the free memory, what a collection may plan with."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def mode_of(
+    execution: ExecutionParams, folder: Path, model_params: ModelParams, settings: StatisticsParams
+) -> Literal["whole", "layerwise"]:
+    """The mode that params.yaml asks for; for `auto` layerwise, where the whole would not fit and layers can be run
+    one at a time. Both give the same bytes."""
+    if execution.mode != "auto":
+        return execution.mode
+    device = torch_device(model_params.device)
+    try:
+        streamed = StreamedModel(folder, "cpu", model_params.trust_remote_code)
+        Decoder(streamed.model)
+    except ValueError:  # loading the whole says what is wrong, if anything is
+        return "whole"
+    needed = needed_bytes(streamed.model, settings) * execution.workers
+    return "whole" if needed <= SHARE * free_bytes(device) else "layerwise"
+
+
+def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
+    """Bytes of weights and Hessians, were every layer a site of its own; weights may be on the meta device."""
+    weights = {id(x): x.numel() * x.element_size() for x in model.parameters()}
+    if not settings.hessian:
+        return sum(weights.values())
+    hessians = 0
+    for layer in watched_layers(model, settings.ignore).values():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor):
+            # A Linear stores its weight as (out, in), a Conv1D as (in, out).
+            hessians += 8 * weight.shape[1 if isinstance(layer, nn.Linear) else 0] ** 2
+        else:
+            hessians += 8 * max(x.shape[-1] for x in layer.parameters(recurse=False)) ** 2
+    # Several shards: the sum so far beside that of the next.
+    return sum(weights.values()) + hessians * (1 if settings.shards == 1 else 2)
+
+
+def free_bytes(device: str) -> int:
+    """Free memory of the device; on the CPU no more than the container is allowed."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    free = int(psutil.virtual_memory().available)
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()).isdigit():
+        free = min(free, max(0, int(allowed) - int(used.read_text())))
+    return free

@@ -1,0 +1,44 @@
+"""A calibration set as its statistics are collected from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from plumbline.activation_stats.masks import masks_of
+from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.totals import Masks, Sample
+from plumbline.calibration_set.reader import read_calibration_set, read_manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What is read of a calibration set."""
+
+    samples: list[Sample]
+    masks: Masks | None
+    """Tokens that count, by sample; None: all of every sample."""
+    fingerprint: str
+    digest: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) for _, ids in self.samples)
+
+
+def read_source(calibration_set: Path, settings: StatisticsParams) -> Source:
+    """Samples and masks of a calibration set, as the settings want them.
+
+    Raises:
+        ValueError: samples.parquet does not hold what manifest.json says, or not what its assistants wrote.
+    """
+    manifest = read_manifest(calibration_set)
+    table = read_calibration_set(calibration_set, ["sample_id", "input_ids"])
+    samples: list[Sample] = list(zip(table["sample_id"].to_pylist(), table["input_ids"].to_pylist(), strict=True))
+    source = Source(samples, masks_of(calibration_set, settings), manifest["fingerprint"], manifest["digest"])
+    if (len(samples), source.tokens) != (manifest["samples"], manifest["tokens"]):
+        raise ValueError(
+            f"{calibration_set.name}/samples.parquet: found {len(samples)} samples with {source.tokens} tokens, "
+            f"manifest.json says {manifest['samples']} with {manifest['tokens']}; restore the set with `dvc checkout`"
+        )
+    return source

@@ -1,0 +1,179 @@
+"""ActivationStats on disk: stats.safetensors beside header.json, the same bytes for the same statistics.
+
+Stored small and exact: of the symmetric Hessian the upper triangle, row by row; of the histogram the occupied buckets
+in the narrowest integer that holds the largest count; extremes in the dtype of the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from plumbline.activation_stats.histogram import Histogram
+from plumbline.activation_stats.kernel import mirrored
+from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.sketch import ActivationStats, SiteStats
+from plumbline.activation_stats.tensor_file import TensorFile
+from plumbline.artifact import read_json, write_json
+
+FORMAT = 2
+TENSORS, HEADER = "stats.safetensors", "header.json"
+INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def save(stats: ActivationStats, folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Write both files into an existing folder; see `save_parts`."""
+    return save_parts([stats], folder, provenance)
+
+
+def save_parts(parts: Iterable[ActivationStats], folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Write statistics whose sites come in parts, of which one is in memory at a time: the bytes do not depend on it.
+
+    Args:
+        parts: statistics of the same samples with different sites, at least one.
+        folder: an existing one.
+        provenance: what the statistics do not know themselves, added to the header: name and revision of the base
+            model (joining its digest), digest of the calibration set.
+
+    Returns:
+        The header.
+    """
+    sites: dict[str, Any] = {}
+    unreached: list[str] = []
+    first: ActivationStats | None = None
+    with TensorFile(folder / TENSORS) as file:
+        for part in parts:
+            for name, site in part.sites.items():
+                for what, tensor in _tensors(site).items():
+                    file.add(f"{name}:{what}", tensor)
+                sites[name] = {
+                    "members": list(site.members),
+                    "width": site.width,
+                    "tokens": site.tokens,
+                    "samples": site.samples,
+                    "hessian": site.hessian is not None,
+                    "dtype": site.histogram.dtype,
+                    "first_bucket": site.histogram.first,
+                }
+            unreached += part.unreached
+            first = first or replace(part, sites={})
+        file.finish()
+    assert first is not None
+    header = {
+        **provenance,
+        "format": FORMAT,
+        "base_model": {**provenance.get("base_model", {}), "digest": first.base_model_digest},
+        "fingerprint": first.fingerprint,
+        "settings": first.settings.model_dump(mode="json"),
+        "samples": len(first.sample_ids),
+        "tokens": int(first.sample_tokens.sum()),
+        "sample_ids": list(first.sample_ids),
+        "sample_tokens": first.sample_tokens.tolist(),
+        "sites": sites,
+        "unreached": sorted(unreached),
+    }
+    write_json(folder / HEADER, header)
+    return header
+
+
+def _tensors(site: SiteStats) -> dict[str, Tensor]:
+    exact = getattr(torch, site.histogram.dtype)
+    rows = {
+        "sample_tokens": site.sample_tokens,
+        "sum": site.sum,
+        "sum_abs": site.sum_abs,
+        "sum_sq": site.sum_sq,
+        "histogram": _narrow(site.histogram.counts),
+        "sample_min": site.sample_min.to(exact),
+        "sample_max": site.sample_max.to(exact),
+        "top_values": site.top_values.to(exact),
+        "top_positions": site.top_positions,
+        "top_channels": site.top_channels,
+    }
+    if site.hessian is not None:
+        rows["hessian"] = torch.cat([site.hessian[i, i:] for i in range(site.width)])
+    return rows
+
+
+def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
+    """What `save` wrote, equal bit by bit.
+
+    Args:
+        sites: names of those that are read, of which some may not be there; None: all.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: another format, or the two files do not belong together.
+    """
+    for name in (HEADER, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder.name}: no {name}; restore the statistics with `dvc checkout`")
+    header = read_json(folder / HEADER)
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder.name}/{HEADER}: found format {header.get('format')}, this version reads {FORMAT}; collect anew "
+            "(`dvc repro activation_stats`)"
+        )
+    settings = StatisticsParams.model_validate(header["settings"])
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            found = {
+                name: _site(name, row, settings, file.get_tensor)
+                for name, row in header["sites"].items()
+                if sites is None or name in sites
+            }
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{folder.name}: {TENSORS} is damaged or not the one that {HEADER} describes ({error}); restore both with "
+            "`dvc checkout`"
+        ) from error
+    return ActivationStats(
+        header["base_model"]["digest"],
+        header["fingerprint"],
+        settings,
+        tuple(header["sample_ids"]),
+        torch.tensor(header["sample_tokens"], dtype=torch.int64),
+        found,
+        tuple(header["unreached"]),
+    )
+
+
+def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Callable[[str], Tensor]) -> SiteStats:
+    def read(what: str) -> Tensor:
+        return tensor(f"{name}:{what}").clone()  # the file may be replaced while this is in use
+
+    return SiteStats(
+        members=tuple(row["members"]),
+        sample_tokens=read("sample_tokens"),
+        sum=read("sum"),
+        sum_abs=read("sum_abs"),
+        sum_sq=read("sum_sq"),
+        histogram=Histogram(read("histogram").long(), row["first_bucket"], settings.mantissa_bits, row["dtype"]),
+        hessian=_symmetric(tensor(f"{name}:hessian"), row["width"]) if row["hessian"] else None,
+        sample_min=read("sample_min").float(),
+        sample_max=read("sample_max").float(),
+        top_values=read("top_values").float(),
+        top_positions=read("top_positions"),
+        top_channels=read("top_channels"),
+    )
+
+
+def _symmetric(upper: Tensor, width: int) -> Tensor:
+    """(width, width) with the given upper triangle, row by row."""
+    S, flat, start = np.empty((width, width)), upper.numpy(), 0
+    for i in range(width):
+        S[i, i:] = flat[start : start + width - i]
+        start += width - i
+    return mirrored(torch.from_numpy(S))
+
+
+def _narrow(counts: Tensor) -> Tensor:
+    largest = int(counts.max()) if counts.numel() else 0
+    return counts.to(next(dtype for dtype in INTEGERS if largest <= torch.iinfo(dtype).max))

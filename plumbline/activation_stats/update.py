@@ -1,0 +1,193 @@
+"""Statistics of a calibration set that changed by a few samples, from forward passes over those few only.
+
+    python -m plumbline.activation_stats.update PREVIOUS CALIBRATION_SET OUT
+
+Samples that left are run once more, so that their share of the sums can be taken out, and samples that came are run for
+the first time. Integers, extremes and the naming of the largest magnitudes come out as from a collection of the whole
+set, bit by bit. Sums need not: floating-point addition keeps its rounding errors when it is undone, about 1e-16 of the
+total. That is why the pipeline never updates by itself: an artifact would depend on what happened to be there before,
+and not on its inputs alone. The header of an updated folder names the calibration set that it was updated from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from plumbline.activation_stats.collect import collect
+from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.sketch import ActivationStats, merge, retract
+from plumbline.activation_stats.source import read_source
+from plumbline.activation_stats.store import HEADER, load, save
+from plumbline.activation_stats.totals import Masks, Sample
+from plumbline.artifact import read_json
+from plumbline.base_model.load import base_model_digest, loaded_model, model_folder
+from plumbline.base_model.params import ModelParams
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one set has and another has not."""
+
+    left: tuple[str, ...]
+    came: tuple[str, ...]
+
+
+def change(previous: ActivationStats, samples: Sequence[Sample]) -> Change:
+    """Which samples left and which came, each in order of their ids."""
+    before, after = set(previous.sample_ids), {sample_id for sample_id, _ in samples}
+    return Change(tuple(sorted(before - after)), tuple(sorted(after - before)))
+
+
+def updated(
+    previous: ActivationStats,
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    settings: StatisticsParams,
+    *,
+    leaving: Sequence[Sample],
+    base_model_digest: str,
+    fingerprint: str,
+    progress: Callable[[int], object] | None = None,
+    masks: Masks | None = None,
+) -> ActivationStats:
+    """Statistics of `samples` from those of a similar set; only samples that left or came are run.
+
+    Args:
+        samples: all samples of the new set.
+        leaving: token ids of (at least) the samples that left, which statistics do not hold.
+        progress: called after each forward pass with the number of tokens.
+
+    Returns:
+        Statistics of exactly these samples: all but the sums to the bit, the sums within 1e-9 relative.
+
+    Raises:
+        ValueError: another model, tokenization or settings than those of `previous`; no sample in common; token ids of
+            a sample that left are not given; whatever `collect`, `merge` and `retract` refuse.
+    """
+    for what, before, now in (
+        ("base model", previous.base_model_digest, base_model_digest),
+        ("tokenization fingerprint", previous.fingerprint, fingerprint),
+        ("settings", previous.settings, settings),
+    ):
+        if before != now:
+            raise ValueError(
+                f"statistics of another origin cannot be updated: {what} {before} there, {now} asked for; collect anew"
+            )
+    changes = change(previous, samples)
+    if len(changes.left) == len(previous.sample_ids):
+        raise ValueError("no sample of the previous statistics is in the new set: collect anew, it costs the same")
+    given = dict(leaving)
+    if unknown := [sample_id for sample_id in changes.left if sample_id not in given]:
+        raise ValueError(
+            f"{len(unknown)} samples left, first {unknown[0]}, and their token ids are not given: without another "
+            "forward pass their share cannot be taken out"
+        )
+
+    def of(some: Sequence[Sample]) -> ActivationStats:
+        return collect(
+            model,
+            some,
+            settings,
+            base_model_digest=base_model_digest,
+            fingerprint=fingerprint,
+            progress=progress,
+            masks=masks,
+        )
+
+    stats = previous
+    if changes.left:
+        stats = retract(stats, of([(sample_id, given[sample_id]) for sample_id in changes.left]))
+    if changes.came:
+        came = set(changes.came)
+        stats = merge(stats, of([sample for sample in samples if sample[0] in came]))
+    return stats
+
+
+def update(
+    previous: Path, before: Path, after: Path, model_params: ModelParams, out: Path, root: Path
+) -> dict[str, Any]:
+    """Write the statistics of one calibration set from those of another.
+
+    Args:
+        previous: folder of the statistics of `before`.
+        before: the calibration set that they were collected from.
+        after: the set that statistics are wanted of.
+        out: an existing folder.
+
+    Returns:
+        How many samples left, came and stayed.
+
+    Raises:
+        ValueError: the statistics are not those of `before`; whatever `updated` refuses.
+    """
+    header, stats = read_json(previous / HEADER), load(previous)
+    old, new = read_source(before, stats.settings), read_source(after, stats.settings)
+    if header["calibration_set"] != old.digest:
+        raise ValueError(
+            f"{previous}: statistics of the calibration set {header['calibration_set'][:12]}, found {old.digest[:12]} "
+            f"in {before}"
+        )
+    folder = model_folder(model_params, root)
+    model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
+    changes = change(stats, new.samples)
+    sizes = {sample_id: len(ids) for sample_id, ids in (*old.samples, *new.samples)}
+    total = sum(sizes[sample_id] for sample_id in (*changes.left, *changes.came))
+    with tqdm(total=total, unit="token", unit_scale=True, desc="activations", disable=None) as bar:
+        result = updated(
+            stats,
+            model,
+            new.samples,
+            stats.settings,
+            leaving=old.samples,
+            base_model_digest=base_model_digest(folder),
+            fingerprint=new.fingerprint,
+            progress=bar.update,
+            masks={**(old.masks or {}), **(new.masks or {})},
+        )
+    provenance = {key: header["base_model"][key] for key in ("name", "revision") if key in header["base_model"]}
+    save(result, out, {"base_model": provenance, "calibration_set": new.digest, "updated_from": old.digest})
+    return {
+        "left": len(changes.left),
+        "came": len(changes.came),
+        "stayed": len(new.samples) - len(changes.came),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from plumbline.params import load_params
+    from plumbline.workspace import workspace_root
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("previous", help="a choice whose statistics are there (data/activation_stats/CHOICE)")
+    parser.add_argument("calibration_set", help="the choice that statistics are wanted of")
+    parser.add_argument("out", type=Path, help="a folder for them, outside of data/")
+    given = parser.parse_args(arguments)
+    root = workspace_root()
+    sets, out = root / "data" / "calibration_set", given.out.resolve()
+    if (root / "data") in (out, *out.parents):
+        parser.error(f"{given.out} is in data/, which belongs to the pipeline; give a folder of your own")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        counts = update(
+            root / "data" / "activation_stats" / given.previous,
+            sets / given.previous,
+            sets / given.calibration_set,
+            load_params(root).model,
+            Path(scratch),
+            root,
+        )
+        for path in sorted(Path(scratch).iterdir()):
+            path.replace(out / path.name)
+    print(f"{given.out}: {counts['left']} samples left, {counts['came']} came, {counts['stayed']} stayed")
+
+
+if __name__ == "__main__":
+    main()

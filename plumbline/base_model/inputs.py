@@ -1,0 +1,314 @@
+"""The inputs of a model's linear layers during a forward pass, each distinct one once: q, k and v share theirs.
+
+Layers are Linear, transformers' Conv1D, Conv2d of one group (whose input is the patches that it reads), the routers of
+transformers' mixtures of experts, and each expert's weights, also where all experts are in one tensor (experts.py).
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+import plumbline.base_model.bfloat16  # noqa: F401  # changes nn.Linear where bfloat16 is slow
+from plumbline.base_model.experts import are_fused_experts, projections, routed_inputs
+from plumbline.base_model.patches import geometry, patches
+
+UNKNOWN = 2**31 - 1
+"""Position of a row that cannot be traced to a token: an expert that is a module of its own is handed a selection, and
+the rows of a convolution are patches."""
+EXPERT = re.compile(r"\bexperts\.\d+\b")
+"""In the name of a layer: it belongs to an expert that is a module of its own."""
+OUTPUT = ":output"
+"""Ends the name of a site that is a layer's output."""
+
+Visit = Callable[[str, Tensor, Tensor | None], None]
+"""(name of the site, its activations (..., width), their positions): the site is named by the layer that read them
+first. Positions, int64 (rows,), say which token of the sample each row is, or UNKNOWN throughout; None: the rows are
+its tokens in order."""
+
+
+def linear_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Module]:
+    """Every Linear and Conv1D by name, without the ignored ones.
+
+    Args:
+        ignore: a module's full name, its end after a dot, or a regular expression after "re:".
+
+    Raises:
+        ValueError: none is left.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not matches(name, ignore)
+    }
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no Linear or Conv1D besides those that statistics.ignore in params.yaml "
+            f"names ({', '.join(ignore)})"
+        )
+    return layers
+
+
+def watched_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Module]:
+    """Everything whose input statistics describe, by name, without the ignored: see the head of this module.
+
+    The weights of fused experts appear one by one, `<experts>.<number>.gate_up_proj`, each with the module of all.
+
+    Args:
+        ignore: as for `linear_layers`; the name of a module of experts stands for all of them.
+
+    Raises:
+        ValueError: none is left.
+    """
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if matches(name, ignore):
+            continue
+        if are_fused_experts(module):
+            layers |= {part: module for part in projections(name, module) if not matches(part, ignore)}
+        elif _reads_rows(module) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            layers[name] = module
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no Linear or Conv1D besides those that statistics.ignore in params.yaml "
+            f"names ({', '.join(ignore)}), and no Conv2d or experts"
+        )
+    return layers
+
+
+def left_out(model: nn.Module, ignore: Sequence[str]) -> dict[str, str]:
+    """Modules with weights that nothing is known about, not ignored, and why: nothing is left out silently."""
+    watched = {id(module) for module in watched_layers(model, ignore).values()}
+    found = {}
+    for name, module in model.named_modules():
+        shapes = [tuple(weight.shape) for weight in module.parameters(recurse=False) if weight.dim() > 1]
+        if not shapes or id(module) in watched or isinstance(module, nn.Embedding) or matches(name, ignore):
+            continue
+        if are_fused_experts(module):  # every weight of it is ignored
+            continue
+        kind = type(module).__name__
+        if isinstance(module, nn.Conv2d):
+            found[name] = f"{kind} of {module.groups} groups: only convolutions of one group are watched"
+        elif any(len(shape) == 3 for shape in shapes) and "xpert" in kind:
+            found[name] = f"{kind}: experts in one tensor whose arithmetic is not known here; their inputs are not seen"
+        else:
+            found[name] = f"{kind} with weights {', '.join(map(str, shapes))}: what it reads is not known here"
+    return found
+
+
+def output_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules whose output is to be described (`statistics.outputs`), by name.
+
+    Raises:
+        ValueError: a name fits no module.
+    """
+    modules = dict(model.named_modules())
+    for entry in names:
+        if not any(matches(name, [entry]) for name in modules):
+            raise ValueError(
+                f"statistics.outputs in params.yaml: no module of {type(model).__name__} is {entry!r}; give a full "
+                'name, its end after a dot, or a regular expression after "re:"'
+            )
+    return {name: module for name, module in modules.items() if matches(name, names)}
+
+
+def _reads_rows(module: nn.Module) -> bool:
+    """A layer that multiplies the last dimension of its one input: Linear, Conv1D, a router of transformers."""
+    if isinstance(module, nn.Linear | Conv1D):
+        return True
+    weight = getattr(module, "weight", None)
+    return type(module).__name__.endswith("Router") and isinstance(weight, Tensor) and weight.dim() == 2
+
+
+def matches(name: str, entries: Sequence[str]) -> bool:
+    """Whether one of the entries names this module: in full, by its end after a dot, or by "re:" and an expression."""
+    return any(
+        re.match(entry[3:], name) is not None
+        if entry.startswith("re:")
+        else name == entry or name.endswith("." + entry)
+        for entry in entries
+    )
+
+
+def network_of(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """What to call so that all of `layers` run: the decoder alone, without the vocabulary logits, where that does."""
+    decoder = model.base_model
+    inside = {id(module) for module in decoder.modules()}
+    return decoder if all(id(layer) in inside for layer in layers.values()) else model
+
+
+def require_readable(model: PreTrainedModel, sample_id: str, ids: Sequence[int]) -> None:
+    """Refuse what the model cannot read.
+
+    Raises:
+        ValueError: no tokens, more of them than the model reads, or one that it does not know.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if not len(ids):
+        raise ValueError(f"sample {sample_id} has no tokens; drop it from the set")
+    if longest is not None and len(ids) > longest:
+        raise ValueError(
+            f"sample {sample_id} has {len(ids)} tokens, the model reads at most {longest}; lower "
+            "tokenize.max_length in params.yaml"
+        )
+    if not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise ValueError(
+            f"sample {sample_id} holds token {max(ids) if min(ids) >= 0 else min(ids)}, the model knows 0 to "
+            f"{vocabulary - 1}; the set was tokenized for another model"
+        )
+
+
+def require_finite(site: str, sample_id: str, *extremes: Tensor) -> None:
+    """Refuse activations that are not finite.
+
+    Args:
+        extremes: a value per channel (width,) each, inf or NaN where one of the channel's activations is.
+
+    Raises:
+        ValueError: names site, channel, sample and what to do.
+    """
+    finite = torch.stack([torch.isfinite(values) for values in extremes]).all(dim=0)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"site {site!r}, channel {int((~finite).nonzero()[0])}: the base model computes inf or NaN for sample "
+            f"{sample_id}; store it in bfloat16 or float32 (float16 overflows at 65504), or take the sample out"
+        )
+
+
+class LinearInputs:
+    """Finds out which layers share an input, and shows each distinct input once."""
+
+    def __init__(
+        self, layers: Mapping[str, nn.Module], visit: Visit, outputs: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        """
+        Args:
+            layers: from `linear_layers` or `watched_layers`.
+            outputs: modules whose output is shown, too, as the site `<name>:output`.
+        """
+        self.layers, self.visit, self.outputs = layers, visit, outputs or {}
+        self.site_of: dict[str, str] = {}
+        """Layer -> its site, in the order in which the layers first ran."""
+        self.sample_id = ""
+        self.tokens: int | None = None
+        self.seen: dict[tuple[Any, ...], tuple[weakref.ref[Tensor], int, str]] = {}
+
+    def begin(self, sample_id: str, tokens: int | None = None) -> None:
+        """Call before each forward pass.
+
+        Args:
+            tokens: of the sample; an input with another number of rows is some selection of them.
+        """
+        self.sample_id, self.tokens = sample_id, tokens
+        self.seen.clear()
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Watch the layers while inside."""
+        handles = []
+        experts: dict[str, tuple[nn.Module, set[str]]] = {}
+        for name, layer in self.layers.items():
+            if are_fused_experts(layer):
+                module, number, part = name.rsplit(".", 2)
+                experts.setdefault(module, (layer, set()))[1].add(f"{number}.{part}")
+            else:
+                handles.append(layer.register_forward_pre_hook(self._hook(name), with_kwargs=True))
+        for name, (layer, watched) in experts.items():
+            handles.append(layer.register_forward_pre_hook(self._experts_hook(name, watched), with_kwargs=True))
+        for name, layer in self.outputs.items():
+            handles.append(layer.register_forward_hook(self._output_hook(name + OUTPUT)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """Site -> the layers that read it, both in the order of the forward pass."""
+        members: dict[str, list[str]] = {}
+        for layer, site in self.site_of.items():
+            members.setdefault(site, []).append(layer)
+        return {site: tuple(layers) for site, layers in members.items()}
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        chosen = EXPERT.search(name) is not None
+
+        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            if x.numel() == 0:  # an expert without a token
+                return
+            site = self._site(name, x, geometry(module) if isinstance(module, nn.Conv2d) else ())
+            if self.site_of.setdefault(name, site) != site:
+                raise ValueError(
+                    f"layer {name!r} reads the input of {site!r} for sample {self.sample_id}, before it read that of "
+                    f"{self.site_of[name]!r}; statistics are kept per input, so the layers that share one must not "
+                    "change: add it to statistics.ignore in params.yaml"
+                )
+            if site == name:
+                if isinstance(module, nn.Conv2d):
+                    self._show(site, patches(module, x), True)
+                else:
+                    self._show(site, x, chosen)
+
+        return observe
+
+    def _experts_hook(
+        self, name: str, watched: set[str]
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # transformers calls all its experts with (hidden states, chosen experts, their weights)
+            hidden_states, chosen = [*args, *kwargs.values()][:2]
+            for part, x, positions in routed_inputs(module, hidden_states, chosen, watched):
+                site = f"{name}.{part}"
+                self.site_of.setdefault(site, site)
+                self.visit(site, x, positions)
+
+        return observe
+
+    def _output_hook(self, site: str) -> Callable[[nn.Module, Any, Any], None]:
+        chosen = EXPERT.search(site) is not None
+
+        def observe(module: nn.Module, args: Any, output: Any) -> None:
+            x = output[0] if isinstance(output, tuple | list) else output
+            if not isinstance(x, Tensor):
+                raise ValueError(
+                    f"{site}: {type(module).__name__} gives {type(x).__name__}, expected a tensor; take it out of "
+                    "statistics.outputs in params.yaml"
+                )
+            if x.numel() == 0:
+                return
+            self.site_of.setdefault(site, site)
+            if isinstance(module, nn.Conv2d):  # gives its channels in front
+                self._show(site, x.movedim(-3, -1), True)
+            else:
+                self._show(site, x, chosen)
+
+        return observe
+
+    def _show(self, site: str, x: Tensor, chosen: bool) -> None:
+        """Show activations; `chosen`: their rows are not the sample's tokens in order."""
+        rows = x.numel() // x.shape[-1]
+        if chosen or (self.tokens is not None and rows != self.tokens):
+            self.visit(site, x, torch.full((rows,), UNKNOWN, dtype=torch.int64, device=x.device))
+        else:
+            self.visit(site, x, None)
+
+    def _site(self, name: str, x: Tensor, view: tuple[object, ...]) -> str:
+        """The layer that read this very tensor, in the same view, first in this forward pass."""
+        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, view)
+        if key in self.seen:
+            earlier, version, site = self.seen[key]
+            # Dead: the memory was given to another tensor. Another version: it was written to in between.
+            if earlier() is not None and version == x._version:
+                return site
+        self.seen[key] = (weakref.ref(x), x._version, name)
+        return name

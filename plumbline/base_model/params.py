@@ -1,0 +1,20 @@
+"""`model:` in params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ModelParams(BaseModel):
+    """The base model: any Hugging Face causal LM, by hub id or by path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "llama-stdlib-6m"
+    """A folder (absolute, or relative to the workspace), a hub id, or `llama-stdlib-6m`, the bundled model."""
+    revision: str | None = None
+    """Commit of the hub repository; a branch name would let the model change under the same parameters."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    trust_remote_code: bool = False

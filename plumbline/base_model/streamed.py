@@ -1,0 +1,192 @@
+"""A causal LM whose weights stay on disk until they are needed: for models that do not fit into memory.
+
+The model is built on the meta device and every weight is read by transformers' own loader, so that names, dtypes and
+conversions (of a checkpoint's separate experts, say) are those of the ordinary way, `load_model`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.initialization import meta_device_safe_creation_ops
+from transformers.modeling_utils import LoadStateDictConfig, _get_dtype
+from transformers.utils import logging as transformers_logging
+
+from plumbline.artifact import read_json
+from plumbline.base_model.load import Device, require_complete, require_weights, torch_device
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class StreamedModel:
+    """A model in evaluation mode without its weights; buffers that no checkpoint holds (rotary angles) are there."""
+
+    def __init__(self, folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> None:
+        """Read names and shapes of the weights, none of the weights themselves.
+
+        Args:
+            device: where weights go while they are present.
+
+        Raises:
+            FileNotFoundError: no config.json.
+            ValueError: no safetensors, a weight is missing, a quantized checkpoint, or "cuda" where there is none.
+        """
+        require_weights(folder)
+        self.folder, self.device = folder, torch.device(torch_device(device))
+        self.files = _files(folder)
+        """Name of a weight in the checkpoint -> the file that holds it."""
+        self.model = self._built(trust_remote_code)
+        self.converters = get_model_conversion_mapping(self.model)
+        self.names = {key: self._renamed(key) for key in self.files}
+        """Name in the checkpoint -> name in the model (of the first one, where it becomes several)."""
+        self._initialize()
+
+    @contextmanager
+    def present(self, wanted: Callable[[str], bool]) -> Iterator[None]:
+        """Have the weights that `wanted` picks by their name in the model within; afterwards all is as it was."""
+        before = dict(_weights(self.model))
+        tied, stored = self._tied(), set(self.names.values())
+        keys = [
+            key
+            for key, name in self.names.items()
+            if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
+        ]
+        try:
+            self._load(keys, self.device)
+            for name, other in tied.items():
+                if wanted(name) and self.model.get_parameter(name).is_meta:
+                    _put(self.model, name, self.model.get_parameter(other))
+            yield
+        finally:
+            for name, tensor in _weights(self.model):
+                if tensor is not before[name]:
+                    _put(self.model, name, before[name])
+
+    def _tied(self) -> dict[str, str]:
+        """Weight -> the one that it is the same as, in both directions."""
+        return {a: b for pair in self.model.all_tied_weights_keys.items() for a, b in (pair, pair[::-1])}
+
+    def _built(self, trust_remote_code: bool) -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError(
+                f"{self.folder.name}: a quantized checkpoint cannot be read layer by layer; give model.name the "
+                "full-precision model"
+            )
+        first = str(self.folder / min(self.files.values()))
+        config, dtype = _get_dtype("auto", [first], config, None, None, True)
+        with torch.device("meta"), meta_device_safe_creation_ops():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.dtype = dtype
+        return model.requires_grad_(False).eval()
+
+    def _renamed(self, key: str) -> str:
+        """The steps of transformers' loader, which picks what to load by the result."""
+        renamings = [entry for entry in self.converters if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self.converters if isinstance(entry, WeightConverter)]
+        state, prefix = self.model.state_dict(), self.model.base_model_prefix
+        name = str(rename_source_key(key, renamings, converters, prefix, state)[0])
+        if name not in state and key in state:
+            name = str(rename_source_key(key, [], [], prefix, state)[0])
+        return name
+
+    def _initialize(self) -> None:
+        """Refuse an incomplete checkpoint, and compute the buffers that are not in it."""
+        info = self._load(list(self.files), torch.device("meta"))
+        if info.mismatched_keys:
+            name, found, expected = min(info.mismatched_keys)
+            raise ValueError(
+                f"{self.folder.name}: {name} is {tuple(found)} in the safetensors, config.json calls for "
+                f"{tuple(expected)}: they belong to different models"
+            )
+        tied, missing = self._tied(), set(info.missing_keys)
+        info.missing_keys = {name for name in missing if tied.get(name, name) in missing}
+        self.model._adjust_missing_and_unexpected_keys(info)
+        require_complete(self.folder, info.missing_keys)
+        for _, tensor in _weights(self.model):  # nothing here is to be filled with random numbers
+            tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+        self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)
+        self.model.initialize_weights()
+        for name, buffer in list(self.model.named_non_persistent_buffers()):
+            _put(self.model, name, buffer.to(self.device))
+
+    def _load(self, keys: list[str], device: torch.device) -> Any:
+        """Read weights of the checkpoint into the model; returns transformers' loading report."""
+        config = LoadStateDictConfig(
+            pretrained_model_name_or_path=str(self.folder),
+            device_map={"": device},
+            dtype=self.dtype,
+            dtype_plan=self.model._get_dtype_plan(self.dtype),
+            weight_mapping=self.converters,
+        )
+        with ExitStack() as stack:
+            stack.enter_context(_without_bar())
+            handles = {
+                file: stack.enter_context(safe_open(self.folder / file, framework="pt"))
+                for file in sorted({self.files[key] for key in keys})
+            }
+            slices = {key: handles[self.files[key]].get_slice(key) for key in keys}
+            info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
+        self.model.requires_grad_(False)
+        return info
+
+
+def _files(folder: Path) -> dict[str, str]:
+    if (folder / SINGLE).is_file():
+        with safe_open(folder / SINGLE, framework="pt") as handle:
+            return dict.fromkeys(handle.keys(), SINGLE)
+    if not (folder / INDEX).is_file():
+        raise ValueError(
+            f"{folder.name}: found neither {SINGLE} nor {INDEX}; the download is incomplete, or its files were renamed"
+        )
+    files: dict[str, str] = read_json(folder / INDEX)["weight_map"]
+    if lost := sorted({file for file in files.values() if not (folder / file).is_file()}):
+        raise ValueError(f"{folder.name}: {INDEX} names {lost[0]}, which is not there; the download is incomplete")
+    return files
+
+
+def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Everything that a checkpoint holds: parameters and persistent buffers by name, a shared one by all of its."""
+    apart = {name for name, _ in model.named_non_persistent_buffers()}  # type: ignore[operator]
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return [(name, tensor) for name, tensor in tensors if name not in apart]
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(module)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    else:
+        owner._parameters[leaf] = (
+            tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+        )
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """No progress bar and no report for every handful of weights."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,84 @@
+"""The parameters really used for a calibration choice: the entry of params.yaml, the overrides of a launch, and the
+defaults of the strategy, in one file that everything downstream depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from plumbline.artifact import write_json
+from plumbline.calibration_choice.params import ChoiceParams
+from plumbline.calibration_set.strategies import get
+
+
+def build_choice(name: str, params: ChoiceParams, overrides: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Write `choice.json`: every parameter of the choice `name`, flat, as in params.yaml, with `name` added.
+
+    Args:
+        name: the key under `calibrations:`, e.g. `random-64`.
+        params: the entry as params.yaml has it; further keys are options of its strategy.
+        overrides: launch-time values that win over the entry; None drops a key, which brings back its default.
+        out: existing empty folder.
+
+    Returns:
+        The content of `choice.json`.
+
+    Raises:
+        ValueError: unknown strategy, unknown option (the allowed ones are named) or a value of the wrong type.
+    """
+    merged = {**params.model_dump(), **overrides}
+    choice = resolve(name, {key: value for key, value in merged.items() if value is not None})
+    write_json(out / "choice.json", choice)
+    return choice
+
+
+def resolve(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Check an entry of `calibrations:` against its strategy and fill in every default.
+
+    Raises:
+        ValueError: as `build_choice`.
+    """
+    where = f"params.yaml, calibrations: {name}"
+    try:
+        params = ChoiceParams.model_validate(dict(entry))
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain(error)}") from error
+    try:
+        strategy = get(params.strategy)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    given = dict(params.model_extra or {})
+    allowed = sorted(strategy.options.model_fields)
+    for option in sorted(given.keys() - set(allowed)):
+        raise ValueError(f"{where}: {_unknown_option(option, params.strategy, allowed)}")
+    try:
+        options = strategy.options.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain(error)}") from error
+    core = params.model_dump(mode="json", include=set(ChoiceParams.model_fields))
+    if params.domains is not None:
+        core["domains"] = sorted(set(params.domains))  # a set of names: their order decides nothing
+    return {"name": name, **core, **options.model_dump(mode="json")}
+
+
+def explain(error: ValidationError) -> str:
+    """Say each problem of a pydantic error as `key: what is wrong, found ...`."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'entry'}: {problem['msg']}, found {problem['input']!r}"
+        for problem in error.errors()
+    )
+
+
+def _unknown_option(option: str, strategy: str, allowed: list[str]) -> str:
+    common = sorted(ChoiceParams.model_fields)
+    close = get_close_matches(option, [*allowed, *common], n=1)
+    hint = f"; did you mean `{close[0]}`?" if close else ""
+    own = f"its options are {', '.join(allowed)}" if allowed else "it has no options of its own"
+    return (
+        f"strategy {strategy} has no option `{option}`{hint} ({own}; every choice has {', '.join(common)}). "
+        f"Correct the name or remove it"
+    )

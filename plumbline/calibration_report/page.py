@@ -1,0 +1,38 @@
+"""How pages are made: one file each, in one style, with everything that came from data escaped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from plumbline.calibration_report.wording import join, percent, signed
+
+
+def environment(*folders: Path) -> Environment:
+    """Jinja with the templates of `folders`, then those here: `page.html.j2` to extend, `macros.html.j2` to import.
+
+    Filters: kl (three digits), percent and signed (of a share), join (a, b and c), count (with thin spaces).
+    """
+    made = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_held_together,
+    )
+    made.filters.update(
+        kl=lambda value: f"{value:#.3g}",
+        percent=percent,
+        signed=signed,
+        join=join,
+        count=lambda value: f"{value:,}".replace(",", "\u202f"),
+    )
+    return made
+
+
+def _held_together(value: Any) -> Any:
+    """A number and its percent sign stay on one line."""
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) else value

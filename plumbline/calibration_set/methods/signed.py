@@ -1,0 +1,89 @@
+"""What strategies that look at activations share: whom they may choose, and random draws to hold the result against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plumbline.calibration_set.strategies.base import Pool
+
+if TYPE_CHECKING:
+    from plumbline.sample_features.signatures import Signatures
+
+DRAWS = 200
+
+
+def signed_rows(pool: Pool, n: int, strategy: str) -> NDArray[np.int64]:
+    """The candidates: rows of the pool whose signature is stored, ascending, int64 (m,) with m >= n.
+
+    Raises:
+        ValueError: fewer than n signatures are stored.
+    """
+    rows = pool.signed
+    if len(rows) < n:
+        raise ValueError(
+            f"{strategy} chooses among samples whose activation signature is stored: asked for n = {n}, found "
+            f"{len(rows)} of the {len(pool)} samples of the pool; raise features.signatures.pool in params.yaml "
+            f"and run sample_features again, or lower n"
+        )
+    return rows
+
+
+def reference_signatures(pool: Pool, strategy: str) -> tuple[str, Signatures]:
+    """What the set is held against: `production` or `tuning`, and the stored signatures of that split.
+
+    Raises:
+        ValueError: that split has none.
+    """
+    split = pool.reference_name
+    rows = pool.reference.signed
+    if not len(rows):
+        raise ValueError(
+            f"{strategy} compares with the activations of the {split} split, which holds {len(pool.reference)} samples "
+            f"and no stored signature; "
+            + (
+                "run sample_features again"
+                if len(pool.reference)
+                else "raise tokenize.splits.tuning in params.yaml or add documents"
+            )
+        )
+    return split, pool.reference.signatures(rows)
+
+
+def require_same_sites(candidates: Signatures, reference: Signatures) -> None:
+    """Signatures compare only where they were measured at the same sites.
+
+    Raises:
+        ValueError: they were not.
+    """
+    if candidates.sites != reference.sites:
+        raise ValueError(
+            f"signatures differ in their sites: {len(candidates.sites)} of the pool, {len(reference.sites)} of the "
+            f"reference, or others; run sample_features again"
+        )
+
+
+def random_draws(rng: np.random.Generator, m: int, n: int, draws: int = DRAWS) -> list[NDArray[np.int64]]:
+    """`draws` sets of n of m candidates, each drawn uniformly without replacement: positions, int64 (n,)."""
+    return [rng.choice(m, n, replace=False).astype(np.int64) for _ in range(draws)]
+
+
+def beside_draws(value: float, null: NDArray[np.float64]) -> dict[str, Any]:
+    """A figure of the set beside the same figure of random draws, float64 (draws,).
+
+    Returns:
+        JSON-able: value; null (median, p05, p95); percentile, the share of draws below the value (ties half); ratio,
+        value / median (None where that is 0).
+    """
+    close = 1e-9
+    below = int(np.sum(null < value - close))
+    ties = int(np.sum(np.abs(null - value) <= close))
+    low, median, high = (float(number) for number in np.percentile(null, [5, 50, 95]))
+    return {
+        "value": round(float(value), 6),
+        "null": {"median": round(median, 6), "p05": round(low, 6), "p95": round(high, 6)},
+        "percentile": 50 * (2 * below + ties) / len(null),
+        "ratio": round(value / median, 4) if median > close else None,
+    }

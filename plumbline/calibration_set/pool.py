@@ -1,0 +1,206 @@
+"""The pool of a choice: the samples to choose from, and how a strategy gets at what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from plumbline.base_model.params import ModelParams
+from plumbline.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples
+from plumbline.raw_corpus.document import PRODUCTION
+from plumbline.sample_features.reader import Embeddings, embeddings_of, read_manifest
+from plumbline.sample_features.signature_reader import Stored, read_probe
+from plumbline.tokenized_samples.reader import fingerprint_of, read_samples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from plumbline.sample_features.probe import Probe
+    from plumbline.sample_features.signatures import Signatures
+
+
+REMEMBERED = 4096
+"""Measured signatures that are kept in memory, each some 100 KB for a small model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """The artifacts that a pool is read from.
+
+    Attributes:
+        samples: a tokenized_samples artifact. Its report split is never read here.
+        features: a sample_features artifact of the same samples; None: what needs features fails with a reason.
+        model: the base model, loaded when a strategy asks for it.
+        root: the project; a relative `model.name` starts there.
+    """
+
+    samples: Path
+    features: Path | None
+    model: ModelParams = field(default_factory=ModelParams)
+    root: Path = Path()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the tokenization.
+
+        Raises:
+            ValueError: the features were computed on another one.
+        """
+        of_samples = fingerprint_of(self.samples)
+        if self.features is not None:
+            of_features = read_manifest(self.features)["fingerprint"]
+            if of_samples != of_features:
+                raise ValueError(
+                    f"tokenization differs: tokenized_samples has fingerprint {of_samples[:12]}, sample_features was "
+                    f"computed on {of_features[:12]}; run sample_features again"
+                )
+        return of_samples
+
+    def split(self, name: str) -> Samples:
+        """The samples of one split, sorted by id."""
+        return Samples(self._sorted(name)[0], self.readers)
+
+    def pool(self) -> Pool:
+        """The whole pool split, with everything a strategy may look at; read once, whoever asks."""
+        return self._pool
+
+    @cached_property
+    def _pool(self) -> Pool:
+        table, stream = self._sorted("pool")
+        production = self.split(PRODUCTION)
+        return Pool(
+            table,
+            self.readers,
+            stream,
+            self.split("tuning"),
+            production if len(production) else None,
+            self.load_model,
+            self.load_tokenizer,
+        )
+
+    def _sorted(self, split: str) -> tuple[pa.Table, NDArray[np.int64]]:
+        table = read_samples(self.samples, splits=[split], columns=list(COLUMNS))
+        order = pc.sort_indices(table["sample_id"])  # from here on, the order on disk decides nothing
+        return table.take(order), order.to_numpy().astype(np.int64)
+
+    @cached_property
+    def readers(self) -> Readers:
+        """How the samples are read; one object for all splits."""
+        return Readers(_input_ids_from(self.samples), self._embeddings, self._signatures, self._signed)
+
+    def load_model(self) -> PreTrainedModel:
+        """The base model, shared with every other asset of this process."""
+        from plumbline.base_model.load import loaded_model, model_folder
+
+        folder = model_folder(self.model, self.root)
+        return loaded_model(folder, self.model.device, self.model.trust_remote_code)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        from plumbline.base_model.load import load_tokenizer, model_folder
+
+        return load_tokenizer(model_folder(self.model, self.root), self.model.trust_remote_code)
+
+    def _features(self, what: str) -> Path:
+        if self.features is None:
+            raise ValueError(f"this strategy needs {what}; run sample_features first")
+        return self.features
+
+    def _embeddings(self, names: pa.ChunkedArray) -> Embeddings:
+        return embeddings_of(self._features("embeddings"), names)
+
+    def _signatures(self, names: Sequence[str]) -> Signatures:
+        """Stored ones are read, the others measured; those measured before are remembered for the next who asks."""
+        from plumbline.sample_features.signatures import joined
+
+        rows = self._stored.rows_of(names)
+        missing = list(dict.fromkeys(name for name, row in zip(names, rows.tolist(), strict=True) if row < 0))
+        new = [name for name in missing if name not in self._measured]
+        if new:
+            tokens = self.readers.input_ids(new)
+            found = self.measure({name: tokens[name] for name in new})
+            self._measured.update((name, found.take([row])) for row, name in enumerate(found.sample_ids))
+        parts = [self._stored.take(rows[rows >= 0]), *(self._measured[name] for name in missing)]
+        for name in list(self._measured)[:-REMEMBERED]:
+            del self._measured[name]
+        return joined(parts).by_id(names)
+
+    def measure(self, samples: Mapping[str, NDArray[np.int32]]) -> Signatures:
+        """Signatures of samples that need not be of the corpus, by id and in that order; a forward pass each.
+
+        Raises:
+            ValueError: the features were made with another base model, or without signatures.
+        """
+        from plumbline.base_model.load import base_model_digest, model_folder
+        from plumbline.sample_features.measure import measure
+
+        made_with = self._stored.about["base_model_digest"]
+        found = base_model_digest(model_folder(self.model, self.root))
+        if made_with != found:
+            raise ValueError(
+                f"sample_features measured activations of the base model {made_with[:12]}, the one that params.yaml "
+                f"names is {found[:12]}; run sample_features again"
+            )
+        total = sum(len(ids) for ids in samples.values())
+        with tqdm(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1, disable=None) as bar:
+            return measure(self.load_model(), samples.items(), self._probe, bar.update)
+
+    @cached_property
+    def _measured(self) -> dict[str, Signatures]:
+        return {}
+
+    @cached_property
+    def _stored(self) -> Stored:
+        return Stored(self._features("activation signatures"))
+
+    @cached_property
+    def _probe(self) -> Probe:
+        return read_probe(self._features("activation signatures"))
+
+    def _signed(self) -> Sequence[str]:
+        return [str(name) for name in self._stored.sample_ids.to_pylist()]
+
+
+def of_domains(pool: Pool, domains: Sequence[str] | None, choice: str) -> Pool:
+    """The pool with only the samples of `domains`; None: all.
+
+    Raises:
+        ValueError: the pool has no such domain.
+    """
+    if domains is None:
+        return pool
+    present = sorted(set(pc.unique(pool.table["domain"]).to_pylist()))
+    for domain in domains:
+        if domain not in present:
+            close = get_close_matches(domain, present, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else ""
+            raise ValueError(
+                f"params.yaml, calibrations: {choice}: the pool has no domain `{domain}`{hint} "
+                f"(it has {', '.join(present) or 'no samples at all'})"
+            )
+    wanted = pc.is_in(pool.table["domain"], pa.array(domains, pa.string()))
+    return pool.subset(np.flatnonzero(wanted.to_numpy()).astype(np.int64))
+
+
+def _input_ids_from(samples: Path) -> Callable[[Sequence[str]], dict[str, NDArray[np.int32]]]:
+    def read(names: Sequence[str]) -> dict[str, NDArray[np.int32]]:
+        wanted = pads.field("sample_id").isin(pa.array(names, pa.string()))
+        files = pads.dataset(samples / "shards", format="parquet")
+        found: dict[str, NDArray[np.int32]] = {}
+        for batch in files.to_batches(columns=["sample_id", "input_ids"], filter=wanted):
+            for name, ids in zip(batch["sample_id"].to_pylist(), batch["input_ids"], strict=True):
+                found[name] = np.array(ids.values, dtype=np.int32)
+        return found
+
+    return read

@@ -1,0 +1,66 @@
+"""Reading a calibration set, digest checked: what the statistics, the audit and the user's own code open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plumbline.artifact import read_json, sha256_json
+
+SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("sample_id", pa.string()),
+        ("doc_ids", pa.list_(pa.string())),
+        ("domain", pa.string()),
+        ("source", pa.string()),
+        ("n_tokens", pa.int64()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("reason", pa.string()),
+        ("parents", pa.list_(pa.string())),
+        ("assistant_spans", pa.list_(pa.int32())),
+    ]
+)
+"""samples.parquet. `doc_ids`: the documents whose text is in the sample; several where documents were joined, none
+where the base model wrote it. `reason` is JSON. `parents`: the samples of the pool that a sample was cut or joined
+from; none where it is one of the pool. `assistant_spans`: [start, stop, ...], the tokens that a chat's assistant wrote;
+null where every token counts, because no part is a chat, or because it cannot be told (see assistant.py)."""
+
+
+def set_digest(sample_ids: Sequence[str], fingerprint: str) -> str:
+    """The digest of a calibration set: SHA-256 (hex) over its sample ids in order and the tokenization fingerprint.
+
+    The ids are digests of the token ids, so this one names every token of the set.
+    """
+    return sha256_json([list(sample_ids), fingerprint])
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """`manifest.json` of a calibration set."""
+    manifest: dict[str, Any] = read_json(path / "manifest.json")
+    return manifest
+
+
+def read_calibration_set(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The samples of a calibration set in order, with the columns of `SCHEMA` (or those named).
+
+    Raises:
+        FileNotFoundError: `path` is no calibration set.
+        ValueError: the sample ids are not those the manifest's digest was taken over.
+    """
+    file = path / "samples.parquet"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} holds no samples.parquet: expected a folder data/calibration_set/<choice>")
+    manifest = read_manifest(path)
+    ids = pq.read_table(file, columns=["sample_id"])["sample_id"].to_pylist()
+    found = set_digest(ids, manifest["fingerprint"])
+    if found != manifest["digest"]:
+        raise ValueError(
+            f"{file}: its samples have digest {found[:12]}, manifest.json says {manifest['digest'][:12]}; one of the "
+            f"two was altered: restore both with `dvc checkout --force {path}`"
+        )
+    return pq.read_table(file, columns=None if columns is None else list(columns))

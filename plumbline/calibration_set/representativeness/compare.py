@@ -1,0 +1,237 @@
+"""From artifacts to the comparison: read pool and production once per process, then judge each set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from plumbline.base_model.params import ModelParams
+from plumbline.calibration_set.pool import Sources
+from plumbline.calibration_set.representativeness.activations import Activations
+from plumbline.calibration_set.representativeness.null import rounded
+from plumbline.calibration_set.representativeness.panel import Panel
+from plumbline.calibration_set.representativeness.part import Part, one_hot, part, part_of
+from plumbline.calibration_set.strategies.base import Pool, Samples, Selection
+from plumbline.sample_features.reader import read_manifest
+from plumbline.sample_features.signature_reader import read_magnitudes
+from plumbline.sample_features.signatures import Signatures, joined
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EMPTY = "not measured: the tuning split is empty; raise tokenize.splits.tuning in params.yaml or add documents"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A pool and what stands for production, read once for the choices of a process."""
+
+    panels: tuple[Panel, ...]
+    """The first is what the set should represent: the production sample, or where none is given the tuning split."""
+    domains: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def representativeness(sources: Sources, pool: Pool, selection: Selection, rows: pa.Table) -> dict[str, Any]:
+    """Compare a set with the tuning split and with the production sample, where there is one.
+
+    Args:
+        pool: what was chosen from, perhaps filtered by domain; `rows`: the set as it is stored.
+
+    Returns:
+        JSON-able: `samples`; `primary`, what the set should represent; `references`: per reference what `Panel.judge`
+        returns; `verdict`, `flagged`, `p_value` of the primary one; `sentences`: the verdicts, then what is flagged,
+        then the rest.
+    """
+    everything = prepared(sources)
+    if not everything.panels:
+        return {"samples": rows.num_rows, "primary": None, "references": {}, "sentences": [EMPTY]}
+    chosen, missing = _part_of_set(sources, everything, pool, selection, rows)
+    with threadpool_limits(1):  # many small products: threads cost more than they save, and they change last bits
+        blocks = {panel.name: panel.judge(chosen, missing) for panel in everything.panels}
+    return {"samples": rows.num_rows, **summary(blocks)}
+
+
+def distances(sources: Sources, pool: Pool, selection: Selection, rows: pa.Table) -> dict[str, float]:
+    """Every metric of a set against what it should represent, without the null: to hold sets of one size side by side.
+
+    Args:
+        pool, selection, rows: as for `representativeness`.
+
+    Returns:
+        By name of the metric, to nine digits; those that the set cannot have are left out. Empty without a reference.
+    """
+    everything = prepared(sources)
+    if not everything.panels:
+        return {}
+    chosen, _ = _part_of_set(sources, everything, pool, selection, rows)
+    with threadpool_limits(1):  # as in `representativeness`
+        return {name: rounded(value) for name, value in everything.panels[0].measure(chosen).items()}
+
+
+def summary(blocks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What is said of all references together; the first counts."""
+    primary, *others = blocks
+    first = blocks[primary]
+    sentences = [first["verdict"], *(blocks[name]["verdict"] for name in others), *first["sentences"]]
+    for name in others:
+        flagged = blocks[name]["sentences"][: len(blocks[name]["flagged"])]
+        sentences += [f"Against the {name} split: {sentence}" for sentence in flagged]
+    head = {key: first[key] for key in ("verdict", "flagged", "p_value")}
+    return {"primary": primary, "references": blocks, **head, "sentences": sentences}
+
+
+def prepared(sources: Sources) -> Prepared:
+    """Read what `sources` name, or take what was read before where its content is the same."""
+    pool = sources.pool()
+    digest = hashlib.sha256()
+    for samples in (pool, pool.tuning, *([] if pool.production is None else [pool.production])):
+        digest.update(_bytes(samples.table.select(["sample_id", "doc_id", "domain"])))
+    if sources.features is not None:
+        digest.update((sources.features / "manifest.json").read_bytes())
+    return _prepared(digest.hexdigest(), sources.samples, sources.features, sources.model, sources.root)
+
+
+@lru_cache(maxsize=1)
+def _prepared(digest: str, samples: Path, features: Path | None, model: ModelParams, root: Path) -> Prepared:
+    sources = Sources(samples, features, model, root)
+    pool, tokenizer = sources.pool(), sources.load_tokenizer()
+    references = {"production": pool.production, "tuning": pool.tuning}
+    given: dict[str, Samples] = {name: found for name, found in references.items() if found is not None and len(found)}
+    domains = tuple(sorted({*pool.domains, *(domain for found in given.values() for domain in found.domains)}))
+    unmeasured, signatures = _signatures_of_pool(sources, pool)
+    embedded = features is not None
+    population = part_of(pool, domains, embedded)
+
+    def panel(name: str, reference: Samples) -> Panel:
+        activations, why = None, unmeasured
+        if features is not None and signatures is not None:
+            try:
+                of_production = reference.signatures(reference.signed)
+                activations = Activations.prepare(signatures, of_production, read_magnitudes(features, name))
+            except ValueError as error:
+                why = {"activations": str(error)}
+        production = part_of(reference, domains, embedded)
+        return Panel.prepare(
+            name,
+            population,
+            production,
+            [int(number) for number in tokenizer.all_special_ids],
+            _name_of(tokenizer),
+            domains,
+            pool_samples=len(pool),
+            production_samples=len(reference),
+            activations=activations,
+            unmeasured=why,
+        )
+
+    with threadpool_limits(1):  # as in `representativeness`
+        return Prepared(tuple(panel(name, found) for name, found in given.items()), domains, tokenizer)
+
+
+def _signatures_of_pool(sources: Sources, pool: Pool) -> tuple[dict[str, str], Signatures | None]:
+    """What cannot be measured and why, and the stored signatures of the pool."""
+    if sources.features is None:
+        why = "there are no features; run sample_features"
+        return {"embeddings": why, "activations": why}, None
+    try:
+        return {}, pool.signatures(pool.signed)
+    except ValueError as error:
+        return {"activations": str(error)}, None
+
+
+def _part_of_set(
+    sources: Sources, everything: Prepared, pool: Pool, selection: Selection, rows: pa.Table
+) -> tuple[Part, dict[str, str]]:
+    """The set, and why it has no embeddings or no signatures, where it has none."""
+    input_ids = [np.array(ids.values, dtype=np.int32) for ids in rows["input_ids"].combine_chunks()]
+    names, parents = rows["sample_id"].to_pylist(), rows["doc_ids"].to_pylist()
+    documents = [of[0] if of else name for of, name in zip(parents, names, strict=True)]
+    by_domain = tokens_by_domain(pool, selection, everything.domains)
+    made = sorted({*selection.pieces, *selection.written})
+    whole = [position for position in range(len(names)) if position not in set(made)]
+    order = np.argsort([*whole, *made])
+    embeddings, signatures, unmeasured = None, None, {}
+    if sources.features is not None:
+        try:
+            parts = [sources.readers.embeddings(rows["sample_id"].take(pa.array(whole))).take()] if whole else []
+            parts += [_embed(sources, everything.tokenizer, [input_ids[position] for position in made])] if made else []
+            embeddings = np.concatenate(parts)[order]
+        except (FileNotFoundError, ValueError) as error:
+            unmeasured["embeddings"] = str(error)
+    if any(isinstance(aspect, Activations) for panel in everything.panels for aspect in panel.aspects):
+        try:
+            stored = [sources.readers.signatures([names[position] for position in whole])] if whole else []
+            new = [sources.measure({names[position]: input_ids[position] for position in made})] if made else []
+            signatures = joined([*stored, *new]).take(order)
+        except ValueError as error:
+            unmeasured["activations"] = str(error)
+    return part(input_ids, by_domain, documents, embeddings, signatures), unmeasured
+
+
+def tokens_by_domain(pool: Pool, selection: Selection, domains: Sequence[str]) -> NDArray[np.int64]:
+    """Tokens of each domain in each sample of a selection, int64 (n, D); the model's own tokens have no domain."""
+    of, lengths = pool.domains, pool.lengths
+    found = np.zeros((len(selection.indices), len(domains)), dtype=np.int64)
+    for position, row in enumerate(selection.indices.tolist()):
+        if position in selection.written:
+            continue
+        parts = selection.pieces.get(position)
+        cut = [(piece.row, piece.stop - piece.start) for piece in parts] if parts else [(row, int(lengths[row]))]
+        found[position] = one_hot([of[at] for at, _ in cut], np.array([n for _, n in cut]), domains).sum(axis=0)
+    return found
+
+
+def _embed(
+    sources: Sources, tokenizer: PreTrainedTokenizerBase, input_ids: list[NDArray[np.int32]]
+) -> NDArray[np.float16]:
+    """Embeddings of samples that were cut, joined or written, as sample_features made those of the pool."""
+    from plumbline.sample_features.embedder import embed, embedder_digest, embedder_folder, matmul_precision
+    from plumbline.sample_features.params import FeatureParams
+
+    assert sources.features is not None
+    made = read_manifest(sources.features)
+    params = FeatureParams(**{name: made[name] for name in ("embedder", "max_tokens", "matmul_precision")})
+    folder = embedder_folder(params, sources.root)
+    if (digest := embedder_digest(folder)) != made["embedder_digest"]:
+        raise ValueError(
+            f"the embedder {params.embedder} has digest {digest[:12]}, sample_features was made with "
+            f"{made['embedder_digest'][:12]}; run sample_features again"
+        )
+    found = np.empty((len(input_ids), made["dimension"]), dtype=np.float16)
+    with matmul_precision(params.matmul_precision):
+        texts = tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        for positions, embeddings in embed(_embedder(folder, params.max_tokens), texts, params.batch_size):
+            found[positions] = embeddings
+    return found
+
+
+@lru_cache(maxsize=1)
+def _embedder(folder: Path, max_tokens: int) -> Any:
+    from plumbline.sample_features.embedder import load
+
+    return load(folder, max_tokens)
+
+
+def _name_of(tokenizer: PreTrainedTokenizerBase) -> Any:
+    def name(token_id: int) -> str:
+        text = tokenizer.decode([token_id]) if 0 <= token_id < len(tokenizer) else ""
+        return repr(text) if text else f"token {token_id}"
+
+    return name
+
+
+def _bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,46 @@
+"""What an aspect of representativeness is: metrics of a set, and of many random sets at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plumbline.calibration_set.representativeness.part import Part
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A distance to production: larger is farther."""
+
+    label: str
+    """A few words, for plots and headlines."""
+    unit: str
+    sentence: str
+    """With {value}, {factor} (e to the power of it) and {where}."""
+    zero: float = 0.0
+    """The value of no difference."""
+
+
+class Aspect(Protocol):
+    """One side of representativeness, prepared once for a production sample and a pool."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics by name."""
+
+    @property
+    def size(self) -> int:
+        """How many samples of the pool random sets are drawn from."""
+
+    def of_set(self, chosen: Part) -> dict[str, float]:
+        """The distance of a set to production, by name of the metric; without those that the set cannot have."""
+
+    def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """The same for random sets, given as numbers (B, n) below `size`; each (B,)."""
+
+    def where(self, chosen: Part) -> dict[str, str]:
+        """For metrics that are about the worst of several places, its name."""

@@ -1,0 +1,247 @@
+"""From a calibration choice to a calibration set: read the pool, let the strategy choose, check, write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from plumbline.artifact import canonical_json, read_json, write_json, write_table
+from plumbline.calibration_set.pool import Sources, of_domains
+from plumbline.calibration_set.reader import SCHEMA, set_digest
+from plumbline.calibration_set.representativeness import representativeness
+from plumbline.calibration_set.representativeness.plots import LENGTHS, PANEL, plot_lengths, plot_panel
+from plumbline.calibration_set.strategies import Strategy, get
+from plumbline.calibration_set.strategies.base import Pool, Selection, generator, sample_id
+from plumbline.tokenized_samples.assistant import Spans, joined_spans
+
+_CORE = ("name", "strategy", "n", "seed", "domains", "allow_fewer")
+WRITTEN = "written by the base model"
+"""Domain and source of a sample that no document holds."""
+
+
+def build_calibration_set(choice: Path, sources: Sources, out: Path) -> dict[str, Any]:
+    """Choose the calibration set of one choice from the pool split.
+
+    Args:
+        choice: folder with `choice.json`.
+        sources: samples, features and base model. A strategy sees pool, tuning and production; report is not read.
+        out: existing empty folder; gets samples.parquet, manifest.json, representativeness.json and its two plots.
+
+    Returns:
+        Summary: the verdict on representativeness, tokens, digest, counts, the strategy's notes, sentences and
+        percentiles of the metrics.
+
+    Raises:
+        ValueError: features and samples differ in tokenization; an unknown domain; the pool or the strategy gives
+            fewer than n samples and the choice does not allow it; the strategy broke its contract.
+    """
+    asked: dict[str, Any] = read_json(choice / "choice.json")
+    fingerprint = sources.fingerprint
+    whole = sources.pool()
+    pool = of_domains(whole, asked["domains"], asked["name"])
+    strategy = get(asked["strategy"])
+    selection = choose(pool, strategy, asked, len(whole))
+    rows = joined(pool, selection, asked["name"])
+    write_table(out / "samples.parquet", rows)
+    manifest = _manifest(asked, strategy, fingerprint, rows, selection, pool, len(whole))
+    manifest["fingerprint_parts"] = read_json(sources.samples / "accounting.json")["fingerprint_parts"]
+    write_json(out / "manifest.json", manifest)
+    measured = representativeness(sources, pool, selection, rows)
+    write_json(out / "representativeness.json", measured)
+    if measured["primary"] is not None:
+        plot_panel(measured["references"][measured["primary"]], out / PANEL)
+        plot_lengths(rows["n_tokens"].to_numpy(), whole.reference.lengths, measured["primary"], out / LENGTHS)
+    return {
+        "verdict": measured.get("verdict"),
+        **{key: manifest[key] for key in ("tokens", "documents", "digest")},
+        **manifest["counts"],
+        "notes": manifest["notes"],
+        "representativeness": measured["sentences"],
+        **_percentiles(measured),
+    }
+
+
+def _percentiles(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat, for the summary: percentile per metric against what the set should represent, and the decision."""
+    if measured["primary"] is None:
+        return {}
+    metrics = measured["references"][measured["primary"]]["metrics"]
+    percentiles = {f"{name}_percentile": metric["percentile"] for name, metric in metrics.items()}
+    flagged = ", ".join(metrics[name]["label"] for name in measured["flagged"])
+    return {**percentiles, "p_value": measured["p_value"], "flagged": flagged or "none"}
+
+
+def choose(pool: Pool, strategy: Strategy, asked: Mapping[str, Any], whole: int) -> Selection:
+    """Let a strategy choose from the pool, and hold it to its contract.
+
+    Args:
+        asked: the content of `choice.json`.
+        whole: samples of the pool before any filter, for the message where there are too few.
+    """
+    n = _size(asked, pool, whole)
+    options = strategy.options.model_validate({key: value for key, value in asked.items() if key not in _CORE})
+    keywords = {field: getattr(options, field) for field in type(options).model_fields}
+    selection = strategy.select(pool, n, generator(asked["seed"], asked["strategy"]), **keywords)
+    _check(selection, pool, n, asked, strategy)
+    return selection
+
+
+def _size(asked: Mapping[str, Any], pool: Pool, whole: int) -> int:
+    """How many samples to ask the strategy for: n, or with `allow_fewer` what there is."""
+    if not len(pool) or (len(pool) < asked["n"] and not asked["allow_fewer"]):
+        among = "" if asked["domains"] is None else f", {len(pool)} of them in domains {', '.join(asked['domains'])}"
+        raise ValueError(_too_few(asked, len(pool), f"the pool has {whole} samples{among}"))
+    return int(min(asked["n"], len(pool)))
+
+
+def _too_few(asked: Mapping[str, Any], found: int, why: str) -> str:
+    fix = f"lower n to {found}, add documents, or set `allow_fewer: true`" if found else "add documents"
+    where = f"params.yaml, calibrations: {asked['name']}"
+    return f"{where}: asked for n = {asked['n']} samples, found {found} ({why}); {fix}"
+
+
+def _check(selection: Selection, pool: Pool, n: int, asked: Mapping[str, Any], strategy: Strategy) -> None:
+    """Hold a strategy to its contract: a third party's mistake must not become a quietly wrong set."""
+    rows = np.asarray(selection.indices)
+    blame = f"strategy {asked['strategy']} of package {strategy.package}"
+    if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer) or len(rows) != len(selection.reasons):
+        raise ValueError(
+            f"{blame}: expected one-dimensional integer indices with one reason each, found {rows.dtype} "
+            f"{rows.shape} and {len(selection.reasons)} reasons; correct the strategy"
+        )
+    ours = np.ones(len(rows), dtype=bool)
+    ours[list(selection.written)] = False
+    lengths = pool.lengths
+    cut = [piece for parts in selection.pieces.values() for piece in parts]
+    touched = np.concatenate([rows[ours], [piece.row for piece in cut]]).astype(np.int64)
+    if len(touched) and (touched.min() < 0 or touched.max() >= len(pool)):
+        found = f"{touched.min()} to {touched.max()}, expected 0 to {len(pool) - 1}"
+        raise ValueError(f"{blame}: found indices {found}; correct the strategy")
+    for piece in cut:
+        if not 0 <= piece.start < piece.stop <= lengths[piece.row]:
+            raise ValueError(f"{blame}: found {piece} of a sample of {lengths[piece.row]} tokens; correct the strategy")
+    ours[list(selection.pieces)] = False
+    if len(np.unique(rows[ours])) != int(ours.sum()):
+        raise ValueError(f"{blame}: chose a sample twice; correct the strategy")
+    if len(rows) > n:
+        raise ValueError(f"{blame}: chose {len(rows)} samples, asked for {n}; correct the strategy")
+    if not len(rows) or (len(rows) < n and not asked["allow_fewer"]):
+        why = selection.notes.get("short") or f"chose no more of {len(pool)}"
+        raise ValueError(_too_few(asked, len(rows), f"{blame}: {why}"))
+
+
+def joined(pool: Pool, selection: Selection, name: str) -> pa.Table:
+    """The chosen samples as they are stored (`reader.SCHEMA`): whole, joined of pieces, or written.
+
+    Raises:
+        ValueError: two of them have the same tokens.
+    """
+    touched = _touched(selection)
+    tokens_of = dict(zip(touched, pool.input_ids(touched), strict=True))
+    about = {column: pool.table[column].take(pa.array(touched, pa.int64())).to_pylist() for column in _ABOUT}
+    spans_of = pool.assistant_spans(touched)
+    at = {row: place for place, row in enumerate(touched)}
+    columns: dict[str, list[Any]] = {column: [] for column in SCHEMA.names}
+    for position, (row, reason) in enumerate(zip(selection.indices.tolist(), selection.reasons, strict=True)):
+        pieces = selection.pieces.get(position, ())
+        spans: Spans | None = None
+        if position in selection.written:
+            tokens = np.asarray(selection.written[position], dtype=np.int32)
+            of: list[int] = []
+        elif pieces:
+            tokens = np.concatenate([tokens_of[piece.row][piece.start : piece.stop] for piece in pieces])
+            of = list(dict.fromkeys(piece.row for piece in pieces))
+            spans = joined_spans([(spans_of[at[piece.row]], piece.start, piece.stop) for piece in pieces])
+        else:
+            tokens, of, spans = tokens_of[row], [row], spans_of[at[row]]
+        parts = {column: list(dict.fromkeys(about[column][at[parent]] for parent in of)) for column in _ABOUT}
+        columns["position"].append(position)
+        columns["sample_id"].append(sample_id(tokens) if pieces or not of else parts["sample_id"][0])
+        columns["doc_ids"].append(parts["doc_id"])
+        columns["domain"].append(" + ".join(sorted(parts["domain"])) or WRITTEN)
+        columns["source"].append(" + ".join(parts["source"]) or WRITTEN)
+        columns["n_tokens"].append(len(tokens))
+        columns["input_ids"].append(tokens)
+        columns["reason"].append(canonical_json(reason))
+        columns["parents"].append(parts["sample_id"] if pieces else [])
+        columns["assistant_spans"].append(spans)
+    repeated = [sample for sample, count in Counter(columns["sample_id"]).items() if count > 1]
+    if repeated:
+        which = f"sample {repeated[0][:12]} is in the set twice"
+        raise ValueError(f"calibration choice {name}: {which}, after samples were cut; correct the strategy")
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+
+
+_ABOUT = ("sample_id", "doc_id", "domain", "source")
+
+
+def _touched(selection: Selection) -> list[int]:
+    """The rows of the pool whose tokens are in the set, each once."""
+    rows: dict[int, None] = {}
+    for position, row in enumerate(np.asarray(selection.indices).tolist()):
+        if position in selection.pieces:
+            rows |= dict.fromkeys(piece.row for piece in selection.pieces[position])
+        elif position not in selection.written:
+            rows[row] = None
+    return list(rows)
+
+
+def _tokens_used(selection: Selection, pool: Pool) -> int:
+    """Tokens of the pool that are in the set, each once however often (special tokens may head several windows)."""
+    spans: dict[int, list[tuple[int, int]]] = {row: [] for row in _touched(selection)}
+    for piece in (piece for parts in selection.pieces.values() for piece in parts):
+        spans[piece.row].append((piece.start, piece.stop))
+    cut = {*selection.pieces, *selection.written}
+    whole = [row for position, row in enumerate(selection.indices.tolist()) if position not in cut]
+    used = int(pool.lengths[whole].sum())
+    for row in spans.keys() - set(whole):
+        end = 0
+        for start, stop in sorted(spans[row]):
+            used += max(0, stop - max(start, end))
+            end = max(end, stop)
+    return used
+
+
+def _manifest(
+    asked: dict[str, Any],
+    strategy: Strategy,
+    fingerprint: str,
+    rows: pa.Table,
+    selection: Selection,
+    pool: Pool,
+    whole: int,
+) -> dict[str, Any]:
+    by_domain = rows.group_by("domain").aggregate([("n_tokens", "count"), ("n_tokens", "sum")]).to_pylist()
+    tokens = int(pc.sum(rows["n_tokens"]).as_py())
+    touched = _touched(selection)
+    return {
+        "choice": asked,
+        "strategy_package": strategy.package,
+        "fingerprint": fingerprint,
+        "digest": set_digest(rows["sample_id"].to_pylist(), fingerprint),
+        "samples": rows.num_rows,
+        "tokens": tokens,
+        "documents": len(pc.unique(rows["doc_ids"].combine_chunks().flatten())),
+        "pool_samples": whole,
+        "counts": {
+            "pool_samples": whole,
+            "filtered_by_domain": whole - len(pool),
+            "not_chosen": len(pool) - len(touched),
+            "used": len(touched),
+            "selected": rows.num_rows,
+            "missing": asked["n"] - rows.num_rows,
+            "cut_or_joined": len(selection.pieces),
+            "written": len(selection.written),
+            "tokens_left_out": int(pool.lengths[touched].sum()) - _tokens_used(selection, pool),
+        },
+        "domains": {
+            line["domain"]: {"samples": line["n_tokens_count"], "tokens": line["n_tokens_sum"]} for line in by_domain
+        },
+        "notes": selection.notes,
+    }

@@ -1,0 +1,125 @@
+"""The strategies by name: ours, and those that installed packages add.
+
+A strategy is one function
+
+    def select(pool: Pool, n: int, rng: numpy.random.Generator, *, my_option: int = 3) -> Selection
+
+Its keyword-only parameters are its options under `calibrations:` in params.yaml: their annotations are checked
+(`Annotated[int, Field(ge=1)]` works) and their defaults filled in. A package adds one by an entry point:
+
+    [project.entry-points."plumbline.strategies"]
+    my_strategy = "my_package.my_module:select"
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from plumbline.calibration_set.strategies.base import Selection
+
+GROUP = "plumbline.strategies"
+
+BUILT_IN = {
+    "random": "plumbline.calibration_set.strategies.uniform",
+    **{
+        name: f"plumbline.calibration_set.strategies.{name}"
+        for name in (
+            "length_stratified",
+            "first_n",
+            "packed_windows",
+            "embedding_cluster",
+            "token_coverage",
+            "activation_coverage",
+            "hessian_matching",
+            "hot_flip",
+            "bandit_coverage",
+            "reinforce",
+            "domain_matched",
+            "mixture",
+            "self_generated",
+        )
+    },
+}
+"""Name -> module with a function `select`; imported when asked for."""
+
+_RESERVED = frozenset({"name", "strategy", "n", "seed", "domains", "allow_fewer"})
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A strategy, ready to call: `select(pool, n, rng, **options)`."""
+
+    name: str
+    select: Callable[..., Selection]
+    options: type[BaseModel]
+    """The options it declares, with types and defaults; unknown ones are refused."""
+    package: str
+    """Distribution that brings it: `plumbline` for ours."""
+
+
+def names() -> list[str]:
+    """Every strategy that can be named in params.yaml, sorted."""
+    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def get(name: str) -> Strategy:
+    """The strategy called `name`.
+
+    Raises:
+        ValueError: no such strategy, two packages claim the name, or the package's strategy does not import or has
+            the wrong signature.
+    """
+    added = list(entry_points(group=GROUP, name=name))
+    owners = (["plumbline"] if name in BUILT_IN else []) + [_package(point) for point in added]
+    if len(owners) > 1:
+        raise ValueError(f"strategy {name}: brought by {' and by '.join(owners)}; uninstall or rename one")
+    if name in BUILT_IN:
+        return _strategy(name, import_module(BUILT_IN[name]).select, "plumbline")
+    if not added:
+        close = get_close_matches(name, names(), n=1)
+        hint = f" did you mean `{close[0]}`?" if close else ""
+        raise ValueError(
+            f"no strategy is called `{name}`;{hint} There are {', '.join(names())}. Another package adds one by an "
+            f"entry point in the group {GROUP}"
+        )
+    try:
+        function = added[0].load()
+    except Exception as error:  # whatever the foreign module raises, the reader needs to know whose it is
+        raise ValueError(
+            f"strategy {name}: `{added[0].value}` of package {owners[0]} does not import "
+            f"({type(error).__name__}: {error}); repair or uninstall that package"
+        ) from error
+    return _strategy(name, function, owners[0])
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _strategy(name: str, select: Callable[..., Selection], package: str) -> Strategy:
+    if not callable(select):
+        raise ValueError(f"strategy {name} of package {package}: expected a function, found {type(select).__name__}")
+    fields: dict[str, Any] = {}
+    positional = []
+    for parameter in inspect.signature(select, eval_str=True).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            annotation = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+            fields[parameter.name] = (annotation, default)
+        else:
+            positional.append(parameter.name)
+    if positional != ["pool", "n", "rng"] or _RESERVED & fields.keys():
+        raise ValueError(
+            f"strategy {name} of package {package}: expected `select(pool, n, rng, *, options)` with no option called "
+            f"{', '.join(sorted(_RESERVED))}; found {inspect.signature(select)}"
+        )
+    config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    return Strategy(name, select, create_model(f"{name}_options", __config__=config, **fields), package)

@@ -1,0 +1,121 @@
+"""Documents joined and cut into full-length windows: what GPTQ-style code does by default, here as a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field
+
+from plumbline.calibration_set.strategies.base import Piece, Pool, Selection, sample_id
+
+
+def select(
+    pool: Pool,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    length: Annotated[int, Field(ge=2)] | None = None,
+    order: Literal["random", "stream"] = "random",
+    special_tokens: Literal["per_document", "per_window"] = "per_document",
+) -> Selection:
+    """Join the pool's documents and take the first n windows of `length` tokens. A baseline.
+
+    Every window is full and none is padded, so no length but one is calibrated, windows begin and end in mid-sentence,
+    and unrelated documents see each other. That is the habit that other strategies are held against.
+
+    Options:
+        length: tokens per window; null: as long as the longest sample of the pool.
+        order: of the documents: `random` (seeded) or as in the `stream` of the corpus. The samples of one document
+            stay together in any case, in their order.
+        special_tokens: what the tokenizer puts before a text (beginning-of-sequence) stands where each document
+            begins (`per_document`, as packing scripts do it: most windows then begin without), or at the head of each
+            window and nowhere else (`per_window`, as if the tokenizer had been given the window's text). A sample
+            that goes on with the document of the sample before never brings it along.
+
+    Optimises: nothing; with a random order each token of the pool has about the same chance.
+    Cost: O(N log N); token ids are read for the windows taken alone. A window that repeats one of the set is passed
+    over and the next one read; where the pool runs out of windows, the set has fewer than n.
+    Source: the data loaders of GPTQ (Frantar et al. 2023, arXiv 2210.17323) and `group_texts` of Hugging Face's
+    examples; what it does to the Hessian: MaCa, arXiv 2602.07465.
+    """
+    length = int(pool.lengths.max()) if length is None else length
+    if length <= pool.special_prefix:
+        raise ValueError(
+            f"packed_windows: found `length: {length}`, expected more than the {pool.special_prefix} special tokens "
+            f"that a text begins with; raise it in params.yaml, calibrations"
+        )
+    prefix = np.minimum(pool.special_prefix, pool.table["n_special"].to_numpy()).astype(np.int64)
+    rows, goes_on = _order(pool, rng, order)
+    windows = _windows(
+        pool,
+        rows,
+        np.where(goes_on | (special_tokens == "per_window"), prefix[rows], 0),
+        length,
+        prefix if special_tokens == "per_window" else np.zeros_like(prefix),
+    )
+    reasons: list[dict[str, Any]] = []
+    pieces: dict[int, tuple[Piece, ...]] = {}
+    taken: set[str] = set()
+    read = 0
+    while len(pieces) < n and (together := list(islice(windows, n - len(pieces)))):
+        for number, (parts, tokens) in enumerate(zip(together, _tokens(pool, together), strict=True), start=read):
+            if (name := sample_id(tokens)) not in taken:
+                taken.add(name)
+                pieces[len(pieces)] = parts
+                reasons.append({"window": number, "samples": len({piece.row for piece in parts})})
+        read += len(together)
+    notes = {
+        "baseline": "documents joined and cut into full-length windows",
+        "length": length,
+        "repeated": read - len(pieces),
+    }
+    indices = np.array([parts[0].row for parts in pieces.values()], dtype=np.int64)
+    return Selection(indices, reasons, pieces, notes=notes)
+
+
+def _order(pool: Pool, rng: np.random.Generator, order: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The pool's rows in the order in which they are joined, and which go on with the document of the row before."""
+    documents = pc.rank(pool.table["doc_id"], tiebreaker="dense").to_numpy().astype(np.int64) - 1
+    if order == "random":
+        rows = np.lexsort((pool.stream, rng.permutation(int(documents.max()) + 1)[documents]))
+    else:
+        rows = np.argsort(pool.stream)
+    return rows.astype(np.int64), np.diff(documents[rows], prepend=-1) == 0
+
+
+def _windows(
+    pool: Pool, rows: NDArray[np.int64], starts: NDArray[np.int64], length: int, heads: NDArray[np.int64]
+) -> Iterator[tuple[Piece, ...]]:
+    """The windows one after the other; what is left at the end and fills none is not used.
+
+    Args:
+        rows, starts: the rows in order, and the first token that each brings along.
+        heads: per row of the pool, how many of its first tokens go before a window that begins in it.
+    """
+    lengths = pool.lengths
+    parts: list[Piece] = []
+    lacking = length
+    for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
+        while start < lengths[row]:
+            if not parts and heads[row]:
+                parts.append(Piece(row, 0, int(heads[row])))
+                lacking -= int(heads[row])
+            stop = min(start + lacking, int(lengths[row]))
+            parts.append(Piece(row, start, stop))
+            lacking -= stop - start
+            start = stop
+            if not lacking:
+                yield tuple(parts)
+                parts, lacking = [], length
+
+
+def _tokens(pool: Pool, windows: list[tuple[Piece, ...]]) -> Iterator[NDArray[np.int32]]:
+    rows = list(dict.fromkeys(piece.row for parts in windows for piece in parts))
+    tokens_of = dict(zip(rows, pool.input_ids(rows), strict=True))
+    for parts in windows:
+        yield np.concatenate([tokens_of[piece.row][piece.start : piece.stop] for piece in parts])

@@ -1,0 +1,281 @@
+"""REINFORCE on the true quantized KL: a policy over samples learns which sets quantize the model well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from tqdm import tqdm
+
+from plumbline.calibration_set.methods.cheap_features import cheap_features, principal_directions, standardised
+from plumbline.calibration_set.methods.greedy import lazy_greedy
+from plumbline.calibration_set.methods.plackett_luce import entropy
+from plumbline.calibration_set.methods.set_search import (
+    Search,
+    Settings,
+    cross_entropy,
+    random_search,
+    reinforce,
+    swap_search,
+)
+from plumbline.calibration_set.methods.signed import reference_signatures
+from plumbline.calibration_set.strategies.activation_coverage import Coverage
+from plumbline.calibration_set.strategies.base import Pool, Selection
+
+if TYPE_CHECKING:
+    from plumbline.calibration_set.methods.quantized_kl import QuantizedKL, Texts
+    from plumbline.sample_features.signatures import Signatures
+
+LEAST_CANDIDATES = 64
+DIGITS = 9
+"""Decimals of a reward (nats per token) that decisions are made on."""
+RIDGE = 0.1
+WEAK = 0.3
+"""Rank correlation below which one half of the tuning text says little about the other."""
+
+
+def select(
+    pool: Pool,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    candidates: Annotated[int, Field(ge=2)] | None = None,
+    steps: Annotated[int, Field(ge=1)] = 10,
+    sets: Annotated[int, Field(ge=2)] = 4,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05,
+    entropy_bonus: Annotated[float, Field(ge=0)] = 0.01,
+    start: Literal["uniform", "greedy"] = "uniform",
+    beta: Annotated[float, Field(ge=0)] = 0.0,
+    rival: Literal["swap", "cem"] = "swap",
+    tuning_tokens: Annotated[int, Field(ge=16)] = 8192,
+    blocks: Annotated[int, Field(ge=1)] | None = None,
+    bits: Annotated[int, Field(ge=2, le=8)] = 3,
+    group_size: Annotated[int, Field(ge=1)] | None = 128,
+    embedding_dimensions: Annotated[int, Field(ge=0)] = 8,
+    activation_dimensions: Annotated[int, Field(ge=0)] = 0,
+    memory_gb: Annotated[float, Field(gt=0)] = 4.0,
+) -> Selection:
+    """Learn by trial which samples make a set from which the model quantizes well, and return the best set found.
+
+    Options:
+        candidates: how many samples, drawn uniformly from the pool, the policy chooses among; each costs a forward pass
+            and the memory of its Hessians. null: 64, or twice n where that is more.
+        steps, sets: updates of the policy, and sets tried per update. steps * sets models are quantized, as many again
+            for the rival, and as many for random sets.
+        learning_rate, entropy_bonus: size of an update, in units of the deviation of the rewards of random sets; and
+            the reward for staying undecided.
+        start: policy to begin with: `uniform`, or the linear one nearest to the greedy set of `activation_coverage`.
+        beta: weight of that coverage f(A), from 0 to 1, beside the KL (nats per token).
+        rival: the search to compare with: `swap` (local search) or `cem` (cross-entropy method).
+        tuning_tokens: of the tuning split, half of them to reward sets, half (of other documents) to check them.
+        blocks: how many decoder layers are quantized, spread over the depth; null: all.
+        bits, group_size: the grid of GPTQ; group_size null: one scale per channel.
+        embedding_dimensions, activation_dimensions: how many leading directions of the embedding, and of the pooled
+            activations, the policy sees beside length and domain.
+        memory_gb: for the candidates' Hessians; refused where they need more.
+
+    Optimises: beta f(A) - KL(base || quantized) on the rewarding half of the tuning tokens. What is rewarded can be
+        overfitted, so the two finalists (the best set tried, the mode of the final policy) are told apart by the other
+        half, and the verdict compares KLs of that half. The policy's set is returned also where the rival's is better;
+        the notes say which was.
+    Cost: a forward pass per candidate (two where its signature is read and not stored: `start`, `beta` and
+        `activation_dimensions` do); 3 (steps * sets) times GPTQ of the blocks and a forward pass over half of
+        tuning_tokens. On one thread, for the same bytes everywhere: meant for small models.
+    Source: Williams 1992; Gumbel-top-k and the leave-one-out baseline: Kool, van Hoof, Welling 2019. No earlier use
+    for calibration sets is known.
+    """
+    from plumbline.calibration_set.methods.quantized_kl import QuantizedKL, two_halves
+
+    if n == len(pool):
+        return Selection(np.arange(n), [{} for _ in range(n)], notes={"everything": "n is the size of the pool"})
+    count = min(len(pool), max(LEAST_CANDIDATES, 2 * n) if candidates is None else candidates)
+    if count <= n:
+        raise ValueError(
+            f"strategy reinforce: candidates = {count} leaves no choice of n = {n}; raise it in params.yaml"
+        )
+    among, texts, policy, other, anyone = (np.random.default_rng(int(s)) for s in rng.integers(2**63, size=5))
+    rows = np.sort(among.permutation(len(pool))[:count])
+    model = QuantizedKL(
+        pool.load_model(),
+        list(zip(pool.names(rows), pool.input_ids(rows), strict=True)),
+        blocks=blocks,
+        bits=bits,
+        group_size=group_size,
+        memory_gb=memory_gb,
+    )
+    halves = two_halves(pool.tuning, tuning_tokens // 2, texts)
+    x, names = cheap_features(pool, rows, embedding_dimensions)
+    theta = np.zeros(x.shape[1])
+    f = None
+    if start == "greedy" or beta or activation_dimensions:
+        signatures = pool.signatures(rows)
+        x, names = _with_activations(x, names, signatures, activation_dimensions)
+        coverage = Coverage.of(signatures, reference_signatures(pool, "reinforce")[1], n)
+        theta = (
+            _towards(x, lazy_greedy(coverage, np.arange(count), n)[0]) if start == "greedy" else np.zeros(x.shape[1])
+        )
+        f = coverage
+    budget = steps * sets
+    search = swap_search if rival == "swap" else cross_entropy
+    with tqdm(total=3 * budget, desc="sets", unit="set", disable=None) as bar:
+        judge = Judge(model, model.texts(halves[0]), model.texts(halves[1]), f, beta, bar.update)
+        uniform = random_search(count, n, judge.reward_and_check, anyone, budget)
+        theirs = search(count, n, judge.reward, other, budget)
+        scale = float(np.std([trial.reward for trial in uniform.trials])) or 1.0
+        settings = Settings(sets, steps, learning_rate, entropy_bonus, scale)
+        ours, learned = reinforce(x, n, judge.reward, policy, theta, settings)
+
+    logits = x @ learned
+    pick = max(ours.finalists, key=judge.check)
+    order = sorted(pick, key=lambda item: (-round(float(logits[item]), DIGITS), item))
+    kls = [judge.kl_rewarding(trial.items) for trial in ours.trials]
+    notes = {
+        "candidates": count,
+        "evaluations": budget,
+        "linears": len(model.group_size),
+        "tokens": {"rewarding": judge.rewarding.tokens, "checking": judge.checking.tokens},
+        "policy": {
+            "weights": {name: round(float(weight), 4) for name, weight in zip(names, learned, strict=True)},
+            "entropy": [round(entropy(x, at)[0], 4) for at in (theta, learned)],
+            "mean_kl_per_step": [round(float(np.mean(kls[at : at + sets])), 6) for at in range(0, budget, sets)],
+            "pick": "best set tried" if pick == ours.finalists[0] else "mode of the final policy",
+        },
+        **compared(judge, ours, theirs, uniform, rival),
+    }
+    if beta and f is not None:
+        notes["coverage"] = round(float(f.reached(np.array(pick))[0]), 6)
+    return Selection(rows[order], [_reason(item, logits, ours, kls) for item in order], notes=notes)
+
+
+class Judge:
+    """What a set is worth: beta f - KL, with the KL on the half of the tuning text that rewards or the one that checks.
+
+    KLs are rounded, so that decisions do not hang on the last bits, and each is measured once.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedKL,
+        rewarding: Texts,
+        checking: Texts,
+        coverage: Coverage | None,
+        beta: float,
+        progress: Callable[[], object],
+    ) -> None:
+        self.rewarding, self.checking = rewarding, checking
+        self._model, self._coverage, self._beta, self._progress = model, coverage, beta, progress
+        self._known: dict[tuple[bool, tuple[int, ...]], float] = {}
+
+    def reward(self, items: tuple[int, ...]) -> float:
+        """What a search is told."""
+        self._progress()
+        return self._bonus(items) - self.kl_rewarding(items)
+
+    def check(self, items: tuple[int, ...]) -> float:
+        """What decides between finalists, and no search is told."""
+        return self._bonus(items) - self.kl_checking(items)
+
+    def reward_and_check(self, items: tuple[int, ...]) -> float:
+        """`reward`, while the other KL, for the null of what is compared, costs no second quantization."""
+        self.kl_checking(items)
+        return self.reward(items)
+
+    def kl_rewarding(self, items: tuple[int, ...]) -> float:
+        """Nats per token."""
+        return self._kl(items, False)
+
+    def kl_checking(self, items: tuple[int, ...]) -> float:
+        """Nats per token."""
+        return self._kl(items, True)
+
+    @property
+    def halves(self) -> dict[str, Callable[[tuple[int, ...]], float]]:
+        """Both KLs by name."""
+        return {"rewarding": self.kl_rewarding, "checking": self.kl_checking}
+
+    def _kl(self, items: tuple[int, ...], checking: bool) -> float:
+        if (checking, items) not in self._known:
+            texts = self.checking if checking else self.rewarding
+            self._known[checking, items] = round(self._model(items, texts), DIGITS)
+        return self._known[checking, items]
+
+    def _bonus(self, items: tuple[int, ...]) -> float:
+        if not self._beta or self._coverage is None:
+            return 0.0
+        return round(self._beta * float(self._coverage.reached(np.array(items))[0]), DIGITS)
+
+
+def _with_activations(
+    x: NDArray[np.float64], names: tuple[str, ...], signatures: Signatures, dimensions: int
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """The features with the leading directions of the pooled activations beside them."""
+    if not dimensions:
+        return x, names
+    pooled = signatures.pooled.astype(np.float64)
+    mean, directions = principal_directions(pooled, dimensions)
+    more = standardised((pooled - mean) @ directions)
+    return np.concatenate([x, more], 1), (*names, *(f"activations {number}" for number in range(more.shape[1])))
+
+
+def _towards(x: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """theta whose logits separate `chosen` from the rest best (ridge regression), with deviation 1 over the samples."""
+    inside = np.zeros(len(x))
+    inside[chosen] = 1
+    theta = np.linalg.solve(x.T @ x + len(x) * RIDGE * np.eye(x.shape[1]), x.T @ (inside - inside.mean()))
+    deviation = float((x @ theta).std())
+    return np.round(theta / deviation, 6) if deviation > 0 else np.zeros(x.shape[1])
+
+
+def compared(judge: Judge, ours: Search, theirs: Search, uniform: Search, rival: str) -> dict[str, Any]:
+    """The policy's set beside the rival's and random ones, each search's finalists told apart by the checking half.
+
+    Returns:
+        KLs on both halves, how alike the halves rank random sets, and sentences on who won and what it is worth.
+    """
+    from scipy.stats import spearmanr
+
+    sets = {
+        name: max(search.finalists, key=judge.check)
+        for name, search in (("reinforce", ours), (rival, theirs), ("best_random", uniform))
+    }
+    tried = [trial.items for trial in uniform.trials]
+    null = {half: [measure(items) for items in tried] for half, measure in judge.halves.items()}
+    kl = {
+        half: {
+            **{name: round(measure(items), 6) for name, items in sets.items()},
+            "median_random": round(float(np.median(null[half])), 6),
+        }
+        for half, measure in judge.halves.items()
+    }
+    alike = all(len(set(values)) > 1 for values in null.values())
+    correlation = round(float(spearmanr(null["rewarding"], null["checking"]).statistic), 3) if alike else None
+    pick, other = kl["checking"]["reinforce"], kl["checking"][rival]
+    verb = "is lower than" if pick < other else "is higher than" if pick > other else "equals"
+    name = {"swap": "swap search", "cem": "the cross-entropy method"}[rival]
+    worse = sum(value > judge.kl_checking(sets["reinforce"]) for value in null["checking"])
+    verdict = (
+        f"On tuning text that rewarded no set, REINFORCE's KL of {pick:.5f} {verb} the {other:.5f} of {name} with as "
+        f"many evaluations, and lower than that of {worse} of {len(tried)} random sets (median "
+        f"{kl['checking']['median_random']:.5f}, lowest {min(null['checking']):.5f})."
+    )
+    if correlation is None or correlation < WEAK:
+        verdict += (
+            f" The two halves of the tuning text rank random sets hardly alike (rank correlation {correlation}), so "
+            "most of what a search gains on one is lost on the other: raise tuning_tokens, or expect little from it."
+        )
+    return {"kl": kl, "random_sets_worse": worse, "rank_correlation_of_halves": correlation, "verdict": verdict}
+
+
+def _reason(item: int, logits: NDArray[np.float64], ours: Search, kls: list[float]) -> dict[str, Any]:
+    """Why a sample is in the set: what the policy came to think of it, and how sets with and without it did."""
+    inside = [kl for trial, kl in zip(ours.trials, kls, strict=True) if item in trial.items]
+    outside = [kl for trial, kl in zip(ours.trials, kls, strict=True) if item not in trial.items]
+    return {
+        "logit": round(float(logits[item]), 4),
+        "in_sets": len(inside),
+        "kl_with": round(float(np.mean(inside)), 6) if inside else None,
+        "kl_without": round(float(np.mean(outside)), 6) if outside else None,
+    }

@@ -1,0 +1,225 @@
+"""Calibration texts that the base model writes itself: no document is needed, and none is shown to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from plumbline.calibration_set.strategies.base import Pool, Selection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from plumbline.calibration_set.methods.own_text import Text
+
+GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What a text has to be to be kept."""
+
+    least: int
+    min_distinct: int
+    ngram: int
+    max_repeated: float
+
+    def repeated(self, ids: NDArray[np.int32]) -> float:
+        """The larger share of repeated n-grams: in the whole text or in its last quarter."""
+        from plumbline.calibration_set.methods.own_text import repeated_share
+
+        return max(repeated_share(part, self.ngram) for part in (ids, ids[-(-3 * len(ids) // 4) :]))
+
+    def fault(self, text: Text, start: int) -> str:
+        """Why the text is dropped; empty where it is kept. The first `start` tokens are not the model's."""
+        own = text.ids[start:]
+        if len(text.ids) < self.least:
+            return "ended_early"
+        if len(np.unique(own)) < self.min_distinct:
+            return "few_distinct_tokens"
+        return "repeats_itself" if self.repeated(own) > self.max_repeated else ""
+
+
+def select(
+    pool: Pool,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    length: Annotated[int, Field(ge=2)] | None = None,
+    shortest: Annotated[int, Field(ge=1)] | None = None,
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        2.0,
+        1.75,
+        1.5,
+        1.25,
+        1.0,
+    ),
+    tries: Annotated[int, Field(ge=1)] = 4,
+    min_distinct: Annotated[int, Field(ge=1)] = 5,
+    ngram: Annotated[int, Field(ge=1)] = 4,
+    max_repeated: Annotated[float, Field(ge=0, le=1)] = 0.7,
+) -> Selection:
+    """Let the base model write the samples, token by token, from the special tokens that every sample begins with.
+
+    Where samples begin with none, a text starts with a token of its own, strided over the vocabulary from a seeded
+    place, so that any number of texts spreads evenly. A degenerate text is dropped and counted.
+
+    Options:
+        length: tokens per sample, its start included; null: the median of the reference (production, or where none is
+            given the tuning split). Never more than the model's context.
+        shortest: a text that the model ends before it has this many tokens is dropped; null: half of `length`. The end
+            token itself is not kept, as the samples of documents have none.
+        temperatures: of the first tokens in turn; the last one holds to the end. A hot start makes the texts
+            different, the rest at 1 is the model's own distribution.
+        tries: at most this many attempts per sample asked for; what passed by then is given.
+        min_distinct: a text of fewer different tokens is dropped.
+        ngram, max_repeated: a text is dropped if more than this share of its n-grams, or of those of its last quarter,
+            occurred before in it: the model writes in circles. (Of 557 samples of the bundled corpus none has more
+            than 0.64.)
+
+    Optimises: nothing; it is the model's own distribution, which may differ from production's. The checks against the
+    reference say how far.
+    Cost: n x length tokens, each a forward pass of one token for a batch, on one thread of a CPU: a text hangs on
+    every last bit before it. So the same seed gives the same texts with any number of threads; another processor,
+    device or version of torch may give others. A larger set begins with the smaller one.
+    Source: self-calibration, arXiv 2410.17170, with the decaying temperature of Carlini et al., 2012.07805; LLM-QAT,
+    2305.17888; start tokens over the vocabulary and the test of distinct tokens as in NNCF's text generation.
+
+    Raises:
+        ValueError: no attempt passed, or `shortest` is more than `length`.
+    """
+    model = pool.load_model()
+    asked, context = _length(pool, model, length)
+    tokens = min(asked, context)
+    least = -(-tokens // 2) if shortest is None else shortest
+    if least > tokens:
+        limit = f"the model's context of {context}" if tokens < asked else f"length {tokens}"
+        raise ValueError(f"self_generated: `shortest` in params.yaml is {least}, more than {limit}; lower it")
+    sound = Sound(least, min_distinct, ngram, max_repeated)
+    seed = int(rng.integers(2**63))
+    texts, attempts, dropped = _passing(pool, model, n, seed, tokens, temperatures, tries * n, sound)
+    if not texts:
+        raise ValueError(
+            f"self_generated: none of {attempts} texts passed ({_counts(dropped)}); give another `temperatures` (near "
+            "1), or a `shortest`, `min_distinct` or `max_repeated` that this model can meet"
+        )
+    prefix = pool.special_prefix or 1
+    reasons = [
+        {
+            "attempt": attempt,
+            "start": text.ids[:prefix].tolist(),
+            "temperature": temperatures[-1],
+            "mean_log_probability": round(text.log_probability, 4),
+            "distinct_share": round(len(np.unique(text.ids)) / len(text.ids), 4),
+            "repeated_share": round(sound.repeated(text.ids[prefix:]), 4),
+            "ended_itself": text.ended,
+        }
+        for attempt, text in texts
+    ]
+    notes: dict[str, Any] = {
+        "length": tokens,
+        "shortest": least,
+        "temperatures": list(temperatures),
+        "start": "the special tokens of every sample" if pool.special_prefix else "tokens strided over the vocabulary",
+        "attempts": attempts,
+        "dropped": dict(sorted(dropped.items())),
+        "dropped_share": round(sum(dropped.values()) / attempts, 4),
+    }
+    if len(texts) < n:
+        notes["short"] = f"{len(texts)} of {attempts} texts passed ({_counts(dropped)}); raise `tries`"
+    written = {position: text.ids for position, (_, text) in enumerate(texts)}
+    return Selection(np.full(len(texts), -1, np.int64), reasons, written=written, notes=notes)
+
+
+def _length(pool: Pool, model: PreTrainedModel, length: int | None) -> tuple[int, int]:
+    """Tokens asked for, and the most that the model reads."""
+    like = pool.reference if len(pool.reference) else pool
+    asked = int(np.median(like.lengths)) if length is None else length
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return max(2, asked), int(context or max(2, asked))
+
+
+def _passing(
+    pool: Pool,
+    model: PreTrainedModel,
+    n: int,
+    seed: int,
+    tokens: int,
+    temperatures: tuple[float, ...],
+    most: int,
+    sound: Sound,
+) -> tuple[list[tuple[int, Text]], int, Counter[str]]:
+    """The first n texts that pass, with the number of their attempt; attempts looked at; how many failed, by reason.
+
+    Attempts are written in whole batches and looked at one by one, so what an attempt gives does not depend on n.
+    """
+    from tqdm import tqdm
+
+    from plumbline.calibration_set.methods.own_text import BATCH, write
+
+    never, end = _special_tokens(model)
+    start = _starts(pool, model, seed, never | end)
+    taken: list[tuple[int, Text]] = []
+    seen: set[bytes] = set()
+    dropped: Counter[str] = Counter()
+    attempt = 0
+    with tqdm(total=n, unit="sample", desc="own texts", disable=None) as bar:
+        while len(taken) < n and attempt < most:
+            starts = np.stack([start(number) for number in range(attempt, attempt + BATCH)])
+            steps = max(0, tokens - starts.shape[1])
+            uniforms = np.stack([_uniforms(seed, number, steps) for number in range(attempt, attempt + BATCH)])
+            for text in write(model, starts, uniforms, temperatures, never, end):
+                if len(taken) == n or attempt == most:
+                    break
+                fault = sound.fault(text, starts.shape[1]) or ("written_before" if text.ids.tobytes() in seen else "")
+                if fault:
+                    dropped[fault] += 1
+                else:
+                    taken.append((attempt, text))
+                    seen.add(text.ids.tobytes())
+                    bar.update()
+                attempt += 1
+    return taken, attempt, dropped
+
+
+def _uniforms(seed: int, attempt: int, steps: int) -> NDArray[np.float64]:
+    """The numbers that decide an attempt, one per token; a longer text begins with the shorter one."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, attempt]))).random(steps)
+
+
+def _special_tokens(model: PreTrainedModel) -> tuple[frozenset[int], frozenset[int]]:
+    """Tokens that no text holds (begin, pad), and those that end one."""
+
+    def ids(name: str) -> frozenset[int]:
+        settings = (model.generation_config, model.config.get_text_config())
+        found = next((value for value in (getattr(part, name, None) for part in settings) if value is not None), ())
+        return frozenset([found] if isinstance(found, int) else found)
+
+    end = ids("eos_token_id")
+    return (ids("bos_token_id") | ids("pad_token_id")) - end, end
+
+
+def _starts(
+    pool: Pool, model: PreTrainedModel, seed: int, special: frozenset[int]
+) -> Callable[[int], NDArray[np.int32]]:
+    """Tokens that attempt i starts from."""
+    if pool.special_prefix:
+        rows = np.flatnonzero(pool.table["n_special"].to_numpy())
+        shared = pool.input_ids(rows[:1])[0][: pool.special_prefix].astype(np.int32)
+        return lambda attempt: shared
+    width = model.get_input_embeddings().weight.shape[0]
+    usual = np.array([token for token in range(width) if token not in special], dtype=np.int32)
+    stride = next(
+        step for step in range(max(1, round(GOLDEN * len(usual))), 2 * len(usual) + 2) if np.gcd(step, len(usual)) == 1
+    )
+    return lambda attempt: usual[[(seed + attempt * stride) % len(usual)]]
+
+
+def _counts(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dropped.items()))

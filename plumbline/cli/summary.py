@@ -1,0 +1,166 @@
+"""What `plumbline run` ends with: the table, the verdict, and where to look next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from plumbline.artifact import read_json
+from plumbline.graph.timings import seconds_of
+from plumbline.params import load_params
+
+
+def show(root: Path) -> None:
+    """Print choice × scheme with its figures, the verdict, then what to open and what to try."""
+    console = Console(highlight=False)
+    console.print(_table(root))
+    scheme = load_params(root).deployment.scheme
+    verdict_file = read_json(root / "data" / "calibration_report" / "verdict.json")
+    verdict = Table.grid(padding=(0, 1))
+    for sentence in (s for s in verdict_file["sentences"] if s.startswith(f"{scheme}:")):
+        verdict.add_row("•", sentence)
+    verdict.add_row("•", verdict_file["caveat"])
+    if others := len(load_params(root).grid.schemes) - 1:
+        shown = "the other scheme" if others == 1 else f"the other {others} schemes"
+        verdict.add_row("•", f"the verdict on {shown} is in the report")
+    console.print(verdict)
+    first = next(iter(load_params(root).pairs()))
+    console.print(
+        f"""
+[bold]Look[/bold]   data/calibration_report/report.html    the report, in a browser
+       make ui        the graph and its history, http://127.0.0.1:3000
+       make mlflow    every evaluation as a run, http://127.0.0.1:5000
+[bold]Try[/bold]    source .venv/bin/activate
+       plumbline audit data/quantized_model/{first}
+                      from a model back to the documents that calibrated it
+       params.yaml    add a choice under calibrations: and its name under grid:
+       inbox/         drop texts of your own there; then make demo again"""
+    )
+
+
+def _table(root: Path) -> Table:
+    params = load_params(root)
+    seconds = _seconds(list(params.pairs()))
+    table = Table(
+        title="Quantized model against base model, on documents that no choice has seen", title_justify="left"
+    )
+    for column in ("scheme", "calibration"):
+        table.add_column(column, no_wrap=True)
+    for column in ("KL", "perplexity", "top-1", "MB", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    base = 0.0
+    for scheme in params.grid.schemes:
+        rows = [(c, read_json(root / f"data/evaluation/{c}-{scheme}/metrics.json")) for c in params.grid.calibrations]
+        best = min(row["kl_mean"] for _, row in rows)
+        for index, (calibration, row) in enumerate(rows):
+            base, kl = row["perplexity_base"], f"{row['kl_mean']:.5f}"
+            table.add_row(
+                scheme if index == 0 else "",
+                calibration,
+                f"[bold]{kl}[/bold]" if row["kl_mean"] == best else kl,
+                f"{row['perplexity_quantized']:.3f}",
+                f"{100 * row['top1_agreement']:.1f} %",
+                f"{row['weights_bytes'] / 1e6:.1f}",
+                seconds.get(f"{calibration}-{scheme}", ""),
+                end_section=index == len(rows) - 1,
+            )
+    table.caption = (
+        f"KL: divergence from the base model, nats per token; the base model's perplexity is {base:.3f}; "
+        "top-1: same next token; MB: weights on disk; seconds: to quantize and evaluate"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+SHOWN_SIZES = 4
+"""Sizes that fit beside each other into 80 columns."""
+
+
+def show_study(root: Path, name: str) -> None:
+    """Print a study: the headline, a row per rule and control under every scheme, and what to do next."""
+    found = read_json(root / "data" / "study" / name / "verdict.json")
+    console = Console(highlight=False)
+    console.print(_table_of_study(found))
+    advice = Table.grid(padding=(0, 1))
+    for of in found["recommendations"]:
+        advice.add_row("•", of["sentence"])
+    for of in found["representativeness"]["by_scheme"]:
+        advice.add_row("•", of["sentence"])
+    console.print(advice)
+    console.print(
+        f"""
+[bold]Look[/bold]   data/study/{name}/study.html      every comparison with its interval, in a browser
+       data/study/{name}/verdict.json    the same for machines
+       make mlflow    every rule × size × scheme as a run
+[bold]Next[/bold]   {_next(found)}""",
+        soft_wrap=True,
+    )
+
+
+def _table_of_study(found: Mapping[str, Any]) -> Table:
+    sizes = found["sizes"]
+    if len(sizes) > SHOWN_SIZES:  # evenly spread, the ends among them
+        sizes = [sizes[round(i * (len(sizes) - 1) / (SHOWN_SIZES - 1))] for i in range(SHOWN_SIZES)]
+    table = Table(
+        title=found["headline"], title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for column in ("scheme", "rule"):
+        table.add_column(column, no_wrap=True)
+    for n in sizes:
+        table.add_column(f"n = {n}", justify="right", no_wrap=True)
+    baseline = {(a["scheme"], a["n"]): a["kl_mean"] for a in found["arms"] if a["rule"] == found["baseline"]}
+    cells = {(c["scheme"], c["rule"], c["n"]): _cell(c) for c in (*found["comparisons"], *found["controls"])}
+    controls = list(dict.fromkeys(c["rule"] for c in found["controls"]))
+    rivals = [rule for rule in found["rules"] if rule != found["baseline"]]
+    for scheme in found["schemes"]:
+        table.add_row(scheme, found["baseline"], *(f"KL {baseline[scheme, n]:#.3g}" for n in sizes))
+        rows = [(rule, [cells.get((scheme, rule, n), "") for n in sizes]) for rule in (*rivals, *controls)]
+        rows = [(rule, row) for rule, row in rows if any(row)]
+        for place, (rule, row) in enumerate(rows):
+            shown = f"[dim]({rule})[/dim]" if rule in controls else rule
+            table.add_row("", shown, *row, end_section=place == len(rows) - 1)
+    table.caption = (
+        f"KL: mean divergence from the base model over {found['draws']} draws, nats per token; below it how much more "
+        f"or less each rule has than {found['baseline']}. Bold: better or worse, all comparisons considered together; "
+        "(...): controls"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _cell(c: Mapping[str, Any]) -> str:
+    text = f"{100 * c['difference']:+.1f} %"
+    return f"[bold]{text} {c['verdict']}[/bold]" if c["verdict"] in ("better", "worse") else text
+
+
+def _next(found: Mapping[str, Any]) -> str:
+    """What this study's outcome asks for."""
+    better = dict.fromkeys(c["rule"] for c in found["comparisons"] if c["verdict"] == "better")
+    if better:
+        of = found["rules"][next(iter(better))]
+        return f"params.yaml    a choice with strategy: {of['strategy']} under calibrations:, its name under grid:"
+    draws = [c["draws_needed"] for c in found["comparisons"] if c["draws_needed"] is not None]
+    if draws and min(draws) <= 20 * found["draws"]:
+        return (
+            f"params.yaml    draws: {min(draws)} would settle the first open comparison, if it is as large as it looks"
+        )
+    return f"keep {found['baseline']}; more texts to evaluate on (tokens_per_domain) would show smaller differences"
+
+
+def _seconds(pairs: list[str]) -> dict[str, str]:
+    """Seconds to quantize and to evaluate each pair, as Dagster's history has them."""
+    from plumbline.graph.instance import instance
+
+    found: dict[str, str] = {}
+    with instance() as history:
+        for pair in pairs:
+            parts = [seconds_of(history, asset, pair) for asset in ("quantized_model", "evaluation")]
+            known = [part for part in parts if part is not None]
+            if len(known) == len(parts):
+                found[pair] = f"{sum(known):.1f}"
+    return found

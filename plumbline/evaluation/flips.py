@@ -1,0 +1,142 @@
+"""Multiple-choice items: which answers quantization turns from correct to incorrect, and the other way.
+
+Accuracy may stay where it is while many answers change; the flips show it (Dutta et al. 2024, "Accuracy is Not All You
+Need", arXiv:2407.09141).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from plumbline.artifact import sha256_json
+from plumbline.evaluation.divergence import predict
+from plumbline.evaluation.held_out import HeldOut, batches, predicted_logits
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question, its answers, and which of them is correct."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    """Index into `choices`."""
+
+    @property
+    def item_id(self) -> str:
+        """SHA-256 (hex) of the content."""
+        return sha256_json([self.question, self.choices, self.answer])
+
+
+def read_items(path: Path) -> list[Item]:
+    """Items of a .jsonl file, an object with `question`, `choices` and `answer` per line, in order of their id.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no item, an item occurs twice, or there is none; names the line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"params.yaml evaluation.items: {path} does not exist; give a .jsonl file, or null")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    found: dict[str, tuple[int, Item]] = {}
+    for number, line in rows:
+        item = _item(f"{path.name} line {number}", line)
+        if (first := found.setdefault(item.item_id, (number, item))[0]) != number:
+            raise ValueError(f"{path.name} line {number}: the same item as line {first}; remove one")
+    if not found:
+        raise ValueError(f"{path.name} has no line; expected objects with question, choices and answer")
+    return [item for _, (_, item) in sorted(found.items())]
+
+
+def _item(where: str, line: str) -> Item:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    fields = row if isinstance(row, dict) else {}
+    question, choices, answer = (fields.get(name) for name in ("question", "choices", "answer"))
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"{where}: question: expected a text, found {question!r:.80}")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+        raise ValueError(f"{where}: choices: expected two texts or more, found {choices!r:.80}")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise ValueError(f"{where}: answer: expected a number from 0 to {len(choices) - 1}, found {answer!r:.80}")
+    return Item(question, tuple(choices), answer)
+
+
+def encoded(items: Sequence[Item], tokenizer: Any) -> tuple[list[np.ndarray], np.ndarray]:
+    """Per item and choice, in order, the token ids (int64) of "question choice", and how many are the choice's, int64.
+
+    The choice's tokens are those that stand behind the tokens of the question alone, as lm-evaluation-harness counts
+    them.
+
+    Raises:
+        ValueError: a choice adds no token.
+    """
+    sequences, counts = [], []
+    for item in items:
+        question = item.question.rstrip()
+        before = len(tokenizer(question)["input_ids"]) - _closing(tokenizer)
+        for choice in item.choices:
+            ids = np.array(tokenizer(f"{question} {choice.strip()}")["input_ids"], np.int64)
+            ids = ids[: len(ids) - _closing(tokenizer)]
+            if len(ids) <= before:
+                raise ValueError(f"the choice {choice!r:.60} of {question!r:.60} adds no token to the question")
+            sequences.append(ids)
+            counts.append(len(ids) - before)
+    return sequences, np.array(counts)
+
+
+def _closing(tokenizer: Any) -> int:
+    """Special tokens that the tokenizer puts behind a text; no choice is judged by them."""
+    special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return next((index for index, flag in enumerate(reversed(special)) if not flag), 0)
+
+
+def log_likelihoods(model: Any, sequences: Sequence[np.ndarray], counts: np.ndarray, batch_tokens: int) -> np.ndarray:
+    """log p of the last counts[s] tokens of each sequence given those before, in nats, float64 (S,)."""
+    found = np.zeros(len(sequences))
+    for batch in batches(HeldOut([], [], [], list(sequences), {}), batch_tokens):
+        nll = predict(predicted_logits(model, batch), batch.targets.to(model.device)).nll.cpu().numpy()
+        ends = np.cumsum(batch.predicted.sum(1).numpy())
+        for row, end in zip(batch.rows, ends, strict=True):
+            found[row] = -nll[end - counts[row] : end].sum()
+    return found
+
+
+def chosen(items: Sequence[Item], log_likelihood: np.ndarray) -> np.ndarray:
+    """The most likely choice of each item, int64 (I,); the first where several are."""
+    ends = np.cumsum([len(item.choices) for item in items])
+    return np.array([int(part.argmax()) for part in np.split(log_likelihood, ends[:-1])])
+
+
+def item_table(items: Sequence[Item], base: np.ndarray, quantized: np.ndarray) -> pa.Table:
+    """A row per item: item_id, answer, chosen_base, chosen_quantized, correct_base, correct_quantized."""
+    answer = np.array([item.answer for item in items])
+    columns = {"answer": answer, "chosen_base": base, "chosen_quantized": quantized}
+    correct = {"correct_base": base == answer, "correct_quantized": quantized == answer}
+    return pa.table({"item_id": [item.item_id for item in items], **columns, **correct})
+
+
+def flip_figures(table: pa.Table) -> dict[str, float | int]:
+    """Counts of an `item_table`, and shares of 1: accuracies, `flips` (correctness changed), `changed` (any answer)."""
+    base, quantized = (table[f"correct_{name}"].to_numpy() for name in ("base", "quantized"))
+    lost, won = int((base & ~quantized).sum()), int((~base & quantized).sum())
+    changed = table["chosen_base"].to_numpy() != table["chosen_quantized"].to_numpy()
+    return {
+        "items": len(base),
+        "accuracy_base": float(base.mean()),
+        "accuracy_quantized": float(quantized.mean()),
+        "correct_to_incorrect": lost,
+        "incorrect_to_correct": won,
+        "flips": (lost + won) / len(base),
+        "changed": float(changed.mean()),
+    }

@@ -1,0 +1,32 @@
+"""A quantized model against the base model's answers, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from plumbline.evaluation.base_logits import BaseLogits
+from plumbline.evaluation.divergence import TokenDivergence, token_divergence
+from plumbline.evaluation.held_out import Batch, predicted_logits
+
+
+def measure(base: BaseLogits, model: Any, work: Sequence[Batch]) -> tuple[TokenDivergence, np.ndarray]:
+    """Both models over the same batches: one entry per predicted token, and which sample (int64) it belongs to.
+
+    Tokens come in order of sample and position, whatever the batches were.
+
+    Args:
+        base: the base model's answers to `work`.
+        model: the quantized model.
+    """
+    parts = [token_divergence(base[index], predicted_logits(model, batch)) for index, batch in enumerate(work)]
+    sample_of_token = np.concatenate([np.repeat(batch.rows, batch.predicted.sum(1).numpy()) for batch in work])
+    order = np.argsort(sample_of_token, kind="stable")
+    columns = (np.concatenate(column)[order] for column in zip(*map(_columns, parts), strict=True))
+    return TokenDivergence(*columns), sample_of_token[order]
+
+
+def _columns(part: TokenDivergence) -> tuple[np.ndarray, ...]:
+    return part.kl, part.nll_base, part.nll_quantized, part.agree

@@ -1,0 +1,129 @@
+"""Activation statistics as an importance matrix of llama.cpp: sum of x^2 per input channel, and how many x there were.
+
+The file is what `llama-imatrix` writes (llama.cpp, tools/imatrix/imatrix.cpp, `save_imatrix`) and `llama-quantize`,
+`llama-imatrix --in-file` read: GGUF with general.type "imatrix", the keys imatrix.datasets, .chunk_count and
+.chunk_size, and per weight the float32 tensors `<weight>.in_sum2`, (1, width) in numpy's order of dimensions, and
+`<weight>.counts`, (1, 1). A chunk there is a context full of tokens; here it is as long as the longest sample, and as
+in llama.cpp the number of chunks follows from the number of tokens. Checked with llama.cpp's own loader, compiled
+(common/imatrix-loader.cpp with ggml 0.25.3, as llama-cpp-python 0.3.36 brings them), and with the reader of gguf 0.19.
+
+llama.cpp reorders the output rows of q and k of a Llama; what these matrices read, and so this file, stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plumbline.activation_stats import store
+from plumbline.activation_stats.sketch import ActivationStats
+from plumbline.artifact import read_json
+from plumbline.base_model.inputs import OUTPUT
+from plumbline.export.tensor_names import architecture_of, llama_cpp_names
+
+TENSOR_NAME = 63
+"""Longest name of a tensor in bytes (GGML_MAX_NAME with its final zero is 64)."""
+
+
+def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out: Path) -> dict[str, Any]:
+    """Write the importance matrix that stored statistics amount to. No path and no name of a machine goes into it.
+
+    Args:
+        stats: an activation_stats artifact.
+        model: folder of the base model, whose config.json names its architecture.
+        model_digest: of that folder; the statistics must have been collected with it.
+        choice: name of the calibration choice.
+        out: the file to make.
+
+    Returns:
+        tensors (weights covered), tokens, architecture.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ModuleNotFoundError: the package gguf is not installed.
+        ValueError: statistics of another model; a model or a layer that llama.cpp names in no way known here; a layer
+            that no token reached.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists; name a new file")
+    collected = store.load(stats)
+    if collected.base_model_digest != model_digest:
+        raise ValueError(
+            f"the statistics of {choice} were collected with another model ({collected.base_model_digest[:12]}, "
+            f"model.name in params.yaml has {model_digest[:12]}); run `plumbline run --only activation_stats`"
+        )
+    if collected.unreached:
+        raise ValueError(
+            f"no token of {choice} reached {collected.unreached[0]} ({len(collected.unreached)} layers in all): an "
+            "imatrix without them would leave them unweighted; choose a larger or more varied set"
+        )
+    config = read_json(model / "config.json")
+    architecture = architecture_of(config)
+    # What layers put out (statistics.outputs) is no importance of a weight's columns.
+    layers = [layer for site in collected.sites.values() for layer in site.members if not layer.endswith(OUTPUT)]
+    names = llama_cpp_names(layers, architecture, config["num_hidden_layers"])
+    sums = importance(collected, names)
+    header = read_json(stats / store.HEADER)
+    _write(sums, _about(collected, header["calibration_set"], choice), out)
+    return {"tensors": len(sums), "tokens": int(collected.sample_tokens.sum()), "architecture": architecture}
+
+
+def importance(stats: ActivationStats, names: dict[str, str]) -> dict[str, tuple[NDArray[np.float32], int]]:
+    """Per weight in llama.cpp's words (sorted): (sum of x^2 (width,) float32, number of x).
+
+    Args:
+        names: module name of a Linear -> name of its weight; others are left out.
+    """
+    found = {
+        names[layer]: (site.sum_sq.numpy().astype(np.float32), site.tokens)
+        for site in stats.sites.values()
+        for layer in site.members
+        if layer in names
+    }
+    return dict(sorted(found.items()))
+
+
+def _about(stats: ActivationStats, set_digest: str, choice: str) -> dict[str, Any]:
+    lengths = stats.sample_tokens
+    chunk_size = int(lengths.max())
+    return {
+        "general.type": "imatrix",
+        "imatrix.datasets": [f"plumbline calibration set {choice}, sha256 {set_digest}"],
+        "imatrix.chunk_count": max(1, int(lengths.sum()) // chunk_size),
+        "imatrix.chunk_size": chunk_size,
+        "plumbline.calibration_set": set_digest,
+        "plumbline.base_model": stats.base_model_digest,
+        "plumbline.samples": len(stats.sample_ids),
+    }
+
+
+def _write(sums: dict[str, tuple[NDArray[np.float32], int]], about: dict[str, Any], out: Path) -> None:
+    import gguf
+
+    # The writer's own first key, general.architecture, stays out: an imatrix has none, and none of llama.cpp's readers
+    # asks for it.
+    writer = gguf.GGUFWriter(None, "")
+    writer.kv_data[0].clear()
+    for key, value in about.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_string(key, value)
+    for name, (in_sum2, tokens) in sums.items():
+        for tensor, values in (("in_sum2", in_sum2[None, :]), ("counts", np.array([[tokens]], np.float32))):
+            full = f"{name}.{tensor}"
+            if len(full.encode()) > TENSOR_NAME:
+                raise ValueError(f"tensor name {full!r} is longer than the {TENSOR_NAME} bytes that llama.cpp reads")
+            writer.add_tensor(full, values)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        writer.write_header_to_file(path=out)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()

@@ -1,0 +1,98 @@
+"""A scheme of params.yaml in the words of llm-compressor: the modifiers of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plumbline.quantized_model.params import ActivationParams, SchemeParams
+
+OBSERVERS = {"minmax": "memoryless_minmax", "mse": "memoryless_mse"}
+"""Of weights. llm-compressor 0.14 has no observer that clips at a percentile."""
+
+
+def recipe(name: str, scheme: SchemeParams) -> dict[str, Any]:
+    """The recipe that makes llm-compressor 0.14 do what a scheme says, stage by stage.
+
+    Everything that has a default there and here is spelled out: llm-compressor's GPTQ, for one, reorders the columns
+    unless told not to.
+
+    Args:
+        name: of the scheme, for the message.
+
+    Returns:
+        The content of recipe.yaml.
+
+    Raises:
+        ValueError: a part of the scheme that llm-compressor lacks or that means something else there.
+    """
+    for part, reason in _foreign(scheme).items():
+        raise ValueError(
+            f"scheme {name!r}: {part} has no counterpart in llm-compressor ({reason}); name another scheme of "
+            "params.yaml with --scheme"
+        )
+    group = {
+        "targets": ["Linear"],
+        "weights": _weights(scheme),
+        "input_activations": None if scheme.activations is None else _activations(scheme.activations),
+        "output_activations": None,
+    }
+    common = {"config_groups": {"group_0": group}, "ignore": list(scheme.ignore)}
+    modifiers: dict[str, Any] = {}
+    if scheme.transform == "smoothquant":
+        modifiers["SmoothQuantModifier"] = {"smoothing_strength": scheme.smoothing, "ignore": list(scheme.ignore)}
+    if scheme.method == "gptq":
+        modifiers["GPTQModifier"] = common | {
+            "block_size": scheme.block_size,
+            "dampening_frac": scheme.damping,
+            "actorder": "static" if scheme.act_order else None,
+        }
+    else:
+        modifiers["QuantizationModifier"] = common
+    return {"quantization_stage": {"quantization_modifiers": modifiers}}
+
+
+def reads_samples(scheme: SchemeParams) -> bool:
+    """Whether llm-compressor runs the model over samples for such a scheme at all."""
+    static = scheme.activations is not None and not scheme.activations.dynamic
+    return scheme.method == "gptq" or scheme.transform is not None or static
+
+
+def _foreign(scheme: SchemeParams) -> dict[str, str]:
+    """What a recipe cannot say, with the reason."""
+    found = {}
+    if scheme.method == "adaround":
+        found["method: adaround"] = "it learns roundings with AutoRound, another objective"
+    if scheme.mixed is not None:
+        found["mixed"] = "it takes widths layer by layer from the user"
+    if scheme.transform == "awq":
+        found["transform: awq"] = "its AWQ searches on other losses and does not run without an accelerator"
+    if scheme.range == "percentile":
+        found["range: percentile"] = "it has minmax and mse"
+    if scheme.activations is not None and not scheme.activations.dynamic and scheme.activations.range != "minmax":
+        found[f"activations.range: {scheme.activations.range}"] = "its static ranges of activations are minmax"
+    return found
+
+
+def _weights(scheme: SchemeParams) -> dict[str, Any]:
+    strategy = "tensor" if scheme.per_tensor else "channel" if scheme.group_size is None else "group"
+    return {
+        "num_bits": scheme.weight_bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": strategy,
+        **({} if scheme.group_size is None else {"group_size": scheme.group_size}),
+        "dynamic": False,
+        "observer": OBSERVERS[scheme.range],
+    }
+
+
+def _activations(activations: ActivationParams) -> dict[str, Any]:
+    # "minmax", the default there, is a moving average that depends on the order of the samples.
+    return {
+        "num_bits": activations.bits,
+        "type": "int",
+        "symmetric": activations.symmetric,
+        "strategy": "token" if activations.dynamic else "tensor",
+        "dynamic": activations.dynamic,
+        "observer": None if activations.dynamic else "static_minmax",
+    }

@@ -1,0 +1,54 @@
+"""The Dagster definitions of a workspace, as its pyproject.toml names them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+
+import dagster as dg
+
+from plumbline.versioning import recording as versioning
+
+
+@lru_cache(maxsize=1)
+def load_definitions(root: Path) -> dg.Definitions:
+    """The definitions in the module that `[tool.dagster]` of the workspace's pyproject.toml names.
+
+    Raises:
+        ValueError: pyproject.toml names no module, or the module has no `defs`.
+    """
+    path = root / "pyproject.toml"
+    settings = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    name = settings.get("tool", {}).get("dagster", {}).get("module_name")
+    if not name:
+        raise ValueError(f'{path}: expected [tool.dagster] with module_name = "orchestration.definitions"')
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    defs = getattr(importlib.import_module(name), "defs", None)
+    if not isinstance(defs, dg.Definitions):
+        raise ValueError(f"{path}: the module {name} that it names has no `defs` of type dagster.Definitions")
+    return defs
+
+
+def stage_assets(root: Path) -> list[dg.AssetsDefinition]:
+    """The assets that have a stage in dvc.yaml, in its order: upstream first."""
+    graph = load_definitions(root).resolve_asset_graph()
+    assets = {key.to_user_string(): key for key in graph.executable_asset_keys}
+    return [
+        load_definitions(root).get_assets_def(assets[stage])
+        for stage in versioning.stage_names(root)
+        if stage in assets
+    ]
+
+
+def checks_of(root: Path, asset: dg.AssetsDefinition) -> list[dg.AssetChecksDefinition]:
+    """The checks that run along with an asset."""
+    checks = load_definitions(root).asset_checks or ()
+    return [
+        check
+        for check in checks
+        if isinstance(check, dg.AssetChecksDefinition) and asset.key in {spec.asset_key for spec in check.check_specs}
+    ]

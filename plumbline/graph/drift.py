@@ -1,0 +1,116 @@
+"""Today's production against the champion's calibration set: what the drift sensor asks for, and what it reads.
+
+The measurement is a run of its own, since it tokenizes and embeds what is new; its result lies in
+`.plumbline/drift.json`, with what it was measured on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plumbline.artifact import read_json, replace_text, sha256_json
+from plumbline.params import load_params
+from plumbline.raw_corpus.params import Directory
+from plumbline.tracking.model_version import Version
+from plumbline.tracking.promotion import Registry
+from plumbline.versioning import recording as versioning
+from plumbline.versioning.object_store import Store
+from plumbline.workspace import workspace_root
+
+RESULT = Path(".plumbline") / "drift.json"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared: a state of the production folder, and a champion."""
+
+    production: str
+    """Digest of names, sizes and times of its files."""
+    champion: Version
+
+    @property
+    def key(self) -> str:
+        return sha256_json([self.production, self.champion.model, self.champion.calibration_set])[:32]
+
+
+def subject(root: Path, registry: Registry) -> Subject | str:
+    """What would be compared now, or why there is nothing to compare."""
+    source = load_params(root).corpus.production
+    if not isinstance(source, Directory):
+        return "no folder of production texts: corpus.production in params.yaml is not a directory"
+    from plumbline.raw_corpus.file_hashes import stamp
+    from plumbline.raw_corpus.sources.directory import file_names
+
+    folder = root / Path(source.path).expanduser()
+    names = sorted(file_names(folder)) if folder.is_dir() else []
+    if not names:
+        return f"no production texts in {source.path}"
+    champion = registry.champion()
+    if champion is None:
+        return "no champion yet"
+    shown = [(name.encode("utf-8", "backslashreplace").decode(), folder / name) for name in names]
+    return Subject(sha256_json([[name, *stamp(path)] for name, path in shown if path.is_file()]), champion)
+
+
+def result(root: Path, of: Subject) -> dict[str, Any] | None:
+    """The last measurement, if it was of this subject."""
+    path = root / RESULT
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("key") == of.key else None
+
+
+def measure() -> dict[str, Any]:
+    """Measure the drift of today's production, and keep the result for the sensor.
+
+    Corpus, samples and features are made in a scratch folder as `ingest` would make them, out of the parts that are
+    there: only new production texts are tokenized and embedded.
+
+    Raises:
+        ValueError: there is nothing to compare, or the champion's calibration set is nowhere.
+    """
+    from plumbline.base_model.load import model_folder
+    from plumbline.calibration_set.pool import Sources
+    from plumbline.production_drift.measure import measure_drift
+    from plumbline.raw_corpus.ingest import build_raw_corpus
+    from plumbline.raw_corpus.intake import INTAKE, read_intake
+    from plumbline.sample_features.embed import build_sample_features
+    from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+    from plumbline.tracking.run_logging import registry
+
+    root = workspace_root()
+    params = load_params(root)
+    of = subject(root, registry(root))
+    if isinstance(of, str):
+        raise ValueError(f"production_drift: {of}")
+    data = root / "data"
+    with versioning.scratch(root, "drift") as scratch:
+        corpus, samples, features = (scratch / name for name in ("raw_corpus", "tokenized_samples", "sample_features"))
+        for folder in (corpus, samples, features):
+            folder.mkdir()
+        model, base = params.model, model_folder(params.model, root)
+        build_raw_corpus(params.corpus, root, corpus, data / corpus.name, intake=read_intake(root / INTAKE))
+        build_tokenized_samples(params.tokenize, base, corpus, samples, data / samples.name, model.trust_remote_code)
+        build_sample_features(
+            params.features, base, samples, features, previous=data / features.name, root=root, model=model
+        )
+        sources = Sources(samples, features, model, root)
+        found = measure_drift(_calibration_set(root, of.champion, scratch), sources, params.drift)
+    found |= {"key": of.key, "champion": of.champion.pair}
+    replace_text(root / RESULT, json.dumps(found, sort_keys=True))
+    return found
+
+
+def _calibration_set(root: Path, champion: Version, scratch: Path) -> Path:
+    """The set that the champion was calibrated on: the graph's where it is still that one, else out of DVC's cache."""
+    for entry in versioning.lock_entries(root).values():
+        for out in entry.get("outs", []):
+            if out["md5"] == champion.calibration_set and (root / out["path"]).is_dir():
+                return root / out["path"]
+    Store(root).place(champion.calibration_set, scratch / "champion")
+    return scratch / "champion"

@@ -1,0 +1,34 @@
+"""The Dagster instance of a workspace: where its history lies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plumbline.workspace import workspace_root
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""Run configuration of commands that show progress of their own; the event log has everything all the same."""
+
+
+def dagster_home(root: Path | None = None) -> Path:
+    """DAGSTER_HOME if it is set, else `.dagster` of the workspace."""
+    return Path(os.environ.get("DAGSTER_HOME") or (root or workspace_root()) / ".dagster")
+
+
+@contextlib.contextmanager
+def instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance that holds this workspace's history."""
+    home = dagster_home()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["DAGSTER_HOME"] = str(home)
+    import dagster as dg
+
+    with dg.DagsterInstance.get() as history:
+        yield history

@@ -1,0 +1,197 @@
+"""Taking in: what the sensors and `plumbline run` do before a run reads the inbox.
+
+`intake.yaml` says what the corpus consists of; whether a run is needed is read off dvc.lock, which says what the last
+run read. So a daemon that is killed, restarted, or running twice has nothing to remember that could be lost: what it
+keeps beside (`.plumbline/intake.json`, under a lock) is since when each file has looked the same, and who asked for a
+run last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from plumbline.artifact import replace_text
+from plumbline.params import load_params
+from plumbline.raw_corpus.intake import INTAKE, Changes, Intake, read_intake, take_in, write_intake
+from plumbline.raw_corpus.params import HuggingFace
+from plumbline.raw_corpus.stores import Seen, store_of
+from plumbline.versioning import recording as versioning
+from plumbline.versioning.digest import content_md5
+
+SETTLED = 4.0
+"""Seconds for which a file must have looked the same before it counts as complete."""
+PATIENCE = 60.0
+"""The same for a file whose end is not one that its format has."""
+CLAIM = 60.0
+"""Seconds after which a run that another daemon asked for, and that nobody has seen, is asked for again."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run that should be launched; asking for the same twice gives the same key."""
+
+    key: str
+    changes: dict[str, Any]
+
+
+@contextlib.contextmanager
+def _state(root: Path, alone: float | None = None) -> Iterator[dict[str, Any]]:
+    """What is kept beside intake.yaml, for one process at a time; written back at the end, whole.
+
+    Args:
+        alone: whoever writes intake.yaml waits so many seconds (-1: as long as it takes) for a step that reads it.
+
+    Raises:
+        filelock.Timeout: the step takes longer.
+    """
+    from filelock import FileLock
+
+    path = root / ".plumbline" / "intake.json"
+    locks = path.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    reader = contextlib.nullcontext() if alone is None else FileLock(locks / "raw_corpus.lock", timeout=alone)
+    with FileLock(locks / "intake.lock"), reader:
+        state: dict[str, Any] = {}
+        if path.is_file():
+            with contextlib.suppress(ValueError):  # a memory that is no JSON is no memory
+                state = json.loads(path.read_text(encoding="utf-8"))
+        yield state
+        replace_text(path, json.dumps(state))
+
+
+def take_in_now(root: Path) -> Changes:
+    """Take in what is in the inbox, without waiting whether it changes; a file that changes while it is read waits."""
+    with _state(root, alone=-1) as state:
+        return _take_in(root, state, lambda seen, _: True, time.time())
+
+
+def take_in_settled(root: Path, now: Callable[[], float] = time.time) -> Changes:
+    """Take in what has looked the same long enough.
+
+    Raises:
+        filelock.Timeout: a run is reading the corpus.
+    """
+
+    def settled(seen: Seen, seconds: float) -> bool:
+        return seconds >= (PATIENCE if seen.cut_off else SETTLED)
+
+    with _state(root, alone=0) as state:
+        return _take_in(root, state, settled, now())
+
+
+def _take_in(root: Path, state: dict[str, Any], settled: Callable[[Seen, float], bool], now: float) -> Changes:
+    params = load_params(root).corpus
+    store = store_of(params.inbox, root, params.max_file_bytes)
+    path = root / INTAKE
+    before = read_intake(path)
+    looked = store.look()
+    remembered: dict[str, dict[str, Any]] = {}
+    ready: dict[str, str | None] = {}
+    for name, seen in looked.items():
+        known = state.get("seen", {}).get(name, {})
+        same = known.get("stamp") == seen.stamp
+        remembered[name] = {"stamp": seen.stamp, "since": known["since"] if same else now}
+        if same and known.get("sha256") and store.place(known["sha256"]).is_file():
+            remembered[name]["sha256"] = ready[name] = known["sha256"]
+        elif settled(seen, now - remembered[name]["since"]):
+            ready[name] = None
+    after, changes, contents = take_in(before, store, looked, ready)
+    for name, content in contents.items():
+        remembered[name]["sha256"] = content
+    state["seen"] = remembered
+    if after != before or not path.is_file():
+        write_intake(path, after)
+    if changes:
+        state["changes"] = changes.as_dict()
+    held = set(contents.values()) | {taken.sha256 or "" for taken in after.files.values()}
+    store.forget(held)
+    return changes
+
+
+def follow(root: Path, newest: Callable[[str, str], str]) -> dict[str, str]:
+    """Ask for the newest commit of every hub dataset that follows a branch; returns those that are new.
+
+    Args:
+        newest: (dataset, branch) -> commit.
+    """
+    sources = load_params(root).corpus.in_order()
+    followed = {
+        name: source
+        for name, source in sources.items()
+        if isinstance(source, HuggingFace) and source.follow is not None
+    }
+    commits = {name: newest(source.name, str(source.follow)) for name, source in followed.items()}
+    with _state(root, alone=0) as state:
+        before = read_intake(root / INTAKE)
+        now = {name: before.revisions.get(name, followed[name].revision) for name in commits}
+        new = {name: commit for name, commit in commits.items() if commit != now[name]}
+        if new:
+            write_intake(root / INTAKE, replace(before, revisions={**before.revisions, **new}))
+            state["changes"] = {"revisions": [f"{name}: {commit}" for name, commit in new.items()]}
+    return new
+
+
+def hub_commit(dataset: str, branch: str, endpoint: str | None = None) -> str:
+    """The newest commit of a dataset on the hub.
+
+    Raises:
+        OSError, httpx.HTTPError: the hub does not answer, or has no such dataset.
+    """
+    from huggingface_hub import HfApi
+
+    info = HfApi(endpoint=endpoint).dataset_info(dataset, revision=branch, timeout=20)
+    return str(info.sha)
+
+
+def unread(root: Path) -> bool:
+    """Whether intake.yaml lists something else than the last run read."""
+    path = root / INTAKE
+    entry = versioning.lock_entries(root).get("raw_corpus")
+    if entry is None:
+        intake = read_intake(path)
+        return bool(intake.files or intake.revisions)
+    read = {dep["path"]: dep["md5"] for dep in entry.get("deps", [])}
+    return not path.is_file() or content_md5(path) != read.get(INTAKE)
+
+
+def request(root: Path, launched: Callable[[str], bool], now: Callable[[], float] = time.time) -> Request | None:
+    """The run that reads what was taken in; None if the last run did, or if it was asked for already.
+
+    Args:
+        launched: whether a run with this key exists, however it ended: one that failed is not tried again by itself.
+    """
+    with _state(root) as state:
+        if not unread(root):
+            return None
+        path = root / INTAKE
+        key = f"intake-{content_md5(path)[:16]}-{path.stat().st_mtime_ns}"
+        if launched(key):
+            return None
+        claim = state.get("claim", {})
+        ours = claim.get("pid") == os.getpid() or not psutil.pid_exists(int(claim.get("pid", 0)))
+        if claim.get("key") == key and not ours and now() - float(claim.get("when", 0)) < CLAIM:
+            return None  # another daemon is about to launch it
+        state["claim"] = {"key": key, "pid": os.getpid(), "when": now()}
+        return Request(key, state.get("changes", {}))
+
+
+def waiting(root: Path) -> Changes:
+    """What a look at the inbox would take in, without taking it in; files that are unchanged are not read."""
+    params = load_params(root).corpus
+    store = store_of(params.inbox, root, params.max_file_bytes)
+    before: Intake = read_intake(root / INTAKE)
+    with _state(root) as state:
+        known = {name: of for name, of in state.get("seen", {}).items() if of.get("sha256")}
+    looked = store.look()
+    new = [n for n, seen in looked.items() if not seen.problem and known.get(n, {}).get("stamp") != seen.stamp]
+    removed = [name for name, taken in before.files.items() if name not in looked and not taken.refused]
+    return Changes(waiting=tuple(new), removed=tuple(removed))

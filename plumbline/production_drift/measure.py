@@ -1,0 +1,136 @@
+"""Has production moved away from what the champion was calibrated on? The panel of representativeness, then and now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from plumbline.artifact import read_json
+from plumbline.calibration_set.pool import Sources
+from plumbline.calibration_set.reader import read_calibration_set
+from plumbline.calibration_set.representativeness import representativeness
+from plumbline.calibration_set.strategies.base import Selection
+from plumbline.production_drift.params import DriftParams
+from plumbline.raw_corpus.document import PRODUCTION
+
+
+def measure_drift(calibration_set: Path, sources: Sources, params: DriftParams) -> dict[str, Any]:
+    """Compare a calibration set with today's production, and with how far it was when it was chosen.
+
+    Args:
+        calibration_set: the champion's, as it was made.
+        sources: samples and features with today's production in them; random draws come from their pool.
+
+    Returns:
+        JSON-able: `drifted`; `metrics`, those that count, with value and ratio now and then, and whether it is the pool
+        that lacks it; `sentence`, which names them; `p_value` of the set; `production_samples`.
+    """
+    pool = sources.pool()
+    found = 0 if pool.production is None else len(pool.production)
+    if found < params.min_samples:
+        sentence = f"{found} production samples, {params.min_samples} are asked (drift.min_samples): nothing is said."
+        return {"drifted": False, "metrics": {}, "sentence": sentence, "p_value": None, "production_samples": found}
+    rows = read_calibration_set(calibration_set)
+    now = representativeness(sources, pool, selection_of(rows, pool.table["sample_id"]), rows)
+    return {"production_samples": found, **judge(now, read_json(calibration_set / "representativeness.json"), params)}
+
+
+def selection_of(rows: pa.Table, pool_ids: pa.ChunkedArray) -> Selection:
+    """A stored set as a selection from today's pool; a sample that is not in it counts as written, without domain."""
+    at = {sample: row for row, sample in enumerate(pool_ids.to_pylist())}
+    names = rows["sample_id"].to_pylist()
+    tokens = rows["input_ids"].combine_chunks()
+    written = {
+        position: np.array(tokens[position].values, dtype=np.int32)
+        for position, name in enumerate(names)
+        if name not in at
+    }
+    return Selection(np.array([at.get(name, -1) for name in names], dtype=np.int64), [{}] * len(names), written=written)
+
+
+def judge(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) -> dict[str, Any]:
+    """Whether production has moved from the champion's set, or from everything that a set could be drawn from.
+
+    Random draws are the yardstick of the set, so production that moves to where the pool has nothing is as far from
+    every draw as from the set. That is seen by the draws themselves: today's are farther than those of then.
+
+    Args:
+        now, then: what `representativeness` returned; one that knew no production counts as nothing flagged.
+    """
+    block = now["references"][PRODUCTION]
+    before = then.get("references", {}).get(PRODUCTION, {"flagged": [], "metrics": {}})
+    left = _left_by_the_set(block, before, params)
+    lacking = [name for name in _left_by_the_pool(now, then, params) if name not in left]
+    moved = bool(left) and block["p_value"] <= params.level
+    p = f"p = {block['p_value']:.2g}"
+    said = []
+    if moved:
+        said.append(f"Production has moved from the champion's calibration set in {_labels(block, left)} ({p}).")
+    elif left:
+        said.append(f"Production may be moving, not beyond drift.level = {params.level:g} ({p}).")
+    elif not lacking:
+        said.append(f"Production is as close to the champion's calibration set as it was ({p}).")
+    if lacking:
+        said.append(
+            f"Production has moved from all texts to choose from in {_labels(block, lacking)}: no random set comes as "
+            "near as random sets did; add such texts to the corpus."
+        )
+    metrics = {}
+    for name in [*left, *lacking]:
+        value, old = block["metrics"][name], before["metrics"].get(name, {})
+        kept = {key: value[key] for key in ("value", "ratio", "sentence")}
+        metrics[name] = {**kept, "then": {key: old.get(key) for key in ("value", "ratio")}, "pool": name in lacking}
+    return {
+        "drifted": moved or bool(lacking),
+        "metrics": metrics,
+        "sentence": " ".join(said),
+        "p_value": block["p_value"],
+    }
+
+
+def _left_by_the_set(block: Mapping[str, Any], before: Mapping[str, Any], params: DriftParams) -> list[str]:
+    """Metrics that are flagged now and were not, or are flagged still and have grown."""
+    found = []
+    for name in block["flagged"]:
+        ratio, was = block["metrics"][name]["ratio"], before["metrics"].get(name, {}).get("ratio")
+        grown = ratio is not None and was is not None and ratio >= params.growth * was
+        if name not in before["flagged"] or grown:
+            found.append(name)
+    return found
+
+
+def _left_by_the_pool(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) -> list[str]:
+    """Metrics in which today's random draws are farther from production than those of then, all but the extremes.
+
+    The spread of draws of n samples against m samples of production leaves out what another sample of production would
+    give. Both vary as 1/n and 1/m, so that p05 and p95 are taken sqrt(1 + n/m) times as far from the median. Where no
+    production was known then, the tuning split says how near a draw comes. Distances of a small sample are larger:
+    nothing is said where there is less than half of the production of then.
+    """
+    block = now["references"][PRODUCTION]
+    before = then.get("references", {}).get(PRODUCTION) or now["references"].get("tuning")
+    if before is None or block["reference_samples"] < before["reference_samples"] / 2:
+        return []
+    found = []
+    for name, value in block["metrics"].items():
+        if name not in before["metrics"]:
+            continue
+        today, was = value["null"], before["metrics"][name]["null"]
+        nearest = today["median"] - _widened(block) * (today["median"] - today["p05"])
+        farthest = was["median"] + _widened(before) * (was["p95"] - was["median"])
+        if nearest > farthest and today["median"] >= params.growth * was["median"]:
+            found.append(name)
+    return found
+
+
+def _widened(block: Mapping[str, Any]) -> float:
+    return math.sqrt(1 + block["samples"] / block["reference_samples"])
+
+
+def _labels(block: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(block["metrics"][name]["label"] for name in names[:3])

@@ -1,0 +1,149 @@
+"""What an audit finds, and what it works on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from plumbline.versioning.content import Entry, Hasher, cached, damaged, dvc_digest
+from plumbline.versioning.run_history import History
+
+Status = Literal["verified", "missing", "tampered"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of the chain from a model to its documents."""
+
+    name: str
+    status: Status
+    meaning: str
+    """What was compared and what it means, in a sentence."""
+    expected: str = ""
+    """Digest on record."""
+    found: str = ""
+    """Digest recomputed."""
+    fix: str = ""
+    """What to do; empty when verified."""
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The chain of one model."""
+
+    model: str
+    """The audited folder."""
+    links: tuple[Link, ...]
+    """Ordered from the model to the documents."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the model says of itself: choice, scheme, counts. As trustworthy as the link `record`."""
+    origin: str = ""
+    """Where the folder is from, where the reference was no folder."""
+
+    @property
+    def verified(self) -> bool:
+        """Every link is."""
+        return all(link.status == "verified" for link in self.links)
+
+    @property
+    def verdict(self) -> Status:
+        """`tampered` if any link is, else `missing` if any link is, else `verified`."""
+        states = {link.status for link in self.links}
+        return "tampered" if "tampered" in states else "missing" if "missing" in states else "verified"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        links = [asdict(link) for link in self.links]
+        head = {"model": self.model, "origin": self.origin} if self.origin else {"model": self.model}
+        return {**head, "verdict": self.verdict, "about": self.about, "links": links}
+
+
+@dataclass
+class Case:
+    """What the checks share. Nothing in `record` and `summary` may be trusted to have the right type."""
+
+    model: Path
+    root: Path
+    lock: dict[str, Entry]
+    record: Any = None
+    """calibration.json; None if it cannot be read."""
+    summary: Any = None
+    """`quantization_config.calibration` of config.json."""
+    record_holds: bool = False
+    """The record is the one whose digest config.json names."""
+    hasher: Hasher = field(default_factory=Hasher)
+
+    def claims(self, *keys: str) -> list[str]:
+        """What the model says under a key: one value; two where record and summary disagree; none."""
+        values = [dig(source, *keys) for source in (self.record, self.summary)]
+        return list(dict.fromkeys(value for value in values if isinstance(value, str)))
+
+    @cached_property
+    def digest(self) -> str:
+        """DVC's hash of the model's folder; empty if that is not a folder of plain files."""
+        try:
+            links = any(path.is_symlink() for path in self.model.rglob("*"))
+            return "" if links or not self.model.is_dir() else dvc_digest(self.model, self.hasher)
+        except (OSError, ValueError):
+            return ""
+
+    @cached_property
+    def place(self) -> str:
+        """The model's path relative to the workspace; empty if it lies elsewhere."""
+        model, root = self.model.resolve(), self.root.resolve()
+        return model.relative_to(root).as_posix() if model.is_relative_to(root) else ""
+
+    @cached_property
+    def entry(self) -> Entry | None:
+        """The stage in dvc.lock that made this model: the one whose output lies there, or has this content."""
+        for entry in self.lock.values():
+            if self.place in entry.outs or self.digest in entry.outs.values():
+                return entry
+        return None
+
+    @cached_property
+    def history(self) -> History:
+        """Every run that DVC remembers in this workspace."""
+        return History(self.root)
+
+    @cached_property
+    def made_by(self) -> Entry | None:
+        """The run that made this model, also when dvc.lock has moved on from it."""
+        return self.entry or (self.history.maker(self.digest) if self.digest else None)
+
+    def recorded(self, path: str) -> str | None:
+        """DVC hash that dvc.lock has for an output now."""
+        return next((entry.outs[path] for entry in self.lock.values() if path in entry.outs), None)
+
+    def wanted(self, path: str) -> str | None:
+        """DVC hash that the run which made the model read at `path`."""
+        return self.made_by.deps.get(path) if self.made_by else None
+
+
+def dig(value: Any, *keys: str) -> Any:
+    """`value[k1][k2]...`, or None where a step is no mapping or lacks the key."""
+    for key in keys:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def how_to_restore(case: Case, path: str) -> str:
+    """Where the content that the model was made from can be had, as a command."""
+    wanted, recorded = case.wanted(path), case.recorded(path)
+    if wanted is None and recorded is None:
+        return f"audit inside the workspace that made the model, or copy its {path} here"
+    if wanted is None or wanted == recorded:
+        if bad := damaged(case.root, str(recorded), case.hasher):
+            remove = f"rm -f {' '.join(bad[:3])}"
+            return f"DVC's cache is altered, too: {remove}, then dvc pull --force {path}, or make it again"
+        there = cached(case.root, str(recorded)) is not None
+        return f"dvc {'checkout --force' if there else 'pull --force'} {path}"
+    where = "DVC's cache has it" if cached(case.root, wanted) else "DVC's cache lacks it (try `dvc pull`)"
+    return (
+        f"dvc.lock has moved on from {wanted}; {where}: `git log -S {wanted} -- dvc.lock` names the commit, then "
+        f"`git checkout COMMIT -- dvc.lock && dvc checkout --force {path}`"
+    )

@@ -1,0 +1,82 @@
+"""The chain as an in-toto statement with SLSA provenance, which other tools read, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from plumbline.artifact import sha256_file
+from plumbline.provenance.cache_recovery import chain_hashes
+from plumbline.provenance.link import Case, dig
+from plumbline.provenance.model_links import samples_of
+
+PREDICATE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:plumbline:quantized-model:1"
+BUILDER = "urn:plumbline"
+
+
+def statement(case: Case) -> dict[str, Any]:
+    """What the model was made from: a subject per file of its folder, a dependency per link of its chain.
+
+    Digests that are not those of one file's bytes are named by what they are over (`plumbline.calibration_set`), so
+    that nobody takes them for a file's. DVC's hashes come along where DVC remembers the run.
+
+    Raises:
+        ImportError: in-toto-attestation is not installed.
+    """
+    from google.protobuf.json_format import MessageToDict
+    from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+    from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
+    from in_toto_attestation.v1.statement import Statement
+
+    record = case.record if isinstance(case.record, dict) else {}
+
+    def descriptor(name: str, digest: dict[str, Any], annotations: Mapping[str, Any] | None = None) -> Any:
+        given = {key: str(value) for key, value in (annotations or {}).items() if value is not None}
+        return ResourceDescriptor(name=name, digest={k: str(v) for k, v in digest.items()}, annotations=given).pb
+
+    files = sorted(path for path in case.model.rglob("*") if path.is_file())
+    subjects = [descriptor(p.relative_to(case.model).as_posix(), {"sha256": sha256_file(p)}) for p in files]
+    base = dig(record, "base_model") or {}
+    hashes = chain_hashes(case)
+    statistics = dig(record, "statistics", "files") or {}
+    of_set = dig(record, "calibration_set") or {}
+    documents: dict[str, dict[str, Any]] = {}
+    for sample in samples_of(record):
+        for document in sample.get("doc_ids") or []:
+            documents.setdefault(str(document), {key: sample.get(key) for key in ("domain", "source")})
+    provenance = provenance_pb2.Provenance()
+    build = provenance.build_definition
+    build.build_type = BUILD_TYPE
+    build.external_parameters.update({"choice": of_set.get("choice"), "scheme": record.get("scheme")})
+    build.internal_parameters.update({"code_version": str(record.get("code_version"))})
+    of_base = {"name": base.get("name"), "revision": base.get("revision")}
+    build.resolved_dependencies.extend(
+        [
+            descriptor("base model", {"plumbline.base_model": base.get("digest")}, of_base),
+            descriptor("tokenizer", {"plumbline.tokenization": record.get("fingerprint")}),
+            *(descriptor(f"activation statistics/{file}", {"sha256": statistics[file]}) for file in sorted(statistics)),
+            descriptor("calibration set", {"plumbline.calibration_set": of_set.get("digest")}),
+            *(descriptor(path, {"dvc": hashes[path]}) for path in sorted(hashes) if hashes[path] != case.digest),
+            *(descriptor("document", {"plumbline.document": each}, documents[each]) for each in sorted(documents)),
+        ]
+    )
+    provenance.run_details.builder.id = BUILDER
+    provenance.run_details.builder.version.update({"plumbline": _version()})
+    made = Statement(subjects, PREDICATE, MessageToDict(provenance))
+    made.validate()
+    return dict(MessageToDict(made.pb))
+
+
+def payload(content: dict[str, Any]) -> bytes:
+    """The bytes that are signed; the same for the same statement."""
+    return json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _version() -> str:
+    try:
+        return version("plumbline")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,106 @@
+"""Every calibration set, model and corpus that the workspace, DVC's cache and MLflow's registry know."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plumbline.provenance.model_links import RECORD, parse_object
+from plumbline.versioning.content import cached, cached_listing, locked
+from plumbline.versioning.object_store import folders, read_object_of
+
+COLUMNS = ["sample_id", "doc_ids", "domain", "source", "n_tokens"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A version of a calibration set or of a model."""
+
+    name: str
+    """Of the calibration choice, or CALIBRATION-SCHEME."""
+    md5: str
+    """DVC hash of its folder; empty if DVC does not know the folder."""
+    now: bool
+    """It is what the workspace holds now."""
+    record: dict[str, Any]
+    """manifest.json, or calibration.json."""
+    samples: tuple[dict[str, Any], ...]
+    """Per sample: sample_id, doc_ids, domain, source and, for a set, n_tokens."""
+
+    @property
+    def shown(self) -> str:
+        """Its name, and of an earlier version its hash."""
+        return self.name if self.now else f"{self.name} (earlier version {self.md5[:8]})"
+
+
+def known_sets(root: Path) -> Iterator[Known]:
+    """Every version of every calibration set: those of the workspace, then those that only DVC's cache has."""
+    seen = set()
+    recorded = _recorded(root)
+    for folder in sorted((root / "data/calibration_set").glob("*")):
+        path = folder.relative_to(root).as_posix()
+        with suppress(OSError, ValueError, KeyError, pa.ArrowException):
+            manifest = parse_object((folder / "manifest.json").read_bytes())
+            rows = pq.read_table(folder / "samples.parquet", columns=COLUMNS).to_pylist()
+            seen.add(recorded.get(path, ""))
+            yield Known(folder.name, recorded.get(path, ""), True, manifest, tuple(rows))
+    for md5, files in folders(root):
+        if md5 in seen or not {"samples.parquet", "manifest.json"} <= files.keys():
+            continue
+        with suppress(OSError, ValueError, KeyError, pa.ArrowException):
+            manifest = parse_object(read_object_of(root, files["manifest.json"]) or b"")
+            samples = io.BytesIO(read_object_of(root, files["samples.parquet"]) or b"")
+            rows = pq.read_table(samples, columns=COLUMNS).to_pylist()
+            name = (manifest.get("choice") or {}).get("name", "?")
+            yield Known(str(name), md5, False, manifest, tuple(rows))
+
+
+def known_models(root: Path) -> Iterator[Known]:
+    """Every version of every model, by its own record; those of the workspace first."""
+    seen = set()
+    recorded = _recorded(root)
+    for folder in sorted((root / "data/quantized_model").glob("*")):
+        path = folder.relative_to(root).as_posix()
+        with suppress(OSError, ValueError):
+            record = parse_object((folder / RECORD).read_bytes())
+            seen.add(recorded.get(path, ""))
+            yield _model(folder.name, recorded.get(path, ""), True, record)
+    for md5, files in folders(root):
+        if md5 in seen or not {RECORD, "config.json"} <= files.keys():
+            continue
+        with suppress(OSError, ValueError):
+            yield _model("", md5, False, parse_object(read_object_of(root, files[RECORD]) or b""))
+
+
+def _model(name: str, md5: str, now: bool, record: dict[str, Any]) -> Known:
+    from plumbline.provenance.link import dig
+    from plumbline.provenance.model_links import samples_of
+
+    pair = f"{dig(record, 'calibration_set', 'choice', 'name')}-{dig(record, 'scheme', 'name')}"
+    return Known(name or pair, md5, now, record, tuple(samples_of(record)))
+
+
+def _recorded(root: Path) -> dict[str, str]:
+    with suppress(ValueError):
+        return {path: md5 for entry in locked(root).values() for path, md5 in entry.outs.items()}
+    return {}
+
+
+@lru_cache(maxsize=64)
+def documents_in_cache(root: Path, md5: str) -> frozenset[str]:
+    """Ids of the documents of a corpus that DVC's cache has; those of shards that it lacks are left out."""
+    found: set[str] = set()
+    for name, each in (cached_listing(root, md5) or {}).items():
+        path = cached(root, each)
+        if name.startswith("shards/") and path:
+            with suppress(OSError, ValueError, KeyError, pa.ArrowException):
+                found.update(pq.read_table(path, columns=["doc_id"])["doc_id"].to_pylist())
+    return frozenset(found)

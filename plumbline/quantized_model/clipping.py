@@ -1,0 +1,62 @@
+"""Weights cut off where the finer grid gains more for the output than the few largest weights lose.
+
+AWQ's second search (Lin et al., arXiv 2306.00978): for every group of weights that share a scale, the range is shrunk
+step by step, and the one of least output error of the group alone is kept, || (Q(w) - w) x_g ||^2 = d S_gg d^T with
+S_gg the group's block of the second moments. A group wider than `BLOCK` counts block by block, as if its blocks were
+not correlated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plumbline.quantized_model.grid import Grid, round_to_grid, scale_and_zero
+
+SHARES = tuple(step / 20 for step in range(20, 10, -1))
+"""Of the whole range, largest first; of equal errors the first one wins. Those of AWQ; smaller ones gain nothing."""
+BLOCK = 128
+CHUNK = 1 << 17
+"""Weights at once: they stay in the cache of a core."""
+
+
+def clipped(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
+    """A weight whose minmax grid is the one of least output error, group by group.
+
+    Args:
+        weight: (out, in), the model's dtype.
+        hessian: (in, in), S of what it reads.
+        grid: with a scale per group or per output channel.
+
+    Returns:
+        (out, in), the model's dtype; a dead channel counts for nothing.
+    """
+    rows, columns = weight.shape
+    group = grid.group_size or columns
+    block = next(size for size in range(min(BLOCK, group), 0, -1) if group % size == 0)
+    S = hessian.to(weight.device).view(columns // block, block, columns // block, block)
+    S = torch.stack([S[i, :, i] for i in range(columns // block)]).float()
+    found = torch.empty_like(weight)
+    step = max(1, CHUNK // columns)
+    for start in range(0, rows, step):
+        W = weight[start : start + step].float().view(-1, columns // group, group)
+        low, high = W.amin(-1).clamp(max=0), W.amax(-1).clamp(min=0)
+        if grid.symmetric:
+            high = torch.maximum(-low, high)
+            low = -high
+        least = torch.full_like(low, torch.inf)
+        best_low, best_high = low, high
+        for share in SHARES:
+            a, b = ((x * share).to(weight.dtype).float() for x in (low, high))
+            scale, zero = scale_and_zero(a, b, grid.bits, grid.symmetric, weight.dtype)
+            s, z = scale.float().unsqueeze(-1), zero.unsqueeze(-1)
+            # The product in the model's dtype is what runs, see `grid.dequantize`.
+            running = round_to_grid(W, s, grid.bits, z).sub_(z).mul_(s).to(weight.dtype).float()
+            D = (running - W).view(len(W), -1, block).transpose(0, 1)
+            lost = (torch.bmm(D, S) * D).sum(-1).t().reshape(*low.shape, -1).sum(-1)
+            better = lost < least
+            least = torch.where(better, lost, least)
+            best_low, best_high = torch.where(better, a, best_low), torch.where(better, b, best_high)
+        cut = W.clamp(best_low.unsqueeze(-1), best_high.unsqueeze(-1))
+        found[start : start + step] = cut.view(-1, columns).to(weight.dtype)
+    return found

@@ -1,0 +1,139 @@
+"""The factor of a Hessian that a GPTQ solve needs, made once for all schemes of a calibration set.
+
+GPTQ (Frantar et al., arXiv 2210.17323) walks through the Cholesky factor of the inverse Hessian. Chee, Cai, Kuleshov
+and De Sa (QuIP, arXiv 2307.13304, theorem 6) show that the same codes come from the factor of the Hessian itself,
+H = L^T D L with L unit lower triangular: column j is to become w_j + sum over k < j of (w_k - q_k) L_jk. Nothing is
+inverted, which halves the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plumbline.quantized_model.solver import factor_backwards
+
+DAMPING_STEP = 2.0
+"""Factor by which the damping grows while the Hessian is not positive definite, up to 1, the mean diagonal: at most
+twice what it takes, in few tries."""
+MAX_BYTES = 2 << 30
+"""What `Factors` keeps by default."""
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """S + diag(added) = L^T diag(D) L, where the channels of S, and all of these, are in `order`.
+
+    Attributes:
+        L: (in, in) float64, lower triangular, ones on the diagonal.
+        D: (in,) float64, positive.
+        added: (in,) float64: damping * mean on every channel, and the mean once more on one that was never used.
+        damping: share of the mean diagonal that it took.
+        order: (in,) int64, the channel that is solved first, second ...; None: as they come.
+    """
+
+    L: Tensor
+    D: Tensor
+    added: Tensor
+    damping: float
+    order: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.L, self.D, self.added, self.order) if t is not None)
+
+
+def factor(S: Tensor, damping: float, act_order: bool = False, device: torch.device | None = None) -> Factor | None:
+    """Factor a damped Hessian; the mean is over the channels that were used, the others get it and no coupling.
+
+    Args:
+        S: (in, in), symmetric, at least one diagonal entry not zero.
+        damping: positive; doubles, up to 1, while the decomposition fails.
+        act_order: channels in falling order of the diagonal, equal ones by index (GPTQ's `--act-order`).
+        device: where to compute; None: where S is.
+
+    Returns:
+        None where S is not finite, or not positive definite at any damping up to 1.
+    """
+    S = S.to(S.device if device is None else device, torch.float64)
+    diagonal = S.diagonal()
+    if not bool(torch.isfinite(S.sum())) and not bool(torch.isfinite(S).all()):
+        return None
+    dead = diagonal == 0
+    mean = diagonal[~dead].mean()
+    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else None
+    for share in _dampings(damping):
+        added = share * mean + mean * dead
+        H = S.clone() if order is None else S[order][:, order]
+        added = added if order is None else added[order]
+        H.diagonal().add_(added)
+        found = factor_backwards(H)
+        if found is not None:
+            return Factor(*found, added, share, order)
+    return None
+
+
+def _dampings(first: float) -> Iterator[float]:
+    share = first
+    while share < 1:
+        yield share
+        share *= DAMPING_STEP
+    yield max(1.0, first)
+
+
+class Factors:
+    """Keeps factors while the Hessian that they were made of is alive and unchanged, up to a number of bytes.
+
+    A factor is found again by the identity of the tensor S, its version (which PyTorch counts up with every change in
+    place) and a digest of its diagonal and of the sum of every row, never by a name: statistics of another set cannot
+    hit. When the room is used up, what is there stays and later factors are not kept: schemes take the sites in the
+    same order every time, and throwing out the oldest would then never find anything.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.hits = self.misses = 0
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[int, float, bool, str], tuple[weakref.ref[Tensor], bytes, Factor]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of the factors kept."""
+        with self._lock:
+            return sum(found.bytes for _, _, found in self._kept.values())
+
+    def get(
+        self, S: Tensor, damping: float, act_order: bool = False, device: torch.device | None = None
+    ) -> Factor | None:
+        """As `factor` of the same arguments, from what is kept where it is."""
+        key, digest = (id(S), float(damping), act_order, str(device or S.device)), _digest(S)
+        with self._lock:
+            self._forget_the_dead()
+            entry = self._kept.get(key)
+            if entry is not None and entry[0]() is S and entry[1] == digest:
+                self.hits += 1
+                return entry[2]
+            self.misses += 1
+            self._kept.pop(key, None)
+        made = factor(S, damping, act_order, device)
+        if made is not None:
+            with self._lock:
+                if sum(found.bytes for _, _, found in self._kept.values()) + made.bytes <= self.max_bytes:
+                    self._kept[key] = weakref.ref(S), digest, made
+        return made
+
+    def _forget_the_dead(self) -> None:
+        for key in [key for key, (alive, _, _) in self._kept.items() if alive() is None]:
+            del self._kept[key]
+
+
+def _digest(S: Tensor) -> bytes:
+    """Of what a change to S would hardly leave alone: version, shape, diagonal, sum of every row."""
+    figures = torch.stack((S.diagonal(), S.sum(1))).cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(f"{S._version} {tuple(S.shape)} {S.dtype} {S.device}".encode() + figures).digest()

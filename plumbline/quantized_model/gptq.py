@@ -1,0 +1,223 @@
+"""GPTQ: round column by column, let the columns still to come make up for the error.
+
+Frantar, Ashkboos, Hoefler, Alistarh: GPTQ, arXiv 2210.17323, Algorithm 1, in the form of Chee et al., QuIP, arXiv
+2307.13304, theorem 6 (see plumbline/quantized_model/factors.py). W the weights, S = sum of x x^T (the paper's H up to a
+factor that cancels), H = S plus damping = L^T D L.
+
+Computed in float64: single precision moves about one code in 10^5 with the way a matrix product is cut up, and the same
+inputs must give the same bytes. Call it on one thread (`one_thread`, `in_parallel`): then every sum has one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from plumbline.quantized_model import solver
+from plumbline.quantized_model.factors import Factor, Factors, factor
+from plumbline.quantized_model.grid import Grid, QuantizedWeight, code_range
+from plumbline.quantized_model.ranges import Ranges, weight_range
+from plumbline.quantized_model.rtn import grid_of, to_nearest
+
+LEAF = 32
+"""Columns that are solved one by one before the next ones are brought up to date by one matrix product."""
+ROWS = 2048
+"""Rows solved at once (they do not interact): a leaf of them stays in the cache of a core."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A solved weight and how it came about.
+
+    Attributes:
+        weight: the codes and scales.
+        damping: share of the mean diagonal that was added, larger than asked where that was not positive definite; None
+            after a fallback.
+        dead: input channels that the calibration set never used (they are rounded to nearest).
+        fallback: why the weight was rounded to nearest instead; None: it was not.
+        lost: (out,) float64, the squared output error of every row over the calibration set, diag(dW S dW^T): a
+            by-product of the solver; None after a fallback.
+    """
+
+    weight: QuantizedWeight
+    damping: float | None
+    dead: int
+    fallback: str | None
+    lost: Tensor | None = None
+
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    tokens: int,
+    grid: Grid,
+    damping: float = 0.01,
+    block_size: int = 128,
+    act_order: bool = False,
+    *,
+    factors: Factors | None = None,
+    ranges: Ranges | None = None,
+) -> Solution:
+    """Quantize a weight, or several that read the same input stacked along dimension 0 (rows do not interact).
+
+    Scales of a group come from its weights as they stand, compensated, when it is entered. With `act_order` a group is
+    not entered at one time, so they come from the original weight, as does a scale per channel or per tensor; codes are
+    returned in the original order of the channels (compressed-tensors: actorder "static", which needs no g_idx).
+
+    Args:
+        weight: (out, in), the model's dtype, which the scale takes.
+        hessian: (in, in), S = sum over tokens of x x^T, symmetric.
+        tokens: number of tokens in S.
+        grid: bits, group size (it divides `in`), symmetry, one scale per tensor or not.
+        damping: share of the mean diagonal added to the diagonal; doubles while that is not positive definite.
+        block_size: at most so many columns (and at most `LEAF`) are solved one by one before the next ones are brought
+            up to date by a matrix product. It changes the speed, not the result.
+        act_order: solve the columns in falling order of diag(S), equal ones by index.
+        factors: where factors of this Hessian may be kept for other schemes; the result is the same.
+        ranges: finds scale and zero point of the weights (..., group) that share them; None: from the smallest to the
+            largest.
+
+    Returns:
+        The solution. Without tokens, or with a Hessian that no damping up to 1 makes positive definite, it is round to
+        nearest and says so.
+
+    Raises:
+        ValueError: shapes do not fit, or the group size does not divide the width.
+    """
+    columns = weight.shape[1]
+    if hessian.shape != (columns, columns):
+        shape = tuple(hessian.shape)
+        raise ValueError(f"the weight is {columns} wide, the Hessian {shape}: these are another model's statistics")
+    if grid.group_size is not None and columns % grid.group_size:
+        raise ValueError(f"group size {grid.group_size} does not divide the width {columns}; take a divisor of it")
+    if ranges is None:
+        ranges = partial(weight_range, bits=grid.bits, symmetric=grid.symmetric, dtype=weight.dtype)
+    dead = int((hessian.diagonal() == 0).sum())
+    if tokens == 0 or dead == columns:
+        return Solution(to_nearest(weight, grid, ranges), None, dead, "no tokens reached this layer")
+    F = (
+        factor(hessian, damping, act_order, weight.device)
+        if factors is None
+        else factors.get(hessian, damping, act_order, weight.device)
+    )
+    if F is None:
+        reason = f"Hessian not positive definite at any damping from {damping:g} to 1"
+        return Solution(to_nearest(weight, grid, ranges), None, dead, reason)
+    solved, lost = _solve(weight, F, grid, ranges, min(LEAF, block_size))
+    return Solution(solved, F.damping, dead, None, lost)
+
+
+def solve_flops(rows: int, columns: int) -> float:
+    """Multiplications and additions of one solve: the Cholesky factor, and every column's share of all after it."""
+    return columns**3 / 3 + rows * columns**2
+
+
+def _solve(weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int) -> tuple[QuantizedWeight, Tensor]:
+    rows = len(weight)
+    static = F.order is not None or grid.group_size is None
+    scale, zero = grid_of(weight, grid, ranges) if static else (None, None)
+    parts = []
+    for start in range(0, rows, ROWS):
+        given = None
+        if scale is not None and zero is not None:
+            one = slice(None) if grid.per_tensor else slice(start, start + ROWS)
+            given = scale[one], zero[one]
+        parts.append(_solve_rows(weight[start : start + ROWS], F, grid, ranges, leaf, given))
+    codes, scales, zeros, lost = (torch.cat(part) for part in zip(*parts, strict=True))
+    if F.order is not None:
+        codes = torch.empty_like(codes).index_copy_(1, F.order, codes)
+    if static:
+        assert scale is not None and zero is not None
+        scales, zeros = scale, zero
+    zero_point = None if grid.symmetric else zeros.to(torch.int8)
+    return QuantizedWeight(codes.contiguous(), scales.contiguous(), grid, zero_point), lost
+
+
+def _solve_rows(
+    weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int, given: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """codes (rows, in) in the solver's order, scale and zero point (rows, groups), and what is lost (rows,).
+
+    Transposed: a column of W is a contiguous row here. B holds, per column, first the weight plus what the solved
+    columns before it ask it to make up for, then, once it is solved itself, its total error w - q.
+    """
+    W = (weight if F.order is None else weight[:, F.order]).t().contiguous()
+    B = W.to(torch.float64)
+    columns, rows = W.shape
+    width = grid.group_size or columns
+    group = torch.arange(columns, device=W.device) if F.order is None else F.order
+    group = group // width
+    if given is None:
+        scale = torch.empty(columns // width, rows, dtype=weight.dtype, device=W.device)
+        zero = torch.empty(columns // width, rows, dtype=torch.float32, device=W.device)
+    else:
+        scale, zero = (x.expand(rows, -1).t().contiguous() for x in given)
+    s, z = scale.to(torch.float64), None if grid.symmetric else zero.to(torch.float64)
+    codes = torch.empty(columns, rows, dtype=torch.int8, device=W.device)
+    R = torch.empty(leaf, rows, dtype=torch.float64, device=W.device)
+    lost = torch.zeros(rows, dtype=torch.float64, device=W.device)
+    solve = solver.solve_columns if solver.solves_columns(W, leaf) else _one_by_one
+    for a, middle, b in _steps(0, columns, columns if given is not None else width, leaf):
+        if middle == b:  # enter the group [a, b)
+            if given is None:
+                C = B[a:b]
+                if a:
+                    C = solver.solve_lower(F.L[a:b, a:b], C - W[a:b]).add_(W[a:b])
+                g = a // width
+                scale[g], zero[g] = ranges(C.t())
+                s[g] = scale[g]
+                if z is not None:
+                    z[g] = zero[g]
+        elif middle > a:  # what [a, middle) leaves to [middle, b)
+            solver.add_product(B[middle:b], F.L[middle:b, a:middle], B[a:middle])
+        else:
+            solve(W[a:b], B[a:b], F.L[a:b, a:b], group[a:b], s, z, grid.bits, codes[a:b], R[: b - a])
+            lost.addmv_(R[: b - a].square_().t(), F.D[a:b])
+    lost.sub_(F.added @ B.square_())
+    return codes.t(), scale.t(), zero.t(), lost
+
+
+def _steps(a: int, b: int, width: int, leaf: int) -> Iterator[tuple[int, int, int]]:
+    """The order of work on the columns [a, b), halved again and again at boundaries of groups, later of leaves.
+
+    Yields:
+        (a, b, b): enter the group [a, b). (a, a, b): solve the columns [a, b), all of one group, one by one.
+        (a, middle, b): bring [middle, b) up to date with [a, middle), which is solved.
+    """
+    if b - a > width:
+        unit = width
+    else:
+        if (b - a) == width:
+            yield a, b, b
+        unit = leaf
+    if b - a <= unit:
+        yield a, a, b
+        return
+    middle = a + unit * ((b - a + unit - 1) // unit // 2)
+    yield from _steps(a, middle, width, leaf)
+    yield a, middle, b
+    yield from _steps(middle, b, width, leaf)
+
+
+def _one_by_one(
+    W: Tensor, B: Tensor, L: Tensor, group: Tensor, s: Tensor, z: Tensor | None, bits: int, codes: Tensor, R: Tensor
+) -> None:
+    """Solve the columns of a leaf in place: `codes` and R, the error of each against what it was to become."""
+    low, high = code_range(bits)
+    for j, g in enumerate(group.tolist()):
+        w, r, q = B[j], R[j], B[j] / s[g]
+        if z is not None:
+            q.add_(z[g])
+        codes[j] = q.round_().clamp_(low, high)
+        if z is not None:
+            q.sub_(z[g])
+        # The model multiplies with the product rounded to its own dtype: that error is made up for, too.
+        running = q.mul_(s[g]).to(W.dtype).to(torch.float64)
+        torch.sub(w, running, out=r)
+        torch.sub(W[j], running, out=w)
+        # A product and a sum, each rounded: what solver.c does, to the bit.
+        B[j + 1 :].add_(L[j + 1 :, j].unsqueeze(1) * w)

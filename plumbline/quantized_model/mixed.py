@@ -1,0 +1,211 @@
+"""Bits per layer under a size budget: few where the statistics say that little is lost, more where much is.
+
+What a width costs a site is measured, not assumed: some rows of its layers are rounded as the scheme says, and the
+error is counted where all layers meet, in the residual stream. A layer that writes to it (attention's output, the
+feed-forward's last) puts tr(dW S dW^T) there. The layers before it (q, k, v; gate, up) change what it writes by about
+their own relative error, so theirs counts times tr(W S W^T) of the writer. Either is taken relative to what the stream
+holds by then, all that was written up to there, because the norms that read it divide by that.
+
+Checked on the bundled model, one site quantized at a time (24 sites, GPTQ of 2, 3 and 4 bits, groups of 64), against
+the measured KL on held-out text: rank correlation 0.94 over all, 0.74 to 0.77 within a width. Without dividing by the
+stream: 0.88 and 0.56 to 0.61. A layer's own output error: 0.85 and 0.32 to 0.38, relative to its output 0.87 and 0.31
+to 0.35. Measured by rounding to nearest where GPTQ is to round, correlations within a width are lower by 0.1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import Tensor, nn
+
+from plumbline.base_model.one_thread import one_thread
+from plumbline.quantized_model.factors import Factors
+from plumbline.quantized_model.grid import Grid, dequantize
+from plumbline.quantized_model.layer import Site, Statistics, quantize_site
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.scheme import layer_group_sizes
+
+ROWS = 192
+"""Output channels of a layer that its sensitivity is measured on, spread evenly."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Bits per layer.
+
+    Attributes:
+        bits: of the codes, by module name of a Linear; layers that read one input share a width.
+        facts: for the record, JSON-able: the budget, what of it was used, the predicted error and that of every uniform
+            width, layers per width, and layers that no token reached.
+    """
+
+    bits: dict[str, int]
+    facts: dict[str, Any]
+
+
+def allocate(
+    linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams, factors: Factors | None = None
+) -> Allocation:
+    """Choose the widths that lose least, in sum over all sites, among those whose codes fit into the budget.
+
+    Args:
+        linears: that the scheme quantizes, by name, in the model's order.
+        stats: with Hessians.
+        scheme: with `mixed`; its method, range and granularity are those that are measured.
+        factors: of Hessians, shared with other schemes; the result is the same.
+
+    Raises:
+        ValueError: the budget is below the smallest width.
+    """
+    mixed = scheme.mixed
+    assert mixed is not None
+    widths: list[int] = sorted(mixed.widths)
+    sites = {member: site for site in stats.sites.values() for member in site.members}
+    by_site: dict[str, list[str]] = {}
+    for name in linears:
+        by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
+    sizes = layer_group_sizes(linears, scheme)
+    with one_thread():
+        targets = writers(linears, by_site)
+        energy = {name: output_energy(linears[name].weight, sites.get(name)) or 0.0 for name in dict.fromkeys(targets)}
+        stream, reached = {}, 0.0
+        for name, added in energy.items():
+            stream[name] = reached = reached + added
+        known = [energy[name] / stream[name] for name in energy if energy[name] > 0]
+        usual = sum(known) / len(known) if known else 1.0  # for a layer that no token reached
+        shares = [energy[name] / stream[name] if energy[name] > 0 else usual for name in targets]
+        losses = np.array(
+            [
+                [
+                    share
+                    * sum(error_at(linears[n].weight, sites.get(n), width, sizes[n], scheme, factors) for n in names)
+                    for width in widths
+                ]
+                for names, share in zip(by_site.values(), shares, strict=True)
+            ]
+        )
+    numbers = [sum(linears[n].weight.numel() for n in names) for names in by_site.values()]
+    chosen = cheapest(losses, numbers, widths, mixed.average_bits)
+    at = {name: widths[k] for names, k in zip(by_site.values(), chosen, strict=True) for name in names}
+    bits = {name: at[name] for name in linears}
+    facts = {
+        "budget_bits": mixed.average_bits,
+        "average_bits": round(sum(bits[n] * linears[n].weight.numel() for n in bits) / sum(numbers), 4),
+        "layers": {str(width): sum(b == width for b in bits.values()) for width in sorted(set(bits.values()))},
+        "predicted_error": float(losses[np.arange(len(chosen)), chosen].sum()),
+        "predicted_error_uniform": {str(width): float(losses[:, k].sum()) for k, width in enumerate(widths)},
+        "bits": bits,
+        "without_tokens": [name for name in linears if name not in sites],
+    }
+    return Allocation(bits, facts)
+
+
+def writers(linears: Mapping[str, nn.Linear], by_site: Mapping[str, Sequence[str]]) -> list[str]:
+    """For every site the layer whose output its error ends up in: the next one of its decoder layer, or itself, that
+    writes to the residual stream.
+
+    That is a layer by itself at its input, not the first of the decoder layer, as many channels out as the first takes
+    in. Where none follows, a site counts by its own output.
+    """
+    firsts = [names[0] for names in by_site.values()]
+    groups = [_decoder_layer(name) for name in firsts]
+    found = []
+    for i, (names, group) in enumerate(zip(by_site.values(), groups, strict=True)):
+        first = groups.index(group)
+        width = linears[firsts[first]].in_features
+        after = [
+            other[0]
+            for k, other in enumerate(by_site.values())
+            if k >= max(i, first + 1) and groups[k] == group and len(other) == 1
+            if linears[other[0]].out_features == width
+        ]
+        found.append(after[0] if after else names[0])
+    return found
+
+
+def _decoder_layer(name: str) -> str:
+    """`model.layers.3` of model.layers.3.mlp.experts.0.up_proj; the name itself outside the decoder."""
+    match = re.match(r"(?:.*?\.)??\d+(?=\.)", name)
+    return match.group() if match else name
+
+
+@torch.no_grad()
+def output_energy(weight: Tensor, site: Site | None) -> float | None:
+    """tr(W S W^T), what a layer puts out over the calibration set; None where no token came by."""
+    if site is None or site.hessian is None or site.tokens == 0:
+        return None
+    W = _some_rows(weight).double()
+    return float(((W @ site.hessian.to(W.device, torch.float64)) * W).sum()) * len(weight) / len(W)
+
+
+@torch.no_grad()
+def error_at(
+    weight: Tensor, site: Site | None, width: int, group_size: int | None, scheme: SchemeParams, factors: Factors | None
+) -> float:
+    """Relative output error of one layer, (out, in), quantized by the scheme with `width` bits.
+
+    tr(dW S dW^T) / tr(W S W^T) of at most `ROWS` rows; all channels count alike, S = I, where no token came by.
+    """
+    grid = Grid(width, group_size, scheme.symmetric, scheme.per_tensor)
+    rows = weight.detach() if scheme.per_tensor else _some_rows(weight)
+    layer = quantize_site({"": rows}, site, grid, scheme, factors)[""]
+    if layer.error is not None:
+        return layer.error
+    whole = float(rows.double().square().sum())
+    lost = float((rows.double() - dequantize(layer.weight).double()).square().sum())
+    return lost / whole if whole > 0 else 0.0
+
+
+def _some_rows(weight: Tensor) -> Tensor:
+    n = min(len(weight), ROWS)
+    return weight.detach()[torch.arange(n, device=weight.device) * len(weight) // n]
+
+
+def cheapest(losses: np.ndarray, numbers: Sequence[int], widths: Sequence[int], average_bits: float) -> list[int]:
+    """The exact solution of a multiple-choice knapsack problem, by branch and bound (HiGHS).
+
+    Args:
+        losses: (sites, widths) float64, not negative.
+        numbers: weights per site.
+        widths: bits per weight.
+        average_bits: over all weights, that must not be exceeded.
+
+    Returns:
+        Per site which of the widths it gets: the least sum of losses with sum(number * width) <= the budget.
+
+    Raises:
+        ValueError: not even the smallest width everywhere fits.
+    """
+    total = sum(numbers)
+    if Fraction(repr(float(average_bits))) < min(widths):
+        raise ValueError(
+            f"mixed.average_bits {average_bits:g} is below the smallest of mixed.widths {sorted(widths)}: even with "
+            f"{min(widths)} bits everywhere the codes do not fit; raise average_bits, or add a smaller width"
+        )
+    unit = math.gcd(*numbers)
+    budget = math.floor(Fraction(repr(float(average_bits))) * total / unit)
+    n, k = losses.shape
+    room = np.outer([number // unit for number in numbers], widths).astype(np.float64)
+    one_each = np.kron(np.eye(n), np.ones(k))
+    # All sizes are whole numbers, so that half a unit of room more lets nothing else in, whatever the tolerances.
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(room.reshape(1, -1), -np.inf, budget + 0.5)]
+    result = milp(
+        losses.ravel() / max(losses.max(), np.finfo(np.float64).tiny),
+        integrality=np.ones(n * k),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": 0.0},
+    )
+    if result.x is None:
+        raise RuntimeError(f"bits per layer: the solver ended with {result.message!r}")
+    chosen = result.x.reshape(n, k).argmax(1).tolist()
+    assert sum(number // unit * widths[c] for number, c in zip(numbers, chosen, strict=True)) <= budget
+    return chosen

@@ -1,0 +1,154 @@
+"""From the statistics of a calibration set to a quantized model: transform, bits per layer, rounding, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from plumbline.base_model.in_parallel import in_parallel
+from plumbline.base_model.one_thread import one_thread
+from plumbline.quantized_model.awq import awq
+from plumbline.quantized_model.factors import Factors
+from plumbline.quantized_model.folding import Transform, scaled_site
+from plumbline.quantized_model.gptq import solve_flops
+from plumbline.quantized_model.grid import Grid, dequantize
+from plumbline.quantized_model.layer import Layer, Site, Statistics, quantize_site, relative_error
+from plumbline.quantized_model.mixed import allocate
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_linears
+from plumbline.quantized_model.smoothquant import smoothquant
+from plumbline.quantized_model.statistics_check import require_statistics
+
+__all__ = ["Layer", "Quantized", "Samples", "Site", "Statistics", "quantize_model"]
+
+Samples = Sequence[tuple[str, Sequence[int]]]
+"""(sample id, token ids)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A quantized model beside the base model that it was made from.
+
+    Attributes:
+        layers: by module name of a Linear, in the model's order.
+        parameters: every other parameter that a transform changed (norm weights, biases), by its name in the state
+            dict, in the model's dtype.
+        notes: what else there is to say, JSON-able: facts of the transform, of the bits per layer, of propagation.
+    """
+
+    layers: dict[str, Layer]
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def quantize_model(
+    model: PreTrainedModel,
+    stats: Statistics,
+    scheme: SchemeParams,
+    samples: Samples | None = None,
+    factors: Factors | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+) -> Quantized:
+    """Quantize every Linear that the scheme takes from its site's statistics, without running the model.
+
+    The members of a site are solved stacked: rows do not interact, and a Hessian is factored once for q, k and v.
+
+    Args:
+        model: the base model; not changed.
+        stats: of the calibration set.
+        samples: the calibration set itself, which `propagate: quantized` runs; not read otherwise.
+        factors: of Hessians, shared between the schemes of one calibration set; None: nothing to share.
+        masks: sample id -> bool (tokens,), the tokens that count, as they were collected; read as `samples` are.
+
+    Raises:
+        ValueError: the scheme does not suit the model or the statistics; nothing was computed then.
+    """
+    linears = quantizable_linears(model, scheme.ignore)
+    sizes = layer_group_sizes(linears, scheme)
+    require_statistics(linears, stats, scheme)
+    if scheme.propagate == "quantized":
+        if samples is None:
+            raise ValueError("propagate: quantized runs the calibration set again, and none was given; remove it")
+        propagated: Any = import_module("plumbline.quantized_model.propagate").propagated
+        solved: Quantized = propagated(model, samples, scheme, stats, masks)
+        return solved
+    sites = {member: site for site in stats.sites.values() for member in site.members}
+    by_site: dict[str, list[str]] = {}
+    for name in linears:
+        by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
+    notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
+    with one_thread():  # sums of matrix products come out in one order whatever the number of cores
+        bits = _bits(linears, stats, scheme, notes, factors)
+    transform = _transform(model, linears, stats, scheme, bits, notes)
+
+    def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
+        site, first = sites.get(names[0]), names[0]
+        grid = Grid(bits[first], sizes[first], scheme.symmetric, scheme.per_tensor)
+        members = {name: linears[name].weight.detach() for name in names}
+        if transform is None:
+            return partial(quantize_site, members, site, grid, scheme, factors)
+        return partial(_quantize_transformed, transform, members, site, grid, scheme)
+
+    tasks = [task(names) for names in by_site.values()]
+    costs = [
+        solve_flops(sum(linears[n].out_features for n in names), linears[names[0]].in_features)
+        for names in by_site.values()
+    ]
+    found = {name: layer for layers in in_parallel(tasks, costs) for name, layer in layers.items()}
+    parameters = {} if transform is None else dict(transform.parameters)
+    return Quantized({name: found[name] for name in linears}, parameters, notes)
+
+
+def _bits(
+    linears: Mapping[str, nn.Linear],
+    stats: Statistics,
+    scheme: SchemeParams,
+    notes: dict[str, Any],
+    factors: Factors | None,
+) -> dict[str, int]:
+    if scheme.mixed is None:
+        return dict.fromkeys(linears, scheme.weight_bits)
+    allocation = allocate(linears, stats, scheme, factors)
+    notes["mixed"] = allocation.facts
+    return allocation.bits
+
+
+def _transform(
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    stats: Statistics,
+    scheme: SchemeParams,
+    bits: Mapping[str, int],
+    notes: dict[str, Any],
+) -> Transform | None:
+    if scheme.transform is None:
+        return None
+    if scheme.transform == "awq":
+        transform = awq(model, linears, stats, scheme, bits)
+    else:
+        transform = smoothquant(model, linears, stats, scheme)
+    notes["transform"] = {"name": scheme.transform, **transform.facts, "unfolded": dict(transform.unfolded)}
+    return transform
+
+
+def _quantize_transformed(
+    transform: Transform, members: dict[str, Tensor], site: Site | None, grid: Grid, scheme: SchemeParams
+) -> dict[str, Layer]:
+    """`quantize_site` of the folded weights behind the scaled input; errors against the weights as they were."""
+    scales = transform.scales.get(next(iter(members)) if site is None else site.members[0])
+    folded = {name: transform.weights.get(name, W) for name, W in members.items()}
+    scaled = site if site is None or scales is None else scaled_site(site, scales)
+    found = {}
+    for name, layer in quantize_site(folded, scaled, grid, scheme).items():
+        s = 1.0 if scales is None else scales.to(folded[name].device)
+        # Rows are divided by the scales of the site behind them.
+        back = transform.rows[name].unsqueeze(1) if name in transform.rows else 1.0
+        running = dequantize(layer.weight).float() / s * back
+        found[name] = replace(layer, error=relative_error(members[name], running, site))
+    return found

@@ -1,0 +1,58 @@
+"""Our own simulation of the quantized model: what the exported folder must compute when transformers loads it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from plumbline.quantized_model.activations import quantize_activation, quantize_per_token
+from plumbline.quantized_model.grid import dequantize
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantize import Quantized
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@torch.no_grad()
+def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
+    """A copy of the base model whose Linears multiply with the dequantized weights and round their inputs.
+
+    The arithmetic is that of the default `from_pretrained` path (decompressed at the first forward pass, inputs rounded
+    in the model's dtype), so the logits agree bit for bit.
+
+    Args:
+        model: the base model; not changed.
+        quantized: from `quantize_model` of that model.
+        scheme: of `quantized`; read for the activations.
+
+    Raises:
+        AttributeError: a name is no module or parameter of the model.
+    """
+    simulated = copy.deepcopy(model)
+    for name, value in quantized.parameters.items():
+        simulated.get_parameter(name).copy_(value)
+    for name, layer in quantized.layers.items():
+        linear = simulated.get_submodule(name)
+        assert isinstance(linear, nn.Linear)  # only those are quantized
+        linear.weight.copy_(dequantize(layer.weight))
+        if scheme.activations is not None:
+            scale, zero = layer.input_scale, layer.input_zero_point
+            linear.register_forward_pre_hook(rounding(scheme.activations.bits, scale, zero))
+    return simulated
+
+
+def rounding(
+    bits: int, scale: Tensor | None, zero: Tensor | None
+) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0]
+        if scale is None:
+            return (quantize_per_token(x, bits), *args[1:])
+        at = None if zero is None else zero.to(x.device)
+        return (quantize_activation(x, scale.to(x.device), bits, at), *args[1:])
+
+    return hook

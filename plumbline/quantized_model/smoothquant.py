@@ -1,0 +1,92 @@
+"""SmoothQuant: move part of the activations' range into the weights before both are rounded to 8 bits.
+
+Xiao, Lin, Seznec, Wu, Demouth, Han: SmoothQuant, arXiv 2211.10438, equation 4: s_j = max|X_j|^a / max|W_j|^(1-a) for
+channel j of a site, over all Linears that read it; x' = x / s and W' = W diag(s). Here every site is smoothed whose
+scale can be folded (the paper: the inputs of attention and of the MLP), and static activation ranges are those of x'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from plumbline.quantized_model.fold_search import find_folds
+from plumbline.quantized_model.folding import Changes, Fold, Transform, shared, snapped
+from plumbline.quantized_model.params import SchemeParams
+
+if TYPE_CHECKING:
+    from plumbline.quantized_model.layer import Site, Statistics
+
+
+def smoothquant(
+    model: PreTrainedModel, linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams
+) -> Transform:
+    """Smooth every site of a model whose scale can be folded into what comes before.
+
+    Args:
+        model: the base model; not changed, and not run but for the check of `find_folds`.
+        linears: those that are quantized, by name.
+        stats: of the calibration set; extremes per channel are read.
+        scheme: `smoothing` is alpha.
+    """
+    folds, unfolded = find_folds(model, sites_read_by(linears, stats))
+    changes = Changes(model)
+    scales: dict[str, Tensor] = {}
+    spread: dict[str, dict[str, float]] = {}
+    for name, fold in folds.items():
+        site = stats.sites[name]
+        if (reason := why_not(fold, linears, scheme)) is not None:
+            unfolded[name] = reason
+            continue
+        members = [changes.weight(member) for member in site.members if member in linears]
+        s = smoothing_scale(site, members, fold, scheme.smoothing)
+        s = snapped(changes, fold, s, members_dtype(linears, site))
+        if not changes.add(fold, s):
+            unfolded[name] = OVERFLOW
+            continue
+        scales[name] = s
+        absmax = _absmax(site).to(s.device)
+        spread[name] = {"absmax": float(absmax.max()), "smoothed": float((absmax / s.double()).max())}
+    return changes.transform(linears, scales, unfolded, {"sites": spread})
+
+
+OVERFLOW = "a folded weight is not finite in the model's dtype"
+
+
+def smoothing_scale(site: Site, weights: list[Tensor], fold: Fold, alpha: float) -> Tensor:
+    """s (width,) float32, on the CPU as statistics are; 1 for a channel that is never used or that no weight reads.
+
+    Args:
+        site: min and max are read.
+        weights: (out, width) of the quantized Linears that read the site.
+        fold: channels that come from one row of the producer share the larger ranges.
+    """
+    X = shared(_absmax(site), fold.rows, "amax")
+    W = shared(torch.stack([w.abs().amax(0) for w in weights]).amax(0).double().to(X.device), fold.rows, "amax")
+    s = X**alpha / W ** (1 - alpha)
+    return torch.where((X > 0) & (W > 0), s, 1.0).float()
+
+
+def sites_read_by(linears: Mapping[str, nn.Linear], stats: Statistics) -> dict[str, tuple[str, ...]]:
+    """The sites that a quantized Linear reads, with those Linears."""
+    found = {name: tuple(m for m in site.members if m in linears) for name, site in stats.sites.items()}
+    return {name: members for name, members in found.items() if members}
+
+
+def members_dtype(linears: Mapping[str, nn.Linear], site: Site) -> torch.dtype:
+    return next(linears[member].weight.dtype for member in site.members if member in linears)
+
+
+def why_not(fold: Fold, linears: Mapping[str, nn.Linear], scheme: SchemeParams) -> str | None:
+    """Why a fold that is correct is not wanted under this scheme; None: it is."""
+    if scheme.per_tensor and fold.producer in linears:
+        return f"the one scale of {fold.producer} (per_tensor: true) would have to cover rows of other magnitudes"
+    return None
+
+
+def _absmax(site: Site) -> Tensor:
+    return torch.maximum(-site.min, site.max).double()

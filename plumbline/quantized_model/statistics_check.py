@@ -1,0 +1,51 @@
+"""What a scheme asks of the statistics, refused before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from plumbline.quantized_model.params import SchemeParams
+
+if TYPE_CHECKING:
+    from plumbline.quantized_model.quantize import Statistics
+
+HOW = {
+    "hessian": ("second moments", "set statistics.hessian: true in params.yaml"),
+    "histogram": ("a histogram of activations", "write activations: {range: minmax}"),
+    "sums": ("mean magnitudes", "use another transform"),
+}
+
+
+def require_statistics(names: Iterable[str], stats: Statistics, scheme: SchemeParams) -> None:
+    """Refuse statistics that lack what the scheme reads about the Linears `names`.
+
+    A layer without statistics is a fallback where no token came by, and a mistake otherwise.
+
+    Raises:
+        ValueError: names the layer, what is missing and the line of params.yaml to change.
+    """
+    if not scheme.reads:
+        return
+    sites = {member: site for site in stats.sites.values() for member in site.members}
+    static = scheme.activations is not None and not scheme.activations.dynamic
+    for name in names:
+        site = sites.get(name)
+        if site is None and name not in stats.unreached:
+            what = f"method {scheme.method}" if scheme.method != "rtn" else "the scheme"
+            raise ValueError(
+                f"{name} has no statistics, which {what} reads: take it out of statistics.ignore in params.yaml, or "
+                "add it to the scheme's ignore"
+            )
+        if site is None and static:
+            raise ValueError(
+                f"no token of the calibration set reached {name}, so there is no range for its activations: choose a "
+                "larger or more varied set, write activations: {dynamic: true}, or add it to the scheme's ignore"
+            )
+        if site is None:
+            continue
+        held = {"hessian": site.hessian, "histogram": site.histogram, "sums": getattr(site, "sum_abs", None)}
+        for part in scheme.reads:
+            if part in HOW and held[part] is None:
+                what, do = HOW[part]
+                raise ValueError(f"the statistics hold no {part} of {name}: the scheme reads {what}; {do}")

@@ -1,0 +1,159 @@
+"""What the corpus has taken in: the files of the inbox by content, and the commits of the hub datasets it follows.
+
+The inbox is where people drop, upload and delete; a run must not read what is half there. So a file becomes part of the
+corpus when it is listed in `intake.yaml`, which is what a run reads, and which changes at once and only with content: a
+copy under another name, a renamed file and a second upload of the same change nothing. What was taken in is held in a
+copy of its own until the next file replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plumbline.artifact import replace_text
+from plumbline.raw_corpus.stores import Seen, Store
+
+INTAKE = "intake.yaml"
+HEADER = (
+    "# What the inbox and the hub have brought in; `plumbline run` and the sensors write it, raw_corpus reads it.\n"
+)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A file of the inbox: its content, or why it is none."""
+
+    sha256: str | None
+    bytes: int
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Intake:
+    """The content of intake.yaml."""
+
+    files: Mapping[str, Taken] = field(default_factory=dict)
+    """By name within the inbox, in order of name; one name per content."""
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Commit of each hub source that follows a branch, by the source's name."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one look at the inbox came to, in names."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    """Newly listed, but not to be read: see `Taken.refused`."""
+    waiting: tuple[str, ...] = ()
+    """Still being written."""
+    copies: tuple[str, ...] = ()
+    """Content that is there under another name."""
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed or self.refused)
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """For people: what is not empty."""
+        return {name: list(value) for name, value in vars(self).items() if value}
+
+
+def take_in(
+    before: Intake, store: Store, looked: Mapping[str, Seen], settled: Mapping[str, str | None]
+) -> tuple[Intake, Changes, dict[str, str]]:
+    """Take in the files that are complete; each is copied to where it is held, and hashed on the way.
+
+    Content keeps the name under which it came first: as long as that name has no other content, a copy and a renamed
+    file change nothing.
+
+    Args:
+        looked: what is in the inbox.
+        settled: the names that nobody is writing any more, with the SHA-256 of those that are held already. What is
+            listed and is being written anew stays as it was.
+
+    Returns:
+        What is taken in now, what changed, and the SHA-256 of every complete file.
+    """
+    present: dict[str, Taken] = {}
+    waiting: list[str] = []
+    contents: dict[str, str] = {}
+    for name, seen in looked.items():
+        if name in settled and seen.problem is not None:
+            present[name] = Taken(None, seen.bytes, seen.problem)
+        elif (content := (settled[name] or store.hold(name)) if name in settled else None) is not None:
+            present[name] = Taken(content, seen.bytes)
+            contents[name] = content
+        else:  # being written, or it changed while it was copied
+            waiting.append(name)
+            present |= {name: before.files[name]} if name in before.files else {}
+    owner_before = {taken.sha256: name for name, taken in before.files.items() if taken.sha256}
+    names_of: dict[str, list[str]] = {}
+    for name, taken in sorted(present.items()):
+        if taken.sha256 is not None:
+            names_of.setdefault(taken.sha256, []).append(name)
+    files = {name: taken for name, taken in present.items() if taken.sha256 is None}
+    copies: list[str] = []
+    for content, names in names_of.items():
+        first = owner_before.get(content)
+        owner = first if first is not None and (first in names or first not in present) else names[0]
+        files[owner] = present[names[0]]
+        copies += [name for name in names if name != owner]
+    after = Intake(dict(sorted(files.items())), before.revisions)
+    return after, _changes(before.files, after.files, waiting, copies), contents
+
+
+def _changes(before: Mapping[str, Taken], after: Mapping[str, Taken], waiting: list[str], copies: list[str]) -> Changes:
+    new = [name for name, taken in after.items() if taken != before.get(name)]
+    return Changes(
+        added=tuple(name for name in new if name not in before and not after[name].refused),
+        changed=tuple(name for name in new if name in before and not after[name].refused),
+        removed=tuple(name for name in before if name not in after),
+        refused=tuple(name for name in new if after[name].refused),
+        waiting=tuple(waiting),
+        copies=tuple(sorted(copies)),
+    )
+
+
+def read_intake(path: Path) -> Intake:
+    """intake.yaml; an empty one where there is none.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    if not path.is_file():
+        return Intake()
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {}
+        files = {
+            str(name): Taken(of.get("sha256"), int(of["bytes"]), of.get("refused"))
+            for name, of in _items(content, "files")
+        }
+        return Intake(dict(sorted(files.items())), {str(k): str(v) for k, v in _items(content, "revisions")})
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not what Plumbline wrote ({type(error).__name__}: {error}); restore it with "
+            f"`git checkout {path.name}`, or delete it: the inbox is then taken in anew"
+        ) from error
+
+
+def _items(content: Mapping[str, Any], section: str) -> Iterable[tuple[Any, Any]]:
+    return (content.get(section) or {}).items()
+
+
+def write_intake(path: Path, intake: Intake) -> None:
+    """Replace intake.yaml whole; the same content gives the same bytes."""
+    files: dict[str, dict[str, Any]] = {}
+    for name, taken in sorted(intake.files.items()):
+        what = {"refused": taken.refused} if taken.sha256 is None else {"sha256": taken.sha256}
+        files[name] = {**what, "bytes": taken.bytes}
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    content = {"files": files, "revisions": dict(sorted(intake.revisions.items()))}
+    replace_text(path, HEADER + yaml.dump(content, Dumper=dumper, sort_keys=False, width=120))

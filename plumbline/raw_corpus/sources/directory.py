@@ -1,0 +1,187 @@
+"""Every readable file below a folder: `.txt`, `.md` (a document each), `.jsonl`, `.jsonl.gz`, `.parquet` (rows)."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plumbline.raw_corpus.document import Document
+from plumbline.raw_corpus.file_hashes import FileHashes, stamp
+from plumbline.raw_corpus.params import Directory
+from plumbline.raw_corpus.rows import RowReader
+from plumbline.raw_corpus.source_file import Rejected, SourceFile, UnreadableFile
+
+UNFINISHED = (".part", ".tmp", ".crdownload", ".swp", "~")  # what editors and downloads write before the real name
+SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
+BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
+
+
+def source_files(
+    name: str,
+    source: Directory,
+    folder: Path,
+    max_document_bytes: int,
+    hashes: FileHashes,
+) -> Iterator[SourceFile]:
+    """The files of a folder (or the one file that `folder` is), in order of their path.
+
+    Hidden files and unfinished ones are passed over; a file with another suffix, a link that leads nowhere, a link to a
+    folder and what is no file are rejected.
+    """
+    single = folder.is_file()
+    for relative in [folder.name] if single else sorted(file_names(folder)):
+        path = folder if single else folder / relative
+        shown = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        domain = source.domain or domain_of(shown, name)
+        suffix = suffix_of(shown)
+        problem = None
+        if path.is_dir():
+            problem = "a link to a folder is not followed; make that folder a source of its own in params.yaml"
+        elif not path.exists():
+            problem = "a link that leads nowhere"
+        elif not path.is_file():
+            problem = "not a plain file"  # a pipe would be waited for
+        elif suffix is None:
+            problem = f"expected one of {', '.join(SUFFIXES)}"
+        if problem is not None:
+            reason = "unreadable" if suffix and not path.exists() else "unsupported"
+            size = path.stat().st_size if path.is_file() else 0
+            yield SourceFile(shown, None, size, {"rejected": reason}, rejected(reason, problem))
+            continue
+        reader = RowReader(f"{name}/{shown}", domain, max_document_bytes, source.column)
+        options = {"domain": domain, "column": source.column, "max_document_bytes": max_document_bytes}
+        before = stamp(path)
+        digest = hashes.sha256(path)
+        yield SourceFile(shown, digest, before[0], options, reading(path, cast(str, suffix), reader, before))
+
+
+def domain_of(name: str, source: str) -> str:
+    """The first folder of a file's name within its source; the source's name for a file that is in none."""
+    first, slash, _ = name.partition("/")
+    return first if slash else source
+
+
+def suffix_of(name: str) -> str | None:
+    """The longest of SUFFIXES that a name ends with."""
+    return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is one that editors and downloads use before the real one."""
+    return name.lower().endswith(UNFINISHED)
+
+
+def file_names(folder: Path) -> Iterator[str]:
+    """Relative paths of the files that count, in no order: none that is hidden, in a hidden folder, or unfinished."""
+    for where, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        links = [f for f in folders if os.path.islink(os.path.join(where, f))]  # noqa: PTH114, PTH118
+        for file in files + links:
+            if not file.startswith(".") and not is_unfinished(file):
+                yield (Path(where) / file).relative_to(folder).as_posix()
+
+
+def rejected(reason: str, detail: str) -> Callable[[], Iterator[Rejected]]:
+    return lambda: iter([Rejected(None, reason, detail)])
+
+
+def reading(
+    path: Path, suffix: str, reader: RowReader, before: tuple[int, int, int], max_bytes: int | None = None
+) -> Callable[[], Iterator[Document | Rejected]]:
+    """Streams the rows of a file whose stamp is `before`.
+
+    Raises (when read):
+        UnreadableFile: the file is not what its suffix says. RuntimeError: it changed while it was read.
+    """
+
+    def read() -> Iterator[Document | Rejected]:
+        try:
+            yield from read_file(path, suffix, reader, max_bytes)
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise UnreadableFile(f"{type(error).__name__}: {str(error).replace(str(path), path.name)[:300]}") from error
+        if stamp(path) != before:
+            raise RuntimeError(f"{path} changed while it was ingested; run again when whatever writes it has finished")
+
+    return read
+
+
+def read_file(
+    path: Path, suffix: str, reader: RowReader, max_bytes: int | None = None
+) -> Iterator[Document | Rejected]:
+    """Stream the rows of one file.
+
+    Args:
+        max_bytes: a compressed file may unpack to; None: to anything.
+
+    Raises:
+        UnreadableFile: a compressed file unpacks to more.
+        OSError, EOFError, zlib.error, pyarrow.ArrowException: the file is not what its suffix says.
+    """
+    if suffix in (".txt", ".md"):
+        if (size := path.stat().st_size) > reader.max_document_bytes:  # not read: it need not fit into memory
+            yield Rejected(0, "oversize", f"{size} bytes; corpus.max_document_bytes is {reader.max_document_bytes}")
+        else:
+            yield reader.text(0, path.read_bytes())
+    elif suffix == ".parquet":
+        yield from _parquet_rows(path, reader)
+    else:
+        with gzip.open(path) if suffix == ".jsonl.gz" else path.open("rb") as file:
+            lines = cast(BinaryIO, file if max_bytes is None else _AtMost(cast(BinaryIO, file), max_bytes))
+            yield from reader.json_lines(lines)
+
+
+class _AtMost:
+    """The lines of a file, until they are more bytes than allowed: a small archive can hold lines for a week."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self.file, self.limit, self.seen = file, limit, 0
+
+    def readline(self, size: int) -> bytes:
+        line = self.file.readline(size)
+        self.seen += len(line)
+        if self.seen > self.limit:
+            raise UnreadableFile(f"more than {self.limit} bytes when unpacked; corpus.max_file_bytes is {self.limit}")
+        return line
+
+
+def _parquet_rows(path: Path, reader: RowReader) -> Iterator[Document | Rejected]:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        columns = [c for c in dict.fromkeys(("messages", reader.column)) if c in names]
+        if not columns:
+            detail = f"no column {reader.column!r} and no messages; columns: {', '.join(names)}"[:300]
+            for row in range(file.metadata.num_rows):
+                yield Rejected(row, "wrong_type", detail)
+            return
+        row = 0
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+            values = {c: _python_values(batch.column(c)) for c in columns}
+            for i in range(batch.num_rows):
+                yield reader.value(row, {c: values[c][i] for c in columns})
+                row += 1
+
+
+def _python_values(column: pa.Array) -> list[object]:
+    """Values of a column; texts as bytes, because one that is not UTF-8 must cost its row and not the batch."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    try:
+        return cast(list[object], column.to_pylist())
+    except UnicodeDecodeError:  # within a chat: find the row
+        return [_python_value(item) for item in column]
+
+
+def _python_value(item: pa.Scalar) -> object:
+    try:
+        return cast(object, item.as_py())
+    except UnicodeDecodeError:
+        return b"\xff"

@@ -1,0 +1,209 @@
+"""sample_features: length and embedding of every pool, tuning and production sample, computed once per sample id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from plumbline.artifact import link_or_copy, read_json, write_json, write_table
+from plumbline.base_model.params import ModelParams
+from plumbline.sample_features.embedder import embed, embedder_digest, embedder_folder, load, matmul_precision
+from plumbline.sample_features.params import FeatureParams
+from plumbline.sample_features.reader import Features, read_features, read_manifest, shard_table
+from plumbline.sample_features.sign import build_signatures
+from plumbline.tokenized_samples.reader import fingerprint_of, iter_samples, read_samples, shards
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SPLITS = ("pool", "tuning", "production")
+"""The report split is never looked at before evaluation."""
+COLUMNS = ("sample_id", "split", "domain", "n_tokens")
+BUFFER = 2048
+"""Samples decoded and embedded together: enough to find equal lengths among, little enough for memory."""
+
+
+def build_sample_features(
+    params: FeatureParams,
+    tokenizer_folder: Path,
+    samples: Path,
+    out: Path,
+    previous: Path | None = None,
+    root: Path = Path(),
+    model: ModelParams | None = None,
+) -> dict[str, Any]:
+    """Write length and embedding of every pool, tuning and production sample into the existing empty folder `out`, and
+    the activation signatures of those that `params.signatures` asks for.
+
+    The text of a sample is what the base model's tokenizer decodes it to, special tokens left out; the embedder reads
+    its first `params.max_tokens` tokens. Shards stream: memory is bounded by the sample ids and `BUFFER` texts.
+
+    Args:
+        tokenizer_folder: the base model's folder, with its tokenizer.
+        samples: a tokenized_samples artifact.
+        previous: an earlier sample_features; embeddings of samples that are in it are taken over where embedder,
+            settings and tokenization are the same. Where all are, no embedder is imported or loaded.
+        root: the project; a relative path of an embedder starts there.
+        model: device and trust of the base model, where signatures need it.
+
+    Returns:
+        Summary: samples, computed, reused, dimension, embedder, embedder_digest, fingerprint; with signatures also how
+        many, and how many of them were computed, reused, and forwarded through the model.
+
+    Raises:
+        FileNotFoundError: no such embedder.
+        ValueError: the tokenizer is not the one the samples were made with, or there is no sample.
+    """
+    fingerprint = fingerprint_of(samples)
+    folder = embedder_folder(params, root)
+    given = Path(params.embedder)
+    settings = {
+        "embedder": given.name if given.is_absolute() else params.embedder,
+        "embedder_digest": embedder_digest(folder),
+        "max_tokens": params.max_tokens,
+        "matmul_precision": params.matmul_precision,
+        "fingerprint": fingerprint,
+    }
+    known = _Known(previous, settings)
+    engine = _Engine(params, folder, tokenizer_folder, samples)
+    names: list[str] = []
+    computed = 0
+    by_split = read_json(samples / "accounting.json")["by_split"]
+    total = sum(counts["samples"] for split, counts in by_split.items() if split in SPLITS)
+    if not total:
+        raise ValueError("no sample outside the report split: add documents, or lower tokenize.splits in params.yaml")
+    with tqdm(total=total, desc="sample_features", unit=" samples", disable=None) as progress:
+        todo = _prepare(samples, out, known, engine, names, progress)
+        while jobs := list(islice(todo, BUFFER)):
+            for positions, embeddings in engine.embed([ids for _, _, ids in jobs]):
+                _store(out, [jobs[position][:2] for position in positions], embeddings)
+                computed += len(positions)
+                progress.update(len(positions))
+    dimension = engine.dimension if computed else known.dimension
+    signatures: dict[str, Any] | None = None
+    counted: dict[str, int] = {}
+    if params.signatures is not None:
+        signatures, counted = build_signatures(
+            params.signatures, SPLITS, model or ModelParams(), tokenizer_folder, samples, fingerprint, out, previous
+        )
+    content = {"dimension": dimension, "samples": total, "shards": names, "signatures": signatures}
+    write_json(out / "manifest.json", {**settings, **content})
+    counts = {"samples": total, "computed": computed, "reused": total - computed, "dimension": dimension, **counted}
+    return counts | {name: settings[name] for name in ("embedder", "embedder_digest", "fingerprint")}
+
+
+def _prepare(
+    samples: Path, out: Path, known: _Known, engine: _Engine, names: list[str], progress: Any
+) -> Iterator[tuple[str, int, NDArray[np.int32]]]:
+    """Write each shard's files with what is known, note its name, and yield shard, row and token ids of the rest."""
+    for shard in shards(samples):
+        table = read_samples(samples, SPLITS, COLUMNS, only_shards=[shard])
+        if not table.num_rows:
+            continue
+        names.append(shard)
+        write_table(out / f"{shard}.parquet", table)
+        if known.link(shard, table, out):
+            progress.update(table.num_rows)
+            continue
+        rows, embeddings = known.embeddings_of(table["sample_id"])
+        shape = (table.num_rows, known.dimension if len(rows) else engine.dimension)
+        file = np.lib.format.open_memmap(out / f"{shard}.npy", mode="w+", dtype=np.float16, shape=shape)
+        file[rows] = embeddings
+        del file  # closes it: a corpus may have more shards than a process may hold files
+        progress.update(len(rows))
+        missing = np.ones(table.num_rows, dtype=bool)
+        missing[rows] = False
+        row = 0
+        for batch in iter_samples(samples, SPLITS, ["input_ids"], only_shards=[shard] if missing.any() else []):
+            for ids in batch.column(0):
+                if missing[row]:
+                    yield shard, row, ids.values.to_numpy()
+                row += 1
+
+
+def _store(out: Path, places: list[tuple[str, int]], embeddings: NDArray[np.float16]) -> None:
+    by_shard: dict[str, list[int]] = {}
+    for position, (shard, _) in enumerate(places):
+        by_shard.setdefault(shard, []).append(position)
+    for shard, positions in by_shard.items():
+        file = np.lib.format.open_memmap(out / f"{shard}.npy", mode="r+")
+        file[[places[position][1] for position in positions]] = embeddings[positions]
+        del file
+
+
+class _Known:
+    """The embeddings of an earlier version, if it was made with the same settings."""
+
+    def __init__(self, previous: Path | None, settings: dict[str, Any]) -> None:
+        self.path: Path | None = None
+        if previous is not None and (previous / "manifest.json").is_file():
+            manifest = read_manifest(previous)
+            if all(manifest.get(name) == value for name, value in settings.items()):
+                self.path, self.shards, self.dimension = previous, set(manifest["shards"]), manifest["dimension"]
+
+    @cached_property
+    def features(self) -> Features:
+        assert self.path is not None
+        return read_features(self.path)
+
+    def link(self, shard: str, table: pa.Table, out: Path) -> bool:
+        """Take a shard's embeddings over as they are, where it holds the same samples in the same order."""
+        if self.path is None or shard not in self.shards:
+            return False
+        if not shard_table(self.path, shard)["sample_id"].equals(table["sample_id"]):
+            return False
+        link_or_copy(self.path / f"{shard}.npy", out / f"{shard}.npy")
+        return True
+
+    def embeddings_of(self, sample_ids: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """The rows of `sample_ids` that are known, int64 (k,), and their embeddings, float16 (k, dimension)."""
+        if self.path is None:
+            return np.empty(0, np.int64), np.empty((0, 1), np.float16)
+        found = pc.index_in(sample_ids, value_set=self.features.sample_ids)
+        rows = np.flatnonzero(found.is_valid().to_numpy())
+        return rows, self.features.embeddings.take(found.drop_null().to_numpy())
+
+
+class _Engine:
+    """The base model's tokenizer and the embedder, loaded when the first sample needs them."""
+
+    def __init__(self, params: FeatureParams, folder: Path, tokenizer_folder: Path, samples: Path) -> None:
+        self.params, self.folder, self.tokenizer_folder, self.samples = params, folder, tokenizer_folder, samples
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        from plumbline.tokenized_samples.fingerprint import policy_of, tokenizer_fingerprint
+
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
+        accounting = read_json(self.samples / "accounting.json")
+        found, _ = tokenizer_fingerprint(tokenizer, policy_of(accounting["fingerprint_parts"]))
+        if found != accounting["fingerprint"]:
+            raise ValueError(
+                f"tokenization differs: tokenized_samples has fingerprint {accounting['fingerprint'][:12]}, the "
+                f"tokenizer in {self.tokenizer_folder.name} gives {found[:12]}; run tokenized_samples again"
+            )
+        return tokenizer
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        return load(self.folder, self.params.max_tokens)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.model.get_embedding_dimension() or 0)
+
+    def embed(self, input_ids: list[NDArray[np.int32]]) -> Iterator[tuple[list[int], NDArray[np.float16]]]:
+        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        with matmul_precision(self.params.matmul_precision):
+            yield from embed(self.model, texts, self.params.batch_size)

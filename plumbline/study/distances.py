@@ -1,0 +1,53 @@
+"""How representative the study's random sets are: every metric, measured once per set and kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from plumbline.base_model.one_thread import one_thread
+from plumbline.study.draws import Cell, Plan
+from plumbline.study.result_cache import Kept
+
+
+def measure_distances(plan: Plan, kept: Kept) -> tuple[dict[int, dict[str, np.ndarray]], str | None]:
+    """Distances of the random sets to production, in order of the draws; sets that are kept are not measured again.
+
+    Returns:
+        Size -> metric -> float64 (sets,), with the metrics that all sets of the size have; and why there are none.
+    """
+    params = plan.params
+    if not params.random_sets:
+        return {}, "random_sets is 0"
+    if (rule := params.random_rule) is None:
+        return {}, "no rule of the study is `strategy: random` without options, whose sets would tell"
+    wanted = [Cell(draw, n, rule) for n in params.sizes for draw in range(max(params.draws, params.random_sets))]
+    found: dict[Cell, dict[str, float]] = {}
+    for cell in tqdm(wanted, desc="representativeness", unit="set", disable=None):
+        values = kept.find_figures(**_identity(plan, cell))
+        if values is None:
+            with one_thread():
+                values = _distances(plan, cell)
+            kept.keep_figures(values, **_identity(plan, cell))
+        found[cell] = values
+    sizes: dict[int, dict[str, np.ndarray]] = {}
+    for n in params.sizes:
+        of = [found[cell] for cell in wanted if cell.n == n]
+        names = sorted(set.intersection(*(set(values) for values in of)))
+        sizes[n] = {name: np.array([values[name] for values in of]) for name in names}
+    if not all(sizes.values()):
+        return {}, "the tuning split is empty, so there is nothing that a set should represent"
+    return sizes, None
+
+
+def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
+    return {"what": "distances", **plan.identity(cell)}
+
+
+def _distances(plan: Plan, cell: Cell) -> dict[str, float]:
+    from plumbline.calibration_set.representativeness import distances
+
+    drawn = plan.chosen(cell)
+    return distances(plan.sources, drawn.pool, drawn.selection, drawn.rows)

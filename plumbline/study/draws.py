@@ -1,0 +1,165 @@
+"""What a study draws: for every draw a part of the pool, and from that same part each rule's sets and the controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from plumbline.calibration_choice.choice import resolve
+from plumbline.calibration_set.pool import Sources, of_domains
+from plumbline.calibration_set.select import choose, joined
+from plumbline.calibration_set.strategies import get
+from plumbline.calibration_set.strategies.base import Pool, Selection, generator
+from plumbline.evaluation.held_out import HeldOut
+from plumbline.study.controls import Oracle, nonsense
+from plumbline.study.params import CONTROLS, NONSENSE, ORACLE, RANDOM, RuleParams, StudyParams
+
+STREAM = "sub-pool of a study"
+"""Name of the random stream that draws the sub-pools; every strategy has a stream of its own."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One calibration set of the study."""
+
+    draw: int
+    n: int
+    rule: str
+    """A rule's name, or a control's."""
+
+
+def cells(params: StudyParams) -> list[Cell]:
+    """Every set that the study asks for, draw after draw, so that a run cut short has whole draws.
+
+    The baseline alone is drawn at the sizes of the curve; the plain random rule alone in the draws beyond `draws`,
+    which only serve to ask whether representativeness predicts quality.
+    """
+    found = []
+    for draw in range(params.draws):
+        for n in params.all_sizes:
+            rules = [*params.rules, NONSENSE, ORACLE] if n in params.sizes else [params.baseline]
+            found += [Cell(draw, n, rule) for rule in rules]
+    if (random := params.random_rule) is not None:
+        found += [Cell(draw, n, random) for draw in range(params.draws, params.random_sets) for n in params.sizes]
+    return found
+
+
+def sub_pool(pool: Pool, share: float, seed: int) -> Pool:
+    """The samples of a random `share` of the pool's documents, rounded up; the rest of the pool stays.
+
+    By document, because windows of one document say nearly the same: without some of them little would change.
+    """
+    of_row = np.array(pool.doc_ids)
+    documents = np.unique(of_row)
+    kept = generator(seed, STREAM).permutation(len(documents))[: math.ceil(share * len(documents))]
+    return pool.subset(np.flatnonzero(np.isin(of_row, documents[kept])).astype(np.int64))
+
+
+def asked_of(rule: str, params: RuleParams, n: int, seed: int) -> dict[str, Any]:
+    """Every parameter of one set, defaults filled in: what `choice.json` holds for a calibration choice.
+
+    Raises:
+        ValueError: no such strategy or option; the message names the rule.
+    """
+    try:
+        return resolve(rule, {**params.model_dump(), "n": n, "seed": seed})
+    except ValueError as error:
+        why = str(error).removeprefix("params.yaml, calibrations: ")
+        raise ValueError(f"params.yaml, studies, rules: {why}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A calibration set as a rule chose it."""
+
+    pool: Pool
+    """What it chose from."""
+    selection: Selection
+    rows: pa.Table
+    """As `calibration_set` would store it."""
+
+
+def draw_set(part: Pool, asked: Mapping[str, Any]) -> Drawn:
+    """Let a rule choose from a sub-pool.
+
+    Raises:
+        ValueError: as for a calibration choice; the message names rule, size and seed.
+    """
+    try:
+        pool = of_domains(part, asked["domains"], asked["name"])
+        selection = choose(pool, get(asked["strategy"]), asked, len(part))
+        return Drawn(pool, selection, joined(pool, selection, asked["name"]))
+    except ValueError as error:
+        where = f"study, rule {asked['name']} with n = {asked['n']} and seed {asked['seed']}"
+        raise ValueError(f"{where}: {error}") from error
+
+
+class Plan:
+    """The sets of a study: which there are, what decides each, and how it is drawn."""
+
+    def __init__(self, params: StudyParams, sources: Sources, held_out: HeldOut) -> None:
+        """Checks every rule and its options; draws nothing yet.
+
+        Raises:
+            ValueError: no such strategy or option.
+        """
+        self.params, self.sources, self.held_out = params, sources, held_out
+        wanted = cells(params)
+        self._asked = {
+            cell: asked_of(cell.rule, params.rules[cell.rule], cell.n, params.seed + cell.draw)
+            for cell in wanted
+            if cell.rule not in CONTROLS
+        }
+        lacking = {n: self.oracle.lacks(n) for n in params.sizes}
+        self.absent = {(ORACLE, n): why for n, why in lacking.items() if why is not None}
+        """(control, n) -> why it is not measured."""
+        self.cells = [cell for cell in wanted if (cell.rule, cell.n) not in self.absent]
+        self._latest: tuple[int, Pool] | None = None
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        return Oracle(self.sources.samples, self.held_out)
+
+    def identity(self, cell: Cell) -> dict[str, Any]:
+        """What decides the set, beside the inputs and the code."""
+        if cell in self._asked:
+            choice = {key: value for key, value in self._asked[cell].items() if key != "name"}
+            return {"choice": choice, "share": self.params.share}
+        return {
+            "control": cell.rule,
+            "n": cell.n,
+            "seed": self.params.seed + cell.draw,
+            **({"share": self.params.share} if cell.rule == NONSENSE else {}),
+        }
+
+    def draw(self, cell: Cell) -> pa.Table:
+        """The set's samples: at least the columns sample_id and input_ids.
+
+        Raises:
+            ValueError: a rule cannot choose so many.
+        """
+        if cell in self._asked:
+            return self.chosen(cell).rows
+        seed = self.params.seed + cell.draw
+        if cell.rule == ORACLE:
+            return self.oracle.draw(cell.n, seed)
+        pool = self._part(cell.draw)
+        like = draw_set(pool, asked_of(NONSENSE, RANDOM, cell.n, seed)).rows["input_ids"].to_pylist()
+        vocabulary = int(self.sources.load_model().config.get_text_config().vocab_size)
+        return nonsense(like, pool.special_prefix, vocabulary, seed)
+
+    def chosen(self, cell: Cell) -> Drawn:
+        """The set of a rule, with how it came about."""
+        return draw_set(self._part(cell.draw), self._asked[cell])
+
+    def _part(self, draw: int) -> Pool:
+        """The sub-pool of a draw; the latest one stays, with what its samples have read already."""
+        if self._latest is None or self._latest[0] != draw:
+            self._latest = draw, sub_pool(self.sources.pool(), self.params.share, self.params.seed + draw)
+        return self._latest[1]

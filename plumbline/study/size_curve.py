@@ -1,0 +1,139 @@
+"""How quality and cost go with the size of the set, and from which size on nothing is gained that the study can see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from plumbline.calibration_report.wording import join, percent
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.study.result_cache import Measured
+from plumbline.study.testing import Family
+
+TOKENS_PER_WIDTH = 4
+"""A Hessian of d channels has d directions to fill; with fewer than 4 d tokens, damping decides many of them."""
+FAMILIES = {
+    "hessian": "Hessian-based (GPTQ, AdaRound, mixed bits)",
+    "channel": "per-channel scales (SmoothQuant, AWQ)",
+    "tensor": "per-tensor activation ranges",
+    "none": "reads no calibration data",
+}
+
+
+def family_of(scheme: SchemeParams) -> str:
+    """What a scheme takes from the calibration data, coarsely: a key of `FAMILIES`."""
+    if scheme.method != "rtn" or scheme.mixed is not None:
+        return "hessian"
+    if scheme.transform is not None:
+        return "channel"
+    return "tensor" if scheme.reads else "none"
+
+
+def size_curve(
+    results: Mapping[tuple[str, int], Sequence[Measured]], family: Family, schemes: Sequence[str], width: int
+) -> list[dict[str, Any]]:
+    """Per scheme and size of the baseline: quality, tokens, and whether the largest size is better.
+
+    Every size is tested against the largest one, over the same draws and documents; all those tests of all schemes are
+    one family under Holm's correction. Enough is the smallest size that is not called worse than the largest, nor any
+    size between the two.
+
+    Args:
+        results: (scheme, n) -> the baseline's draws, in order.
+        family: tests pairs.
+        width: input channels of the widest quantized layer.
+
+    Returns:
+        Per scheme: `sizes` (n, kl_mean, kl_sd, calibration_tokens, tokens_per_width, and of the test against the
+        largest: verdict, difference, low, high, p_adjusted, detectable), `enough`, `gain_missed` (upper end of the
+        interval at `enough`), `tokens_suffice` (smallest n with tokens >= 4 width on average; None: none), `sentence`.
+    """
+    sizes = sorted({n for _, n in results})
+    kl = {key: np.stack([one.kl for one in drawn]) for key, drawn in results.items()}
+    pairs = {(scheme, n): (kl[scheme, sizes[-1]], kl[scheme, n]) for scheme in schemes for n in sizes[:-1]}
+    tested = family.test(pairs)
+    curves = []
+    for scheme in schemes:
+        rows = []
+        for n in sizes:
+            drawn = results[scheme, n]
+            means = np.array([one.kl.sum() for one in drawn]) / family.tokens
+            tokens = sum(one.tokens for one in drawn) / len(drawn)
+            rows.append(
+                {
+                    "n": n,
+                    "kl_mean": float(means.mean()),
+                    "kl_sd": float(means.std(ddof=1)),
+                    "calibration_tokens": round(tokens),
+                    "tokens_per_width": tokens / width,
+                    "against_largest": tested.get((scheme, n)),
+                }
+            )
+        curves.append({"scheme": scheme, "sizes": rows, **_enough(rows), **_suffice(rows)})
+        curves[-1]["sentence"] = _sentence(curves[-1])
+    return curves
+
+
+def _enough(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    enough, missed = rows[-1]["n"], 0.0
+    for row in reversed(rows[:-1]):
+        if row["against_largest"]["verdict"] == "worse":
+            break
+        enough, missed = row["n"], row["against_largest"]["high"]
+    return {"enough": enough, "gain_missed": missed}
+
+
+def _suffice(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"tokens_suffice": next((r["n"] for r in rows if r["tokens_per_width"] >= TOKENS_PER_WIDTH), None)}
+
+
+def _sentence(curve: Mapping[str, Any]) -> str:
+    largest, enough = curve["sizes"][-1]["n"], curve["enough"]
+    if all((row["against_largest"] or {}).get("verdict") == "identical" for row in curve["sizes"][:-1]):
+        return f"{curve['scheme']} gives the same model at every size."
+    smaller = next((r for r in curve["sizes"][:-1] if r["against_largest"]["verdict"] == "better"), None)
+    if smaller is not None and enough < largest:
+        text = f"{curve['scheme']} gets worse beyond n = {smaller['n']}: there divergence is "
+        text += f"{percent(-smaller['against_largest']['difference'])} lower than at n = {largest}"
+    elif enough == largest:
+        text = f"{curve['scheme']} still gains up to n = {largest}, the largest size measured"
+    else:
+        text = f"{curve['scheme']} gains nothing beyond n = {enough} that this study could see"
+        if curve["gain_missed"] is not None:
+            text += f" (at n = {largest} divergence may be up to {percent(max(0.0, curve['gain_missed']))} lower)"
+    if curve["tokens_suffice"] is None:
+        text += f"; no size reaches {TOKENS_PER_WIDTH} tokens per channel of the widest layer"
+    return text + "."
+
+
+def recommendations(
+    curves: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], schemes: Mapping[str, SchemeParams]
+) -> list[dict[str, Any]]:
+    """Per family of schemes, what this study supports: a size, and another rule than the baseline if one is better.
+
+    The size is the largest `enough` of the family's schemes. A rule is recommended where it was called better than the
+    baseline under some scheme of the family at that size, and worse under none.
+    """
+    found = []
+    for family, label in FAMILIES.items():
+        of = [curve for curve in curves if family_of(schemes[curve["scheme"]]) == family]
+        if not of:
+            continue
+        names = [curve["scheme"] for curve in of]
+        if family == "none":
+            text = f"{join(names)}: calibration data changes nothing; any set will do."
+            found.append({"family": label, "schemes": names, "n": None, "rules": [], "sentence": text})
+            continue
+        n = max(curve["enough"] for curve in of)
+        tokens = next(row["calibration_tokens"] for row in of[0]["sizes"] if row["n"] == n)
+        called = [c for c in comparisons if c["scheme"] in names and c["n"] == n]
+        worse = {c["rule"] for c in called if c["verdict"] == "worse"}
+        better = [c["rule"] for c in called if c["verdict"] == "better" and c["rule"] not in worse]
+        rules = list(dict.fromkeys(better))
+        baseline = comparisons[0]["baseline"]
+        choice = f"chosen by {join(rules)}" if rules else f"chosen by {baseline}, as no rule is better there"
+        text = f"{label} ({join(names)}): {n} samples, about {tokens:,} tokens, {choice}."
+        found.append({"family": label, "schemes": names, "n": n, "rules": rules, "sentence": text})
+    return found

@@ -1,0 +1,143 @@
+"""From documents to token ids along the path that production takes: special tokens, chat template, no truncation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from plumbline.raw_corpus.document import Document
+from plumbline.tokenized_samples.assistant import Spans, assistant_spans, cut
+from plumbline.tokenized_samples.fingerprint import tokenizer_fingerprint
+from plumbline.tokenized_samples.params import TokenizeParams
+
+NO_TOKENS = np.empty(0, np.int32)
+DAY = {"%d": "26", "%-d": "26", "%e": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24"} | {
+    "%A": "Friday",
+    "%a": "Fri",
+    "%F": "2024-07-26",
+    "%H": "00",
+    "%M": "00",
+    "%S": "00",
+}
+STOPPED_CLOCK = (
+    "{%- macro strftime_now(form) -%}{{ form"
+    + "".join(f" | replace('{directive}', '{value}')" for directive, value in DAY.items())
+    + " }}{%- endmacro %}\n"
+)
+"""Jinja that shadows `strftime_now`: a template that writes today's date would give other samples tomorrow. The
+newline is taken by the block before it, so the template behind it starts on a line of its own."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document's tokens, int32: `content`, and the special tokens around it when it stands as one sample."""
+
+    prefix: np.ndarray
+    content: np.ndarray
+    suffix: np.ndarray
+    chat: bool = False
+    assistant: Spans | None = None
+    """Of a chat: what of `content` its assistant wrote (see assistant.py), None where that cannot be told."""
+
+
+class Encoder:
+    """A tokenizer as a base model's folder holds it, with what has to be known about it to cut its output."""
+
+    def __init__(self, folder: Path, params: TokenizeParams, trust_remote_code: bool = False) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        self.name = folder.name
+        self.fingerprint, self.parts = tokenizer_fingerprint(self.tokenizer, params)
+        self.chat_template = None
+        if self.tokenizer.chat_template is not None:
+            self.chat_template = self.tokenizer.get_chat_template()  # of several, the one for chats without tools
+            if "strftime_now" in self.chat_template:
+                self.chat_template = STOPPED_CLOCK + self.chat_template
+        self.prefix = self.suffix = NO_TOKENS
+        if params.add_special_tokens:
+            self.prefix, self.suffix = special_tokens_around(self.tokenizer)
+
+    def encode(self, documents: Sequence[Document]) -> list[Encoded | str]:
+        """Each document's tokens, or why the chat template refused it.
+
+        Raises:
+            ValueError: a document is a chat and the tokenizer has no chat template.
+        """
+        rendered: list[str | Exception] = []
+        for document in documents:
+            rendered.append(document.text if document.text is not None else self._render(document))
+        texts = [text for text in rendered if isinstance(text, str)]
+        ids = iter(self._token_ids(texts))
+        found: list[Encoded | str] = []
+        for document, text in zip(documents, rendered, strict=True):
+            if isinstance(text, Exception):
+                found.append(f"{type(text).__name__}: {text}"[:300])
+            elif document.text is not None:
+                found.append(Encoded(self.prefix, next(ids), self.suffix))
+            else:
+                found.append(self._chat(document, text, next(ids)))
+        return found
+
+    def _token_ids(self, texts: list[str]) -> list[np.ndarray]:
+        if not texts:
+            return []
+        # truncation and padding are named because a tokenizer.json may have them switched on.
+        ids = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        return [np.asarray(row, np.int32) for row in ids]
+
+    def _render(self, document: Document) -> str | Exception:
+        if self.chat_template is None:
+            # Not a row that is bad but a pair that does not fit: setting every chat aside would change what the
+            # corpus is made of, and a template made up here would not be the one of production.
+            raise ValueError(
+                f"{document.source} row {document.row} is a chat, and the tokenizer of {self.name} has no chat "
+                f"template; take a base model that has one (its instruction-tuned variant), put its "
+                f"chat_template.jinja into the model's folder, or remove the source from params.yaml"
+            )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                list(document.messages or ()), chat_template=self.chat_template, tokenize=False
+            )
+        except Exception as error:  # whatever a template raises on a chat that it does not foresee
+            return error
+        return text
+
+    def _chat(self, document: Document, text: str, ids: np.ndarray) -> Encoded:
+        """The template writes every special token itself; those at the start that the tokenizer would add to a text
+        are the prefix of further windows, too."""
+        assert self.chat_template is not None  # without one, rendering has failed
+        spans = assistant_spans(self.tokenizer, self.chat_template, document.messages or (), text, ids)
+        n = len(self.prefix)
+        prefix = self.prefix if n and np.array_equal(ids[:n], self.prefix) else NO_TOKENS
+        n = len(prefix)
+        spans = None if spans is None else cut(spans, n, len(ids))
+        return Encoded(prefix, ids[n:], NO_TOKENS, True, spans)
+
+
+def special_tokens_around(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The special tokens, int32, that the tokenizer puts before and after a text.
+
+    Raises:
+        ValueError: it does not keep the text's tokens together.
+    """
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return np.asarray(whole[:start], np.int32), np.asarray(whole[start + len(bare) :], np.int32)
+    raise ValueError(
+        f"the tokenizer turns 'a' into {whole} with special tokens and into {bare} without: the text's own tokens "
+        f"change; set tokenize.add_special_tokens: false in params.yaml"
+    )

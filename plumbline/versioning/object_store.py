@@ -1,0 +1,134 @@
+"""Bringing content back by its DVC hash: from the cache, or from the remote; every byte is checked on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from plumbline.versioning.content import HASH, cache_folder, cached, cached_listing
+
+
+class Lacking(ValueError):
+    """Neither the cache nor a remote has the content; the message says what to do."""
+
+
+class Store:
+    """DVC's objects of a workspace."""
+
+    def __init__(self, root: Path, fetch: bool = False) -> None:
+        """fetch: look into the workspace's DVC remote for what the cache lacks, and keep it in the cache."""
+        self.root, self.fetch = root, fetch
+
+    def listing(self, md5: str) -> dict[str, str]:
+        """Relative path: MD5 of the files of a folder.
+
+        Raises:
+            Lacking: it cannot be had.
+            ValueError: what is there is no listing of plain relative paths.
+        """
+        self._ensure(md5)
+        try:
+            files = cached_listing(self.root, md5)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{_shown(self.root, md5)} is no listing of a folder; do not use it") from error
+        if files is None:
+            raise ValueError(f"{_shown(self.root, md5)} holds other bytes than its name says; delete it and `dvc pull`")
+        for name in files:
+            parts = PurePosixPath(name).parts
+            if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+                raise ValueError(f"the listing {md5} names {name!r:.80}, which leads out of the folder; do not use it")
+        return files
+
+    def place(self, md5: str, target: Path) -> None:
+        """Write the folder with this hash to `target`, which must not exist, or an empty one.
+
+        Raises:
+            Lacking: it, or a file of it, cannot be had.
+            ValueError: an object is damaged; nothing of it is left in `target`.
+        """
+        files = self.listing(md5)
+        lacking = [each for each in files.values() if cached(self.root, each) is None]
+        if self.fetch and lacking:
+            self._pull(*lacking)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, each in files.items():
+            source = cached(self.root, each)
+            if source is None:
+                raise Lacking(self._lacks(each, f"{name} of {md5}"))
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, path)
+            if _md5(path) != each:
+                path.unlink()
+                shown = _shown(self.root, each)
+                raise ValueError(f"{shown} ({name}) holds other bytes than its name says; delete it and `dvc pull`")
+
+    def has(self, md5: str) -> bool:
+        """The cache has the folder and every file of it."""
+        files = cached_listing(self.root, md5)
+        return files is not None and all(cached(self.root, each) for each in files.values())
+
+    def _ensure(self, md5: str) -> None:
+        if not HASH.fullmatch(md5):
+            raise ValueError(f"{md5!r:.60} is no DVC hash")
+        if cached(self.root, md5) is None and self.fetch:
+            self._pull(md5)
+        if cached(self.root, md5) is None:
+            raise Lacking(self._lacks(md5, md5))
+
+    def _lacks(self, md5: str, what: str) -> str:
+        where = "DVC's cache and its remote lack" if self.fetch else "DVC's cache lacks"
+        return (
+            f"{where} {what} (expected at {_shown(self.root, md5)}); `dvc pull` where a remote has it, or run the "
+            "pipeline with the parameters and data of then"
+        )
+
+    def _pull(self, *hashes: str) -> None:
+        """Fetch objects. What the remote lacks shows when it is looked for, and what it has is checked when placed."""
+        from dvc.config import NoRemoteError, RemoteConfigError
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+        from dvc_data.hashfile.hash_info import HashInfo
+
+        logging.getLogger("dvc").setLevel(logging.CRITICAL)
+        logging.getLogger("dvc_data").setLevel(logging.CRITICAL)
+        try:
+            with Repo(str(self.root)) as repo:
+                repo.cloud.pull([HashInfo("md5", md5) for md5 in hashes])
+        except (NoRemoteError, RemoteConfigError):
+            return
+        except (DvcException, OSError, FileNotFoundError) as error:
+            why = f"DVC's remote cannot be asked ({str(error)[:200]})"
+            raise Lacking(f"{why}; mend .dvc/config, or bring the cache") from error
+
+
+def read_object_of(root: Path, md5: str) -> bytes | None:
+    """The bytes of one file in the cache, if it is there and sound."""
+    path = cached(root, md5)
+    data = path.read_bytes() if path else b""
+    return data if path and hashlib.md5(data).hexdigest() == md5 else None
+
+
+def folders(root: Path) -> Any:
+    """(DVC hash, {relative path: MD5}) of every folder whose listing DVC's cache holds, in order of the hash."""
+    for path in sorted(cache_folder(root).glob("[0-9a-f][0-9a-f]/*.dir")):
+        md5 = path.parent.name + path.name
+        try:
+            files = cached_listing(root, md5) if HASH.fullmatch(md5) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if files:
+            yield md5, files
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _shown(root: Path, md5: str) -> str:
+    return os.path.relpath(cache_folder(root) / md5[:2] / md5[2:], root)

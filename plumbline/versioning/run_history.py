@@ -1,0 +1,136 @@
+"""What DVC remembers of every run: dvc.lock as it is, DVC's run cache, and dvc.lock in git's history."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plumbline.versioning.content import Entry, cache_folder, entry_of, locked
+
+DATA = "data/"
+ARTIFACT = re.compile(r"data/[a-z_]+(/[a-z0-9][a-z0-9_-]*)?")
+"""Where an artifact lies in a workspace. A record that names another place is nobody's that may be followed."""
+
+
+class History:
+    """Which run made an output, by the output's DVC hash. Nothing in it is trusted: contents are checked by digest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def maker(self, md5: str, path: str = "") -> Entry | None:
+        """The run that made an output with this hash (at this path, if one is given); None if nobody remembers it."""
+        for known in self._sources():
+            found = known.get(md5, [])
+            for entry in found:
+                if not path or path in entry.outs:
+                    return entry
+        return None
+
+    def ancestry(self, md5: str, path: str = "") -> dict[str, Entry]:
+        """The runs that an output rests on, itself included, by the path of what they made; upstream first.
+
+        What nobody remembers is left out; its hash stands among the `deps` of the run that read it.
+        """
+        found: dict[str, Entry] = {}
+
+        def walk(md5: str, path: str) -> None:
+            entry = self.maker(md5, path)
+            outs = entry.outs.items() if entry else ()
+            place = next((out for out, holds in outs if holds == md5 and ARTIFACT.fullmatch(out)), "")
+            if entry is None or not place or place in found:
+                return
+            found[place] = entry  # before its inputs: a forged entry may name itself
+            for dep, holds in sorted(entry.deps.items()):
+                if ARTIFACT.fullmatch(dep):
+                    walk(holds, dep)
+            found[place] = found.pop(place)
+
+        walk(md5, path)
+        return found
+
+    def _sources(self) -> Iterator[dict[str, list[Entry]]]:
+        """Cheapest first; a later one is read only if the earlier ones do not know."""
+        yield self._lock
+        yield self._runs
+        yield self._commits
+
+    @cached_property
+    def _lock(self) -> dict[str, list[Entry]]:
+        try:
+            return _by_output(locked(self.root).values())
+        except ValueError:
+            return {}
+
+    @cached_property
+    def _runs(self) -> dict[str, list[Entry]]:
+        return _by_output(entry for path in sorted(run_cache(self.root)) if (entry := _read_run(path)))
+
+    @cached_property
+    def _commits(self) -> dict[str, list[Entry]]:
+        found: dict[str, list[Entry]] = {}
+        for commit in _git(self.root, "log", "--all", "--format=%H", "--", "dvc.lock").split():
+            for md5, entries in _by_output(_read_commit(self.root, commit)).items():
+                found.setdefault(md5, []).extend(entries)
+        return found
+
+    def commit_of(self, md5: str) -> str:
+        """The newest commit whose dvc.lock names this hash; empty if there is none, or no git."""
+        commits = _git(self.root, "log", "--all", "--format=%H", "-S", md5, "--", "dvc.lock").split()
+        for commit in commits:
+            if md5 in _git(self.root, "show", f"{commit}:./dvc.lock"):
+                return commit
+        return ""
+
+
+def run_cache(root: Path) -> Iterator[Path]:
+    """DVC's records of runs, one file each."""
+    return (cache_folder(root).parents[1] / "runs").glob("*/*/*")
+
+
+def _by_output(entries: Any) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        for md5 in entry.outs.values():
+            found.setdefault(md5, []).append(entry)
+    return found
+
+
+def _read_run(path: Path) -> Entry | None:
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        entry = entry_of("", yaml.load(path.read_text(encoding="utf-8"), Loader=loader))
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return None  # half-written, or none of DVC's
+    return replace(entry, name=stage_of(next(iter(entry.outs), "")))
+
+
+def _read_commit(root: Path, commit: str) -> list[Entry]:
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        content = yaml.load(_git(root, "show", f"{commit}:./dvc.lock"), Loader=loader) or {}
+        return [entry_of(name, stage) for name, stage in (content.get("stages") or {}).items()]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return []
+
+
+def stage_of(out: str) -> str:
+    """The stage that makes data/ASSET or data/ASSET/KEY."""
+    parts = out.removeprefix(DATA).split("/")
+    return "@".join(parts[:2])
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git prints; nothing where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace")
+    except OSError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""

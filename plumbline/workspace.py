@@ -1,0 +1,41 @@
+"""Which workspace the commands act in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VARIABLE = "PLUMBLINE_ROOT"
+MARKS = ("params.yaml", "dvc.yaml")
+"""Files that make a folder a workspace."""
+
+
+class NoWorkspace(ValueError):
+    """The current folder lies in no workspace; the message says how to get one."""
+
+
+def workspace_root() -> Path:
+    """The workspace: the folder that PLUMBLINE_ROOT names, else the nearest one upward from the current folder.
+
+    Raises:
+        NoWorkspace: there is none.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        root = Path(named).resolve()
+        if not (root / "params.yaml").is_file():
+            raise NoWorkspace(f"{VARIABLE} names {named}, which is no workspace: it has no params.yaml")
+        return root
+    start = Path.cwd()
+    for folder in (start, *start.parents):
+        if is_workspace(folder):
+            return folder
+    raise NoWorkspace(
+        f"{start} lies in no Plumbline workspace (a folder with {' and '.join(MARKS)}); change into one, name one with "
+        f"`plumbline -C DIR` or {VARIABLE}, or make one with `plumbline init DIR`"
+    )
+
+
+def is_workspace(folder: Path) -> bool:
+    """Whether a folder has the files of a workspace."""
+    return all((folder / name).is_file() for name in MARKS)

@@ -1,0 +1,155 @@
+"""The artifact's bytes under every way of collecting it, and which way is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from plumbline.activation_stats import memory
+from plumbline.activation_stats.build import build_activation_stats
+from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
+from plumbline.activation_stats.sharded import Shard, collect_shard, merged
+from plumbline.activation_stats.store import HEADER, TENSORS, load, save_parts
+from plumbline.artifact import read_json, write_json, write_table
+from plumbline.base_model.params import ModelParams
+from plumbline.base_model.streamed import StreamedModel
+from plumbline.calibration_set.reader import SCHEMA, set_digest
+
+FAINT = range(40, 46)
+"""Tokens whose activations are so small that float64 sums depend on the order in which they come in."""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, llama: Any, samples: Any) -> Path:
+    """A model and a calibration set on disk, the set's samples not in the order of their ids."""
+    root = tmp_path_factory.mktemp("workspace")
+    model = llama(torch.float32)
+    model.model.embed_tokens.weight.data[FAINT.start :] *= 1e-9
+    model.save_pretrained(root / "model", max_shard_size="20KB")
+    rows = [*samples[::-1], *((f"f{token}", [token] * 3) for token in FAINT)]
+    columns: dict[str, list[Any]] = {name: [None] * len(rows) for name in SCHEMA.names}
+    columns |= {"sample_id": [name for name, _ in rows], "input_ids": [ids for _, ids in rows]}
+    write_table(root / "set" / "samples.parquet", pa.table(columns, schema=SCHEMA))
+    manifest = {
+        "samples": len(rows),
+        "tokens": sum(len(ids) for _, ids in rows),
+        "fingerprint": "t" * 64,
+        "digest": set_digest([name for name, _ in rows], "t" * 64),
+    }
+    write_json(root / "set" / "manifest.json", manifest)
+    return root
+
+
+def build(workspace: Path, out: Path, settings: StatisticsParams, **execution: Any) -> dict[str, Any]:
+    out.mkdir()
+    model = ModelParams(name="model", device="cpu")
+    return build_activation_stats(
+        settings, model, workspace / "set", out, workspace, ExecutionParams(**execution) if execution else None
+    )
+
+
+@pytest.mark.parametrize(
+    "execution",
+    [
+        {"mode": "layerwise"},
+        {"mode": "layerwise", "hidden_gib": 0},
+        pytest.param({"workers": 2}, marks=pytest.mark.integration),
+        pytest.param({"workers": 2, "mode": "layerwise"}, marks=pytest.mark.integration),
+        pytest.param({"workers": 2, "executor": "ray"}, marks=pytest.mark.integration),
+    ],
+    ids=lambda execution: " ".join(map(str, execution.values())),
+)
+def test_no_way_of_collecting_changes_a_byte(workspace: Path, tmp_path: Path, execution: dict[str, Any]) -> None:
+    if execution.get("executor") == "ray":
+        pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
+    settings = StatisticsParams(shards=4)
+    expected = build(workspace, tmp_path / "whole", settings)
+    found = build(workspace, tmp_path / "other", settings, **execution)
+    for name in (HEADER, TENSORS):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [HEADER, TENSORS]
+    assert expected["mode"] == "whole" and found == {**expected, "mode": execution.get("mode", "whole")}
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_shards_are_put_together_in_their_order(workspace: Path, tmp_path: Path, layerwise: bool) -> None:
+    settings = StatisticsParams(shards=5)
+    build(workspace, tmp_path / "whole", settings)
+    folders = []
+    for number in range(5):
+        (tmp_path / f"{number}").mkdir()
+        shard = Shard(
+            number=number,
+            tokens=0,
+            calibration_set=workspace / "set",
+            model=workspace / "model",
+            device="cpu",
+            trust_remote_code=False,
+            settings=settings,
+            layerwise=layerwise,
+            in_memory=0,
+            threads=torch.get_num_threads(),
+            out=tmp_path / f"{number}",
+        )
+        folders.append(collect_shard(shard))
+    provenance = {key: read_json(tmp_path / "whole" / HEADER)[key] for key in ("base_model", "calibration_set")}
+
+    def written(order: list[Path], name: str) -> bytes:
+        (tmp_path / name).mkdir()
+        save_parts(merged(order, settings), tmp_path / name, provenance)
+        return (tmp_path / name / TENSORS).read_bytes()
+
+    assert written(folders, "merged") == (tmp_path / "whole" / TENSORS).read_bytes()
+    assert (tmp_path / "merged" / HEADER).read_bytes() == (tmp_path / "whole" / HEADER).read_bytes()
+    assert written(folders[::-1], "reversed") != (tmp_path / "whole" / TENSORS).read_bytes()
+
+
+def test_shards_change_sums_in_their_last_bits_and_nothing_else(workspace: Path, tmp_path: Path) -> None:
+    build(workspace, tmp_path / "one", StatisticsParams())
+    build(workspace, tmp_path / "four", StatisticsParams(shards=4))
+    one, four = load(tmp_path / "one"), load(tmp_path / "four")
+    assert read_json(tmp_path / "four" / HEADER)["settings"]["shards"] == 4
+    changed = 0
+    for name, x in one.sites.items():
+        y = four.sites[name]
+        assert torch.equal(x.sample_max, y.sample_max) and torch.equal(x.histogram.counts, y.histogram.counts)
+        assert x.hessian is not None and y.hessian is not None
+        scale = x.hessian.diagonal().sqrt().outer(x.hessian.diagonal().sqrt())
+        assert bool(((x.hessian - y.hessian).abs() <= 1e-15 * len(one.sample_ids) * scale).all())
+        changed += not torch.equal(x.sum_sq, y.sum_sq) or not torch.equal(x.hessian, y.hessian)
+    assert changed  # else the bytes above would prove nothing about the order of merging
+
+
+def test_auto_takes_the_layers_one_by_one_where_the_whole_does_not_fit(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = StreamedModel(workspace / "model", "cpu")
+    weights = 4 * (2 * 50 * 32 + 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 44 * 32 + 2 * 32))
+    hessians = 8 * 2 * (6 * 32**2 + 44**2)
+    assert memory.needed_bytes(streamed.model, StatisticsParams()) == weights + hessians
+    assert memory.needed_bytes(streamed.model, StatisticsParams(shards=2)) == weights + 2 * hessians
+    assert memory.needed_bytes(streamed.model, StatisticsParams(hessian=False)) == weights
+    free = int((weights + hessians) / memory.SHARE)
+    for there, mode in ((free + 2, "whole"), (free - 2, "layerwise")):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, there=there: there)
+        assert build(workspace, tmp_path / mode, StatisticsParams())["mode"] == mode
+
+
+def test_free_memory_is_what_the_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_bytes("cpu") > 10000
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.max").write_text("10000\n")
+    assert memory.free_bytes("cpu") == 7000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes("cpu") > 10000
+
+
+def test_ray_is_asked_for_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="Ray is not installed; install the extra"):
+        build(tmp_path / "nowhere", tmp_path / "out", StatisticsParams(), executor="ray")

@@ -1,0 +1,84 @@
+"""Jobs in other processes: results in order, errors as they are, workers that die."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from plumbline.activation_stats.executor import shared_out
+from plumbline.activation_stats.params import ExecutionParams
+
+WORK = """
+import os, signal
+from pathlib import Path
+
+def square(job):
+    return job * job, os.getpid(), os.environ["OMP_WAIT_POLICY"]
+
+def fail(job):
+    if job == 3:
+        raise KeyError("job three")
+    return job
+
+def die_once(job):
+    number, folder = job
+    if number == 2 and not (Path(folder) / "died").exists():
+        (Path(folder) / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+def die(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Functions that another process can import."""
+    (tmp_path / "work_of_a_test.py").write_text(WORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return importlib.import_module("work_of_a_test")
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.integration)])
+def execution(request: pytest.FixtureRequest) -> ExecutionParams:
+    if request.param == "ray":
+        pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
+    return ExecutionParams(executor=request.param, workers=2)
+
+
+def test_results_come_in_order_from_other_processes(work: Any, execution: ExecutionParams) -> None:
+    done: list[int] = []
+    results = shared_out(work.square, [5, 4, 3, 2], execution, done.append)
+    assert [square for square, _, _ in results] == [25, 16, 9, 4]
+    assert sorted(done) == [2, 3, 4, 5]
+    assert os.getpid() not in {process for _, process, _ in results}
+    assert {policy for _, _, policy in results} == {"PASSIVE"}
+    assert "RAY_USAGE_STATS_ENABLED" not in os.environ
+
+
+def test_an_error_is_the_one_that_was_raised(work: Any, execution: ExecutionParams) -> None:
+    with pytest.raises(KeyError, match="job three"):
+        shared_out(work.fail, [1, 2, 3], execution)
+
+
+def test_a_job_whose_worker_was_killed_runs_again(work: Any, execution: ExecutionParams, tmp_path: Path) -> None:
+    jobs = [(number, str(tmp_path)) for number in range(4)]
+    assert shared_out(work.die_once, jobs, execution) == [0, 1, 2, 3]
+    assert (tmp_path / "died").exists()
+
+
+def test_a_job_that_kills_every_worker_is_named(work: Any, execution: ExecutionParams) -> None:
+    with pytest.raises(RuntimeError, match="shard 1 of 1: its worker died 2 times .* execution.workers in params.yaml"):
+        shared_out(work.die, [0], execution)
+
+
+def test_ray_that_is_not_installed_is_said_with_the_extra(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"found 'ray', but Ray is not installed; .* '.\[ray\]'`, or say 'local'"):
+        shared_out(work.square, [1], ExecutionParams(executor="ray"))

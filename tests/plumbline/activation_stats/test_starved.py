@@ -1,0 +1,85 @@
+"""Sites with fewer tokens than channels are named: in the summary, as a warning in the UI, in the quantized model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from orchestration import checks
+from plumbline.activation_stats.starved import sentence, starved_layers, starved_sites
+from plumbline.activation_stats.store import save
+from plumbline.artifact import write_json
+from plumbline.quantized_model.full_precision import experts_in_full_precision
+from tests.plumbline.activation_stats.test_experts import build, collected
+
+
+def row(tokens: int, width: int, *members: str) -> dict[str, Any]:
+    return {"tokens": tokens, "width": width, "members": list(members)}
+
+
+HEADER = {
+    "sites": {
+        "a": row(64, 64, "a", "a2"),
+        "b": row(63, 64, "b", "b2"),
+        "c": row(5, 8, "c"),
+        "k:output": row(1, 8, "k:output"),
+    },
+    "unreached": ["experts.3.down_proj"],
+}
+
+
+def test_fewer_tokens_than_channels_and_unreached_layers() -> None:
+    assert starved_sites(HEADER) == {
+        "b": {"tokens": 63, "width": 64},
+        "c": {"tokens": 5, "width": 8},
+        "experts.3.down_proj": {"tokens": 0},
+    }
+    assert starved_layers(HEADER, {"b2", "a", "experts.3.down_proj"}) == {
+        "b2": {"tokens": 63, "width": 64},
+        "experts.3.down_proj": {"tokens": 0},
+    }
+    assert sentence(starved_sites(HEADER)) == (
+        "3 sites saw fewer tokens than they have channels: experts.3.down_proj (none), c (5 tokens, 8 channels), "
+        "b (63 tokens, 64 channels)"
+    )
+
+
+def test_the_rank_of_a_hessian_is_the_reason(tmp_path: Path) -> None:
+    """Experts of a real mixture: those named, and only those, have a Hessian without full rank for lack of tokens."""
+    ids = torch.randint(0, 50, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    stats = collected(build("mixtral"), [("a", ids)], ignore=("lm_head", "self_attn.o_proj"))
+    starved = starved_sites(save(stats, tmp_path, {}))
+    some = [name for name in starved if name in stats.sites]
+    assert some and set(starved) != {*stats.sites, *stats.unreached}
+    for name in some:
+        hessian = stats.sites[name].hessian
+        assert hessian is not None and int(torch.linalg.matrix_rank(hessian, rtol=1e-6)) <= starved[name]["tokens"]
+
+
+def test_the_ui_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)
+    monkeypatch.setattr(checks, "_keys", lambda *_: ["many", "few"])
+    for name, header in (("few", HEADER), ("many", {"sites": {"a": row(64, 64, "a")}, "unreached": []})):
+        (tmp_path / "activation_stats" / name).mkdir(parents=True)
+        write_json(tmp_path / "activation_stats" / name / "header.json", header)
+    found = checks.every_site_saw_enough_tokens(dg.build_asset_check_context())
+    assert isinstance(found, dg.AssetCheckResult)
+    assert not found.passed and found.severity == dg.AssetCheckSeverity.WARN
+    assert found.description is not None and found.description.startswith("few: 3 sites saw fewer tokens")
+    assert "many" not in found.description
+    monkeypatch.setattr(checks, "_keys", lambda *_: ["many"])
+    good = checks.every_site_saw_enough_tokens(dg.build_asset_check_context())
+    assert isinstance(good, dg.AssetCheckResult) and good.passed
+
+
+def test_experts_that_stay_in_full_precision_are_named(llama: Any) -> None:
+    found = experts_in_full_precision(build("gpt_oss"))
+    assert set(found) == {f"model.layers.{layer}.mlp.experts" for layer in range(2)}
+    assert found["model.layers.0.mlp.experts"].startswith(f"GptOssExperts: {6 * (32 * 48 + 48 + 24 * 32 + 32)} weights")
+    model: LlamaForCausalLM = llama(torch.float32)
+    assert experts_in_full_precision(model) == {}

@@ -1,0 +1,35 @@
+"""Launch-time overrides: what is given wins, and another strategy does not inherit the options of the old one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.calibration_choice import ChoiceOverrides
+from plumbline.calibration_choice.choice import build_choice
+from plumbline.calibration_choice.params import ChoiceParams
+
+STRATIFIED = ChoiceParams.model_validate({"strategy": "length_stratified", "n": 8, "seed": 3, "quotas": "equal"})
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ({}, {}),
+        ({"n": 5, "seed": 0}, {"n": 5, "seed": 0}),
+        ({"options": {"quotas": "proportional"}}, {"quotas": "proportional"}),
+        ({"strategy": "length_stratified"}, {"strategy": "length_stratified"}),
+        ({"strategy": "random"}, {"strategy": "random", "quotas": None}),
+    ],
+)
+def test_what_is_given_wins(given: dict[str, Any], changes: dict[str, Any]) -> None:
+    assert ChoiceOverrides(**given).changes(STRATIFIED) == changes
+
+
+def test_another_strategy_is_recorded_whole(tmp_path: Path) -> None:
+    changes = ChoiceOverrides(strategy="random", n=4).changes(STRATIFIED)
+    choice = build_choice("a", STRATIFIED, changes, tmp_path)
+    assert (choice["strategy"], choice["n"], choice["seed"]) == ("random", 4, 3)
+    assert "quotas" not in choice

@@ -1,0 +1,234 @@
+"""The importance matrix, read back by a parser written here after llama.cpp's loader and by gguf's own reader."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from plumbline.activation_stats import store
+from plumbline.activation_stats.collect import collect
+from plumbline.activation_stats.params import StatisticsParams
+from plumbline.export.imatrix import write_imatrix
+from plumbline.export.tensor_names import architecture_of, llama_cpp_names
+
+gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install -c constraints.txt -e '.[gguf]'")
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+FAMILIES: dict[str, tuple[type, type, str]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, "llama"),
+    "mistral": (MistralConfig, MistralForCausalLM, "llama"),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, "qwen2"),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, "qwen3"),
+}
+DIGEST = "d" * 64
+LENGTHS = (50, 10, 37)
+
+
+def tiny(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config, model, _ = FAMILIES[family]
+    return model(config(**SHAPE, head_dim=16) if family != "qwen2" else config(**SHAPE)).eval()
+
+
+def samples() -> list[tuple[str, list[int]]]:
+    rng = np.random.default_rng(1)
+    return [(f"s{i}", rng.integers(0, 96, size=length).tolist()) for i, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str], tuple[PreTrainedModel, Path]]:
+    """written(family) -> the model, and the imatrix of what it saw."""
+
+    def write(family: str) -> tuple[PreTrainedModel, Path]:
+        model = tiny(family)
+        model.save_pretrained(tmp_path / "model")
+        stats = collect(
+            model, samples(), StatisticsParams(outputs=("k_proj",)), base_model_digest=DIGEST, fingerprint="f" * 64
+        )
+        (tmp_path / "stats").mkdir()
+        store.save(stats, tmp_path / "stats", {"base_model": {"name": "x"}, "calibration_set": "c" * 64})
+        file = tmp_path / "imatrix.gguf"
+        write_imatrix(tmp_path / "stats", tmp_path / "model", DIGEST, "mine", file)
+        return model, file
+
+    return write
+
+
+def as_llama_cpp_loads_it(file: Path) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, list[int]]]]:
+    """Keys, and per entry (sums, counts): `common_imatrix_load` of llama.cpp (common/imatrix-loader.cpp) retold.
+
+    It refuses what that refuses: missing keys, a sum without counts, other types than F32, an offset that is not
+    aligned to 32 bytes.
+    """
+    with file.open("rb") as data:
+        assert data.read(4) == b"GGUF" and unpack(data, "<I") == 3
+        tensors, keys = unpack(data, "<Q"), unpack(data, "<Q")
+        about = {text(data): value(data, unpack(data, "<I")) for _ in range(keys)}
+        infos = []
+        for _ in range(tensors):
+            name = text(data)
+            shape = [unpack(data, "<Q") for _ in range(unpack(data, "<I"))]
+            infos.append((name, shape, unpack(data, "<I"), unpack(data, "<Q")))
+        start = -(-data.tell() // 32) * 32
+        halves: dict[str, dict[str, np.ndarray]] = {}
+        for name, shape, kind, offset in infos:
+            assert kind == 0 and offset % 32 == 0 and len(name) < 64
+            data.seek(start + offset)
+            weight, _, what = name.rpartition(".")
+            # in ggml's order of dimensions: (width, matrices) and (1, matrices)
+            assert len(shape) == 2 and (what == "in_sum2" or shape[0] == 1)
+            halves.setdefault(weight, {})[what] = np.frombuffer(data.read(4 * int(np.prod(shape))), "<f4")
+    assert {"imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"} <= set(about)
+    assert all(set(half) == {"in_sum2", "counts"} for half in halves.values())
+    return about, {
+        name: (half["in_sum2"], [round(float(count)) for count in half["counts"]]) for name, half in halves.items()
+    }
+
+
+def unpack(data: BinaryIO, kind: str) -> int:
+    (number,) = struct.unpack(kind, data.read(struct.calcsize(kind)))
+    return int(number)
+
+
+def text(data: BinaryIO) -> str:
+    return data.read(unpack(data, "<Q")).decode()
+
+
+def value(data: BinaryIO, kind: int) -> Any:
+    if kind == 9:
+        of, count = unpack(data, "<I"), unpack(data, "<Q")
+        return [value(data, of) for _ in range(count)]
+    return text(data) if kind == 8 else unpack(data, {4: "<I"}[kind])
+
+
+def seen(model: PreTrainedModel) -> dict[str, np.ndarray]:
+    """Sum of x^2 per Linear, in float64, by hooks of this file."""
+    sums: dict[str, np.ndarray] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            x = args[0].detach().double().reshape(-1, args[0].shape[-1])
+            sums[name] = sums.get(name, 0) + x.square().sum(0).numpy()
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        for _, ids in samples():
+            model(torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    return sums
+
+
+PARTS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""As the table in llama.cpp's docs for these architectures has them."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_of_every_layer_has_the_squares_of_what_it_reads(
+    family: str, written: Callable[[str], tuple[PreTrainedModel, Path]]
+) -> None:
+    model, file = written(family)
+    _, entries = as_llama_cpp_loads_it(file)
+    expected = seen(model)
+    assert set(entries) == {f"blk.{layer}.{name}.weight" for layer in range(2) for name in PARTS.values()}
+    for layer in range(2):
+        for theirs, ours in PARTS.items():
+            sums, counts = entries[f"blk.{layer}.{ours}.weight"]
+            assert counts == [sum(LENGTHS)]
+            np.testing.assert_allclose(sums, expected[f"model.layers.{layer}.{theirs}"], rtol=1e-5)
+
+
+def test_the_keys_are_llama_cpps_and_name_no_path(
+    written: Callable[[str], tuple[PreTrainedModel, Path]], tmp_path: Path
+) -> None:
+    _, file = written("llama")
+    about, _ = as_llama_cpp_loads_it(file)
+    assert about["general.type"] == "imatrix"
+    assert about["imatrix.datasets"] == [f"plumbline calibration set mine, sha256 {'c' * 64}"]
+    # llama.cpp: a chunk is as many tokens as fit a context, and chunks = tokens / chunk size
+    assert about["imatrix.chunk_size"] == max(LENGTHS) and about["imatrix.chunk_count"] == sum(LENGTHS) // max(LENGTHS)
+    assert str(tmp_path).encode() not in file.read_bytes() and b"/" not in file.read_bytes()[:400]
+
+
+def test_ggufs_own_reader_finds_the_same(written: Callable[[str], tuple[PreTrainedModel, Path]]) -> None:
+    _, file = written("llama")
+    _, entries = as_llama_cpp_loads_it(file)
+    reader = gguf.GGUFReader(file)
+    assert reader.get_field("general.type").contents() == "imatrix"
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(tensors) == 2 * len(entries)
+    for name, (sums, counts) in entries.items():
+        assert tensors[f"{name}.in_sum2"].data.tolist() == [sums.tolist()]
+        assert tensors[f"{name}.counts"].data.tolist() == [counts]
+
+
+def test_the_same_statistics_give_the_same_bytes(
+    written: Callable[[str], tuple[PreTrainedModel, Path]], tmp_path: Path
+) -> None:
+    _, file = written("llama")
+    again = tmp_path / "again.gguf"
+    write_imatrix(tmp_path / "stats", tmp_path / "model", DIGEST, "mine", again)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_refusals_name_the_reason(written: Callable[[str], tuple[PreTrainedModel, Path]], tmp_path: Path) -> None:
+    _, file = written("llama")
+    out = tmp_path / "new.gguf"
+    with pytest.raises(FileExistsError, match="name a new file"):
+        write_imatrix(tmp_path / "stats", tmp_path / "model", DIGEST, "mine", file)
+    with pytest.raises(ValueError, match="collected with another model"):
+        write_imatrix(tmp_path / "stats", tmp_path / "model", "e" * 64, "mine", out)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["MixtralForCausalLM"]}))
+    with pytest.raises(ValueError, match="MixtralForCausalLM; an imatrix is written for LlamaForCausalLM"):
+        write_imatrix(tmp_path / "stats", tmp_path / "model", DIGEST, "mine", out)
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    stats = store.load(tmp_path / "stats")
+    store.save(replace(stats, unreached=("model.layers.1.mlp.down_proj",)), tmp_path / "stats", {"calibration_set": ""})
+    with pytest.raises(ValueError, match="no token of mine reached model.layers.1.mlp.down_proj"):
+        write_imatrix(tmp_path / "stats", tmp_path / "model", DIGEST, "mine", out)
+    assert not out.exists()
+
+
+def test_a_layer_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="gguf has no name for model.layers.0.mlp.side_proj in architecture llama"):
+        llama_cpp_names(["model.layers.0.mlp.up_proj", "model.layers.0.mlp.side_proj"], "llama", 1)
+    assert architecture_of({"architectures": ["Qwen3ForCausalLM"]}) == "qwen3"

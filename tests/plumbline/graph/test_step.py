@@ -1,0 +1,66 @@
+"""What an artifact's summary looks like in Dagster, and what is left of a step that is killed before its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from plumbline.graph import step
+from plumbline.graph.step import as_metadata
+from plumbline.versioning import recording as versioning
+
+
+def test_a_summary_becomes_what_people_can_read() -> None:
+    metadata = as_metadata(
+        {
+            "samples": 64,
+            "exact": True,
+            "kl_mean": 0.011454767796978588,
+            "shares": {"prose": 0.25},
+            "sentences": ["Domains are off by 8 %.", "Lengths are off by 2 %."],
+            "names": ["prose", "code"],
+            "layers": [{"layer": "q_proj", "bits": 4, "shape": [2, 3], "error": 0.0023351290728896856}],
+            "nothing": None,
+            "nobody": [],
+            "none": {},
+        }
+    )
+    assert metadata["samples"] == 64 and metadata["exact"] is True
+    assert metadata["kl_mean"] == 0.0114548
+    assert metadata["shares"] == dg.MetadataValue.json({"prose": 0.25})
+    assert metadata["sentences"] == dg.MetadataValue.md("- Domains are off by 8 %.\n- Lengths are off by 2 %.")
+    assert metadata["names"] == dg.MetadataValue.json(["prose", "code"])
+    assert metadata["layers"].records == [
+        dg.TableRecord({"layer": "q_proj", "bits": 4, "shape": "[2, 3]", "error": 0.00233513})
+    ]
+    assert set(metadata) == {"samples", "exact", "kl_mean", "shares", "sentences", "names", "layers"}
+
+
+def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(md5="m", name="n", params={}, inputs={}, out=tmp_path)
+
+    @contextlib.contextmanager
+    def recording(*_: Any) -> Iterator[Any]:
+        yield made, tmp_path
+
+    monkeypatch.setattr(versioning, "recording", recording)
+    monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
+    mark = versioning.unfinished_mark(tmp_path, "evaluation@a")
+
+    def killed(*_: Any) -> dict[str, Any]:
+        assert mark.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step._one("evaluation", "a", lambda *_: {}, None, killed)
+    assert mark.exists()
+    step._one("evaluation", "a", lambda *_: {}, None, lambda *_: {"run": 1})
+    assert not mark.exists()
+    step._one("evaluation", "a", lambda *_: {}, None, None)
+    assert not mark.exists()

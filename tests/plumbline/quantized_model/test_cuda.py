@@ -1,0 +1,68 @@
+"""What a GPU makes of statistics and schemes is what a CPU makes of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from plumbline.activation_stats.sketch import ActivationStats
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantize import quantize_model
+from plumbline.quantized_model.simulate import simulate
+from tests.plumbline.quantized_model.conftest import SHIPPED
+
+DEVICE = "cuda"
+
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU that PyTorch sees"
+)
+
+
+@pytest.fixture(scope="module")
+def base(make_llama: Callable[..., LlamaForCausalLM]) -> LlamaForCausalLM:
+    return make_llama(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def on_gpu(base: LlamaForCausalLM) -> PreTrainedModel:
+    return copy.deepcopy(base).to(DEVICE)
+
+
+@pytest.fixture(scope="module")
+def seen_by_base(base: LlamaForCausalLM, tokens: Tensor, make_stats: Callable[..., ActivationStats]) -> ActivationStats:
+    return make_stats(base, tokens)
+
+
+def test_statistics(
+    on_gpu: PreTrainedModel, tokens: Tensor, seen_by_base: ActivationStats, make_stats: Callable[..., ActivationStats]
+) -> None:
+    """Activations differ in their last bits, so that a value next to an edge may be counted in the next bucket."""
+    found = make_stats(on_gpu, tokens)
+    assert found.sites.keys() == seen_by_base.sites.keys()
+    for name, site in found.sites.items():
+        expected = seen_by_base.sites[name]
+        assert site.hessian is not None and expected.hessian is not None
+        assert torch.equal(site.sample_tokens, expected.sample_tokens)
+        scale = expected.hessian.diag().outer(expected.hessian.diag()).sqrt()
+        assert float(((site.hessian - expected.hessian).abs() / scale).max()) <= 1e-5
+        assert torch.allclose(site.sum, expected.sum, rtol=1e-4, atol=1e-3)
+        assert int(site.histogram.counts.sum()) == int(expected.histogram.counts.sum())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_schemes(
+    name: str, base: LlamaForCausalLM, on_gpu: PreTrainedModel, tokens: Tensor, seen_by_base: ActivationStats
+) -> None:
+    scheme = SchemeParams.model_validate(SHIPPED[name])
+    samples = [(f"{row:03}", ids) for row, ids in enumerate(tokens.tolist())]
+    with torch.no_grad():
+        expected = simulate(base, quantize_model(base, seen_by_base, scheme, samples), scheme)(tokens).logits
+        quantized = quantize_model(on_gpu, seen_by_base, scheme, samples)
+        found = simulate(on_gpu, quantized, scheme)(tokens.to(DEVICE)).logits.cpu()
+        damage = float((expected - base(tokens).logits).norm())
+    assert float((found - expected).norm()) <= 0.1 * damage  # a tie may round the other way

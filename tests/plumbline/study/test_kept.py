@@ -1,0 +1,49 @@
+"""Results outside the artifact: found again exactly, and only where they apply."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from plumbline.evaluation.held_out import HeldOut
+from plumbline.study.measuring import _parts, documents_of
+from plumbline.study.result_cache import Kept, Measured
+from tests.plumbline.study.conftest import Small
+
+RESULT = Measured(np.array([0.1, 1 / 3, 1e-17]), 5, 16, 900, "d" * 64, 1)
+
+
+def test_a_result_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "new", {"code": "1"})
+    assert kept.find(scheme="w4") is None
+    kept.keep(RESULT, scheme="w4")
+    found = kept.find(scheme="w4")
+    assert found is not None and found.kl.tobytes() == RESULT.kl.tobytes()
+    assert replace(found, kl=RESULT.kl) == RESULT
+    assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".json"]  # no draft is left
+
+
+def test_a_result_applies_under_its_own_conditions_only(tmp_path: Path) -> None:
+    Kept(tmp_path, {"code": "1"}).keep(RESULT, scheme="w4", share=0.8)
+    assert Kept(tmp_path, {"code": "1"}).find(share=0.8, scheme="w4") is not None
+    assert Kept(tmp_path, {"code": "2"}).find(share=0.8, scheme="w4") is None
+    assert Kept(tmp_path, {"code": "1"}).find(share=0.7, scheme="w4") is None
+
+
+def test_a_document_of_one_token_is_none() -> None:
+    ids = [np.arange(length) for length in (3, 1, 2, 1)]
+    held_out = HeldOut(["a", "b", "c", "d"], ["x", "x", "y", "z"], ["prose", "prose", "code", "code"], ids, {})
+    documents, of_sample = documents_of(held_out)
+    assert (documents.names, documents.domains) == (["y", "x"], ["code", "prose"])
+    assert documents.tokens.tolist() == [1, 2] and of_sample.tolist() == [1, 1, 0, -1]
+
+
+def test_cells_are_measured_in_as_few_parts_as_fit(small: Small) -> None:
+    from plumbline.study.draws import cells
+
+    todo = cells(small.params())
+    parts = list(_parts(todo, 7))
+    assert [len(part) for part in parts] == [6, 7, 7, 6, 7, 7] and [cell for part in parts for cell in part] == todo
+    assert list(_parts(todo, 100)) == [todo]

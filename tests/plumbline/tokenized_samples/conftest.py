@@ -1,0 +1,72 @@
+"""A byte-level tokenizer of our own, and a corpus out of a list of documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plumbline.raw_corpus.ingest import build_raw_corpus
+from plumbline.raw_corpus.params import CorpusParams
+
+TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
+
+
+def make_tokenizer(bos: bool = True, eos: bool = False, template: str | None = TEMPLATE) -> Any:
+    """One token per byte, with begin and end tokens added as asked: what comes out can be written down by hand."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    single = " ".join(["<s>"] * bos + ["$A"] + ["</s>"] * eos)
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
+    )
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Callable[..., Path]:
+    def make(**options: Any) -> Path:
+        folder = tmp_path / "tokenizers" / "-".join(f"{k}{v}" for k, v in options.items())[:40] / "model"
+        make_tokenizer(**options).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def corpus_of(tmp_path: Path) -> Callable[..., Path]:
+    """corpus_of({"file": [text or messages, ...]}) -> raw_corpus folder; the file's name is the domain.
+
+    `production` and `out_of_domain` give the files of those sources.
+    """
+    count = 0
+
+    def make(files: dict[str, list[Any]], previous: Path | None = None, **apart: dict[str, list[Any]]) -> Path:
+        nonlocal count
+        count += 1
+        root, out = tmp_path / f"root{count}", tmp_path / f"corpus{count}"
+        out.mkdir()
+        folders = {"docs": files, **apart}
+        written = [(folder, *file) for folder, files_of in folders.items() for file in files_of.items()]
+        for folder, name, rows in written:
+            path = root / folder / name / "rows.jsonl"
+            path.parent.mkdir(parents=True)
+            objects = [{"text": row} if isinstance(row, str) else {"messages": row} for row in rows]
+            path.write_text("".join(json.dumps(row) + "\n" for row in objects))
+        sources = {name: {"kind": "directory", "path": name} for name in folders}
+        params = CorpusParams.model_validate({"sources": {"docs": sources.pop("docs")}, **sources})
+        build_raw_corpus(params, root, out, previous)
+        return out
+
+    return make

@@ -1,0 +1,70 @@
+"""The calibration report in MLflow on SQLite, and the seconds that its models took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from plumbline.artifact import read_json
+from plumbline.graph.timings import seconds_before, seconds_of
+from plumbline.tracking.client import Tracking
+from plumbline.tracking.report import record_report
+from tests.plumbline.calibration_report.conftest import Disk
+from tests.plumbline.calibration_report.test_report import build
+
+
+def test_a_report_is_a_run_with_every_comparison(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    out = tmp_path / "out"
+    build(Disk(tmp_path), out)
+    verdict = read_json(out / "verdict.json")
+    given: dict[str, Any] = {"verdict": verdict, "artifacts": sorted(out.iterdir()), "tags": {"code_version": "abc"}}
+    run_id = record_report(tracking, dvc_md5="1" * 32, **given)
+    run = MlflowClient(tracking.uri, tracking.uri).get_run(run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["code_version"] == "abc"
+    assert run.data.tags["mlflow.note.content"].startswith(verdict["headline"])
+    for c in verdict["comparisons"]:
+        pair = f"{c['choice']}-{c['scheme']}"
+        names = {
+            f"difference/{pair}{end}": key for key, end in (("difference", ""), ("low", "_low"), ("high", "_high"))
+        }
+        expected = {name: c["relative"][key] for name, key in names.items()} if "relative" in c else {}
+        assert {name: run.data.metrics[name] for name in names if name in run.data.metrics} == expected
+        assert run.data.metrics[f"kl_mean/{pair}"] == verdict["estimates"][pair]["kl_mean"]
+    assert run.data.metrics["comparisons/worse"] == 2
+    client = MlflowClient(tracking.uri, tracking.uri)
+    stored = {f.path for folder in (None, "plots") for f in client.list_artifacts(run_id, folder)}
+    assert stored == {
+        "plots",
+        "plots/by_domain.png",
+        "plots/difference.png",
+        "report.html",
+        "table.json",
+        "verdict.json",
+    }
+    assert record_report(tracking, dvc_md5="1" * 32, **given) == run_id
+    assert record_report(tracking, dvc_md5="2" * 32, **given) != run_id
+
+
+def test_seconds_are_those_of_the_latest_run_of_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with dg.DagsterInstance.get() as history:
+        for asset, key, seconds in (
+            ("calibration_set", "random", 1.0),
+            ("calibration_set", "random", 2.5),
+            ("quantized_model", "random-w4", 4.0),
+            ("quantized_model", "other-w4", 8.0),
+            ("activation_stats", "random", None),  # brought by `dvc pull`
+        ):
+            metadata = {} if seconds is None else {"seconds": seconds}
+            tags = {"dagster/data_version": "1"}
+            event = dg.AssetMaterialization(asset, partition=key, metadata=metadata, tags=tags)
+            history.report_runless_asset_event(event)
+        assert seconds_of(history, "calibration_set", "random") == 2.5
+        assert seconds_of(history, "evaluation", "random-w4") is None
+    assert seconds_before("random", "random-w4") == {"selection": 2.5, "quantization": 4.0}
