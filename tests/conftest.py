@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see orchestration/__init__.py
+from tests.helpers.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see orchestration/__init__.py
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,7 @@ import pytest
 from benchmarks.selection import LIBRARIES, ON_ACTIVATIONS, STRATEGIES, growth, measure, measure_apart, why_not
 from benchmarks.synthetic_pool import TUNING, write_pool
 from plumbline.calibration_set.pool import Sources
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import PROJECT
 
 
 @pytest.fixture(scope="module")

@@ -1,136 +1,14 @@
-"""Whole workspaces for integration tests: the project's code over a small corpus, a small grid and a small model."""
+"""Workspaces that the integration tests share."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from plumbline.raw_corpus.sources import python_stdlib
-
-PROJECT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """A copy of the project that runs its own commands."""
-
-    root: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "PLUMBLINE_ROOT": str(self.root),
-            "DAGSTER_HOME": str(self.root / ".dagster"),
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(self.root),
-        }
-
-    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(arguments, cwd=self.root, env=self.environment, capture_output=True, text=True)
-        if check and done.returncode:
-            raise AssertionError(
-                f"{arguments} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-            )
-        return done
-
-    def plumbline(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.command(sys.executable, "-m", "plumbline.cli.main", *arguments, check=check)
-
-    def dvc(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.command(sys.executable, "-m", "dvc", *arguments, check=check)
-
-    def set_params(self, **sections: Any) -> None:
-        path = self.root / "params.yaml"
-        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **sections}, sort_keys=False))
-
-    def lock(self) -> dict[str, str]:
-        """DVC hash of every output by its path."""
-        stages = yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
-        return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
-
-    def copy(self, target: Path) -> Workspace:
-        """An independent copy: nothing is hard-linked, so that one may tamper with it."""
-        shutil.copytree(self.root, target, symlinks=True)
-        return Workspace(target)
-
-
-SMALL: dict[str, Any] = {
-    "corpus": {"sources": {"texts": {"kind": "directory", "path": "texts"}}, "inbox": "inbox"},
-    "tokenize": {"max_length": 128, "long_documents": "window", "splits": {"tuning": 0.2, "report": 0.2}},
-    "calibrations": {
-        "random-8": {"strategy": "random", "n": 8, "seed": 0},
-        "stratified-8": {"strategy": "length_stratified", "n": 8, "seed": 0, "quotas": "proportional"},
-    },
-    "schemes": {
-        "w8a8-minmax": {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}},
-        "w4a16-gptq": {"method": "gptq", "weight_bits": 4, "group_size": 128},
-    },
-    "grid": {"calibrations": ["random-8", "stratified-8"], "schemes": ["w8a8-minmax", "w4a16-gptq"]},
-    "evaluation": {"tokens_per_domain": 1024},
-    "report": {"resamples": 200, "confidence": 0.95},
-    "deployment": {"scheme": "w4a16-gptq"},
-    "studies": {
-        "lengths": {
-            "rules": {"random": {"strategy": "random"}, "stratified": {"strategy": "length_stratified"}},
-            "sizes": [4, 8],
-            "draws": 5,
-            "schemes": ["w4a16-gptq"],
-            "tokens_per_domain": 1024,
-            "random_sets": 20,
-            "resamples": 400,
-        },
-    },
-}
-
-
-def make_workspace(root: Path, **sections: Any) -> Workspace:
-    """The project's code in `root`, with the sections of params.yaml replaced, under DVC without git."""
-    root.mkdir(parents=True)
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("assets", "orchestration"):
-        shutil.copytree(PROJECT / name, root / name, ignore=ignore)
-    for name in ("dvc.yaml", "params.yaml", "requested.yaml", "intake.yaml", ".dvcignore", "pyproject.toml"):
-        shutil.copy(PROJECT / name, root / name)
-    stages = yaml.safe_load((root / "dvc.yaml").read_text())
-    stages["stages"]["raw_corpus"]["deps"].append("texts")
-    (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
-    (root / "texts").mkdir()
-    (root / ".dvc").mkdir()
-    (root / ".dvc/config").write_text(
-        "[core]\n    no_scm = true\n    analytics = false\n[cache]\n    type = hardlink,copy\n"
-    )
-    (root / ".dagster").mkdir()
-    shutil.copy(PROJECT / ".dagster/dagster.yaml", root / ".dagster/dagster.yaml")
-    (root / "inbox").mkdir()
-    shutil.copy(PROJECT / "inbox/README.md", root / "inbox/README.md")
-    workspace = Workspace(root)
-    workspace.set_params(**sections)
-    return workspace
-
-
-def write_texts(folder: Path, modules: int = 24) -> None:
-    """A small corpus of two domains, read from the interpreter."""
-    written = 0
-    for name, prose, code in python_stdlib.code_and_prose():
-        if len(prose) < 2000 or len(code) < 2000:
-            continue
-        for domain, text in (("prose", prose), ("code", code)):
-            (folder / domain).mkdir(parents=True, exist_ok=True)
-            (folder / domain / f"{name}.txt").write_text(text[:4000], encoding="utf-8")
-        written += 1
-        if written == modules:
-            return
+from tests.helpers.workspace import SMALL, Workspace, make_workspace, write_texts
 
 
 @pytest.fixture

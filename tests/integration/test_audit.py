@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integration.conftest import Workspace
+from tests.helpers.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 

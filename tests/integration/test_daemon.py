@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from plumbline.artifact import read_json
-from tests.integration.conftest import BIN, SMALL, Workspace
-from tests.integration.processes import running, until
-from tests.integration.test_pipeline import stale
+from tests.helpers.paths import BIN
+from tests.helpers.processes import running, until
+from tests.helpers.workspace import SMALL, Workspace, stale
 
 pytestmark = pytest.mark.integration
 

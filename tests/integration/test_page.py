@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.plumbline.calibration_report.conftest import Disk
-from tests.plumbline.calibration_report.test_answers import add_items
-from tests.plumbline.calibration_report.test_report import build
+from tests.helpers.calibration_report import Disk, add_items, build_report
 
 pytestmark = pytest.mark.integration
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")
@@ -24,7 +22,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("page")
     disk = Disk(root)
     add_items(disk)
-    build(disk, root / "out")
+    build_report(disk, root / "out")
     return (root / "out" / "report.html").as_uri()
 
 

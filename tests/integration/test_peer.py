@@ -16,9 +16,9 @@ from plumbline.base_model.score import BUNDLED
 from plumbline.export.llm_compressor import hand_over
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.tokenized_samples.batches import sample_id
+from tests.helpers.paths import PROJECT
 
 pytestmark = pytest.mark.integration
-PROJECT = Path(__file__).resolve().parents[2]
 LENGTHS = (20, 512, 33, 300, 5, 300, 64)
 
 

@@ -10,34 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integration.conftest import Workspace
+from tests.helpers.workspace import Workspace, stale
 
 pytestmark = pytest.mark.integration
-
-STALE = """
-import json
-import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
-from dagster._core.loader import LoadingContextForTest
-from orchestration.definitions import ASSETS, defs
-from plumbline.graph.instance import instance
-with instance() as history:
-    resolver = CachingStaleStatusResolver(history, defs.resolve_asset_graph(), LoadingContextForTest(history))
-    found = {}
-    for asset in ASSETS:
-        for key in asset.partitions_def.get_partition_keys() if asset.partitions_def else [None]:
-            status = resolver.get_status(asset.key, key)
-            if status.value != "FRESH":
-                causes = [f"{c.key} {c.reason}" for c in resolver.get_stale_causes(asset.key, key)]
-                found[f"{asset.key.to_user_string()} {key or ''}"] = [status.value, *causes]
-print(json.dumps(found))
-"""
-
-
-def stale(workspace: Workspace) -> dict[str, list[str]]:
-    """Partitions that Dagster calls stale or missing, with the causes."""
-    output = workspace.command("python", "-c", STALE).stdout
-    return json.loads(output.strip().splitlines()[-1])
 
 
 def test_a_run_leaves_both_doors_satisfied(finished: Workspace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Workspace, make_workspace
+from tests.helpers.workspace import Workspace, make_workspace
 
 pytestmark = pytest.mark.integration
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import dagster as dg
 
@@ -12,8 +11,7 @@ from orchestration.definitions import ASSETS, defs
 from plumbline.graph.partitions import CALIBRATIONS, PAIRS, PAIRS_OF_CALIBRATION
 from plumbline.params import load_params
 from plumbline.versioning import recording as versioning
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import PROJECT
 
 
 def dvc_stages() -> dict[str, dict]:

@@ -15,6 +15,7 @@ from plumbline.graph import drift
 from plumbline.tracking import run_logging as record
 from plumbline.tracking.client import CALIBRATION, EVALUATION, MODEL
 from plumbline.tracking.model_version import Version
+from tests.helpers.paths import PROJECT
 
 TAGS = {"pair": "random-64-w4a16-gptq", MODEL: "model-md5", EVALUATION: "evaluation-md5", CALIBRATION: "set-md5"}
 CHAMPION = Version("plumbline", "3", tags=TAGS)
@@ -32,7 +33,7 @@ class Models:
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Models:
-    params = yaml.safe_load((Path(__file__).resolve().parents[2] / "params.yaml").read_text())
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["corpus"]["production"] = {"kind": "directory", "path": "traffic"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "traffic").mkdir(), (tmp_path / ".plumbline").mkdir()

@@ -17,6 +17,7 @@ from plumbline.graph import intake as taking
 from plumbline.raw_corpus.intake import INTAKE, read_intake
 from plumbline.versioning import recording as versioning
 from plumbline.versioning.digest import content_md5
+from tests.helpers.paths import PROJECT
 
 HUB = {"kind": "huggingface", "name": "ours/data", "revision": "0" * 40, "follow": "main"}
 
@@ -24,8 +25,7 @@ HUB = {"kind": "huggingface", "name": "ours/data", "revision": "0" * 40, "follow
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sensors, "workspace_root", lambda: tmp_path)
-    project = Path(__file__).resolve().parents[2]
-    params = yaml.safe_load((project / "params.yaml").read_text())
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["corpus"]["sources"]["hub"] = HUB
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "inbox").mkdir()

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from plumbline.params import load_params, pair_key, request, requested
+from tests.helpers.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 GOOD = yaml.safe_load((PROJECT / "params.yaml").read_text())
 
 

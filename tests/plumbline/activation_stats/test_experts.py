@@ -2,122 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
-    GptOssConfig,
-    GptOssForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
     NemotronHConfig,
     NemotronHForCausalLM,
     PreTrainedModel,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
-from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.params import StatisticsParams
-from plumbline.activation_stats.sketch import ActivationStats, extremes, merge
+from plumbline.activation_stats.sketch import extremes, merge
 from plumbline.base_model.inputs import UNKNOWN, left_out, watched_layers
-
-Sample = tuple[str, list[int]]
-Array = NDArray[np.float64]
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-BUILD: dict[str, Callable[[], PreTrainedModel]] = {
-    "mixtral": lambda: MixtralForCausalLM(
-        MixtralConfig(**SIZES, intermediate_size=24, num_local_experts=6, num_experts_per_tok=2)
-    ),
-    "qwen3_moe": lambda: Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(**SIZES, head_dim=8, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=3)
-    ),
-    "qwen2_moe": lambda: Qwen2MoeForCausalLM(  # with a shared expert
-        Qwen2MoeConfig(
-            **SIZES,
-            moe_intermediate_size=24,
-            shared_expert_intermediate_size=28,
-            num_experts=6,
-            num_experts_per_tok=2,
-        )
-    ),
-    "gpt_oss": lambda: GptOssForCausalLM(  # transposed and interleaved weights, biases, a gate of its own
-        GptOssConfig(**SIZES, head_dim=8, intermediate_size=24, num_local_experts=6, num_experts_per_tok=2)
-    ),
-}
-
-
-def build(kind: str, dtype: torch.dtype = torch.float32, implementation: str | None = None) -> PreTrainedModel:
-    torch.manual_seed(3)
-    model = BUILD[kind]()
-    with torch.no_grad():
-        for weight in model.parameters():  # GPT-OSS starts some weights uninitialised
-            weight.copy_(torch.randn(weight.shape) * 0.3)
-    if implementation is not None:
-        model.set_experts_implementation(implementation)
-    return model.to(dtype).eval()
-
-
-def collected(model: PreTrainedModel, samples: list[Sample], **settings: Any) -> ActivationStats:
-    return collect(model, samples, StatisticsParams(**settings), base_model_digest="0" * 64, fingerprint="f")
-
-
-def by_hand(model: PreTrainedModel, samples: list[Sample]) -> dict[str, dict[str, tuple[Array, Array]]]:
-    """By site and sample (float64 activations, positions), from what the experts' modules were called with."""
-    found: dict[str, dict[str, tuple[Array, Array]]] = {}
-    calls: list[tuple[str, Array, NDArray[np.int64]]] = []
-    handles = [
-        module.register_forward_hook(
-            lambda _, args, __, name=name: calls.append((name, args[0].double().numpy(), args[1].numpy()))
-        )
-        for name, module in model.named_modules()
-        if name.endswith(".experts")
-    ]
-    for sample_id, ids in samples:
-        calls.clear()
-        with torch.no_grad():
-            model(input_ids=torch.tensor([ids]))
-        for name, x, chosen in calls:
-            experts: Any = model.get_submodule(name)
-            for expert in range(6):
-                at = np.array([token for token in range(len(ids)) if expert in chosen[token]], dtype=np.int64)
-                if not len(at):
-                    continue
-                found.setdefault(f"{name}.{expert}.gate_up_proj", {})[sample_id] = (x[at], at)
-                W = experts.gate_up_proj[expert].detach().double().numpy()
-                if type(experts).__name__ == "GptOssExperts":
-                    both = x[at] @ W + experts.gate_up_proj_bias[expert].detach().double().numpy()
-                    gate, up = np.minimum(both[:, ::2], 7.0), np.clip(both[:, 1::2], -7.0, 7.0)
-                    inner = (up + 1) * gate / (1 + np.exp(-1.702 * gate))
-                else:
-                    gate, up = np.split(x[at] @ W.T, 2, axis=1)
-                    inner = gate / (1 + np.exp(-gate)) * up
-                found.setdefault(f"{name}.{expert}.down_proj", {})[sample_id] = (inner, at)
-    for handle in handles:
-        handle.remove()
-    return found
+from tests.helpers.mixtures import BUILD, Sample, collected, inputs_of_experts, make_mixture
 
 
 @pytest.mark.parametrize("kind", list(BUILD))
 def test_statistics_of_each_expert_are_those_of_the_tokens_sent_to_it(kind: str, samples: list[Sample]) -> None:
-    model = build(kind)
+    model = make_mixture(kind)
     stats = collected(model, samples)
-    expected = by_hand(model, samples)
+    expected = inputs_of_experts(model, samples)
     assert {name for name in stats.sites if ".experts." in name} == set(expected)
     for name, parts in expected.items():
         site = stats.sites[name]
@@ -138,7 +44,7 @@ def test_statistics_of_each_expert_are_those_of_the_tokens_sent_to_it(kind: str,
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outputs_keep_every_bit_while_experts_are_watched(implementation: str, dtype: torch.dtype) -> None:
-    model = build("mixtral", dtype, implementation)
+    model = make_mixture("mixtral", dtype, implementation)
     ids = torch.arange(40)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
@@ -158,7 +64,7 @@ def test_the_intermediate_is_what_the_loop_over_experts_computes(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit by bit the activations that the model's own loop multiplies with down_proj."""
-    model = build("mixtral", torch.bfloat16, "eager")
+    model = make_mixture("mixtral", torch.bfloat16, "eager")
     inner: list[Tensor] = []
     linear = nn.functional.linear
 
@@ -179,7 +85,7 @@ def test_the_intermediate_is_what_the_loop_over_experts_computes(
 
 
 def test_routers_and_shared_experts_are_sites_too(samples: list[Sample]) -> None:
-    stats = collected(build("qwen2_moe"), samples)
+    stats = collected(make_mixture("qwen2_moe"), samples)
     tokens = [len(ids) for _, ids in samples]
     mlp = "model.layers.0.mlp."
     # router, shared expert and its gate read the same tensor: one site
@@ -192,7 +98,7 @@ def test_routers_and_shared_experts_are_sites_too(samples: list[Sample]) -> None
 
 
 def test_experts_that_no_token_reached_are_listed_and_shards_merge(samples: list[Sample]) -> None:
-    model = build("qwen3_moe")
+    model = make_mixture("qwen3_moe")
     whole = collected(model, samples)
     parts = [collected(model, [sample]) for sample in samples]
     alone = parts[2]  # a single token: three of six experts
@@ -212,7 +118,7 @@ def test_experts_that_no_token_reached_are_listed_and_shards_merge(samples: list
 
 
 def test_experts_are_ignored_one_by_one_or_together(samples: list[Sample]) -> None:
-    model = build("mixtral")
+    model = make_mixture("mixtral")
     names = set(watched_layers(model, ("re:.*experts[.][0-4]", "lm_head", "o_proj")))
     assert {name for name in names if ".experts." in name} == {
         f"model.layers.{layer}.mlp.experts.5.{part}" for layer in range(2) for part in ("gate_up_proj", "down_proj")
@@ -242,7 +148,7 @@ def test_experts_that_are_not_understood_are_named() -> None:
     assert "arithmetic is not known" in found["experts"] and "(4, 3, 3)" in found["other"]
     assert left_out(model, ("experts", "other")) == {}
     for kind in BUILD:
-        assert left_out(build(kind), ("lm_head",)) == {}
+        assert left_out(make_mixture(kind), ("lm_head",)) == {}
 
 
 def test_experts_without_a_gate_and_depthwise_convolutions(samples: list[Sample]) -> None:

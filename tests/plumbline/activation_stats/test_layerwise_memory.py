@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from plumbline.activation_stats.histogram import n_buckets
 from plumbline.activation_stats.params import StatisticsParams
+from tests.helpers.paths import PROJECT
 
 LAYERS, WIDTH, INNER = 24, 512, 4096
 LAYER = 4 * (4 * WIDTH**2 + 3 * WIDTH * INNER + 2 * WIDTH)
@@ -78,8 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(mode: str, folder: Path, scratch: Path, settings: StatisticsParams) -> dict[str, Any]:
     command = [sys.executable, "-c", MEASURE, mode, str(folder), str(scratch), settings.model_dump_json()]
-    project = Path(__file__).resolve().parents[3]
-    found = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    found = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])
 
 

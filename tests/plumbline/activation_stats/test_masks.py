@@ -18,8 +18,7 @@ from plumbline.activation_stats.sketch import ActivationStats, extremes, merge
 from plumbline.activation_stats.source import read_source
 from plumbline.artifact import write_json, write_table
 from plumbline.calibration_set.reader import SCHEMA, set_digest
-from tests.plumbline.activation_stats.test_experts import build as build_experts
-from tests.plumbline.activation_stats.test_experts import by_hand
+from tests.helpers.mixtures import inputs_of_experts, make_mixture
 
 Sample = tuple[str, list[int]]
 SETTINGS = StatisticsParams(tokens="assistant")
@@ -80,9 +79,9 @@ def test_a_mask_of_everything_is_no_mask(llama: Any, samples: list[Sample]) -> N
 
 
 def test_masks_reach_experts_and_outputs(samples: list[Sample], masks: dict[str, Tensor]) -> None:
-    model = build_experts("mixtral")
+    model = make_mixture("mixtral")
     stats = collected(model, samples, masks, outputs=("v_proj",), shards=3)
-    for name, parts in by_hand(model, samples).items():
+    for name, parts in inputs_of_experts(model, samples).items():
         kept = {sample: x[np.isin(at, rows_that_count(masks, sample, 64))] for sample, (x, at) in parts.items()}
         x = np.concatenate(list(kept.values()))
         if not len(x):

@@ -15,7 +15,7 @@ from plumbline.activation_stats.starved import sentence, starved_layers, starved
 from plumbline.activation_stats.store import save
 from plumbline.artifact import write_json
 from plumbline.quantized_model.full_precision import experts_in_full_precision
-from tests.plumbline.activation_stats.test_experts import build, collected
+from tests.helpers.mixtures import collected, make_mixture
 
 
 def row(tokens: int, width: int, *members: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_fewer_tokens_than_channels_and_unreached_layers() -> None:
 def test_the_rank_of_a_hessian_is_the_reason(tmp_path: Path) -> None:
     """Experts of a real mixture: those named, and only those, have a Hessian without full rank for lack of tokens."""
     ids = torch.randint(0, 50, (60,), generator=torch.Generator().manual_seed(0)).tolist()
-    stats = collected(build("mixtral"), [("a", ids)], ignore=("lm_head", "self_attn.o_proj"))
+    stats = collected(make_mixture("mixtral"), [("a", ids)], ignore=("lm_head", "self_attn.o_proj"))
     starved = starved_sites(save(stats, tmp_path, {}))
     some = [name for name in starved if name in stats.sites]
     assert some and set(starved) != {*stats.sites, *stats.unreached}
@@ -78,7 +78,7 @@ def test_the_ui_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_experts_that_stay_in_full_precision_are_named(llama: Any) -> None:
-    found = experts_in_full_precision(build("gpt_oss"))
+    found = experts_in_full_precision(make_mixture("gpt_oss"))
     assert set(found) == {f"model.layers.{layer}.mlp.experts" for layer in range(2)}
     assert found["model.layers.0.mlp.experts"].startswith(f"GptOssExperts: {6 * (32 * 48 + 48 + 24 * 32 + 32)} weights")
     model: LlamaForCausalLM = llama(torch.float32)

@@ -5,39 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from scipy.stats import binomtest
 
-from plumbline.artifact import read_json, write_json, write_table
+from plumbline.artifact import read_json, write_table
 from plumbline.calibration_report.answers import compare_answers, sentences
 from plumbline.calibration_report.bootstrap import holm
 from plumbline.calibration_report.study import read_study
-from plumbline.evaluation.flips import flip_figures
-from tests.plumbline.calibration_report.conftest import CALIBRATIONS, SCHEMES, Disk
-from tests.plumbline.calibration_report.test_report import build
-
-ITEMS = 80
-
-
-def add_items(disk: Disk) -> dict[str, pa.Table]:
-    """The off-domain choice loses 30 of the base model's correct answers under one scheme, the others trade a few."""
-    rng = np.random.default_rng(3)
-    base = rng.random(ITEMS) < 0.6
-    tables = {}
-    for pair, path in disk.evaluations.items():
-        quantized = base.copy()
-        swapped = rng.choice(ITEMS, 4, replace=False)
-        quantized[swapped] = ~quantized[swapped]
-        if pair == "off-domain-w3a16-gptq":
-            quantized[np.flatnonzero(base)[:30]] = False
-        ids = [f"item{number:02d}" for number in range(ITEMS)]
-        answers = {"answer": np.zeros(ITEMS, int), "chosen_base": 1 - base, "chosen_quantized": 1 - quantized}
-        correct = {"correct_base": base, "correct_quantized": quantized}
-        tables[pair] = pa.table({"item_id": ids, **answers, **correct})
-        write_table(path / "items.parquet", tables[pair])
-        write_json(path / "metrics.json", {**read_json(path / "metrics.json"), "flips": flip_figures(tables[pair])})
-    return tables
+from tests.helpers.calibration_report import CALIBRATIONS, SCHEMES, Disk, add_items, build_report
 
 
 def p_value(first: np.ndarray, second: np.ndarray) -> float:
@@ -66,7 +41,7 @@ def test_every_model_is_tested_on_the_same_items(disk: Disk, tmp_path: Path) -> 
     assert said[0].startswith("Of 80 multiple-choice items, quantization flips 5.0 to ")
     assert said[1] == "The share of correct answers differs from the base model's for off-domain-w3a16-gptq."
     assert said[2] == "It differs from the baseline choice's for off-domain under w3a16-gptq."
-    summary = build(disk, tmp_path / "out")
+    summary = build_report(disk, tmp_path / "out")
     assert summary["on_answers"] == said
     assert read_json(tmp_path / "out" / "verdict.json")["answers"] == rows
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -74,10 +49,10 @@ def test_every_model_is_tested_on_the_same_items(disk: Disk, tmp_path: Path) -> 
 
 
 def test_without_items_nothing_is_said_and_other_items_are_refused(disk: Disk, tmp_path: Path) -> None:
-    assert build(disk, tmp_path / "without")["on_answers"] == []
+    assert build_report(disk, tmp_path / "without")["on_answers"] == []
     assert "<h2>Answers</h2>" not in (tmp_path / "without" / "report.html").read_text(encoding="utf-8")
     tables = add_items(disk)
     pair = "chosen-w4a16-gptq"
     write_table(disk.evaluations[pair] / "items.parquet", tables[pair].slice(1))
     with pytest.raises(ValueError, match=f"{pair} answered other multiple-choice items"):
-        build(disk, tmp_path / "out")
+        build_report(disk, tmp_path / "out")

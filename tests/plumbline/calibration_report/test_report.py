@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from plumbline.artifact import read_json, write_json
-from plumbline.calibration_report.params import ReportParams
-from plumbline.calibration_report.report import build_calibration_report
 from plumbline.calibration_report.scales import around_zero, length_bins, position, shares, ticks
+from tests.helpers.calibration_report import build_report
 
 FILES = ("report.html", "verdict.json", "table.json", "difference.png", "by_domain.png")
-
-
-def build(disk, out: Path) -> dict:
-    out.mkdir()
-    return build_calibration_report(ReportParams(), disk.grid, disk.evaluations, disk.sets, disk.statistics, out)
 
 
 class Page(HTMLParser):
@@ -51,7 +44,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(disk, tmp_path) -> Page:
-    build(disk, tmp_path / "out")
+    build_report(disk, tmp_path / "out")
     return Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
 
 
@@ -76,7 +69,7 @@ def test_out_of_domain_figures_stand_beside_where_there_are_some(disk, page, tmp
         metrics = read_json(path / "metrics.json")
         others = {"kl_mean": 3 * metrics["kl_mean"], "documents": 17, "tokens": 4321}
         write_json(path / "metrics.json", {**metrics, "out_of_domain": others})
-    build(disk, tmp_path / "both")
+    build_report(disk, tmp_path / "both")
     text = re.sub(r"\s+", " ", (tmp_path / "both" / "report.html").read_text(encoding="utf-8"))
     assert "Out of domain are 17 documents (4 321 tokens)" in text
     for row in read_json(tmp_path / "both" / "table.json"):
@@ -92,7 +85,7 @@ def test_lengths_are_shown_where_there_is_more_than_one(disk, page, tmp_path):
     for path in disk.evaluations.values():
         metrics = read_json(path / "metrics.json")
         write_json(path / "metrics.json", {**metrics, "by_length": metrics["by_length"][:1]})
-    build(disk, tmp_path / "one")
+    build_report(disk, tmp_path / "one")
     assert "Short and long samples" not in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
 
 
@@ -136,7 +129,7 @@ def test_layers_are_shown_in_the_models_order_where_their_errors_are_known(disk,
     assert " ".join(every) in text
     for path in disk.evaluations.values():
         write_json(path / "metrics.json", {**read_json(path / "metrics.json"), "layer_errors": {}})
-    build(disk, tmp_path / "none")
+    build_report(disk, tmp_path / "none")
     assert "Layer by layer" not in (tmp_path / "none" / "report.html").read_text(encoding="utf-8")
 
 
@@ -167,7 +160,7 @@ def test_the_table_sorts_by_number(page, tmp_path):
 
 
 def test_the_same_study_gives_the_same_bytes(disk, tmp_path):
-    first, second = (build(disk, tmp_path / name) for name in ("a", "b"))
+    first, second = (build_report(disk, tmp_path / name) for name in ("a", "b"))
     assert first == second
     for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -175,7 +168,7 @@ def test_the_same_study_gives_the_same_bytes(disk, tmp_path):
 
 
 def test_summary_counts(disk, tmp_path):
-    summary = build(disk, tmp_path / "out")
+    summary = build_report(disk, tmp_path / "out")
     assert {key: summary[key] for key in ("better", "worse", "no_difference_detected", "identical")} == {
         "better": 0,
         "worse": 2,
@@ -188,15 +181,15 @@ def test_a_set_that_changed_after_quantization_is_an_error(disk, tmp_path):
     path = disk.evaluations["chosen-w3a16-gptq"] / "metrics.json"
     write_json(path, read_json(path) | {"calibration_set": "old"})
     with pytest.raises(ValueError, match="chosen-w3a16-gptq was calibrated with a set of digest old"):
-        build(disk, tmp_path / "out")
+        build_report(disk, tmp_path / "out")
 
 
 def test_one_choice_and_few_documents_still_give_a_page(tmp_path):
-    from tests.plumbline.calibration_report.conftest import Disk
+    from tests.helpers.calibration_report import Disk
 
     disk = Disk(tmp_path, documents=4)
     disk.grid = {"calibrations": ["random"], "schemes": ["w4a16-rtn"]}
-    build(disk, tmp_path / "out")
+    build_report(disk, tmp_path / "out")
     Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
 
 

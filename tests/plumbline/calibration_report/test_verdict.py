@@ -87,7 +87,7 @@ def test_holm_is_applied_over_the_whole_study():
 
 
 def test_too_few_documents_is_said(tmp_path):
-    from tests.plumbline.calibration_report.conftest import Disk
+    from tests.helpers.calibration_report import Disk
 
     verdict = judge(load(Disk(tmp_path, documents=6)), PARAMS)
     assert {c["verdict"] for c in verdict["comparisons"]} == {"identical", "too few documents"}

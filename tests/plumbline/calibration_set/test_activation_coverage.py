@@ -19,7 +19,8 @@ from plumbline.calibration_set.strategies import get
 from plumbline.calibration_set.strategies.activation_coverage import LEVELS, Coverage, select
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.sample_features.signatures import Signatures, Site
-from tests.plumbline.calibration_set.conftest import make_pool, sample
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.tokenized_samples import sample
 
 
 def signatures(cells: Any, absmax: Any, widths: tuple[int, ...] = (), names: tuple[str, ...] = ()) -> Signatures:

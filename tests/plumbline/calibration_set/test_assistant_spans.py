@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from plumbline.activation_stats.masks import mask_of
 from plumbline.tokenized_samples.assistant import cut, joined_spans
-from tests.plumbline.calibration_set.conftest import rows_of, sample, write_samples
+from tests.helpers.calibration_pool import rows_of
+from tests.helpers.tokenized_samples import sample, write_samples
 
 Masks = list[bool] | None
 

@@ -14,7 +14,8 @@ from plumbline.calibration_set.strategies.activation_coverage import Coverage
 from plumbline.calibration_set.strategies.bandit_coverage import Arms, Bandit, Target, explore, select
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.sample_features.signatures import Signatures, Site
-from tests.plumbline.calibration_set.conftest import make_pool, sample
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.tokenized_samples import sample
 
 SITES = (Site("a", 3, 0), Site("b", 2, 3))
 

@@ -9,7 +9,8 @@ from sklearn.decomposition import PCA
 from plumbline.calibration_set.methods import cheap_features as module
 from plumbline.calibration_set.methods.cheap_features import cheap_features
 from plumbline.calibration_set.strategies.base import Pool
-from tests.plumbline.calibration_set.conftest import make_pool, sample
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.tokenized_samples import sample
 
 
 def a_pool(embeddings: Any, domains: int = 2) -> Pool:

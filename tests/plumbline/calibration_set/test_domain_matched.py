@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from plumbline.calibration_set.strategies import domain_matched
 from plumbline.calibration_set.strategies.base import Pool, generator
 from plumbline.calibration_set.strategies.domain_matched import DRAWS, Weights, hellinger, herd, select
-from tests.plumbline.calibration_set.conftest import make_pool, rows_of, sample, write_samples
+from tests.helpers.calibration_pool import make_pool, rows_of
+from tests.helpers.tokenized_samples import sample, write_samples
 
 LENGTH = Weights(length=1, tokens=0, embedding=0)
 TOKENS = Weights(length=0, tokens=1, embedding=0)

@@ -20,7 +20,8 @@ from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.calibration_set.strategies.embedding_cluster import select
 from plumbline.sample_features.signatures import Signatures, Site
 from plumbline.tokenized_samples.batches import SAMPLES
-from tests.plumbline.calibration_set.conftest import FINGERPRINT, make_pool, rows_of, sample, write_samples
+from tests.helpers.calibration_pool import make_pool, rows_of
+from tests.helpers.tokenized_samples import FINGERPRINT, sample, write_samples
 
 
 def choose(pool: Pool, n: int, seed: int = 0, **options: Any) -> Selection:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from plumbline.calibration_set.strategies.base import generator
 from plumbline.calibration_set.strategies.first_n import select
-from tests.plumbline.calibration_set.conftest import make_pool, rows_of, sample, write_samples
+from tests.helpers.calibration_pool import make_pool, rows_of
+from tests.helpers.tokenized_samples import sample, write_samples
 
 
 @settings(deadline=None)

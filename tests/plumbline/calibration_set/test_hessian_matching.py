@@ -29,7 +29,8 @@ from plumbline.calibration_set.strategies.hessian_matching import (
     whiten,
 )
 from plumbline.sample_features.signatures import Signatures, Site
-from tests.plumbline.calibration_set.conftest import make_pool, sample
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.tokenized_samples import sample
 
 R = 4
 

@@ -22,10 +22,9 @@ from plumbline.calibration_set.strategies.base import Pool, generator, sample_id
 from plumbline.calibration_set.strategies.hot_flip import Coverage, Reached, select
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.rtn import rtn
-from tests.conftest import PROJECT
-from tests.plumbline.calibration_set.conftest import make_pool
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.paths import BUNDLED
 
-BUNDLED = PROJECT / "plumbline" / "base_model" / "llama-stdlib-6m"
 VOCABULARY = 24
 
 
@@ -392,7 +391,7 @@ def test_real_flips_of_a_foreign_model(shared_data: Path) -> None:
 def test_a_set_is_built_from_it(tmp_path: Path, choose: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from plumbline.calibration_set.pool import Sources
     from plumbline.calibration_set.reader import read_manifest
-    from tests.plumbline.calibration_set.conftest import write_samples
+    from tests.helpers.tokenized_samples import write_samples
 
     monkeypatch.setattr(Sources, "load_model", lambda self: toy())
     rows = [row(text(i)) for i in range(9)] + [row(text(100 + i), "tuning") for i in range(6)]

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from plumbline.calibration_set.methods import kmeans as module
 from plumbline.calibration_set.methods.kmeans import InMemory, assign, kmeans, lloyd, plus_plus
-
-PROJECT = Path(__file__).resolve().parents[3]
-
-
-def mixture(n: int, d: int = 24, parts: int = 10, seed: int = 0, spread: float = 0.6) -> NDArray[np.float16]:
-    """Points of length 1 around `parts` centres."""
-    rng = np.random.default_rng(seed)
-    points = rng.standard_normal((parts, d))[rng.integers(0, parts, n)] + spread * rng.standard_normal((n, d))
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float16)
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
+from tests.helpers.paths import PROJECT
+from tests.helpers.points import kmeans_digest, mixture, rng
 
 
 @pytest.mark.parametrize(("k", "parts"), [(5, 10), (10, 10), (40, 10), (3, 1)])
@@ -160,8 +145,8 @@ def test_threads_move_no_bit() -> None:
     """One BLAS thread and one worker, or two; both kernels that differ and blocks that end in another order."""
     code = (
         "import numpy as np, hashlib;"
-        "from tests.plumbline.calibration_set.test_kmeans import digest, mixture;"
-        "print(digest(mixture(20000, d=48, parts=30), 24))"
+        "from tests.helpers.points import kmeans_digest, mixture;"
+        "print(kmeans_digest(mixture(20000, d=48, parts=30), 24))"
     )
     found = set()
     for threads in ("1", "2"):
@@ -173,15 +158,8 @@ def test_threads_move_no_bit() -> None:
     assert len(found) == 1
 
 
-def digest(points: NDArray[Any], k: int) -> str:
-    """Of everything that k-means gives."""
-    found = kmeans(InMemory(points), k, rng())
-    parts = (found.centroids, found.labels, found.squared, found.sizes)
-    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
-
-
 def test_the_size_of_blocks_moves_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     points = mixture(3000)
-    whole = digest(points, 9)
+    whole = kmeans_digest(points, 9)
     monkeypatch.setattr(module, "BLOCK", 24 * 100)
-    assert digest(points, 9) == whole
+    assert kmeans_digest(points, 9) == whole

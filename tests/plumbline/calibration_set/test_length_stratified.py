@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from plumbline.calibration_set.strategies.base import Piece, Pool, Selection, generator
 from plumbline.calibration_set.strategies.length_stratified import select
-from tests.plumbline.calibration_set.conftest import BOS, make_pool
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.tokenized_samples import BOS
 
 EDGES = (64, 128, 256, 512)
 

@@ -18,7 +18,8 @@ from pydantic import create_model
 from plumbline.calibration_set.strategies import Strategy, mixture
 from plumbline.calibration_set.strategies.base import Piece, Pool, Selection, generator
 from plumbline.calibration_set.strategies.mixture import apportion, select, split
-from tests.plumbline.calibration_set.conftest import make_pool, rows_of, sample, write_samples
+from tests.helpers.calibration_pool import make_pool, rows_of
+from tests.helpers.tokenized_samples import sample, write_samples
 
 WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 20), min_size=1).map(
     lambda weights: {name: Fraction(weight) for name, weight in sorted(weights.items())}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.calibration_set.strategies.packed_windows import select
-from tests.plumbline.calibration_set.conftest import BOS, make_pool, rows_of, sample, write_samples
+from tests.helpers.calibration_pool import make_pool, rows_of
+from tests.helpers.tokenized_samples import BOS, sample, write_samples
 
 
 def choose(pool: Pool, n: int, seed: int = 0, **options: Any) -> Selection:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ from plumbline.sample_features.params import SignatureParams
 from plumbline.sample_features.sign import build_signatures
 from plumbline.sample_features.signature_reader import read_probe
 from plumbline.sample_features.signatures import PER_SAMPLE
-from tests.plumbline.calibration_set.conftest import FINGERPRINT, sample, write_samples
+from tests.helpers.forward_passes import count_forwards
+from tests.helpers.tokenized_samples import FINGERPRINT, sample, write_samples
 
 SIZES = {"pool": 4, "reference": 2, "sites": 3, "cells": 4, "sketch": 3, "pooled": 5}
 
@@ -65,17 +65,7 @@ def sources(tmp_path: Path, base_model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    from transformers.models.llama.modeling_llama import LlamaModel
-
-    seen: list[int] = []
-    original = LlamaModel.forward
-
-    def count(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(kwargs["input_ids"].numel())
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(LlamaModel, "forward", count)
-    return seen
+    return count_forwards(monkeypatch)
 
 
 def test_the_lowest_ids_are_signed_in_every_split(sources: Sources) -> None:

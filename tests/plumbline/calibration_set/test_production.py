@@ -27,7 +27,7 @@ from plumbline.sample_features.params import FeatureParams
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import read_samples
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
-from tests.plumbline.calibration_set.conftest import rows_of
+from tests.helpers.calibration_pool import rows_of
 
 MODULES = ("argparse", "ast", "bdb", "calendar", "cmd", "configparser", "csv", "dataclasses", "datetime", "difflib")
 TRAFFIC = ("doctest", "enum", "fileinput", "fractions")

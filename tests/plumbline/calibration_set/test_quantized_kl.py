@@ -13,8 +13,10 @@ from plumbline.calibration_set.methods.quantized_kl import QuantizedKL, probe_li
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
-from tests.plumbline.calibration_set.conftest import make_pool, sample
-from tests.plumbline.quantized_model.conftest import seen_by_linears, tiny_llama
+from tests.helpers.activations import seen_by_linears
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.tiny_models import tiny_llama
+from tests.helpers.tokenized_samples import sample
 
 RNG = np.random.default_rng(0)
 CANDIDATES = [(f"{i:064x}", RNG.integers(0, 96, size=12 + 3 * i).astype(np.int32)) for i in range(6)]

@@ -18,7 +18,8 @@ from plumbline.calibration_set.strategies.activation_coverage import Coverage
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.calibration_set.strategies.reinforce import Judge, compared, select
 from plumbline.sample_features.signatures import Signatures, Site
-from tests.plumbline.calibration_set.conftest import make_pool, sample
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.tokenized_samples import sample
 
 POOL, TUNING = 24, 8
 QUICK: dict[str, Any] = {"steps": 2, "sets": 2, "tuning_tokens": 200, "group_size": 16, "candidates": 12}

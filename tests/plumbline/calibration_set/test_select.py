@@ -11,7 +11,8 @@ import pytest
 
 from plumbline.artifact import sha256_json, write_json
 from plumbline.calibration_set.strategies.base import generator
-from tests.plumbline.calibration_set.conftest import FINGERPRINT, rows_of, sample, write_samples
+from tests.helpers.calibration_pool import rows_of
+from tests.helpers.tokenized_samples import FINGERPRINT, sample, write_samples
 
 Choose = Callable[..., Path]
 

@@ -18,10 +18,10 @@ from plumbline.calibration_set.methods.own_text import BATCH, repeated_share, wr
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator, sample_id
 from plumbline.calibration_set.strategies.self_generated import Sound, _starts, select
-from tests.conftest import PROJECT
-from tests.plumbline.calibration_set.conftest import make_pool, rows_of, write_samples
+from tests.helpers.calibration_pool import make_pool, rows_of
+from tests.helpers.paths import BUNDLED
+from tests.helpers.tokenized_samples import write_samples
 
-BUNDLED = PROJECT / "plumbline" / "base_model" / "llama-stdlib-6m"
 VOCABULARY, BOS, EOS, PAD = 40, 1, 2, 3
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from plumbline.calibration_set.strategies import BUILT_IN, get, names
-from tests.plumbline.calibration_set.conftest import rows_of, sample, write_samples
+from tests.helpers.calibration_pool import rows_of
+from tests.helpers.tokenized_samples import sample, write_samples
 
 Choose = Callable[..., Path]
 Install = Callable[..., None]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.calibration_set.strategies.token_coverage import DRAWS, select
-from tests.plumbline.calibration_set.conftest import make_pool, rows_of, sample, write_samples
+from tests.helpers.calibration_pool import make_pool, rows_of
+from tests.helpers.tokenized_samples import sample, write_samples
 
 Texts = list[list[int]]
 

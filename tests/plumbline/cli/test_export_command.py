@@ -11,8 +11,7 @@ from click.testing import CliRunner, Result
 
 from benchmarks.peer_subjects import write_set
 from plumbline.cli.main import main
-
-PROJECT = Path(__file__).resolve().parents[3]
+from tests.helpers.paths import PROJECT
 
 
 @pytest.fixture

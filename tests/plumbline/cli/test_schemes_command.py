@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,8 +12,9 @@ from click.testing import CliRunner
 from plumbline.cli.main import main
 from plumbline.cli.scheme_list import PARTS, WIDTH
 from plumbline.quantized_model.params import SchemeParams
+from tests.helpers.paths import PROJECT
 
-SHIPPED = yaml.safe_load((Path(__file__).resolve().parents[3] / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
 
 
 def printed(*arguments: str) -> str:

@@ -14,7 +14,7 @@ from plumbline.calibration_report.params import ReportParams
 from plumbline.deployed_model.check_specs import GATES
 from plumbline.deployed_model.params import DeploymentParams
 from plumbline.deployed_model.promote import Champion, build_promotion, choose_champion
-from tests.plumbline.deployed_model.conftest import DOCUMENTS, KL, SCHEME, Workshop
+from tests.helpers.promotion import DOCUMENTS, KL, SCHEME, Workshop
 
 MODELS = {f"{choice}-w4": f"md5-{choice}" for choice in KL}
 

@@ -19,7 +19,8 @@ from plumbline.evaluation import base_logits, evaluate
 from plumbline.evaluation.evaluate import build_evaluation
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.tokenized_samples.reader import read_samples
-from tests.plumbline.evaluation.conftest import FINGERPRINT, describe, write_samples
+from tests.helpers.evaluation import describe
+from tests.helpers.tokenized_samples import FINGERPRINT, write_samples
 
 ALL = EvaluationParams(tokens_per_domain=None, samples_per_document=None, batch_tokens=100)
 

@@ -18,7 +18,7 @@ from plumbline.base_model.params import ModelParams
 from plumbline.evaluation.evaluate import build_evaluation
 from plumbline.evaluation.flips import Item, chosen, encoded, flip_figures, item_table, log_likelihoods, read_items
 from plumbline.evaluation.params import EvaluationParams
-from tests.plumbline.evaluation.conftest import describe
+from tests.helpers.evaluation import describe
 
 WORDS = {"<s>": 0, "</s>": 1, "<unk>": 2, **{f"w{number}": number for number in range(3, 96)}}
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumbline.evaluation.held_out import HeldOut, batches, choose
-from tests.plumbline.evaluation.conftest import write_samples
+from tests.helpers.tokenized_samples import write_samples
 
 
 @pytest.fixture(scope="module")

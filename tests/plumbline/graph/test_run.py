@@ -18,8 +18,8 @@ from plumbline.graph import run as graph_run
 from plumbline.params import request, requested
 from plumbline.versioning import recording as versioning
 from plumbline.workspace import workspace_root
+from tests.helpers.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[3]
 WAITING = "study"
 
 

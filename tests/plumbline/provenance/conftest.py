@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plumbline.provenance.small_chain import chain, make_keys, register, second
+from tests.helpers.small_chain import chain, make_keys, register, second
 
 
 @pytest.fixture(scope="session")

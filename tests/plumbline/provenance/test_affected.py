@@ -11,7 +11,7 @@ import pytest
 
 from plumbline.provenance import dvc_digest
 from plumbline.provenance.affected import affected
-from tests.plumbline.provenance.small_chain import (
+from tests.helpers.small_chain import (
     CHOICE,
     CORPUS,
     MODEL,

@@ -12,7 +12,7 @@ import pytest
 from plumbline.artifact import sha256_file
 from plumbline.provenance import AuditResult, audit_subject, dvc_digest, resolved
 from plumbline.provenance.registry import versions
-from tests.plumbline.provenance.small_chain import (
+from tests.helpers.small_chain import (
     CHOICE,
     MODEL,
     OTHER,

@@ -13,7 +13,7 @@ from plumbline.provenance.audit import open_read_case
 from plumbline.provenance.champions import champions, render_log
 from plumbline.provenance.difference import difference, render_difference
 from plumbline.tracking.client import Tracking
-from tests.plumbline.provenance.small_chain import CHOICE, MODEL, OTHER, OTHER_CHOICE, run
+from tests.helpers.small_chain import CHOICE, MODEL, OTHER, OTHER_CHOICE, run
 
 
 def promotions(root: Path, *entries: Any) -> None:

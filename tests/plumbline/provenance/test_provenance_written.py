@@ -12,8 +12,8 @@ import pytest
 
 from plumbline.artifact import read_json, write_json, write_table
 from plumbline.provenance import audit
-from tests.plumbline.provenance.small_chain import CHOICE, CORPUS, MODEL, SCHEME, SET, STATS, link, record, states
-from tests.plumbline.provenance.small_chain import write_sources as write_sources_of_a_small_workspace
+from tests.helpers.small_chain import CHOICE, CORPUS, MODEL, SCHEME, SET, STATS, link, record, states
+from tests.helpers.small_chain import write_sources as write_sources_of_a_small_workspace
 
 
 @pytest.fixture(scope="module")

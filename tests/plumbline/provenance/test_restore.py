@@ -17,7 +17,7 @@ from plumbline.provenance.reproduce import _lay_out_code, _lay_out_sources, _wri
 from plumbline.provenance.restore import restore
 from plumbline.versioning.content import Hasher
 from plumbline.versioning.run_history import History
-from tests.plumbline.provenance.small_chain import (
+from tests.helpers.small_chain import (
     CHOICE,
     CORPUS,
     MODEL,

@@ -14,7 +14,7 @@ import pytest
 
 from plumbline.artifact import sha256_file
 from plumbline.provenance import dvc_digest, signing
-from tests.plumbline.provenance.small_chain import MODEL, OTHER, flip, make_keys, run
+from tests.helpers.small_chain import MODEL, OTHER, flip, make_keys, run
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from plumbline.quantized_model.activations import (
 from plumbline.quantized_model.grid import code_range
 from plumbline.quantized_model.params import ActivationParams
 from plumbline.quantized_model.ranges import SHRINKS
-from tests.plumbline.quantized_model.conftest import statistics_of, tiny_llama
+from tests.helpers.activations import statistics_of
+from tests.helpers.tiny_models import tiny_llama
 
 DTYPES = [torch.float32, torch.bfloat16]
 LAYER = "model.layers.1.mlp.down_proj"

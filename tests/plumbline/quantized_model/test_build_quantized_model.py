@@ -24,8 +24,9 @@ from plumbline.params import load_params
 from plumbline.quantized_model.build import build_quantized_model
 from plumbline.quantized_model.fold_search import TOKENS
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from tests.helpers.paths import PROJECT
 
-SHIPPED = load_params(Path(__file__).resolve().parents[3]).schemes
+SHIPPED = load_params(PROJECT).schemes
 
 SCHEMES = {
     "w8a8-minmax": SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams()),

@@ -14,7 +14,7 @@ from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
-from tests.plumbline.quantized_model.conftest import SHIPPED
+from tests.helpers.schemes import SHIPPED
 
 DEVICE = "cuda"
 

@@ -14,12 +14,12 @@ from plumbline.quantized_model.export import export
 from plumbline.quantized_model.full_precision import experts_in_full_precision
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize import quantize_model
-from tests.plumbline.activation_stats.test_experts import build
+from tests.helpers.mixtures import make_mixture
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
 def test_a_quantized_mixture_loads_with_its_experts_unchanged(kind: str, tmp_path: Path) -> None:
-    model = build(kind, torch.bfloat16)
+    model = make_mixture(kind, torch.bfloat16)
     base, out = tmp_path / "base", tmp_path / "out"
     model.save_pretrained(base)
     out.mkdir()

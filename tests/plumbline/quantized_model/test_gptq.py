@@ -20,7 +20,7 @@ from plumbline.quantized_model.gptq import gptq, solve_flops
 from plumbline.quantized_model.grid import Grid, QuantizedWeight, dequantize
 from plumbline.quantized_model.ranges import weight_range
 from plumbline.quantized_model.rtn import rtn
-from tests.plumbline.quantized_model.surgeon import brain_surgeon
+from tests.helpers.brain_surgeon import brain_surgeon
 
 GRIDS = {
     "channel": (96, {}),

@@ -17,7 +17,8 @@ from plumbline.raw_corpus.ingest import build_raw_corpus
 from plumbline.raw_corpus.intake import Changes, Intake, Taken, read_intake, take_in, write_intake
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.raw_corpus.reader import read_rejected
-from plumbline.raw_corpus.stores import Folder, Store, store_of
+from plumbline.raw_corpus.stores import Folder, store_of
+from tests.helpers.inbox import take_in_all
 
 
 @pytest.fixture
@@ -33,15 +34,9 @@ def drop(store: Folder, **files: str) -> None:
         (store.folder / f"{name}.txt").write_text(text)
 
 
-def everything(store: Store, before: Intake | None = None, waiting: tuple[str, ...] = ()) -> tuple[Intake, Changes]:
-    looked = store.look()
-    after, changes, _ = take_in(before or Intake(), store, looked, {n: None for n in looked if n not in waiting})
-    return after, changes
-
-
 def test_content_has_one_name_and_keeps_it(folder: Folder, tmp_path: Path) -> None:
     drop(folder, b="beta", a="alpha", c="alpha")
-    first, changes = everything(folder)
+    first, changes = take_in_all(folder)
     assert list(first.files) == ["a.txt", "b.txt"]
     assert changes == Changes(added=("a.txt", "b.txt"), copies=("c.txt",))
     assert folder.place(str(first.files["a.txt"].sha256)).read_text() == "alpha"
@@ -49,18 +44,18 @@ def test_content_has_one_name_and_keeps_it(folder: Folder, tmp_path: Path) -> No
     (folder.folder / "a.txt").unlink()  # content that is still there under another name stays what it was
     (folder.folder / "b.txt").rename(folder.folder / "z.txt")
     (folder.folder / "README.md").write_text("about the folder")
-    again, changes = everything(folder, first)
+    again, changes = take_in_all(folder, first)
     assert again == first and not changes and changes.copies == ("c.txt", "z.txt")
 
     drop(folder, a="gamma", b="delta")  # the names have other content now: the old content goes by its other name
-    third, changes = everything(folder, again)
+    third, changes = take_in_all(folder, again)
     assert {name: folder.place(str(t.sha256)).read_text() for name, t in third.files.items()} == {
         "a.txt": "gamma", "b.txt": "delta", "c.txt": "alpha", "z.txt": "beta",
     }  # fmt: skip
     assert changes == Changes(added=("c.txt", "z.txt"), changed=("a.txt", "b.txt"))
     for name in ("c", "z"):
         (folder.folder / f"{name}.txt").unlink()
-    last, changes = everything(folder, third)
+    last, changes = take_in_all(folder, third)
     assert list(last.files) == ["a.txt", "b.txt"] and changes == Changes(removed=("c.txt", "z.txt"))
     path = tmp_path / "intake.yaml"
     write_intake(path, last)
@@ -72,10 +67,10 @@ def test_content_has_one_name_and_keeps_it(folder: Folder, tmp_path: Path) -> No
 
 def test_what_is_being_written_waits_and_holds_up_nothing(folder: Folder) -> None:
     drop(folder, a="alpha", b="be")
-    first, changes = everything(folder, waiting=("b.txt",))
+    first, changes = take_in_all(folder, waiting=("b.txt",))
     assert list(first.files) == ["a.txt"] and changes == Changes(added=("a.txt",), waiting=("b.txt",))
     drop(folder, a="something else, half there")
-    second, changes = everything(folder, first, waiting=("a.txt",))
+    second, changes = take_in_all(folder, first, waiting=("a.txt",))
     assert second.files["a.txt"] == first.files["a.txt"] and changes == Changes(added=("b.txt",), waiting=("a.txt",))
 
     looked = folder.look()
@@ -105,7 +100,7 @@ def test_hostile_names_and_files_are_refused_unread(folder: Folder, tmp_path: Pa
     (folder.folder / os.fsdecode(b"\xff.txt")).write_text("fine, too")
     (folder.folder / ".hidden.txt").write_text("no")
     (folder.folder / "half.txt.part").write_text("no")
-    intake, changes = everything(folder)
+    intake, changes = take_in_all(folder)
     refused = {name: taken.refused for name, taken in intake.files.items() if taken.refused}
     assert refused == {
         "link.txt": "a link; drop the file itself",
@@ -172,7 +167,7 @@ def test_a_small_archive_of_a_large_file_is_held_back(folder: Folder, tmp_path: 
 
 def test_what_was_taken_in_is_read_although_the_inbox_moved_on(folder: Folder, tmp_path: Path) -> None:
     drop(folder, a="alpha", b="beta")
-    intake, _ = everything(folder)
+    intake, _ = take_in_all(folder)
     drop(folder, a="being overwri")
     (folder.folder / "b.txt").rename(folder.folder / "c.txt")
     folder.place(str(intake.files["b.txt"].sha256)).unlink()  # as in a fresh clone
@@ -193,14 +188,14 @@ def test_another_store_is_an_inbox_too(tmp_path: Path) -> None:
         files.pipe(f"/drop/{name}", text.encode())
     store = store_of("memory://drop", tmp_path, 1000)
     looked = store.look()
-    intake, changes = everything(store)
+    intake, changes = take_in_all(store)
     assert changes == Changes(added=("a.txt", "sub/b.jsonl"), refused=("x.exe",))
     params = CorpusParams.model_validate({"sources": {}, "inbox": "memory://drop"})
     (tmp_path / "corpus").mkdir()
     files.rm("/drop/a.txt")
     assert build_raw_corpus(params, tmp_path, tmp_path / "corpus", intake=intake)["documents"] == 2
     files.pipe("/drop/sub/b.jsonl", b'{"text": "other"}\n')
-    now, changes = everything(store, intake)
+    now, changes = take_in_all(store, intake)
     assert changes == Changes(changed=("sub/b.jsonl",), removed=("a.txt",))
     assert store.look()["sub/b.jsonl"].stamp != looked["sub/b.jsonl"].stamp
     assert now.files["x.exe"].refused and store.hold("a.txt") is None

@@ -12,7 +12,7 @@ from plumbline.raw_corpus.ingest import build_raw_corpus
 from plumbline.raw_corpus.intake import Changes, Intake
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.raw_corpus.stores import store_of
-from tests.plumbline.raw_corpus.test_intake import everything
+from tests.helpers.inbox import take_in_all
 
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs (pip install -c constraints.txt -e '.[s3]')")
 moto = pytest.importorskip("moto.server", reason="needs a server (pip install -c constraints.txt 'moto[server]')")
@@ -44,7 +44,7 @@ def test_objects_are_taken_in_by_content_and_read_although_they_are_gone(bucket:
         s3fs.S3FileSystem(skip_instance_cache=True).pipe(f"drops/letters/{name}", content)
 
     def taken_in(before: Intake) -> tuple[Intake, Changes]:
-        return everything(store_of(INBOX, tmp_path, 1000), before)
+        return take_in_all(store_of(INBOX, tmp_path, 1000), before)
 
     written("a.txt", b"alpha")
     written("copy.txt", b"alpha")

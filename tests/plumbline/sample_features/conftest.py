@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.tiny_models import make_base_model
+from tests.helpers.tokenizer import write_byte_tokenizer
+
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,:;()=-"
 
 
@@ -57,21 +60,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base model's tokenizer: one token per byte, with a begin token."""
-    return make_tokenizer(tmp_path_factory.mktemp("model"), "<s>")
-
-
-def make_tokenizer(folder: Path, begin: str) -> Path:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([begin, *letters])}, []))
-    tokenizer.add_special_tokens([begin])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 0)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin).save_pretrained(folder)
-    return folder
+    return write_byte_tokenizer(tmp_path_factory.mktemp("model"), "<s>")
 
 
 @pytest.fixture
@@ -106,24 +95,3 @@ def tokenized(tmp_path: Path, tokenizer_folder: Path) -> Callable[..., Path]:
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama in bfloat16 that reads 64 tokens, with the tokenizer of `tokenizer_folder`."""
     return make_base_model(tmp_path_factory.mktemp("llama"), "bfloat16")
-
-
-def make_base_model(folder: Path, dtype: str, seed: int = 0, hidden: int = 32) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    make_tokenizer(folder, "<s>")
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=hidden,
-        intermediate_size=72,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
-    return folder

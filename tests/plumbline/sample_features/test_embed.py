@@ -14,16 +14,10 @@ from plumbline.sample_features.embed import build_sample_features
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.reader import read_embeddings, read_features, read_manifest
 from plumbline.tokenized_samples.reader import read_samples
-from tests.plumbline.sample_features.conftest import make_tokenizer
+from tests.helpers.texts import texts
+from tests.helpers.tokenizer import write_byte_tokenizer
 
 Tokenized = Callable[[dict[str, list[str]]], Path]
-WORDS = ("alpha", "beta(x)", "gamma = 3", "delta; epsilon", "zeta-eta", "theta", "iota: kappa", "lambda.mu")
-
-
-def texts(start: int, count: int) -> list[str]:
-    """Different texts of different lengths, some of them over one sample."""
-    rng = np.random.default_rng(start)
-    return [f"{start + i} " + " ".join(rng.choice(WORDS, rng.integers(2, 14))) for i in range(count)]
 
 
 @pytest.fixture
@@ -178,7 +172,7 @@ def test_another_tokenizer_than_the_samples_were_made_with_is_refused(
     tokenized: Tokenized, tmp_path: Path, embedder: Path
 ) -> None:
     samples = tokenized({"a": texts(0, 5)})
-    other, out = make_tokenizer(tmp_path / "other_model", "<b>"), tmp_path / "out"
+    other, out = write_byte_tokenizer(tmp_path / "other_model", "<b>"), tmp_path / "out"
     out.mkdir()
     params = FeatureParams(embedder=embedder.name)
     with pytest.raises(ValueError, match="tokenizer in other_model gives .* run tokenized_samples again"):

@@ -24,8 +24,9 @@ from plumbline.sample_features.reader import read_manifest
 from plumbline.sample_features.signature_reader import read_magnitudes, read_probe, read_signatures, stored_ids
 from plumbline.sample_features.signatures import PER_SAMPLE, Signatures, joined
 from plumbline.tokenized_samples.reader import read_samples
-from tests.plumbline.sample_features.conftest import make_base_model
-from tests.plumbline.sample_features.test_embed import texts
+from tests.helpers.forward_passes import count_forwards
+from tests.helpers.texts import texts
+from tests.helpers.tiny_models import make_base_model
 
 Tokenized = Callable[[dict[str, list[str]]], Path]
 Build = Callable[..., tuple[Path, dict[str, Any]]]
@@ -367,17 +368,7 @@ def test_where_nothing_is_missing_no_model_is_loaded(
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens of every forward pass of the base model."""
-    from transformers.models.llama.modeling_llama import LlamaModel
-
-    seen: list[int] = []
-    original = LlamaModel.forward
-
-    def count(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(kwargs["input_ids"].numel())
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(LlamaModel, "forward", count)
-    return seen
+    return count_forwards(monkeypatch)
 
 
 def test_a_grown_corpus_costs_its_new_samples_and_gives_the_bytes_of_a_fresh_run(

@@ -9,7 +9,7 @@ import pytest
 from plumbline.evaluation.held_out import choose
 from plumbline.quantized_model.params import ActivationParams, MixedParams, SchemeParams
 from plumbline.study.controls import Oracle, nonsense, without_calibration
-from tests.plumbline.study.conftest import VOCABULARY, Small
+from tests.helpers.study import VOCABULARY, Small
 
 
 @pytest.mark.parametrize(

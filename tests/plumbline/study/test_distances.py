@@ -18,8 +18,8 @@ from plumbline.study import distances
 from plumbline.study.draws import Cell, Plan
 from plumbline.study.params import StudyParams
 from plumbline.study.result_cache import Kept
-from tests.plumbline.calibration_set.conftest import write_samples
-from tests.plumbline.calibration_set.representativeness.test_compare import rows, write_features
+from tests.helpers.sample_features import write_features
+from tests.helpers.tokenized_samples import two_domains, write_samples
 
 NOTHING = HeldOut([], [], [], [], {})
 
@@ -30,7 +30,9 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
 
     monkeypatch.setattr(Oracle, "__init__", lambda self, samples, held_out: None)
     monkeypatch.setattr(Oracle, "lacks", lambda self, n: None)
-    return Sources(write_samples(tmp_path / "samples", rows()), write_features(tmp_path / "features", rows()))
+    return Sources(
+        write_samples(tmp_path / "samples", two_domains()), write_features(tmp_path / "features", two_domains())
+    )
 
 
 def params(**changed: Any) -> StudyParams:

@@ -7,7 +7,7 @@ import pytest
 
 from plumbline.study.draws import asked_of, cells, draw_set, sub_pool
 from plumbline.study.params import RuleParams
-from tests.plumbline.study.conftest import Small
+from tests.helpers.study import Small
 
 
 def test_a_sub_pool_is_a_share_of_the_documents_with_all_their_samples(small: Small) -> None:

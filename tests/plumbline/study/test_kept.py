@@ -10,7 +10,7 @@ import numpy as np
 from plumbline.evaluation.held_out import HeldOut
 from plumbline.study.measuring import _parts, documents_of
 from plumbline.study.result_cache import Kept, Measured
-from tests.plumbline.study.conftest import Small
+from tests.helpers.study import Small
 
 RESULT = Measured(np.array([0.1, 1 / 3, 1e-17]), 5, 16, 900, "d" * 64, 1)
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from plumbline.study.power import detectable, draws_needed
 from plumbline.study.resampling import Components, components, crossed_bootstrap
-from tests.plumbline.study.test_resampling import study
+from tests.helpers.study import simulated_study
 
 
 def test_components_are_those_that_were_put_in() -> None:
@@ -33,7 +33,7 @@ def test_components_foretell_the_spread_of_studies_with_more_draws() -> None:
     rng = np.random.default_rng(1)
 
     def estimates(draws: int) -> tuple[list[float], list[Components]]:
-        made = [study(rng, draws, 24, 0.05, 0.0, 0.05) for _ in range(400)]
+        made = [simulated_study(rng, draws, 24, 0.05, 0.0, 0.05) for _ in range(400)]
         return [float(r.sum() / b.sum()) for b, r, _ in made], [components(*one) for one in made]
 
     _, parts = estimates(10)
@@ -65,12 +65,12 @@ def test_a_difference_that_is_called_detectable_is_found_four_times_in_five() ->
     It is 76 to 80 % over many more studies: the half width varies from study to study, which costs a little."""
     rng = np.random.default_rng(2)
     level = 0.95
-    blank = [study(rng, 10, 24, 0.03, 0.0, 0.02) for _ in range(40)]
+    blank = [simulated_study(rng, 10, 24, 0.03, 0.0, 0.02) for _ in range(40)]
     seen = [detectable(crossed_bootstrap([(b, r)], s, 199, 0)[0], level, 10) for b, r, s in blank]
     effect = float(np.mean([value for value in seen if value is not None]))
     called = 0
     for seed in range(250):
-        baseline, rival, strata = study(rng, 10, 24, 0.03, 0.0, 0.02)
+        baseline, rival, strata = simulated_study(rng, 10, 24, 0.03, 0.0, 0.02)
         (one,) = crossed_bootstrap([(baseline, rival * (1 + effect))], strata, 199, seed)
         called += one.p_value() <= 0.05
     assert 0.69 <= called / 250 <= 0.9

@@ -8,24 +8,7 @@ from scipy import stats
 
 from plumbline.study import resampling
 from plumbline.study.resampling import crossed_bootstrap, spread_ratio
-
-
-def study(
-    rng: np.random.Generator, draws: int, documents: int, sd_draw: float, sd_document: float, sd_both: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Baseline, rival, strata. The two rules do not differ: in one stratum the rival is 3 % better, in the other worse,
-    and the draws, the documents and the two together move it by the standard deviations given."""
-    strata = np.arange(documents) % 2
-    tokens = np.minimum(1024, np.exp(rng.normal(6.3, 0.9, documents))).clip(20)
-    level = tokens * np.exp(0.4 * rng.standard_normal(documents)) * 0.05
-    part = 1 + 0.03 * rng.standard_normal((draws, 1))  # the sub-pool, which both rules share
-
-    def chance() -> np.ndarray:
-        each = rng.standard_t(5, (draws, documents))
-        return sd_draw * rng.standard_normal((draws, 1)) + sd_both * each
-
-    of_document = sd_document * rng.standard_t(5, documents) + np.where(strata == 0, 0.03, -0.03)
-    return level * (part + chance()), level * (part + chance() + of_document), strata
+from tests.helpers.study import simulated_study
 
 
 def by_definition(x: np.ndarray, y: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
@@ -47,7 +30,7 @@ def by_definition(x: np.ndarray, y: np.ndarray, strata: np.ndarray) -> tuple[flo
 
 def test_equals_a_loop_over_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    baseline, rival, strata = study(rng, 6, 14, 0.03, 0.05, 0.05)
+    baseline, rival, strata = simulated_study(rng, 6, 14, 0.03, 0.05, 0.05)
     (found,) = crossed_bootstrap([(baseline, rival)], strata, 60, seed=3)
     ratio, error = by_definition(rival, baseline, strata)
     assert found.estimate == pytest.approx(ratio - 1) and found.standard_error == pytest.approx(error)
@@ -70,7 +53,7 @@ def test_equals_a_loop_over_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_same_resamples_serve_all_pairs() -> None:
     rng = np.random.default_rng(1)
-    baseline, rival, strata = study(rng, 5, 12, 0.03, 0.0, 0.05)
+    baseline, rival, strata = simulated_study(rng, 5, 12, 0.03, 0.0, 0.05)
     pairs = [(baseline, rival), (baseline, 2 * rival)]
     together = crossed_bootstrap(pairs, strata, 50, 0)
     (alone,) = crossed_bootstrap(pairs[1:], strata, 50, 0)
@@ -88,7 +71,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(draws: int, sds: tuple[f
     rng = np.random.default_rng(2)
     covered = false = 0
     for seed in range(300):
-        baseline, rival, strata = study(rng, draws, 24, *sds)
+        baseline, rival, strata = simulated_study(rng, draws, 24, *sds)
         (one,) = crossed_bootstrap([(baseline, rival)], strata, 199, seed)
         covered += abs(one.estimate) <= one.half_width(0.95)
         false += one.p_value() <= 0.05

@@ -23,7 +23,7 @@ from plumbline.study import draws, measuring
 from plumbline.study.build import evaluated
 from plumbline.study.draws import asked_of, draw_set, sub_pool
 from plumbline.study.result_cache import Kept
-from tests.plumbline.study.conftest import SCHEMES, Small
+from tests.helpers.study import SCHEMES, Small
 
 FILES = ["by_domain.png", "difference.png", "documents.parquet", "size_curve.png", "study.html", "verdict.json"]
 

@@ -11,27 +11,7 @@ import pytest
 
 from plumbline.raw_corpus.ingest import build_raw_corpus
 from plumbline.raw_corpus.params import CorpusParams
-
-TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
-
-
-def make_tokenizer(bos: bool = True, eos: bool = False, template: str | None = TEMPLATE) -> Any:
-    """One token per byte, with begin and end tokens added as asked: what comes out can be written down by hand."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
-    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.add_special_tokens(special)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    single = " ".join(["<s>"] * bos + ["$A"] + ["</s>"] * eos)
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 0), ("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
-    )
+from tests.helpers.tokenizer import make_tokenizer
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from plumbline.tokenized_samples.assistant import assistant_spans, cut, written_
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import read_samples
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
-from tests.plumbline.tokenized_samples.conftest import TEMPLATE, make_tokenizer
+from tests.helpers.tokenizer import TEMPLATE, make_tokenizer
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 
 from plumbline.tokenized_samples.fingerprint import tokenizer_fingerprint
 from plumbline.tokenized_samples.params import SplitShares, TokenizeParams
+from tests.helpers.paths import BUNDLED
 
 PARAMS = TokenizeParams()
-BUNDLED = Path(__file__).resolve().parents[3] / "plumbline" / "base_model" / "llama-stdlib-6m"
 
 
 def fingerprint(folder: Path, params: TokenizeParams = PARAMS) -> str:

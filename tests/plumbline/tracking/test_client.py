@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 
 from plumbline.tracking.client import Tracking, TrackingError, flatten, metric_names
+from tests.helpers.paths import PROJECT
+from tests.helpers.tracking import MD5, client, evaluation
 
-PROJECT = Path(__file__).resolve().parents[3]
-MD5 = {
-    name: f"{i:032x}.dir" for i, name in enumerate(("evaluation", "model", "calibration", "other", "unregistered"), 1)
-}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -32,34 +30,6 @@ def tracking(store: Path, request: pytest.FixtureRequest) -> Tracking:
     """An experiment and a registered model of the test's own."""
     name = request.node.name
     return Tracking(f"sqlite:///{store / 'mlflow.db'}", experiment=name, registered_model=name)
-
-
-def evaluation(**changes: Any) -> dict[str, Any]:
-    """The arguments of a plausible record."""
-    return {
-        "pair": "random-64-w4a16-gptq",
-        "calibration": "random-64",
-        "scheme": "w4a16-gptq",
-        "dvc_md5": MD5["evaluation"],
-        "model_md5": MD5["model"],
-        "calibration_md5": MD5["calibration"],
-        "choice": {"name": "random-64", "strategy": "random", "n": 64, "domains": None, "options": {"seed": 0}},
-        "scheme_params": {"method": "gptq", "weight_bits": 4},
-        "metrics": {"kl_mean": 0.125, "kl_mean/prose": 0.25, "kl_mean/c++": 0.5},
-        "hashes": {"fingerprint": "f" * 64, "base_model": "b" * 64},
-        "plots": [],
-        "dagster_run_id": "run-1",
-        "code_version": "0123456789ab",
-        "model_path": "data/quantized_model/random-64-w4a16-gptq",
-        "counts": {"samples": 64, "lost": {"too_short": {"tokens": 7}}},
-        **changes,
-    }
-
-
-def client(tracking: Tracking) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking.uri, tracking.uri)
 
 
 def test_a_record_holds_parameters_metrics_hashes_dataset_and_plots(tracking: Tracking, store: Path) -> None:

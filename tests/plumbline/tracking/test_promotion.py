@@ -11,7 +11,7 @@ import pytest
 
 from plumbline.tracking.client import Tracking, TrackingError
 from plumbline.tracking.promotion import Promotion, Registry
-from tests.plumbline.tracking.test_client import client, evaluation
+from tests.helpers.tracking import client, evaluation
 
 
 @pytest.fixture(scope="module")

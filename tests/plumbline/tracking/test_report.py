@@ -12,8 +12,7 @@ from plumbline.artifact import read_json
 from plumbline.graph.timings import seconds_before, seconds_of
 from plumbline.tracking.client import Tracking
 from plumbline.tracking.report import record_report
-from tests.plumbline.calibration_report.conftest import Disk
-from tests.plumbline.calibration_report.test_report import build
+from tests.helpers.calibration_report import Disk, build_report
 
 
 def test_a_report_is_a_run_with_every_comparison(tmp_path: Path) -> None:
@@ -21,7 +20,7 @@ def test_a_report_is_a_run_with_every_comparison(tmp_path: Path) -> None:
 
     tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
     out = tmp_path / "out"
-    build(Disk(tmp_path), out)
+    build_report(Disk(tmp_path), out)
     verdict = read_json(out / "verdict.json")
     given: dict[str, Any] = {"verdict": verdict, "artifacts": sorted(out.iterdir()), "tags": {"code_version": "abc"}}
     run_id = record_report(tracking, dvc_md5="1" * 32, **given)

@@ -18,8 +18,6 @@ from dvc.repo import Repo
 from plumbline.versioning import recording as versioning
 from plumbline.versioning.digest import content_md5
 
-PROJECT = Path(__file__).resolve().parents[3]
-
 DVC_YAML = """
 stages:
   letters:

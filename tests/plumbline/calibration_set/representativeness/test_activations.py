@@ -6,7 +6,7 @@ from scipy.linalg import eigh
 
 from plumbline.calibration_set.representativeness.activations import DAMPING, Activations
 from plumbline.sample_features.signatures import Magnitudes, Signatures, Site
-from tests.plumbline.calibration_set.representativeness.conftest import plain_part
+from tests.helpers.panel import plain_part
 
 WIDTHS = (3, 5)
 SITES = (Site("first", 3, 0), Site("second", 5, 3))

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from plumbline.calibration_set.representativeness.classifier import RIDGE, Classifier, auc, in_words
 from plumbline.calibration_set.representativeness.part import FOLDS, Part
-from tests.plumbline.calibration_set.representativeness.conftest import as_part, corpus, plain_part
+from tests.helpers.panel import as_part, corpus, plain_part
 
 SCORES = st.lists(st.integers(-5, 5), min_size=1, max_size=20)
 

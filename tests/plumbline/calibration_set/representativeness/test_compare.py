@@ -8,38 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from threadpoolctl import threadpool_limits
 
-from plumbline.artifact import write_json, write_table
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.representativeness import compare
 from plumbline.calibration_set.representativeness.compare import prepared
-from tests.plumbline.calibration_set.conftest import FINGERPRINT, sample, write_samples
+from tests.helpers.sample_features import write_features
+from tests.helpers.tokenized_samples import two_domains, write_samples
 
 Choose = Callable[..., Path]
-
-
-def rows(production: bool = False) -> list[dict[str, Any]]:
-    found = [sample(i, 10 + i % 37, domain="prose" if i % 3 else "code", doc=f"pool-{i // 2}") for i in range(120)]
-    found += [sample(500 + i, 12 + i % 31, split="tuning", domain="prose" if i % 3 else "code") for i in range(50)]
-    if production:
-        found += [sample(800 + i, 100 + i, split="production", domain="chat") for i in range(40)]
-    return found
-
-
-def write_features(folder: Path, samples: list[dict[str, Any]], **manifest: Any) -> Path:
-    """A sample_features artifact of embeddings, without signatures."""
-    folder.mkdir()
-    table = pa.table({name: [row[name] for row in samples] for name in ("sample_id", "split", "domain", "n_tokens")})
-    write_table(folder / "shard.parquet", table)
-    x = np.random.default_rng(0).normal(size=(len(samples), 8))
-    np.save(folder / "shard.npy", (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16))
-    settings = {"embedder": "nowhere", "embedder_digest": "0", "max_tokens": 16, "matmul_precision": "highest"}
-    about = {"fingerprint": FINGERPRINT, "dimension": 8, "samples": len(samples), "shards": ["shard"]}
-    write_json(folder / "manifest.json", {**settings, **about, "signatures": None, **manifest})
-    return folder
 
 
 def found(path: Path) -> dict[str, Any]:
@@ -48,8 +26,8 @@ def found(path: Path) -> dict[str, Any]:
 
 
 def test_bytes_do_not_depend_on_threads_or_on_what_was_prepared_before(tmp_path: Path, choose: Choose) -> None:
-    samples = write_samples(tmp_path / "samples", rows(), shards=2)
-    features = write_features(tmp_path / "features", rows())
+    samples = write_samples(tmp_path / "samples", two_domains(), shards=2)
+    features = write_features(tmp_path / "features", two_domains())
     outs = []
     for threads in (1, 2):
         compare._prepared.cache_clear()
@@ -63,15 +41,15 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_prepared_before(tmp_path:
 
 
 def test_pool_and_production_are_prepared_once_for_many_choices_and_again_when_they_change(tmp_path: Path) -> None:
-    samples = write_samples(tmp_path / "samples", rows())
+    samples = write_samples(tmp_path / "samples", two_domains())
     first = prepared(Sources(samples, None))
     assert prepared(Sources(samples, None)) is first
-    assert prepared(Sources(samples, write_features(tmp_path / "features", rows()))) is not first
+    assert prepared(Sources(samples, write_features(tmp_path / "features", two_domains()))) is not first
     other = prepared(Sources(samples, None))
     (samples / "accounting.json").rename(tmp_path / "kept.json")
     for path in samples.rglob("*.parquet"):
         path.unlink()
-    changed = write_samples(tmp_path / "changed", rows()[:-1])
+    changed = write_samples(tmp_path / "changed", two_domains()[:-1])
     changed.rename(tmp_path / "moved")
     for path in (tmp_path / "moved").rglob("*.*"):
         target = samples / path.relative_to(tmp_path / "moved")
@@ -80,21 +58,26 @@ def test_pool_and_production_are_prepared_once_for_many_choices_and_again_when_t
 
 
 def test_without_features_embeddings_and_activations_say_why(tmp_path: Path, choose: Choose) -> None:
-    block = found(choose(write_samples(tmp_path / "samples", rows()), strategy="random", n=20))["references"]["tuning"]
+    block = found(choose(write_samples(tmp_path / "samples", two_domains()), strategy="random", n=20))["references"][
+        "tuning"
+    ]
     assert set(block["unmeasured"]) == {"embeddings", "activations"}
     assert "token_jsd" in block["metrics"]
     assert "run sample_features" in block["sentences"][-1]
 
 
 def test_switched_off_signatures_leave_the_rest(tmp_path: Path, choose: Choose) -> None:
-    samples, features = write_samples(tmp_path / "samples", rows()), write_features(tmp_path / "features", rows())
+    samples, features = (
+        write_samples(tmp_path / "samples", two_domains()),
+        write_features(tmp_path / "features", two_domains()),
+    )
     block = found(choose(samples, features, strategy="random", n=20))["references"]["tuning"]
     assert "features.signatures: null" in block["unmeasured"]["activations"]
     assert "embedding_energy" in block["metrics"]
 
 
 def test_a_production_sample_is_what_counts_and_tuning_is_compared_too(tmp_path: Path, choose: Choose) -> None:
-    everything = rows(production=True)
+    everything = two_domains(production=True)
     samples, features = write_samples(tmp_path / "samples", everything), write_features(tmp_path / "f", everything)
     result = found(choose(samples, features, strategy="random", n=20))
     assert result["primary"] == "production"
@@ -108,7 +91,10 @@ def test_a_production_sample_is_what_counts_and_tuning_is_compared_too(tmp_path:
 
 
 def test_a_cut_sample_is_compared_by_its_own_tokens(tmp_path: Path, choose: Choose) -> None:
-    samples, features = write_samples(tmp_path / "samples", rows()), write_features(tmp_path / "features", rows())
+    samples, features = (
+        write_samples(tmp_path / "samples", two_domains()),
+        write_features(tmp_path / "features", two_domains()),
+    )
     result = found(choose(samples, features, strategy="length_stratified", n=20, buckets=[8, 16]))
     block = result["references"]["tuning"]
     assert {"tokens_beyond_longest", "log_length_ks"} <= set(result["flagged"])
@@ -118,7 +104,7 @@ def test_a_cut_sample_is_compared_by_its_own_tokens(tmp_path: Path, choose: Choo
 
 
 def test_an_empty_tuning_split_is_said(tmp_path: Path, choose: Choose) -> None:
-    only_pool = [row for row in rows() if row["split"] == "pool"]
+    only_pool = [row for row in two_domains() if row["split"] == "pool"]
     out = choose(write_samples(tmp_path / "samples", only_pool), strategy="random", n=5)
     result = found(out)
     assert result["primary"] is None
@@ -133,7 +119,10 @@ def test_joined_samples_are_embedded_anew_in_their_place(
     from plumbline.calibration_set.select import joined
     from plumbline.calibration_set.strategies.base import Piece, Selection
 
-    samples, features = write_samples(tmp_path / "samples", rows()), write_features(tmp_path / "features", rows())
+    samples, features = (
+        write_samples(tmp_path / "samples", two_domains()),
+        write_features(tmp_path / "features", two_domains()),
+    )
     sources = Sources(samples, features)
     pool = sources.pool()
     new = {1: np.array([1, 2, 3], np.int32)} if written else {}

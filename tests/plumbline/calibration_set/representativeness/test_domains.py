@@ -6,8 +6,9 @@ import pytest
 from plumbline.calibration_set.representativeness.compare import tokens_by_domain
 from plumbline.calibration_set.representativeness.domains import Domains
 from plumbline.calibration_set.strategies.base import Piece, Selection
-from tests.plumbline.calibration_set.conftest import make_pool, sample
-from tests.plumbline.calibration_set.representativeness.conftest import plain_part
+from tests.helpers.calibration_pool import make_pool
+from tests.helpers.panel import plain_part
+from tests.helpers.tokenized_samples import sample
 
 
 def test_domain_mix_is_the_share_of_tokens_that_would_have_to_move() -> None:

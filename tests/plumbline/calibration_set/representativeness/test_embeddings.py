@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist, jensenshannon
 
 from plumbline.calibration_set.representativeness.embeddings import Embeddings
-from tests.plumbline.calibration_set.representativeness.conftest import plain_part
+from tests.helpers.panel import plain_part
 
 
 def embedded(x: Any) -> Any:

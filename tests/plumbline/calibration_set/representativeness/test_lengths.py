@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from plumbline.calibration_set.representativeness.lengths import Lengths
-from tests.plumbline.calibration_set.representativeness.conftest import plain_part
+from tests.helpers.panel import plain_part
 
 LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=60)
 

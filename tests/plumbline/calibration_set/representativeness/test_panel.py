@@ -14,7 +14,7 @@ from plumbline.calibration_set.representativeness.compare import summary
 from plumbline.calibration_set.representativeness.null import LEVEL, family_wise
 from plumbline.calibration_set.representativeness.panel import Panel
 from plumbline.calibration_set.representativeness.part import Part
-from tests.plumbline.calibration_set.representativeness.conftest import as_part, corpus, panel_of, plain_part
+from tests.helpers.panel import as_part, corpus, panel_of, plain_part
 
 N = 48
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from plumbline.calibration_set.representativeness.tokens import Tokens
-from tests.plumbline.calibration_set.representativeness.conftest import plain_part
+from tests.helpers.panel import plain_part
 
 IDS = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=8), min_size=1, max_size=6)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tests.integration.conftest import Workspace
+from tests.helpers.workspace import Workspace
 
 T = TypeVar("T")
 

@@ -1,0 +1,12 @@
+"""Take in all files of an inbox."""
+
+from __future__ import annotations
+
+from plumbline.raw_corpus.intake import Changes, Intake, take_in
+from plumbline.raw_corpus.stores import Store
+
+
+def take_in_all(store: Store, before: Intake | None = None, waiting: tuple[str, ...] = ()) -> tuple[Intake, Changes]:
+    looked = store.look()
+    after, changes, _ = take_in(before or Intake(), store, looked, {n: None for n in looked if n not in waiting})
+    return after, changes
