@@ -18,6 +18,7 @@ from plumbline.raw_corpus.params import CorpusParams
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import fingerprint_of, read_samples
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from tests.helpers.checkpoint import checkpoint
 
 MODEL = Path(__file__).resolve().parents[3] / "plumbline/base_model/llama-stdlib-6m"
 POLICY = TokenizeParams.model_validate({"max_length": 64, "splits": {"tuning": 0.1, "report": 0.4}})
@@ -37,7 +38,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "texts" / f"{number}.txt").write_text(f"{number} " + " ".join(rng.choice(words, 30)))
     params = CorpusParams.model_validate({"sources": {"texts": {"kind": "directory", "path": "texts"}}})
     build_raw_corpus(params, root, root / "corpus")
-    build_tokenized_samples(POLICY, MODEL, root / "corpus", root / "samples")
+    build_tokenized_samples(POLICY, checkpoint(MODEL), root / "corpus", root / "samples")
     return root / "samples"
 
 

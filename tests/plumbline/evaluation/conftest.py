@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from plumbline.artifact import sha256_files, write_json, write_table
-from plumbline.base_model.load import base_model_digest
+from plumbline.base_model.folder import base_model_digest
 from plumbline.evaluation.base_logits import forget_base_logits
 from plumbline.tokenized_samples.batches import SAMPLES
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.checkpoint import checkpoint
+
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,:;()=-"
 
 
@@ -71,6 +73,7 @@ def make_tokenizer(folder: Path, begin: str) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 0)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin).save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
     return folder
 
 
@@ -96,7 +99,7 @@ def tokenized(tmp_path: Path, tokenizer_folder: Path) -> Callable[..., Path]:
         params: dict[str, Any] = {"sources": {"docs": {"kind": "directory", "path": "docs", "domain": "letters"}}}
         build_raw_corpus(CorpusParams.model_validate(params), root, corpus)
         policy = TokenizeParams.model_validate({"max_length": 60, "min_tokens": 4, "workers": 1})
-        build_tokenized_samples(policy, tokenizer_folder, corpus, out)
+        build_tokenized_samples(policy, checkpoint(tokenizer_folder), corpus, out)
         return out
 
     return make

@@ -13,11 +13,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from plumbline.activation_stats.params import StatisticsParams
-from plumbline.base_model.params import ModelParams
 from plumbline.calibration_set.pool import Sources
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
 from plumbline.study.build import build_study
 from plumbline.study.params import StudyParams
+from tests.helpers.checkpoint import checkpoint
 from tests.plumbline.evaluation.conftest import write_samples
 
 VOCABULARY = 96
@@ -69,4 +69,4 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
                     ids = rng.integers(0, VOCABULARY, rng.integers(2, 41))
                     rows.append({"doc_id": doc_id, "split": split, "domain": domain, "input_ids": ids})
     samples = write_samples(root / "tokenized_samples", rows)
-    return Small(Sources(samples, None, ModelParams(name="base"), root), root)
+    return Small(Sources(samples, None, checkpoint("base", root, device="auto")), root)
