@@ -29,13 +29,13 @@ from plumbline.params import load_params
 def activation_stats(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
         from plumbline.activation_stats.build import build_activation_stats
+        from plumbline.base_model.checkpoint import BaseCheckpoint
 
         return build_activation_stats(
             StatisticsParams.model_validate(step.params["statistics"]),
-            ModelParams.model_validate(step.params["model"]),
+            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
             step.input("calibration_set", key),
             out,
-            step.root,
             load_params(step.root).execution,
         )
 

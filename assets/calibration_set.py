@@ -28,11 +28,12 @@ from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, mater
 )
 def calibration_set(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from plumbline.base_model.checkpoint import BaseCheckpoint
         from plumbline.calibration_set.pool import Sources
         from plumbline.calibration_set.select import build_calibration_set
 
-        model = ModelParams.model_validate(step.params["model"])
-        sources = Sources(step.input("tokenized_samples"), step.input("sample_features"), model, step.root)
+        base = BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
+        sources = Sources(step.input("tokenized_samples"), step.input("sample_features"), base)
         return build_calibration_set(step.input("calibration_choice", key), sources, out)
 
     yield from materialize(context, build)

@@ -34,6 +34,7 @@ from plumbline.quantized_model.params import SchemeParams
 )
 def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from plumbline.base_model.checkpoint import BaseCheckpoint
         from plumbline.deployed_model.promote import Inputs, build_promotion
         from plumbline.evaluation.evaluate import build_evaluation
         from plumbline.graph.champion import champion_of, models
@@ -41,12 +42,12 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
 
         asked = DeploymentParams.model_validate(step.params["deployment"])
         scheme = SchemeParams.model_validate(step.params[f"schemes.{asked.scheme}"])
-        model = ModelParams.model_validate(step.params["model"])
+        base = BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
         params = EvaluationParams.model_validate(step.params["evaluation"])
         samples = step.input("tokenized_samples")
 
         def evaluate(folder: Path, target: Path) -> object:
-            return build_evaluation(params, model, folder, samples, target, step.root)
+            return build_evaluation(params, base, folder, samples, target)
 
         inputs = Inputs(
             evaluations=step.input("evaluation"),
@@ -67,7 +68,7 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
             models(step.root),
             registry(step.root).withdrawn(),
             step.previous,
-            model.trust_remote_code,
+            base.trust_remote_code,
         )
 
     def promote(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:

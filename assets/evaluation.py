@@ -28,17 +28,17 @@ from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, mater
 )
 def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from plumbline.base_model.checkpoint import BaseCheckpoint
         from plumbline.evaluation.evaluate import build_evaluation
 
         params = EvaluationParams.model_validate(step.params["evaluation"])
         _require_declared(params, step)
         return build_evaluation(
             params,
-            ModelParams.model_validate(step.params["model"]),
+            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
             step.input("quantized_model", key),
             step.input("tokenized_samples"),
             out,
-            step.root,
         )
 
     def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,17 +31,17 @@ from plumbline.quantized_model.params import SchemeParams
 )
 def quantized_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
+        from plumbline.base_model.checkpoint import BaseCheckpoint
         from plumbline.quantized_model.build import build_quantized_model
 
         calibration, scheme = split_pair(key)
         return build_quantized_model(
             scheme,
             SchemeParams.model_validate(step.params[f"schemes.{scheme}"]),
-            ModelParams.model_validate(step.params["model"]),
+            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
             step.input("activation_stats", calibration),
             step.input("calibration_set", calibration),
             out,
-            step.root,
             code_version=step.code_version,
         )
 

@@ -24,18 +24,16 @@ from plumbline.sample_features.params import FeatureParams
 )
 def sample_features(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.load import model_folder
+        from plumbline.base_model.checkpoint import BaseCheckpoint
         from plumbline.sample_features.embed import build_sample_features
 
-        model = ModelParams.model_validate(step.params["model"])
         return build_sample_features(
             FeatureParams.model_validate(step.params["features"]),
-            model_folder(model, step.root),
+            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
             step.input("tokenized_samples"),
             out,
             previous=step.previous,
             root=step.root,
-            model=model,
         )
 
     yield from materialize(context, build)

@@ -34,18 +34,19 @@ MEASURING = ("controls.py", "distances.py", "draws.py", "measuring.py")
 def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
         from plumbline.artifact import sha256_files
+        from plumbline.base_model.checkpoint import BaseCheckpoint
         from plumbline.calibration_set.pool import Sources
         from plumbline.study import measuring
         from plumbline.study.build import build_study
 
         params = StudyParams.model_validate(step.params[f"studies.{key}"])
-        model = ModelParams.model_validate(step.params["model"])
+        base = BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
         code = {path: md5 for path, md5 in step.code.items() if not path.startswith(PRESENTATION)}
         return build_study(
             params,
             {name: SchemeParams.model_validate(step.params["schemes"][name]) for name in params.schemes},
             StatisticsParams.model_validate(step.params["statistics"]),
-            Sources(step.input("tokenized_samples"), step.input("sample_features"), model, step.root),
+            Sources(step.input("tokenized_samples"), step.input("sample_features"), base),
             step.root / ".plumbline" / "study",
             {**code, **step.inputs, **sha256_files(Path(measuring.__file__).parent, MEASURING)},
             out,

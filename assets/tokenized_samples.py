@@ -26,17 +26,15 @@ from plumbline.tokenized_samples.params import TokenizeParams
 )
 def tokenized_samples(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.load import model_folder
+        from plumbline.base_model.checkpoint import BaseCheckpoint
         from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 
-        model = ModelParams.model_validate(step.params["model"])
         return build_tokenized_samples(
             TokenizeParams.model_validate(step.params["tokenize"]),
-            model_folder(model, step.root),
+            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
             step.input("raw_corpus"),
             out,
             step.previous,
-            model.trust_remote_code,
         )
 
     yield from materialize(context, build)

@@ -127,7 +127,7 @@ def measured(
         first: number of the first set: others than those before it.
     """
     from plumbline.activation_stats.multi_set import collect_together
-    from plumbline.base_model.load import base_model_digest, loaded_model, model_folder
+    from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.calibration_set.pool import Sources
     from plumbline.evaluation.base_logits import BaseLogits
     from plumbline.evaluation.held_out import batches, choose
@@ -140,15 +140,14 @@ def measured(
 
     params, limits = load_params(PROJECT), EvaluationParams()
     scheme, settings = params.schemes[scheme_name], params.statistics
-    sources = Sources(samples, None, params.model, PROJECT)
+    sources = Sources(samples, None, BaseCheckpoint.of(params.model, PROJECT))
     held_out = choose(samples, tokens_per_domain, limits.samples_per_document)
-    folder = model_folder(params.model, PROJECT)
-    conditions = [base_model_digest(folder), held_out.digest, scheme.model_dump(mode="json"), n, sources.fingerprint]
+    conditions = [sources.base.digest(), held_out.digest, scheme.model_dump(mode="json"), n, sources.fingerprint]
     path = kept / sha256_json(conditions)[:16]
     numbers = range(first, first + sets)
     todo = [number for number in numbers if not (path / f"{number}.parquet").is_file()]
     if todo:
-        model = loaded_model(folder, params.model.device, params.model.trust_remote_code)
+        model = sources.base.loaded()
         pool = sources.pool()
         work = list(batches(held_out, limits.batch_tokens))
         base = BaseLogits(lambda: model, work, limits.base_logits_bytes)

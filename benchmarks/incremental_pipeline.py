@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.params import ModelParams
 from plumbline.raw_corpus.file_hashes import FileHashes
 from plumbline.raw_corpus.ingest import build_raw_corpus
 from plumbline.raw_corpus.intake import INTAKE, Intake, read_intake, take_in, write_intake
@@ -33,7 +35,7 @@ from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 from plumbline.versioning.digest import content_md5
 
-BUNDLED = Path(__file__).resolve().parents[1] / "plumbline" / "base_model" / "llama-stdlib-6m"
+BASE = BaseCheckpoint.of(ModelParams())
 AIM = 0.15
 ADDED = 0.05
 FILE = 1000
@@ -83,13 +85,13 @@ def build(root: Path, name: str, previous: str | None, embed: bool) -> dict[str,
     timed("raw_corpus", ingest)
     timed(
         "tokenized_samples",
-        lambda out, before: build_tokenized_samples(TokenizeParams(), BUNDLED, made / "raw_corpus", out, before),
+        lambda out, before: build_tokenized_samples(TokenizeParams(), BASE, made / "raw_corpus", out, before),
     )
     if embed:
         features = FeatureParams(signatures=None, matmul_precision="medium")
         timed(
             "sample_features",
-            lambda out, before: build_sample_features(features, BUNDLED, made / "tokenized_samples", out, before),
+            lambda out, before: build_sample_features(features, BASE, made / "tokenized_samples", out, before),
         )
     return seconds
 

@@ -29,7 +29,7 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     from plumbline.activation_stats.build import build_activation_stats
-    from plumbline.base_model.load import loaded_model
+    from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.base_model.params import ModelParams
     from plumbline.params import load_params
     from plumbline.quantized_model.build import build_quantized_model
@@ -38,19 +38,19 @@ def main() -> None:
     settings = load_params(PROJECT).statistics
     schemes = {name: SchemeParams.model_validate(entry) for name, entry in arguments.schemes.items()}
     imported = time.perf_counter()
-    params = ModelParams(name=str(arguments.model), device="cpu")
-    loaded_model(arguments.model, "cpu")
+    base = BaseCheckpoint.of(ModelParams(name=str(arguments.model), device="cpu"), PROJECT)
+    base.loaded()
     loaded, cpu = time.perf_counter(), _cpu()
     stats = arguments.out / "statistics"
     stats.mkdir(parents=True)
     parts, began = {}, time.perf_counter()
-    build_activation_stats(settings, params, arguments.samples, stats, PROJECT)
+    build_activation_stats(settings, base, arguments.samples, stats)
     parts["statistics"] = time.perf_counter() - began
     for name, scheme in schemes.items():
         began = time.perf_counter()
         folder = arguments.out / name
         folder.mkdir()
-        summary = build_quantized_model(name, scheme, params, stats, arguments.samples, folder, PROJECT)
+        summary = build_quantized_model(name, scheme, base, stats, arguments.samples, folder)
         if summary["fallbacks"]:
             raise RuntimeError(f"{name}: layers rounded to nearest: {summary['fallbacks']}")
         parts[name] = time.perf_counter() - began

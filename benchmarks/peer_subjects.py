@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plumbline.artifact import write_json, write_table
-from plumbline.base_model.score import BUNDLED
+from plumbline.base_model.folder import BUNDLED
 from plumbline.calibration_set.reader import SCHEMA, set_digest
 from plumbline.calibration_set.strategies.base import sample_id
 from plumbline.evaluation.held_out import HeldOut

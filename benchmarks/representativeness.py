@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
-from plumbline.base_model.params import ModelParams
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.representativeness.activations import Activations
 from plumbline.calibration_set.representativeness.compare import prepared
@@ -104,7 +103,7 @@ def main() -> None:
     given = parser.parse_args()
     features = given.data / "sample_features"
     samples = given.data / "tokenized_samples"
-    sources = Sources(samples, features if features.is_dir() else None, ModelParams(), PROJECT)
+    sources = Sources(samples, features if features.is_dir() else None)
     started = time.perf_counter()
     panel = prepared(sources).panels[0]
     print(f"against {panel.name}: {len(panel.metrics)} metrics, prepared in {time.perf_counter() - started:.1f} s")

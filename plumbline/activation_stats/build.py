@@ -7,10 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.executor import require_executor
@@ -23,19 +20,16 @@ from plumbline.activation_stats.sketch import ActivationStats, Extreme, extremes
 from plumbline.activation_stats.source import read_source
 from plumbline.activation_stats.starved import starved_sites
 from plumbline.activation_stats.store import save_parts
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.inputs import left_out
-from plumbline.base_model.load import base_model_digest, loaded_model, model_folder
-from plumbline.base_model.params import ModelParams
-from plumbline.base_model.streamed import StreamedModel
 
 
 def build_activation_stats(
     params: StatisticsParams,
-    model_params: ModelParams,
+    base: BaseCheckpoint,
     calibration_set: Path,
     out: Path,
-    root: Path,
     execution: ExecutionParams | None = None,
 ) -> dict[str, Any]:
     """Write the statistics of a calibration set; the same bytes however they are collected.
@@ -56,27 +50,24 @@ def build_activation_stats(
     execution = execution or ExecutionParams()
     require_executor(execution)
     source = read_source(calibration_set, params)
-    folder = model_folder(model_params, root)
-    mode = mode_of(execution, folder, model_params, params)
-    name = folder.name if Path(model_params.name).is_absolute() else model_params.name
+    mode = mode_of(execution, base, params)
     largest = _Largest()
 
     def parts(scratch: Path) -> Iterator[ActivationStats]:
-        device, trusted = model_params.device, model_params.trust_remote_code
         if execution.workers > 1 or execution.executor == "ray":
             with _bar(source.tokens) as bar:
                 layerwise = mode == "layerwise"
                 yield from collected_by_workers(
-                    calibration_set, folder, device, trusted, params, layerwise, execution, scratch, bar.update
+                    calibration_set, base, params, layerwise, execution, scratch, bar.update
                 )
             return
-        known: dict[str, Any] = {"base_model_digest": base_model_digest(folder), "fingerprint": source.fingerprint}
+        known: dict[str, Any] = {"base_model_digest": base.digest(), "fingerprint": source.fingerprint}
         if mode == "whole":
-            model = loaded_model(folder, device, trusted)
+            model = base.loaded()
             with _bar(source.tokens) as bar:
                 yield collect(model, source.samples, params, masks=source.masks, progress=bar.update, **known)
             return
-        streamed = StreamedModel(folder, device, trusted)
+        streamed = base.streamed()
         passes = len(Decoder(streamed.model).names)
         in_memory = int(execution.hidden_gib * 2**30)
         with _bar(source.tokens * passes) as bar:
@@ -96,7 +87,7 @@ def build_activation_stats(
             largest.seen(parts(Path(scratch))),
             out,
             {
-                "base_model": {"name": name, "revision": model_params.revision},
+                "base_model": {"name": base.name, "revision": base.revision},
                 "calibration_set": source.digest,
             },
         )
@@ -107,21 +98,13 @@ def build_activation_stats(
         "layers": sum(len(site["members"]) for site in header["sites"].values()),
         "unreached": header["unreached"],
         "starved": starved_sites(header),
-        "left_out": left_out(_skeleton(folder, model_params.trust_remote_code), params.ignore),
+        "left_out": left_out(base.skeleton(), params.ignore),
         **counted(source.masks, len(source.samples), source.tokens),
         "largest_site": largest.site,
         "largest_value": round(largest.extreme.value, 6),
         "largest_sample": largest.extreme.sample_id,
         "mode": mode,
     }
-
-
-def _skeleton(folder: Path, trust_remote_code: bool) -> nn.Module:
-    """The model's modules without weights."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return model
 
 
 class _Largest:

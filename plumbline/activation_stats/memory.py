@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.inputs import watched_layers
 from plumbline.base_model.load import torch_device
-from plumbline.base_model.params import ModelParams
-from plumbline.base_model.streamed import StreamedModel
 
 SHARE = 0.8
 """Of the free memory, what a collection may plan with."""
@@ -22,15 +21,15 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def mode_of(
-    execution: ExecutionParams, folder: Path, model_params: ModelParams, settings: StatisticsParams
+    execution: ExecutionParams, base: BaseCheckpoint, settings: StatisticsParams
 ) -> Literal["whole", "layerwise"]:
     """The mode that params.yaml asks for; for `auto` layerwise, where the whole would not fit and layers can be run
     one at a time. Both give the same bytes."""
     if execution.mode != "auto":
         return execution.mode
-    device = torch_device(model_params.device)
+    device = torch_device(base.device)
     try:
-        streamed = StreamedModel(folder, "cpu", model_params.trust_remote_code)
+        streamed = base.streamed("cpu")
         Decoder(streamed.model)
     except ValueError:  # loading the whole says what is wrong, if anything is
         return "whole"

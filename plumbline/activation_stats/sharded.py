@@ -22,8 +22,7 @@ from plumbline.activation_stats.source import read_source
 from plumbline.activation_stats.store import HEADER, load, save_parts
 from plumbline.activation_stats.totals import shards
 from plumbline.artifact import read_json
-from plumbline.base_model.load import Device, base_model_digest, load_model
-from plumbline.base_model.streamed import StreamedModel
+from plumbline.base_model.checkpoint import BaseCheckpoint
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,7 @@ class Shard:
     """From 0."""
     tokens: int
     calibration_set: Path
-    model: Path
-    device: Device
-    trust_remote_code: bool
+    base: BaseCheckpoint
     settings: StatisticsParams
     layerwise: bool
     in_memory: int
@@ -52,9 +49,9 @@ def collect_shard(shard: Shard) -> Path:
     source = read_source(shard.calibration_set, shard.settings)
     run = shards(sorted(source.samples, key=lambda sample: sample[0]), shard.settings.shards)[shard.number]
     alone = shard.settings.model_copy(update={"shards": 1})
-    digest = base_model_digest(shard.model)
+    digest = shard.base.digest()
     if shard.layerwise:
-        streamed = StreamedModel(shard.model, shard.device, shard.trust_remote_code)
+        streamed = shard.base.streamed()
         parts: Iterator[ActivationStats] = layer_by_layer(
             streamed,
             run,
@@ -66,7 +63,7 @@ def collect_shard(shard: Shard) -> Path:
             in_memory=shard.in_memory,
         )
     else:
-        model = load_model(shard.model, shard.device, shard.trust_remote_code)
+        model = shard.base.load()
         stats = collect(model, run, alone, base_model_digest=digest, fingerprint=source.fingerprint, masks=source.masks)
         parts = iter([stats])
     save_parts(parts, shard.out, {})
@@ -75,9 +72,7 @@ def collect_shard(shard: Shard) -> Path:
 
 def collected_by_workers(
     calibration_set: Path,
-    model: Path,
-    device: Device,
-    trust_remote_code: bool,
+    base: BaseCheckpoint,
     settings: StatisticsParams,
     layerwise: bool,
     execution: ExecutionParams,
@@ -103,13 +98,11 @@ def collected_by_workers(
                 number,
                 sum(len(ids) for _, ids in run),
                 calibration_set.resolve(),
-                model.resolve(),
-                device,
-                trust_remote_code,
+                base,
                 settings,
                 layerwise,
                 int(execution.hidden_gib * 2**30),
-                _threads(model, execution.workers),
+                _threads(base.folder, execution.workers),
                 out.resolve(),
             )
         )

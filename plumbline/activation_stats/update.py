@@ -28,8 +28,7 @@ from plumbline.activation_stats.source import read_source
 from plumbline.activation_stats.store import HEADER, load, save
 from plumbline.activation_stats.totals import Masks, Sample
 from plumbline.artifact import read_json
-from plumbline.base_model.load import base_model_digest, loaded_model, model_folder
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,7 @@ def updated(
     return stats
 
 
-def update(
-    previous: Path, before: Path, after: Path, model_params: ModelParams, out: Path, root: Path
-) -> dict[str, Any]:
+def update(previous: Path, before: Path, after: Path, base: BaseCheckpoint, out: Path) -> dict[str, Any]:
     """Write the statistics of one calibration set from those of another.
 
     Args:
@@ -135,8 +132,7 @@ def update(
             f"{previous}: statistics of the calibration set {header['calibration_set'][:12]}, found {old.digest[:12]} "
             f"in {before}"
         )
-    folder = model_folder(model_params, root)
-    model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
+    model = base.loaded()
     changes = change(stats, new.samples)
     sizes = {sample_id: len(ids) for sample_id, ids in (*old.samples, *new.samples)}
     total = sum(sizes[sample_id] for sample_id in (*changes.left, *changes.came))
@@ -147,7 +143,7 @@ def update(
             new.samples,
             stats.settings,
             leaving=old.samples,
-            base_model_digest=base_model_digest(folder),
+            base_model_digest=base.digest(),
             fingerprint=new.fingerprint,
             progress=bar.update,
             masks={**(old.masks or {}), **(new.masks or {})},
@@ -180,9 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             root / "data" / "activation_stats" / given.previous,
             sets / given.previous,
             sets / given.calibration_set,
-            load_params(root).model,
+            BaseCheckpoint.of(load_params(root).model, root),
             Path(scratch),
-            root,
         )
         for path in sorted(Path(scratch).iterdir()):
             path.replace(out / path.name)

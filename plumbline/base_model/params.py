@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+Device = Literal["auto", "cpu", "cuda"]
+
 
 class ModelParams(BaseModel):
     """The base model: any Hugging Face causal LM, by hub id or by path."""
@@ -16,5 +18,5 @@ class ModelParams(BaseModel):
     """A folder (absolute, or relative to the workspace), a hub id, or `llama-stdlib-6m`, the bundled model."""
     revision: str | None = None
     """Commit of the hub repository; a branch name would let the model change under the same parameters."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     trust_remote_code: bool = False

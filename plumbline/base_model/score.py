@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from plumbline.artifact import write_json
-from plumbline.base_model.load import BUNDLED
+from plumbline.base_model.folder import BUNDLED
 from plumbline.base_model.train import bits_per_byte, documents
 
 

@@ -28,7 +28,9 @@ from transformers.modeling_utils import LoadStateDictConfig, _get_dtype
 from transformers.utils import logging as transformers_logging
 
 from plumbline.artifact import read_json
-from plumbline.base_model.load import Device, require_complete, require_weights, torch_device
+from plumbline.base_model.folder import require_weights
+from plumbline.base_model.load import require_complete, torch_device
+from plumbline.base_model.params import Device
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

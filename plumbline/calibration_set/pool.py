@@ -16,6 +16,7 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
 from plumbline.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples
 from plumbline.raw_corpus.document import PRODUCTION
@@ -41,14 +42,12 @@ class Sources:
     Attributes:
         samples: a tokenized_samples artifact. Its report split is never read here.
         features: a sample_features artifact of the same samples; None: what needs features fails with a reason.
-        model: the base model, loaded when a strategy asks for it.
-        root: the project; a relative `model.name` starts there.
+        base: the base model, loaded when a strategy asks for it; by default the bundled one.
     """
 
     samples: Path
     features: Path | None
-    model: ModelParams = field(default_factory=ModelParams)
-    root: Path = Path()
+    base: BaseCheckpoint = field(default_factory=lambda: BaseCheckpoint.of(ModelParams()))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,16 +100,11 @@ class Sources:
 
     def load_model(self) -> PreTrainedModel:
         """The base model, shared with every other asset of this process."""
-        from plumbline.base_model.load import loaded_model, model_folder
-
-        folder = model_folder(self.model, self.root)
-        return loaded_model(folder, self.model.device, self.model.trust_remote_code)
+        return self.base.loaded()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's tokenizer."""
-        from plumbline.base_model.load import load_tokenizer, model_folder
-
-        return load_tokenizer(model_folder(self.model, self.root), self.model.trust_remote_code)
+        return self.base.tokenizer()
 
     def _features(self, what: str) -> Path:
         if self.features is None:
@@ -142,15 +136,14 @@ class Sources:
         Raises:
             ValueError: the features were made with another base model, or without signatures.
         """
-        from plumbline.base_model.load import base_model_digest, model_folder
         from plumbline.sample_features.measure import measure
 
         made_with = self._stored.about["base_model_digest"]
-        found = base_model_digest(model_folder(self.model, self.root))
-        if made_with != found:
+        now = self.base.digest()
+        if made_with != now:
             raise ValueError(
                 f"sample_features measured activations of the base model {made_with[:12]}, the one that params.yaml "
-                f"names is {found[:12]}; run sample_features again"
+                f"names is {now[:12]}; run sample_features again"
             )
         total = sum(len(ids) for ids in samples.values())
         with tqdm(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1, disable=None) as bar:

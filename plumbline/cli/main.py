@@ -192,6 +192,7 @@ def export(choice: str, out: Path, tool: str, scheme: str | None) -> None:
     Example: plumbline export random-64 --to llm-compressor for-llm-compressor
              plumbline export random-64 --to imatrix imatrix.gguf
     """
+    from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.export.export import for_imatrix, for_llm_compressor
     from plumbline.params import load_params
 
@@ -203,7 +204,7 @@ def export(choice: str, out: Path, tool: str, scheme: str | None) -> None:
         elif scheme is not None:
             raise ValueError("--scheme goes with --to llm-compressor: an imatrix serves every type of llama.cpp")
         else:
-            click.echo(for_imatrix(root, choice, params.model, out))
+            click.echo(for_imatrix(root, choice, BaseCheckpoint.of(params.model, root), out))
     except (ValueError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -237,7 +238,8 @@ def tasks(
     Example: plumbline tasks data/quantized_model/random-64-w4a16-gptq --task arc_easy --task hellaswag
     """
     from plumbline.artifact import write_table
-    from plumbline.base_model.load import load_model, load_tokenizer, model_folder
+    from plumbline.base_model.checkpoint import BaseCheckpoint
+    from plumbline.base_model.load import load_model
     from plumbline.lm_eval.harness import run_tasks
     from plumbline.lm_eval.items import compare as compare_items
     from plumbline.lm_eval.items import item_table
@@ -245,19 +247,18 @@ def tasks(
 
     root = workspace_root()
     try:
-        params = load_params(root).model
-        base = model_folder(params, root)
-        tokenizer = load_tokenizer(base, params.trust_remote_code)
+        base = BaseCheckpoint.of(load_params(root).model, root)
+        first, tokenizer = against or base.folder, base.tokenizer()
         tables = {}
-        for name, folder in (("first", against or base), ("second", model)):
-            loaded = load_model(folder, params.device, params.trust_remote_code)
+        for name, folder in (("first", first), ("second", model)):
+            loaded = load_model(folder, base.device, base.trust_remote_code)
             tables[name] = item_table(run_tasks(loaded, tokenizer, tasks, include, limit, batch_size))
             if out is not None:
                 write_table(out / f"{name}.parquet", tables[name])
         rows = compare_items(tables["first"], tables["second"])
     except (ValueError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"first: {(against or base).name}, second: {model.name}")
+    click.echo(f"first: {first.name}, second: {model.name}")
     for row in rows:
         click.echo(
             f"{row['task']}: {row['accuracy_first']:.1%} and {row['accuracy_second']:.1%} of {row['items']} items, "

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from plumbline.artifact import read_json, sha256_files, sha256_json, write_json, write_table
-from plumbline.base_model.load import base_model_digest, load_model, load_tokenizer, loaded_model, model_folder
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.load import load_model
 from plumbline.evaluation.base_logits import shared_base_logits
 from plumbline.evaluation.divergence import TokenDivergence
 from plumbline.evaluation.flips import Item, chosen, encoded, flip_figures, item_table, log_likelihoods, read_items
@@ -32,7 +32,7 @@ _measured: dict[tuple[str, ...], tuple[TokenDivergence, np.ndarray]] = {}
 
 
 def build_evaluation(
-    params: EvaluationParams, model_params: ModelParams, quantized: Path, samples: Path, out: Path, root: Path
+    params: EvaluationParams, base: BaseCheckpoint, quantized: Path, samples: Path, out: Path
 ) -> dict[str, Any]:
     """Compare `quantized` with the base model, token by token, on the report split, and beside it on what
     `corpus.out_of_domain` gave, where params.yaml has that.
@@ -48,7 +48,6 @@ def build_evaluation(
         out: gets metrics.json, documents.parquet, kl_histogram.png, kl_by_domain.png; with out-of-domain texts,
             out_of_domain.parquet, too, and their figures in metrics.json under `out_of_domain`; with multiple-choice
             items, items.parquet, and figures under `flips`.
-        root: the project, against which a relative `model.name` is read.
 
     Returns:
         The figures over all tokens and per length, KL per domain, and the counts.
@@ -63,16 +62,15 @@ def build_evaluation(
     fingerprint = _checked_fingerprint(quantized, record, samples)
     limits = params.tokens_per_domain, params.samples_per_document
     held_out, elsewhere = choose(samples, *limits), choose(samples, *limits, OUT_OF_DOMAIN)
-    folder = model_folder(model_params, root)
-    base_digest = _checked_base_model(quantized, record, base_model_digest(folder))
+    base_digest = _checked_base_model(quantized, record, base.digest())
     parts = [part for part in (held_out, elsewhere) if part.sample_ids]
-    measured = _measure(params, model_params, folder, base_digest, quantized, weights, parts)
+    measured = _measure(params, base, base_digest, quantized, weights, parts)
     tokens, sample_of_token = measured[0]
     summary, documents = summarize(tokens, sample_of_token, held_out, params.length_buckets)
     metrics = {
         **summary,
         "weights_bytes": sum((quantized / name).stat().st_size for name in weights),
-        "base_weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "base_weights_bytes": sum(path.stat().st_size for path in base.folder.glob("*.safetensors")),
         "weights": weights,
         "base_model": base_digest,
         "calibration_set": record["calibration_set"]["digest"],
@@ -89,7 +87,7 @@ def build_evaluation(
         metrics[OUT_OF_DOMAIN], table = summarize(*others, elsewhere, params.length_buckets)
         write_table(out / f"{OUT_OF_DOMAIN}.parquet", table)
     if params.items is not None:
-        answers = _answers(read_items(root / params.items), params, model_params, folder, quantized)
+        answers = _answers(read_items(base.root / params.items), params, base, quantized)
         metrics["flips"] = flip_figures(answers)
         write_table(out / "items.parquet", answers)
     write_json(out / "metrics.json", metrics)
@@ -112,8 +110,7 @@ def _granularity(layer: Mapping[str, Any]) -> str:
 
 def _measure(
     params: EvaluationParams,
-    model_params: ModelParams,
-    base_folder: Path,
+    base: BaseCheckpoint,
     base_digest: str,
     quantized: Path,
     weights: dict[str, str],
@@ -124,8 +121,7 @@ def _measure(
 
     Models that compute the same are measured once: rounding to nearest gives one model, whatever it was calibrated on.
     """
-    device, trusted = model_params.device, model_params.trust_remote_code
-    conditions = (base_digest, sha256_json([part.digest for part in parts]), params.model_dump_json(), device)
+    conditions = (base_digest, sha256_json([part.digest for part in parts]), params.model_dump_json(), base.device)
     key = (*conditions, _decisive(quantized, weights))
     ends = list(accumulate(len(part.sample_ids) for part in parts))
     if key not in _measured:
@@ -134,12 +130,10 @@ def _measure(
             for part, end in zip(parts, ends, strict=True)
             for batch in batches(part, params.batch_tokens)
         ]
-        base = shared_base_logits(
-            conditions, lambda: loaded_model(base_folder, device, trusted), work, params.base_logits_bytes
-        )
+        logits = shared_base_logits(conditions, base.loaded, work, params.base_logits_bytes)
         while len(_measured) >= REMEMBERED:
             del _measured[next(iter(_measured))]
-        _measured[key] = measure(base, load_model(quantized, device, trusted), work)
+        _measured[key] = measure(logits, load_model(quantized, base.device, base.trust_remote_code), work)
     tokens, sample_of_token = _measured[key]
     found = []
     for part, end in zip(parts, ends, strict=True):
@@ -149,13 +143,10 @@ def _measure(
     return found
 
 
-def _answers(
-    items: Sequence[Item], params: EvaluationParams, model_params: ModelParams, base_folder: Path, quantized: Path
-) -> pa.Table:
+def _answers(items: Sequence[Item], params: EvaluationParams, base: BaseCheckpoint, quantized: Path) -> pa.Table:
     """What both models choose, as `item_table` gives it."""
-    device, trusted = model_params.device, model_params.trust_remote_code
-    sequences, counts = encoded(items, load_tokenizer(base_folder, trusted))
-    models = loaded_model(base_folder, device, trusted), load_model(quantized, device, trusted)
+    sequences, counts = encoded(items, base.tokenizer())
+    models = base.loaded(), load_model(quantized, base.device, base.trust_remote_code)
     likely = [log_likelihoods(model, sequences, counts, params.batch_tokens) for model in models]
     return item_table(items, *(chosen(items, of_model) for of_model in likely))
 

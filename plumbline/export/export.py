@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.quantized_model.params import SchemeParams
 
 
@@ -33,13 +33,13 @@ def for_llm_compressor(root: Path, choice: str, scheme: str, schemes: Mapping[st
     )
 
 
-def for_imatrix(root: Path, choice: str, model: ModelParams, out: Path) -> str:
+def for_imatrix(root: Path, choice: str, base: BaseCheckpoint, out: Path) -> str:
     """Write an importance matrix for llama.cpp; returns the text for the user.
 
     Args:
         root: the workspace.
         choice: an entry of `calibrations:` whose statistics have been collected.
-        model: `model:` of params.yaml.
+        base: the base model.
 
     Raises:
         FileNotFoundError: there are no statistics.
@@ -48,12 +48,10 @@ def for_imatrix(root: Path, choice: str, model: ModelParams, out: Path) -> str:
         ValueError: llama.cpp does not know the architecture, or not one of the layers, or the statistics are of
             another model.
     """
-    from plumbline.base_model.load import base_model_digest, model_folder
     from plumbline.export.imatrix import write_imatrix
 
     stats = _artifact(root, "activation_stats", choice)
-    folder = model_folder(model, root)
-    about = write_imatrix(stats, folder, base_model_digest(folder), choice, out)
+    about = write_imatrix(stats, base.folder, base.digest(), choice, out)
     return (
         f"{out}: {about['tensors']} tensors of {about['architecture']}, {about['tokens']:,} tokens of {choice}\n"
         f"next, with llama.cpp: llama-quantize --imatrix {out} MODEL-f16.gguf MODEL-q4_k_m.gguf q4_k_m"

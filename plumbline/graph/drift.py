@@ -74,7 +74,7 @@ def measure() -> dict[str, Any]:
     Raises:
         ValueError: there is nothing to compare, or the champion's calibration set is nowhere.
     """
-    from plumbline.base_model.load import model_folder
+    from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.calibration_set.pool import Sources
     from plumbline.production_drift.measure import measure_drift
     from plumbline.raw_corpus.ingest import build_raw_corpus
@@ -93,13 +93,11 @@ def measure() -> dict[str, Any]:
         corpus, samples, features = (scratch / name for name in ("raw_corpus", "tokenized_samples", "sample_features"))
         for folder in (corpus, samples, features):
             folder.mkdir()
-        model, base = params.model, model_folder(params.model, root)
+        base = BaseCheckpoint.of(params.model, root)
         build_raw_corpus(params.corpus, root, corpus, data / corpus.name, intake=read_intake(root / INTAKE))
-        build_tokenized_samples(params.tokenize, base, corpus, samples, data / samples.name, model.trust_remote_code)
-        build_sample_features(
-            params.features, base, samples, features, previous=data / features.name, root=root, model=model
-        )
-        sources = Sources(samples, features, model, root)
+        build_tokenized_samples(params.tokenize, base, corpus, samples, data / samples.name)
+        build_sample_features(params.features, base, samples, features, data / features.name, root)
+        sources = Sources(samples, features, base)
         found = measure_drift(_calibration_set(root, of.champion, scratch), sources, params.drift)
     found |= {"key": of.key, "champion": of.champion.pair}
     replace_text(root / RESULT, json.dumps(found, sort_keys=True))

@@ -57,7 +57,7 @@ def base_model(case: Case) -> Link:
     if not claims or not named:
         return Link(name, "missing", "the model does not record its base model", fix=RESTORE)
 
-    from plumbline.base_model.load import base_model_digest
+    from plumbline.base_model.folder import BUNDLED, base_model_digest
 
     folder = _base_folder(case, named)
     if folder is None:
@@ -69,6 +69,9 @@ def base_model(case: Case) -> Link:
         return Link(name, "missing", f"{named[0]}: {error}", claims[0], "", "restore the base model's folder")
     if found in claims:
         return Link(name, "verified", f"{named[0]}, every file that decides an activation", found, found)
+    if folder == BUNDLED:
+        meaning = f"the {named[0]} that this version of Plumbline brings is another model"
+        return Link(name, "missing", meaning, claims[0], found, "install the version of Plumbline that it came with")
     status: Status = "missing" if _was_replaced(case, folder) else "tampered"
     meaning = {
         "missing": f"{named[0]} holds another model now, which dvc.lock records as such",
@@ -78,6 +81,9 @@ def base_model(case: Case) -> Link:
 
 
 def _base_folder(case: Case, named: list[str]) -> Path | None:
+    """The folder of the base model: of the workspace, of the hub's cache, outside of both, or the bundled one."""
+    from plumbline.base_model.folder import BUNDLED
+
     for name in named:
         if (case.root / name).is_dir():
             return case.root / name
@@ -89,7 +95,8 @@ def _base_folder(case: Case, named: list[str]) -> Path | None:
                 return Path(snapshot_download(name, revision=revision, local_files_only=True))
             except (OSError, ValueError):
                 continue
-    return _configured(case, named)  # a model outside the project is recorded by its folder's name alone
+    # A model outside the workspace is recorded by its folder's name alone.
+    return _configured(case, named) or (BUNDLED if BUNDLED.name in named else None)
 
 
 def _configured(case: Case, named: list[str]) -> Path | None:
@@ -98,8 +105,8 @@ def _configured(case: Case, named: list[str]) -> Path | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None
     configured = dig(params, "model", "name")
-    if isinstance(configured, str) and Path(configured).name in named and Path(configured).is_dir():
-        return Path(configured)
+    if isinstance(configured, str) and Path(configured).name in named and (case.root / configured).is_dir():
+        return case.root / configured
     return None
 
 

@@ -16,8 +16,7 @@ from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.activation_stats.source import read_source
 from plumbline.activation_stats.starved import starved_layers
 from plumbline.artifact import read_json, sha256_files, sha256_json
-from plumbline.base_model.load import base_model_digest, loaded_model, model_folder
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.calibration_set.reader import read_calibration_set, read_manifest
 from plumbline.quantized_model.export import add_provenance, export
 from plumbline.quantized_model.factors import Factors
@@ -34,11 +33,10 @@ _FACTORS = Factors()
 def build_quantized_model(
     scheme_name: str,
     scheme: SchemeParams,
-    model_params: ModelParams,
+    base: BaseCheckpoint,
     stats: Path,
     calibration_set: Path,
     out: Path,
-    root: Path,
     code_version: str = "",
 ) -> dict[str, Any]:
     """Quantize the base model under a scheme and write a folder that transformers and vLLM load.
@@ -46,11 +44,10 @@ def build_quantized_model(
     Args:
         scheme_name: its name in params.yaml.
         scheme: its parameters.
-        model_params: the base model.
+        base: the base model.
         stats: an activation_stats artifact of that model over that calibration set.
         calibration_set: a calibration_set artifact.
         out: an existing empty folder.
-        root: the project.
         code_version: of this step, written into the model.
 
     Returns:
@@ -60,22 +57,20 @@ def build_quantized_model(
         ValueError: statistics, calibration set and model do not belong together (both sides are named), a width does
             not suit the scheme, or the statistics lack what the method reads.
     """
-    folder = model_folder(model_params, root)
-    digest = base_model_digest(folder)
     header, manifest = read_json(stats / store.HEADER), read_manifest(calibration_set)
-    _require_same("base model", digest, header["base_model"]["digest"])
+    _require_same("base model", base.digest(), header["base_model"]["digest"])
     _require_same("calibration set", manifest["digest"], header["calibration_set"])
     _require_same("tokenization fingerprint", manifest["fingerprint"], header["fingerprint"])
     samples = read_calibration_set(calibration_set, ["sample_id", "doc_ids", "source", "domain"]).to_pylist()
 
-    model = loaded_model(folder, model_params.device, model_params.trust_remote_code)
+    model = base.loaded()
     files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
     statistics = _loaded_stats(stats.resolve(), sha256_json(files_of_stats))
     again = read_source(calibration_set, statistics.settings) if scheme.propagate == "quantized" else None
     samples_again, masks = (None, None) if again is None else (again.samples, again.masks)
     quantized = quantize_model(model, statistics, scheme, samples_again, _FACTORS, masks)
     layers = quantized.layers
-    files = export(model, quantized, scheme, folder, out)
+    files = export(model, quantized, scheme, base.folder, out)
 
     origin = {
         "format": FORMAT,
@@ -101,7 +96,7 @@ def build_quantized_model(
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}
     add_provenance(out, files, record, {**origin, "calibration_set": {**choice, **size}})
     told = {key: record[key] for key in ("starved", "experts_in_full_precision") if record[key]}
-    return _summary(folder, out, files, layers, fallbacks, quantized.notes) | told
+    return _summary(base.folder, out, files, layers, fallbacks, quantized.notes) | told
 
 
 @lru_cache(maxsize=1)

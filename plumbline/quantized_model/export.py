@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plumbline.artifact import read_json, sha256_file, sha256_files, write_json
-from plumbline.base_model.load import TOKENIZER
+from plumbline.base_model.folder import TOKENIZER
 from plumbline.quantized_model.full_precision import experts_in_full_precision
 from plumbline.quantized_model.grid import Grid, QuantizedWeight
 from plumbline.quantized_model.params import ActivationParams, SchemeParams

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, read_json, write_json, write_table
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.sample_features.embedder import embed, embedder_digest, embedder_folder, load, matmul_precision
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.reader import Features, read_features, read_manifest, shard_table
@@ -34,12 +34,11 @@ BUFFER = 2048
 
 def build_sample_features(
     params: FeatureParams,
-    tokenizer_folder: Path,
+    base: BaseCheckpoint,
     samples: Path,
     out: Path,
     previous: Path | None = None,
     root: Path = Path(),
-    model: ModelParams | None = None,
 ) -> dict[str, Any]:
     """Write length and embedding of every pool, tuning and production sample into the existing empty folder `out`, and
     the activation signatures of those that `params.signatures` asks for.
@@ -48,12 +47,11 @@ def build_sample_features(
     its first `params.max_tokens` tokens. Shards stream: memory is bounded by the sample ids and `BUFFER` texts.
 
     Args:
-        tokenizer_folder: the base model's folder, with its tokenizer.
+        base: the base model, whose tokenizer the samples were made with.
         samples: a tokenized_samples artifact.
         previous: an earlier sample_features; embeddings of samples that are in it are taken over where embedder,
             settings and tokenization are the same. Where all are, no embedder is imported or loaded.
-        root: the project; a relative path of an embedder starts there.
-        model: device and trust of the base model, where signatures need it.
+        root: the workspace; a relative path of an embedder starts there.
 
     Returns:
         Summary: samples, computed, reused, dimension, embedder, embedder_digest, fingerprint; with signatures also how
@@ -74,7 +72,7 @@ def build_sample_features(
         "fingerprint": fingerprint,
     }
     known = _Known(previous, settings)
-    engine = _Engine(params, folder, tokenizer_folder, samples)
+    engine = _Engine(params, folder, base, samples)
     names: list[str] = []
     computed = 0
     by_split = read_json(samples / "accounting.json")["by_split"]
@@ -92,9 +90,7 @@ def build_sample_features(
     signatures: dict[str, Any] | None = None
     counted: dict[str, int] = {}
     if params.signatures is not None:
-        signatures, counted = build_signatures(
-            params.signatures, SPLITS, model or ModelParams(), tokenizer_folder, samples, fingerprint, out, previous
-        )
+        signatures, counted = build_signatures(params.signatures, SPLITS, base, samples, fingerprint, out, previous)
     content = {"dimension": dimension, "samples": total, "shards": names, "signatures": signatures}
     write_json(out / "manifest.json", {**settings, **content})
     counts = {"samples": total, "computed": computed, "reused": total - computed, "dimension": dimension, **counted}
@@ -176,22 +172,20 @@ class _Known:
 class _Engine:
     """The base model's tokenizer and the embedder, loaded when the first sample needs them."""
 
-    def __init__(self, params: FeatureParams, folder: Path, tokenizer_folder: Path, samples: Path) -> None:
-        self.params, self.folder, self.tokenizer_folder, self.samples = params, folder, tokenizer_folder, samples
+    def __init__(self, params: FeatureParams, folder: Path, base: BaseCheckpoint, samples: Path) -> None:
+        self.params, self.folder, self.base, self.samples = params, folder, base, samples
 
     @cached_property
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
         from plumbline.tokenized_samples.fingerprint import policy_of, tokenizer_fingerprint
 
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
+        tokenizer = self.base.tokenizer()
         accounting = read_json(self.samples / "accounting.json")
         found, _ = tokenizer_fingerprint(tokenizer, policy_of(accounting["fingerprint_parts"]))
         if found != accounting["fingerprint"]:
             raise ValueError(
                 f"tokenization differs: tokenized_samples has fingerprint {accounting['fingerprint'][:12]}, the "
-                f"tokenizer in {self.tokenizer_folder.name} gives {found[:12]}; run tokenized_samples again"
+                f"tokenizer of {self.base.name} gives {found[:12]}; run tokenized_samples again"
             )
         return tokenizer
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, sha256_file, write_table
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.sample_features.params import SignatureParams
 from plumbline.sample_features.probe import Probe, load_probe, make_probe, save_probe
 from plumbline.sample_features.reader import read_manifest
@@ -32,8 +32,7 @@ VERSION = 1
 def build_signatures(
     params: SignatureParams,
     splits: Sequence[str],
-    model: ModelParams,
-    folder: Path,
+    base: BaseCheckpoint,
     samples: Path,
     fingerprint: str,
     out: Path,
@@ -43,20 +42,17 @@ def build_signatures(
 
     Args:
         splits: "pool" and the reference splits.
-        folder: the base model's.
         previous: an earlier sample_features: what it holds is taken over where base model, tokenization and settings
             are the same. Where nothing is missing, no model is loaded.
 
     Returns:
         The manifest's entry, and counts for people.
     """
-    from plumbline.base_model.load import base_model_digest
-
     settings = {name: getattr(params, name) for name in ("sites", "cells", "sketch", "pooled")}
     made_for = {
         "version": VERSION,
         "settings": settings,
-        "base_model_digest": base_model_digest(folder),
+        "base_model_digest": base.digest(),
         "fingerprint": fingerprint,
     }
     earlier = _Earlier(previous, made_for)
@@ -70,9 +66,7 @@ def build_signatures(
         link_or_copy(earlier.probe_file, probe_file)
     model_loaded = None
     if wanted or earlier.probe_file is None:
-        from plumbline.base_model.load import loaded_model
-
-        model_loaded = loaded_model(folder, model.device, model.trust_remote_code)
+        model_loaded = base.loaded()
         if earlier.probe_file is None:
             save_probe(make_probe(model_loaded, params), probe_file)
     probe = load_probe(probe_file)

@@ -11,8 +11,6 @@ import pyarrow as pa
 
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.artifact import sha256_files, sha256_json, write_json, write_table
-from plumbline.base_model.load import base_model_digest, model_folder
-from plumbline.base_model.streamed import StreamedModel
 from plumbline.calibration_report.wording import percent, signed
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.representativeness.null import rounded as nine_digits
@@ -61,7 +59,7 @@ def build_study(
     """
     held_out = evaluated(sources.samples, params)
     about = {
-        "base model": base_model_digest(model_folder(sources.model, sources.root)),
+        "base model": sources.base.digest(),
         "tokenization": sources.fingerprint,
         "held-out samples": sha256_json([sample_id(ids.astype(np.int32)) for ids in held_out.tokens]),
     }
@@ -107,8 +105,7 @@ def evaluated(samples: Path, params: StudyParams) -> HeldOut:
 
 def widest_layer(sources: Sources, schemes: Iterable[SchemeParams]) -> int:
     """Input channels of the widest layer that any of the schemes quantizes; no weight is read."""
-    folder = model_folder(sources.model, sources.root)
-    model = StreamedModel(folder, "cpu", sources.model.trust_remote_code).model
+    model = sources.base.streamed("cpu").model
     return max(
         linear.in_features for scheme in schemes for linear in quantizable_linears(model, scheme.ignore).values()
     )

@@ -11,12 +11,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.raw_corpus.document import Document
 from plumbline.tokenized_samples.assistant import Spans, cut
 from plumbline.tokenized_samples.params import TokenizeParams
@@ -145,9 +145,8 @@ def document_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 def in_order(
     work: Iterable[tuple[str, list[Document]]],
     workers: int,
-    folder: Path,
+    base: BaseCheckpoint,
     params: TokenizeParams,
-    trust_remote_code: bool,
 ) -> Iterator[tuple[str, Batch]]:
     """Tokenize (shard, documents) in `workers` processes; results come in the order of the work.
 
@@ -157,7 +156,7 @@ def in_order(
         RuntimeError: a process died.
     """
     # Not fork: the tokenizers library holds threads and locks that a forked child would inherit half-dead.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (folder, params, trust_remote_code)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (base, params)) as pool:
         under_way: deque[tuple[str, Future[Batch]]] = deque()
         pieces = iter(work)
         try:
@@ -182,12 +181,12 @@ _work: Callable[[list[Document]], Batch]
 """Set in each worker process by _start: loading the tokenizer once per process, not per piece of work."""
 
 
-def _start(folder: Path, params: TokenizeParams, trust_remote_code: bool) -> None:
+def _start(base: BaseCheckpoint, params: TokenizeParams) -> None:
     global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per process; before the library is first used
     from plumbline.tokenized_samples.encode import Encoder
 
-    encoder = Encoder(folder, params, trust_remote_code)
+    encoder = Encoder(base, params)
 
     def work(documents: list[Document]) -> Batch:
         return tokenize_batch(encoder, params, documents)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.raw_corpus.document import Document
 from plumbline.tokenized_samples.assistant import Spans, assistant_spans, cut
 from plumbline.tokenized_samples.fingerprint import tokenizer_fingerprint
@@ -46,11 +45,11 @@ class Encoded:
 
 
 class Encoder:
-    """A tokenizer as a base model's folder holds it, with what has to be known about it to cut its output."""
+    """The base model's tokenizer, with what has to be known about it to cut its output."""
 
-    def __init__(self, folder: Path, params: TokenizeParams, trust_remote_code: bool = False) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        self.name = folder.name
+    def __init__(self, base: BaseCheckpoint, params: TokenizeParams) -> None:
+        self.tokenizer: Any = base.tokenizer()
+        self.name = base.name
         self.fingerprint, self.parts = tokenizer_fingerprint(self.tokenizer, params)
         self.chat_template = None
         if self.tokenizer.chat_template is not None:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, read_json, sha256_json, write_json, write_table
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.raw_corpus import reader as raw_corpus
 from plumbline.raw_corpus.shards import shard_path as corpus_shard_path
 from plumbline.tokenized_samples.batches import SAMPLES, Batch, count_lost, document_batches, in_order, tokenize_batch
@@ -38,16 +39,15 @@ ROW_GROUP_TOKENS = 1 << 22
 
 def build_tokenized_samples(
     params: TokenizeParams,
-    tokenizer_folder: Path,
+    base: BaseCheckpoint,
     corpus: Path,
     out: Path,
     previous: Path | None = None,
-    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Tokenize raw_corpus into the empty folder `out`.
 
     Args:
-        tokenizer_folder: the base model's folder.
+        base: the base model, whose tokenizer and chat template are used.
         previous: an earlier tokenized_samples of the same code; shards of the same documents are linked where
             fingerprint and policy are the same.
 
@@ -62,7 +62,7 @@ def build_tokenized_samples(
     from plumbline.tokenized_samples.encode import Encoder  # imports transformers
 
     split_of("", params.splits.tuning, params.splits.report)  # fail before the work, not after
-    encoder = Encoder(tokenizer_folder, params, trust_remote_code)
+    encoder = Encoder(base, params)
     policy = params.model_dump(mode="json", exclude={"workers", "max_refused"})
     duplicates = raw_corpus.duplicates(corpus)
     keys = {
@@ -88,7 +88,7 @@ def build_tokenized_samples(
             (shard, tokenize_batch(encoder, params, batch)) for shard, batch in work
         )
     else:
-        results = in_order(work, workers, tokenizer_folder, params, trust_remote_code)
+        results = in_order(work, workers, base, params)
     with tqdm(desc="tokenized_samples", unit=" documents", disable=None) as progress:
         for shard, batches in itertools.groupby(results, key=lambda result: result[0]):
             entries[shard] = _write_shard(shard, keys[shard], (batch for _, batch in batches), out, progress)

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from plumbline.cli.main import main
 from plumbline.provenance import AuditResult, dvc_digest
 from plumbline.versioning.content import Hasher
+from tests.helpers.checkpoint import checkpoint
 
 CHOICE, SCHEME = "random-8", "w4a16-rtn"
 MODEL = f"data/quantized_model/{CHOICE}-{SCHEME}"
@@ -103,7 +104,7 @@ def build(root: Path, strategy: str) -> None:
         path.mkdir(parents=True)
     corpus = {"sources": {"texts": {"kind": "directory", "path": "texts"}}}
     build_raw_corpus(CorpusParams.model_validate(corpus), root, root / CORPUS)
-    build_tokenized_samples(TokenizeParams(max_length=32, workers=1), root / "base", root / CORPUS, samples)
+    build_tokenized_samples(TokenizeParams(max_length=32, workers=1), checkpoint("base", root), root / CORPUS, samples)
     build_model(root, CHOICE, SCHEME, strategy=strategy, n=8, method="rtn")
 
 
@@ -111,7 +112,6 @@ def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, 
     """A choice's set and statistics, and a model from them."""
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.params import StatisticsParams
-    from plumbline.base_model.params import ModelParams
     from plumbline.calibration_choice.choice import build_choice
     from plumbline.calibration_choice.params import ChoiceParams
     from plumbline.calibration_set.pool import Sources
@@ -125,10 +125,10 @@ def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, 
         path.mkdir(parents=True)
     build_choice(choice, ChoiceParams.model_validate({"strategy": strategy, "n": n, "seed": 0}), {}, of_choice)
     build_calibration_set(of_choice, Sources(root / "data/tokenized_samples", None), chosen)
-    model = ModelParams(name="base", device="cpu")
-    build_activation_stats(StatisticsParams(), model, chosen, stats, root)
+    base = checkpoint("base", root)
+    build_activation_stats(StatisticsParams(), base, chosen, stats)
     params = SchemeParams.model_validate({"method": method, "weight_bits": 4, "group_size": 32})
-    build_quantized_model(scheme, params, model, stats, chosen, out, root, "0123456789ab")
+    build_quantized_model(scheme, params, base, stats, chosen, out, "0123456789ab")
 
 
 def second(root: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.representativeness.activations import Activations
 from plumbline.calibration_set.representativeness.null import rounded
@@ -98,12 +98,12 @@ def prepared(sources: Sources) -> Prepared:
         digest.update(_bytes(samples.table.select(["sample_id", "doc_id", "domain"])))
     if sources.features is not None:
         digest.update((sources.features / "manifest.json").read_bytes())
-    return _prepared(digest.hexdigest(), sources.samples, sources.features, sources.model, sources.root)
+    return _prepared(digest.hexdigest(), sources.samples, sources.features, sources.base)
 
 
 @lru_cache(maxsize=1)
-def _prepared(digest: str, samples: Path, features: Path | None, model: ModelParams, root: Path) -> Prepared:
-    sources = Sources(samples, features, model, root)
+def _prepared(digest: str, samples: Path, features: Path | None, base: BaseCheckpoint) -> Prepared:
+    sources = Sources(samples, features, base)
     pool, tokenizer = sources.pool(), sources.load_tokenizer()
     references = {"production": pool.production, "tuning": pool.tuning}
     given: dict[str, Samples] = {name: found for name, found in references.items() if found is not None and len(found)}
@@ -201,7 +201,7 @@ def _embed(
     assert sources.features is not None
     made = read_manifest(sources.features)
     params = FeatureParams(**{name: made[name] for name in ("embedder", "max_tokens", "matmul_precision")})
-    folder = embedder_folder(params, sources.root)
+    folder = embedder_folder(params, sources.base.root)
     if (digest := embedder_digest(folder)) != made["embedder_digest"]:
         raise ValueError(
             f"the embedder {params.embedder} has digest {digest[:12]}, sample_features was made with "

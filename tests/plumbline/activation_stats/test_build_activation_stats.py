@@ -15,9 +15,9 @@ from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.sharded import Shard, collect_shard, merged
 from plumbline.activation_stats.store import HEADER, TENSORS, load, save_parts
 from plumbline.artifact import read_json, write_json, write_table
-from plumbline.base_model.params import ModelParams
 from plumbline.base_model.streamed import StreamedModel
 from plumbline.calibration_set.reader import SCHEMA, set_digest
+from tests.helpers.checkpoint import checkpoint
 
 FAINT = range(40, 46)
 """Tokens whose activations are so small that float64 sums depend on the order in which they come in."""
@@ -46,10 +46,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, llama: Any, samples: Any
 
 def build(workspace: Path, out: Path, settings: StatisticsParams, **execution: Any) -> dict[str, Any]:
     out.mkdir()
-    model = ModelParams(name="model", device="cpu")
-    return build_activation_stats(
-        settings, model, workspace / "set", out, workspace, ExecutionParams(**execution) if execution else None
-    )
+    base, how = checkpoint("model", workspace), ExecutionParams(**execution) if execution else None
+    return build_activation_stats(settings, base, workspace / "set", out, how)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +84,7 @@ def test_shards_are_put_together_in_their_order(workspace: Path, tmp_path: Path,
             number=number,
             tokens=0,
             calibration_set=workspace / "set",
-            model=workspace / "model",
-            device="cpu",
-            trust_remote_code=False,
+            base=checkpoint("model", workspace),
             settings=settings,
             layerwise=layerwise,
             in_memory=0,

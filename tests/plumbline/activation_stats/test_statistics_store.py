@@ -19,9 +19,9 @@ from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats, extremes
 from plumbline.activation_stats.store import HEADER, TENSORS, load, save
 from plumbline.artifact import read_json, sha256_file, write_json, write_table
-from plumbline.base_model.load import base_model_digest
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.folder import base_model_digest
 from plumbline.calibration_set.reader import SCHEMA, set_digest
+from tests.helpers.checkpoint import checkpoint
 
 Sample = tuple[str, list[int]]
 PROVENANCE = {"base_model": {"name": "tiny", "revision": None}, "calibration_set": "c" * 64}
@@ -153,9 +153,8 @@ def project(tmp_path: Path, llama: Any) -> Path:
 
 def test_the_artifact(project: Path) -> None:
     def build(name: str) -> dict[str, Any]:
-        return build_activation_stats(
-            StatisticsParams(), ModelParams(name=name), project / "set", project / "out", project
-        )
+        base = checkpoint(name, project)
+        return build_activation_stats(StatisticsParams(), base, project / "set", project / "out")
 
     summary = build("base")
     assert sorted(path.name for path in (project / "out").iterdir()) == [HEADER, TENSORS]
@@ -177,4 +176,4 @@ def test_a_set_with_other_tokens_than_its_manifest_says_is_refused(project: Path
     manifest = read_json(project / "set" / "manifest.json")
     write_json(project / "set" / "manifest.json", {**manifest, "tokens": 87})
     with pytest.raises(ValueError, match=r"found 3 samples with 86 tokens, manifest\.json says 3 with 87; restore"):
-        build_activation_stats(StatisticsParams(), ModelParams(name="base"), project / "set", project / "out", project)
+        build_activation_stats(StatisticsParams(), checkpoint("base", project), project / "set", project / "out")

@@ -18,8 +18,8 @@ from plumbline.activation_stats.sketch import ActivationStats, extremes
 from plumbline.activation_stats.store import HEADER, load
 from plumbline.activation_stats.update import Change, change, main, update, updated
 from plumbline.artifact import read_json, write_json, write_table
-from plumbline.base_model.params import ModelParams
 from plumbline.calibration_set.reader import SCHEMA, set_digest
+from tests.helpers.checkpoint import checkpoint
 
 Sample = tuple[str, list[int]]
 SETTINGS = StatisticsParams()
@@ -115,7 +115,7 @@ def test_the_command_writes_statistics_that_say_where_they_come_from(
     llama: Any, many: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     llama(torch.bfloat16).save_pretrained(tmp_path / "model")
-    digests, model = {}, ModelParams(name="model", device="cpu")
+    digests, base = {}, checkpoint("model", tmp_path)
     for name, rows in (("old", many[:12]), ("new", many[2:])):
         folder = tmp_path / "data" / "calibration_set" / name
         columns: dict[str, list[Any]] = {column: [None] * len(rows) for column in SCHEMA.names}
@@ -125,11 +125,11 @@ def test_the_command_writes_statistics_that_say_where_they_come_from(
         counts = {"samples": len(rows), "tokens": sum(len(ids) for _, ids in rows)}
         write_json(folder / "manifest.json", {**counts, "fingerprint": "t" * 64, "digest": digests[name]})
         (statistics := tmp_path / "data" / "activation_stats" / name).mkdir(parents=True)
-        build_activation_stats(SETTINGS, model, folder, statistics, tmp_path)
+        build_activation_stats(SETTINGS, base, folder, statistics)
 
     class Loaded:
         def __init__(self) -> None:
-            self.model = model
+            self.model = base.params
 
     monkeypatch.setattr("plumbline.params.load_params", lambda root: Loaded())
     monkeypatch.setenv("PLUMBLINE_ROOT", str(tmp_path))
@@ -145,4 +145,4 @@ def test_the_command_writes_statistics_that_say_where_they_come_from(
     assert "which belongs to the pipeline" in capsys.readouterr().err
     sets, statistics = tmp_path / "data" / "calibration_set", tmp_path / "data" / "activation_stats"
     with pytest.raises(ValueError, match=f"set {digests['old'][:12]}, found {digests['new'][:12]}"):
-        update(statistics / "old", sets / "new", sets / "new", model, tmp_path / "mine", tmp_path)
+        update(statistics / "old", sets / "new", sets / "new", base, tmp_path / "mine")

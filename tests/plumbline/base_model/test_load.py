@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plumbline.artifact import sha256_file, sha256_json
 from plumbline.base_model import load
+from plumbline.base_model.folder import base_model_digest, model_folder
 from plumbline.base_model.params import ModelParams
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -40,20 +41,20 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_found_by_path_absolute_or_relative_to_the_project(folder: Path) -> None:
-    assert load.model_folder(ModelParams(name="tiny"), folder.parent) == folder
-    assert load.model_folder(ModelParams(name=str(folder)), Path("/nowhere")) == folder
+    assert model_folder(ModelParams(name="tiny"), folder.parent) == folder
+    assert model_folder(ModelParams(name=str(folder)), Path("/nowhere")) == folder
 
 
 @pytest.mark.parametrize("name", ["models/missing/deeper", "/missing", "tiny/missing", "./missing"])
 def test_a_missing_folder_is_not_taken_for_a_hub_id(folder: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder '.*missing.*'; give an existing folder or a hub id"):
-        load.model_folder(ModelParams(name=name), folder.parent)
+        model_folder(ModelParams(name=name), folder.parent)
 
 
 @pytest.mark.parametrize(("revision", "found"), [(None, "none"), ("main", "'main'"), (COMMIT[:8], "'01234567'")])
 def test_a_hub_id_needs_the_commit_that_pins_it(tmp_path: Path, revision: str | None, found: str) -> None:
     with pytest.raises(ValueError, match=rf"model.revision in params.yaml: found {found}, expected the 40 hex digits"):
-        load.model_folder(ModelParams(name="org/model", revision=revision), tmp_path)
+        model_folder(ModelParams(name="org/model", revision=revision), tmp_path)
 
 
 def test_of_a_hub_repository_only_safe_files_are_fetched(
@@ -65,10 +66,10 @@ def test_of_a_hub_repository_only_safe_files_are_fetched(
         asked.append((f"{name}@{revision}", allow_patterns))
         return str(folder)
 
-    monkeypatch.setattr(load, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     params = ModelParams(name="org/model", revision=COMMIT)
-    assert load.model_folder(params, tmp_path) == folder
-    load.model_folder(params.model_copy(update={"trust_remote_code": True}), tmp_path)
+    assert model_folder(params, tmp_path) == folder
+    model_folder(params.model_copy(update={"trust_remote_code": True}), tmp_path)
     (name, patterns), (_, trusting) = asked
     assert name == f"org/model@{COMMIT}"
 
@@ -87,37 +88,37 @@ def test_what_the_hub_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: object, **__: object) -> str:
         raise OSError("no route")
 
-    monkeypatch.setattr(load, "snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(
         OSError, match=r"'org/model' at 0123.* did not come from the hub \(OSError: no route\).*hf auth"
     ):
-        load.model_folder(ModelParams(name="org/model", revision=COMMIT), tmp_path)
+        model_folder(ModelParams(name="org/model", revision=COMMIT), tmp_path)
 
 
 def test_the_digest_is_that_of_the_files_that_decide_an_activation(folder: Path) -> None:
     names = ("config.json", "generation_config.json", "model.safetensors")
-    digest = load.base_model_digest(folder)
+    digest = base_model_digest(folder)
     assert digest == sha256_json({name: sha256_file(folder / name) for name in names})
     (folder / "README.md").write_text("anything")
     (folder / "tokenizer_config.json").write_text("{}")
-    assert load.base_model_digest(folder) == digest
+    assert base_model_digest(folder) == digest
     seen = {digest}
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         data = bytearray((folder / name).read_bytes())
         data[-1] ^= 1
         (folder / name).write_bytes(data)
-        seen.add(load.base_model_digest(folder))
+        seen.add(base_model_digest(folder))
     (folder / "modeling_own.py").write_text("pass")
-    seen.add(load.base_model_digest(folder))
+    seen.add(base_model_digest(folder))
     (folder / "model-2.safetensors").write_bytes(b"")
-    seen.add(load.base_model_digest(folder))
+    seen.add(base_model_digest(folder))
     assert len(seen) == 6
 
 
 def test_unchanged_weights_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = load.base_model_digest(folder)
-    monkeypatch.setattr(load, "sha256_file", lambda path: pytest.fail(f"{path} was read again"))
-    assert load.base_model_digest(folder) == digest
+    digest = base_model_digest(folder)
+    monkeypatch.setattr("plumbline.base_model.folder.sha256_file", lambda path: pytest.fail(f"{path} was read again"))
+    assert base_model_digest(folder) == digest
 
 
 def test_the_model_comes_in_its_own_dtype_ready_to_read(folder: Path) -> None:
@@ -152,7 +153,7 @@ def test_one_model_stays_loaded_until_it_changes(folder: Path) -> None:
 
 def test_pickled_weights_are_never_opened(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    for use in (load.load_model, load.base_model_digest):
+    for use in (load.load_model, base_model_digest):
         with pytest.raises(ValueError, match=r"found pickled weights \(pytorch_model.bin\).*save_pretrained"):
             use(folder)
     (folder / "pytorch_model.bin").unlink()
@@ -170,13 +171,13 @@ def test_a_missing_weight_is_not_made_up(folder: Path) -> None:
 
 def test_a_folder_that_is_no_model(folder: Path) -> None:
     (folder / "config.json").unlink()
-    for use in (load.load_model, load.base_model_digest):
+    for use in (load.load_model, base_model_digest):
         with pytest.raises(FileNotFoundError, match=r"tiny: no config\.json"):
             use(folder)
         with pytest.raises(FileNotFoundError, match="no folder"):
             use(folder / "deeper")
     with pytest.raises(FileNotFoundError, match=r"tiny: no config\.json"):
-        load.model_folder(ModelParams(name="tiny"), folder.parent)
+        model_folder(ModelParams(name="tiny"), folder.parent)
 
 
 def test_a_gpu_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plumbline.base_model.params import ModelParams
 from plumbline.calibration_set import pool as module
 from plumbline.calibration_set.pool import Sources
 from plumbline.sample_features import probe as probe_module
@@ -16,6 +15,7 @@ from plumbline.sample_features.params import SignatureParams
 from plumbline.sample_features.sign import build_signatures
 from plumbline.sample_features.signature_reader import read_probe
 from plumbline.sample_features.signatures import PER_SAMPLE
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.forward_passes import count_forwards
 from tests.helpers.tokenized_samples import FINGERPRINT, sample, write_samples
 
@@ -54,13 +54,11 @@ def sources(tmp_path: Path, base_model: Path, monkeypatch: pytest.MonkeyPatch) -
     samples = write_samples(tmp_path / "samples", rows, shards=2)
     features = tmp_path / "features"
     features.mkdir()
-    model = ModelParams(name=str(base_model))
+    base = checkpoint(base_model)
     splits = ("pool", "tuning", "production")
-    entry, _ = build_signatures(
-        SignatureParams(**SIZES), splits, model, base_model, samples, FINGERPRINT, features, None
-    )
+    entry, _ = build_signatures(SignatureParams(**SIZES), splits, base, samples, FINGERPRINT, features, None)
     write_json(features / "manifest.json", {"fingerprint": FINGERPRINT, "signatures": entry})
-    return Sources(samples, features, model)
+    return Sources(samples, features, base)
 
 
 @pytest.fixture
@@ -131,7 +129,7 @@ def test_another_base_model_is_refused(sources: Sources, base_model: Path, tmp_p
     other = tmp_path / "other"
     shutil.copytree(base_model, other)
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")
-    changed = Sources(sources.samples, sources.features, ModelParams(name=str(other)))
+    changed = Sources(sources.samples, sources.features, checkpoint(other))
     pool = changed.pool()
     with pytest.raises(ValueError, match="measured activations of the base model .*; run sample_features again"):
         pool.signatures([8])
@@ -139,10 +137,10 @@ def test_another_base_model_is_refused(sources: Sources, base_model: Path, tmp_p
 
 def test_without_features_or_signatures_it_says_what_to_do(sources: Sources) -> None:
     with pytest.raises(ValueError, match="needs activation signatures; run sample_features first"):
-        _ = Sources(sources.samples, None, sources.model).pool().signed
+        _ = Sources(sources.samples, None, sources.base).pool().signed
     assert sources.features is not None
     (sources.features / "manifest.json").write_text(f'{{"fingerprint": "{FINGERPRINT}", "signatures": null}}')
-    bare = Sources(sources.samples, sources.features, sources.model).pool()
+    bare = Sources(sources.samples, sources.features, sources.base).pool()
     with pytest.raises(ValueError, match="features.signatures: null"):
         _ = bare.signed
     with pytest.raises(ValueError, match="features.signatures: null"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from plumbline.artifact import read_json
-from plumbline.base_model.load import model_folder
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
 from plumbline.calibration_choice.choice import build_choice
 from plumbline.calibration_choice.params import ChoiceParams
@@ -65,15 +65,15 @@ def choose(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         "sources": {"docs": {"kind": "directory", "path": "docs"}},
         "production": {"kind": "directory", "path": "traffic"},
     }
-    folder = model_folder(ModelParams(), Path.cwd())
+    base = BaseCheckpoint.of(ModelParams())
     paths = {name: root / name for name in ("raw_corpus", "tokenized_samples", "sample_features")}
     for path in paths.values():
         path.mkdir()
     build_raw_corpus(CorpusParams.model_validate(corpus), root, paths["raw_corpus"])
     tokenize = TokenizeParams.model_validate({"max_length": 256, "workers": 1})
-    build_tokenized_samples(tokenize, folder, paths["raw_corpus"], paths["tokenized_samples"])
+    build_tokenized_samples(tokenize, base, paths["raw_corpus"], paths["tokenized_samples"])
     features = FeatureParams.model_validate({"matmul_precision": "medium", "max_tokens": 64, "signatures": None})
-    build_sample_features(features, folder, paths["tokenized_samples"], paths["sample_features"])
+    build_sample_features(features, base, paths["tokenized_samples"], paths["sample_features"])
     sources = Sources(paths["tokenized_samples"], paths["sample_features"])
 
     def make(name: str, **params: Any) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from plumbline.raw_corpus.ingest import build_raw_corpus
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.paths import BUNDLED
 from tests.helpers.promotion import POLICY, Workshop
 
@@ -25,7 +26,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "texts" / f"{number}.txt").write_text(f"{number} " + " ".join(rng.choice(words, 30)))
     params = CorpusParams.model_validate({"sources": {"texts": {"kind": "directory", "path": "texts"}}})
     build_raw_corpus(params, root, root / "corpus")
-    build_tokenized_samples(POLICY, BUNDLED, root / "corpus", root / "samples")
+    build_tokenized_samples(POLICY, checkpoint(BUNDLED), root / "corpus", root / "samples")
     return root / "samples"
 
 

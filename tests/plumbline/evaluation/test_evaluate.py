@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from plumbline.artifact import read_json, write_json
-from plumbline.base_model.params import ModelParams
 from plumbline.evaluation import base_logits, evaluate
 from plumbline.evaluation.evaluate import build_evaluation
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.tokenized_samples.reader import read_samples
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.evaluation import describe
 from tests.helpers.tokenized_samples import FINGERPRINT, write_samples
 
@@ -28,7 +28,7 @@ ALL = EvaluationParams(tokens_per_domain=None, samples_per_document=None, batch_
 def run(root: Path, samples: Path, out: Path, params: EvaluationParams = ALL, quantized: str = "perturbed") -> dict:
     out.mkdir()
     evaluate._measured.clear()
-    return build_evaluation(params, ModelParams(name="base", device="cpu"), root / quantized, samples, out, root)
+    return build_evaluation(params, checkpoint("base", root), root / quantized, samples, out)
 
 
 def log_probabilities(folder: Path, ids: list[int]) -> np.ndarray:
@@ -206,8 +206,7 @@ def test_models_that_compute_the_same_are_measured_once(root, samples, tmp_path,
         config = {**read_json(tmp_path / name / "config.json"), **changes}
         write_json(tmp_path / name / "config.json", config)
         (tmp_path / f"{name}-out").mkdir()
-        params = ModelParams(name="base", device="cpu")
-        return build_evaluation(ALL, params, tmp_path / name, samples, tmp_path / f"{name}-out", root)
+        return build_evaluation(ALL, checkpoint("base", root), tmp_path / name, samples, tmp_path / f"{name}-out")
 
     first = run(root, samples, tmp_path / "out")
     assert again("other-provenance", calibration={"name": "another"}) == first

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from plumbline.artifact import read_json
-from plumbline.base_model.params import ModelParams
 from plumbline.evaluation.evaluate import build_evaluation
 from plumbline.evaluation.flips import Item, chosen, encoded, flip_figures, item_table, log_likelihoods, read_items
 from plumbline.evaluation.params import EvaluationParams
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.evaluation import describe
 
 WORDS = {"<s>": 0, "</s>": 1, "<unk>": 2, **{f"w{number}": number for number in range(3, 96)}}
@@ -91,8 +91,8 @@ def test_an_evaluation_counts_flips_and_keeps_every_item(root: Path, samples: Pa
     (project / "items.jsonl").write_text("\n".join(lines) + "\n")
     out = tmp_path / "out"
     out.mkdir()
-    params, model = EvaluationParams(items="items.jsonl"), ModelParams(name="base", device="cpu")
-    summary = build_evaluation(params, model, project / "perturbed", samples, out, project)
+    params = EvaluationParams(items="items.jsonl")
+    summary = build_evaluation(params, checkpoint("base", project), project / "perturbed", samples, out)
 
     table = pq.read_table(out / "items.parquet").to_pylist()
     assert [row["item_id"] for row in table] == sorted(item.item_id for item in items)

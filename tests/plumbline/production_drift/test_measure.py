@@ -20,6 +20,7 @@ from plumbline.raw_corpus.params import CorpusParams
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import fingerprint_of, read_samples
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.paths import BUNDLED
 
 WORDS = ["plumb", "line", "falls", "string", "gravity", "weight", "wall", "level", "true", "mason", "knot", "reel"]
@@ -104,7 +105,7 @@ def made(root: Path, pool: tuple[list[str], ...]) -> dict[str, Path]:
         params = CorpusParams.model_validate({"sources": docs, "production": production})
         build_raw_corpus(params, root, root / f"corpus-{day}")
         policy = TokenizeParams.model_validate({"max_length": 64, "workers": 1})
-        build_tokenized_samples(policy, BUNDLED, root / f"corpus-{day}", root / f"samples-{day}")
+        build_tokenized_samples(policy, checkpoint(BUNDLED), root / f"corpus-{day}", root / f"samples-{day}")
         found[day] = root / f"samples-{day}"
     names = ["sample_id", "doc_id", "domain", "source", "n_tokens", "input_ids"]
     sources = Sources(found["prose"], None)

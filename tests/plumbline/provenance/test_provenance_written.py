@@ -12,6 +12,7 @@ import pytest
 
 from plumbline.artifact import read_json, write_json, write_table
 from plumbline.provenance import audit
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.small_chain import CHOICE, CORPUS, MODEL, SCHEME, SET, STATS, link, record, states
 from tests.helpers.small_chain import write_sources as write_sources_of_a_small_workspace
 
@@ -21,7 +22,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages from documents to an evaluation, called as Dagster calls them."""
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.params import StatisticsParams
-    from plumbline.base_model.params import ModelParams
     from plumbline.calibration_choice.choice import build_choice
     from plumbline.calibration_choice.params import ChoiceParams
     from plumbline.calibration_set.pool import Sources
@@ -42,16 +42,16 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluation = root / "data/evaluation" / f"{CHOICE}-{SCHEME}"
     for path in (root / CORPUS, samples, choice, root / SET, root / STATS, root / MODEL, evaluation):
         path.mkdir(parents=True)
-    model = ModelParams(name="base", device="cpu")
+    base = checkpoint("base", root)
     sources = {"sources": {"texts": {"kind": "directory", "path": "texts"}}}
     build_raw_corpus(CorpusParams.model_validate(sources), root, root / CORPUS)
-    build_tokenized_samples(TokenizeParams(max_length=32, workers=1), root / "base", root / CORPUS, samples)
+    build_tokenized_samples(TokenizeParams(max_length=32, workers=1), base, root / CORPUS, samples)
     build_choice(CHOICE, ChoiceParams(strategy="self_generated", n=8, seed=0), {}, choice)
-    build_calibration_set(choice, Sources(samples, None, model, root), root / SET)
-    build_activation_stats(StatisticsParams(), model, root / SET, root / STATS, root)
+    build_calibration_set(choice, Sources(samples, None, base), root / SET)
+    build_activation_stats(StatisticsParams(), base, root / SET, root / STATS)
     scheme = SchemeParams(method="gptq", weight_bits=4, group_size=32)
-    build_quantized_model(SCHEME, scheme, model, root / STATS, root / SET, root / MODEL, root, "0123456789ab")
-    build_evaluation(EvaluationParams(tokens_per_domain=256), model, root / MODEL, samples, evaluation, root)
+    build_quantized_model(SCHEME, scheme, base, root / STATS, root / SET, root / MODEL, "0123456789ab")
+    build_evaluation(EvaluationParams(tokens_per_domain=256), base, root / MODEL, samples, evaluation)
     for stage, out, deps in (
         ("raw_corpus", CORPUS, []),
         ("tokenized_samples", "data/tokenized_samples", [CORPUS]),

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.artifact import read_json, sha256_file, write_json, write_table
-from plumbline.base_model.load import base_model_digest
-from plumbline.base_model.params import ModelParams
+from plumbline.base_model.folder import base_model_digest
 from plumbline.calibration_set.reader import SCHEMA, set_digest
 from plumbline.params import load_params
 from plumbline.quantized_model.build import build_quantized_model
 from plumbline.quantized_model.fold_search import TOKENS
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.paths import PROJECT
 
 SHIPPED = load_params(PROJECT).schemes
@@ -74,17 +74,15 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_llama: Any) -> Path:
     (root / "base" / "tokenizer_config.json").write_text('{"model_max_length": 64}')
     write_set(root / "set")
     (root / "stats").mkdir()
-    build_activation_stats(StatisticsParams(), ModelParams(name="base"), root / "set", root / "stats", root)
+    build_activation_stats(StatisticsParams(), checkpoint("base", root), root / "set", root / "stats")
     return root
 
 
 def build(root: Path, out: Path, scheme: str, **changed: Any) -> dict[str, Any]:
     out.mkdir(parents=True)
-    given: dict[str, Any] = {"stats": root / "stats", "calibration_set": root / "set", "root": root, **changed}
+    given: dict[str, Any] = {"stats": root / "stats", "calibration_set": root / "set", **changed}
     params = given.pop("scheme_params", None) or SCHEMES[scheme]
-    return build_quantized_model(
-        scheme, params, ModelParams(name="base", device="cpu"), out=out, code_version="c1", **given
-    )
+    return build_quantized_model(scheme, params, checkpoint("base", root), out=out, code_version="c1", **given)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -231,7 +229,7 @@ def test_another_calibration_set_is_refused(project, tmp_path) -> None:
 def test_gptq_without_hessians_says_what_to_set(project, tmp_path) -> None:
     (tmp_path / "stats").mkdir()
     settings = StatisticsParams(hessian=False)
-    build_activation_stats(settings, ModelParams(name="base"), project / "set", tmp_path / "stats", project)
+    build_activation_stats(settings, checkpoint("base", project), project / "set", tmp_path / "stats")
     with pytest.raises(ValueError, match=r"statistics\.hessian: true"):
         build(project, tmp_path / "gptq", "w4a16-gptq", stats=tmp_path / "stats")
     summary = build(project, tmp_path / "rtn", "w4a16-rtn", stats=tmp_path / "stats")
@@ -242,7 +240,7 @@ def test_a_layer_left_out_of_the_statistics(project, tmp_path) -> None:
     (tmp_path / "stats").mkdir()
     layer = "model.layers.0.mlp.down_proj"
     settings = StatisticsParams(ignore=("lm_head", layer))
-    build_activation_stats(settings, ModelParams(name="base"), project / "set", tmp_path / "stats", project)
+    build_activation_stats(settings, checkpoint("base", project), project / "set", tmp_path / "stats")
     with pytest.raises(ValueError, match=rf"{layer} has no statistics.*statistics\.ignore"):
         build(project, tmp_path / "gptq", "w4a16-gptq", stats=tmp_path / "stats")
     rounded = build(project, tmp_path / "rtn", "w4a16-rtn", stats=tmp_path / "stats")
@@ -281,7 +279,7 @@ def test_propagation_counts_the_tokens_that_the_statistics_count(project, tmp_pa
     stats, where = tmp_path / "stats", {"stats": tmp_path / "stats", "calibration_set": tmp_path / "chats"}
     stats.mkdir()
     settings = StatisticsParams(tokens="assistant")
-    build_activation_stats(settings, ModelParams(name="base"), tmp_path / "chats", stats, project)
+    build_activation_stats(settings, checkpoint("base", project), tmp_path / "chats", stats)
     stored = {"method": "gptq", "weight_bits": 3, "group_size": 32}
     codes = []
     for name, entry in (("stored", stored), ("propagated", stored | {"propagate": "quantized"})):
@@ -316,6 +314,6 @@ def test_a_model_of_other_layers_is_refused_with_what_can_be_done(project, tmp_p
     )
     write_set(root / "set")
     (root / "stats").mkdir()
-    build_activation_stats(StatisticsParams(), ModelParams(name="base"), root / "set", root / "stats", root)
+    build_activation_stats(StatisticsParams(), checkpoint("base", root), root / "set", root / "stats")
     with pytest.raises(ValueError, match="Conv1D, which compressed-tensors does not store"):
         build(root, tmp_path / "out", "w4a16-rtn")

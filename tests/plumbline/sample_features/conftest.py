@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.tiny_models import make_base_model
 from tests.helpers.tokenizer import write_byte_tokenizer
 
@@ -85,7 +86,7 @@ def tokenized(tmp_path: Path, tokenizer_folder: Path) -> Callable[..., Path]:
         params: dict[str, Any] = {"sources": {"docs": {"kind": "directory", "path": "docs", "domain": "letters"}}}
         build_raw_corpus(CorpusParams.model_validate(params), root, corpus)
         policy = TokenizeParams.model_validate({"max_length": 60, "min_tokens": 4, "workers": 1})
-        build_tokenized_samples(policy, tokenizer_folder, corpus, out)
+        build_tokenized_samples(policy, checkpoint(tokenizer_folder), corpus, out)
         return out
 
     return make

@@ -14,6 +14,7 @@ from plumbline.sample_features.embed import build_sample_features
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.reader import read_embeddings, read_features, read_manifest
 from plumbline.tokenized_samples.reader import read_samples
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.texts import texts
 from tests.helpers.tokenizer import write_byte_tokenizer
 
@@ -32,7 +33,8 @@ def build(tmp_path: Path, embedder: Path, tokenizer_folder: Path) -> Callable[..
         settings = FeatureParams.model_validate(
             {"embedder": embedder.name, "max_tokens": 40, "batch_size": 8, "signatures": None, **params}
         )
-        return out, build_sample_features(settings, tokenizer_folder, samples, out, previous, embedder.parent)
+        base = checkpoint(tokenizer_folder)
+        return out, build_sample_features(settings, base, samples, out, previous, embedder.parent)
 
     return make
 
@@ -135,7 +137,7 @@ def test_another_embedder_computes_everything_anew(
     again = tmp_path / "again"
     again.mkdir()
     params = FeatureParams(embedder=embedder.name, max_tokens=40, signatures=None)
-    changed = build_sample_features(params, tokenizer_folder, samples, again, out, other.parent)
+    changed = build_sample_features(params, checkpoint(tokenizer_folder), samples, again, out, other.parent)
     assert changed["reused"] == 0
     assert changed["embedder_digest"] != summary["embedder_digest"]
 
@@ -175,8 +177,8 @@ def test_another_tokenizer_than_the_samples_were_made_with_is_refused(
     other, out = write_byte_tokenizer(tmp_path / "other_model", "<b>"), tmp_path / "out"
     out.mkdir()
     params = FeatureParams(embedder=embedder.name)
-    with pytest.raises(ValueError, match="tokenizer in other_model gives .* run tokenized_samples again"):
-        build_sample_features(params, other, samples, out, None, embedder.parent)
+    with pytest.raises(ValueError, match="tokenizer of other_model gives .* run tokenized_samples again"):
+        build_sample_features(params, checkpoint(other), samples, out, None, embedder.parent)
 
 
 def test_artifact_names_no_path_of_this_machine(tokenized: Tokenized, build: Build, embedder: Path) -> None:

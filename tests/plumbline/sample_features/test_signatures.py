@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from plumbline.base_model import load as load_module
-from plumbline.base_model.params import ModelParams
 from plumbline.sample_features import probe as probe_module
 from plumbline.sample_features import sign as module
 from plumbline.sample_features.embed import build_sample_features
@@ -24,6 +23,7 @@ from plumbline.sample_features.reader import read_manifest
 from plumbline.sample_features.signature_reader import read_magnitudes, read_probe, read_signatures, stored_ids
 from plumbline.sample_features.signatures import PER_SAMPLE, Signatures, joined
 from plumbline.tokenized_samples.reader import read_samples
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.forward_passes import count_forwards
 from tests.helpers.texts import texts
 from tests.helpers.tiny_models import make_base_model
@@ -283,7 +283,7 @@ def build(tmp_path: Path, embedder: Path, base_model: Path) -> Build:
         signatures = {**SMALL.model_dump(), "pool": 9, "reference": 4, **sizes}
         settings = {"embedder": embedder.name, "max_tokens": 12, "batch_size": 8, "signatures": signatures}
         params = FeatureParams.model_validate(settings)
-        return out, build_sample_features(params, folder, samples, out, previous, embedder.parent, ModelParams())
+        return out, build_sample_features(params, checkpoint(folder), samples, out, previous, embedder.parent)
 
     return make
 
@@ -432,7 +432,8 @@ def test_turned_off_it_says_what_to_set(
     out = tmp_path / "out"
     out.mkdir()
     params = FeatureParams(embedder=embedder.name, signatures=None)
-    summary = build_sample_features(params, tokenizer_folder, tokenized({"a": texts(0, 9)}), out, None, embedder.parent)
+    base = checkpoint(tokenizer_folder)
+    summary = build_sample_features(params, base, tokenized({"a": texts(0, 9)}), out, None, embedder.parent)
     assert "signatures" not in summary and not (out / "signatures").exists()
     for read in (stored_ids, read_probe, lambda path: read_magnitudes(path, "tuning")):
         with pytest.raises(ValueError, match=r"features.signatures: null.*run sample_features again"):
@@ -445,7 +446,7 @@ def test_turned_off_it_says_what_to_set(
 
 def test_manifest_names_what_decides(tokenized: Tokenized, build: Build, base_model: Path) -> None:
     from plumbline.artifact import sha256_file
-    from plumbline.base_model.load import base_model_digest
+    from plumbline.base_model.folder import base_model_digest
 
     out, _ = build(tokenized({"a": texts(0, 40)}))
     about = read_manifest(out)["signatures"]

@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from plumbline.base_model.params import ModelParams
 from plumbline.calibration_set.pool import Sources
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.study import VOCABULARY, Small
 from tests.helpers.tiny_models import random_llama
 from tests.helpers.tokenized_samples import write_samples
@@ -29,4 +29,4 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
                     ids = rng.integers(0, VOCABULARY, rng.integers(2, 41))
                     rows.append({"doc_id": doc_id, "split": split, "domain": domain, "input_ids": ids})
     samples = write_samples(root / "tokenized_samples", rows)
-    return Small(Sources(samples, None, ModelParams(name="base"), root), root)
+    return Small(Sources(samples, None, checkpoint("base", root, device="auto")), root)

@@ -19,6 +19,7 @@ def tokenizer_folder(tmp_path: Path) -> Callable[..., Path]:
     def make(**options: Any) -> Path:
         folder = tmp_path / "tokenizers" / "-".join(f"{k}{v}" for k, v in options.items())[:40] / "model"
         make_tokenizer(**options).save_pretrained(folder)
+        (folder / "config.json").write_text("{}")
         return folder
 
     return make

@@ -15,6 +15,7 @@ from plumbline.tokenized_samples.assistant import assistant_spans, cut, written_
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import read_samples
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from tests.helpers.checkpoint import checkpoint
 from tests.helpers.tokenizer import TEMPLATE, make_tokenizer
 
 CHATML = (
@@ -131,7 +132,7 @@ def test_spans_are_stored_and_cut_along_with_windows(tokenizer_folder: Any, corp
     out = tmp_path / "out"
     out.mkdir()
     params = TokenizeParams(max_length=24, min_tokens=1, splits={"tuning": 0, "report": 0}, workers=1)
-    summary = build_tokenized_samples(params, folder, corpus, out)
+    summary = build_tokenized_samples(params, checkpoint(folder), corpus, out)
     assert summary["chats"] == {"documents": 2, "without_assistant_spans": 0}
     tokenizer = make_tokenizer(template=CHATML)
     rows = read_samples(out).to_pylist()
@@ -158,7 +159,7 @@ def test_chats_without_spans_are_counted(tokenizer_folder: Any, corpus_of: Any, 
     out = tmp_path / "out"
     out.mkdir()
     params = TokenizeParams(max_length=64, min_tokens=1, splits={"tuning": 0, "report": 0}, workers=1)
-    build_tokenized_samples(params, folder, corpus, out)
+    build_tokenized_samples(params, checkpoint(folder), corpus, out)
     accounting = read_json(out / "accounting.json")
     assert accounting["chats"] == {"documents": 2, "without_assistant_spans": 1}
     shard = accounting["shards"][0]

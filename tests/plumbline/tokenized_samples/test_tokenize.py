@@ -17,6 +17,7 @@ from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import fingerprint_of, iter_samples, read_samples
 from plumbline.tokenized_samples.splits import split_of
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from tests.helpers.checkpoint import checkpoint
 
 SHORT = TokenizeParams(max_length=12, min_tokens=1)
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
@@ -31,7 +32,7 @@ def build(tmp_path: Path) -> Any:
         count += 1
         out = tmp_path / f"samples{count}"
         out.mkdir()
-        return out, build_tokenized_samples(params, folder, corpus, out, previous)
+        return out, build_tokenized_samples(params, checkpoint(folder), corpus, out, previous)
 
     return run
 

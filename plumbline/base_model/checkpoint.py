@@ -1,0 +1,103 @@
+"""The base model as one value: where it comes from, its digest, and how it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plumbline.base_model.folder import base_model_digest, model_folder
+from plumbline.base_model.params import Device, ModelParams
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from plumbline.base_model.streamed import StreamedModel
+
+
+@dataclass(frozen=True)
+class BaseCheckpoint:
+    """The base model as `model:` in params.yaml names it.
+
+    Nothing is downloaded, read or imported until it is needed, and a worker process can be given the value.
+    """
+
+    params: ModelParams
+    root: Path
+    """The workspace, absolute; a relative `params.name` starts there."""
+
+    @classmethod
+    def of(cls, params: ModelParams, root: Path = Path()) -> BaseCheckpoint:
+        """The checkpoint that `model:` in the params.yaml of `root` names."""
+        return cls(params, root.absolute())
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its folder; a hub commit is downloaded on the first use. Raises as `model_folder`."""
+        return model_folder(self.params, self.root)
+
+    @property
+    def name(self) -> str:
+        """What artifacts record: the name in params.yaml, of an absolute path its last part."""
+        path = Path(self.params.name)
+        return path.name if path.is_absolute() else self.params.name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the hub repository."""
+        return self.params.revision
+
+    @property
+    def device(self) -> Device:
+        """As params.yaml has it: "auto", "cpu" or "cuda"."""
+        return self.params.device
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that the model brings may run."""
+        return self.params.trust_remote_code
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of every file that decides an activation. Raises as `base_model_digest`."""
+        return base_model_digest(self.folder)
+
+    def load(self) -> PreTrainedModel:
+        """The model, loaded anew. Raises as `load_model`."""
+        from plumbline.base_model.load import load_model
+
+        return load_model(self.folder, self.device, self.trust_remote_code)
+
+    def loaded(self) -> PreTrainedModel:
+        """The model, shared by all callers in this process: leave weights, mode and hooks as they were."""
+        from plumbline.base_model.load import loaded_model
+
+        return loaded_model(self.folder, self.device, self.trust_remote_code)
+
+    def streamed(self, device: Device | None = None) -> StreamedModel:
+        """The model with its weights left on disk. Raises as `StreamedModel`.
+
+        Args:
+            device: where weights go while they are present; None: as params.yaml has it.
+        """
+        from plumbline.base_model.streamed import StreamedModel
+
+        return StreamedModel(self.folder, device or self.device, self.trust_remote_code)
+
+    def skeleton(self) -> nn.Module:
+        """The model's modules on the meta device, from its configuration alone."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        trusted = self.trust_remote_code
+        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trusted)
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        return model
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer. Raises as `load_tokenizer`."""
+        from plumbline.base_model.load import load_tokenizer
+
+        return load_tokenizer(self.folder, self.trust_remote_code)
