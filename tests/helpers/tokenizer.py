@@ -18,6 +18,7 @@ def make_tokenizer(bos: bool = True, eos: bool = False, template: str | None = T
 def write_byte_tokenizer(folder: Path, begin: str = "<s>") -> Path:
     """Save a base model's tokenizer, which adds a begin token of id 0, in a folder."""
     _byte_tokenizer([begin], f"{begin} $A", bos_token=begin).save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
     return folder
 
 
