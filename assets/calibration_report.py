@@ -11,7 +11,7 @@ from assets.calibration_set import calibration_set
 from assets.evaluation import evaluation
 from plumbline.calibration_report.params import ReportParams
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
-from plumbline.params import Grid, pair_key
+from plumbline.params import GridParams, pair_key
 
 
 @dg.asset(
@@ -28,7 +28,7 @@ def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
         from plumbline.calibration_report.report import build_calibration_report
 
-        grid = Grid.model_validate(step.params["grid"])
+        grid = GridParams.model_validate(step.params["grid"])
         pairs = [pair_key(c, s) for c in grid.calibrations for s in grid.schemes]
         return build_calibration_report(
             ReportParams.model_validate(step.params["report"]),

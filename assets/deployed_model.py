@@ -16,7 +16,7 @@ from plumbline.calibration_report.params import ReportParams
 from plumbline.deployed_model.params import DeploymentParams
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
-from plumbline.params import Grid
+from plumbline.params import GridParams
 from plumbline.quantized_model.params import SchemeParams
 
 
@@ -60,7 +60,7 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
         return build_promotion(
             asked,
             scheme.model_dump(mode="json"),
-            list(Grid.model_validate(step.params["grid"]).calibrations),
+            list(GridParams.model_validate(step.params["grid"]).calibrations),
             ReportParams.model_validate(step.params["report"]),
             inputs,
             out,

@@ -135,6 +135,7 @@ def measured(
     from plumbline.evaluation.metrics import document_table
     from plumbline.evaluation.params import EvaluationParams
     from plumbline.params import load_params
+    from plumbline.quantized_model.propagate import propagated
     from plumbline.quantized_model.quantize import quantize_model
     from plumbline.quantized_model.simulate import simulate
 
@@ -166,7 +167,11 @@ def measured(
                 }
                 together = collect_together(model, tokens, names, settings.ignore)
                 for number, totals, of_set in zip(part, together, names, strict=True):
-                    quantized = quantize_model(model, totals, scheme, [(name, tokens[name]) for name in sorted(of_set)])
+                    if scheme.propagate == "quantized":
+                        drawn = [(name, tokens[name]) for name in sorted(of_set)]
+                        quantized = propagated(model, drawn, scheme, totals)
+                    else:
+                        quantized = quantize_model(model, totals, scheme)
                     found, of_token = measure(base, simulate(model, quantized, scheme), work)
                     write_table(path / f"{number}.parquet", document_table(found, of_sample[of_token], documents))
                     bar.update()

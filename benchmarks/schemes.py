@@ -26,6 +26,7 @@ from plumbline.evaluation.metrics import figures
 from plumbline.params import load_params
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.grid import QuantizedWeight
+from plumbline.quantized_model.propagate import propagated
 from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
 
@@ -58,7 +59,10 @@ def main(samples: int, length: int, only: tuple[str, ...]) -> None:
     print("| scheme | KL, nats | perplexity | top-1 | bits per weight | seconds |\n|---|---:|---:|---:|---:|---:|")
     for name in only or schemes:
         started = time.perf_counter()
-        quantized = quantize_model(model, stats, schemes[name], ids, factors)
+        if schemes[name].propagate == "quantized":
+            quantized = propagated(model, ids, schemes[name], stats)
+        else:
+            quantized = quantize_model(model, stats, schemes[name], factors)
         seconds = time.perf_counter() - started
         with torch.no_grad():
             found = figures(measure(base, simulate(model, quantized, schemes[name]), work)[0])

@@ -7,22 +7,31 @@ import logging
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from threading import Lock
 
 PACKAGE = Path(__file__).parent
+log = logging.getLogger(__name__)
+_lock = Lock()
 
 
-@cache
-def load(name: str, version: int) -> ctypes.CDLL | None:
-    """The compiled library `name` (a path below the package, without suffix), or None where it cannot be used.
+def load(source: str, version: int) -> ctypes.CDLL | None:
+    """The library that was compiled from a C source of the package, or None where it cannot be used.
 
     Says once why it cannot. Each library exports `plumbline_version()`, the version of its interface.
 
     Args:
-        name: such as `activation_stats/_kernel`.
+        source: its path in the package, such as `activation_stats/kernel.c`, compiled to `activation_stats/_kernel`.
         version: the interface that the caller expects.
     """
-    log = logging.getLogger(__name__)
-    built = [file for suffix in EXTENSION_SUFFIXES if (file := PACKAGE / f"{name}{suffix}").is_file()]
+    with _lock:  # several threads may ask at once; the message appears once
+        return _load(PACKAGE / source, version)
+
+
+@cache
+def _load(source: Path, version: int) -> ctypes.CDLL | None:
+    stem = f"_{source.stem}"
+    name = f"{source.parent.name}/{stem}"
+    built = [file for suffix in EXTENSION_SUFFIXES if (file := source.with_name(f"{stem}{suffix}")).is_file()]
     if not built:
         log.info(
             "%s was not compiled: PyTorch does its work, more slowly; installing with a C compiler builds it", name
@@ -30,13 +39,23 @@ def load(name: str, version: int) -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(built[0]))
-        found = int(library.plumbline_version())
+        interface = int(library.plumbline_version())
     except (OSError, AttributeError) as error:  # built on another machine, or not a kernel
         log.warning("%s cannot be loaded (%s): PyTorch does its work; install Plumbline again to build it", name, error)
         return None
-    if found != version:
+    if interface != version:
         log.warning(
-            "%s has interface %d, expected %d: PyTorch does its work; install Plumbline again", name, found, version
+            "%s has interface %d, expected %d: PyTorch does its work; install Plumbline again", name, interface, version
         )
         return None
     return library
+
+
+def implementation(source: str, version: int) -> str:
+    """`compiled` if the compiled library does the work on this machine, else `fallback`.
+
+    A library may say by `plumbline_level()` that this processor lacks its instructions.
+    """
+    library = load(source, version)
+    level = getattr(library, "plumbline_level", None)
+    return "fallback" if library is None or (level is not None and not level()) else "compiled"

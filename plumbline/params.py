@@ -29,7 +29,7 @@ REQUESTED = "requested.yaml"
 HEADER = "# Entries of `studies:` in params.yaml that `plumbline study` was asked for; it writes this file.\n"
 
 
-class Grid(BaseModel):
+class GridParams(BaseModel):
     """Which choices are quantized under which schemes, and compared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +61,7 @@ class Params(BaseModel):
     statistics: StatisticsParams = StatisticsParams()
     execution: ExecutionParams = ExecutionParams()
     schemes: dict[str, SchemeParams]
-    grid: Grid
+    grid: GridParams
     evaluation: EvaluationParams = EvaluationParams()
     report: ReportParams = ReportParams()
     deployment: DeploymentParams

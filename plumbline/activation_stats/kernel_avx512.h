@@ -151,7 +151,7 @@ AVX512 static void avx512_strip(const uint16_t *x, int64_t tokens, int64_t width
             code = _mm512_add_epi16(code, _mm512_set1_epi16((short)(window + 1)));
             _mm512_store_si512(number[filled++], code);
         }
-        for (int64_t c = 0; c < n; c++) { /* one channel after the other: its counts stay in the nearest cache */
+        for (int64_t c = 0; c < n && filled; c++) { /* one channel after the other: its counts stay in the nearest cache */
             uint32_t *count = counts + (channel + c) * buckets;
             for (int64_t i = 0; i < filled; i++) count[number[i][c]]++;
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from plumbline.evaluation.divergence import BasePrediction, predict
+from plumbline.divergence import BasePrediction, predict
 from plumbline.evaluation.held_out import Batch, predicted_logits
 
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 from plumbline.artifact import read_json, sha256_files, sha256_json, write_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.load import load_model
+from plumbline.divergence import TokenDivergence
 from plumbline.evaluation.base_logits import shared_base_logits
-from plumbline.evaluation.divergence import TokenDivergence
 from plumbline.evaluation.flips import Item, chosen, encoded, flip_figures, item_table, log_likelihoods, read_items
 from plumbline.evaluation.held_out import HeldOut, batches, choose
 from plumbline.evaluation.measure import measure

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from plumbline.artifact import sha256_json
-from plumbline.evaluation.divergence import predict
+from plumbline.divergence import predict
 from plumbline.evaluation.held_out import HeldOut, batches, predicted_logits
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from plumbline.divergence import TokenDivergence, token_divergence
 from plumbline.evaluation.base_logits import BaseLogits
-from plumbline.evaluation.divergence import TokenDivergence, token_divergence
 from plumbline.evaluation.held_out import Batch, predicted_logits
 
 

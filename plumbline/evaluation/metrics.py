@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from plumbline.evaluation.divergence import TokenDivergence
+from plumbline.divergence import TokenDivergence
 from plumbline.evaluation.held_out import HeldOut
 
 QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}

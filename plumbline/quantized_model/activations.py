@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,14 +12,12 @@ from plumbline.activation_stats import histogram as histograms
 from plumbline.activation_stats.histogram import Histogram
 from plumbline.activation_stats.sketch import SiteStats, quantile
 from plumbline.quantized_model.grid import round_to_grid, scale_and_zero, symmetric_scale
+from plumbline.quantized_model.input_statistics import InputStatistics
 from plumbline.quantized_model.params import ActivationParams
 from plumbline.quantized_model.ranges import SHRINKS
 
-if TYPE_CHECKING:
-    from plumbline.quantized_model.quantize import Site
 
-
-def activation_range(site: Site, params: ActivationParams) -> tuple[float, float]:
+def activation_range(site: InputStatistics, params: ActivationParams) -> tuple[float, float]:
     """The range that a static activation scale is to cover, from what the statistics hold of a site.
 
     Percentiles and errors come from the histogram: `percentile` is off by at most 2^-(m+1) relative (m mantissa bits),

@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +30,13 @@ from transformers import PreTrainedModel
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.quantized_model.clipping import clipped
 from plumbline.quantized_model.fold_search import find_folds
-from plumbline.quantized_model.folding import Changes, Fold, Transform, scaled_site, shared, snapped
+from plumbline.quantized_model.folding import Fold, FoldedParameters, Transform, scaled_site, shared, snapped
 from plumbline.quantized_model.grid import Grid, dequantize
+from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.rtn import rtn
 from plumbline.quantized_model.scheme import layer_group_sizes
 from plumbline.quantized_model.smoothquant import OVERFLOW, members_dtype, sites_read_by, why_not
-
-if TYPE_CHECKING:
-    from plumbline.quantized_model.layer import Site, Statistics
 
 STEPS = 20
 ALPHAS = tuple(step / STEPS for step in range(STEPS + 1))
@@ -90,7 +87,7 @@ def awq(
     """
     folds, unfolded = find_folds(model, sites_read_by(linears, stats))
     sizes = layer_group_sizes(linears, scheme)
-    changes = Changes(model)
+    changes = FoldedParameters(model)
 
     def grid_of(name: str) -> Grid:
         width = scheme.weight_bits if bits is None else bits[name]
@@ -145,7 +142,7 @@ def why_no_clipping(scheme: SchemeParams) -> str | None:
     return "none: one scale covers the whole weight" if scheme.per_tensor else None
 
 
-def scales_of(site: Site, fold: Fold) -> list[Tensor]:
+def scales_of(site: InputStatistics, fold: Fold) -> list[Tensor]:
     """s (width,) float32 for every alpha of `ALPHAS`.
 
     A channel that is never used gets the smallest scale of the others, so that it does not widen their grid. Channels
@@ -163,7 +160,9 @@ def scales_of(site: Site, fold: Fold) -> list[Tensor]:
     return found
 
 
-def choose(tried: Sequence[Tensor], weights: Sequence[Tensor], site: Site, dtype: torch.dtype, round: Round) -> Choice:
+def choose(
+    tried: Sequence[Tensor], weights: Sequence[Tensor], site: InputStatistics, dtype: torch.dtype, round: Round
+) -> Choice:
     """The scale of least L among those of `ALPHAS`; of equal ones the first.
 
     Args:

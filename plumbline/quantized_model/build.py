@@ -21,8 +21,10 @@ from plumbline.calibration_set.reader import read_calibration_set, read_manifest
 from plumbline.quantized_model.export import add_provenance, export
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.full_precision import experts_in_full_precision
+from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantize import Layer, quantize_model
+from plumbline.quantized_model.propagate import propagated
+from plumbline.quantized_model.quantize import quantize_model
 
 FORMAT = 1
 """Of calibration.json."""
@@ -66,9 +68,11 @@ def build_quantized_model(
     model = base.loaded()
     files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
     statistics = _loaded_stats(stats.resolve(), sha256_json(files_of_stats))
-    again = read_source(calibration_set, statistics.settings) if scheme.propagate == "quantized" else None
-    samples_again, masks = (None, None) if again is None else (again.samples, again.masks)
-    quantized = quantize_model(model, statistics, scheme, samples_again, _FACTORS, masks)
+    if scheme.propagate == "quantized":
+        source = read_source(calibration_set, statistics.settings)
+        quantized = propagated(model, source.samples, scheme, statistics, source.masks)
+    else:
+        quantized = quantize_model(model, statistics, scheme, _FACTORS)
     layers = quantized.layers
     files = export(model, quantized, scheme, base.folder, out)
 

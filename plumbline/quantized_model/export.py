@@ -23,8 +23,8 @@ from plumbline.artifact import read_json, sha256_file, sha256_files, write_json
 from plumbline.base_model.folder import TOKENIZER
 from plumbline.quantized_model.full_precision import experts_in_full_precision
 from plumbline.quantized_model.grid import Grid, QuantizedWeight
+from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
-from plumbline.quantized_model.quantize import Quantized
 
 COPIED = (*TOKENIZER, "added_tokens.json", "chat_template.json", "generation_config.json")
 MAX_SHARD_SIZE = "5GB"

@@ -2,7 +2,7 @@
 
 A site x is read by some Linears. With x' = x / s and W' = W diag(s) they compute what they did. x' comes out of the
 model itself, without anything to do at run time, once the norm or Linear that produces x is divided by s: the exported
-model is a plain Hugging Face model. Which module that is, `producers.find_folds` finds out and checks.
+model is a plain Hugging Face model. Which module that is, `fold_search.find_folds` finds out and checks.
 
 What is stored has the model's dtype. s is not bound to powers of two, which would be exact in bfloat16 but coarse (see
 `awq`): instead, s in front of a norm is the quotient of the norm's weight and what is stored for it (`snapped`), so
@@ -14,16 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plumbline.activation_stats import histogram as histograms
 from plumbline.activation_stats.histogram import Histogram
-
-if TYPE_CHECKING:
-    from plumbline.quantized_model.layer import Site
+from plumbline.quantized_model.input_statistics import InputStatistics
 
 Parameter = Callable[[str], Tensor | None]
 """A parameter in float32 or wider by its name in the state dict, as it stands; None: there is none of that name."""
@@ -77,7 +75,7 @@ class ScaledSite:
     once more: percentiles are within 2^-m (m mantissa bits).
     """
 
-    site: Site
+    site: InputStatistics
     s: Tensor
     """(width,) float64."""
 
@@ -124,7 +122,7 @@ class ScaledSite:
         return None if found is None else _divided_histogram(found, self.s)
 
 
-def scaled_site(site: Site, s: Tensor) -> ScaledSite:
+def scaled_site(site: InputStatistics, s: Tensor) -> ScaledSite:
     """The statistics of x / s for a site x.
 
     Args:
@@ -176,7 +174,7 @@ def shared(values: Tensor, rows: Tensor, reduce: str) -> Tensor:
     return together[rows]
 
 
-class Changes:
+class FoldedParameters:
     """The parameters of a model, as they stand after some folding."""
 
     def __init__(self, model: nn.Module) -> None:

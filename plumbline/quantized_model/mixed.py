@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.grid import Grid, dequantize
-from plumbline.quantized_model.layer import Site, Statistics, quantize_site
+from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantize_site import quantize_site
 from plumbline.quantized_model.scheme import layer_group_sizes
 
 ROWS = 192
@@ -138,7 +139,7 @@ def _decoder_layer(name: str) -> str:
 
 
 @torch.no_grad()
-def output_energy(weight: Tensor, site: Site | None) -> float | None:
+def output_energy(weight: Tensor, site: InputStatistics | None) -> float | None:
     """tr(W S W^T), what a layer puts out over the calibration set; None where no token came by."""
     if site is None or site.hessian is None or site.tokens == 0:
         return None
@@ -148,7 +149,12 @@ def output_energy(weight: Tensor, site: Site | None) -> float | None:
 
 @torch.no_grad()
 def error_at(
-    weight: Tensor, site: Site | None, width: int, group_size: int | None, scheme: SchemeParams, factors: Factors | None
+    weight: Tensor,
+    site: InputStatistics | None,
+    width: int,
+    group_size: int | None,
+    scheme: SchemeParams,
+    factors: Factors | None,
 ) -> float:
     """Relative output error of one layer, (out, in), quantized by the scheme with `width` bits.
 

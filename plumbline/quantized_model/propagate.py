@@ -32,11 +32,13 @@ from plumbline.base_model.decoder import Call, Decoder, same
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.inputs import LinearInputs
 from plumbline.base_model.own_modules import with_own_modules
-from plumbline.evaluation.divergence import predict, token_divergence
+from plumbline.divergence import predict, token_divergence
 from plumbline.quantized_model.grid import dequantize
-from plumbline.quantized_model.layer import Layer, Statistics, quantize_site
+from plumbline.quantized_model.input_statistics import Statistics
+from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantize import Quantized, quantize_model
+from plumbline.quantized_model.quantize import quantize_model
+from plumbline.quantized_model.quantize_site import quantize_site
 from plumbline.quantized_model.simulate import rounding
 
 REPORTED = 16

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,42 +17,21 @@ from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.folding import Transform, scaled_site
 from plumbline.quantized_model.gptq import solve_flops
 from plumbline.quantized_model.grid import Grid, dequantize
-from plumbline.quantized_model.layer import Layer, Site, Statistics, quantize_site, relative_error
+from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
+from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.mixed import allocate
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantize_site import quantize_site, relative_error
 from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_linears
 from plumbline.quantized_model.smoothquant import smoothquant
 from plumbline.quantized_model.statistics_check import require_statistics
-
-__all__ = ["Layer", "Quantized", "Samples", "Site", "Statistics", "quantize_model"]
-
-Samples = Sequence[tuple[str, Sequence[int]]]
-"""(sample id, token ids)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Quantized:
-    """A quantized model beside the base model that it was made from.
-
-    Attributes:
-        layers: by module name of a Linear, in the model's order.
-        parameters: every other parameter that a transform changed (norm weights, biases), by its name in the state
-            dict, in the model's dtype.
-        notes: what else there is to say, JSON-able: facts of the transform, of the bits per layer, of propagation.
-    """
-
-    layers: dict[str, Layer]
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def quantize_model(
     model: PreTrainedModel,
     stats: Statistics,
     scheme: SchemeParams,
-    samples: Samples | None = None,
     factors: Factors | None = None,
-    masks: Mapping[str, Tensor] | None = None,
 ) -> Quantized:
     """Quantize every Linear that the scheme takes from its site's statistics, without running the model.
 
@@ -62,22 +40,17 @@ def quantize_model(
     Args:
         model: the base model; not changed.
         stats: of the calibration set.
-        samples: the calibration set itself, which `propagate: quantized` runs; not read otherwise.
         factors: of Hessians, shared between the schemes of one calibration set; None: nothing to share.
-        masks: sample id -> bool (tokens,), the tokens that count, as they were collected; read as `samples` are.
 
     Raises:
-        ValueError: the scheme does not suit the model or the statistics; nothing was computed then.
+        ValueError: the scheme does not suit the model or the statistics, or it propagates, which `propagated` does;
+            nothing was computed then.
     """
+    if scheme.propagate == "quantized":
+        raise ValueError("propagate: quantized runs the calibration set again: call propagate.propagated instead")
     linears = quantizable_linears(model, scheme.ignore)
     sizes = layer_group_sizes(linears, scheme)
     require_statistics(linears, stats, scheme)
-    if scheme.propagate == "quantized":
-        if samples is None:
-            raise ValueError("propagate: quantized runs the calibration set again, and none was given; remove it")
-        propagated: Any = import_module("plumbline.quantized_model.propagate").propagated
-        solved: Quantized = propagated(model, samples, scheme, stats, masks)
-        return solved
     sites = {member: site for site in stats.sites.values() for member in site.members}
     by_site: dict[str, list[str]] = {}
     for name in linears:
@@ -138,7 +111,7 @@ def _transform(
 
 
 def _quantize_transformed(
-    transform: Transform, members: dict[str, Tensor], site: Site | None, grid: Grid, scheme: SchemeParams
+    transform: Transform, members: dict[str, Tensor], site: InputStatistics | None, grid: Grid, scheme: SchemeParams
 ) -> dict[str, Layer]:
     """`quantize_site` of the folded weights behind the scaled input; errors against the weights as they were."""
     scales = transform.scales.get(next(iter(members)) if site is None else site.members[0])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from plumbline.quantized_model.activations import quantize_activation, quantize_per_token
 from plumbline.quantized_model.grid import dequantize
+from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantize import Quantized
 
 Model = TypeVar("Model", bound=nn.Module)
 

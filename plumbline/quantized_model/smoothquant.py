@@ -8,18 +8,15 @@ scale can be folded (the paper: the inputs of attention and of the MLP), and sta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plumbline.quantized_model.fold_search import find_folds
-from plumbline.quantized_model.folding import Changes, Fold, Transform, shared, snapped
+from plumbline.quantized_model.folding import Fold, FoldedParameters, Transform, shared, snapped
+from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.params import SchemeParams
-
-if TYPE_CHECKING:
-    from plumbline.quantized_model.layer import Site, Statistics
 
 
 def smoothquant(
@@ -34,7 +31,7 @@ def smoothquant(
         scheme: `smoothing` is alpha.
     """
     folds, unfolded = find_folds(model, sites_read_by(linears, stats))
-    changes = Changes(model)
+    changes = FoldedParameters(model)
     scales: dict[str, Tensor] = {}
     spread: dict[str, dict[str, float]] = {}
     for name, fold in folds.items():
@@ -57,7 +54,7 @@ def smoothquant(
 OVERFLOW = "a folded weight is not finite in the model's dtype"
 
 
-def smoothing_scale(site: Site, weights: list[Tensor], fold: Fold, alpha: float) -> Tensor:
+def smoothing_scale(site: InputStatistics, weights: list[Tensor], fold: Fold, alpha: float) -> Tensor:
     """s (width,) float32, on the CPU as statistics are; 1 for a channel that is never used or that no weight reads.
 
     Args:
@@ -77,7 +74,7 @@ def sites_read_by(linears: Mapping[str, nn.Linear], stats: Statistics) -> dict[s
     return {name: members for name, members in found.items() if members}
 
 
-def members_dtype(linears: Mapping[str, nn.Linear], site: Site) -> torch.dtype:
+def members_dtype(linears: Mapping[str, nn.Linear], site: InputStatistics) -> torch.dtype:
     return next(linears[member].weight.dtype for member in site.members if member in linears)
 
 
@@ -88,5 +85,5 @@ def why_not(fold: Fold, linears: Mapping[str, nn.Linear], scheme: SchemeParams) 
     return None
 
 
-def _absmax(site: Site) -> Tensor:
+def _absmax(site: InputStatistics) -> Tensor:
     return torch.maximum(-site.min, site.max).double()

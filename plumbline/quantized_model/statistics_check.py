@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from plumbline.quantized_model.input_statistics import Statistics
 from plumbline.quantized_model.params import SchemeParams
-
-if TYPE_CHECKING:
-    from plumbline.quantized_model.quantize import Statistics
 
 HOW = {
     "hessian": ("second moments", "set statistics.hessian: true in params.yaml"),

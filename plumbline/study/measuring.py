@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.histogram import n_buckets
 from plumbline.activation_stats.multi_set import SetTotals, collect_together, hessian_bytes
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.totals import Sample
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.inputs import linear_layers
 from plumbline.base_model.one_thread import one_thread
@@ -30,7 +31,8 @@ from plumbline.evaluation.measure import measure
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantize import Samples, quantize_model
+from plumbline.quantized_model.propagate import propagated
+from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
 from plumbline.study.controls import without_calibration
 from plumbline.study.draws import Cell, Plan
@@ -189,7 +191,7 @@ class _Given:
     """What a model is quantized from."""
 
     totals: SetTotals
-    samples: Samples
+    samples: Sequence[Sample]
     """In order of their id."""
     set_digest: str
 
@@ -220,7 +222,10 @@ class _Evaluator:
                 self.base[index]
 
     def __call__(self, given: _Given, scheme: SchemeParams, factors: Factors) -> Measured:
-        quantized = quantize_model(self.model, given.totals, scheme, given.samples, factors)
+        if scheme.propagate == "quantized":
+            quantized = propagated(self.model, given.samples, scheme, given.totals)
+        else:
+            quantized = quantize_model(self.model, given.totals, scheme, factors)
         tokens, sample_of_token = measure(self.base, simulate(self.model, quantized, scheme), self.work)
         of_token = self.document_of_sample[sample_of_token]
         return Measured(

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from plumbline.base_model.inputs import LinearInputs, require_finite, require_readable
 from plumbline.base_model.one_thread import one_thread
 from plumbline.calibration_set.strategies.base import Samples
-from plumbline.evaluation.divergence import BasePrediction, predict, token_divergence
+from plumbline.divergence import BasePrediction, predict, token_divergence
 from plumbline.quantized_model.gptq import gptq
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.scheme import group_size_for, quantizable_linears

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -164,10 +165,8 @@ def check_columns(x: Tensor, bits: int, counted: Tensor | None) -> Tensor:
     assert (abs(found.sums[1].numpy() - magnitude) <= 1e-13 * magnitude).all()
     assert (abs(found.sums[2].numpy() - square) <= 1e-13 * square).all()
     expected = torch.ones_like(counts)
-    for row, numbers in enumerate(bucket(x, bits).tolist()):
-        if counted is None or counted[row]:
-            for channel, number in enumerate(numbers):
-                expected[channel, number] += 1
+    numbers = bucket(x if counted is None else x[counted], bits).long().numpy()
+    np.add.at(expected.numpy(), (np.arange(x.shape[1]), numbers), 1)
     assert torch.equal(counts, expected)
     return found.sums
 
@@ -229,18 +228,10 @@ def test_the_largest_magnitudes_with_ties_by_position_then_channel(x: Tensor, k:
     positions = torch.randperm(2 * len(x), generator=torch.Generator().manual_seed(seed))[: len(x)]
     cut = len(x) // 3  # the rows come in two parts, as those of a layer that runs twice
     parts = [(part, place) for part, place in ((x[:cut], positions[:cut]), (x[cut:], positions[cut:])) if len(part)]
-    rows = (
-        [
-            (-abs(float(x[row, channel])), int(positions[row]), channel, float(x[row, channel]))
-            for row in range(len(x))
-            for channel in range(x.shape[1])
-        ]
-        if x.numel() <= 4000
-        else None
-    )
-    if rows is None:
-        return
-    expected = [(value, position, channel) for _, position, channel, value in sorted(rows)[:k]]
+    values = x.double().numpy().ravel()
+    rows, channels = np.divmod(np.arange(x.numel()), x.shape[1])
+    order = np.lexsort((channels, positions.numpy()[rows], -abs(values)))[:k]
+    expected = [(float(values[i]), int(positions[rows[i]]), int(channels[i])) for i in order]
     expected += [(0.0, -1, -1)] * (k - len(expected))
     assert largest(parts, k) == expected
     with pytest.MonkeyPatch.context() as patch:

@@ -257,8 +257,8 @@ def test_quantized_activations_are_measured(root, samples, tmp_path):
     a loading path that drops activation scales (dequantize=True) would not see."""
     from plumbline.quantized_model.export import export
     from plumbline.quantized_model.grid import Grid
+    from plumbline.quantized_model.layer import Layer, Quantized
     from plumbline.quantized_model.params import ActivationParams, SchemeParams
-    from plumbline.quantized_model.quantize import Layer, Quantized
     from plumbline.quantized_model.rtn import rtn
     from plumbline.quantized_model.scheme import quantizable_linears
 

@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
+from tests.helpers.quantizing import quantize
 from tests.helpers.schemes import SHIPPED
 
 DEVICE = "cuda"
@@ -61,8 +61,8 @@ def test_schemes(
     scheme = SchemeParams.model_validate(SHIPPED[name])
     samples = [(f"{row:03}", ids) for row, ids in enumerate(tokens.tolist())]
     with torch.no_grad():
-        expected = simulate(base, quantize_model(base, seen_by_base, scheme, samples), scheme)(tokens).logits
-        quantized = quantize_model(on_gpu, seen_by_base, scheme, samples)
+        expected = simulate(base, quantize(base, seen_by_base, scheme, samples), scheme)(tokens).logits
+        quantized = quantize(on_gpu, seen_by_base, scheme, samples)
         found = simulate(on_gpu, quantized, scheme)(tokens.to(DEVICE)).logits.cpu()
         damage = float((expected - base(tokens).logits).norm())
     assert float((found - expected).norm()) <= 0.1 * damage  # a tie may round the other way

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 from plumbline.artifact import sha256_file
 from plumbline.quantized_model.export import _scheme, add_provenance, compress, export
 from plumbline.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
+from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantize import Layer, quantize_model
+from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.rtn import rtn
 from plumbline.quantized_model.simulate import simulate
 

@@ -11,10 +11,11 @@ from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.base_model.decoder import Decoder
 from plumbline.quantized_model.grid import Grid, QuantizedWeight, dequantize
-from plumbline.quantized_model.layer import Layer, quantize_site
+from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.propagate import propagated, walk
 from plumbline.quantized_model.quantize import quantize_model
+from plumbline.quantized_model.quantize_site import quantize_site
 
 SCHEME = SchemeParams.model_validate({"method": "gptq", "group_size": 32, "weight_bits": 3, "propagate": "quantized"})
 STAGES = [

@@ -14,8 +14,8 @@ from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.export import export
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
+from tests.helpers.quantizing import quantize
 from tests.helpers.schemes import SHIPPED
 
 FACTORS = Factors()
@@ -52,7 +52,7 @@ def test_quantizes_loads_and_computes_the_simulated_logits(
 ) -> None:
     scheme = SchemeParams.model_validate(SHIPPED[name])
     samples = [(f"{row:03}", ids) for row, ids in enumerate(texts.tolist())]
-    quantized = quantize_model(base, seen_by_base, scheme, samples, FACTORS)
+    quantized = quantize(base, seen_by_base, scheme, samples, FACTORS)
     assert not [layer for layer in quantized.layers.values() if layer.fallback]
     export(base, quantized, scheme, stories, tmp_path)
     found = logits(AutoModelForCausalLM.from_pretrained(tmp_path), texts)
@@ -71,7 +71,7 @@ def test_one_model_is_quantized_by_several_threads(
     samples = [(f"{row:03}", ids) for row, ids in enumerate(texts.tolist())]
 
     def answers() -> torch.Tensor:
-        return logits(simulate(base, quantize_model(base, seen_by_base, scheme, samples), scheme), texts)
+        return logits(simulate(base, quantize(base, seen_by_base, scheme, samples), scheme), texts)
 
     with ThreadPoolExecutor(4) as threads, one_thread():
         expected = answers()

@@ -57,8 +57,8 @@ def test_a_site_left_out_or_never_reached(llama, stats) -> None:
     assert len(quantize_model(llama, changed(stats, None), dynamic).layers) == 14
 
 
-def test_propagation_without_samples_is_refused(llama, stats) -> None:
-    with pytest.raises(ValueError, match="runs the calibration set again, and none was given"):
+def test_a_scheme_that_propagates_is_refused(llama, stats) -> None:
+    with pytest.raises(ValueError, match="call propagate.propagated"):
         quantize_model(llama, stats, SchemeParams(method="gptq", propagate="quantized"))
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plumbline.evaluation import divergence
-from plumbline.evaluation.divergence import predict, token_divergence
+from plumbline import divergence
+from plumbline.divergence import predict, token_divergence
 
 
 def reference(base: torch.Tensor, quantized: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, ...]:
