@@ -12,15 +12,16 @@ PACKAGE = Path(__file__).parent
 
 
 @cache
-def load(name: str, version: int) -> ctypes.CDLL | None:
-    """The compiled library `name` (a path below the package, without suffix), or None where it cannot be used.
+def load(source: str, version: int) -> ctypes.CDLL | None:
+    """The library that was compiled from a C source of the package, or None where it cannot be used.
 
     Says once why it cannot. Each library exports `plumbline_version()`, the version of its interface.
 
     Args:
-        name: such as `activation_stats/_kernel`.
+        source: its path in the package, such as `activation_stats/kernel.c`, compiled to `activation_stats/_kernel`.
         version: the interface that the caller expects.
     """
+    name = str(Path(source).with_name(f"_{Path(source).stem}"))
     log = logging.getLogger(__name__)
     built = [file for suffix in EXTENSION_SUFFIXES if (file := PACKAGE / f"{name}{suffix}").is_file()]
     if not built:
@@ -40,3 +41,13 @@ def load(name: str, version: int) -> ctypes.CDLL | None:
         )
         return None
     return library
+
+
+def implementation(source: str, version: int) -> str:
+    """`compiled` if the compiled library does the work on this machine, else `fallback`.
+
+    A library may say by `plumbline_level()` that this processor lacks its instructions.
+    """
+    library = load(source, version)
+    level = getattr(library, "plumbline_level", None)
+    return "fallback" if library is None or (level is not None and not level()) else "compiled"

@@ -41,7 +41,7 @@ WITH_AVX2, WITH_AVX512 = 1, 2
 def library() -> ctypes.CDLL | None:
     """`kernel.c`, where it was compiled and this processor runs it; says once which implementation is used."""
     log = logging.getLogger(__name__)
-    loaded = kernels.load("activation_stats/_kernel", VERSION)
+    loaded = kernels.load("activation_stats/kernel.c", VERSION)
     if loaded is None:
         return None
     if not loaded.plumbline_level():

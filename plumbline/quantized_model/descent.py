@@ -105,7 +105,7 @@ def _descend(S: Tensor, G: Tensor, codes: Tensor, levels: Tensor) -> None:
 @cache
 def library() -> Any:
     """The compiled `plumbline_descend`; None where there is none."""
-    loaded = kernels.load("quantized_model/_descent", VERSION)
+    loaded = kernels.load("quantized_model/descent.c", VERSION)
     if loaded is None:
         return None
     function = loaded.plumbline_descend

@@ -25,7 +25,7 @@ BLOCK = 128
 @cache
 def library() -> ctypes.CDLL | None:
     """`solver.c`, where it was compiled; says once which implementation is used."""
-    loaded = kernels.load("quantized_model/_solver", VERSION)
+    loaded = kernels.load("quantized_model/solver.c", VERSION)
     if loaded is None:
         return None
     address, number, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
