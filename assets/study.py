@@ -14,10 +14,15 @@ from plumbline.graph.partitions import STUDIES
 from plumbline.graph.step import OWNERS, Step, code_version, materialize
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.params import StudyParams
+from plumbline.versioning.code import module_version
 
-PRESENTATION = ("plumbline/calibration_report", "plumbline/study")
-"""Code that decides how results are judged and shown, and not what is measured (`MEASURING` aside)."""
-MEASURING = ("controls.py", "distances.py", "draws.py", "measuring.py")
+MEASURING = (
+    "plumbline.study.controls",
+    "plumbline.study.distances",
+    "plumbline.study.draws",
+    "plumbline.study.measuring",
+)
+"""Code that decides what is measured, and not how results are judged and shown."""
 
 
 @dg.asset(
@@ -33,22 +38,19 @@ MEASURING = ("controls.py", "distances.py", "draws.py", "measuring.py")
 )
 def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
     def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.artifact import sha256_files
         from plumbline.base_model.checkpoint import BaseCheckpoint
         from plumbline.calibration_set.pool import Sources
-        from plumbline.study import measuring
         from plumbline.study.build import build_study
 
         params = StudyParams.model_validate(step.params[f"studies.{key}"])
         base = BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
-        code = {path: md5 for path, md5 in step.code.items() if not path.startswith(PRESENTATION)}
         return build_study(
             params,
             {name: SchemeParams.model_validate(step.params["schemes"][name]) for name in params.schemes},
             StatisticsParams.model_validate(step.params["statistics"]),
             Sources(step.input("tokenized_samples"), step.input("sample_features"), base),
             step.root / ".plumbline" / "study",
-            {**code, **step.inputs, **sha256_files(Path(measuring.__file__).parent, MEASURING)},
+            {"code": module_version(*MEASURING), **step.inputs},
             out,
             key,
         )

@@ -33,7 +33,7 @@ from plumbline.sample_features.embed import build_sample_features
 from plumbline.sample_features.params import FeatureParams
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.tokenize import build_tokenized_samples
-from plumbline.versioning.digest import content_md5
+from plumbline.versioning.digest import dvc_digest
 
 BASE = BaseCheckpoint.of(ModelParams())
 AIM = 0.15
@@ -108,7 +108,7 @@ def measure(root: Path, documents: int, words: int, embed: bool) -> dict[str, di
     write_documents(root / "inbox", documents, round(ADDED * documents), words)
     found = {"increment": build(root, "increment", "before", embed), "anew": build(root, "anew", None, embed)}
     for stage in found["anew"]:
-        assert content_md5(root / "increment" / stage) == content_md5(root / "anew" / stage), stage
+        assert dvc_digest(root / "increment" / stage) == dvc_digest(root / "anew" / stage), stage
     return found
 
 

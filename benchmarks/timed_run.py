@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from plumbline.graph import step
 from plumbline.graph.run import run_graph
-from plumbline.versioning import recording as versioning
 from plumbline.workspace import workspace_root
 
 
@@ -18,14 +18,14 @@ def main() -> None:
     whole: dict[str, float] = {}
     functions: dict[str, float] = {}
     began: list[tuple[str, float]] = []
-    recording = versioning.recording
+    recording = step.recording
 
     @contextlib.contextmanager
     def clocked(root: Path, name: str, *arguments: Any) -> Iterator[Any]:
         """What runs inside `recording` is the stage's pure function, nothing else."""
-        with recording(root, name, *arguments) as step:
+        with recording(root, name, *arguments) as begun:
             started = time.perf_counter()
-            yield step
+            yield begun
             asset = name.split("@")[0]
             functions[asset] = functions.get(asset, 0) + time.perf_counter() - started
 
@@ -36,7 +36,7 @@ def main() -> None:
             name, started = began[-1]
             whole[name] = whole.get(name, 0) + time.perf_counter() - started
 
-    versioning.recording = clocked
+    step.recording = clocked
     run_graph(workspace_root(), announce=announce)
     Path("seconds.json").write_text(json.dumps({"whole": whole, "functions": functions}))
 

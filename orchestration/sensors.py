@@ -51,7 +51,7 @@ def _launch(context: dg.SensorEvaluationContext, trigger: str, why: str = "") ->
     """The `ingest` run for what was taken in and no run has read, once."""
     from plumbline.graph.intake import request
     from plumbline.raw_corpus.intake import INTAKE
-    from plumbline.versioning.digest import content_md5
+    from plumbline.versioning.digest import dvc_digest
 
     def launched(key: str) -> bool:
         return context.instance.get_runs_count(dg.RunsFilter(tags={"dagster/run_key": key})) > 0
@@ -59,7 +59,7 @@ def _launch(context: dg.SensorEvaluationContext, trigger: str, why: str = "") ->
     asked = request(workspace_root(), launched)
     if asked is None:
         return dg.SkipReason(why or "everything that was taken in has its run")
-    digest = content_md5(workspace_root() / INTAKE)
+    digest = dvc_digest(workspace_root() / INTAKE)
     changes = {name: dg.MetadataValue.json(value) for name, value in asked.changes.items()}
     event = dg.AssetMaterialization(inbox.key, metadata=changes, tags={"dagster/data_version": digest})
     tags = {"plumbline/trigger": trigger}

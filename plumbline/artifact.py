@@ -7,10 +7,10 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def canonical_json(value: Any) -> str:
@@ -63,6 +63,8 @@ def replace_text(path: Path, text: str) -> None:
 
 def write_table(path: Path, table: pa.Table, row_group_size: int = 4096) -> None:
     """Write a Parquet file whose bytes depend on the table alone."""
+    import pyarrow.parquet as pq  # the other functions serve commands that start sooner without it
+
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd", row_group_size=row_group_size, write_statistics=False)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from plumbline.artifact import canonical_json, read_json, write_json, write_table
 from plumbline.calibration_set.pool import Sources, of_domains
 from plumbline.calibration_set.reader import SCHEMA, set_digest
-from plumbline.calibration_set.representativeness import representativeness
+from plumbline.calibration_set.representativeness.compare import representativeness
 from plumbline.calibration_set.representativeness.plots import LENGTHS, PANEL, plot_lengths, plot_panel
 from plumbline.calibration_set.strategies import Strategy, get
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator, sample_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -12,7 +13,9 @@ import click
 
 from plumbline.cli import audit as audit_commands
 from plumbline.cli import release as release_commands
-from plumbline.workspace import workspace_root
+from plumbline.cli import stage as stage_commands
+from plumbline.versioning.code import link_library
+from plumbline.workspace import NoWorkspace, workspace_root
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -30,9 +33,11 @@ def main() -> None:
     os.environ.setdefault("TQDM_DELAY", "2")
     os.environ.setdefault("TQDM_MININTERVAL", "0.2" if sys.stderr.isatty() else "20")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with contextlib.suppress(NoWorkspace, OSError):  # outside of a workspace, or in one that may only be read
+        link_library(workspace_root())
 
 
-for command in (*audit_commands.COMMANDS, *release_commands.COMMANDS):
+for command in (*audit_commands.COMMANDS, *release_commands.COMMANDS, *stage_commands.COMMANDS):
     main.add_command(command)
 
 
@@ -47,7 +52,6 @@ def run(only: tuple[str, ...]) -> None:
     from plumbline.graph.run import RunFailed, run_graph
 
     root, started = workspace_root(), time.perf_counter()
-    _require_git_or_no_scm(root)
     try:
         steps = run_graph(root, only, click.echo)
     except (RunFailed, ValueError) as error:
@@ -128,7 +132,6 @@ def study(names: tuple[str, ...]) -> None:
     from plumbline.params import load_params, request
 
     root, started = workspace_root(), time.perf_counter()
-    _require_git_or_no_scm(root)
     try:
         asked = names or tuple(load_params(root).studies)
         if not asked:
@@ -158,7 +161,8 @@ def status() -> None:
     Example: plumbline status || plumbline run
     """
     from plumbline.graph.intake import waiting
-    from plumbline.versioning.recording import changed_stages, on_request
+    from plumbline.versioning.pipeline import on_request
+    from plumbline.versioning.status import changed_stages
 
     root = workspace_root()
     new = waiting(root).as_dict()
@@ -171,8 +175,8 @@ def status() -> None:
         click.echo(f"{name}\n    " + "\n    ".join(reasons))
     stale = f"{len(changed)} stages out of date: plumbline run" if changed else ""
     click.echo(stale or ("the inbox has news: plumbline run" if new else "everything is up to date"))
-    for asset in sorted(on_request(root)):
-        for name, why in changed_stages(root, asset).items():
+    if names := on_request(root):
+        for name, why in changed_stages(root, *names).items():
             click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))
     sys.exit(1 if changed or new else 0)
 
@@ -308,15 +312,6 @@ def _took(steps: int, seconds: float) -> str:
     if not steps:
         return f"everything is up to date ({seconds:.1f} s)\n"
     return f"{steps} {'step' if steps == 1 else 'steps'} in {seconds:.0f} s\n"
-
-
-def _require_git_or_no_scm(root: Path) -> None:
-    """A copy of the project without git (an archive) works once DVC is told so."""
-    if not (root / ".git").exists():
-        local = root / ".dvc" / "config.local"
-        if "no_scm" not in (local.read_text() if local.is_file() else ""):
-            with local.open("a") as file:
-                file.write("[core]\n    no_scm = true\n")
 
 
 if __name__ == "__main__":

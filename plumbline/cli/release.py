@@ -92,17 +92,17 @@ def gc(cloud: bool, all_commits: bool, dry: bool) -> None:
     """
     from plumbline.tracking.client import TrackingError
     from plumbline.tracking.run_logging import registry
-    from plumbline.versioning.garbage import collect, kept
+    from plumbline.versioning.garbage import collect
 
     root = workspace_root()
     options = [name for name, on in (("--cloud", cloud), ("--all-commits", all_commits), ("--dry", dry)) if on]
     try:
-        keep = kept(registry(root))
-        said = collect(root, frozenset().union(*keep.values()), options)
+        versions = registry(root).versions()
+        said = collect(root, frozenset().union(*(each.rests_on for each in versions)), options)
     except (ValueError, OSError, RuntimeError, TrackingError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(said)
-    click.echo(f"kept: the workspace, and what {len(keep)} registered versions rest on")
+    click.echo(f"kept: the workspace, and what {len(versions)} registered versions rest on")
 
 
 def version_named(models: Registry, name: str, root: Path) -> Version:

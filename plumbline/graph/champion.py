@@ -11,9 +11,11 @@ from plumbline.deployed_model.promote import Champion
 from plumbline.params import load_params
 from plumbline.tracking.model_version import Version
 from plumbline.tracking.promotion import Registry
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.code import code_version
+from plumbline.versioning.lock import read_lock, stage_name
 from plumbline.versioning.object_store import Store
 from plumbline.versioning.recording import Step
+from plumbline.versioning.recording import scratch as scratch_folder
 
 Evaluate = Callable[[Path, Path], object]
 """(a quantized model's folder, an empty folder for its evaluation)"""
@@ -37,18 +39,19 @@ def champion_of(step: Step, registry: Registry, evaluate: Evaluate) -> Champion 
 
 def models(root: Path) -> dict[str, str]:
     """DVC hash of every pair's model, as dvc.lock has it."""
-    lock = versioning.lock_entries(root)
-    entries = {pair: lock.get(versioning.stage_name("quantized_model", pair)) for pair in load_params(root).pairs()}
-    return {pair: str(entry["outs"][0]["md5"]) for pair, entry in entries.items() if entry is not None}
+    lock = read_lock(root)
+    entries = {pair: lock.get(stage_name("quantized_model", pair)) for pair in load_params(root).pairs()}
+    return {pair: entry.md5 for pair, entry in entries.items() if entry is not None}
 
 
 def _evaluated(step: Step, version: Version, evaluate: Evaluate) -> Champion:
-    conditions = [step.inputs["data/tokenized_samples"], step.params["evaluation"], step.params["model"], step.code]
+    code = code_version("evaluation")
+    conditions = [step.inputs["data/tokenized_samples"], step.params["evaluation"], step.params["model"], code]
     kept = step.root / ".plumbline" / "champion" / sha256_json([version.model, *conditions])[:32]
     if kept.is_dir():
         return Champion(version.pair, version.model, kept)
     try:
-        with versioning.scratch(step.root, "champion-evaluation") as scratch:
+        with scratch_folder(step.root, "champion-evaluation") as scratch:
             model, out = scratch / version.pair, scratch / "evaluation"
             out.mkdir()
             Store(step.root).place(version.model, model)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.pipeline import stage_names
 
 
 @lru_cache(maxsize=1)
@@ -37,11 +37,7 @@ def stage_assets(root: Path) -> list[dg.AssetsDefinition]:
     """The assets that have a stage in dvc.yaml, in its order: upstream first."""
     graph = load_definitions(root).resolve_asset_graph()
     assets = {key.to_user_string(): key for key in graph.executable_asset_keys}
-    return [
-        load_definitions(root).get_assets_def(assets[stage])
-        for stage in versioning.stage_names(root)
-        if stage in assets
-    ]
+    return [load_definitions(root).get_assets_def(assets[stage]) for stage in stage_names(root) if stage in assets]
 
 
 def checks_of(root: Path, asset: dg.AssetsDefinition) -> list[dg.AssetChecksDefinition]:

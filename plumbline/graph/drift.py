@@ -16,8 +16,9 @@ from plumbline.params import load_params
 from plumbline.raw_corpus.params import Directory
 from plumbline.tracking.model_version import Version
 from plumbline.tracking.promotion import Registry
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.lock import read_lock
 from plumbline.versioning.object_store import Store
+from plumbline.versioning.recording import scratch as scratch_folder
 from plumbline.workspace import workspace_root
 
 RESULT = Path(".plumbline") / "drift.json"
@@ -89,7 +90,7 @@ def measure() -> dict[str, Any]:
     if isinstance(of, str):
         raise ValueError(f"production_drift: {of}")
     data = root / "data"
-    with versioning.scratch(root, "drift") as scratch:
+    with scratch_folder(root, "drift") as scratch:
         corpus, samples, features = (scratch / name for name in ("raw_corpus", "tokenized_samples", "sample_features"))
         for folder in (corpus, samples, features):
             folder.mkdir()
@@ -106,9 +107,9 @@ def measure() -> dict[str, Any]:
 
 def _calibration_set(root: Path, champion: Version, scratch: Path) -> Path:
     """The set that the champion was calibrated on: the graph's where it is still that one, else out of DVC's cache."""
-    for entry in versioning.lock_entries(root).values():
-        for out in entry.get("outs", []):
-            if out["md5"] == champion.calibration_set and (root / out["path"]).is_dir():
-                return root / out["path"]
+    for entry in read_lock(root).values():
+        for path, md5 in entry.outs.items():
+            if md5 == champion.calibration_set and (root / path).is_dir():
+                return root / path
     Store(root).place(champion.calibration_set, scratch / "champion")
     return scratch / "champion"

@@ -24,8 +24,8 @@ from plumbline.params import load_params
 from plumbline.raw_corpus.intake import INTAKE, Changes, Intake, read_intake, take_in, write_intake
 from plumbline.raw_corpus.params import HuggingFace
 from plumbline.raw_corpus.stores import Seen, store_of
-from plumbline.versioning import recording as versioning
-from plumbline.versioning.digest import content_md5
+from plumbline.versioning.digest import dvc_digest
+from plumbline.versioning.lock import read_lock
 
 SETTLED = 4.0
 """Seconds for which a file must have looked the same before it counts as complete."""
@@ -155,12 +155,11 @@ def hub_commit(dataset: str, branch: str, endpoint: str | None = None) -> str:
 def unread(root: Path) -> bool:
     """Whether intake.yaml lists something else than the last run read."""
     path = root / INTAKE
-    entry = versioning.lock_entries(root).get("raw_corpus")
+    entry = read_lock(root).get("raw_corpus")
     if entry is None:
         intake = read_intake(path)
         return bool(intake.files or intake.revisions)
-    read = {dep["path"]: dep["md5"] for dep in entry.get("deps", [])}
-    return not path.is_file() or content_md5(path) != read.get(INTAKE)
+    return not path.is_file() or dvc_digest(path) != entry.deps.get(INTAKE)
 
 
 def request(root: Path, launched: Callable[[str], bool], now: Callable[[], float] = time.time) -> Request | None:
@@ -173,7 +172,7 @@ def request(root: Path, launched: Callable[[str], bool], now: Callable[[], float
         if not unread(root):
             return None
         path = root / INTAKE
-        key = f"intake-{content_md5(path)[:16]}-{path.stat().st_mtime_ns}"
+        key = f"intake-{dvc_digest(path)[:16]}-{path.stat().st_mtime_ns}"
         if launched(key):
             return None
         claim = state.get("claim", {})

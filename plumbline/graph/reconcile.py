@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from plumbline.graph.step import provenance_tags
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.lock import read_lock, stage_name
 from plumbline.workspace import workspace_root
 
 
@@ -15,7 +15,7 @@ def reconcile(instance: dg.DagsterInstance, defs: dg.Definitions) -> list[str]:
     The code version is that of the code which made the output, read from the entry. Upstream comes first, so that
     downstream events point behind it. Returns the names of the stages that were reported.
     """
-    lock = versioning.lock_entries(workspace_root())
+    lock = read_lock(workspace_root())
     graph = defs.resolve_asset_graph()
     reported = []
     for key in graph.toposorted_asset_keys:
@@ -23,14 +23,14 @@ def reconcile(instance: dg.DagsterInstance, defs: dg.Definitions) -> list[str]:
         name = key.to_user_string()
         partitions = node.partitions_def.get_partition_keys() if node.partitions_def else [None]
         for partition in partitions:
-            stage = versioning.stage_name(name, partition)
+            stage = stage_name(name, partition)
             entry = lock.get(stage)
             if entry is None:
                 continue
             record = instance.get_latest_data_version_record(key, partition_key=partition)
             tags = (record.event_log_entry.tags or {}) if record else {}
             known = (tags.get("dagster/data_version"), tags.get("dagster/code_version"))
-            made = (entry["outs"][0]["md5"], versioning.code_version_of(entry))
+            made = (entry.md5, entry.code_version)
             if known == made:
                 continue
             event = dg.AssetMaterialization(

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from plumbline.graph.intake import take_in_now
 from plumbline.raw_corpus.intake import INTAKE
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.lock import stage_name
+from plumbline.versioning.pipeline import on_request
+from plumbline.versioning.recording import refresh_code_versions, sweep
+from plumbline.versioning.status import changed_stages
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -42,13 +45,12 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
     Raises:
         RunFailed: a step failed; what was finished before stays.
     """
-    versioning.sweep(root)
+    sweep(root)
+    refresh_code_versions(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
         take_in_now(root)
-    left_alone = versioning.on_request(root) - set(only)
-    changed = versioning.changed_stages(root)
-    for name in sorted(versioning.on_request(root) & set(only)):
-        changed |= versioning.changed_stages(root, name)
+    left_alone = on_request(root) - set(only)
+    changed = changed_stages(root, *only)
     if not changed:
         return 0
 
@@ -64,9 +66,9 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
             if name in left_alone or (only and name not in only):
                 continue
             if steps:
-                changed = versioning.changed_stages(root, name)
+                changed = changed_stages(root, name)
             keys = list(asset.partitions_def.get_partition_keys()) if asset.partitions_def else [""]
-            wanted = {key for key in keys if versioning.stage_name(name, key or None) in changed}
+            wanted = {key for key in keys if stage_name(name, key or None) in changed}
             for run in ranges(keys, wanted):
                 what = f"{name} {run[0]}" + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
                 announce(f"▸ {what}".rstrip())

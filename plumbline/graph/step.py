@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.code import Library, library_of, link_library
+from plumbline.versioning.code import code_version as version_in
+from plumbline.versioning.lock import Entry, read_lock, stage_name
 from plumbline.versioning.recording import Step as Step  # for the asset definitions
+from plumbline.versioning.recording import recording
+from plumbline.versioning.status import unfinished_mark
 from plumbline.workspace import workspace_root
 
 Build = Callable[[Step, str, Path], Mapping[str, Any]]
@@ -74,8 +80,15 @@ class _Made:
 
 
 def code_version(asset: str) -> str:
-    """Code version of an asset for its definition."""
-    return versioning.code_version(workspace_root(), asset)
+    """Code version of an asset for its definition, as the library was when the definitions were loaded."""
+    return version_in(asset, _library(workspace_root()))
+
+
+@cache
+def _library(root: Path) -> Library:
+    with contextlib.suppress(OSError):  # a workspace that may only be read
+        link_library(root)
+    return library_of(root)
 
 
 def materialize(
@@ -109,9 +122,9 @@ def materialize(
 
 def _one(asset: str, key: str, build: Build, overrides: Overrides | None, after: After | None) -> _Made:
     started = time.perf_counter()
-    name, changed = versioning.stage_name(asset, key or None), overrides(key) if overrides else {}
-    unfinished = versioning.unfinished_mark(workspace_root(), name)
-    with versioning.recording(workspace_root(), name, changed) as (step, folder):
+    name, changed = stage_name(asset, key or None), overrides(key) if overrides else {}
+    unfinished = unfinished_mark(workspace_root(), name)
+    with recording(workspace_root(), name, changed) as (step, folder):
         summary = build(step, key, folder)
         if after:
             unfinished.parent.mkdir(parents=True, exist_ok=True)
@@ -132,16 +145,15 @@ def _one(asset: str, key: str, build: Build, overrides: Overrides | None, after:
 
 
 def _event(context: dg.AssetExecutionContext, made: _Made) -> dg.AssetMaterialization:
-    entry = versioning.lock_entries(made.step.root).get(made.step.name, {})
-    tags = provenance_tags(context.instance, context.assets_def.asset_deps[context.asset_key], entry, made.step)
+    entry = read_lock(made.step.root)[made.step.name]
+    tags = provenance_tags(context.instance, context.assets_def.asset_deps[context.asset_key], entry)
     return dg.AssetMaterialization(context.asset_key, partition=made.key or None, tags=tags, metadata=made.metadata)
 
 
 def provenance_tags(
     instance: dg.DagsterInstance,
     parents: set[dg.AssetKey],
-    entry: Mapping[str, Any],
-    step: Step | None = None,
+    entry: Entry,
 ) -> dict[str, str]:
     """The tags by which Dagster knows what a materialization was made from, read from a dvc.lock entry.
 
@@ -149,16 +161,15 @@ def provenance_tags(
     event pointer, so that is the parent's newest event of any partition.
     """
     tags = {
-        "dagster/data_version": step.md5 if step else entry["outs"][0]["md5"],
+        "dagster/data_version": entry.md5,
         "dagster/data_version_is_user_provided": "true",
-        "dagster/code_version": step.code_version if step else versioning.code_version_of(entry),
+        "dagster/code_version": entry.code_version,
     }
-    read = {d["path"]: d["md5"] for d in entry.get("deps", [])}
     for parent in parents:
         name = parent.to_user_string()
         folder = f"data/{name}"
         md5 = next(
-            (v for path, v in read.items() if path == folder or Path(path).parent.as_posix() == folder), "INITIAL"
+            (v for path, v in entry.deps.items() if path == folder or Path(path).parent.as_posix() == folder), "INITIAL"
         )
         latest = instance.fetch_materializations(parent, limit=1).records
         tags[f"dagster/input_data_version/{name}"] = md5

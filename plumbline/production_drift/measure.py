@@ -13,7 +13,7 @@ import pyarrow as pa
 from plumbline.artifact import read_json
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.reader import read_calibration_set
-from plumbline.calibration_set.representativeness import representativeness
+from plumbline.calibration_set.representativeness.compare import representativeness
 from plumbline.calibration_set.strategies.base import Selection
 from plumbline.production_drift.params import DriftParams
 from plumbline.raw_corpus.document import PRODUCTION

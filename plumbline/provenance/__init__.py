@@ -9,7 +9,8 @@ from plumbline.provenance.audit import audit, audit_subject
 from plumbline.provenance.link import AuditResult, Link
 from plumbline.provenance.subject import Unresolvable, resolved
 from plumbline.provenance.text import render
-from plumbline.versioning.content import Corrupted, dvc_digest, verify
+from plumbline.versioning.digest import dvc_digest
+from plumbline.versioning.verify import Corrupted, verify
 
 __all__ = [
     "AuditResult",

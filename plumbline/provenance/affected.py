@@ -22,8 +22,7 @@ from plumbline.raw_corpus.document import Document
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.sources.directory import SUFFIXES, read_file
 from plumbline.tracking.model_version import Version
-from plumbline.versioning.content import cached
-from plumbline.versioning.object_store import folders
+from plumbline.versioning.cache import cached, cached_folders
 
 Kind = Literal["document", "file", "text", "source"]
 DOCUMENT = re.compile(r"[0-9a-f]{8,64}")
@@ -247,7 +246,7 @@ def _shards(root: Path) -> Iterator[Path]:
     """Every shard of the workspace, and of every corpus that DVC's cache has; each content once."""
     yield from sorted((root / "data/raw_corpus/shards").glob("*.parquet"))
     seen = set()
-    for _, files in folders(root):
+    for _, files in cached_folders(root):
         if "manifest.json" not in files or "duplicates.parquet" not in files:
             continue
         for name, md5 in files.items():

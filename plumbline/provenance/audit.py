@@ -12,7 +12,7 @@ from plumbline.provenance import data_links, model_links
 from plumbline.provenance.cache_recovery import recover
 from plumbline.provenance.link import AuditResult, Case, Link, dig
 from plumbline.provenance.subject import Subject
-from plumbline.versioning.content import locked
+from plumbline.versioning.lock import read_lock
 
 UNFORESEEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError)
 """What no check foresaw in a file that someone made to break it."""
@@ -62,7 +62,7 @@ def audit(
 def open_case(model: Path, root: Path) -> tuple[Case, str]:
     """A case for these checks, and what is wrong with dvc.lock (empty: nothing)."""
     try:
-        return Case(model, root, locked(root)), ""
+        return Case(model, root, read_lock(root)), ""
     except ValueError as error:
         return Case(model, root, {}), str(error)
 

@@ -12,8 +12,10 @@ from typing import Any
 from plumbline.provenance import data_links
 from plumbline.provenance.link import Case, Link, dig
 from plumbline.provenance.model_links import documents_of, parse_object
-from plumbline.versioning.content import Hasher, locked
-from plumbline.versioning.object_store import Store, folders, read_object_of
+from plumbline.versioning.cache import cached_bytes, cached_folders
+from plumbline.versioning.digest import Hasher
+from plumbline.versioning.lock import read_lock
+from plumbline.versioning.object_store import Store
 from plumbline.versioning.run_history import ARTIFACT
 
 SET, STATS, CORPUS = "data/calibration_set", "data/activation_stats", "data/raw_corpus"
@@ -55,13 +57,13 @@ def _by_content(case: Case) -> dict[str, str]:
     found: dict[str, str] = {}
     if not names or not data_links.NAME.fullmatch(names[0]):
         return found
-    for md5, files in folders(case.root):
+    for md5, files in cached_folders(case.root):
         if {"samples.parquet", "manifest.json"} <= files.keys():
-            data = read_object_of(case.root, files["manifest.json"])
+            data = cached_bytes(case.root, files["manifest.json"])
             if data and dig(parse_object(data), "digest") in digests:
                 found[f"{SET}/{names[0]}"] = md5
         elif "header.json" in files and "stats.safetensors" in files:
-            data = read_object_of(case.root, files["header.json"])
+            data = cached_bytes(case.root, files["header.json"])
             if data and sha256(data).hexdigest() == header:
                 found[f"{STATS}/{names[0]}"] = md5
     return found
@@ -103,15 +105,15 @@ def _corpora(case: Case) -> list[str]:
     from plumbline.provenance.version_index import documents_in_cache
 
     wanted = documents_of(case.record)
-    now = {entry.outs.get(CORPUS) for entry in locked(case.root).values()}
-    found = [md5 for md5, files in folders(case.root) if any(name.startswith("shards/") for name in files)]
+    now = {entry.outs.get(CORPUS) for entry in read_lock(case.root).values()}
+    found = [md5 for md5, files in cached_folders(case.root) if any(name.startswith("shards/") for name in files)]
     return [
         md5 for md5 in sorted(found, key=lambda md5: md5 not in now) if wanted <= documents_in_cache(case.root, md5)
     ]
 
 
 def parameters(case: Case) -> dict[str, Any]:
-    """What every run of the chain was given, by stage: parameters, and the hashes of what it read, code included.
+    """What every run of the chain was given, by stage: parameters, code version, and the hashes of what it read.
 
     Empty where DVC remembers no run of this model.
     """
@@ -119,4 +121,12 @@ def parameters(case: Case) -> dict[str, Any]:
     if made is None:
         return {}
     ancestry = case.history.ancestry(next(iter(made.outs.values())), next(iter(made.outs)))
-    return {entry.name: {"params": entry.params, "deps": entry.deps, "outs": entry.outs} for entry in ancestry.values()}
+    return {
+        entry.name: {
+            "params": entry.params,
+            "deps": entry.deps,
+            "outs": entry.outs,
+            "code_version": entry.code_version,
+        }
+        for entry in ancestry.values()
+    }

@@ -17,7 +17,9 @@ from plumbline.calibration_set.reader import set_digest
 from plumbline.provenance.link import Case, Link, Status, dig, how_to_restore
 from plumbline.provenance.model_links import RESTORE, documents_of, read_object, samples_of
 from plumbline.raw_corpus.document import document_id
-from plumbline.versioning.content import cached_listing, differences, dvc_digest
+from plumbline.versioning.cache import cached_listing
+from plumbline.versioning.code import LIBRARY, code_version
+from plumbline.versioning.digest import differences, dvc_digest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 FIRST = 3
@@ -111,7 +113,13 @@ def _configured(case: Case, named: list[str]) -> Path | None:
 
 
 def _was_replaced(case: Case, folder: Path) -> bool:
-    """dvc.lock records the folder's present content as the dependency of a later run."""
+    """dvc.lock records the folder's present content as what a later run read: as its dependency, or, of the bundled
+    model, as a part of the library."""
+    if folder.is_relative_to(LIBRARY):
+        before = case.entry.code_version if case.entry else ""
+        now = code_version("quantized_model")
+        later = [entry for entry in case.lock.values() if entry.asset == "quantized_model" and entry is not case.entry]
+        return now != before and any(entry.code_version == now for entry in later)
     for entry in case.lock.values():
         for path, md5 in entry.deps.items():
             place = case.root / path

@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from plumbline.versioning.content import Entry, Hasher, cached, damaged, dvc_digest
+from plumbline.versioning.cache import cached, damaged
+from plumbline.versioning.digest import Hasher, dvc_digest
+from plumbline.versioning.lock import Entry
 from plumbline.versioning.run_history import History
 
 Status = Literal["verified", "missing", "tampered"]

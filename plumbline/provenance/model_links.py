@@ -13,8 +13,8 @@ import yaml
 
 from plumbline.artifact import sha256_file, sha256_json
 from plumbline.provenance.link import Case, Link, dig, how_to_restore
-from plumbline.versioning.content import cached_listing, differences
-from plumbline.versioning.digest import folder_digest
+from plumbline.versioning.cache import cached_listing
+from plumbline.versioning.digest import differences, folder_digest
 
 RECORD, CONFIG = "calibration.json", "config.json"
 FORMAT = 1

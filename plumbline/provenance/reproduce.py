@@ -19,8 +19,11 @@ import yaml
 from plumbline.provenance.cache_recovery import CORPUS
 from plumbline.provenance.link import Case, dig
 from plumbline.provenance.restore import used_parameters
-from plumbline.versioning.content import Entry, Hasher, cached_listing, differences, dvc_digest
-from plumbline.versioning.digest import content_md5
+from plumbline.versioning.cache import cached_listing
+from plumbline.versioning.code import LIBRARY, PACKAGE, Library, code_version
+from plumbline.versioning.config import new_project
+from plumbline.versioning.digest import Hasher, differences, dvc_digest
+from plumbline.versioning.lock import Entry
 from plumbline.versioning.object_store import Store
 
 ORDER = (
@@ -32,9 +35,7 @@ ORDER = (
     "activation_stats",
     "quantized_model",
 )
-DVC_CONFIG = "[core]\n    no_scm = true\n    analytics = false\n[cache]\n    type = reflink,hardlink,copy\n"
-CODE = (
-    "plumbline",
+WORKSPACE = (
     "assets",
     "orchestration",
     "dvc.yaml",
@@ -103,55 +104,76 @@ def reproduce(case: Case, announce: Callable[[str], None]) -> Reproduction:
     with tempfile.TemporaryDirectory(prefix="plumbline-reproduce-") as scratch:
         place = Path(scratch) / "workspace"
         place.mkdir()
-        code = _lay_out_code(case, ancestry, place)
+        library, code = _lay_out_code(case, ancestry, place)
         start, assets = _lay_out_sources(case, ancestry, place)
         _write_params(case, made, place)
         announce(f"reproducing {path} in a clean place: {code}; {start}")
-        error = _run(place, assets, announce)
+        error = _run(place, library, assets, announce)
         return Reproduction(_compare(case, ancestry, place, assets), code, start, error)
 
 
-def _lay_out_code(case: Case, ancestry: Mapping[str, Entry], place: Path) -> str:
-    """The code that made the model: the workspace's, if it is still that; else the commit's that recorded the model."""
-    recorded = {
-        dep: md5 for entry in ancestry.values() for dep, md5 in entry.deps.items() if dep.startswith("plumbline/")
-    }
+def _lay_out_code(case: Case, ancestry: Mapping[str, Entry], place: Path) -> tuple[Path, str]:
+    """The workspace's own code in the clean place; returns the library to run, and in words which code that is.
 
-    def others(root: Path) -> list[str]:
-        return sorted(dep for dep, md5 in recorded.items() if not _holds(root / dep, md5))
-
-    told, moved = "the code of the workspace, which is the recorded one", others(case.root)
-    commit = case.history.commit_of(case.digest) if moved else ""
-    if commit:
-        archive = subprocess.run(
-            ["git", "-C", str(case.root), "archive", "--format=tar", commit], capture_output=True, check=True
-        ).stdout
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(place, filter="data")
-        moved, told = others(place), f"the code of commit {commit[:12]}, which recorded the model"
+    That is the installed library if it has the recorded versions; else the one in the commit that recorded the model,
+    where that commit holds the library.
+    """
+    recorded = {entry.asset: entry.code_version for entry in ancestry.values()}
+    others = _other_versions(Library(), recorded)
+    commit = case.history.commit_of(case.digest) if others else ""
+    if commit and case.history.holds(commit, PACKAGE) and _extract(case.root, commit, place):
+        library = place / PACKAGE
+        for compiled in LIBRARY.rglob("*.so"):  # without them, sums end in other bits
+            copy = library / compiled.relative_to(LIBRARY)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(compiled, copy)
+        others, words = _other_versions(Library(library), recorded), f"commit {commit[:12]}, which recorded the model"
     else:
-        ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-        for name in CODE:
-            source, target = case.root / name, place / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=ignore)
-            elif source.is_file():
-                shutil.copyfile(source, target)
-    if moved:
-        told = f"code that is not the recorded one ({', '.join(moved[:4])}), which no commit of dvc.lock leads to"
-    library = Path(__file__).resolve().parents[1]
-    for compiled in library.rglob("*.so"):  # without them, sums end in other bits
-        copy = place / library.name / compiled.relative_to(library)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(compiled, copy)
-    (place / ".dvc").mkdir(exist_ok=True)
-    (place / ".dvc" / "config").write_text(DVC_CONFIG, encoding="utf-8")
-    return told
+        library, words = LIBRARY, "the installed library"
+        _copy_workspace(case.root, place)
+    new_project(place)
+    if not others:
+        return library, f"the recorded code, that of {words}"
+    return library, f"other code than recorded for {', '.join(others)}, that of {words}"
+
+
+def _other_versions(library: Library, recorded: Mapping[str, str]) -> list[str]:
+    """The assets of which a library has not the recorded code, in order."""
+
+    def version(asset: str) -> str:
+        try:
+            return code_version(asset, library)
+        except (ValueError, SyntaxError):  # a library of another time may have no such module
+            return ""
+
+    return [asset for asset in ORDER if asset in recorded and version(asset) != recorded[asset]]
+
+
+def _extract(root: Path, commit: str, place: Path) -> bool:
+    """Write the workspace as a commit has it to an empty folder; whether git could."""
+    command = ["git", "-C", str(root), "archive", "--format=tar", commit]
+    archive = subprocess.run(command, capture_output=True)
+    if archive.returncode:
+        return False
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(place, filter="data")
+    shutil.rmtree(place / ".dvc", ignore_errors=True)
+    return True
+
+
+def _copy_workspace(root: Path, place: Path) -> None:
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in WORKSPACE:
+        source, target = root / name, place / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copyfile(source, target)
 
 
 def _holds(path: Path, md5: str) -> bool:
-    return path.exists() and content_md5(path) == md5
+    return path.exists() and dvc_digest(path) == md5
 
 
 def _inside(path: str) -> bool:
@@ -165,7 +187,7 @@ def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> 
     used, _ = used_parameters(case)
     corpus = ancestry.get(CORPUS)
     moved = []
-    deps = {} if corpus is None else {d: m for d, m in corpus.deps.items() if not d.startswith(("plumbline/", "data/"))}
+    deps = {} if corpus is None else corpus.deps
     for dep, md5 in deps.items():
         if Path(dep).is_absolute() and _holds(Path(dep), md5):
             continue  # read from where it is
@@ -218,13 +240,13 @@ def _write_params(case: Case, made: Entry, place: Path) -> None:
     requested.write_text("requested: []\n", encoding="utf-8")
 
 
-def _run(place: Path, assets: list[str], announce: Callable[[str], None]) -> str:
-    """Run the assets; returns what went wrong, or nothing."""
+def _run(place: Path, library: Path, assets: list[str], announce: Callable[[str], None]) -> str:
+    """Run the assets with a copy of the library; returns what went wrong, or nothing."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment |= {
         "PLUMBLINE_ROOT": str(place),
         "DAGSTER_HOME": str(place / ".dagster"),
-        "PYTHONPATH": str(place),
+        "PYTHONPATH": f"{library.parent}{os.pathsep}{place}",
         "PYTHONUNBUFFERED": "1",
     }
     only = [argument for asset in assets for argument in ("--only", asset)]

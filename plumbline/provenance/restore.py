@@ -14,7 +14,7 @@ from plumbline.artifact import write_json
 from plumbline.provenance import data_links
 from plumbline.provenance.cache_recovery import CORPUS, SET, STATS, chain_hashes, parameters
 from plumbline.provenance.link import Case, dig
-from plumbline.versioning.content import Hasher
+from plumbline.versioning.digest import Hasher
 from plumbline.versioning.object_store import Lacking, Store
 
 WANTED = (SET, STATS)
@@ -77,7 +77,10 @@ def restore(case: Case, target: Path) -> dict[str, Any]:
             "dvc": placed,
             "corpus": hashes.get(CORPUS, ""),
             "parameters": source,
-            "runs": {name: {"deps": run["deps"], "outs": run["outs"]} for name, run in parameters(case).items()},
+            "runs": {
+                name: {part: run[part] for part in ("deps", "outs", "code_version")}
+                for name, run in parameters(case).items()
+            },
         }
         write_json(draft / README, told)
         if target.exists():

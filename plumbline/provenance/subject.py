@@ -18,8 +18,10 @@ from plumbline.provenance.link import Case, Link, dig
 from plumbline.provenance.model_links import RECORD, record_of
 from plumbline.provenance.registry import registry_link, version_of, version_of_run
 from plumbline.tracking.model_version import Version
-from plumbline.versioning.content import HASH, dvc_digest, locked
-from plumbline.versioning.object_store import Store, folders
+from plumbline.versioning.cache import cached_folders
+from plumbline.versioning.digest import HASH, dvc_digest
+from plumbline.versioning.lock import read_lock
+from plumbline.versioning.object_store import Store
 
 MODELS = "data/quantized_model"
 HUB_FOLDER = re.compile(r"models--.+--.+|models--[^-].*")
@@ -136,7 +138,7 @@ def _from_cache(reference: str, md5: str, store: Store, scratch: Path) -> Subjec
 
 def _recorded(root: Path, path: str) -> str | None:
     with contextlib.suppress(ValueError):
-        return next((entry.outs[path] for entry in locked(root).values() if path in entry.outs), None)
+        return next((entry.outs[path] for entry in read_lock(root).values() if path in entry.outs), None)
     return None
 
 
@@ -171,7 +173,7 @@ def _from_weights(reference: str, path: Path, store: Store, scratch: Path) -> Su
         return Subject(reference, found[0], names[0], (link(names[0], others),), place=found[0])
     with path.open("rb") as file:
         md5 = hashlib.file_digest(file, "md5").hexdigest()
-    for digest, files in folders(root):
+    for digest, files in cached_folders(root):
         if RECORD in files and md5 in files.values():
             subject = _from_cache(reference, digest, store, scratch)
             return Subject(reference, subject.folder, subject.shown, (link(subject.shown), *subject.extra))

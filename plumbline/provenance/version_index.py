@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plumbline.provenance.model_links import RECORD, parse_object
-from plumbline.versioning.content import cached, cached_listing, locked
-from plumbline.versioning.object_store import folders, read_object_of
+from plumbline.versioning.cache import cached, cached_bytes, cached_folders, cached_listing
+from plumbline.versioning.lock import read_lock
 
 COLUMNS = ["sample_id", "doc_ids", "domain", "source", "n_tokens"]
 
@@ -52,12 +52,12 @@ def known_sets(root: Path) -> Iterator[Known]:
             rows = pq.read_table(folder / "samples.parquet", columns=COLUMNS).to_pylist()
             seen.add(recorded.get(path, ""))
             yield Known(folder.name, recorded.get(path, ""), True, manifest, tuple(rows))
-    for md5, files in folders(root):
+    for md5, files in cached_folders(root):
         if md5 in seen or not {"samples.parquet", "manifest.json"} <= files.keys():
             continue
         with suppress(OSError, ValueError, KeyError, pa.ArrowException):
-            manifest = parse_object(read_object_of(root, files["manifest.json"]) or b"")
-            samples = io.BytesIO(read_object_of(root, files["samples.parquet"]) or b"")
+            manifest = parse_object(cached_bytes(root, files["manifest.json"]) or b"")
+            samples = io.BytesIO(cached_bytes(root, files["samples.parquet"]) or b"")
             rows = pq.read_table(samples, columns=COLUMNS).to_pylist()
             name = (manifest.get("choice") or {}).get("name", "?")
             yield Known(str(name), md5, False, manifest, tuple(rows))
@@ -73,11 +73,11 @@ def known_models(root: Path) -> Iterator[Known]:
             record = parse_object((folder / RECORD).read_bytes())
             seen.add(recorded.get(path, ""))
             yield _model(folder.name, recorded.get(path, ""), True, record)
-    for md5, files in folders(root):
+    for md5, files in cached_folders(root):
         if md5 in seen or not {RECORD, "config.json"} <= files.keys():
             continue
         with suppress(OSError, ValueError):
-            yield _model("", md5, False, parse_object(read_object_of(root, files[RECORD]) or b""))
+            yield _model("", md5, False, parse_object(cached_bytes(root, files[RECORD]) or b""))
 
 
 def _model(name: str, md5: str, now: bool, record: dict[str, Any]) -> Known:
@@ -90,7 +90,7 @@ def _model(name: str, md5: str, now: bool, record: dict[str, Any]) -> Known:
 
 def _recorded(root: Path) -> dict[str, str]:
     with suppress(ValueError):
-        return {path: md5 for entry in locked(root).values() for path, md5 in entry.outs.items()}
+        return {path: md5 for entry in read_lock(root).values() for path, md5 in entry.outs.items()}
     return {}
 
 

@@ -47,7 +47,7 @@ def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
 
 
 def _distances(plan: Plan, cell: Cell) -> dict[str, float]:
-    from plumbline.calibration_set.representativeness import distances
+    from plumbline.calibration_set.representativeness.compare import distances
 
     drawn = plan.chosen(cell)
     return distances(plan.sources, drawn.pool, drawn.selection, drawn.rows)

@@ -12,7 +12,7 @@ from plumbline.graph.timings import seconds_before
 from plumbline.params import load_params
 from plumbline.raw_corpus.document import OUT_OF_DOMAIN
 from plumbline.tracking.address import tracking_uri
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.lock import read_lock, stage_name, upstream
 from plumbline.versioning.recording import Step
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
     model = step.input("quantized_model", pair)
     chain = read_json(model / "calibration.json")
     metrics = read_json(step.out / "metrics.json")
-    lock = versioning.lock_entries(step.root)
-    set_entry = lock[versioning.stage_name("calibration_set", calibration)]
-    model_entry = lock[versioning.stage_name("quantized_model", pair)]
+    lock = read_lock(step.root)
+    set_entry = lock[stage_name("calibration_set", calibration)]
+    model_entry = lock[stage_name("quantized_model", pair)]
     choice = chain["calibration_set"]["choice"]
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for domain, values in metrics["by_domain"].items():
@@ -69,9 +69,9 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
         scheme=scheme,
         dvc_md5=step.md5,
         model_md5=step.inputs[f"data/quantized_model/{pair}"],
-        calibration_md5=set_entry["outs"][0]["md5"],
+        calibration_md5=set_entry.md5,
         choice=choice,
-        scheme_params=model_entry["params"]["params.yaml"][f"schemes.{scheme}"],
+        scheme_params=model_entry.params[f"schemes.{scheme}"],
         metrics=numbers,
         hashes={
             "calibration_set": chain["calibration_set"]["digest"],
@@ -84,7 +84,7 @@ def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
         code_version=step.code_version,
         model_path=f"data/quantized_model/{pair}",
         counts={name: manifest[name] for name in ("samples", "tokens")},
-        rests_on=versioning.upstream(step.root, step.name),
+        rests_on=upstream(step.root, step.name),
     )
     return {"mlflow_run": mlflow_run, "registered_version": version}
 

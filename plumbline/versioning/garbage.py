@@ -15,17 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from plumbline.tracking.promotion import Registry
-from plumbline.versioning.content import HASH, cache_folder
-
-
-def kept(registry: Registry) -> dict[str, frozenset[str]]:
-    """DVC hashes of everything that each registered version rests on, by `PAIR (version N)`.
-
-    Raises:
-        TrackingError: MLflow does not answer, so nothing may be deleted.
-    """
-    return {f"{each.pair} (version {each.version})": each.rests_on for each in registry.versions()}
+from plumbline.versioning.cache import cache_folder
+from plumbline.versioning.config import new_project
+from plumbline.versioning.digest import HASH
 
 
 def collect(root: Path, hashes: Collection[str], options: Sequence[str] = ()) -> str:
@@ -50,9 +42,7 @@ def collect(root: Path, hashes: Collection[str], options: Sequence[str] = ()) ->
 
 def _project(folder: Path, cache: Path, hashes: Collection[str]) -> None:
     """A DVC project without data, whose outputs are the hashes."""
-    (folder / ".dvc").mkdir()
-    config = f"[core]\n    no_scm = true\n    analytics = false\n[cache]\n    dir = {cache.resolve()}\n"
-    (folder / ".dvc" / "config").write_text(config, encoding="utf-8")
+    new_project(folder, cache.resolve())
     for md5 in sorted(hashes):
         if not HASH.fullmatch(md5):
             raise RuntimeError(f"the registry names {md5!r}, which is no DVC hash; nothing was deleted")

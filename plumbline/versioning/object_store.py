@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from plumbline.versioning.content import HASH, cache_folder, cached, cached_listing
+from plumbline.versioning.cache import cache_folder, cached, cached_listing
+from plumbline.versioning.digest import HASH, md5_of
 
 
 class Lacking(ValueError):
@@ -62,7 +61,7 @@ class Store:
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
-            if _md5(path) != each:
+            if md5_of(path) != each:
                 path.unlink()
                 shown = _shown(self.root, each)
                 raise ValueError(f"{shown} ({name}) holds other bytes than its name says; delete it and `dvc pull`")
@@ -97,37 +96,13 @@ class Store:
         logging.getLogger("dvc").setLevel(logging.CRITICAL)
         logging.getLogger("dvc_data").setLevel(logging.CRITICAL)
         try:
-            with Repo(str(self.root)) as repo:
+            with Repo(str(self.root), config={"core": {"no_scm": True}}) as repo:
                 repo.cloud.pull([HashInfo("md5", md5) for md5 in hashes])
         except (NoRemoteError, RemoteConfigError):
             return
         except (DvcException, OSError, FileNotFoundError) as error:
             why = f"DVC's remote cannot be asked ({str(error)[:200]})"
             raise Lacking(f"{why}; mend .dvc/config, or bring the cache") from error
-
-
-def read_object_of(root: Path, md5: str) -> bytes | None:
-    """The bytes of one file in the cache, if it is there and sound."""
-    path = cached(root, md5)
-    data = path.read_bytes() if path else b""
-    return data if path and hashlib.md5(data).hexdigest() == md5 else None
-
-
-def folders(root: Path) -> Any:
-    """(DVC hash, {relative path: MD5}) of every folder whose listing DVC's cache holds, in order of the hash."""
-    for path in sorted(cache_folder(root).glob("[0-9a-f][0-9a-f]/*.dir")):
-        md5 = path.parent.name + path.name
-        try:
-            files = cached_listing(root, md5) if HASH.fullmatch(md5) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if files:
-            yield md5, files
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _shown(root: Path, md5: str) -> str:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from plumbline.versioning.cache import run_records
+from plumbline.versioning.lock import MALFORMED, Entry, parse_lock, parse_run, read_lock
 
-from plumbline.versioning.content import Entry, cache_folder, entry_of, locked
-
-DATA = "data/"
 ARTIFACT = re.compile(r"data/[a-z_]+(/[a-z0-9][a-z0-9_-]*)?")
 """Where an artifact lies in a workspace. A record that names another place is nobody's that may be followed."""
 
@@ -65,13 +62,13 @@ class History:
     @cached_property
     def _lock(self) -> dict[str, list[Entry]]:
         try:
-            return _by_output(locked(self.root).values())
+            return _by_output(read_lock(self.root).values())
         except ValueError:
             return {}
 
     @cached_property
     def _runs(self) -> dict[str, list[Entry]]:
-        return _by_output(entry for path in sorted(run_cache(self.root)) if (entry := _read_run(path)))
+        return _by_output(entry for path in sorted(run_records(self.root)) if (entry := _read_run(path)))
 
     @cached_property
     def _commits(self) -> dict[str, list[Entry]]:
@@ -89,10 +86,9 @@ class History:
                 return commit
         return ""
 
-
-def run_cache(root: Path) -> Iterator[Path]:
-    """DVC's records of runs, one file each."""
-    return (cache_folder(root).parents[1] / "runs").glob("*/*/*")
+    def holds(self, commit: str, path: str) -> bool:
+        """Whether a commit has a file or folder at this path in the workspace."""
+        return bool(_git(self.root, "ls-tree", commit, "--", path))
 
 
 def _by_output(entries: Any) -> dict[str, list[Entry]]:
@@ -105,26 +101,16 @@ def _by_output(entries: Any) -> dict[str, list[Entry]]:
 
 def _read_run(path: Path) -> Entry | None:
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        entry = entry_of("", yaml.load(path.read_text(encoding="utf-8"), Loader=loader))
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
-        return None  # half-written, or none of DVC's
-    return replace(entry, name=stage_of(next(iter(entry.outs), "")))
+        return parse_run(path.read_text(encoding="utf-8"))
+    except (OSError, *MALFORMED):
+        return None  # half-written, or not DVC's
 
 
 def _read_commit(root: Path, commit: str) -> list[Entry]:
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = yaml.load(_git(root, "show", f"{commit}:./dvc.lock"), Loader=loader) or {}
-        return [entry_of(name, stage) for name, stage in (content.get("stages") or {}).items()]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return list(parse_lock(_git(root, "show", f"{commit}:./dvc.lock")).values())
+    except MALFORMED:
         return []
-
-
-def stage_of(out: str) -> str:
-    """The stage that makes data/ASSET or data/ASSET/KEY."""
-    parts = out.removeprefix(DATA).split("/")
-    return "@".join(parts[:2])
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from plumbline.cli.main import main
 from plumbline.provenance import AuditResult, dvc_digest
-from plumbline.versioning.content import Hasher
+from plumbline.versioning.digest import Hasher
 from tests.helpers.checkpoint import checkpoint
 
 CHOICE, SCHEME = "random-8", "w4a16-rtn"

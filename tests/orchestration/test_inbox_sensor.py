@@ -15,8 +15,8 @@ import yaml
 from orchestration import sensors
 from plumbline.graph import intake as taking
 from plumbline.raw_corpus.intake import INTAKE, read_intake
-from plumbline.versioning import recording as versioning
-from plumbline.versioning.digest import content_md5
+from plumbline.versioning.digest import dvc_digest
+from plumbline.versioning.lock import Entry
 from tests.helpers.paths import PROJECT
 
 HUB = {"kind": "huggingface", "name": "ours/data", "revision": "0" * 40, "follow": "main"}
@@ -44,10 +44,12 @@ class Daemon:
         self.reads = True
         settled = taking.take_in_settled
         monkeypatch.setattr(taking, "take_in_settled", lambda root: settled(root, lambda: self.clock))
-        monkeypatch.setattr(versioning, "lock_entries", lambda _: self.lock())
+        monkeypatch.setattr(taking, "read_lock", lambda _: self.lock())
 
-    def lock(self) -> dict[str, Any]:
-        return {"raw_corpus": {"deps": [{"path": INTAKE, "md5": self.read[-1]["md5"]}]}} if self.read else {}
+    def lock(self) -> dict[str, Entry]:
+        if not self.read:
+            return {}
+        return {"raw_corpus": Entry("raw_corpus", "", {}, {INTAKE: self.read[-1]["md5"]}, {}, "")}
 
     def tick(self, sensor: Any = sensors.inbox_sensor, killed: str = "", seconds: float = 5.0) -> int:
         """Runs launched. Killed before it launched what it was asked, or before it noted that it had."""
@@ -63,7 +65,7 @@ class Daemon:
         self.instance.add_run(dg.DagsterRun(job_name="ingest", tags=tags, status=status))
         if self.reads:
             listed = read_intake(self.root / INTAKE)
-            self.read.append({"md5": content_md5(self.root / INTAKE), "names": list(listed.files)})
+            self.read.append({"md5": dvc_digest(self.root / INTAKE), "names": list(listed.files)})
         self.events += [] if killed else [{k: v.value for k, v in e.metadata.items()} for e in result.asset_events]
         return 1
 

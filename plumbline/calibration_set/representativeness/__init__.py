@@ -7,7 +7,3 @@ called farther than random only where the whole panel says so at a rate of error
 One file per aspect: lengths, domains, tokens, embeddings, classifier, activations; `null` holds the yardstick,
 `panel` puts them together.
 """
-
-from plumbline.calibration_set.representativeness.compare import distances, representativeness
-
-__all__ = ["distances", "representativeness"]

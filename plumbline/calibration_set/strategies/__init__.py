@@ -29,24 +29,19 @@ GROUP = "plumbline.strategies"
 
 BUILT_IN = {
     "random": "plumbline.calibration_set.strategies.uniform",
-    **{
-        name: f"plumbline.calibration_set.strategies.{name}"
-        for name in (
-            "length_stratified",
-            "first_n",
-            "packed_windows",
-            "embedding_cluster",
-            "token_coverage",
-            "activation_coverage",
-            "hessian_matching",
-            "hot_flip",
-            "bandit_coverage",
-            "reinforce",
-            "domain_matched",
-            "mixture",
-            "self_generated",
-        )
-    },
+    "length_stratified": "plumbline.calibration_set.strategies.length_stratified",
+    "first_n": "plumbline.calibration_set.strategies.first_n",
+    "packed_windows": "plumbline.calibration_set.strategies.packed_windows",
+    "embedding_cluster": "plumbline.calibration_set.strategies.embedding_cluster",
+    "token_coverage": "plumbline.calibration_set.strategies.token_coverage",
+    "activation_coverage": "plumbline.calibration_set.strategies.activation_coverage",
+    "hessian_matching": "plumbline.calibration_set.strategies.hessian_matching",
+    "hot_flip": "plumbline.calibration_set.strategies.hot_flip",
+    "bandit_coverage": "plumbline.calibration_set.strategies.bandit_coverage",
+    "reinforce": "plumbline.calibration_set.strategies.reinforce",
+    "domain_matched": "plumbline.calibration_set.strategies.domain_matched",
+    "mixture": "plumbline.calibration_set.strategies.mixture",
+    "self_generated": "plumbline.calibration_set.strategies.self_generated",
 }
 """Name -> module with a function `select`; imported when asked for."""
 

@@ -16,7 +16,8 @@ from plumbline.artifact import write_json
 from plumbline.cli.main import main
 from plumbline.graph import run as graph_run
 from plumbline.params import request, requested
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.lock import stage_name
+from plumbline.versioning.pipeline import on_request, stage_names
 from plumbline.workspace import workspace_root
 from tests.helpers.paths import PROJECT
 
@@ -38,21 +39,22 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         names.append(assets[0].key.to_user_string())
         return Done()
 
-    stages = versioning._stages(workspace_root() / "dvc.yaml")
+    stages = [name for name in stage_names(workspace_root()) if name != "code_versions"]
     asset = next(a for a in ASSETS if a.key.to_user_string() == WAITING)
     monkeypatch.setattr(asset.partitions_def, "_partition_keys", ["asked-for"], raising=False)
 
-    def changed(root: Path, asset: str | None = None) -> dict[str, list[str]]:
-        left_alone = versioning.on_request(root)
+    def changed(root: Path, *assets: str) -> dict[str, list[str]]:
+        left_alone = on_request(root)
         keys = {
             a.key.to_user_string(): a.partitions_def.get_partition_keys() if a.partitions_def else [None]
             for a in ASSETS
         }
-        wanted = [asset] if asset else [name for name in stages if name not in left_alone]
-        return {versioning.stage_name(name, key): ["never run"] for name in wanted for key in keys[name]}
+        wanted = assets or [name for name in stages if name not in left_alone]
+        return {stage_name(name, key): ["never run"] for name in wanted for key in keys[name]}
 
-    monkeypatch.setattr(versioning, "changed_stages", changed)
-    monkeypatch.setattr(versioning, "sweep", lambda root: 0)
+    monkeypatch.setattr(graph_run, "changed_stages", changed)
+    monkeypatch.setattr(graph_run, "sweep", lambda root: 0)
+    monkeypatch.setattr(graph_run, "refresh_code_versions", lambda root: None)
     monkeypatch.setattr(dg, "materialize", note)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     return names

@@ -13,7 +13,7 @@ import pytest
 
 from plumbline.graph import step
 from plumbline.graph.step import as_metadata
-from plumbline.versioning import recording as versioning
+from plumbline.versioning.status import unfinished_mark
 
 
 def test_a_summary_becomes_what_people_can_read() -> None:
@@ -49,9 +49,9 @@ def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monk
     def recording(*_: Any) -> Iterator[Any]:
         yield made, tmp_path
 
-    monkeypatch.setattr(versioning, "recording", recording)
+    monkeypatch.setattr(step, "recording", recording)
     monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
-    mark = versioning.unfinished_mark(tmp_path, "evaluation@a")
+    mark = unfinished_mark(tmp_path, "evaluation@a")
 
     def killed(*_: Any) -> dict[str, Any]:
         assert mark.exists()

@@ -12,7 +12,7 @@ import pytest
 from plumbline.artifact import write_json, write_table
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.reader import SCHEMA, read_calibration_set, set_digest
-from plumbline.calibration_set.representativeness import representativeness
+from plumbline.calibration_set.representativeness.compare import representativeness
 from plumbline.production_drift.measure import judge, measure_drift, selection_of
 from plumbline.production_drift.params import DriftParams
 from plumbline.raw_corpus.ingest import build_raw_corpus

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from plumbline.artifact import sha256_file, write_json, write_table
 from plumbline.provenance import audit, dvc_digest, render, verify
-from plumbline.versioning.content import Hasher
+from plumbline.versioning.digest import Hasher
 from tests.helpers.small_chain import (
     CHOICE,
     CORPUS,

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plumbline.provenance import dvc_digest
+from plumbline.provenance import dvc_digest, reproduce
 from plumbline.provenance.audit import open_read_case
 from plumbline.provenance.cache_recovery import chain_hashes
-from plumbline.provenance.reproduce import _lay_out_code, _lay_out_sources, _write_params
 from plumbline.provenance.restore import restore
-from plumbline.versioning.content import Hasher
+from plumbline.versioning import code
+from plumbline.versioning.digest import Hasher
 from plumbline.versioning.run_history import History
 from tests.helpers.small_chain import (
     CHOICE,
@@ -147,13 +147,23 @@ def git(root: Path, *arguments: str) -> str:
 # The clean place of --reproduce (it runs in tests/integration/test_audit.py)
 
 
-def test_the_clean_place_has_the_code_and_parameters_of_then(workspace: Path, tmp_path: Path) -> None:
-    """The code has moved on, and a commit has what it was; so have the sources, of which the corpus is in the cache."""
-    code = workspace / "plumbline" / "quantized_model"
-    code.mkdir(parents=True)
-    (code / "rtn.py").write_text("then = 1\n")
+def test_the_clean_place_has_the_code_and_parameters_of_then(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library has moved on, and a commit has what it was; so have the sources, of which the corpus is in the
+    cache."""
+    library = tmp_path / "installed" / "plumbline"
+    builder = Path("quantized_model/build.py")
+    (library / builder).parent.mkdir(parents=True)
+    for name in ("__init__.py", "quantized_model/__init__.py"):
+        (library / name).write_text("")
+    (library / builder).write_text("then = 1\n")
+    monkeypatch.setattr(code, "LIBRARY", library)
+    monkeypatch.setattr(reproduce, "LIBRARY", library)
+    shutil.copytree(library, workspace / "plumbline")
     lock = yaml.safe_load((workspace / "dvc.lock").read_text())
-    lock["stages"][QUANTIZED]["deps"].append({"path": "plumbline/quantized_model", "md5": dvc_digest(code)})
+    version = {"quantized_model": code.code_version("quantized_model")}
+    lock["stages"][QUANTIZED]["params"][code.VERSIONS] = version
     lock["stages"]["raw_corpus"]["deps"].append({"path": "texts", "md5": dvc_digest(workspace / "texts")})
     (workspace / "dvc.lock").write_text(yaml.safe_dump(lock))
     case = open_read_case(workspace / MODEL, workspace)
@@ -162,34 +172,35 @@ def test_the_clean_place_has_the_code_and_parameters_of_then(workspace: Path, tm
     git(workspace, "add", "dvc.lock", "plumbline")
     git(workspace, "commit", "-qm", "one")
 
-    def lay_out(name: str) -> tuple[Path, str, str, list[str]]:
+    def lay_out(name: str) -> tuple[Path, Path, str, str, list[str]]:
         place = tmp_path / name
         place.mkdir()
-        told = _lay_out_code(case, ancestry, place)
-        start, assets = _lay_out_sources(case, ancestry, place)
-        _write_params(case, case.made_by, place)  # type: ignore[arg-type]
-        return place, told, start, assets
+        library, code = reproduce._lay_out_code(case, ancestry, place)
+        start, assets = reproduce._lay_out_sources(case, ancestry, place)
+        reproduce._write_params(case, case.made_by, place)  # type: ignore[arg-type]
+        return place, library, code, start, assets
 
-    place, told, start, assets = lay_out("same")
-    assert told == "the code of the workspace, which is the recorded one"
+    place, used, words, start, assets = lay_out("same")
+    assert (used, words) == (library, "the recorded code, that of the installed library")
     assert start == "from the sources on" and assets[0] == "raw_corpus"
     assert Hasher().files(place / "texts") == Hasher().files(workspace / "texts")
     params = yaml.safe_load((place / "params.yaml").read_text())
     assert params["grid"] == {"calibrations": [CHOICE], "schemes": [SCHEME]}
     assert params["calibrations"] == {CHOICE: {"strategy": "random", "n": 8, "seed": 0}}
 
-    (code / "rtn.py").write_text("now = 2\n")
+    (library / builder).write_text("now = 2\n")
     (workspace / "texts" / "prose" / "00.txt").write_text("other")
-    place, told, start, assets = lay_out("moved")
-    assert (
-        told.startswith("the code of commit ")
-        and (place / "plumbline/quantized_model/rtn.py").read_text() == "then = 1\n"
-    )
+    place, used, words, start, assets = lay_out("moved")
+    assert words.startswith("the recorded code, that of commit ")
+    assert used == place / "plumbline" and (used / builder).read_text() == "then = 1\n"
     assert "the sources have moved on: texts" in start and "raw_corpus" not in assets
     assert dvc_digest(place / CORPUS) == dvc_digest(workspace / CORPUS)
 
-    git(workspace, "update-ref", "-d", "HEAD")
-    assert lay_out("lost")[1].startswith("code that is not the recorded one (plumbline/quantized_model)")
+    git(workspace, "rm", "-rq", "--cached", "plumbline")
+    git(workspace, "commit", "-q", "--amend", "-m", "a workspace without the library")
+    place, used, words, *_ = lay_out("lost")
+    assert (used, words) == (library, "other code than recorded for quantized_model, that of the installed library")
+    assert not (place / "plumbline").exists()
 
 
 def test_reproducing_without_a_remembered_run_says_so(both: Path) -> None:

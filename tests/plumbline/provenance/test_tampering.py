@@ -25,7 +25,7 @@ from plumbline.provenance import dvc_digest, model_links
 from plumbline.provenance.audit import open_read_case
 from plumbline.provenance.cache_recovery import chain_hashes
 from plumbline.provenance.reproduce import _write_params
-from plumbline.versioning.content import Hasher
+from plumbline.versioning.digest import Hasher
 from tests.helpers.small_chain import (
     CHOICE,
     CORPUS,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plumbline.versioning.content import cached, cached_listing
-from plumbline.versioning.digest import content_md5
+from plumbline.versioning.cache import cached, cached_listing
+from plumbline.versioning.digest import dvc_digest
 from plumbline.versioning.garbage import collect
 
 
@@ -31,7 +31,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
                 (root / "model/weights").write_text(f"weights of {name}")
                 (root / "model/config").write_text("the same in all")
                 repo.add("model")
-                hashes[name] = content_md5(root / "model")
+                hashes[name] = dvc_digest(root / "model")
     yield root, hashes
 
 

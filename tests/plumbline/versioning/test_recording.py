@@ -15,21 +15,26 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from plumbline.versioning import recording as versioning
-from plumbline.versioning.digest import content_md5
+from plumbline.versioning import code
+from plumbline.versioning import recording as recording_module
+from plumbline.versioning.digest import dvc_digest
+from plumbline.versioning.lock import read_lock, upstream
+from plumbline.versioning.pipeline import on_request
+from plumbline.versioning.recording import InputsChanged, Step, recording, sweep
+from plumbline.versioning.status import changed_stages, unfinished_mark
 
 DVC_YAML = """
 stages:
   letters:
     cmd: python make.py letters
-    deps: [plumbline/letters.py, source.txt]
+    deps: [table.txt, source.txt]
     params: [letters]
     outs: [data/letters]
   choice:
     foreach: ${choices}
     do:
       cmd: python make.py choice ${key}
-      deps: [plumbline/letters.py, data/letters]
+      deps: [table.txt, data/letters]
       params: ["choices.${key}"]
       outs: ["data/choice/${key}"]
   all:
@@ -45,11 +50,9 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_text(DVC_YAML)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     (tmp_path / "source.txt").write_text("alpha")
-    (tmp_path / "plumbline").mkdir()
-    (tmp_path / "plumbline" / "letters.py").write_text("# code\n")
+    (tmp_path / "table.txt").write_text("table")
     Repo.init(str(tmp_path), no_scm=True).close()
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n[cache]\n    type = hardlink,copy\n")
-    versioning._resolved.cache_clear()
     return tmp_path
 
 
@@ -58,8 +61,8 @@ def dvc(root: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-def make(root: Path, name: str, content: str, **overrides: object) -> versioning.Step:
-    with versioning.recording(root, name, overrides) as (step, out):
+def make(root: Path, name: str, content: str, **overrides: object) -> Step:
+    with recording(root, name, overrides) as (step, out):
         (out / "file.txt").write_text(content)
         (out / "sub").mkdir()
         (out / "sub" / "b.json").write_text(json.dumps(step.params, sort_keys=True))
@@ -69,27 +72,19 @@ def make(root: Path, name: str, content: str, **overrides: object) -> versioning
 def test_publishes_and_leaves_dvc_nothing_to_do(root: Path) -> None:
     step = make(root, "letters", "one")
     assert (root / "data/letters/file.txt").read_text() == "one"
-    assert "letters" not in versioning.changed_stages(root)
+    assert "letters" not in changed_stages(root)
     assert dvc(root, "status", "letters").strip() == "Data and pipelines are up to date."
-    entry = versioning.lock_entries(root)["letters"]
-    assert entry["outs"][0]["md5"] == step.md5 == content_md5(root / "data/letters")
-    assert entry["params"]["params.yaml"]["letters"] == {"n": 2}
-
-
-def test_code_version_is_that_of_the_lock_entry(root: Path) -> None:
-    step = make(root, "letters", "one")
-    entry = versioning.lock_entries(root)["letters"]
-    assert step.code_version == versioning.code_version(root, "letters") == versioning.code_version_of(entry)
-    (root / "plumbline/letters.py").write_text("# other code\n")
-    assert versioning.code_version(root, "letters") != versioning.code_version_of(entry)
+    entry = read_lock(root)["letters"]
+    assert entry.md5 == step.md5 == dvc_digest(root / "data/letters")
+    assert entry.params["letters"] == {"n": 2}
 
 
 def test_override_is_recorded_and_shows_as_modified(root: Path) -> None:
     make(root, "letters", "one")
     step = make(root, "choice@a-1", "set", seed=9)
     assert step.params == {"choices.a-1": {"seed": 9}}
-    assert versioning.lock_entries(root)["choice@a-1"]["params"]["params.yaml"]["choices.a-1"] == {"seed": 9}
-    assert "params.yaml" in str(versioning.changed_stages(root)["choice@a-1"])
+    assert read_lock(root)["choice@a-1"].params["choices.a-1"] == {"seed": 9}
+    assert "params.yaml" in str(changed_stages(root)["choice@a-1"])
     # The run cache must not hand the overridden output to whoever asks for the parameters of params.yaml.
     runs = [yaml.safe_load(p.read_text()) for p in (root / ".dvc/cache/runs").rglob("*") if p.is_file()]
     seeds = [r["params"]["params.yaml"]["choices.a-1"]["seed"] for r in runs if "a-1" in r["cmd"]]
@@ -99,10 +94,10 @@ def test_override_is_recorded_and_shows_as_modified(root: Path) -> None:
 def test_failure_keeps_the_last_good_version(root: Path) -> None:
     step = make(root, "letters", "one")
     lock = (root / "dvc.lock").read_bytes()
-    with pytest.raises(ZeroDivisionError), versioning.recording(root, "letters") as (_, out):
+    with pytest.raises(ZeroDivisionError), recording(root, "letters") as (_, out):
         (out / "file.txt").write_text("half")
         raise ZeroDivisionError
-    assert content_md5(root / "data/letters") == step.md5
+    assert dvc_digest(root / "data/letters") == step.md5
     assert (root / "dvc.lock").read_bytes() == lock
     assert list((root / "data/.tmp").iterdir()) == []
 
@@ -114,22 +109,22 @@ def test_failed_commit_restores_the_last_good_version(root: Path, monkeypatch: p
     def refuse(*_: object) -> str:
         raise OSError("no space left")
 
-    monkeypatch.setattr(versioning, "_commit", refuse)
+    monkeypatch.setattr(recording_module, "_commit", refuse)
     with pytest.raises(OSError, match="no space"):
         make(root, "letters", "two")
-    assert content_md5(root / "data/letters") == step.md5
+    assert dvc_digest(root / "data/letters") == step.md5
     assert (root / "dvc.lock").read_bytes() == lock
 
 
 def test_input_that_moves_during_the_run_fails_it(root: Path) -> None:
     step = make(root, "letters", "one")
     with (
-        pytest.raises(versioning.InputsChanged, match=r"source\.txt changed while letters ran"),
-        versioning.recording(root, "letters") as (_, out),
+        pytest.raises(InputsChanged, match=r"source\.txt changed while letters ran"),
+        recording(root, "letters") as (_, out),
     ):
         (out / "file.txt").write_text("two")
         (root / "source.txt").write_text("beta!")
-    assert content_md5(root / "data/letters") == step.md5
+    assert dvc_digest(root / "data/letters") == step.md5
 
 
 def test_tampered_input_is_refused_with_the_fix(root: Path) -> None:
@@ -138,7 +133,7 @@ def test_tampered_input_is_refused_with_the_fix(root: Path) -> None:
     target.chmod(0o644)
     target.unlink()
     target.write_text("tampered")
-    with pytest.raises(versioning.InputsChanged, match=r"dvc checkout --force data/letters"):
+    with pytest.raises(InputsChanged, match=r"dvc checkout --force data/letters"):
         make(root, "choice@a-1", "set")
 
 
@@ -149,23 +144,85 @@ def test_tampered_partition_of_a_folder_input_is_refused(root: Path) -> None:
     target = root / "data/choice/b-2/file.txt"
     target.unlink()
     target.write_text("tampered")
-    with pytest.raises(versioning.InputsChanged, match="data/choice/b-2"):
+    with pytest.raises(InputsChanged, match="data/choice/b-2"):
         make(root, "all", "x")
 
 
 def test_params_edited_during_the_run_are_recorded_as_they_were_read(root: Path) -> None:
-    with versioning.recording(root, "letters") as (step, out):
+    with recording(root, "letters") as (step, out):
         (out / "file.txt").write_text(str(step.params["letters"]["n"]))
         (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "letters": {"n": 3}}))
-    assert versioning.lock_entries(root)["letters"]["params"]["params.yaml"]["letters"] == {"n": 2}
-    assert "params.yaml" in str(versioning.changed_stages(root)["letters"])
+    assert read_lock(root)["letters"].params["letters"] == {"n": 2}
+    assert "params.yaml" in str(changed_stages(root)["letters"])
 
 
-def test_previous_is_offered_only_if_the_same_code_made_it(root: Path) -> None:
+@pytest.fixture
+def library(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of one module, which builds the letters of the workspace."""
+    folder = root / "library" / "plumbline"
+    (folder / "letters").mkdir(parents=True)
+    for name in ("__init__.py", "letters/__init__.py"):
+        (folder / name).write_text("")
+    (folder / "letters" / "build.py").write_text("N = 1\n")
+    stages = yaml.safe_load(DVC_YAML)
+    versions = {"cmd": "plumbline code-versions", "deps": [code.LINK], "outs": [code.VERSIONS]}
+    stages["stages"] = {code.STAGE: versions, **stages["stages"]}
+    stages["stages"]["letters"]["params"].append({code.VERSIONS: ["letters"]})
+    (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
+    monkeypatch.setattr(code, "LIBRARY", folder)
+    return folder
+
+
+def test_previous_is_offered_only_if_the_same_code_made_it(root: Path, library: Path) -> None:
     assert make(root, "letters", "one").previous is None
     assert make(root, "letters", "two").previous == root / "data/letters"
-    (root / "plumbline/letters.py").write_text("# other code\n")
+    (library / "letters/build.py").write_text("N = 2\n")
     assert make(root, "letters", "three").previous is None
+
+
+def test_a_step_records_the_code_that_ran(root: Path, library: Path) -> None:
+    step = make(root, "letters", "one")
+    assert step.code_version == read_lock(root)["letters"].code_version == code.code_version("letters")
+    assert step.params.keys() == {"letters"}
+    assert "letters" not in changed_stages(root)
+    assert dvc(root, "status", "letters", code.STAGE).strip() == "Data and pipelines are up to date."
+    (library / "letters/build.py").write_text("N = 2\n")
+    assert changed_stages(root)["letters"] == ["the code changed"]
+    assert read_lock(root)["letters"].code_version == step.code_version != code.code_version("letters")
+    recording_module.refresh_code_versions(root)
+    assert "letters" in json.loads(dvc(root, "status", "--json", "letters"))
+    assert changed_stages(root)["letters"] == ["the code changed"]
+
+
+def test_an_override_leaves_the_code_version_alone(root: Path, library: Path) -> None:
+    step = make(root, "letters", "one", n=9)
+    assert step.params == {"letters": {"n": 9}}
+    entry = read_lock(root)["letters"]
+    assert (entry.params, entry.code_version) == ({"letters": {"n": 9}}, code.code_version("letters"))
+
+
+def test_a_comment_in_the_library_is_recorded_and_runs_nothing(root: Path, library: Path) -> None:
+    make(root, "letters", "one")
+    (library / "letters/build.py").write_text("# why\nN = 1\n")
+    assert "letters" not in changed_stages(root)
+    assert code.STAGE in json.loads(dvc(root, "status", "--json", code.STAGE))
+    recording_module.refresh_code_versions(root)
+    assert dvc(root, "status", "letters", code.STAGE).strip() == "Data and pipelines are up to date."
+    lock = (root / "dvc.lock").read_bytes()
+    recording_module.refresh_code_versions(root)
+    assert (root / "dvc.lock").read_bytes() == lock
+
+
+def test_under_dvc_repro_other_code_than_recorded_is_refused(
+    root: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording_module.refresh_code_versions(root)
+    lock = (root / "dvc.lock").read_bytes()
+    (library / "letters/build.py").write_text("N = 2\n")
+    monkeypatch.setenv("DVC_STAGE", "letters")
+    with pytest.raises(InputsChanged, match="dvc repro code_versions"):
+        make(root, "letters", "one")
+    assert (root / "dvc.lock").read_bytes() == lock
 
 
 def test_undeclared_input_is_an_error(root: Path) -> None:
@@ -180,7 +237,7 @@ def test_unknown_stage_names_the_known_ones(root: Path) -> None:
 
 
 def _kill_in_body(root: Path, marker: Path) -> None:
-    with versioning.recording(root, "letters") as (_, out):
+    with recording(root, "letters") as (_, out):
         (out / "file.txt").write_text("half")
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -193,8 +250,8 @@ def test_killed_run_leaves_the_last_good_version_and_a_rerun_is_undisturbed(root
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL and (root / "started").exists()
-    assert content_md5(root / "data/letters") == first.md5
-    assert versioning.sweep(root) == 1 and list((root / "data/.tmp").iterdir()) == []
+    assert dvc_digest(root / "data/letters") == first.md5
+    assert sweep(root) == 1 and list((root / "data/.tmp").iterdir()) == []
     assert make(root, "letters", "two").md5 == undisturbed
 
 
@@ -212,31 +269,31 @@ def test_steps_at_the_same_time_do_not_collide(root: Path) -> None:
     for process in processes:
         process.join()
     assert [p.exitcode for p in processes] == [0, 0, 0]
-    lock = versioning.lock_entries(root)
+    lock = read_lock(root)
     for key in ("a-1", "b-2"):
-        assert lock[f"choice@{key}"]["outs"][0]["md5"] == content_md5(root / "data/choice" / key)
-    assert set(versioning.changed_stages(root)) == {"all"}
+        assert lock[f"choice@{key}"].md5 == dvc_digest(root / "data/choice" / key)
+    assert set(changed_stages(root)) == {"all"}
 
 
-def test_what_a_stage_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_stage_rests_on(tmp_path: Path) -> None:
     def entry(out: str, **deps: str) -> dict:
         return {"outs": [{"path": out, "md5": f"md5-{out}"}], "deps": [{"path": p, "md5": m} for p, m in deps.items()]}
 
-    lock = {
-        "a": entry("a", code="c"),
+    stages = {
+        "a": entry("a", source="c"),
         "b": entry("b", a="md5-a"),
         "other": entry("other", a="md5-a"),
-        "c": entry("c", a="md5-a", b="md5-b", code="d"),
+        "c": entry("c", a="md5-a", b="md5-b", source="d"),
     }
-    monkeypatch.setattr(versioning, "lock_entries", lambda _: lock)
-    assert versioning.upstream(Path(), "c") == {"a": "md5-a", "b": "md5-b", "c": "md5-c"}
-    assert versioning.upstream(Path(), "nothing") == {}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+    assert upstream(tmp_path, "c") == {"a": "md5-a", "b": "md5-b", "c": "md5-c"}
+    assert upstream(tmp_path, "nothing") == {}
 
 
 def test_status_agrees_with_dvc(root: Path) -> None:
     def both() -> tuple[set[str], set[str]]:
         found = json.loads(dvc(root, "status", "--json"))
-        return set(versioning.changed_stages(root)), {name.split(":")[-1] for name in found}
+        return set(changed_stages(root)), {name.split(":")[-1] for name in found}
 
     ours, dvcs = both()
     assert ours == dvcs == {"letters", "choice@a-1", "choice@b-2", "all"}
@@ -245,19 +302,19 @@ def test_status_agrees_with_dvc(root: Path) -> None:
     make(root, "choice@b-2", "b")
     make(root, "all", "x")
     assert both() == (set(), set())
-    mark = versioning.unfinished_mark(root, "choice@a-1")
+    mark = unfinished_mark(root, "choice@a-1")
     mark.parent.mkdir(parents=True)
     mark.touch()
-    assert versioning.changed_stages(root) == {"choice@a-1": ["it was killed before MLflow knew of it"]}
+    assert changed_stages(root) == {"choice@a-1": ["it was killed before MLflow knew of it"]}
     mark.unlink()
     (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "choices": {**PARAMS["choices"], "b-2": {"seed": 5}}}))
     ours, dvcs = both()
     assert ours == dvcs == {"choice@b-2"}
-    (root / "plumbline/letters.py").write_text("# other code\n")
+    (root / "table.txt").write_text("other")
     ours, dvcs = both()
     assert ours == dvcs == {"letters", "choice@a-1", "choice@b-2"}
     shutil.rmtree(root / "data/letters")
-    assert versioning.changed_stages(root)["letters"] == ["plumbline/letters.py: changed", "data/letters: missing"]
+    assert changed_stages(root)["letters"] == ["table.txt: changed", "data/letters: missing"]
 
 
 def test_dvc_reads_the_lock_file_that_we_write(root: Path) -> None:
@@ -276,6 +333,6 @@ def test_what_runs_on_request_is_asked_about_by_name_only(root: Path, where: str
     stage = stages["stages"][where]
     stage.get("do", stage)["meta"] = {"on_request": True}
     (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
-    assert versioning.on_request(root) == {where}
-    assert where not in {name.split("@")[0] for name in versioning.changed_stages(root)}
-    assert {name.split("@")[0] for name in versioning.changed_stages(root, where)} == {where}
+    assert on_request(root) == {where}
+    assert where not in {name.split("@")[0] for name in changed_stages(root)}
+    assert {name.split("@")[0] for name in changed_stages(root, where)} == {where}

@@ -1,0 +1,96 @@
+"""DVC's cache: where it is, and the objects in it by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from plumbline.versioning.digest import HASH, Hasher
+
+
+def cache_folder(root: Path) -> Path:
+    """Where DVC keeps objects by hash, as DVC says: it reads the configuration of the machine, the user and the
+    workspace.
+
+    Raises:
+        ValueError: its configuration cannot be read.
+    """
+    files = (root / ".dvc" / name for name in ("config", "config.local"))
+    return _ask(root, *(path.stat().st_mtime_ns if path.is_file() else 0 for path in files))
+
+
+@lru_cache(maxsize=8)
+def _ask(root: Path, *stamps: int) -> Path:
+    from dvc.config import ConfigError
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root), config={"core": {"no_scm": True}}) as repo:  # git has no say in where the cache is
+            return Path(repo.cache.local.path)
+    except NotDvcRepoError:
+        return root / ".dvc" / "cache" / "files" / "md5"  # nothing is there
+    except ConfigError as error:
+        raise ValueError(f"DVC cannot read its configuration of {root} ({error}); correct .dvc/config") from error
+
+
+def run_records(root: Path) -> Iterator[Path]:
+    """DVC's records of runs, one file each."""
+    return (cache_folder(root).parents[1] / "runs").glob("*/*/*")
+
+
+def cached(root: Path, md5: str) -> Path | None:
+    """The object of that hash in DVC's cache, if it is there; its content is not checked."""
+    if not HASH.fullmatch(md5):
+        return None
+    path = cache_folder(root) / md5[:2] / md5[2:]
+    return path if path.is_file() else None
+
+
+def cached_listing(root: Path, md5: str) -> dict[str, str] | None:
+    """Relative path: MD5 of the files of a folder of which only the DVC hash is known; None if the cache lacks it."""
+    path = cached(root, md5)
+    if path is None or not md5.endswith(".dir"):
+        return None
+    data = path.read_bytes()
+    if hashlib.md5(data).hexdigest() + ".dir" != md5:
+        return None
+    return {str(item["relpath"]): str(item["md5"]) for item in json.loads(data)}
+
+
+def cached_bytes(root: Path, md5: str) -> bytes | None:
+    """The bytes of one file in the cache, if it is there and sound."""
+    path = cached(root, md5)
+    data = path.read_bytes() if path else b""
+    return data if path and hashlib.md5(data).hexdigest() == md5 else None
+
+
+def cached_folders(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(DVC hash, {relative path: MD5}) of every folder whose listing DVC's cache holds, in order of the hash."""
+    for path in sorted(cache_folder(root).glob("[0-9a-f][0-9a-f]/*.dir")):
+        md5 = path.parent.name + path.name
+        try:
+            files = cached_listing(root, md5)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if files:
+            yield md5, files
+
+
+def damaged(root: Path, md5: str, hasher: Hasher) -> list[str]:
+    """Objects in DVC's cache, relative to the workspace, that belong to an artifact and hold other bytes than they say.
+
+    With hard links the cache's file and the workspace's file are the same, so that whoever alters one alters both, and
+    `dvc checkout` brings back nothing.
+    """
+    objects = {md5, *(cached_listing(root, md5) or {}).values()}
+    paths = [(name, path) for name in sorted(objects) if (path := cached(root, name))]
+    return [relative(path, root) for name, path in paths if hasher.file(path) != name.removesuffix(".dir")]
+
+
+def relative(path: Path, root: Path) -> str:
+    """A path as shown to people: relative to the workspace where it lies in it."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -1,0 +1,367 @@
+"""Code versions: a digest per stage of the library code that can decide its output.
+
+The code of a stage is the module with its builder and every module of `plumbline` that this one imports, directly or
+not, wherever in a file. Comments, docstrings, layout and the order of imports do not count. Nothing is imported to
+compute a version.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plumbline import kernels
+from plumbline.artifact import replace_text
+
+PACKAGE = "plumbline"
+LIBRARY = Path(__file__).resolve().parents[1]
+"""The installed package `plumbline`."""
+LINK = ".plumbline/library"
+"""Link to it in a workspace, by which DVC sees that it changed."""
+STAGE = "code_versions"
+"""The stage of dvc.yaml that writes the versions."""
+VERSIONS = "data/code_versions.yaml"
+"""Its output: a version per asset. Every other stage has its own version among its `params`."""
+BUILDERS = {
+    "raw_corpus": "plumbline.raw_corpus.ingest",
+    "tokenized_samples": "plumbline.tokenized_samples.tokenize",
+    "sample_features": "plumbline.sample_features.embed",
+    "calibration_choice": "plumbline.calibration_choice.choice",
+    "calibration_set": "plumbline.calibration_set.select",
+    "evaluation": "plumbline.evaluation.evaluate",
+    "calibration_report": "plumbline.calibration_report.report",
+    "deployed_model": "plumbline.deployed_model.promote",
+}
+"""Assets whose builder is not yet in `plumbline.<asset>.build`."""
+INEXACT = {
+    "plumbline.activation_stats.kernel": "activation_stats/kernel.c",
+    "plumbline.quantized_model.solver": "quantized_model/solver.c",
+}
+"""Modules whose compiled kernel and its fallback differ in the last bits: which one runs is part of the version."""
+DIGITS = 12
+MEMO = "code.json"
+MEMO_SIZE = 500
+"""Modules in the memo: those of the library, and some that were edited since."""
+NAME = re.compile(r"(?![./])[\w.-]+(/[\w.-]+)*")
+"""String constants that may name a module or a file."""
+QUOTED = re.compile(r"[\"']([\w.-]+)[\"']")
+C_COMMENT = re.compile(r"(\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*')|//[^\n]*|/\*.*?\*/", re.DOTALL)
+C_TOKEN = re.compile(
+    r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[A-Za-z_]\w*|\.?\d(?:[eEpP][+-]|[\w.])*"
+    r"|<<=|>>=|\.\.\.|->|\+\+|--|<<|>>|<=|>=|==|!=|&&|\|\||[-+*/%&|^]=|##|\S"
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a module's text says, wherever the module lies."""
+
+    digest: str
+    """SHA-256 of its normalized syntax tree."""
+    imports: tuple[str, ...]
+    """Names after `import` and `from`, and `module.name` for each name that is imported from one."""
+    strings: tuple[str, ...]
+    """String constants that may name a module or a data file."""
+    interface: int
+    """Its constant VERSION: the interface of a compiled kernel."""
+
+
+class Library:
+    """The modules and data files of a copy of the package `plumbline`, as they are when first asked for."""
+
+    def __init__(self, folder: Path | None = None, memo: Path | None = None) -> None:
+        """folder: None: the installed package. memo: a file with what was parsed before, by digest of the text; it
+        saves a second of parsing."""
+        self.folder, self._memo = folder or LIBRARY, memo
+        self._parsed = _read_memo(memo) if memo else {}
+        self._must_save = False
+        self._files = set(_files(self.folder))
+        self._data_folders = {name.rpartition("/")[0] for name in self._files} - {
+            name.rpartition("/")[0] for name in self._files if name.endswith(".py")
+        }
+        self._sources: dict[str, _Source] = {}
+        self._digests: dict[str, str] = {}
+
+    def modules(self, *roots: str) -> set[str]:
+        """The modules that these import, directly or not, with these.
+
+        The package `plumbline` itself counts with its own code; what it offers to notebooks is not followed.
+
+        Raises:
+            ValueError: one of `roots` is not in the library.
+        """
+        if absent := [root for root in roots if not self._file(root)]:
+            raise ValueError(
+                f"the library {self.folder} has no module {absent[0]}, which a stage needs: install another"
+            )
+        reached: set[str] = set()
+        waiting = list(roots)
+        while waiting:
+            name = waiting.pop()
+            if name in reached or not self._file(name):
+                continue
+            reached.add(name)
+            parts = name.split(".")
+            waiting += [".".join(parts[:end]) for end in range(1, len(parts))]
+            if len(parts) > 1:
+                source = self._source(name)
+                waiting += (*source.imports, *source.strings)
+        return reached
+
+    def digest(self, *roots: str) -> str:
+        """SHA-256 (hex) over these modules, those that they import, the data files that these name, and the compiled
+        kernels that run where their fallback would give other bits."""
+        modules = sorted(self.modules(*roots))
+        lines = [f"{name} {self._source(name).digest}" for name in modules]
+        lines += [f"{name} {self._data_digest(name)}" for name in self.data(modules)]
+        lines += [f"{name} {self._implementation(name)}" for name in modules if name in INEXACT]
+        self._save()
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def data(self, modules: Iterable[str]) -> list[str]:
+        """Data files that the modules name, and those that these include, by their paths in the library.
+
+        A file lies beside the module that names it, or is named by its path in the library. A folder stands for all
+        its files, if none is a module.
+        """
+        places = {name: self._file(name).rpartition("/")[0] for name in modules}
+        waiting = [path for name in places for path in self._named(self._source(name).strings, {places[name], ""})]
+        reached: set[str] = set()
+        while waiting:
+            path = waiting.pop()
+            if path in reached:
+                continue
+            reached.add(path)
+            if path.endswith((".c", ".h", ".j2")):
+                names = QUOTED.findall((self.folder / path).read_text(encoding="utf-8"))
+                waiting += self._named(names, {*places.values(), path.rpartition("/")[0]})
+        return sorted(reached)
+
+    def _named(self, names: Iterable[str], folders: Iterable[str]) -> list[str]:
+        paths = [f"{folder}/{name}" if folder else name for name in names for folder in folders]
+        files = [path for path in paths if path in self._files and not path.endswith(".py")]
+        for path in paths:
+            if path in self._data_folders:
+                files += [file for file in self._files if file.startswith(f"{path}/") and not file.endswith(".md")]
+        return files
+
+    def _implementation(self, module: str) -> str:
+        return kernels.implementation(INEXACT[module], self._source(module).interface)
+
+    def _file(self, name: str) -> str:
+        """Path of a module in the library; empty if there is no such module."""
+        package, *parts = name.split(".")
+        place = "/".join(parts)
+        candidates = (f"{place}/__init__.py", f"{place}.py") if parts else ("__init__.py",)
+        return next((path for path in candidates if path in self._files), "") if package == PACKAGE else ""
+
+    def _source(self, name: str) -> _Source:
+        if name not in self._sources:
+            path = self._file(name)
+            data = (self.folder / path).read_bytes()
+            key = f"{name} {hashlib.sha256(data).hexdigest()}"
+            source = self._parsed.pop(key, None)
+            if source is None:
+                source, self._must_save = _parse(data, name, path), True
+            self._sources[name] = self._parsed[key] = source
+        return self._sources[name]
+
+    def _data_digest(self, path: str) -> str:
+        if path not in self._digests:
+            data = (self.folder / path).read_bytes()
+            if path.endswith((".c", ".h")):
+                data = "\n".join(_c_tokens(data.decode("utf-8"))).encode()
+            self._digests[path] = hashlib.sha256(data).hexdigest()
+        return self._digests[path]
+
+    def _save(self) -> None:
+        if self._memo and self._must_save:
+            last = list(self._parsed.items())[-MEMO_SIZE:]  # those in use stand at the end
+            content = {"by": _own_digest(), "sources": {key: asdict(source) for key, source in last}}
+            with contextlib.suppress(OSError):  # a workspace that may only be read
+                self._memo.parent.mkdir(parents=True, exist_ok=True)
+                replace_text(self._memo, json.dumps(content))
+            self._must_save = False
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Relative paths of the files of the library; what Python or a compiler made is left out."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        place = Path(parent).relative_to(folder)
+        for name in names:
+            if not name.endswith((".pyc", ".so", ".pyd")):
+                yield (place / name).as_posix()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Versions
+
+
+def builder_of(asset: str) -> str:
+    """The module with the function that builds an asset."""
+    return BUILDERS.get(asset, f"plumbline.{asset}.build")
+
+
+def code_version(asset: str, library: Library | None = None) -> str:
+    """Code version of an asset as the library is now.
+
+    Args:
+        library: None: the installed one.
+
+    Raises:
+        ValueError: the library has no builder of that asset.
+    """
+    return (library or Library()).digest(builder_of(asset))[:DIGITS]
+
+
+def module_version(*modules: str) -> str:
+    """The same of any modules of the installed library, by their names."""
+    return Library().digest(*modules)[:DIGITS]
+
+
+def library_of(root: Path) -> Library:
+    """The installed library, with the memo of a workspace."""
+    return Library(memo=root / ".plumbline" / MEMO)
+
+
+def code_versions(root: Path, assets: Iterable[str]) -> dict[str, str]:
+    """Code version of each asset as the library is now; the same versions as without a workspace, sooner."""
+    library = library_of(root)
+    return {asset: code_version(asset, library) for asset in assets}
+
+
+def link_library(root: Path) -> None:
+    """Let `.plumbline/library` in the workspace lead to the installed library, which DVC watches through it.
+
+    Raises:
+        OSError: the workspace cannot be written.
+    """
+    link = root / LINK
+    if link.is_symlink() and link.readlink() == LIBRARY:
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    draft = link.with_name(f".{link.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(LIBRARY, target_is_directory=True)
+    draft.replace(link)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text without what decides nothing
+
+
+def _parse(data: bytes, module: str, path: str) -> _Source:
+    tree = ast.parse(data, path)
+    _drop_docstrings(tree)
+    imports, strings = set(), set()
+    package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+    for node in _executed(tree):
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            imports |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value):
+            strings.add(node.value)
+    return _Source(
+        hashlib.sha256(_normalized(tree).encode()).hexdigest(),
+        tuple(sorted(name for name in imports if name.split(".")[0] == PACKAGE)),
+        tuple(sorted(strings)),
+        next((int(node.value.value) for node in tree.body if _is_version(node)), 0),  # type: ignore[attr-defined]
+    )
+
+
+def _is_version(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Assign)
+        and [getattr(target, "id", "") for target in node.targets] == ["VERSION"]
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, int)
+    )
+
+
+def _drop_docstrings(tree: ast.Module) -> None:
+    """Remove every statement that is a text alone, anywhere: docstrings of modules, classes, functions, attributes."""
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None)
+            if isinstance(block, list):
+                block[:] = [statement for statement in block if not _is_text(statement)]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below one, without the blocks that only a type checker reads."""
+    yield node
+    children: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in (getattr(node.test, "id", ""), getattr(node.test, "attr", "")):
+        children = node.orelse
+    for child in children:
+        yield from _executed(child)
+
+
+def _normalized(node: Any) -> str:
+    """A syntax tree as text: neighbouring imports in order, and no empty field, of which each Python has others."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return f"{type(node).__name__}({','.join(f'{name}={_normalized(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(_in_order(node))}]"
+    return repr(node)
+
+
+def _in_order(nodes: list[Any]) -> Iterator[str]:
+    imports: list[str] = []
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                imports.append(_normalized(type(node)(**{**dict(ast.iter_fields(node)), "names": [alias]})))
+            continue
+        yield from sorted(imports)
+        imports.clear()
+        yield _normalized(node)
+    yield from sorted(imports)
+
+
+def _c_tokens(text: str) -> Iterator[str]:
+    """The tokens of a C source; a directive is one, for its end of line counts."""
+    without_comments = C_COMMENT.sub(lambda match: match[1] or " ", text.replace("\\\n", " "))
+    for line in without_comments.splitlines():
+        if line.lstrip().startswith("#"):
+            yield " ".join(line.split())
+        else:
+            yield from C_TOKEN.findall(line)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The memo
+
+
+def _own_digest() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _read_memo(path: Path) -> dict[str, _Source]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["by"] != _own_digest():
+            return {}
+        return {
+            key: _Source(each["digest"], tuple(each["imports"]), tuple(each["strings"]), int(each["interface"]))
+            for key, each in content["sources"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or corrupt: parse again
+        return {}

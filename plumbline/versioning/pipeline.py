@@ -1,0 +1,226 @@
+"""dvc.yaml: its stages as DVC resolves them, and DVC's own objects for them.
+
+DVC's `Repo` class is not a documented API, so dvc is pinned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from plumbline.artifact import replace_text
+from plumbline.versioning.code import STAGE, VERSIONS
+from plumbline.versioning.config import require_git_or_no_scm
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+FILE = "dvc.yaml"
+RESOLVED = ".plumbline/stages.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml, its variables filled in."""
+
+    name: str
+    cmd: str
+    deps: list[str]
+    """Paths that it reads, parameters aside."""
+    outs: list[str]
+    params: dict[str, dict[str, Any]]
+    """File -> its parameters by their dotted name, with today's values. Code versions are not among them."""
+    has_code: bool
+    """It is out of date once the code of its asset changes."""
+
+    @property
+    def asset(self) -> str:
+        """The asset that the stage makes, or a partition of it."""
+        return self.name.split("@")[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What dvc.yaml says, read without DVC
+
+
+def stage_names(root: Path) -> list[str]:
+    """The stages of dvc.yaml in its order, without their partitions."""
+    return list(_definitions(root))
+
+
+def on_request(root: Path) -> set[str]:
+    """Assets that run when somebody asks for them and are left alone otherwise: `meta: {on_request: true}` in dvc.yaml.
+
+    Their stages are listed in requested.yaml, none by default: a stage that is there and was never run would fail
+    `dvc pull`, and show as out of date for ever.
+    """
+    return {name for name, stage in _definitions(root).items() if (stage.get("meta") or {}).get("on_request")}
+
+
+def assets_with_code(root: Path) -> list[str]:
+    """The assets whose stages depend on their code version; none where dvc.yaml has no stage `code_versions`."""
+    stages = _definitions(root)
+    if STAGE not in stages:
+        return []
+    named = [item[VERSIONS] for stage in stages.values() for item in stage.get("params") or () if _names_code(item)]
+    return sorted({asset for assets in named for asset in assets})
+
+
+def _names_code(item: Any) -> bool:
+    return isinstance(item, dict) and VERSIONS in item
+
+
+def _definitions(root: Path) -> dict[str, dict[str, Any]]:
+    """The stages by name; of one with partitions, what stands under `do`."""
+    stages = _content(root).get("stages") or {}
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+def _content(root: Path) -> dict[str, Any]:
+    path = root / FILE
+    if not path.is_file():
+        return {}
+    status = path.stat()
+    return _parse(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _parse(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As DVC resolves it
+
+
+def resolved(root: Path) -> dict[str, Stage]:
+    """The stages of dvc.yaml by name, in its order.
+
+    DVC's answer is kept in the workspace under the content of all that it read, so that most commands need no DVC.
+    """
+    path = root / RESOLVED
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or corrupt: ask DVC
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["by"] == _resolver() and content["files"] == _hashes(root, content["files"]):
+            return {each["name"]: Stage(**each) for each in content["stages"]}
+    stages = {name: _plain_stage(stage) for name, stage in pipeline(root).stages.items()}
+    files = {FILE, "params.yaml", *_variables(root), *(file for stage in stages.values() for file in stage.params)}
+    content = {
+        "by": _resolver(),
+        "files": _hashes(root, files),
+        "stages": [asdict(stage) for stage in stages.values()],
+    }
+    with contextlib.suppress(OSError):  # a workspace that may only be read
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(content, default=str))
+    return stages
+
+
+def _resolver() -> str:
+    return f"dvc {version('dvc')}, {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
+
+
+def _hashes(root: Path, names: Any) -> dict[str, str]:
+    files = ((name, root / name) for name in sorted(names))
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for name, path in files}
+
+
+def _variables(root: Path) -> set[str]:
+    """Files that dvc.yaml names under `vars`, in all and in single stages."""
+    blocks = [_content(root).get("vars"), *(stage.get("vars") for stage in _definitions(root).values())]
+    return {item.split(":")[0] for block in blocks for item in block or () if isinstance(item, str)}
+
+
+def _plain_stage(stage: PipelineStage) -> Stage:
+    from dvc.dependency.param import ParamsDependency
+
+    paths = [item.def_path for item in stage.deps if not isinstance(item, ParamsDependency)]
+    params = [item for item in stage.deps if isinstance(item, ParamsDependency)]
+    return Stage(
+        stage.name,
+        str(stage.cmd),
+        paths,
+        [out.def_path for out in stage.outs],
+        {item.def_path: _values(item) for item in params if item.def_path != VERSIONS},
+        any(item.def_path == VERSIONS for item in params),
+    )
+
+
+def _values(item: Any) -> dict[str, Any]:
+    """Today's values of the parameters that a stage names, None for one that is absent; of all, if it names none."""
+    values = plain(item.read_params())
+    return {key: values.get(key) for key in item.params or values}
+
+
+def plain(value: Any) -> Any:
+    """A value of YAML in dictionaries and lists whose keys are texts."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DVC's objects
+
+
+class Pipeline:
+    """DVC's repository and its stages, resolved once for a dvc.yaml and a params.yaml.
+
+    DVC's own way, an index per command, parses dvc.yaml, params.yaml and dvc.lock in pure Python each time: over a
+    second per step, more than most steps take.
+    """
+
+    def __init__(self, root: Path) -> None:
+        from dvc.repo import Repo
+
+        require_git_or_no_scm(root)
+        logging.getLogger("dvc").setLevel(logging.ERROR)  # "Updating lock file", "inbox is empty": nothing to act on
+        self.root = root
+        with contextlib.chdir(root):
+            # Without waiting, contention ends in a LockError after three seconds.
+            self.repo: Repo = Repo(str(root), _wait_for_lock=True)
+            loaded = self.repo.stage.load_all(FILE) if (root / FILE).is_file() else []
+            self.stages: dict[str, PipelineStage] = {stage.name: stage for stage in loaded}
+        self._paths = {item.def_path: item for stage in loaded for item in (*stage.outs, *stage.deps)}
+
+    def stage(self, name: str) -> PipelineStage:
+        """DVC's object for a stage.
+
+        Raises:
+            KeyError: dvc.yaml has no such stage.
+        """
+        if name not in self.stages:
+            raise KeyError(
+                f"dvc.yaml has no stage {name!r}; it has {sorted(self.stages)}. "
+                "A new choice is also named under `grid:`."
+            )
+        return self.stages[name]
+
+    def digest(self, path: str) -> str | None:
+        """DVC's hash of what a stage reads or writes, as it is now; None if nothing is there."""
+        item = self._paths[path]
+        with contextlib.chdir(self.root):
+            return str(item.get_hash().value) if item.exists else None
+
+
+def pipeline(root: Path) -> Pipeline:
+    """DVC's objects for the stages as dvc.yaml and params.yaml are now."""
+    files = [path for name in (FILE, "params.yaml", *_variables(root)) if (path := root / name).is_file()]
+    return _pipeline(root, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+
+
+@lru_cache(maxsize=1)
+def _pipeline(root: Path, stamps: tuple[tuple[int, int], ...]) -> Pipeline:
+    return Pipeline(root)

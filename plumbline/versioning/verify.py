@@ -1,0 +1,66 @@
+"""`plumbline verify`: every artifact and every object of DVC's cache, hashed again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from plumbline.versioning.cache import cache_folder, cached_listing, relative
+from plumbline.versioning.digest import HASH, Hasher, differences, dvc_digest
+from plumbline.versioning.lock import read_lock
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Something on disk that is not what its hash says."""
+
+    path: str
+    """Relative to the workspace where it lies in it."""
+    expected: str
+    found: str
+    """DVC hash of what is there; empty: nothing is there."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+def verify(root: Path) -> list[Corrupted]:
+    """Re-hash every output named in dvc.lock and every object of DVC's cache.
+
+    Returns:
+        What is not as recorded, outputs first; empty when all is well. An output that is absent is listed, too; an
+        object that the cache lacks is not (it may be on the remote).
+
+    Raises:
+        ValueError: dvc.lock cannot be read.
+    """
+    if not (root / "dvc.lock").is_file():
+        return [Corrupted("dvc.lock", "", "", "not there, so nothing could be verified; `plumbline run` makes it")]
+    hasher = Hasher()
+    outs = {path: md5 for entry in read_lock(root).values() for path, md5 in entry.outs.items()}
+    wrong = [bad for path, md5 in sorted(outs.items()) if (bad := _check_out(root, path, md5, hasher))]
+    cache = cache_folder(root)
+    for path in sorted(cache.glob("[0-9a-f][0-9a-f]/*")):
+        name = path.parent.name + path.name
+        if not HASH.fullmatch(name):
+            continue  # a file that DVC was writing when it was killed
+        holds = hasher.file(path) + (".dir" if name.endswith(".dir") else "")
+        if holds != name:
+            what = (
+                "the object in DVC's cache holds other bytes than its name says; delete it, then `dvc pull` or re-run"
+            )
+            wrong.append(Corrupted(relative(path, root), name, holds, what))
+    return wrong
+
+
+def _check_out(root: Path, path: str, md5: str, hasher: Hasher) -> Corrupted | None:
+    place = root / path
+    if not place.exists():
+        return Corrupted(path, md5, "", f"not there; `dvc checkout {path}`, or `dvc pull {path}` if the cache lacks it")
+    found = dvc_digest(place, hasher)
+    if found == md5:
+        return None
+    before = cached_listing(root, md5)
+    detail = ", ".join(differences(before, hasher.files(place))[:5]) if before and place.is_dir() else f"found {found}"
+    return Corrupted(path, md5, found, f"not what dvc.lock records ({detail}); `dvc checkout --force {path}`")
