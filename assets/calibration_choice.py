@@ -21,13 +21,6 @@ class ChoiceOverrides(dg.Config):
     seed: int | None = Field(default=None, description="Another seed.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the strategy, by name.")
 
-    def changes(self, entry: ChoiceParams) -> dict[str, Any]:
-        """What this launch changes of the entry; another strategy drops the options of the entry's own (None)."""
-        fixed = {name: getattr(self, name) for name in ("strategy", "n", "seed")}
-        given = {name: value for name, value in fixed.items() if value is not None}
-        foreign = entry.model_extra if self.strategy not in (None, entry.strategy) else None
-        return {**dict.fromkeys(foreign or {}), **given, **self.options}
-
 
 @dg.asset(
     group_name="2_calibration",
@@ -41,13 +34,14 @@ class ChoiceOverrides(dg.Config):
     "by what was overridden at launch. Everything downstream reads this, so no override goes unrecorded.",
 )
 def calibration_choice(context: dg.AssetExecutionContext, config: ChoiceOverrides) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.calibration_choice.choice import build_choice
+    from plumbline.calibration_choice.build import build_calibration_choice
+    from plumbline.calibration_choice.choice import overrides
+    from plumbline.calibration_choice.summary import summary
 
-        params = ChoiceParams.model_validate(step.params[f"calibrations.{key}"])
-        return {**build_choice(key, params, {}, out), "overridden": sorted(overrides(key))}
+    def build(step: Step, key: str, out: Path) -> None:
+        build_calibration_choice(key, ChoiceParams.model_validate(step.params[f"calibrations.{key}"]), out)
 
-    def overrides(key: str) -> dict[str, Any]:
-        return config.changes(load_params().calibrations[key])
+    def changes(key: str) -> dict[str, Any]:
+        return overrides(load_params().calibrations[key], config.strategy, config.n, config.seed, config.options)
 
-    yield from materialize(context, build, overrides)
+    yield from materialize(context, build, summary, overrides=changes)

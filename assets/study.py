@@ -1,6 +1,6 @@
 """The Dagster definition of `study`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import dagster as dg
 from assets.sample_features import sample_features
 from assets.tokenized_samples import tokenized_samples
 from plumbline.activation_stats.params import StatisticsParams
-from plumbline.base_model.params import ModelParams
 from plumbline.graph.partitions import STUDIES
-from plumbline.graph.step import OWNERS, Step, code_version, materialize
+from plumbline.graph.step import OWNERS, Step, base_model, code_version, materialize
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.params import StudyParams
 
@@ -32,30 +31,28 @@ MEASURING = ("controls.py", "distances.py", "draws.py", "measuring.py")
     "over many paired draws, sizes and schemes, with confidence intervals. Runs on request: `plumbline study`.",
 )
 def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.artifact import sha256_files
-        from plumbline.base_model.checkpoint import BaseCheckpoint
-        from plumbline.calibration_set.pool import Sources
-        from plumbline.study import measuring
-        from plumbline.study.build import build_study
+    from plumbline.artifact import sha256_files
+    from plumbline.calibration_set.pool import Sources
+    from plumbline.study import measuring
+    from plumbline.study.build import build_study
+    from plumbline.study.summary import summary
+    from plumbline.tracking.run_logging import record_study_in_mlflow
 
+    def build(step: Step, key: str, out: Path) -> None:
         params = StudyParams.model_validate(step.params[f"studies.{key}"])
-        base = BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
         code = {path: md5 for path, md5 in step.code.items() if not path.startswith(PRESENTATION)}
-        return build_study(
+        build_study(
             params,
             {name: SchemeParams.model_validate(step.params["schemes"][name]) for name in params.schemes},
             StatisticsParams.model_validate(step.params["statistics"]),
-            Sources(step.input("tokenized_samples"), step.input("sample_features"), base),
+            Sources(step.input("tokenized_samples"), step.input("sample_features"), base_model(step)),
             step.root / ".plumbline" / "study",
             {**code, **step.inputs, **sha256_files(Path(measuring.__file__).parent, MEASURING)},
             out,
             key,
         )
 
-    def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import record_study_in_mlflow
-
+    def track(step: Step, key: str) -> dict[str, Any]:
         return record_study_in_mlflow(step, key, context.run_id)
 
-    yield from materialize(context, build, after=track)
+    yield from materialize(context, build, summary, after=track)

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from plumbline.artifact import read_json, write_json
+from plumbline.calibration_report.build import build_calibration_report
 from plumbline.calibration_report.params import ReportParams
-from plumbline.calibration_report.report import build_calibration_report
 from plumbline.calibration_report.scales import around_zero, length_bins, position, shares, ticks
+from plumbline.calibration_report.summary import summary as summary_of
 
 FILES = ("report.html", "verdict.json", "table.json", "difference.png", "by_domain.png")
 
 
 def build(disk, out: Path) -> dict:
     out.mkdir()
-    return build_calibration_report(ReportParams(), disk.grid, disk.evaluations, disk.sets, disk.statistics, out)
+    build_calibration_report(ReportParams(), disk.grid, disk.evaluations, disk.sets, disk.statistics, out)
+    return summary_of(out)
 
 
 class Page(HTMLParser):

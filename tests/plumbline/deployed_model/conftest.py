@@ -12,12 +12,12 @@ import pytest
 
 from plumbline.artifact import write_json, write_table
 from plumbline.calibration_set.reader import SCHEMA, set_digest
-from plumbline.deployed_model.promote import FIGURES, Inputs
-from plumbline.raw_corpus.ingest import build_raw_corpus
+from plumbline.deployed_model.promotion import FIGURES, Inputs
+from plumbline.raw_corpus.build import build_raw_corpus
 from plumbline.raw_corpus.params import CorpusParams
+from plumbline.tokenized_samples.build import build_tokenized_samples
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import fingerprint_of, read_samples
-from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 from tests.helpers.checkpoint import checkpoint
 
 MODEL = Path(__file__).resolve().parents[3] / "plumbline/base_model/llama-stdlib-6m"
