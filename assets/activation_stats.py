@@ -8,10 +8,10 @@ import dagster as dg
 
 from assets.calibration_set import calibration_set
 from plumbline.activation_stats.params import StatisticsParams
-from plumbline.base_model.params import ModelParams
 from plumbline.graph.partitions import CALIBRATIONS
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.params import load_params
+from plumbline.versioning.code import code_version
 
 
 @dg.asset(
@@ -27,16 +27,12 @@ from plumbline.params import load_params
     "histograms, Hessians, and which sample caused each extreme. Collected once, used by every scheme.",
 )
 def activation_stats(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.activation_stats.build import build_activation_stats
-        from plumbline.base_model.checkpoint import BaseCheckpoint
+    from plumbline.activation_stats.build import build_activation_stats
+    from plumbline.activation_stats.summary import summary
 
-        return build_activation_stats(
-            StatisticsParams.model_validate(step.params["statistics"]),
-            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
-            step.input("calibration_set", key),
-            out,
-            load_params(step.root).execution,
-        )
+    def build(step: Step, key: str, out: Path) -> None:
+        params = StatisticsParams.model_validate(step.params["statistics"])
+        execution = load_params(step.root).execution
+        build_activation_stats(params, base_model(step), step.input("calibration_set", key), out, execution)
 
-    yield from materialize(context, build)
+    yield from materialize(context, build, summary)

@@ -9,8 +9,9 @@ from pydantic import Field
 
 from plumbline.calibration_choice.params import ChoiceParams
 from plumbline.graph.partitions import CALIBRATIONS
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
 from plumbline.params import load_params
+from plumbline.versioning.code import code_version
 
 
 class ChoiceOverrides(dg.Config):
@@ -20,13 +21,6 @@ class ChoiceOverrides(dg.Config):
     n: int | None = Field(default=None, description="Another number of samples.")
     seed: int | None = Field(default=None, description="Another seed.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the strategy, by name.")
-
-    def changes(self, entry: ChoiceParams) -> dict[str, Any]:
-        """What this launch changes of the entry; another strategy drops the options of the entry's own (None)."""
-        fixed = {name: getattr(self, name) for name in ("strategy", "n", "seed")}
-        given = {name: value for name, value in fixed.items() if value is not None}
-        foreign = entry.model_extra if self.strategy not in (None, entry.strategy) else None
-        return {**dict.fromkeys(foreign or {}), **given, **self.options}
 
 
 @dg.asset(
@@ -41,13 +35,14 @@ class ChoiceOverrides(dg.Config):
     "by what was overridden at launch. Everything downstream reads this, so no override goes unrecorded.",
 )
 def calibration_choice(context: dg.AssetExecutionContext, config: ChoiceOverrides) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.calibration_choice.choice import build_choice
+    from plumbline.calibration_choice.build import build_calibration_choice
+    from plumbline.calibration_choice.choice import overrides
+    from plumbline.calibration_choice.summary import summary
 
-        params = ChoiceParams.model_validate(step.params[f"calibrations.{key}"])
-        return {**build_choice(key, params, {}, out), "overridden": sorted(overrides(key))}
+    def build(step: Step, key: str, out: Path) -> None:
+        build_calibration_choice(key, ChoiceParams.model_validate(step.params[f"calibrations.{key}"]), out)
 
-    def overrides(key: str) -> dict[str, Any]:
-        return config.changes(load_params().calibrations[key])
+    def changes(key: str) -> dict[str, Any]:
+        return overrides(load_params().calibrations[key], config.strategy, config.n, config.seed, config.options)
 
-    yield from materialize(context, build, overrides)
+    yield from materialize(context, build, summary, overrides=changes)

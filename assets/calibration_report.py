@@ -1,6 +1,6 @@
 """The Dagster definition of `calibration_report`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from assets.activation_stats import activation_stats
 from assets.calibration_set import calibration_set
 from assets.evaluation import evaluation
 from plumbline.calibration_report.params import ReportParams
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
 from plumbline.params import GridParams, pair_key
+from plumbline.versioning.code import code_version
 
 
 @dg.asset(
@@ -25,12 +26,14 @@ from plumbline.params import GridParams, pair_key
     "verdict with confidence intervals, the table of choice × scheme, the plots.",
 )
 def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.calibration_report.report import build_calibration_report
+    from plumbline.calibration_report.build import build_calibration_report
+    from plumbline.calibration_report.summary import summary
+    from plumbline.tracking.run_logging import record_report_in_mlflow
 
+    def build(step: Step, key: str, out: Path) -> None:
         grid = GridParams.model_validate(step.params["grid"])
-        pairs = [pair_key(c, s) for c in grid.calibrations for s in grid.schemes]
-        return build_calibration_report(
+        pairs = [pair_key(choice, scheme) for choice in grid.calibrations for scheme in grid.schemes]
+        build_calibration_report(
             ReportParams.model_validate(step.params["report"]),
             {"calibrations": list(grid.calibrations), "schemes": list(grid.schemes)},
             {pair: step.input("evaluation", pair) for pair in pairs},
@@ -39,9 +42,7 @@ def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
             out,
         )
 
-    def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import record_report_in_mlflow
-
+    def track(step: Step, key: str) -> dict[str, Any]:
         return record_report_in_mlflow(step, context.run_id)
 
-    yield from materialize(context, build, after=track)
+    yield from materialize(context, build, summary, after=track)

@@ -9,9 +9,9 @@ import dagster as dg
 from assets.calibration_choice import calibration_choice
 from assets.sample_features import sample_features
 from assets.tokenized_samples import tokenized_samples
-from plumbline.base_model.params import ModelParams
 from plumbline.graph.partitions import CALIBRATIONS
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.versioning.code import code_version
 
 
 @dg.asset(
@@ -27,13 +27,12 @@ from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, mater
     "well they represent production. Opens as a torch Dataset and as a datasets.Dataset.",
 )
 def calibration_set(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.checkpoint import BaseCheckpoint
-        from plumbline.calibration_set.pool import Sources
-        from plumbline.calibration_set.select import build_calibration_set
+    from plumbline.calibration_set.build import build_calibration_set
+    from plumbline.calibration_set.pool import Sources
+    from plumbline.calibration_set.summary import summary
 
-        base = BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
-        sources = Sources(step.input("tokenized_samples"), step.input("sample_features"), base)
-        return build_calibration_set(step.input("calibration_choice", key), sources, out)
+    def build(step: Step, key: str, out: Path) -> None:
+        sources = Sources(step.input("tokenized_samples"), step.input("sample_features"), base_model(step))
+        build_calibration_set(step.input("calibration_choice", key), sources, out)
 
-    yield from materialize(context, build)
+    yield from materialize(context, build, summary)

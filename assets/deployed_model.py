@@ -1,6 +1,6 @@
 """The Dagster definition of `deployed_model`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ from assets.calibration_set import calibration_set
 from assets.evaluation import evaluation
 from assets.quantized_model import quantized_model
 from assets.tokenized_samples import tokenized_samples
-from plumbline.base_model.params import ModelParams
 from plumbline.calibration_report.params import ReportParams
 from plumbline.deployed_model.params import DeploymentParams
-from plumbline.evaluation.params import EvaluationParams
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.params import GridParams
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.versioning.code import code_version
 
 
 @dg.asset(
@@ -33,47 +32,36 @@ from plumbline.quantized_model.params import SchemeParams
     "failed, and by how much.",
 )
 def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.checkpoint import BaseCheckpoint
-        from plumbline.deployed_model.promote import Inputs, build_promotion
-        from plumbline.evaluation.evaluate import build_evaluation
-        from plumbline.graph.champion import champion_of, models
-        from plumbline.tracking.run_logging import registry
+    from plumbline.deployed_model.build import build_deployed_model
+    from plumbline.deployed_model.promotion import Inputs
+    from plumbline.deployed_model.summary import summary
+    from plumbline.graph.champion import champion_of, models
+    from plumbline.tracking.run_logging import promote_in_mlflow, registry
 
+    def build(step: Step, key: str, out: Path) -> None:
         asked = DeploymentParams.model_validate(step.params["deployment"])
-        scheme = SchemeParams.model_validate(step.params[f"schemes.{asked.scheme}"])
-        base = BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
-        params = EvaluationParams.model_validate(step.params["evaluation"])
-        samples = step.input("tokenized_samples")
-
-        def evaluate(folder: Path, target: Path) -> object:
-            return build_evaluation(params, base, folder, samples, target)
-
-        inputs = Inputs(
-            evaluations=step.input("evaluation"),
-            models=step.input("quantized_model"),
-            sets=step.input("calibration_set"),
-            samples=samples,
-            report=step.input("calibration_report"),
-            serving=step.root / asked.serving if asked.serving else None,
-        )
-        return build_promotion(
+        build_deployed_model(
             asked,
-            scheme.model_dump(mode="json"),
+            SchemeParams.model_validate(step.params[f"schemes.{asked.scheme}"]).model_dump(mode="json"),
             list(GridParams.model_validate(step.params["grid"]).calibrations),
             ReportParams.model_validate(step.params["report"]),
-            inputs,
+            Inputs(
+                evaluations=step.input("evaluation"),
+                models=step.input("quantized_model"),
+                sets=step.input("calibration_set"),
+                samples=step.input("tokenized_samples"),
+                report=step.input("calibration_report"),
+                serving=step.root / asked.serving if asked.serving else None,
+            ),
             out,
-            champion_of(step, registry(step.root), evaluate),
+            champion_of(step, registry(step.root)),
             models(step.root),
             registry(step.root).withdrawn(),
             step.previous,
-            base.trust_remote_code,
+            base_model(step).trust_remote_code,
         )
 
-    def promote(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import promote_in_mlflow
-
+    def promote(step: Step, key: str) -> dict[str, Any]:
         return promote_in_mlflow(step)
 
-    yield from materialize(context, build, after=promote)
+    yield from materialize(context, build, summary, after=promote)

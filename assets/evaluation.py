@@ -1,6 +1,6 @@
 """The Dagster definition of `evaluation`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,10 @@ import dagster as dg
 
 from assets.quantized_model import quantized_model
 from assets.tokenized_samples import tokenized_samples
-from plumbline.base_model.params import ModelParams
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.graph.partitions import PAIRS
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.versioning.code import code_version
 
 
 @dg.asset(
@@ -27,32 +27,18 @@ from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, mater
     "see: KL divergence per token, perplexity, top-1 agreement, per domain. Also a run in MLflow.",
 )
 def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.checkpoint import BaseCheckpoint
-        from plumbline.evaluation.evaluate import build_evaluation
+    from plumbline.evaluation.build import build_evaluation
+    from plumbline.evaluation.summary import summary
+    from plumbline.graph.declared import require_declared
+    from plumbline.tracking.run_logging import record_in_mlflow
 
+    def build(step: Step, key: str, out: Path) -> None:
         params = EvaluationParams.model_validate(step.params["evaluation"])
-        _require_declared(params, step)
-        return build_evaluation(
-            params,
-            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
-            step.input("quantized_model", key),
-            step.input("tokenized_samples"),
-            out,
-        )
+        require_declared(step, {"evaluation.items": params.items} if params.items else {})
+        model, samples = step.input("quantized_model", key), step.input("tokenized_samples")
+        build_evaluation(params, base_model(step), model, samples, out)
 
-    def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import record_in_mlflow
-
+    def track(step: Step, key: str) -> dict[str, Any]:
         return record_in_mlflow(step, key, context.run_id)
 
-    yield from materialize(context, build, after=track)
-
-
-def _require_declared(params: EvaluationParams, step: Step) -> None:
-    """What is read must be a dependency in dvc.yaml, or neither door would notice that it changed."""
-    if params.items is not None and params.items not in step.inputs:
-        raise ValueError(
-            f"evaluation.items reads {params.items}, which dvc.yaml does not list: add it to the deps of the stage "
-            "evaluation there, so that a change of the file is seen"
-        )
+    yield from materialize(context, build, summary, after=track)

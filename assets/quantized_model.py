@@ -8,10 +8,10 @@ import dagster as dg
 
 from assets.activation_stats import activation_stats
 from assets.calibration_set import calibration_set
-from plumbline.base_model.params import ModelParams
 from plumbline.graph.partitions import PAIRS, PAIRS_OF_CALIBRATION, split_pair
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.versioning.code import code_version
 
 
 @dg.asset(
@@ -30,19 +30,19 @@ from plumbline.quantized_model.params import SchemeParams
     "folder that transformers and vLLM load. calibration.json beside the weights says which samples made it.",
 )
 def quantized_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.checkpoint import BaseCheckpoint
-        from plumbline.quantized_model.build import build_quantized_model
+    from plumbline.quantized_model.build import build_quantized_model
+    from plumbline.quantized_model.summary import summary
 
+    def build(step: Step, key: str, out: Path) -> None:
         calibration, scheme = split_pair(key)
-        return build_quantized_model(
+        build_quantized_model(
             scheme,
             SchemeParams.model_validate(step.params[f"schemes.{scheme}"]),
-            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
+            base_model(step),
             step.input("activation_stats", calibration),
             step.input("calibration_set", calibration),
             out,
-            code_version=step.code_version,
+            step.code_version,
         )
 
-    yield from materialize(context, build)
+    yield from materialize(context, build, summary)

@@ -6,8 +6,9 @@ from typing import Any
 
 import dagster as dg
 
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
-from plumbline.raw_corpus.params import CorpusParams, Directory
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
+from plumbline.raw_corpus.params import CorpusParams
+from plumbline.versioning.code import code_version
 
 inbox = dg.AssetSpec(
     "inbox",
@@ -30,28 +31,16 @@ inbox = dg.AssetSpec(
     "file, row and reason, and counted.",
 )
 def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.raw_corpus.file_hashes import FileHashes
-        from plumbline.raw_corpus.ingest import build_raw_corpus
-        from plumbline.raw_corpus.intake import INTAKE, read_intake
+    from plumbline.graph.declared import require_declared
+    from plumbline.raw_corpus.build import build_raw_corpus
+    from plumbline.raw_corpus.file_hashes import FileHashes
+    from plumbline.raw_corpus.intake import INTAKE, read_intake
+    from plumbline.raw_corpus.summary import summary
 
+    def build(step: Step, key: str, out: Path) -> None:
         params = CorpusParams.model_validate(step.params["corpus"])
-        _require_declared(params, step)
+        require_declared(step, params.folders())
         hashes = FileHashes(step.root / ".plumbline" / "file_hashes.json")
-        intake = read_intake(step.root / INTAKE)
-        return build_raw_corpus(params, step.root, out, step.previous, hashes, intake)
+        build_raw_corpus(params, step.root, out, step.previous, hashes, read_intake(step.root / INTAKE))
 
-    yield from materialize(context, build)
-
-
-def _require_declared(params: CorpusParams, step: Step) -> None:
-    """Every folder that is read must be a dependency in dvc.yaml, or neither door would notice that it changed."""
-    declared = [(step.root / path).resolve() for path in step.inputs]
-    folders = {name: source.path for name, source in params.in_order().items() if isinstance(source, Directory)}
-    for name, path in folders.items():
-        folder = (step.root / path).resolve()
-        if not any(folder == d or d in folder.parents for d in declared):
-            raise ValueError(
-                f"corpus source {name!r} reads {path}, which dvc.yaml does not list: add it to the deps of raw_corpus "
-                f"there (deps: [..., {path}]), so that a change of its files is seen"
-            )
+    yield from materialize(context, build, summary)

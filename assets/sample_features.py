@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 
 from assets.tokenized_samples import tokenized_samples
-from plumbline.base_model.params import ModelParams
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.sample_features.params import FeatureParams
+from plumbline.versioning.code import code_version
 
 
 @dg.asset(
@@ -23,17 +23,11 @@ from plumbline.sample_features.params import FeatureParams
     "computes for some. Computed once per sample, and never again while embedder and base model stay.",
 )
 def sample_features(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.checkpoint import BaseCheckpoint
-        from plumbline.sample_features.embed import build_sample_features
+    from plumbline.sample_features.build import build_sample_features
+    from plumbline.sample_features.summary import summary
 
-        return build_sample_features(
-            FeatureParams.model_validate(step.params["features"]),
-            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
-            step.input("tokenized_samples"),
-            out,
-            previous=step.previous,
-            root=step.root,
-        )
+    def build(step: Step, key: str, out: Path) -> None:
+        params, samples = FeatureParams.model_validate(step.params["features"]), step.input("tokenized_samples")
+        build_sample_features(params, base_model(step), samples, out, step.previous, step.root)
 
-    yield from materialize(context, build)
+    yield from materialize(context, build, summary)

@@ -1,6 +1,6 @@
 """The Dagster definition of `study`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,11 @@ import dagster as dg
 from assets.sample_features import sample_features
 from assets.tokenized_samples import tokenized_samples
 from plumbline.activation_stats.params import StatisticsParams
-from plumbline.base_model.params import ModelParams
 from plumbline.graph.partitions import STUDIES
-from plumbline.graph.step import OWNERS, Step, code_version, materialize
+from plumbline.graph.step import OWNERS, Step, base_model, materialize
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.params import StudyParams
-from plumbline.versioning.code import module_version
+from plumbline.versioning.code import code_version, module_version
 
 MEASURING = (
     "plumbline.study.controls",
@@ -37,27 +36,25 @@ MEASURING = (
     "over many paired draws, sizes and schemes, with confidence intervals. Runs on request: `plumbline study`.",
 )
 def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.checkpoint import BaseCheckpoint
-        from plumbline.calibration_set.pool import Sources
-        from plumbline.study.build import build_study
+    from plumbline.calibration_set.pool import Sources
+    from plumbline.study.build import build_study
+    from plumbline.study.summary import summary
+    from plumbline.tracking.run_logging import record_study_in_mlflow
 
+    def build(step: Step, key: str, out: Path) -> None:
         params = StudyParams.model_validate(step.params[f"studies.{key}"])
-        base = BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
-        return build_study(
+        build_study(
             params,
             {name: SchemeParams.model_validate(step.params["schemes"][name]) for name in params.schemes},
             StatisticsParams.model_validate(step.params["statistics"]),
-            Sources(step.input("tokenized_samples"), step.input("sample_features"), base),
+            Sources(step.input("tokenized_samples"), step.input("sample_features"), base_model(step)),
             step.root / ".plumbline" / "study",
             {"code": module_version(*MEASURING), **step.inputs},
             out,
             key,
         )
 
-    def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import record_study_in_mlflow
-
+    def track(step: Step, key: str) -> dict[str, Any]:
         return record_study_in_mlflow(step, key, context.run_id)
 
-    yield from materialize(context, build, after=track)
+    yield from materialize(context, build, summary, after=track)

@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 
 from assets.raw_corpus import raw_corpus
-from plumbline.base_model.params import ModelParams
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.tokenized_samples.params import TokenizeParams
+from plumbline.versioning.code import code_version
 
 
 @dg.asset(
@@ -25,16 +25,11 @@ from plumbline.tokenized_samples.params import TokenizeParams
     "Every token that is lost on the way is counted by reason.",
 )
 def tokenized_samples(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    def build(step: Step, key: str, out: Path) -> dict[str, Any]:
-        from plumbline.base_model.checkpoint import BaseCheckpoint
-        from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+    from plumbline.tokenized_samples.build import build_tokenized_samples
+    from plumbline.tokenized_samples.summary import summary
 
-        return build_tokenized_samples(
-            TokenizeParams.model_validate(step.params["tokenize"]),
-            BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root),
-            step.input("raw_corpus"),
-            out,
-            step.previous,
-        )
+    def build(step: Step, key: str, out: Path) -> None:
+        params = TokenizeParams.model_validate(step.params["tokenize"])
+        build_tokenized_samples(params, base_model(step), step.input("raw_corpus"), out, step.previous)
 
-    yield from materialize(context, build)
+    yield from materialize(context, build, summary)

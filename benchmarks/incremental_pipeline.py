@@ -24,15 +24,15 @@ import numpy as np
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
+from plumbline.raw_corpus.build import build_raw_corpus
 from plumbline.raw_corpus.file_hashes import FileHashes
-from plumbline.raw_corpus.ingest import build_raw_corpus
 from plumbline.raw_corpus.intake import INTAKE, Intake, read_intake, take_in, write_intake
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.raw_corpus.stores import store_of
-from plumbline.sample_features.embed import build_sample_features
+from plumbline.sample_features.build import build_sample_features
 from plumbline.sample_features.params import FeatureParams
+from plumbline.tokenized_samples.build import build_tokenized_samples
 from plumbline.tokenized_samples.params import TokenizeParams
-from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 from plumbline.versioning.digest import dvc_digest
 
 BASE = BaseCheckpoint.of(ModelParams())

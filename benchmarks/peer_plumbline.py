@@ -29,6 +29,7 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     from plumbline.activation_stats.build import build_activation_stats
+    from plumbline.artifact import read_json
     from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.base_model.params import ModelParams
     from plumbline.params import load_params
@@ -50,9 +51,9 @@ def main() -> None:
         began = time.perf_counter()
         folder = arguments.out / name
         folder.mkdir()
-        summary = build_quantized_model(name, scheme, base, stats, arguments.samples, folder)
-        if summary["fallbacks"]:
-            raise RuntimeError(f"{name}: layers rounded to nearest: {summary['fallbacks']}")
+        build_quantized_model(name, scheme, base, stats, arguments.samples, folder)
+        if fallbacks := read_json(folder / "calibration.json")["fallbacks"]:
+            raise RuntimeError(f"{name}: layers rounded to nearest: {fallbacks}")
         parts[name] = time.perf_counter() - began
     done, cpu = time.perf_counter(), _cpu() - cpu
     print(

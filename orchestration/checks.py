@@ -54,11 +54,11 @@ def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
 
     A warning: the rest of the corpus does not wait for it.
     """
-    from plumbline.raw_corpus.ingest import quarantine
+    from plumbline.raw_corpus.summary import quarantine
 
     folder = _folder("raw_corpus")
     manifest = read_json(folder / "manifest.json")
-    found = quarantine(manifest, folder)
+    found = quarantine(folder)
     files = sum(shard["source"] == "inbox" for shard in manifest["shards"])
     said = [f"{of['file']}" + (f" row {of['row']}" if of["row"] != "" else "") + f": {of['why']}" for of in found]
     more = [f"and {len(said) - 5} more"] if len(said) > 5 else []

@@ -1,46 +1,37 @@
-"""The parameters really used for a calibration choice: the entry of params.yaml, the overrides of a launch, and the
-defaults of the strategy, in one file that everything downstream depends on."""
+"""The parameters of a calibration choice: its entry in params.yaml, the overrides of a launch, and the defaults of the
+strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from plumbline.artifact import write_json
 from plumbline.calibration_choice.params import ChoiceParams
 from plumbline.calibration_set.strategies import get
 
 
-def build_choice(name: str, params: ChoiceParams, overrides: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Write `choice.json`: every parameter of the choice `name`, flat, as in params.yaml, with `name` added.
-
-    Args:
-        name: the key under `calibrations:`, e.g. `random-64`.
-        params: the entry as params.yaml has it; further keys are options of its strategy.
-        overrides: launch-time values that win over the entry; None drops a key, which brings back its default.
-        out: existing empty folder.
-
-    Returns:
-        The content of `choice.json`.
-
-    Raises:
-        ValueError: unknown strategy, unknown option (the allowed ones are named) or a value of the wrong type.
-    """
-    merged = {**params.model_dump(), **overrides}
-    choice = resolve(name, {key: value for key, value in merged.items() if value is not None})
-    write_json(out / "choice.json", choice)
-    return choice
+def overrides(
+    entry: ChoiceParams,
+    strategy: str | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a launch changes of an entry; another strategy drops the options of the entry's own (None)."""
+    core = {"strategy": strategy, "n": n, "seed": seed}
+    changed = {name: value for name, value in core.items() if value is not None}
+    foreign = entry.model_extra if strategy not in (None, entry.strategy) else None
+    return {**dict.fromkeys(foreign or {}), **changed, **(options or {})}
 
 
 def resolve(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Check an entry of `calibrations:` against its strategy and fill in every default.
 
     Raises:
-        ValueError: as `build_choice`.
+        ValueError: unknown strategy, unknown option (the allowed ones are named) or a value of the wrong type.
     """
     where = f"params.yaml, calibrations: {name}"
     try:

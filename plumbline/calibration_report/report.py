@@ -8,80 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from plumbline.artifact import write_json
-from plumbline.calibration_report import answers, extremes, glossary, sections
-from plumbline.calibration_report.answers import compare_answers
-from plumbline.calibration_report.extremes import leading_samples, read_extremes
+from plumbline.calibration_report import answers, glossary, sections
+from plumbline.calibration_report.extremes import leading_samples
 from plumbline.calibration_report.page import environment
-from plumbline.calibration_report.params import ReportParams
 from plumbline.calibration_report.plots import DIFFERENCE, DOMAINS, Mark, plot_forest, plot_heat
-from plumbline.calibration_report.study import Study, read_study
-from plumbline.calibration_report.verdict import judge
-from plumbline.calibration_report.wording import signed
+from plumbline.calibration_report.study import Study
 
 TEMPLATE = "template.html.j2"
 LEADING = 3
 """Samples per set that are shown at once, of those that set the most ranges; all are a click away."""
-
-
-def build_calibration_report(
-    params: ReportParams,
-    grid: Mapping[str, Sequence[str]],
-    evaluations: Mapping[str, Path],
-    calibration_sets: Mapping[str, Path],
-    statistics: Mapping[str, Path],
-    out: Path,
-) -> dict[str, Any]:
-    """Judge the study and write report.html (one file, nothing from the network), verdict.json, table.json and two
-    pictures.
-
-    Args:
-        grid: `calibrations` and `schemes`, in the order in which the report shows them.
-        evaluations: folder of evaluation by pair, `CALIBRATION-SCHEME`.
-        calibration_sets: folder of calibration_set by choice.
-        statistics: folder of activation_stats by choice.
-
-    Returns:
-        Headline, sentences, a row per model, which samples set the ranges, and counts.
-
-    Raises:
-        ValueError: the evaluations do not belong together, or a model was calibrated with another set than the one
-            given, or statistics are of another; the message names both.
-    """
-    study = read_study(grid["calibrations"], grid["schemes"], evaluations)
-    verdict = judge(study, params)
-    verdict["answers"] = compare_answers(study, evaluations, verdict["baseline"])
-    sets = sections.calibration_sets(study, calibration_sets)
-    found = {choice: read_extremes(statistics[choice], calibration_sets[choice]) for choice in study.calibrations}
-    said = extremes.summary(found, {of["name"]: of["samples"] for of in sets})
-    rows = sections.table(study, verdict)
-    verdict["digests"] = _digests(study, sets)
-    write_json(out / "verdict.json", verdict)
-    write_json(out / "table.json", rows)
-    shown = {
-        "sets": sets,
-        "nulls": sections.against_null(study.calibrations, calibration_sets),
-        "extremes": found,
-        "on_extremes": said,
-        "cost": sections.cost(study, sets, statistics),
-    }
-    page = render(study, verdict, rows, shown)
-    (out / "report.html").write_text(page, encoding="utf-8")
-    _plots(study, verdict, out)
-    called = [c["verdict"] for c in verdict["comparisons"]]
-    return {
-        "headline": verdict["headline"],
-        "sentences": verdict["sentences"],
-        "on_answers": answers.sentences(verdict["answers"], verdict["confidence"]),
-        "models": [_row(row) for row in rows],
-        "extremes": said,
-        "documents": verdict["documents"],
-        "tokens": verdict["tokens"],
-        "better": called.count("better"),
-        "worse": called.count("worse"),
-        "no_difference_detected": called.count("no difference detected"),
-        "identical": called.count("identical"),
-    }
 
 
 def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], shown: Mapping[str, Any]) -> str:
@@ -114,7 +49,7 @@ def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], sh
     )
 
 
-def _digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """SHA-256 (hex) of what is behind every figure; of a model over its weight files."""
     figures = study.metrics[study.calibrations[0], study.schemes[0]]
     return {
@@ -126,7 +61,7 @@ def _digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _plots(study: Study, verdict: Mapping[str, Any], out: Path) -> None:
+def write_plots(study: Study, verdict: Mapping[str, Any], out: Path) -> None:
     """The forest plot and the heat map as pictures, for Dagster's page and for MLflow."""
     rivals = [choice for choice in study.calibrations if choice != verdict["baseline"]]
     if not rivals:
@@ -151,15 +86,3 @@ def _plots(study: Study, verdict: Mapping[str, Any], out: Path) -> None:
     changes = np.array([[c for scheme in schemes for c in cells[choice, scheme]] for choice in rivals])
     columns = [f"{scheme}, {name}" for scheme in schemes for name in heat["names"]]
     plot_heat(rivals, columns, changes, heat["full"], verdict["baseline"], out / DOMAINS)
-
-
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A model as a row of Dagster's table."""
-    low, high = row["difference_low"], row["difference_high"]
-    return {
-        **{key: row[key] for key in ("scheme", "calibration", "kl_mean", "kl_p99", "perplexity_quantized")},
-        "top1_agreement": row["top1_agreement"],
-        "difference": "" if row["difference"] is None else signed(row["difference"]),
-        "interval": "" if low is None else f"{signed(low)} to {signed(high)}",
-        "verdict": row["verdict"],
-    }

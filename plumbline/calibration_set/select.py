@@ -1,80 +1,24 @@
-"""From a calibration choice to a calibration set: read the pool, let the strategy choose, check, write."""
+"""From a strategy's selection to the rows of a calibration set: choose, check, join, count."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from plumbline.artifact import canonical_json, read_json, write_json, write_table
-from plumbline.calibration_set.pool import Sources, of_domains
+from plumbline.artifact import canonical_json
 from plumbline.calibration_set.reader import SCHEMA, set_digest
-from plumbline.calibration_set.representativeness.compare import representativeness
-from plumbline.calibration_set.representativeness.plots import LENGTHS, PANEL, plot_lengths, plot_panel
-from plumbline.calibration_set.strategies import Strategy, get
+from plumbline.calibration_set.strategies import Strategy
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator, sample_id
 from plumbline.tokenized_samples.assistant import Spans, joined_spans
 
 _CORE = ("name", "strategy", "n", "seed", "domains", "allow_fewer")
 WRITTEN = "written by the base model"
 """Domain and source of a sample that no document holds."""
-
-
-def build_calibration_set(choice: Path, sources: Sources, out: Path) -> dict[str, Any]:
-    """Choose the calibration set of one choice from the pool split.
-
-    Args:
-        choice: folder with `choice.json`.
-        sources: samples, features and base model. A strategy sees pool, tuning and production; report is not read.
-        out: existing empty folder; gets samples.parquet, manifest.json, representativeness.json and its two plots.
-
-    Returns:
-        Summary: the verdict on representativeness, tokens, digest, counts, the strategy's notes, sentences and
-        percentiles of the metrics.
-
-    Raises:
-        ValueError: features and samples differ in tokenization; an unknown domain; the pool or the strategy gives
-            fewer than n samples and the choice does not allow it; the strategy broke its contract.
-    """
-    asked: dict[str, Any] = read_json(choice / "choice.json")
-    fingerprint = sources.fingerprint
-    whole = sources.pool()
-    pool = of_domains(whole, asked["domains"], asked["name"])
-    strategy = get(asked["strategy"])
-    selection = choose(pool, strategy, asked, len(whole))
-    rows = joined(pool, selection, asked["name"])
-    write_table(out / "samples.parquet", rows)
-    manifest = _manifest(asked, strategy, fingerprint, rows, selection, pool, len(whole))
-    manifest["fingerprint_parts"] = read_json(sources.samples / "accounting.json")["fingerprint_parts"]
-    write_json(out / "manifest.json", manifest)
-    measured = representativeness(sources, pool, selection, rows)
-    write_json(out / "representativeness.json", measured)
-    if measured["primary"] is not None:
-        plot_panel(measured["references"][measured["primary"]], out / PANEL)
-        plot_lengths(rows["n_tokens"].to_numpy(), whole.reference.lengths, measured["primary"], out / LENGTHS)
-    return {
-        "verdict": measured.get("verdict"),
-        **{key: manifest[key] for key in ("tokens", "documents", "digest")},
-        **manifest["counts"],
-        "notes": manifest["notes"],
-        "representativeness": measured["sentences"],
-        **_percentiles(measured),
-    }
-
-
-def _percentiles(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat, for the summary: percentile per metric against what the set should represent, and the decision."""
-    if measured["primary"] is None:
-        return {}
-    metrics = measured["references"][measured["primary"]]["metrics"]
-    percentiles = {f"{name}_percentile": metric["percentile"] for name, metric in metrics.items()}
-    flagged = ", ".join(metrics[name]["label"] for name in measured["flagged"])
-    return {**percentiles, "p_value": measured["p_value"], "flagged": flagged or "none"}
 
 
 def choose(pool: Pool, strategy: Strategy, asked: Mapping[str, Any], whole: int) -> Selection:
@@ -208,7 +152,7 @@ def _tokens_used(selection: Selection, pool: Pool) -> int:
     return used
 
 
-def _manifest(
+def manifest_of(
     asked: dict[str, Any],
     strategy: Strategy,
     fingerprint: str,
@@ -217,6 +161,13 @@ def _manifest(
     pool: Pool,
     whole: int,
 ) -> dict[str, Any]:
+    """What manifest.json says of a set: what was asked for, what it holds, and where the rest of the pool went.
+
+    Args:
+        rows: the set as it is stored.
+        pool: what the strategy chose from.
+        whole: samples of the pool before any filter.
+    """
     by_domain = rows.group_by("domain").aggregate([("n_tokens", "count"), ("n_tokens", "sum")]).to_pylist()
     tokens = int(pc.sum(rows["n_tokens"]).as_py())
     touched = _touched(selection)

@@ -1,4 +1,4 @@
-"""The checks between a candidate and the alias `champion`, in words; gates.py computes them."""
+"""The checks between a candidate and the alias `champion`, in words; promotion.py computes them."""
 
 from __future__ import annotations
 

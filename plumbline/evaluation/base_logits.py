@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from plumbline.divergence import BasePrediction, predict
-from plumbline.evaluation.held_out import Batch, predicted_logits
+from plumbline.evaluation.held_out import HeldOutBatch, predicted_logits
 
 
 class BaseLogits:
@@ -18,7 +16,7 @@ class BaseLogits:
     or cut (16-bit storage with a floor biases KL: ik_llama.cpp #325).
     """
 
-    def __init__(self, load: Callable[[], Any], batches: Sequence[Batch], budget: int) -> None:
+    def __init__(self, load: Callable[[], Any], batches: Sequence[HeldOutBatch], budget: int) -> None:
         """`load` returns the base model; it is called at the first use, and the model is let go of once all fits."""
         self._load, self._batches, self._budget = load, batches, budget
         self._model: Any = None
@@ -46,7 +44,7 @@ _latest: tuple[tuple[str, ...], BaseLogits] | None = None
 
 
 def shared_base_logits(
-    key: tuple[str, ...], load: Callable[[], Any], batches: Sequence[Batch], budget: int
+    key: tuple[str, ...], load: Callable[[], Any], batches: Sequence[HeldOutBatch], budget: int
 ) -> BaseLogits:
     """The `BaseLogits` of this process for `key`: digests of base model, samples and everything else that decides them.
 
@@ -56,11 +54,3 @@ def shared_base_logits(
     if _latest is None or _latest[0] != key:
         _latest = (key, BaseLogits(load, batches, budget))
     return _latest[1]
-
-
-def forget_base_logits() -> None:
-    """Give the memory back."""
-    global _latest
-    _latest = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

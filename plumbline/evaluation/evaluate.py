@@ -1,114 +1,32 @@
-"""How far a quantized model is from the base model on documents that no calibration choice has seen."""
+"""Both models over the same samples, token by token, and over the same multiple-choice items."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from plumbline.artifact import read_json, sha256_files, sha256_json, write_json, write_table
+from plumbline.artifact import read_json, sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.load import load_model
 from plumbline.divergence import TokenDivergence
 from plumbline.evaluation.base_logits import shared_base_logits
-from plumbline.evaluation.flips import Item, chosen, encoded, flip_figures, item_table, log_likelihoods, read_items
-from plumbline.evaluation.held_out import HeldOut, batches, choose
+from plumbline.evaluation.flips import chosen, encoded, item_table, log_likelihoods, read_items
+from plumbline.evaluation.held_out import HeldOut, batches
 from plumbline.evaluation.measure import measure
-from plumbline.evaluation.metrics import bucket_name, layer_error_figures, layer_errors, subset, summarize
+from plumbline.evaluation.metrics import subset
 from plumbline.evaluation.params import EvaluationParams
-from plumbline.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
-from plumbline.raw_corpus.document import OUT_OF_DOMAIN
-from plumbline.tokenized_samples.reader import fingerprint_of
 
 REMEMBERED = 8
 """Measurements kept in memory: schemes follow each other choice by choice, so one comes back after as many."""
 _measured: dict[tuple[str, ...], tuple[TokenDivergence, np.ndarray]] = {}
 
 
-def build_evaluation(
-    params: EvaluationParams, base: BaseCheckpoint, quantized: Path, samples: Path, out: Path
-) -> dict[str, Any]:
-    """Compare `quantized` with the base model, token by token, on the report split, and beside it on what
-    `corpus.out_of_domain` gave, where params.yaml has that.
-
-    KL(base || quantized) in nats per predicted token, perplexity, top-1 agreement and change of the true token's
-    probability, over all tokens, per domain and per bucket of sample length.
-    The quantized model is loaded as anyone would load it. (Not with `dequantize=True`: that drops `input_scale`, and
-    the quantization of activations would go unmeasured.)
-
-    Args:
-        quantized: a folder written by quantized_model.
-        samples: the folder tokenized_samples.
-        out: gets metrics.json, documents.parquet, kl_histogram.png, kl_by_domain.png; with out-of-domain texts,
-            out_of_domain.parquet, too, and their figures in metrics.json under `out_of_domain`; with multiple-choice
-            items, items.parquet, and figures under `flips`.
-
-    Returns:
-        The figures over all tokens and per length, KL per domain, and the counts.
-
-    Raises:
-        ValueError: model and samples were tokenized differently, the model was quantized from another base model, its
-            weights are not those that calibration.json names, the report split is empty, or a model answers with inf
-            or NaN.
-    """
-    record = read_json(quantized / "calibration.json")
-    weights = _checked_weights(quantized, record)
-    fingerprint = _checked_fingerprint(quantized, record, samples)
-    limits = params.tokens_per_domain, params.samples_per_document
-    held_out, elsewhere = choose(samples, *limits), choose(samples, *limits, OUT_OF_DOMAIN)
-    base_digest = _checked_base_model(quantized, record, base.digest())
-    parts = [part for part in (held_out, elsewhere) if part.sample_ids]
-    measured = _measure(params, base, base_digest, quantized, weights, parts)
-    tokens, sample_of_token = measured[0]
-    summary, documents = summarize(tokens, sample_of_token, held_out, params.length_buckets)
-    metrics = {
-        **summary,
-        "weights_bytes": sum((quantized / name).stat().st_size for name in weights),
-        "base_weights_bytes": sum(path.stat().st_size for path in base.folder.glob("*.safetensors")),
-        "weights": weights,
-        "base_model": base_digest,
-        "calibration_set": record["calibration_set"]["digest"],
-        "scheme": record["scheme"],
-        "bits": Counter(str(layer["bits"]) for layer in record["layers"].values()),
-        "group_sizes": Counter(map(_granularity, record["layers"].values())),
-        "fallbacks": record["fallbacks"],
-        "layer_errors": layer_errors(record["layers"]),
-        "fingerprint": fingerprint,
-        "samples_digest": held_out.digest,
-        "out_of_domain_digest": elsewhere.digest,
-    }
-    for others in measured[1:]:
-        metrics[OUT_OF_DOMAIN], table = summarize(*others, elsewhere, params.length_buckets)
-        write_table(out / f"{OUT_OF_DOMAIN}.parquet", table)
-    if params.items is not None:
-        answers = _answers(read_items(base.root / params.items), params, base, quantized)
-        metrics["flips"] = flip_figures(answers)
-        write_table(out / "items.parquet", answers)
-    write_json(out / "metrics.json", metrics)
-    write_table(out / "documents.parquet", documents)
-    plot_kl_histogram(tokens.kl, metrics, out / HISTOGRAM)
-    plot_kl_by_domain(metrics["by_domain"], out / DOMAINS)
-    kl_per_domain = {f"kl_mean_{domain}": values["kl_mean"] for domain, values in metrics["by_domain"].items()}
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    lengths = [{"samples of tokens": bucket_name(bucket), **bucket} for bucket in metrics["by_length"]]
-    shown = numbers | kl_per_domain | {"by_length": lengths} | layer_error_figures(metrics["layer_errors"])
-    for part in (OUT_OF_DOMAIN, "flips"):
-        of_part = {name: value for name, value in metrics.get(part, {}).items() if isinstance(value, int | float)}
-        shown |= {f"{part}_{name}": value for name, value in of_part.items()}
-    return shown
-
-
-def _granularity(layer: Mapping[str, Any]) -> str:
-    return "per tensor" if layer.get("per_tensor") else str(layer["group_size"] or "per channel")
-
-
-def _measure(
+def divergences(
     params: EvaluationParams,
     base: BaseCheckpoint,
     base_digest: str,
@@ -143,8 +61,10 @@ def _measure(
     return found
 
 
-def _answers(items: Sequence[Item], params: EvaluationParams, base: BaseCheckpoint, quantized: Path) -> pa.Table:
-    """What both models choose, as `item_table` gives it."""
+def answers(params: EvaluationParams, base: BaseCheckpoint, quantized: Path) -> pa.Table:
+    """What both models choose of the items that `params.items` names, as `item_table` gives it."""
+    assert params.items is not None
+    items = read_items(base.root / params.items)
     sequences, counts = encoded(items, base.tokenizer())
     models = base.loaded(), load_model(quantized, base.device, base.trust_remote_code)
     likely = [log_likelihoods(model, sequences, counts, params.batch_tokens) for model in models]
@@ -157,36 +77,3 @@ def _decisive(quantized: Path, weights: dict[str, str]) -> str:
     for part in (config, config.get("quantization_config", {})):
         part.pop("calibration", None)
     return sha256_json([config, weights])
-
-
-def _checked_fingerprint(quantized: Path, record: dict[str, Any], samples: Path) -> str:
-    expected, found = record["fingerprint"], fingerprint_of(samples)
-    if found != expected:
-        raise ValueError(
-            f"tokenization differs: {quantized.name}/calibration.json was calibrated with fingerprint {expected}, "
-            f"{samples.name} has {found}. Build the calibration sets and quantized models again from these samples "
-            "(`plumbline run`), or restore the samples that belong to the model (`dvc checkout`)"
-        )
-    return str(found)
-
-
-def _checked_base_model(quantized: Path, record: dict[str, Any], digest: str) -> str:
-    expected = record["base_model"]["digest"]
-    if digest != expected:
-        raise ValueError(
-            f"{quantized.name} was quantized from a base model with digest {expected}; `model:` in params.yaml now has "
-            f"{digest}. Quantize again (`plumbline run`), or give `model:` the earlier one"
-        )
-    return digest
-
-
-def _checked_weights(quantized: Path, record: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 per weight file, as they are on disk now; they must be the ones the record was written for."""
-    found = sha256_files(quantized, (path.name for path in quantized.glob("*.safetensors")))
-    if found != record["model"]:
-        changed = sorted(name for name in {*found, *record["model"]} if found.get(name) != record["model"].get(name))
-        raise ValueError(
-            f"{quantized.name}: {', '.join(changed)} is not what calibration.json says was quantized; restore the "
-            "folder with `dvc checkout`, or quantize again"
-        )
-    return found

@@ -33,7 +33,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Batch:
+class HeldOutBatch:
     """Samples of similar length, padded on the right."""
 
     rows: np.ndarray
@@ -118,7 +118,7 @@ def _tokens(samples: Path, split: str, wanted: set[str]) -> dict[str, np.ndarray
     return found
 
 
-def batches(held_out: HeldOut, batch_tokens: int) -> Iterator[Batch]:
+def batches(held_out: HeldOut, batch_tokens: int) -> Iterator[HeldOutBatch]:
     """Samples by length, longest first, as many at a time as fit into `batch_tokens` tokens with their padding."""
     lengths = np.array([len(ids) for ids in held_out.tokens])
     order = np.argsort(-lengths, kind="stable")
@@ -130,11 +130,11 @@ def batches(held_out: HeldOut, batch_tokens: int) -> Iterator[Batch]:
         for i, row in enumerate(rows):
             input_ids[i, : lengths[row]] = torch.from_numpy(held_out.tokens[row])
         predicted = torch.arange(1, longest) < torch.from_numpy(lengths[rows]).unsqueeze(1)
-        yield Batch(rows, input_ids, predicted)
+        yield HeldOutBatch(rows, input_ids, predicted)
         start += len(rows)
 
 
-def predicted_logits(model: Any, batch: Batch) -> torch.Tensor:
+def predicted_logits(model: Any, batch: HeldOutBatch) -> torch.Tensor:
     """The model's logits at the predicted positions, (predicted tokens, vocabulary), in the dtype it answers in.
 
     Pads stand to the right, where causal attention cannot see them, so they need no attention mask (which would cost

@@ -9,10 +9,10 @@ import numpy as np
 
 from plumbline.divergence import TokenDivergence, token_divergence
 from plumbline.evaluation.base_logits import BaseLogits
-from plumbline.evaluation.held_out import Batch, predicted_logits
+from plumbline.evaluation.held_out import HeldOutBatch, predicted_logits
 
 
-def measure(base: BaseLogits, model: Any, work: Sequence[Batch]) -> tuple[TokenDivergence, np.ndarray]:
+def measure(base: BaseLogits, model: Any, work: Sequence[HeldOutBatch]) -> tuple[TokenDivergence, np.ndarray]:
     """Both models over the same batches: one entry per predicted token, and which sample (int64) it belongs to.
 
     Tokens come in order of sample and position, whatever the batches were.

@@ -130,12 +130,6 @@ def by_length(tokens: TokenDivergence, length_of_token: np.ndarray, ends: Sequen
     ]
 
 
-def bucket_name(bucket: Mapping[str, Any]) -> str:
-    """A bucket of `by_length` in the names of figures: 65-256, over-4096."""
-    shortest, longest = bucket["shortest"], bucket["longest"]
-    return f"over-{shortest - 1}" if longest is None else f"{shortest}-{longest}"
-
-
 def layer_errors(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Relative squared error of every layer's output, tr(dW S dW^T) / tr(W S W^T), from the calibration set's Hessian.
 
@@ -146,15 +140,6 @@ def layer_errors(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         layers: of calibration.json.
     """
     return {name: layer["relative_error"] for name, layer in layers.items() if "relative_error" in layer}
-
-
-def layer_error_figures(errors: Mapping[str, float]) -> dict[str, Any]:
-    """Mean and largest of `layer_errors`, and the layer that has it; nothing where none is known."""
-    if not errors:
-        return {}
-    worst = max(errors, key=errors.__getitem__)
-    mean = sum(errors.values()) / len(errors)
-    return {"layer_error_mean": mean, "layer_error_max": errors[worst], "worst_layer": worst}
 
 
 def _exp(nll: float) -> float:

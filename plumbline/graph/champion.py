@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from plumbline.artifact import sha256_json
-from plumbline.deployed_model.promote import Champion
+from plumbline.deployed_model.promotion import Champion
+from plumbline.evaluation.params import EvaluationParams
+from plumbline.graph.step import base_model
 from plumbline.params import load_params
 from plumbline.tracking.model_version import Version
 from plumbline.tracking.promotion import Registry
@@ -17,11 +18,8 @@ from plumbline.versioning.object_store import Store
 from plumbline.versioning.recording import Step
 from plumbline.versioning.recording import scratch as scratch_folder
 
-Evaluate = Callable[[Path, Path], object]
-"""(a quantized model's folder, an empty folder for its evaluation)"""
 
-
-def champion_of(step: Step, registry: Registry, evaluate: Evaluate) -> Champion | None:
+def champion_of(step: Step, registry: Registry) -> Champion | None:
     """Who carries the alias, with an evaluation on the documents that a candidate is evaluated on.
 
     That is the graph's own where the graph still holds this model; else the folder is brought back from DVC's cache by
@@ -34,7 +32,7 @@ def champion_of(step: Step, registry: Registry, evaluate: Evaluate) -> Champion 
         evaluation = step.root / "data" / "evaluation" / pair
         if model == version.model and evaluation.is_dir():
             return Champion(pair, model, evaluation)
-    return _evaluated(step, version, evaluate)
+    return _evaluated(step, version)
 
 
 def models(root: Path) -> dict[str, str]:
@@ -44,7 +42,10 @@ def models(root: Path) -> dict[str, str]:
     return {pair: entry.md5 for pair, entry in entries.items() if entry is not None}
 
 
-def _evaluated(step: Step, version: Version, evaluate: Evaluate) -> Champion:
+def _evaluated(step: Step, version: Version) -> Champion:
+    from plumbline.evaluation.build import build_evaluation
+
+    params, samples = EvaluationParams.model_validate(step.params["evaluation"]), step.input("tokenized_samples")
     code = code_version("evaluation")
     conditions = [step.inputs["data/tokenized_samples"], step.params["evaluation"], step.params["model"], code]
     kept = step.root / ".plumbline" / "champion" / sha256_json([version.model, *conditions])[:32]
@@ -55,7 +56,7 @@ def _evaluated(step: Step, version: Version, evaluate: Evaluate) -> Champion:
             model, out = scratch / version.pair, scratch / "evaluation"
             out.mkdir()
             Store(step.root).place(version.model, model)
-            evaluate(model, out)
+            build_evaluation(params, base_model(step), model, samples, out)
             shutil.rmtree(kept.parent, ignore_errors=True)  # of the champion or the report split before
             kept.parent.mkdir(parents=True)
             out.rename(kept)

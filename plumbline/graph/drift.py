@@ -78,10 +78,10 @@ def measure() -> dict[str, Any]:
     from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.calibration_set.pool import Sources
     from plumbline.production_drift.measure import measure_drift
-    from plumbline.raw_corpus.ingest import build_raw_corpus
+    from plumbline.raw_corpus.build import build_raw_corpus
     from plumbline.raw_corpus.intake import INTAKE, read_intake
-    from plumbline.sample_features.embed import build_sample_features
-    from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+    from plumbline.sample_features.build import build_sample_features
+    from plumbline.tokenized_samples.build import build_tokenized_samples
     from plumbline.tracking.run_logging import registry
 
     root = workspace_root()

@@ -21,7 +21,7 @@ import psutil
 
 from plumbline.artifact import replace_text
 from plumbline.params import load_params
-from plumbline.raw_corpus.intake import INTAKE, Changes, Intake, read_intake, take_in, write_intake
+from plumbline.raw_corpus.intake import INTAKE, Intake, IntakeChanges, read_intake, take_in, write_intake
 from plumbline.raw_corpus.params import HuggingFace
 from plumbline.raw_corpus.stores import Seen, store_of
 from plumbline.versioning.digest import dvc_digest
@@ -68,13 +68,13 @@ def _state(root: Path, alone: float | None = None) -> Iterator[dict[str, Any]]:
         replace_text(path, json.dumps(state))
 
 
-def take_in_now(root: Path) -> Changes:
+def take_in_now(root: Path) -> IntakeChanges:
     """Take in what is in the inbox, without waiting whether it changes; a file that changes while it is read waits."""
     with _state(root, alone=-1) as state:
         return _take_in(root, state, lambda seen, _: True, time.time())
 
 
-def take_in_settled(root: Path, now: Callable[[], float] = time.time) -> Changes:
+def take_in_settled(root: Path, now: Callable[[], float] = time.time) -> IntakeChanges:
     """Take in what has looked the same long enough.
 
     Raises:
@@ -88,7 +88,7 @@ def take_in_settled(root: Path, now: Callable[[], float] = time.time) -> Changes
         return _take_in(root, state, settled, now())
 
 
-def _take_in(root: Path, state: dict[str, Any], settled: Callable[[Seen, float], bool], now: float) -> Changes:
+def _take_in(root: Path, state: dict[str, Any], settled: Callable[[Seen, float], bool], now: float) -> IntakeChanges:
     params = load_params(root).corpus
     store = store_of(params.inbox, root, params.max_file_bytes)
     path = root / INTAKE
@@ -183,7 +183,7 @@ def request(root: Path, launched: Callable[[str], bool], now: Callable[[], float
         return Request(key, state.get("changes", {}))
 
 
-def waiting(root: Path) -> Changes:
+def waiting(root: Path) -> IntakeChanges:
     """What a look at the inbox would take in, without taking it in; files that are unchanged are not read."""
     params = load_params(root).corpus
     store = store_of(params.inbox, root, params.max_file_bytes)
@@ -193,4 +193,4 @@ def waiting(root: Path) -> Changes:
     looked = store.look()
     new = [n for n, seen in looked.items() if not seen.problem and known.get(n, {}).get("stamp") != seen.stamp]
     removed = [name for name, taken in before.files.items() if name not in looked and not taken.refused]
-    return Changes(waiting=tuple(new), removed=tuple(removed))
+    return IntakeChanges(waiting=tuple(new), removed=tuple(removed))

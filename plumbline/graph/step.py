@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,8 @@ from typing import Any
 
 import dagster as dg
 
+from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.params import ModelParams
 from plumbline.versioning.code import Library, library_of, link_library
 from plumbline.versioning.code import code_version as version_in
 from plumbline.versioning.lock import Entry, read_lock, stage_name
@@ -22,11 +25,13 @@ from plumbline.versioning.recording import recording
 from plumbline.versioning.status import unfinished_mark
 from plumbline.workspace import workspace_root
 
-Build = Callable[[Step, str, Path], Mapping[str, Any]]
-"""(step, partition key or "", empty folder) -> summary: counts and names, JSON-able."""
+Build = Callable[[Step, str, Path], None]
+"""(step, partition key or "", empty folder): computes the artifact and writes it there."""
+Summary = Callable[[Path], Mapping[str, Any]]
+"""Folder of an artifact -> counts and names, JSON-able."""
 Overrides = Callable[[str], Mapping[str, Any]]
 """Partition key -> the parameters that this launch changes."""
-After = Callable[[Step, str, Mapping[str, Any]], Mapping[str, Any]]
+After = Callable[[Step, str], Mapping[str, Any]]
 """Runs once the output is published, for what needs its hash (MLflow); returns further metadata."""
 
 # Single-run backfills are marked beta; what we need of them is covered by tests/integration.
@@ -79,6 +84,11 @@ class _Made:
     metadata: dict[str, Any]
 
 
+def base_model(step: Step) -> BaseCheckpoint:
+    """The base model that the step's parameters name."""
+    return BaseCheckpoint.of(ModelParams.model_validate(step.params["model"]), step.root)
+
+
 def code_version(asset: str) -> str:
     """Code version of an asset for its definition, as the library was when the definitions were loaded."""
     return version_in(asset, _library(workspace_root()))
@@ -94,6 +104,7 @@ def _library(root: Path) -> Library:
 def materialize(
     context: dg.AssetExecutionContext,
     build: Build,
+    summary: Summary,
     overrides: Overrides | None = None,
     after: After | None = None,
 ) -> Iterator[dg.MaterializeResult | dg.AssetMaterialization]:
@@ -107,7 +118,8 @@ def materialize(
     made: list[_Made] = []
     try:
         for key in keys:
-            made.append(_one(asset, key, build, overrides, after))
+            with _logged(context):
+                made.append(_one(asset, key, build, summary, overrides, after))
             if len(keys) > 1:
                 context.log.info(f"{asset} {key} ({len(made)} of {len(keys)}): {made[-1].step.md5}")
     except BaseException:
@@ -120,19 +132,42 @@ def materialize(
         yield from (_event(context, m) for m in made)
 
 
-def _one(asset: str, key: str, build: Build, overrides: Overrides | None, after: After | None) -> _Made:
+@contextlib.contextmanager
+def _logged(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Have what the library logs in the log of the run within."""
+
+    class ToDagster(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            context.log.log(record.levelno, record.getMessage())
+
+    library, handler = logging.getLogger("plumbline"), ToDagster()
+    level = library.level
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(level)
+
+
+def _one(
+    asset: str, key: str, build: Build, summary: Summary, overrides: Overrides | None, after: After | None
+) -> _Made:
     started = time.perf_counter()
     name, changed = stage_name(asset, key or None), overrides(key) if overrides else {}
     unfinished = unfinished_mark(workspace_root(), name)
     with recording(workspace_root(), name, changed) as (step, folder):
-        summary = build(step, key, folder)
+        build(step, key, folder)
         if after:
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             unfinished.touch()
     step.seconds = round(time.perf_counter() - started, 2)
-    further = after(step, key, summary) if after else {}
+    further = dict(after(step, key)) if after else {}
     unfinished.unlink(missing_ok=True)
-    metadata = as_metadata({**further, **summary})
+    if overrides:
+        further["overridden"] = sorted(changed)
+    metadata = as_metadata({**further, **summary(step.out)})
     metadata |= {
         "seconds": step.seconds,
         "dvc_md5": step.md5,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from plumbline.artifact import link_or_copy, read_json, write_json
+from plumbline.artifact import link_or_copy, read_json
 from plumbline.raw_corpus.document import APART
 from plumbline.raw_corpus.file_hashes import FileHashes
 from plumbline.raw_corpus.intake import Intake, take_in
@@ -23,42 +23,38 @@ from plumbline.raw_corpus.sources import inbox
 from plumbline.raw_corpus.sources.inbox import INBOX
 from plumbline.raw_corpus.stores import store_of
 
+log = logging.getLogger(__name__)
+
 DUPLICATES = pa.schema(
     [("shard", pa.string()), ("row", pa.int64()), ("doc_id", pa.string()), ("first_source", pa.string())]
 )
 
 
-def build_raw_corpus(
-    params: CorpusParams,
-    root: Path,
-    out: Path,
-    previous: Path | None = None,
-    hashes: FileHashes | None = None,
-    intake: Intake | None = None,
-) -> dict[str, Any]:
-    """Ingest production, what is out of domain, the sources in the order of `params.sources`, then what was taken in
-    from the inbox, into the empty folder `out`.
-
-    Args:
-        root: folder against which relative source paths and the inbox resolve.
-        previous: an earlier raw_corpus of the same code; a file whose shard is there is linked, not read.
-        hashes: remembers the digests of files, so that an unchanged file need not be hashed again; saved at the end.
-        intake: what was taken in from the inbox, and the commits of hub datasets; None: what is in the inbox now.
-
-    Returns:
-        Summary: shards, reused, documents, rows, rejected by reason, documents by source, and the files of the inbox
-        that are held back.
+def require_free_names(params: CorpusParams) -> None:
+    """Refuse a source whose name would give its documents the `source` of another.
 
     Raises:
-        ValueError: too many rows were rejected, or there is no document, or the params contradict each other.
-        FileNotFoundError: a source's folder does not exist.
+        ValueError: names the source and who has the name.
     """
     taken = {INBOX: "the inbox folder", **{name: f"corpus.{name}" for name in APART}}
     for name in params.sources:
         if (owner := taken.get(name.split("/")[0])) is not None:  # a document's source is `name/file`
             raise ValueError(f"params.yaml corpus.sources.{name}: the name is taken by {owner}; choose another")
-    named = params.in_order()
-    hashes = hashes or FileHashes()
+
+
+def write_shards(
+    params: CorpusParams,
+    root: Path,
+    out: Path,
+    previous: Path | None,
+    hashes: FileHashes,
+    intake: Intake | None,
+) -> list[dict[str, Any]]:
+    """One shard per source file, written or taken over from `previous`; their rows of the manifest, in order.
+
+    Raises:
+        FileNotFoundError: a source's folder does not exist.
+    """
     old = _shards_of(previous)
     entries: list[dict[str, Any]] = []
     reused = 0
@@ -66,7 +62,7 @@ def build_raw_corpus(
         for source, file in _source_files(params, root, hashes, intake):
             progress.set_postfix_str(f"{source}/{file.name}"[-40:])
             shard = shard_name(source, file)
-            entry = old.get(shard) if previous is not None else None
+            entry = old.get(shard)
             if entry is not None and previous is not None and _link(previous, out, entry):
                 reused += 1
             else:
@@ -74,33 +70,8 @@ def build_raw_corpus(
             entries.append(entry)
             progress.update()
     hashes.save()
-    _mark_duplicates(entries, out)
-    totals = _totals(entries)
-    _check(totals, entries, out, params)
-    uses_python = any(isinstance(source, PythonStdlib) for source in named.values())
-    manifest = {
-        "python": platform.python_version() if uses_python else None,
-        "sources": [*named, INBOX],
-        "shards": entries,
-        "totals": totals,
-    }
-    write_json(out / "manifest.json", manifest)
-    by_source = Counter(dict.fromkeys([*named, INBOX], 0))
-    for entry in entries:
-        by_source[entry["source"]] += entry["documents"]
-    summary = {"shards": len(entries), "reused_shards": reused, **totals, "documents_by_source": dict(by_source)}
-    return {**summary, "quarantine": quarantine(manifest, out)}
-
-
-def quarantine(manifest: dict[str, Any], corpus: Path) -> list[dict[str, Any]]:
-    """The files of the inbox that are held back: file, rows, and the first row's reason with what was found."""
-    found = []
-    for entry in (entry for entry in manifest["shards"] if entry.get("quarantined")):
-        [first, *_] = pq.read_table(rejected_path(corpus, entry["shard"])).to_pylist()
-        why = f"{first['reason']}: {first['detail']}"
-        where = "" if first["row"] is None else first["row"]
-        found.append({"file": f"{entry['source']}/{entry['file']}", "rows": entry["rows"], "row": where, "why": why})
-    return found
+    log.info("took over %d of %d shards", reused, len(entries))
+    return entries
 
 
 def _source_files(
@@ -157,7 +128,7 @@ def _link(previous: Path, out: Path, entry: dict[str, Any]) -> bool:
     return True
 
 
-def _mark_duplicates(entries: list[dict[str, Any]], out: Path) -> None:
+def mark_duplicates(entries: list[dict[str, Any]], out: Path) -> None:
     """Write duplicates.parquet, and move each shard's duplicates of other files from `documents` to `rejected`.
 
     `duplicates` of the manifest says how many of the shard's rejected duplicates are in its file all the same: the
@@ -190,7 +161,8 @@ def _mark_duplicates(entries: list[dict[str, Any]], out: Path) -> None:
         pq.write_table(DUPLICATES.empty_table(), out / "duplicates.parquet")
 
 
-def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
+def totals_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows, documents and rejections by reason, over all shards."""
     rejected: Counter[str] = Counter()
     for entry in entries:
         rejected.update(entry["rejected"])
@@ -200,7 +172,12 @@ def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "documents": documents, "rejected": dict(sorted(rejected.items()))}
 
 
-def _check(totals: dict[str, Any], entries: list[dict[str, Any]], out: Path, params: CorpusParams) -> None:
+def require_enough(totals: dict[str, Any], entries: list[dict[str, Any]], out: Path, params: CorpusParams) -> None:
+    """Refuse an empty corpus, and one of which more rows were rejected than `params` allows.
+
+    Raises:
+        ValueError: names the worst file and its first bad row.
+    """
     if not totals["documents"] and not totals["rejected"]:
         raise ValueError(
             f"the corpus is empty: no source in params.yaml (corpus.sources: {', '.join(params.sources) or 'none'}) "

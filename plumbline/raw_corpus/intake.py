@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from plumbline.artifact import replace_text
-from plumbline.raw_corpus.stores import Seen, Store
+from plumbline.raw_corpus.stores import InboxStore, Seen
 
 INTAKE = "intake.yaml"
 HEADER = (
@@ -44,7 +44,7 @@ class Intake:
 
 
 @dataclass(frozen=True)
-class Changes:
+class IntakeChanges:
     """What one look at the inbox came to, in names."""
 
     added: tuple[str, ...] = ()
@@ -66,8 +66,8 @@ class Changes:
 
 
 def take_in(
-    before: Intake, store: Store, looked: Mapping[str, Seen], settled: Mapping[str, str | None]
-) -> tuple[Intake, Changes, dict[str, str]]:
+    before: Intake, store: InboxStore, looked: Mapping[str, Seen], settled: Mapping[str, str | None]
+) -> tuple[Intake, IntakeChanges, dict[str, str]]:
     """Take in the files that are complete; each is copied to where it is held, and hashed on the way.
 
     Content keeps the name under which it came first: as long as that name has no other content, a copy and a renamed
@@ -109,9 +109,11 @@ def take_in(
     return after, _changes(before.files, after.files, waiting, copies), contents
 
 
-def _changes(before: Mapping[str, Taken], after: Mapping[str, Taken], waiting: list[str], copies: list[str]) -> Changes:
+def _changes(
+    before: Mapping[str, Taken], after: Mapping[str, Taken], waiting: list[str], copies: list[str]
+) -> IntakeChanges:
     new = [name for name, taken in after.items() if taken != before.get(name)]
-    return Changes(
+    return IntakeChanges(
         added=tuple(name for name in new if name not in before and not after[name].refused),
         changed=tuple(name for name in new if name in before and not after[name].refused),
         removed=tuple(name for name in before if name not in after),

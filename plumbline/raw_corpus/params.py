@@ -74,6 +74,11 @@ class CorpusParams(BaseModel):
     """Share of rows that may be bad (duplicates aside) before the run fails; of a file of the inbox, before the file as
     a whole is held back, which stops nothing."""
 
+    def folders(self) -> dict[str, str]:
+        """The folders that are read, by what names them, for a message."""
+        sources = self.in_order().items()
+        return {f"corpus source {name!r}": source.path for name, source in sources if isinstance(source, Directory)}
+
     def in_order(self) -> dict[str, Source]:
         """Every source by name in the order of ingestion, the inbox aside: what comes first keeps a shared document."""
         apart = {PRODUCTION: self.production, OUT_OF_DOMAIN: self.out_of_domain}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plumbline.artifact import read_json
 from plumbline.raw_corpus.document import Document
-from plumbline.raw_corpus.shards import REJECTED, rejected_path, shard_path
+from plumbline.raw_corpus.shards import shard_path
 
 BATCH_ROWS = 256  # documents in memory at a time
 
@@ -47,15 +46,6 @@ def documents(corpus: Path, shard: str, skip: set[int] | None = None) -> Iterato
             for row in batch.to_pylist():
                 if row["row"] not in skip:
                     yield _document(row, path)
-
-
-def read_rejected(corpus: Path) -> pa.Table:
-    """Every row rejected from its file: file, row (null: the whole file), reason, detail.
-
-    Duplicates of other files are in duplicates.parquet.
-    """
-    paths = (rejected_path(corpus, s["shard"]) for s in read_json(corpus / "manifest.json")["shards"])
-    return pa.concat_tables([REJECTED.empty_table(), *(pq.read_table(path) for path in paths if path.is_file())])
 
 
 def _document(row: dict[str, object], path: Path) -> Document:

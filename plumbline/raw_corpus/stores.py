@@ -34,7 +34,7 @@ class Seen:
     """Its end is not one that its format has: more is likely to come."""
 
 
-class Store(ABC):
+class InboxStore(ABC):
     """An inbox, and the folder where copies of its files are held under the SHA-256 of their content."""
 
     def __init__(self, held: Path, max_bytes: int) -> None:
@@ -121,7 +121,7 @@ class Store(ABC):
         return None
 
 
-class Folder(Store):
+class Folder(InboxStore):
     """A folder of this machine."""
 
     def __init__(self, folder: Path, held: Path, max_bytes: int) -> None:
@@ -168,7 +168,7 @@ class Folder(Store):
             return None
 
 
-class Remote(Store):
+class Remote(InboxStore):
     """A place that fsspec opens. An object there is complete when it appears."""
 
     def __init__(self, url: str, held: Path, max_bytes: int) -> None:
@@ -221,7 +221,7 @@ class Remote(Store):
             return None
 
 
-def store_of(inbox: str, root: Path, max_bytes: int) -> Store:
+def store_of(inbox: str, root: Path, max_bytes: int) -> InboxStore:
     """The inbox as params.yaml names it: a URL, or a folder, absolute or relative to the project."""
     held = root / ".plumbline" / "inbox"
     if "://" in inbox:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
@@ -14,16 +15,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from plumbline.artifact import link_or_copy, read_json, write_json, write_table
+from plumbline.artifact import link_or_copy, read_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.sample_features.embedder import embed, embedder_digest, embedder_folder, load, matmul_precision
+from plumbline.sample_features.embedder import embed, embedder_digest, load, matmul_precision
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.reader import Features, read_features, read_manifest, shard_table
-from plumbline.sample_features.sign import build_signatures
-from plumbline.tokenized_samples.reader import fingerprint_of, iter_samples, read_samples, shards
+from plumbline.tokenized_samples.reader import iter_samples, read_samples, shards
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("pool", "tuning", "production")
 """The report split is never looked at before evaluation."""
@@ -32,47 +34,39 @@ BUFFER = 2048
 """Samples decoded and embedded together: enough to find equal lengths among, little enough for memory."""
 
 
-def build_sample_features(
-    params: FeatureParams,
-    base: BaseCheckpoint,
-    samples: Path,
-    out: Path,
-    previous: Path | None = None,
-    root: Path = Path(),
-) -> dict[str, Any]:
-    """Write length and embedding of every pool, tuning and production sample into the existing empty folder `out`, and
-    the activation signatures of those that `params.signatures` asks for.
-
-    The text of a sample is what the base model's tokenizer decodes it to, special tokens left out; the embedder reads
-    its first `params.max_tokens` tokens. Shards stream: memory is bounded by the sample ids and `BUFFER` texts.
+def settings_of(params: FeatureParams, folder: Path, fingerprint: str) -> dict[str, Any]:
+    """What decides an embedding, as manifest.json records it.
 
     Args:
-        base: the base model, whose tokenizer the samples were made with.
-        samples: a tokenized_samples artifact.
-        previous: an earlier sample_features; embeddings of samples that are in it are taken over where embedder,
-            settings and tokenization are the same. Where all are, no embedder is imported or loaded.
-        root: the workspace; a relative path of an embedder starts there.
-
-    Returns:
-        Summary: samples, computed, reused, dimension, embedder, embedder_digest, fingerprint; with signatures also how
-        many, and how many of them were computed, reused, and forwarded through the model.
-
-    Raises:
-        FileNotFoundError: no such embedder.
-        ValueError: the tokenizer is not the one the samples were made with, or there is no sample.
+        folder: the embedder's.
+        fingerprint: of the tokenization.
     """
-    fingerprint = fingerprint_of(samples)
-    folder = embedder_folder(params, root)
-    given = Path(params.embedder)
-    settings = {
-        "embedder": given.name if given.is_absolute() else params.embedder,
+    configured = Path(params.embedder)
+    return {
+        "embedder": configured.name if configured.is_absolute() else params.embedder,
         "embedder_digest": embedder_digest(folder),
         "max_tokens": params.max_tokens,
         "matmul_precision": params.matmul_precision,
         "fingerprint": fingerprint,
     }
+
+
+def write_embeddings(
+    settings: dict[str, Any], engine: Engine, samples: Path, out: Path, previous: Path | None
+) -> dict[str, Any]:
+    """Write length and embedding of every pool, tuning and production sample, shard by shard.
+
+    Args:
+        settings: as `settings_of` gives them.
+        engine: embeds what `previous` does not have.
+
+    Returns:
+        The embeddings' part of manifest.json: dimension, samples, and the shards' names.
+
+    Raises:
+        ValueError: the tokenizer is not the one the samples were made with, or there is no sample.
+    """
     known = _Known(previous, settings)
-    engine = _Engine(params, folder, base, samples)
     names: list[str] = []
     computed = 0
     by_split = read_json(samples / "accounting.json")["by_split"]
@@ -86,19 +80,13 @@ def build_sample_features(
                 _store(out, [jobs[position][:2] for position in positions], embeddings)
                 computed += len(positions)
                 progress.update(len(positions))
+    log.info("computed %d of %d embeddings", computed, total)
     dimension = engine.dimension if computed else known.dimension
-    signatures: dict[str, Any] | None = None
-    counted: dict[str, int] = {}
-    if params.signatures is not None:
-        signatures, counted = build_signatures(params.signatures, SPLITS, base, samples, fingerprint, out, previous)
-    content = {"dimension": dimension, "samples": total, "shards": names, "signatures": signatures}
-    write_json(out / "manifest.json", {**settings, **content})
-    counts = {"samples": total, "computed": computed, "reused": total - computed, "dimension": dimension, **counted}
-    return counts | {name: settings[name] for name in ("embedder", "embedder_digest", "fingerprint")}
+    return {"dimension": dimension, "samples": total, "shards": names}
 
 
 def _prepare(
-    samples: Path, out: Path, known: _Known, engine: _Engine, names: list[str], progress: Any
+    samples: Path, out: Path, known: _Known, engine: Engine, names: list[str], progress: Any
 ) -> Iterator[tuple[str, int, NDArray[np.int32]]]:
     """Write each shard's files with what is known, note its name, and yield shard, row and token ids of the rest."""
     for shard in shards(samples):
@@ -169,7 +157,7 @@ class _Known:
         return rows, self.features.embeddings.take(found.drop_null().to_numpy())
 
 
-class _Engine:
+class Engine:
     """The base model's tokenizer and the embedder, loaded when the first sample needs them."""
 
     def __init__(self, params: FeatureParams, folder: Path, base: BaseCheckpoint, samples: Path) -> None:

@@ -106,11 +106,6 @@ def read_features(path: Path, splits: Sequence[str] = ("pool", "tuning", "produc
     )
 
 
-def read_embeddings(path: Path, sample_ids: Sequence[str]) -> NDArray[np.float16]:
-    """Embeddings of the named samples in that order, float16 (len(sample_ids), dimension); raises as below."""
-    return embeddings_of(path, pa.chunked_array([pa.array(sample_ids, pa.string())])).take()
-
-
 def embeddings_of(path: Path, sample_ids: pa.ChunkedArray) -> Embeddings:
     """Embeddings of the named samples (Arrow strings) in that order, still on disk.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -24,12 +25,14 @@ from plumbline.tokenized_samples.reader import iter_samples, shards
 if TYPE_CHECKING:
     from plumbline.sample_features.measure import Counter, Signature
 
+log = logging.getLogger(__name__)
+
 ARRAYS = ("pooled", "cells", "absmax", "sketch")
 VERSION = 1
 """Of what a signature is: another number and nothing of an earlier version is taken over."""
 
 
-def build_signatures(
+def write_signatures(
     params: SignatureParams,
     splits: Sequence[str],
     base: BaseCheckpoint,
@@ -37,7 +40,7 @@ def build_signatures(
     fingerprint: str,
     out: Path,
     previous: Path | None,
-) -> tuple[dict[str, Any], dict[str, int]]:
+) -> dict[str, Any]:
     """Write the signatures of the samples with the lowest ids of each split, and the magnitudes of all but the pool.
 
     Args:
@@ -46,7 +49,7 @@ def build_signatures(
             are the same. Where nothing is missing, no model is loaded.
 
     Returns:
-        The manifest's entry, and counts for people.
+        The manifest's entry.
     """
     settings = {name: getattr(params, name) for name in ("sites", "cells", "sketch", "pooled")}
     made_for = {
@@ -57,33 +60,34 @@ def build_signatures(
     }
     earlier = _Earlier(previous, made_for)
     chosen = {split: _lowest(samples, split, params.pool if split == "pool" else params.reference) for split in splits}
-    chosen = {split: names for split, names in chosen.items() if names}
-    plans = {split: _Plan(split, names, earlier) for split, names in chosen.items()}
+    plans = {split: _Plan(split, names, earlier) for split, names in chosen.items() if names}
     wanted = sorted({name for plan in plans.values() for name in plan.to_forward})
     (out / FOLDER).mkdir()
-    probe_file = out / FOLDER / "probe.safetensors"
-    if earlier.probe_file is not None:
-        link_or_copy(earlier.probe_file, probe_file)
-    model_loaded = None
-    if wanted or earlier.probe_file is None:
-        model_loaded = base.loaded()
-        if earlier.probe_file is None:
-            save_probe(make_probe(model_loaded, params), probe_file)
+    probe_file = _write_probe(base, params, earlier, out / FOLDER)
     probe = load_probe(probe_file)
     writers = {split: _Writer(plan, probe, earlier, out / FOLDER) for split, plan in plans.items()}
     if wanted:
-        _measure(model_loaded, wanted, samples, probe, writers)
-    entry = {
+        _measure(base.loaded(), wanted, samples, probe, writers)
+    missing = sum(len(plan.missing) for plan in plans.values())
+    total = sum(len(plan.names) for plan in plans.values())
+    log.info("computed %d of %d signatures, in %d forward passes", missing, total, len(wanted))
+    return {
         **made_for,
         "probe": sha256_file(probe_file),
         "activations": probe.dtype,
         "sites": [asdict(site) for site in probe.sites],
         "splits": {split: writer.close() for split, writer in writers.items()},
     }
-    total = sum(len(names) for names in chosen.values())
-    computed = sum(len(plan.missing) for plan in plans.values())
-    counts = {"signatures": total, "signatures_computed": computed, "signatures_reused": total - computed}
-    return entry, counts | {"signatures_forwarded": len(wanted)}
+
+
+def _write_probe(base: BaseCheckpoint, params: SignatureParams, earlier: _Earlier, folder: Path) -> Path:
+    """The probe's file, taken over from the earlier version or made anew."""
+    path = folder / "probe.safetensors"
+    if earlier.probe_file is None:
+        save_probe(make_probe(base.loaded(), params), path)
+    else:
+        link_or_copy(earlier.probe_file, path)
+    return path
 
 
 def _lowest(samples: Path, split: str, most: int) -> list[str]:

@@ -47,28 +47,6 @@ def read_probe(features: Path) -> Probe:
     return load_probe(features / FOLDER / "probe.safetensors")
 
 
-def stored_ids(features: Path) -> list[str]:
-    """Ids of the samples whose signature is stored: split by split, ascending within each."""
-    return [str(name) for name in Stored(features).sample_ids.to_pylist()]
-
-
-def read_signatures(features: Path, sample_ids: Sequence[str]) -> Signatures:
-    """Signatures of the named samples, in that order.
-
-    Raises:
-        ValueError: one is not stored, or no signatures are.
-    """
-    stored = Stored(features)
-    rows = stored.rows_of(sample_ids)
-    if (rows < 0).any():
-        first = sample_ids[int(np.flatnonzero(rows < 0)[0])]
-        raise ValueError(
-            f"{features.name}: {int((rows < 0).sum())} of {len(rows)} samples have no stored signature, the first is "
-            f"{first[:12]}; raise features.signatures.pool or .reference in params.yaml, or measure them"
-        )
-    return stored.take(rows)
-
-
 def read_magnitudes(features: Path, split: str) -> Magnitudes:
     """Magnitudes of the samples of a reference split (tuning, production) whose signatures are stored.
 

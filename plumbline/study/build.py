@@ -1,4 +1,4 @@
-"""The artifact: measure every set, judge, write the table, the plot and the page."""
+"""study: reads samples, features and the base model; writes verdict.json, documents.parquet, study.html and plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.artifact import sha256_files, sha256_json, write_json, write_table
-from plumbline.calibration_report.wording import percent, signed
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.representativeness.null import rounded as nine_digits
 from plumbline.calibration_set.strategies.base import sample_id
@@ -38,7 +37,7 @@ def build_study(
     made_by: Mapping[str, str],
     out: Path,
     name: str = "",
-) -> dict[str, Any]:
+) -> None:
     """Compare rules of choosing over many paired draws.
 
     Args:
@@ -50,9 +49,6 @@ def build_study(
         made_by: what else decides a single result: digests of code and inputs.
         name: of the study in params.yaml.
         out: existing empty folder; gets verdict.json, documents.parquet, study.html and three plots.
-
-    Returns:
-        Headline, sentences, a row per comparison, and counts.
 
     Raises:
         ValueError: a rule cannot choose, too few documents, or whatever quantizing and evaluating refuse.
@@ -78,23 +74,6 @@ def build_study(
     plot_domains(verdict, out / DOMAINS)
     results = sha256_files(out, ("documents.parquet", "verdict.json"))
     (out / "study.html").write_text(render(verdict, about, made_by, results, name), encoding="utf-8")
-    called = [c["verdict"] for c in verdict["comparisons"]]
-    return {
-        "headline": verdict["headline"],
-        "sentences": verdict["sentences"],
-        "on_controls": verdict["on_controls"],
-        "recommendations": [of["sentence"] for of in verdict["recommendations"]],
-        "sizes": [of["sentence"] for of in verdict["size_curve"]],
-        "representativeness": [of["sentence"] for of in verdict["representativeness"]["by_scheme"]],
-        "comparisons": [_row(c) for c in verdict["comparisons"]],
-        "controls": [_row(c) for c in verdict["controls"]],
-        "models": len(found),
-        "documents": verdict["documents"],
-        "tokens": verdict["tokens"],
-        "better": called.count("better"),
-        "worse": called.count("worse"),
-        "no_difference_detected": called.count("no difference detected"),
-    }
 
 
 def evaluated(samples: Path, params: StudyParams) -> HeldOut:
@@ -136,20 +115,3 @@ def _table(found: Mapping[tuple[Cell, str], Measured], documents: Documents) -> 
             "kl_sum": np.concatenate([result.kl for result in found.values()]),
         }
     )
-
-
-def _row(c: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "scheme": c["scheme"],
-        "n": c["n"],
-        "rule": c["rule"],
-        "kl_mean": c["kl_mean"],
-        "kl_mean_baseline": c["kl_mean_baseline"],
-        "difference": signed(c["difference"]),
-        "interval": "" if c["low"] is None else f"{signed(c['low'])} to {signed(c['high'])}",
-        "p_adjusted": c["p_adjusted"],
-        "verdict": c["verdict"],
-        "could_see": "" if c["detectable"] is None else percent(c["detectable"]),
-        "draws_needed": c["draws_needed"] or "",
-        "spread_ratio": "" if c["spread_ratio"] is None else round(c["spread_ratio"]["estimate"], 2),
-    }

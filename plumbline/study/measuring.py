@@ -26,7 +26,7 @@ from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.calibration_set.reader import set_digest
 from plumbline.evaluation.base_logits import BaseLogits
-from plumbline.evaluation.held_out import Batch, HeldOut, batches
+from plumbline.evaluation.held_out import HeldOut, HeldOutBatch, batches
 from plumbline.evaluation.measure import measure
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.quantized_model.factors import Factors
@@ -213,7 +213,7 @@ class _Evaluator:
 
     def __init__(self, model: PreTrainedModel, held_out: HeldOut) -> None:
         self.model = model
-        self.work: list[Batch] = list(batches(held_out, BATCH_TOKENS))
+        self.work: list[HeldOutBatch] = list(batches(held_out, BATCH_TOKENS))
         self.base = BaseLogits(lambda: model, self.work, EvaluationParams().base_logits_bytes)
         documents, self.document_of_sample = documents_of(held_out)
         self.documents = len(documents.names)

@@ -47,7 +47,7 @@ BATCH_DOCUMENTS = 1024
 
 
 @dataclass
-class Batch:
+class TokenizedBatch:
     """Samples of some documents, and the documents' share of the accounting."""
 
     samples: pa.Table
@@ -68,10 +68,10 @@ def sample_id(input_ids: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(input_ids, "<i4").tobytes()).hexdigest()
 
 
-def tokenize_batch(encoder: Encoder, params: TokenizeParams, documents: list[Document]) -> Batch:
+def tokenize_batch(encoder: Encoder, params: TokenizeParams, documents: list[Document]) -> TokenizedBatch:
     """Turn documents into samples."""
     columns: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
-    batch = Batch(SAMPLES.empty_table(), len(documents), 0)
+    batch = TokenizedBatch(SAMPLES.empty_table(), len(documents), 0)
     for document, encoded in zip(documents, encoder.encode(documents), strict=True):
         if isinstance(encoded, str):
             batch.refused.append(
@@ -147,7 +147,7 @@ def in_order(
     workers: int,
     base: BaseCheckpoint,
     params: TokenizeParams,
-) -> Iterator[tuple[str, Batch]]:
+) -> Iterator[tuple[str, TokenizedBatch]]:
     """Tokenize (shard, documents) in `workers` processes; results come in the order of the work.
 
     At most 2 pieces of work per process are under way, so memory does not grow with the corpus.
@@ -157,7 +157,7 @@ def in_order(
     """
     # Not fork: the tokenizers library holds threads and locks that a forked child would inherit half-dead.
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (base, params)) as pool:
-        under_way: deque[tuple[str, Future[Batch]]] = deque()
+        under_way: deque[tuple[str, Future[TokenizedBatch]]] = deque()
         pieces = iter(work)
         try:
             while True:
@@ -177,7 +177,7 @@ def in_order(
                 future.cancel()
 
 
-_work: Callable[[list[Document]], Batch]
+_work: Callable[[list[Document]], TokenizedBatch]
 """Set in each worker process by _start: loading the tokenizer once per process, not per piece of work."""
 
 
@@ -188,11 +188,11 @@ def _start(base: BaseCheckpoint, params: TokenizeParams) -> None:
 
     encoder = Encoder(base, params)
 
-    def work(documents: list[Document]) -> Batch:
+    def work(documents: list[Document]) -> TokenizedBatch:
         return tokenize_batch(encoder, params, documents)
 
     _work = work
 
 
-def _run(documents: list[Document]) -> Batch:
+def _run(documents: list[Document]) -> TokenizedBatch:
     return _work(documents)

@@ -10,23 +10,36 @@ documents, and how many of them have no `assistant_spans`: where it cannot be to
 from __future__ import annotations
 
 import itertools
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from plumbline.artifact import link_or_copy, read_json, sha256_json, write_json, write_table
+from plumbline.artifact import link_or_copy, read_json, sha256_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.raw_corpus import reader as raw_corpus
 from plumbline.raw_corpus.shards import shard_path as corpus_shard_path
-from plumbline.tokenized_samples.batches import SAMPLES, Batch, count_lost, document_batches, in_order, tokenize_batch
+from plumbline.tokenized_samples.batches import (
+    SAMPLES,
+    TokenizedBatch,
+    count_lost,
+    document_batches,
+    in_order,
+    tokenize_batch,
+)
 from plumbline.tokenized_samples.params import TokenizeParams
-from plumbline.tokenized_samples.splits import SPLITS, split_of
+from plumbline.tokenized_samples.splits import SPLITS
 from plumbline.tokenized_samples.windows import LOST
+
+if TYPE_CHECKING:
+    from plumbline.tokenized_samples.encode import Encoder
+
+log = logging.getLogger(__name__)
 
 DUPLICATES = pa.schema([("shard", pa.string()), ("sample_id", pa.string()), ("row", pa.int64())])
 REFUSED = pa.schema(
@@ -37,45 +50,29 @@ SMALL_BYTES = 64 << 20
 ROW_GROUP_TOKENS = 1 << 22
 
 
-def build_tokenized_samples(
+def write_shards(
     params: TokenizeParams,
     base: BaseCheckpoint,
+    encoder: Encoder,
     corpus: Path,
     out: Path,
-    previous: Path | None = None,
-) -> dict[str, Any]:
-    """Tokenize raw_corpus into the empty folder `out`.
+    previous: Path | None,
+) -> list[dict[str, Any]]:
+    """A shard per shard of the corpus, written or taken over from `previous`; their rows of the accounting, in order.
 
     Args:
-        base: the base model, whose tokenizer and chat template are used.
-        previous: an earlier tokenized_samples of the same code; shards of the same documents are linked where
-            fingerprint and policy are the same.
-
-    Returns:
-        Summary: fingerprint, documents_in, samples_out, tokens_in, tokens_out, lost by reason, counts by split and
-        domain, reused shards.
-
-    Raises:
-        ValueError: a chat without a chat template, too many chats that the template refuses, no room beside the
-            special tokens, bad split shares, or no sample is left.
+        base: from which worker processes load the tokenizer.
+        encoder: the same tokenizer in this process.
     """
-    from plumbline.tokenized_samples.encode import Encoder  # imports transformers
-
-    split_of("", params.splits.tuning, params.splits.report)  # fail before the work, not after
-    encoder = Encoder(base, params)
-    policy = params.model_dump(mode="json", exclude={"workers", "max_refused"})
     duplicates = raw_corpus.duplicates(corpus)
+    policy = policy_in_force(params)
     keys = {
         # The documents of a shard are its file less those that an earlier shard holds.
         shard: sha256_json([shard, sorted(duplicates.get(shard, ())), encoder.fingerprint, policy])
         for shard in raw_corpus.shards(corpus)
     }
-    old = {} if previous is None else _reusable(previous)
-    entries: dict[str, dict[str, Any]] = {}
-    for shard, key in keys.items():
-        if previous is not None and key in old and _link(previous, out, old[key]):
-            entries[shard] = old[key]
-    reused = len(entries)
+    entries = _taken_over(keys, previous, out)
+    log.info("took over %d of %d shards", len(entries), len(keys))
     new = [shard for shard in keys if shard not in entries]
     work = (
         (shard, batch)
@@ -84,7 +81,7 @@ def build_tokenized_samples(
     )
     workers = params.workers or _cores()
     if workers == 1 or _text_bytes(corpus, new) < SMALL_BYTES:
-        results: Iterator[tuple[str, Batch]] = (
+        results: Iterator[tuple[str, TokenizedBatch]] = (
             (shard, tokenize_batch(encoder, params, batch)) for shard, batch in work
         )
     else:
@@ -93,30 +90,20 @@ def build_tokenized_samples(
         for shard, batches in itertools.groupby(results, key=lambda result: result[0]):
             entries[shard] = _write_shard(shard, keys[shard], (batch for _, batch in batches), out, progress)
     # A shard whose every document an earlier shard holds gave no work.
-    ordered = [entries.get(shard) or _new_entry(shard, key) for shard, key in keys.items()]
-    accounting = {
-        "fingerprint": encoder.fingerprint,
-        "fingerprint_parts": encoder.parts,
-        "policy": policy,
-        "max_length": params.max_length,
-        "shards": ordered,
-        **_account(ordered, out),
-    }
-    _check(accounting, params, out)
-    write_json(out / "accounting.json", accounting)
-    shown = (
-        "documents_in",
-        "samples_out",
-        "tokens_in",
-        "tokens_out",
-        "special_tokens",
-        "chats",
-        "lost",
-        "by_split",
-        "by_domain",
-    )
-    summary = {name: accounting[name] for name in ("fingerprint", *shown)}
-    return {**summary, "shards": len(ordered), "reused_shards": reused}
+    return [entries.get(shard) or _new_entry(shard, key) for shard, key in keys.items()]
+
+
+def policy_in_force(params: TokenizeParams) -> dict[str, Any]:
+    """The parameters that decide a sample."""
+    return params.model_dump(mode="json", exclude={"workers", "max_refused"})
+
+
+def _taken_over(keys: Mapping[str, str], previous: Path | None, out: Path) -> dict[str, dict[str, Any]]:
+    """Link the shards of an earlier version that were made of the same documents in the same way."""
+    if previous is None:
+        return {}
+    old = _reusable(previous)
+    return {shard: old[key] for shard, key in keys.items() if key in old and _link(previous, out, old[key])}
 
 
 def shard_path(samples: Path, shard: str) -> Path:
@@ -170,7 +157,7 @@ def _new_entry(shard: str, key: str) -> dict[str, Any]:
     }
 
 
-def _write_shard(shard: str, key: str, batches: Iterator[Batch], out: Path, progress: Any) -> dict[str, Any]:
+def _write_shard(shard: str, key: str, batches: Iterator[TokenizedBatch], out: Path, progress: Any) -> dict[str, Any]:
     """Write a shard's samples as they come; its row of the accounting, before duplicates."""
     entry = _new_entry(shard, key)
     refused: list[dict[str, Any]] = []
@@ -212,7 +199,7 @@ def _write_shard(shard: str, key: str, batches: Iterator[Batch], out: Path, prog
     return entry
 
 
-def _account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+def account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Find duplicate samples in the shards' order, write duplicates.parquet, and count what is left."""
     seen: set[bytes] = set()  # about 100 bytes per sample of the corpus
     found: dict[str, list[Any]] = {name: [] for name in DUPLICATES.names}
@@ -265,7 +252,12 @@ def _account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     }
 
 
-def _check(accounting: dict[str, Any], params: TokenizeParams, out: Path) -> None:
+def require_complete(accounting: dict[str, Any], params: TokenizeParams, out: Path) -> None:
+    """Refuse samples that do not add up, too many refused chats, and no sample at all.
+
+    Raises:
+        ValueError: names the first refused chat, or where the documents went.
+    """
     lost = accounting["lost"]
     assert set(lost) <= set(LOST)
     assert accounting["tokens_in"] == accounting["tokens_out"] + sum(count["tokens"] for count in lost.values())

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from plumbline.artifact import read_json
-from plumbline.evaluation.metrics import bucket_name, layer_error_figures
+from plumbline.evaluation.summary import bucket_name, layer_error_figures
 from plumbline.graph.timings import seconds_before
 from plumbline.params import load_params
 from plumbline.raw_corpus.document import OUT_OF_DOMAIN

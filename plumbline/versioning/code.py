@@ -30,17 +30,6 @@ STAGE = "code_versions"
 """The stage of dvc.yaml that writes the versions."""
 VERSIONS = "data/code_versions.yaml"
 """Its output: a version per asset. Every other stage has its own version among its `params`."""
-BUILDERS = {
-    "raw_corpus": "plumbline.raw_corpus.ingest",
-    "tokenized_samples": "plumbline.tokenized_samples.tokenize",
-    "sample_features": "plumbline.sample_features.embed",
-    "calibration_choice": "plumbline.calibration_choice.choice",
-    "calibration_set": "plumbline.calibration_set.select",
-    "evaluation": "plumbline.evaluation.evaluate",
-    "calibration_report": "plumbline.calibration_report.report",
-    "deployed_model": "plumbline.deployed_model.promote",
-}
-"""Assets whose builder is not yet in `plumbline.<asset>.build`."""
 INEXACT = {
     "plumbline.activation_stats.kernel": "activation_stats/kernel.c",
     "plumbline.quantized_model.solver": "quantized_model/solver.c",
@@ -208,7 +197,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 def builder_of(asset: str) -> str:
     """The module with the function that builds an asset."""
-    return BUILDERS.get(asset, f"plumbline.{asset}.build")
+    return f"plumbline.{asset}.build"
 
 
 def code_version(asset: str, library: Library | None = None) -> str:

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from plumbline.activation_stats.store import HEADER, TENSORS
 from plumbline.artifact import read_json, write_json, write_table
+from plumbline.calibration_report.build import build_calibration_report
 from plumbline.calibration_report.params import ReportParams
-from plumbline.calibration_report.report import build_calibration_report
+from plumbline.calibration_report.summary import summary
 from plumbline.calibration_set.reader import set_digest
 from plumbline.evaluation.flips import flip_figures
 
@@ -152,7 +153,8 @@ class Disk:
 
 def build_report(disk, out: Path) -> dict:
     out.mkdir()
-    return build_calibration_report(ReportParams(), disk.grid, disk.evaluations, disk.sets, disk.statistics, out)
+    build_calibration_report(ReportParams(), disk.grid, disk.evaluations, disk.sets, disk.statistics, out)
+    return summary(out)
 
 
 ITEMS = 80

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from plumbline.artifact import write_json, write_table
 from plumbline.calibration_set.reader import SCHEMA, set_digest
-from plumbline.deployed_model.promote import FIGURES, Inputs
+from plumbline.deployed_model.promotion import FIGURES, Inputs
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import fingerprint_of, read_samples
 from tests.helpers.paths import BUNDLED

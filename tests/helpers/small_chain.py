@@ -94,10 +94,10 @@ def write_sources(root: Path) -> None:
 
 def build(root: Path, strategy: str) -> None:
     """The stages, called as Dagster calls them."""
-    from plumbline.raw_corpus.ingest import build_raw_corpus
+    from plumbline.raw_corpus.build import build_raw_corpus
     from plumbline.raw_corpus.params import CorpusParams
+    from plumbline.tokenized_samples.build import build_tokenized_samples
     from plumbline.tokenized_samples.params import TokenizeParams
-    from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 
     samples = root / "data/tokenized_samples"
     for path in (root / CORPUS, samples):
@@ -112,10 +112,10 @@ def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, 
     """A choice's set and statistics, and a model from them."""
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.params import StatisticsParams
-    from plumbline.calibration_choice.choice import build_choice
+    from plumbline.calibration_choice.build import build_calibration_choice
     from plumbline.calibration_choice.params import ChoiceParams
+    from plumbline.calibration_set.build import build_calibration_set
     from plumbline.calibration_set.pool import Sources
-    from plumbline.calibration_set.select import build_calibration_set
     from plumbline.quantized_model.build import build_quantized_model
     from plumbline.quantized_model.params import SchemeParams
 
@@ -123,7 +123,7 @@ def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, 
     stats, out = root / "data/activation_stats" / choice, root / f"data/quantized_model/{choice}-{scheme}"
     for path in (of_choice, chosen, stats, out):
         path.mkdir(parents=True)
-    build_choice(choice, ChoiceParams.model_validate({"strategy": strategy, "n": n, "seed": 0}), {}, of_choice)
+    build_calibration_choice(choice, ChoiceParams.model_validate({"strategy": strategy, "n": n, "seed": 0}), of_choice)
     build_calibration_set(of_choice, Sources(root / "data/tokenized_samples", None), chosen)
     base = checkpoint("base", root)
     build_activation_stats(StatisticsParams(), base, chosen, stats)

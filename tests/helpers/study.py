@@ -13,6 +13,7 @@ from plumbline.calibration_set.pool import Sources
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
 from plumbline.study.build import build_study
 from plumbline.study.params import StudyParams
+from plumbline.study.summary import summary
 
 VOCABULARY = 96
 SCHEMES = {
@@ -39,7 +40,8 @@ class Small:
         out.mkdir(parents=True)
         params = self.params(**changed)
         schemes = {name: SCHEMES[name] for name in params.schemes}
-        return build_study(params, schemes, settings, self.sources, scratch, {"code": "1"}, out)
+        build_study(params, schemes, settings, self.sources, scratch, {"code": "1"}, out)
+        return summary(out)
 
 
 def simulated_study(

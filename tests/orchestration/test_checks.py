@@ -102,7 +102,7 @@ def test_the_gates_of_a_promotion_are_shown_with_their_sentences(
 
 
 def test_files_of_the_inbox_that_are_held_back_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plumbline.raw_corpus.ingest import build_raw_corpus
+    from plumbline.raw_corpus.build import build_raw_corpus
     from plumbline.raw_corpus.params import CorpusParams
 
     monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)

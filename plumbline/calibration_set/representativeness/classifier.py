@@ -24,7 +24,7 @@ that told sets with a planted defect from random ones best, for 32 to 256 sample
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class ClassifierFeatures:
     """What the classifier sees of a sample: log length, share of distinct tokens, share of each frequent token, then
     principal components of the embedding; each centred and scaled by production."""
 
@@ -39,7 +39,7 @@ class Features:
     """(d, COMPONENTS), or with no columns where there are no embeddings."""
 
     @classmethod
-    def prepare(cls, population: Part, production: Part, name_of: Callable[[int], str]) -> Features:
+    def prepare(cls, population: Part, production: Part, name_of: Callable[[int], str]) -> ClassifierFeatures:
         total = np.asarray(production.counts.sum(axis=0)).ravel()
         token_ids = np.argsort(-total, kind="stable")[: min(TOKENS, np.count_nonzero(total))]
         names = ("length", "share of distinct tokens", *(f"share of {name_of(int(i))}" for i in token_ids))
@@ -72,7 +72,7 @@ class Classifier:
     """Linear discriminant analysis, judged on samples of documents that it has not seen (Lopez-Paz and Oquab,
     Revisiting Classifier Two-Sample Tests, 2017)."""
 
-    features: Features
+    features: ClassifierFeatures
     population: NDArray[np.float64]
     """(N, p)."""
     fold: NDArray[np.int64]
@@ -94,7 +94,7 @@ class Classifier:
 
     @classmethod
     def prepare(cls, population: Part, production: Part, name_of: Callable[[int], str]) -> Classifier:
-        features = Features.prepare(population, production, name_of)
+        features = ClassifierFeatures.prepare(population, production, name_of)
         reference = production.take(np.arange(min(len(production), REFERENCE)))
         x = features.of(reference)
         return cls(

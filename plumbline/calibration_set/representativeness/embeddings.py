@@ -20,7 +20,7 @@ SAMPLES_PER_CLUSTER = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Embeddings:
+class EmbeddingDistances:
     """Energy distance, and the histogram over clusters that were fixed on production."""
 
     population: NDArray[np.float64]
@@ -52,7 +52,7 @@ class Embeddings:
     }
 
     @classmethod
-    def prepare(cls, population: Part, production: Part) -> Embeddings:
+    def prepare(cls, population: Part, production: Part) -> EmbeddingDistances:
         assert population.embeddings is not None
         assert production.embeddings is not None
         reference = production.embeddings[:REFERENCE]

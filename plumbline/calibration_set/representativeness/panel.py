@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from plumbline.calibration_set.representativeness.activations import Activations
 from plumbline.calibration_set.representativeness.classifier import Classifier, in_words
 from plumbline.calibration_set.representativeness.domains import Domains
-from plumbline.calibration_set.representativeness.embeddings import Embeddings
+from plumbline.calibration_set.representativeness.embeddings import EmbeddingDistances
 from plumbline.calibration_set.representativeness.lengths import Lengths
 from plumbline.calibration_set.representativeness.metric import Aspect, Metric
 from plumbline.calibration_set.representativeness.null import (
@@ -78,7 +78,7 @@ class Panel:
             Tokens.prepare(population, production, special_ids, domains),
         ]
         if population.embeddings is not None and production.embeddings is not None:
-            aspects.append(Embeddings.prepare(population, production))
+            aspects.append(EmbeddingDistances.prepare(population, production))
         aspects.append(Classifier.prepare(population, production, name_of))
         if activations is not None:
             aspects.append(activations)

@@ -12,12 +12,12 @@ from plumbline.raw_corpus.params import CorpusParams
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.source_file import Rejected, SourceFile
 from plumbline.raw_corpus.sources.directory import domain_of, reading, rejected, suffix_of
-from plumbline.raw_corpus.stores import Store
+from plumbline.raw_corpus.stores import InboxStore
 
 INBOX = "inbox"
 
 
-def source_files(intake: Intake, store: Store, params: CorpusParams) -> Iterator[SourceFile]:
+def source_files(intake: Intake, store: InboxStore, params: CorpusParams) -> Iterator[SourceFile]:
     """A file per entry of the intake, in order of name. None is opened before it is read.
 
     A file more than `corpus.max_rejected` of whose rows are bad is held back as a whole (`SourceFile.max_rejected`).
@@ -30,7 +30,7 @@ def source_files(intake: Intake, store: Store, params: CorpusParams) -> Iterator
             yield _file(name, taken, store, params)
 
 
-def _file(name: str, taken: Taken, store: Store, params: CorpusParams) -> SourceFile:
+def _file(name: str, taken: Taken, store: InboxStore, params: CorpusParams) -> SourceFile:
     domain = domain_of(name, INBOX)
     options = {
         "domain": domain,

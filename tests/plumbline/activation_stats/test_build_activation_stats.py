@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.sharded import Shard, collect_shard, merged
 from plumbline.activation_stats.store import HEADER, TENSORS, load, save_parts
+from plumbline.activation_stats.summary import summary as summary_of
 from plumbline.artifact import read_json, write_json, write_table
 from plumbline.base_model.streamed import StreamedModel
 from plumbline.calibration_set.reader import SCHEMA, set_digest
@@ -47,7 +49,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, llama: Any, samples: Any
 def build(workspace: Path, out: Path, settings: StatisticsParams, **execution: Any) -> dict[str, Any]:
     out.mkdir()
     base, how = checkpoint("model", workspace), ExecutionParams(**execution) if execution else None
-    return build_activation_stats(settings, base, workspace / "set", out, how)
+    build_activation_stats(settings, base, workspace / "set", out, how)
+    return summary_of(out)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,10 @@ def build(workspace: Path, out: Path, settings: StatisticsParams, **execution: A
     ],
     ids=lambda execution: " ".join(map(str, execution.values())),
 )
-def test_no_way_of_collecting_changes_a_byte(workspace: Path, tmp_path: Path, execution: dict[str, Any]) -> None:
+def test_no_way_of_collecting_changes_a_byte(
+    workspace: Path, tmp_path: Path, execution: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "plumbline")
     if execution.get("executor") == "ray":
         pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
     settings = StatisticsParams(shards=4)
@@ -70,7 +76,8 @@ def test_no_way_of_collecting_changes_a_byte(workspace: Path, tmp_path: Path, ex
     for name in (HEADER, TENSORS):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [HEADER, TENSORS]
-    assert expected["mode"] == "whole" and found == {**expected, "mode": execution.get("mode", "whole")}
+    assert found == expected
+    assert f"mode: {execution.get('mode', 'whole')}, workers: {execution.get('workers', 1)}" in caplog.messages
 
 
 @pytest.mark.parametrize("layerwise", [False, True])

@@ -18,6 +18,7 @@ from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats, extremes
 from plumbline.activation_stats.store import HEADER, TENSORS, load, save
+from plumbline.activation_stats.summary import summary as summary_of
 from plumbline.artifact import read_json, sha256_file, write_json, write_table
 from plumbline.base_model.folder import base_model_digest
 from plumbline.calibration_set.reader import SCHEMA, set_digest
@@ -154,7 +155,8 @@ def project(tmp_path: Path, llama: Any) -> Path:
 def test_the_artifact(project: Path) -> None:
     def build(name: str) -> dict[str, Any]:
         base = checkpoint(name, project)
-        return build_activation_stats(StatisticsParams(), base, project / "set", project / "out")
+        build_activation_stats(StatisticsParams(), base, project / "set", project / "out")
+        return summary_of(project / "out")
 
     summary = build("base")
     assert sorted(path.name for path in (project / "out").iterdir()) == [HEADER, TENSORS]

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from plumbline.calibration_choice.choice import build_choice
+from plumbline.calibration_choice.build import build_calibration_choice
 from plumbline.calibration_choice.params import ChoiceParams
+from plumbline.calibration_choice.summary import summary as summary_of
 
 
 def build(out: Path, overrides: dict[str, Any] | None = None, **entry: Any) -> dict[str, Any]:
-    return build_choice("mine", ChoiceParams.model_validate(entry), overrides or {}, out)
+    build_calibration_choice("mine", ChoiceParams.model_validate({**entry, **(overrides or {})}), out)
+    return summary_of(out)
 
 
 def test_every_default_is_written_out(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from assets.calibration_choice import ChoiceOverrides
-from plumbline.calibration_choice.choice import build_choice
+from plumbline.calibration_choice.build import build_calibration_choice
+from plumbline.calibration_choice.choice import overrides
 from plumbline.calibration_choice.params import ChoiceParams
+from plumbline.calibration_choice.summary import summary as summary_of
 
 STRATIFIED = ChoiceParams.model_validate({"strategy": "length_stratified", "n": 8, "seed": 3, "quotas": "equal"})
 
@@ -25,11 +26,12 @@ STRATIFIED = ChoiceParams.model_validate({"strategy": "length_stratified", "n": 
     ],
 )
 def test_what_is_given_wins(given: dict[str, Any], changes: dict[str, Any]) -> None:
-    assert ChoiceOverrides(**given).changes(STRATIFIED) == changes
+    assert overrides(STRATIFIED, **given) == changes
 
 
 def test_another_strategy_is_recorded_whole(tmp_path: Path) -> None:
-    changes = ChoiceOverrides(strategy="random", n=4).changes(STRATIFIED)
-    choice = build_choice("a", STRATIFIED, changes, tmp_path)
+    entry = {**STRATIFIED.model_dump(), **overrides(STRATIFIED, strategy="random", n=4)}
+    build_calibration_choice("a", ChoiceParams.model_validate(entry), tmp_path)
+    choice = summary_of(tmp_path)
     assert (choice["strategy"], choice["n"], choice["seed"]) == ("random", 4, 3)
     assert "quotas" not in choice

@@ -12,10 +12,10 @@ import pytest
 @pytest.fixture
 def choose(tmp_path: Path) -> Callable[..., Path]:
     """choose(samples, strategy=..., n=..., ...) -> folder of the calibration set."""
-    from plumbline.calibration_choice.choice import build_choice
+    from plumbline.calibration_choice.build import build_calibration_choice
     from plumbline.calibration_choice.params import ChoiceParams
+    from plumbline.calibration_set.build import build_calibration_set
     from plumbline.calibration_set.pool import Sources
-    from plumbline.calibration_set.select import build_calibration_set
 
     count = 0
 
@@ -25,7 +25,7 @@ def choose(tmp_path: Path) -> Callable[..., Path]:
         choice, out = tmp_path / f"choice{count}", tmp_path / f"set{count}"
         choice.mkdir()
         out.mkdir()
-        build_choice("mine", ChoiceParams.model_validate(params), {}, choice)
+        build_calibration_choice("mine", ChoiceParams.model_validate(params), choice)
         build_calibration_set(choice, Sources(samples, features), out)
         return out
 

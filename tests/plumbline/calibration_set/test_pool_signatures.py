@@ -12,7 +12,7 @@ from plumbline.calibration_set.pool import Sources
 from plumbline.sample_features import probe as probe_module
 from plumbline.sample_features.measure import measure
 from plumbline.sample_features.params import SignatureParams
-from plumbline.sample_features.sign import build_signatures
+from plumbline.sample_features.sign import write_signatures
 from plumbline.sample_features.signature_reader import read_probe
 from plumbline.sample_features.signatures import PER_SAMPLE
 from tests.helpers.checkpoint import checkpoint
@@ -56,7 +56,7 @@ def sources(tmp_path: Path, base_model: Path, monkeypatch: pytest.MonkeyPatch) -
     features.mkdir()
     base = checkpoint(base_model)
     splits = ("pool", "tuning", "production")
-    entry, _ = build_signatures(SignatureParams(**SIZES), splits, base, samples, FINGERPRINT, features, None)
+    entry = write_signatures(SignatureParams(**SIZES), splits, base, samples, FINGERPRINT, features, None)
     write_json(features / "manifest.json", {"fingerprint": FINGERPRINT, "signatures": entry})
     return Sources(samples, features, base)
 

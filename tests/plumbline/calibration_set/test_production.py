@@ -16,17 +16,17 @@ import pytest
 from plumbline.artifact import read_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
-from plumbline.calibration_choice.choice import build_choice
+from plumbline.calibration_choice.build import build_calibration_choice
 from plumbline.calibration_choice.params import ChoiceParams
+from plumbline.calibration_set.build import build_calibration_set
 from plumbline.calibration_set.pool import Sources
-from plumbline.calibration_set.select import build_calibration_set
-from plumbline.raw_corpus.ingest import build_raw_corpus
+from plumbline.raw_corpus.build import build_raw_corpus
 from plumbline.raw_corpus.params import CorpusParams
-from plumbline.sample_features.embed import build_sample_features
+from plumbline.sample_features.build import build_sample_features
 from plumbline.sample_features.params import FeatureParams
+from plumbline.tokenized_samples.build import build_tokenized_samples
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import read_samples
-from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 from tests.helpers.calibration_pool import rows_of
 
 MODULES = ("argparse", "ast", "bdb", "calendar", "cmd", "configparser", "csv", "dataclasses", "datetime", "difflib")
@@ -80,7 +80,7 @@ def choose(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         choice, out = root / "choices" / name, root / "sets" / name
         choice.mkdir(parents=True)
         out.mkdir(parents=True)
-        build_choice(name, ChoiceParams.model_validate({"n": N, **params}), {}, choice)
+        build_calibration_choice(name, ChoiceParams.model_validate({"n": N, **params}), choice)
         build_calibration_set(choice, sources, out)
         return out
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plumbline.raw_corpus.ingest import build_raw_corpus
+from plumbline.raw_corpus.build import build_raw_corpus
 from plumbline.raw_corpus.params import CorpusParams
-from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from plumbline.tokenized_samples.build import build_tokenized_samples
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.paths import BUNDLED
 from tests.helpers.promotion import POLICY, Workshop

@@ -11,9 +11,10 @@ import pytest
 
 from plumbline.artifact import sha256_file
 from plumbline.calibration_report.params import ReportParams
+from plumbline.deployed_model.build import build_deployed_model
 from plumbline.deployed_model.check_specs import GATES
 from plumbline.deployed_model.params import DeploymentParams
-from plumbline.deployed_model.promote import Champion, build_promotion, choose_champion
+from plumbline.deployed_model.promotion import Champion, choose_champion
 from tests.helpers.promotion import DOCUMENTS, KL, SCHEME, Workshop
 
 MODELS = {f"{choice}-w4": f"md5-{choice}" for choice in KL}
@@ -24,7 +25,7 @@ def decide(workshop: Workshop, champion: Champion | None = None, name: str = "ou
     out.mkdir()
     previous, withdrawn = changes.pop("previous", None), changes.pop("withdrawn", {})
     asked, report = DeploymentParams(scheme="w4", **changes), ReportParams(resamples=400)
-    build_promotion(asked, SCHEME, list(KL), report, workshop.inputs, out, champion, MODELS, withdrawn, previous)
+    build_deployed_model(asked, SCHEME, list(KL), report, workshop.inputs, out, champion, MODELS, withdrawn, previous)
     return dict(json.loads((out / "promotion.json").read_text()))
 
 

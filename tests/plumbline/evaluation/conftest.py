@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from plumbline.evaluation.base_logits import forget_base_logits
+from plumbline.evaluation import base_logits
 from tests.helpers.evaluation import describe
 from tests.helpers.tiny_models import random_llama
 from tests.helpers.tokenized_samples import write_samples
@@ -19,9 +19,9 @@ VOCABULARY = 96
 
 @pytest.fixture(autouse=True)
 def _no_logits_of_other_tests():
-    forget_base_logits()
+    base_logits._latest = None
     yield
-    forget_base_logits()
+    base_logits._latest = None
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from plumbline.artifact import read_json, write_json
 from plumbline.evaluation import base_logits, evaluate
-from plumbline.evaluation.evaluate import build_evaluation
+from plumbline.evaluation.build import build_evaluation
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.evaluation.summary import summary as summary_of
 from plumbline.tokenized_samples.reader import read_samples
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.evaluation import describe
@@ -28,7 +29,8 @@ ALL = EvaluationParams(tokens_per_domain=None, samples_per_document=None, batch_
 def run(root: Path, samples: Path, out: Path, params: EvaluationParams = ALL, quantized: str = "perturbed") -> dict:
     out.mkdir()
     evaluate._measured.clear()
-    return build_evaluation(params, checkpoint("base", root), root / quantized, samples, out)
+    build_evaluation(params, checkpoint("base", root), root / quantized, samples, out)
+    return summary_of(out)
 
 
 def log_probabilities(folder: Path, ids: list[int]) -> np.ndarray:
@@ -163,7 +165,7 @@ def test_base_model_against_itself(root, samples, tmp_path):
 
 def test_same_inputs_same_bytes(root, samples, tmp_path):
     for name in ("first", "second"):
-        base_logits.forget_base_logits()
+        base_logits._latest = None
         run(root, samples, tmp_path / name)
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert names == ["documents.parquet", "kl_by_domain.png", "kl_histogram.png", "metrics.json"]
@@ -206,7 +208,8 @@ def test_models_that_compute_the_same_are_measured_once(root, samples, tmp_path,
         config = {**read_json(tmp_path / name / "config.json"), **changes}
         write_json(tmp_path / name / "config.json", config)
         (tmp_path / f"{name}-out").mkdir()
-        return build_evaluation(ALL, checkpoint("base", root), tmp_path / name, samples, tmp_path / f"{name}-out")
+        build_evaluation(ALL, checkpoint("base", root), tmp_path / name, samples, tmp_path / f"{name}-out")
+        return summary_of(tmp_path / f"{name}-out")
 
     first = run(root, samples, tmp_path / "out")
     assert again("other-provenance", calibration={"name": "another"}) == first

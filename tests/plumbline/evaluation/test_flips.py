@@ -14,9 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from plumbline.artifact import read_json
-from plumbline.evaluation.evaluate import build_evaluation
+from plumbline.evaluation.build import build_evaluation
 from plumbline.evaluation.flips import Item, chosen, encoded, flip_figures, item_table, log_likelihoods, read_items
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.evaluation.summary import summary as summary_of
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.evaluation import describe
 
@@ -92,7 +93,8 @@ def test_an_evaluation_counts_flips_and_keeps_every_item(root: Path, samples: Pa
     out = tmp_path / "out"
     out.mkdir()
     params = EvaluationParams(items="items.jsonl")
-    summary = build_evaluation(params, checkpoint("base", project), project / "perturbed", samples, out)
+    build_evaluation(params, checkpoint("base", project), project / "perturbed", samples, out)
+    summary = summary_of(out)
 
     table = pq.read_table(out / "items.parquet").to_pylist()
     assert [row["item_id"] for row in table] == sorted(item.item_id for item in items)
@@ -142,12 +144,12 @@ def test_the_file_must_be_listed_in_dvc_yaml() -> None:
     from types import SimpleNamespace
     from typing import cast
 
-    from assets.evaluation import _require_declared
+    from plumbline.graph.declared import require_declared
     from plumbline.graph.step import Step
 
-    step = cast(Step, SimpleNamespace(inputs={"data/tokenized_samples": ""}))
-    _require_declared(EvaluationParams(), step)
-    with pytest.raises(ValueError, match=r"evaluation\.items reads items\.jsonl, which dvc\.yaml does not list"):
-        _require_declared(EvaluationParams(items="items.jsonl"), step)
-    step.inputs["items.jsonl"] = ""
-    _require_declared(EvaluationParams(items="items.jsonl"), step)
+    inputs = {"data/tokenized_samples": ""}
+    step, items = cast(Step, SimpleNamespace(name="evaluation@a", root=Path(), inputs=inputs)), "items.jsonl"
+    with pytest.raises(ValueError, match=r"items reads items\.jsonl, which dvc\.yaml .* deps of evaluation there"):
+        require_declared(step, {"evaluation.items": items})
+    step.inputs[items] = ""
+    require_declared(step, {"evaluation.items": items})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,9 +59,45 @@ def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monk
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        step._one("evaluation", "a", lambda *_: {}, None, killed)
+        step._one("evaluation", "a", lambda *_: None, lambda _: {}, None, killed)
     assert mark.exists()
-    step._one("evaluation", "a", lambda *_: {}, None, lambda *_: {"run": 1})
+    step._one("evaluation", "a", lambda *_: None, lambda _: {}, None, lambda *_: {"run": 1})
     assert not mark.exists()
-    step._one("evaluation", "a", lambda *_: {}, None, None)
+    step._one("evaluation", "a", lambda *_: None, lambda _: {}, None, None)
     assert not mark.exists()
+
+
+def test_the_summary_is_read_from_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library logs stands in the log of the run, and the metadata come from the output's files."""
+    out = tmp_path / "out"
+    made = SimpleNamespace(md5="m", name="n", params={"n": 2}, inputs={}, out=out, root=tmp_path)
+
+    @contextlib.contextmanager
+    def recording(root: Path, name: str, changed: dict[str, Any]) -> Iterator[Any]:
+        assert changed == {"n": 2}
+        (tmp_path / "folder").mkdir()
+        yield made, tmp_path / "folder"
+        (tmp_path / "folder").rename(out)
+
+    monkeypatch.setattr(step, "recording", recording)
+    monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
+
+    @dg.asset
+    def choice(context) -> Iterator[Any]:  # Dagster reads the annotation, which is a string here
+        def build(step: Any, key: str, folder: Path) -> None:
+            (folder / "count.txt").write_text("3")
+            logging.getLogger("plumbline.calibration_choice.build").info("took over %d of %d", 1, 3)
+
+        def summary(folder: Path) -> dict[str, Any]:
+            assert folder == out
+            return {"count": int((folder / "count.txt").read_text())}
+
+        yield from step.materialize(context, build, summary, overrides=lambda key: {"n": 2})
+
+    instance = dg.DagsterInstance.ephemeral()
+    result = dg.materialize([choice], instance=instance)
+    [event] = result.asset_materializations_for_node("choice")
+    assert event.metadata["count"].value == 3
+    assert event.metadata["overridden"].value == ["n"]
+    assert "took over 1 of 3" in [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert not logging.getLogger("plumbline").handlers

@@ -15,11 +15,11 @@ from plumbline.calibration_set.reader import SCHEMA, read_calibration_set, set_d
 from plumbline.calibration_set.representativeness.compare import representativeness
 from plumbline.production_drift.measure import judge, measure_drift, selection_of
 from plumbline.production_drift.params import DriftParams
-from plumbline.raw_corpus.ingest import build_raw_corpus
+from plumbline.raw_corpus.build import build_raw_corpus
 from plumbline.raw_corpus.params import CorpusParams
+from plumbline.tokenized_samples.build import build_tokenized_samples
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import fingerprint_of, read_samples
-from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.paths import BUNDLED
 

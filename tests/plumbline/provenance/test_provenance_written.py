@@ -22,18 +22,18 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages from documents to an evaluation, called as Dagster calls them."""
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.params import StatisticsParams
-    from plumbline.calibration_choice.choice import build_choice
+    from plumbline.calibration_choice.build import build_calibration_choice
     from plumbline.calibration_choice.params import ChoiceParams
+    from plumbline.calibration_set.build import build_calibration_set
     from plumbline.calibration_set.pool import Sources
-    from plumbline.calibration_set.select import build_calibration_set
-    from plumbline.evaluation.evaluate import build_evaluation
+    from plumbline.evaluation.build import build_evaluation
     from plumbline.evaluation.params import EvaluationParams
     from plumbline.quantized_model.build import build_quantized_model
     from plumbline.quantized_model.params import SchemeParams
-    from plumbline.raw_corpus.ingest import build_raw_corpus
+    from plumbline.raw_corpus.build import build_raw_corpus
     from plumbline.raw_corpus.params import CorpusParams
+    from plumbline.tokenized_samples.build import build_tokenized_samples
     from plumbline.tokenized_samples.params import TokenizeParams
-    from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 
     root = tmp_path_factory.mktemp("written") / "workspace"
     root.mkdir()
@@ -46,7 +46,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = {"sources": {"texts": {"kind": "directory", "path": "texts"}}}
     build_raw_corpus(CorpusParams.model_validate(sources), root, root / CORPUS)
     build_tokenized_samples(TokenizeParams(max_length=32, workers=1), base, root / CORPUS, samples)
-    build_choice(CHOICE, ChoiceParams(strategy="self_generated", n=8, seed=0), {}, choice)
+    build_calibration_choice(CHOICE, ChoiceParams(strategy="self_generated", n=8, seed=0), choice)
     build_calibration_set(choice, Sources(samples, None, base), root / SET)
     build_activation_stats(StatisticsParams(), base, root / SET, root / STATS)
     scheme = SchemeParams(method="gptq", weight_bits=4, group_size=32)

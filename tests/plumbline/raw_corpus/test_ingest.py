@@ -14,8 +14,9 @@ from plumbline.artifact import read_json
 from plumbline.raw_corpus import shards as shards_module
 from plumbline.raw_corpus.document import document_id
 from plumbline.raw_corpus.file_hashes import FileHashes
-from plumbline.raw_corpus.reader import documents, read_rejected, shards
+from plumbline.raw_corpus.reader import documents, shards
 from plumbline.raw_corpus.sources import directory
+from tests.helpers.rejected import rejected_rows
 
 Ingest = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -31,7 +32,7 @@ def texts(corpus: Path) -> list[str | None]:
 
 
 def rejected(corpus: Path) -> set[tuple[str, int | None, str]]:
-    return {(row["file"], row["row"], row["reason"]) for row in read_rejected(corpus).to_pylist()}
+    return {(row["file"], row["row"], row["reason"]) for row in rejected_rows(corpus)}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -354,15 +355,15 @@ def test_every_folder_must_be_listed_in_dvc_yaml(tmp_path: Path, listed: list[st
     from types import SimpleNamespace
     from typing import cast
 
-    from assets.raw_corpus import _require_declared
+    from plumbline.graph.declared import require_declared
     from plumbline.graph.step import Step
     from plumbline.raw_corpus.params import CorpusParams
 
     sources = {"docs": {"kind": "directory", "path": "docs"}}
     params = CorpusParams.model_validate({"sources": sources, "production": PRODUCTION})
-    step = cast(Step, SimpleNamespace(root=tmp_path, inputs=dict.fromkeys(listed, "")))
+    step = cast(Step, SimpleNamespace(name="raw_corpus", root=tmp_path, inputs=dict.fromkeys(listed, "")))
     if len(listed) == 3:
-        _require_declared(params, step)
+        require_declared(step, params.folders())
     else:
         with pytest.raises(ValueError, match="source 'production' reads traffic, which dvc.yaml does not list"):
-            _require_declared(params, step)
+            require_declared(step, params.folders())

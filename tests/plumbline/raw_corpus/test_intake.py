@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import pytest
 
 from plumbline.artifact import read_json, sha256_file
 from plumbline.graph.step import as_metadata
-from plumbline.raw_corpus.ingest import build_raw_corpus
-from plumbline.raw_corpus.intake import Changes, Intake, Taken, read_intake, take_in, write_intake
+from plumbline.raw_corpus.build import build_raw_corpus
+from plumbline.raw_corpus.intake import Intake, IntakeChanges, Taken, read_intake, take_in, write_intake
 from plumbline.raw_corpus.params import CorpusParams
-from plumbline.raw_corpus.reader import read_rejected
 from plumbline.raw_corpus.stores import Folder, store_of
+from plumbline.raw_corpus.summary import summary as summary_of
 from tests.helpers.inbox import take_in_all
+from tests.helpers.log import numbers_logged
+from tests.helpers.rejected import rejected_rows
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_content_has_one_name_and_keeps_it(folder: Folder, tmp_path: Path) -> No
     drop(folder, b="beta", a="alpha", c="alpha")
     first, changes = take_in_all(folder)
     assert list(first.files) == ["a.txt", "b.txt"]
-    assert changes == Changes(added=("a.txt", "b.txt"), copies=("c.txt",))
+    assert changes == IntakeChanges(added=("a.txt", "b.txt"), copies=("c.txt",))
     assert folder.place(str(first.files["a.txt"].sha256)).read_text() == "alpha"
 
     (folder.folder / "a.txt").unlink()  # content that is still there under another name stays what it was
@@ -52,11 +55,11 @@ def test_content_has_one_name_and_keeps_it(folder: Folder, tmp_path: Path) -> No
     assert {name: folder.place(str(t.sha256)).read_text() for name, t in third.files.items()} == {
         "a.txt": "gamma", "b.txt": "delta", "c.txt": "alpha", "z.txt": "beta",
     }  # fmt: skip
-    assert changes == Changes(added=("c.txt", "z.txt"), changed=("a.txt", "b.txt"))
+    assert changes == IntakeChanges(added=("c.txt", "z.txt"), changed=("a.txt", "b.txt"))
     for name in ("c", "z"):
         (folder.folder / f"{name}.txt").unlink()
     last, changes = take_in_all(folder, third)
-    assert list(last.files) == ["a.txt", "b.txt"] and changes == Changes(removed=("c.txt", "z.txt"))
+    assert list(last.files) == ["a.txt", "b.txt"] and changes == IntakeChanges(removed=("c.txt", "z.txt"))
     path = tmp_path / "intake.yaml"
     write_intake(path, last)
     assert read_intake(path) == last
@@ -68,10 +71,12 @@ def test_content_has_one_name_and_keeps_it(folder: Folder, tmp_path: Path) -> No
 def test_what_is_being_written_waits_and_holds_up_nothing(folder: Folder) -> None:
     drop(folder, a="alpha", b="be")
     first, changes = take_in_all(folder, waiting=("b.txt",))
-    assert list(first.files) == ["a.txt"] and changes == Changes(added=("a.txt",), waiting=("b.txt",))
+    assert list(first.files) == ["a.txt"] and changes == IntakeChanges(added=("a.txt",), waiting=("b.txt",))
     drop(folder, a="something else, half there")
     second, changes = take_in_all(folder, first, waiting=("a.txt",))
-    assert second.files["a.txt"] == first.files["a.txt"] and changes == Changes(added=("b.txt",), waiting=("a.txt",))
+    assert second.files["a.txt"] == first.files["a.txt"] and changes == IntakeChanges(
+        added=("b.txt",), waiting=("a.txt",)
+    )
 
     looked = folder.look()
     before = folder._stamp
@@ -124,7 +129,9 @@ def test_a_file_that_ends_too_early_says_so(folder: Folder) -> None:
     assert {name for name, seen in folder.look().items() if seen.cut_off} == {"half.parquet", "half.jsonl"}
 
 
-def test_bad_files_of_the_inbox_are_held_back_and_stop_nothing(folder: Folder, tmp_path: Path) -> None:
+def test_bad_files_of_the_inbox_are_held_back_and_stop_nothing(
+    folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/one.txt").write_text("a document")
     bad = "".join(f'{{"text": "good {n}"}}\n{{"broken\n' for n in range(50))
@@ -135,7 +142,8 @@ def test_bad_files_of_the_inbox_are_held_back_and_stop_nothing(folder: Folder, t
     (folder.folder / "nearly-good.jsonl").write_text("".join([*rows, "{\n"]))  # 1 bad row of 41: within the limit
     params = CorpusParams.model_validate({"sources": {"docs": {"kind": "directory", "path": "docs"}}})
     (tmp_path / "corpus").mkdir(), (tmp_path / "again").mkdir()
-    summary = build_raw_corpus(params, tmp_path, tmp_path / "corpus")
+    build_raw_corpus(params, tmp_path, tmp_path / "corpus")
+    summary = summary_of(tmp_path / "corpus")
     assert summary["documents_by_source"] == {"docs": 1, "inbox": 40}
     held_back = {of["file"]: (of["rows"], of["why"].split(":")[0], of["row"]) for of in summary["quarantine"]}
     assert len(as_metadata(summary)["quarantine"].records) == 3
@@ -146,10 +154,11 @@ def test_bad_files_of_the_inbox_are_held_back_and_stop_nothing(folder: Folder, t
     }
     totals = read_json(tmp_path / "corpus/manifest.json")["totals"]
     assert totals["rejected"] == {"broken_json": 51, "quarantined": 50, "unreadable": 1, "unsupported": 1}
-    rejected = read_rejected(tmp_path / "corpus").to_pylist()
+    rejected = rejected_rows(tmp_path / "corpus")
     assert [row["detail"] for row in rejected if row["reason"] == "quarantined"] == ["50 good rows: 50 of 100 are bad"]
-    again = build_raw_corpus(params, tmp_path, tmp_path / "again", tmp_path / "corpus")
-    assert again == summary | {"reused_shards": 5}
+    caplog.set_level(logging.INFO, "plumbline")
+    build_raw_corpus(params, tmp_path, tmp_path / "again", tmp_path / "corpus")
+    assert summary_of(tmp_path / "again") == summary and numbers_logged(caplog, "took over") == [5, 5]
     assert sha256_file(tmp_path / "again/manifest.json") == sha256_file(tmp_path / "corpus/manifest.json")
 
 
@@ -159,7 +168,8 @@ def test_a_small_archive_of_a_large_file_is_held_back(folder: Folder, tmp_path: 
         (folder.folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(row * rows))
     params = CorpusParams.model_validate({"sources": {}, "max_file_bytes": 100 * len(row)})
     (tmp_path / "corpus").mkdir()
-    summary = build_raw_corpus(params, tmp_path, tmp_path / "corpus")
+    build_raw_corpus(params, tmp_path, tmp_path / "corpus")
+    summary = summary_of(tmp_path / "corpus")
     assert summary["documents"] == 1
     [held] = summary["quarantine"]
     assert held["file"] == "inbox/bomb.jsonl.gz" and "more than 1400 bytes when unpacked" in held["why"]
@@ -173,7 +183,8 @@ def test_what_was_taken_in_is_read_although_the_inbox_moved_on(folder: Folder, t
     folder.place(str(intake.files["b.txt"].sha256)).unlink()  # as in a fresh clone
     params = CorpusParams.model_validate({"sources": {}})
     (tmp_path / "corpus").mkdir(), (tmp_path / "other").mkdir()
-    summary = build_raw_corpus(params, tmp_path, tmp_path / "corpus", intake=intake)
+    build_raw_corpus(params, tmp_path, tmp_path / "corpus", intake=intake)
+    summary = summary_of(tmp_path / "corpus")
     assert summary["documents_by_source"] == {"inbox": 2}
     shards = read_json(tmp_path / "corpus/manifest.json")["shards"]
     assert [(s["file"], s["sha256"]) for s in shards] == [(n, t.sha256) for n, t in intake.files.items()]
@@ -189,14 +200,15 @@ def test_another_store_is_an_inbox_too(tmp_path: Path) -> None:
     store = store_of("memory://drop", tmp_path, 1000)
     looked = store.look()
     intake, changes = take_in_all(store)
-    assert changes == Changes(added=("a.txt", "sub/b.jsonl"), refused=("x.exe",))
+    assert changes == IntakeChanges(added=("a.txt", "sub/b.jsonl"), refused=("x.exe",))
     params = CorpusParams.model_validate({"sources": {}, "inbox": "memory://drop"})
     (tmp_path / "corpus").mkdir()
     files.rm("/drop/a.txt")
-    assert build_raw_corpus(params, tmp_path, tmp_path / "corpus", intake=intake)["documents"] == 2
+    build_raw_corpus(params, tmp_path, tmp_path / "corpus", intake=intake)
+    assert summary_of(tmp_path / "corpus")["documents"] == 2
     files.pipe("/drop/sub/b.jsonl", b'{"text": "other"}\n')
     now, changes = take_in_all(store, intake)
-    assert changes == Changes(changed=("sub/b.jsonl",), removed=("a.txt",))
+    assert changes == IntakeChanges(changed=("sub/b.jsonl",), removed=("a.txt",))
     assert store.look()["sub/b.jsonl"].stamp != looked["sub/b.jsonl"].stamp
     assert now.files["x.exe"].refused and store.hold("a.txt") is None
     with pytest.raises(ImportError, match=r"corpus.inbox: nosuch://x.*pip install -c constraints.txt -e '\.\[s3\]'"):

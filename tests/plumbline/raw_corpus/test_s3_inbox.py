@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from plumbline.raw_corpus.ingest import build_raw_corpus
-from plumbline.raw_corpus.intake import Changes, Intake
+from plumbline.raw_corpus.build import build_raw_corpus
+from plumbline.raw_corpus.intake import Intake, IntakeChanges
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.raw_corpus.stores import store_of
+from plumbline.raw_corpus.summary import summary as summary_of
 from tests.helpers.inbox import take_in_all
 
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs (pip install -c constraints.txt -e '.[s3]')")
@@ -43,7 +44,7 @@ def test_objects_are_taken_in_by_content_and_read_although_they_are_gone(bucket:
         # As another machine would: this one's listings are not told.
         s3fs.S3FileSystem(skip_instance_cache=True).pipe(f"drops/letters/{name}", content)
 
-    def taken_in(before: Intake) -> tuple[Intake, Changes]:
+    def taken_in(before: Intake) -> tuple[Intake, IntakeChanges]:
         return take_in_all(store_of(INBOX, tmp_path, 1000), before)
 
     written("a.txt", b"alpha")
@@ -53,7 +54,9 @@ def test_objects_are_taken_in_by_content_and_read_although_they_are_gone(bucket:
     written("large.txt", b"x" * 1001)
     bucket.pipe("drops/elsewhere.txt", b"no part of the inbox")
     intake, changes = taken_in(Intake())
-    assert changes == Changes(added=("a.txt", "sub/b.jsonl"), copies=("copy.txt",), refused=("large.txt", "x.exe"))
+    assert changes == IntakeChanges(
+        added=("a.txt", "sub/b.jsonl"), copies=("copy.txt",), refused=("large.txt", "x.exe")
+    )
     assert taken_in(intake)[0] == intake
 
     written("a.txt", b"other")
@@ -61,10 +64,11 @@ def test_objects_are_taken_in_by_content_and_read_although_they_are_gone(bucket:
     bucket.rm("drops/letters/sub/b.jsonl")
     params = CorpusParams.model_validate({"sources": {}, "inbox": INBOX})
     (tmp_path / "corpus").mkdir()
-    summary = build_raw_corpus(params, tmp_path, tmp_path / "corpus", intake=intake)
+    build_raw_corpus(params, tmp_path, tmp_path / "corpus", intake=intake)
+    summary = summary_of(tmp_path / "corpus")
     assert summary["documents_by_source"] == {"inbox": 2}  # alpha and beta, as they were taken in
     _, changes = taken_in(intake)
-    assert changes == Changes(changed=("a.txt",), removed=("sub/b.jsonl",))
+    assert changes == IntakeChanges(changed=("a.txt",), removed=("sub/b.jsonl",))
 
 
 def test_an_object_that_is_replaced_while_it_is_read_waits(bucket: Any, tmp_path: Path) -> None:

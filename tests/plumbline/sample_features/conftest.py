@@ -67,10 +67,10 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tokenized(tmp_path: Path, tokenizer_folder: Path) -> Callable[..., Path]:
     """tokenized({"file": [text, ...]}) -> a tokenized_samples artifact, one shard per file."""
-    from plumbline.raw_corpus.ingest import build_raw_corpus
+    from plumbline.raw_corpus.build import build_raw_corpus
     from plumbline.raw_corpus.params import CorpusParams
+    from plumbline.tokenized_samples.build import build_tokenized_samples
     from plumbline.tokenized_samples.params import TokenizeParams
-    from plumbline.tokenized_samples.tokenize import build_tokenized_samples
 
     count = 0
 

@@ -1,28 +1,41 @@
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from plumbline.sample_features import embed as module
-from plumbline.sample_features.embed import build_sample_features
+from plumbline.sample_features.build import build_sample_features
 from plumbline.sample_features.params import FeatureParams
-from plumbline.sample_features.reader import read_embeddings, read_features, read_manifest
+from plumbline.sample_features.reader import embeddings_of, read_features, read_manifest
+from plumbline.sample_features.summary import summary as summary_of
 from plumbline.tokenized_samples.reader import read_samples
 from tests.helpers.checkpoint import checkpoint
+from tests.helpers.log import numbers_logged
 from tests.helpers.texts import texts
 from tests.helpers.tokenizer import write_byte_tokenizer
 
 Tokenized = Callable[[dict[str, list[str]]], Path]
 
 
+def shown(out: Path, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    """The summary, and how many embeddings were computed and how many reused."""
+    computed, total = numbers_logged(caplog, "computed")
+    return {**summary_of(out), "computed": computed, "reused": total - computed}
+
+
 @pytest.fixture
-def build(tmp_path: Path, embedder: Path, tokenizer_folder: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
+def build(
+    tmp_path: Path, embedder: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    caplog.set_level(logging.INFO, "plumbline")
     count = 0
 
     def make(samples: Path, previous: Path | None = None, **params: Any) -> tuple[Path, dict[str, Any]]:
@@ -34,7 +47,8 @@ def build(tmp_path: Path, embedder: Path, tokenizer_folder: Path) -> Callable[..
             {"embedder": embedder.name, "max_tokens": 40, "batch_size": 8, "signatures": None, **params}
         )
         base = checkpoint(tokenizer_folder)
-        return out, build_sample_features(settings, base, samples, out, previous, embedder.parent)
+        build_sample_features(settings, base, samples, out, previous, embedder.parent)
+        return out, shown(out, caplog)
 
     return make
 
@@ -125,7 +139,7 @@ def test_other_settings_compute_everything_anew(tokenized: Tokenized, build: Bui
 
 
 def test_another_embedder_computes_everything_anew(
-    tokenized: Tokenized, build: Build, embedder: Path, tmp_path: Path, tokenizer_folder: Path
+    tokenized: Tokenized, build: Build, embedder: Path, tmp_path: Path, tokenizer_folder: Path, caplog: Any
 ) -> None:
     """Same name, other weights: the digest decides."""
     samples = tokenized({"a": texts(0, 12)})
@@ -137,7 +151,8 @@ def test_another_embedder_computes_everything_anew(
     again = tmp_path / "again"
     again.mkdir()
     params = FeatureParams(embedder=embedder.name, max_tokens=40, signatures=None)
-    changed = build_sample_features(params, checkpoint(tokenizer_folder), samples, again, out, other.parent)
+    build_sample_features(params, checkpoint(tokenizer_folder), samples, again, out, other.parent)
+    changed = shown(again, caplog)
     assert changed["reused"] == 0
     assert changed["embedder_digest"] != summary["embedder_digest"]
 
@@ -194,7 +209,7 @@ def test_reader_maps_rows_to_samples(tokenized: Tokenized, build: Build) -> None
     assert 0 < len(pool.embeddings) < len(both.embeddings)
     assert isinstance(pool.embeddings.files[0], np.memmap)
     names = pool.sample_ids.to_pylist()[::-1]
-    assert np.array_equal(read_embeddings(out, names), pool.embeddings.take()[::-1])
+    assert np.array_equal(embeddings_of(out, pa.chunked_array([names])).take(), pool.embeddings.take()[::-1])
     assert np.array_equal(np.concatenate(list(both.embeddings.blocks(7))), both.embeddings.take())
     with pytest.raises(ValueError, match="1 samples have no features, the first is 0000"):
-        read_embeddings(out, [names[0], "0" * 64])
+        embeddings_of(out, pa.chunked_array([[names[0], "0" * 64]]))

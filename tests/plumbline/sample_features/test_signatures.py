@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from plumbline.base_model import load as load_module
 from plumbline.sample_features import probe as probe_module
 from plumbline.sample_features import sign as module
-from plumbline.sample_features.embed import build_sample_features
+from plumbline.sample_features.build import build_sample_features
 from plumbline.sample_features.measure import measure
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.probe import CODE, FLOOR, Probe, channels, load_probe, make_probe, own_text, save_probe
 from plumbline.sample_features.reader import read_manifest
-from plumbline.sample_features.signature_reader import read_magnitudes, read_probe, read_signatures, stored_ids
+from plumbline.sample_features.signature_reader import Stored, read_magnitudes, read_probe
 from plumbline.sample_features.signatures import PER_SAMPLE, Signatures, joined
+from plumbline.sample_features.summary import summary as summary_of
 from plumbline.tokenized_samples.reader import read_samples
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.forward_passes import count_forwards
+from tests.helpers.log import numbers_logged
 from tests.helpers.texts import texts
 from tests.helpers.tiny_models import make_base_model
 
@@ -272,7 +275,8 @@ def test_a_site_that_tokens_do_not_reach_as_in_its_own_text(base_model: Path) ->
 
 
 @pytest.fixture
-def build(tmp_path: Path, embedder: Path, base_model: Path) -> Build:
+def build(tmp_path: Path, embedder: Path, base_model: Path, caplog: pytest.LogCaptureFixture) -> Build:
+    caplog.set_level(logging.INFO, "plumbline")
     count = 0
 
     def make(samples: Path, previous: Path | None = None, folder: Path = base_model, **sizes: Any) -> Any:
@@ -283,9 +287,22 @@ def build(tmp_path: Path, embedder: Path, base_model: Path) -> Build:
         signatures = {**SMALL.model_dump(), "pool": 9, "reference": 4, **sizes}
         settings = {"embedder": embedder.name, "max_tokens": 12, "batch_size": 8, "signatures": signatures}
         params = FeatureParams.model_validate(settings)
-        return out, build_sample_features(params, checkpoint(folder), samples, out, previous, embedder.parent)
+        build_sample_features(params, checkpoint(folder), samples, out, previous, embedder.parent)
+        counts = dict(zip(("computed", "total", "forwarded"), numbers_logged(caplog, "computed"), strict=True))
+        reused = counts["total"] - counts["computed"]
+        told = {"signatures_computed": counts["computed"], "signatures_reused": reused}
+        return out, {**summary_of(out), **told, "signatures_forwarded": counts["forwarded"]}
 
     return make
+
+
+def stored_ids(features: Path) -> list[str]:
+    return [str(name) for name in Stored(features).sample_ids.to_pylist()]
+
+
+def read_signatures(features: Path, names: list[str]) -> Any:
+    stored = Stored(features)
+    return stored.take(stored.rows_of(names))
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -433,8 +450,8 @@ def test_turned_off_it_says_what_to_set(
     out.mkdir()
     params = FeatureParams(embedder=embedder.name, signatures=None)
     base = checkpoint(tokenizer_folder)
-    summary = build_sample_features(params, base, tokenized({"a": texts(0, 9)}), out, None, embedder.parent)
-    assert "signatures" not in summary and not (out / "signatures").exists()
+    build_sample_features(params, base, tokenized({"a": texts(0, 9)}), out, None, embedder.parent)
+    assert "signatures" not in summary_of(out) and not (out / "signatures").exists()
     for read in (stored_ids, read_probe, lambda path: read_magnitudes(path, "tuning")):
         with pytest.raises(ValueError, match=r"features.signatures: null.*run sample_features again"):
             read(out)

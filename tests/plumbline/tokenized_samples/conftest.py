@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from plumbline.raw_corpus.ingest import build_raw_corpus
+from plumbline.raw_corpus.build import build_raw_corpus
 from plumbline.raw_corpus.params import CorpusParams
 from tests.helpers.tokenizer import make_tokenizer
 

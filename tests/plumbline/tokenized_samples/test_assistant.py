@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from plumbline.artifact import read_json
 from plumbline.tokenized_samples.assistant import assistant_spans, cut, written_characters
+from plumbline.tokenized_samples.build import build_tokenized_samples
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import read_samples
-from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from plumbline.tokenized_samples.summary import summary as summary_of
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.tokenizer import TEMPLATE, make_tokenizer
 
@@ -132,7 +133,8 @@ def test_spans_are_stored_and_cut_along_with_windows(tokenizer_folder: Any, corp
     out = tmp_path / "out"
     out.mkdir()
     params = TokenizeParams(max_length=24, min_tokens=1, splits={"tuning": 0, "report": 0}, workers=1)
-    summary = build_tokenized_samples(params, checkpoint(folder), corpus, out)
+    build_tokenized_samples(params, checkpoint(folder), corpus, out)
+    summary = summary_of(out)
     assert summary["chats"] == {"documents": 2, "without_assistant_spans": 0}
     tokenizer = make_tokenizer(template=CHATML)
     rows = read_samples(out).to_pylist()

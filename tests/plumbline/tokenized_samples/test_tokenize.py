@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,22 @@ from plumbline.artifact import read_json
 from plumbline.raw_corpus.document import document_id
 from plumbline.tokenized_samples import batches, reader
 from plumbline.tokenized_samples import tokenize as tokenize_module
+from plumbline.tokenized_samples.build import build_tokenized_samples
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.reader import fingerprint_of, iter_samples, read_samples
 from plumbline.tokenized_samples.splits import split_of
-from plumbline.tokenized_samples.tokenize import build_tokenized_samples
+from plumbline.tokenized_samples.summary import summary as summary_of
 from tests.helpers.checkpoint import checkpoint
+from tests.helpers.log import numbers_logged
 
 SHORT = TokenizeParams(max_length=12, min_tokens=1)
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Any:
+def build(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Any:
+    """build(params, folder, corpus, previous) -> (artifact, summary with the number of reused shards)."""
+    caplog.set_level(logging.INFO, "plumbline")
     count = 0
 
     def run(params: TokenizeParams, folder: Path, corpus: Path, previous: Path | None = None) -> tuple[Path, Any]:
@@ -32,7 +37,8 @@ def build(tmp_path: Path) -> Any:
         count += 1
         out = tmp_path / f"samples{count}"
         out.mkdir()
-        return out, build_tokenized_samples(params, checkpoint(folder), corpus, out, previous)
+        build_tokenized_samples(params, checkpoint(folder), corpus, out, previous)
+        return out, {**summary_of(out), "reused_shards": numbers_logged(caplog, "took over")[0]}
 
     return run
 

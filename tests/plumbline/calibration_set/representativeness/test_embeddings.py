@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist, jensenshannon
 
-from plumbline.calibration_set.representativeness.embeddings import Embeddings
+from plumbline.calibration_set.representativeness.embeddings import EmbeddingDistances
 from tests.helpers.panel import plain_part
 
 
@@ -28,12 +28,12 @@ POINTS = arrays(np.float64, st.tuples(st.integers(1, 12), st.just(3)), elements=
 @settings(deadline=None, max_examples=15)
 @given(POINTS, POINTS)
 def test_energy_distance_matches_brute_force(x: np.ndarray, y: np.ndarray) -> None:
-    found = Embeddings.prepare(embedded(y), embedded(y)).of_set(embedded(x))
+    found = EmbeddingDistances.prepare(embedded(y), embedded(y)).of_set(embedded(x))
     assert found["embedding_energy"] == pytest.approx(
         max(0, energy(x, y)), abs=1e-5
     )  # distances below 1e-6 count as none
     assert 0 <= found["cluster_jsd"] <= 1
-    again = Embeddings.prepare(embedded(y), embedded(y)).of_set(embedded(x[::-1]))
+    again = EmbeddingDistances.prepare(embedded(y), embedded(y)).of_set(embedded(x[::-1]))
     assert again == pytest.approx(found, abs=1e-12)
 
 
@@ -41,7 +41,7 @@ def test_clusters_are_those_of_production_and_their_histograms_are_compared() ->
     rng = np.random.default_rng(0)
     centres = 10 * np.eye(4)
     production = np.concatenate([centres[i] + 0.01 * rng.normal(size=(8 * (i + 1), 4)) for i in range(4)])
-    aspect = Embeddings.prepare(embedded(production), embedded(production))
+    aspect = EmbeddingDistances.prepare(embedded(production), embedded(production))
     assert len(aspect.centres) == 10  # 80 samples, eight to a cluster
     chosen = centres[[0, 0, 3]] + 0.01
     mine = np.bincount(cdist(chosen, aspect.centres).argmin(axis=1), minlength=10)
@@ -56,7 +56,7 @@ def test_clusters_are_those_of_production_and_their_histograms_are_compared() ->
 def test_random_sets_are_measured_as_a_set_is_in_blocks_too() -> None:
     rng = np.random.default_rng(1)
     pool, production = embedded(rng.normal(size=(1500, 5))), embedded(rng.normal(size=(40, 5)))
-    aspect = Embeddings.prepare(pool, production)
+    aspect = EmbeddingDistances.prepare(pool, production)
     rows = rng.integers(0, aspect.size, (3, 1100))  # over one block, and with repeats
     found = aspect.of_draws(rows)
     for number, row in enumerate(rows):
@@ -65,6 +65,6 @@ def test_random_sets_are_measured_as_a_set_is_in_blocks_too() -> None:
 
 def test_duplicates_and_a_single_sample_have_distances() -> None:
     same = np.ones((6, 3)) / np.sqrt(3)
-    aspect = Embeddings.prepare(embedded(same), embedded(same))
+    aspect = EmbeddingDistances.prepare(embedded(same), embedded(same))
     assert aspect.of_set(embedded(same[:1])) == pytest.approx({"embedding_energy": 0, "cluster_jsd": 0}, abs=1e-7)
     assert aspect.of_set(plain_part([3])) == {}  # a set without embeddings

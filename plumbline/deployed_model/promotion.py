@@ -1,11 +1,11 @@
-"""What a candidate must hold to before it becomes the champion: each says in a sentence what was found and asked."""
+"""The promotion of a quantized model: the candidate, the gates that it must pass, and the decision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plumbline.artifact import read_json
 from plumbline.calibration_report.params import ReportParams
@@ -16,6 +16,51 @@ from plumbline.deployed_model.overlap import near_duplicates
 from plumbline.deployed_model.params import DeploymentParams
 from plumbline.tokenized_samples.fingerprint import policy_of, tokenizer_fingerprint
 from plumbline.tokenized_samples.reader import iter_samples
+
+FIGURES = ("kl_mean", "kl_p99", "perplexity_base", "perplexity_quantized", "top1_agreement", "weights_bytes")
+
+Decision = Literal["promoted", "kept", "rejected"]
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that carries the alias when the decision is made."""
+
+    pair: str
+    model: str
+    """DVC hash of its folder."""
+    evaluation: Path | None
+    """Its evaluation on today's report split; None with `problem`."""
+    problem: str = ""
+    """Why it could not be evaluated there."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Folders of the graph that the decision reads; those of `models` and `sets` hold a folder per pair and choice."""
+
+    evaluations: Path
+    models: Path
+    sets: Path
+    samples: Path
+    report: Path
+    serving: Path | None = None
+
+
+def choose_champion(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The calibration choice with the lowest mean KL divergence on the report split; among equals the first named.
+
+    Args:
+        metrics: metrics.json of each choice under the deployed scheme.
+
+    Raises:
+        ValueError: there is no choice.
+    """
+    if not metrics:
+        raise ValueError(
+            "no evaluation to choose from: name a calibration choice under grid.calibrations in params.yaml"
+        )
+    return min(metrics, key=lambda choice: float(metrics[choice]["kl_mean"]))
 
 
 @dataclass(frozen=True)
@@ -178,3 +223,43 @@ def not_withdrawn(why: str | None) -> Gate:
         return Gate("not_withdrawn", True, "Nobody took this model back.")
     sentence = f"Taken back by hand ({why}); `plumbline promote` puts it back by hand."
     return Gate("not_withdrawn", False, sentence, why)
+
+
+def decide(record: Mapping[str, Any], checks: Sequence[Gate], champion: Champion | None) -> dict[str, Any]:
+    """`decision`, and `why` in a sentence.
+
+    Args:
+        record: `pair`, `model` and `chosen` of the candidate.
+        checks: its gates, quality first.
+    """
+    pair = record["pair"]
+    failed = [check for check in checks if not check.passed]
+    comparison = checks[0].found or {}
+    same = champion is not None and (champion.model == record["model"] or comparison.get("verdict") == "identical")
+    decision: Decision
+    if same and champion is not None:
+        decision, why = "kept", f"{champion.pair} is the champion, and the candidate has its weights."
+    elif failed:
+        kept = f"{champion.pair} stays" if champion and champion.pair != pair else "the earlier one stays"
+        kept = kept if champion else "there is none"
+        decision = "rejected"
+        why = f"{pair} does not become the champion ({kept}): " + " ".join(check.sentence for check in failed)
+    elif champion is None:
+        decision, why = "promoted", f"{pair}: {record['chosen']}; there was no champion."
+    else:
+        earlier = "the earlier one" if champion.pair == pair else champion.pair
+        decision, why = "promoted", f"{pair} replaces {earlier}. {checks[0].sentence}"
+    return {"decision": decision, "why": why}
+
+
+def decided_before(previous: Path | None, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The earlier record, if it promoted this candidate on the very same inputs."""
+    path = previous / "promotion.json" if previous else None
+    if path is None or not path.is_file():
+        return None
+    earlier: dict[str, Any] = read_json(path)
+    about = (
+        "pair", "figures", "candidates", "verdict", "model", "weights", "base_model", "fingerprint", "report_sha256",
+    )  # fmt: skip
+    same = all(earlier.get(name) == record[name] for name in about)
+    return earlier if same and earlier.get("decision") == "promoted" else None

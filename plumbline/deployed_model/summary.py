@@ -1,0 +1,21 @@
+"""What the UI shows of a deployed_model, from its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plumbline.artifact import read_json
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The decision and why, the candidate with its figures, whom it was chosen from, and every check."""
+    record = read_json(folder / "promotion.json")
+    return {
+        "decision": record["decision"],
+        "why": record["why"],
+        "candidate": record["pair"],
+        **record["figures"],
+        "candidates": record["candidates"],
+        "checks": [{"check": c["name"], "passed": c["passed"], "sentence": c["sentence"]} for c in record["checks"]],
+    }

@@ -1,0 +1,87 @@
+"""evaluation: reads a quantized model, the base model and the report split; writes metrics.json, tables and plots."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from plumbline.artifact import read_json, write_json, write_table
+from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.evaluation.checks import checked_base_model, checked_fingerprint, checked_weights
+from plumbline.evaluation.evaluate import answers, divergences
+from plumbline.evaluation.flips import flip_figures
+from plumbline.evaluation.held_out import choose
+from plumbline.evaluation.metrics import layer_errors, summarize
+from plumbline.evaluation.params import EvaluationParams
+from plumbline.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
+from plumbline.quantized_model.record import granularity
+from plumbline.raw_corpus.document import OUT_OF_DOMAIN
+
+
+def build_evaluation(params: EvaluationParams, base: BaseCheckpoint, quantized: Path, samples: Path, out: Path) -> None:
+    """Compare `quantized` with the base model, token by token, on the report split, and beside it on what
+    `corpus.out_of_domain` gave, where params.yaml has that.
+
+    KL(base || quantized) in nats per predicted token, perplexity, top-1 agreement and change of the true token's
+    probability, over all tokens, per domain and per bucket of sample length.
+    The quantized model is loaded as anyone would load it. (Not with `dequantize=True`: that drops `input_scale`, and
+    the quantization of activations would go unmeasured.)
+
+    Args:
+        quantized: a folder written by quantized_model.
+        samples: the folder tokenized_samples.
+        out: gets metrics.json, documents.parquet, kl_histogram.png, kl_by_domain.png; with out-of-domain texts,
+            out_of_domain.parquet, too, and their figures in metrics.json under `out_of_domain`; with multiple-choice
+            items, items.parquet, and figures under `flips`.
+
+    Raises:
+        ValueError: model and samples were tokenized differently, the model was quantized from another base model, its
+            weights are not those that calibration.json names, the report split is empty, or a model answers with inf
+            or NaN.
+    """
+    record = read_json(quantized / "calibration.json")
+    weights = checked_weights(quantized, record)
+    fingerprint = checked_fingerprint(quantized, record, samples)
+    limits = params.tokens_per_domain, params.samples_per_document
+    held_out, elsewhere = choose(samples, *limits), choose(samples, *limits, OUT_OF_DOMAIN)
+    base_digest = checked_base_model(quantized, record, base.digest())
+    parts = [part for part in (held_out, elsewhere) if part.sample_ids]
+    measured = divergences(params, base, base_digest, quantized, weights, parts)
+    tokens, sample_of_token = measured[0]
+    figures, documents = summarize(tokens, sample_of_token, held_out, params.length_buckets)
+    metrics = {
+        **figures,
+        "weights_bytes": sum((quantized / name).stat().st_size for name in weights),
+        "base_weights_bytes": sum(path.stat().st_size for path in base.folder.glob("*.safetensors")),
+        **_origin(record),
+        "weights": weights,
+        "base_model": base_digest,
+        "fingerprint": fingerprint,
+        "samples_digest": held_out.digest,
+        "out_of_domain_digest": elsewhere.digest,
+    }
+    for others in measured[1:]:
+        metrics[OUT_OF_DOMAIN], table = summarize(*others, elsewhere, params.length_buckets)
+        write_table(out / f"{OUT_OF_DOMAIN}.parquet", table)
+    if params.items is not None:
+        chosen = answers(params, base, quantized)
+        metrics["flips"] = flip_figures(chosen)
+        write_table(out / "items.parquet", chosen)
+    write_json(out / "metrics.json", metrics)
+    write_table(out / "documents.parquet", documents)
+    plot_kl_histogram(tokens.kl, metrics, out / HISTOGRAM)
+    plot_kl_by_domain(metrics["by_domain"], out / DOMAINS)
+
+
+def _origin(record: dict[str, Any]) -> dict[str, Any]:
+    """What metrics.json takes from calibration.json."""
+    layers = record["layers"]
+    return {
+        "calibration_set": record["calibration_set"]["digest"],
+        "scheme": record["scheme"],
+        "bits": Counter(str(layer["bits"]) for layer in layers.values()),
+        "group_sizes": Counter(map(granularity, layers.values())),
+        "fallbacks": record["fallbacks"],
+        "layer_errors": layer_errors(layers),
+    }

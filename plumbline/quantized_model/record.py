@@ -1,0 +1,32 @@
+"""A layer in calibration.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plumbline.quantized_model.layer import Layer
+
+
+def layer_record(layer: Layer) -> dict[str, Any]:
+    """The entry of a layer; what is None, zero or false is left out."""
+    record: dict[str, Any] = {"bits": layer.weight.bits, "group_size": layer.group_size}
+    extra = {
+        "per_tensor": layer.weight.grid.per_tensor or None,
+        "zero_points": layer.weight.zero_point is not None or None,
+        "damping": layer.damping,
+        "dead_channels": layer.dead or None,
+        "fallback": layer.fallback,
+        "relative_error": None if layer.error is None else float(f"{layer.error:.6g}"),
+    }
+    return record | {key: value for key, value in extra.items() if value is not None}
+
+
+def granularity(layer: Mapping[str, Any]) -> str:
+    """How many weights share a scale, in words or as a number.
+
+    Args:
+        layer: of calibration.json.
+    """
+    return "per tensor" if layer.get("per_tensor") else str(layer["group_size"] or "per channel")

@@ -1,0 +1,41 @@
+"""What the UI shows of a raw_corpus, from its files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from plumbline.artifact import read_json
+from plumbline.raw_corpus.shards import rejected_path
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Shards, rows, documents, rejected by reason, documents by source, and the files of the inbox held back."""
+    manifest = read_json(folder / "manifest.json")
+    by_source = Counter(dict.fromkeys(manifest["sources"], 0))
+    for entry in manifest["shards"]:
+        by_source[entry["source"]] += entry["documents"]
+    return {
+        "shards": len(manifest["shards"]),
+        **manifest["totals"],
+        "documents_by_source": dict(by_source),
+        "quarantine": quarantine(folder),
+    }
+
+
+def quarantine(folder: Path) -> list[dict[str, Any]]:
+    """The files of the inbox that are held back: file, rows, and the first row's reason with what was found."""
+    held_back = []
+    for entry in read_json(folder / "manifest.json")["shards"]:
+        if not entry.get("quarantined"):
+            continue
+        [first, *_] = pq.read_table(rejected_path(folder, entry["shard"])).to_pylist()
+        why = f"{first['reason']}: {first['detail']}"
+        where = "" if first["row"] is None else first["row"]
+        held_back.append(
+            {"file": f"{entry['source']}/{entry['file']}", "rows": entry["rows"], "row": where, "why": why}
+        )
+    return held_back

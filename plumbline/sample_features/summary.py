@@ -1,0 +1,19 @@
+"""What the UI shows of sample_features, from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plumbline.artifact import read_json
+
+SHOWN = ("samples", "dimension", "embedder", "embedder_digest", "fingerprint")
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Samples, dimension, embedder, its digest, fingerprint, and the number of signatures where there are any."""
+    manifest = read_json(folder / "manifest.json")
+    shown = {name: manifest[name] for name in SHOWN}
+    if manifest["signatures"] is not None:
+        shown["signatures"] = sum(split["samples"] for split in manifest["signatures"]["splits"].values())
+    return shown

@@ -1,0 +1,19 @@
+"""What the UI shows of tokenized_samples, from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plumbline.artifact import read_json
+
+SHOWN = (
+    "fingerprint", "documents_in", "samples_out", "tokens_in", "tokens_out", "special_tokens", "chats", "lost",
+    "by_split", "by_domain",
+)  # fmt: skip
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Fingerprint, documents and tokens in, samples and tokens out, lost by reason, counts by split and domain."""
+    accounting = read_json(folder / "accounting.json")
+    return {**{name: accounting[name] for name in SHOWN}, "shards": len(accounting["shards"])}
