@@ -141,12 +141,12 @@ def _measure(
             del _measured[next(iter(_measured))]
         _measured[key] = measure(base, load_model(quantized, device, trusted), work)
     tokens, sample_of_token = _measured[key]
-    found = []
+    measurements = []
     for part, end in zip(parts, ends, strict=True):
         rows = sample_of_token - (end - len(part.sample_ids))
         inside = (rows >= 0) & (rows < len(part.sample_ids))
-        found.append((subset(tokens, inside), rows[inside]))
-    return found
+        measurements.append((subset(tokens, inside), rows[inside]))
+    return measurements
 
 
 def _answers(
@@ -169,14 +169,14 @@ def _decisive(quantized: Path, weights: dict[str, str]) -> str:
 
 
 def _checked_fingerprint(quantized: Path, record: dict[str, Any], samples: Path) -> str:
-    expected, found = record["fingerprint"], fingerprint_of(samples)
-    if found != expected:
+    expected, fingerprint = record["fingerprint"], fingerprint_of(samples)
+    if fingerprint != expected:
         raise ValueError(
             f"tokenization differs: {quantized.name}/calibration.json was calibrated with fingerprint {expected}, "
-            f"{samples.name} has {found}. Build the calibration sets and quantized models again from these samples "
-            "(`plumbline run`), or restore the samples that belong to the model (`dvc checkout`)"
+            f"{samples.name} has {fingerprint}. Build the calibration sets and quantized models again from these "
+            "samples (`plumbline run`), or restore the samples that belong to the model (`dvc checkout`)"
         )
-    return str(found)
+    return str(fingerprint)
 
 
 def _checked_base_model(quantized: Path, record: dict[str, Any], digest: str) -> str:
@@ -191,11 +191,13 @@ def _checked_base_model(quantized: Path, record: dict[str, Any], digest: str) ->
 
 def _checked_weights(quantized: Path, record: dict[str, Any]) -> dict[str, str]:
     """SHA-256 per weight file, as they are on disk now; they must be the ones the record was written for."""
-    found = sha256_files(quantized, (path.name for path in quantized.glob("*.safetensors")))
-    if found != record["model"]:
-        changed = sorted(name for name in {*found, *record["model"]} if found.get(name) != record["model"].get(name))
+    digests = sha256_files(quantized, (path.name for path in quantized.glob("*.safetensors")))
+    if digests != record["model"]:
+        changed = sorted(
+            name for name in {*digests, *record["model"]} if digests.get(name) != record["model"].get(name)
+        )
         raise ValueError(
             f"{quantized.name}: {', '.join(changed)} is not what calibration.json says was quantized; restore the "
             "folder with `dvc checkout`, or quantize again"
         )
-    return found
+    return digests

@@ -94,13 +94,13 @@ def build_raw_corpus(
 
 def quarantine(manifest: dict[str, Any], corpus: Path) -> list[dict[str, Any]]:
     """The files of the inbox that are held back: file, rows, and the first row's reason with what was found."""
-    found = []
+    files = []
     for entry in (entry for entry in manifest["shards"] if entry.get("quarantined")):
         [first, *_] = pq.read_table(rejected_path(corpus, entry["shard"])).to_pylist()
         why = f"{first['reason']}: {first['detail']}"
         where = "" if first["row"] is None else first["row"]
-        found.append({"file": f"{entry['source']}/{entry['file']}", "rows": entry["rows"], "row": where, "why": why})
-    return found
+        files.append({"file": f"{entry['source']}/{entry['file']}", "rows": entry["rows"], "row": where, "why": why})
+    return files
 
 
 def _source_files(
@@ -137,14 +137,14 @@ def _shards_of(previous: Path | None) -> dict[str, dict[str, Any]]:
     """The manifest's rows by shard, as they were before duplicates of other files were marked."""
     if previous is None or not (previous / "manifest.json").is_file():
         return {}
-    found = {}
+    entries = {}
     for entry in read_json(previous / "manifest.json")["shards"]:
         of_others = entry.pop("duplicates")
         entry["documents"] += of_others
         within = {**entry["rejected"], "duplicate": entry["rejected"].get("duplicate", 0) - of_others}
         entry["rejected"] = {reason: n for reason, n in sorted(within.items()) if n}
-        found[entry["shard"]] = entry
-    return found
+        entries[entry["shard"]] = entry
+    return entries
 
 
 def _link(previous: Path, out: Path, entry: dict[str, Any]) -> bool:
@@ -178,8 +178,8 @@ def _mark_duplicates(entries: list[dict[str, Any]], out: Path) -> None:
                     if first == i:
                         continue
                     first_source = f"{entries[first]['source']}/{entries[first]['file']}"
-                    found = {"shard": entry["shard"], "row": row, "doc_id": doc_id, "first_source": first_source}
-                    writer.append(found, 200)
+                    duplicate = {"shard": entry["shard"], "row": row, "doc_id": doc_id, "first_source": first_source}
+                    writer.append(duplicate, 200)
                     entry["duplicates"] += 1
         if entry["duplicates"]:
             entry["documents"] -= entry["duplicates"]
