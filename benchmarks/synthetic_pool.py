@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from plumbline.artifact import write_json, write_table
-from plumbline.sample_features.signatures import Signatures, Site
+from plumbline.sample_features.signatures import Signatures, SignatureSite
 from plumbline.tokenized_samples.batches import SAMPLES
 
 SHARD = 65_536
@@ -99,7 +99,7 @@ def signatures(
     y = rng.standard_normal((n, sites, sketch, sketch), dtype=np.float32)
     return Signatures(
         tuple(sample_ids),
-        tuple(Site(f"layer.{i}", width, i * width) for i in range(sites)),
+        tuple(SignatureSite(f"layer.{i}", width, i * width) for i in range(sites)),
         tokens,
         rng.standard_normal((n, pooled), dtype=np.float32),
         in_cells,

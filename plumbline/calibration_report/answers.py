@@ -53,7 +53,7 @@ def compare_answers(study: Study, evaluations: Mapping[str, Path], baseline: str
 
 def _correct(pairs: Sequence[tuple[str, str]], evaluations: Mapping[str, Path]) -> dict[tuple[str, str], np.ndarray]:
     """Which items each quantized model answers correctly, bool (I,), in one order."""
-    found: dict[tuple[str, str], np.ndarray] = {}
+    correct: dict[tuple[str, str], np.ndarray] = {}
     items = None
     for choice, scheme in pairs:
         path = evaluations[f"{choice}-{scheme}"] / "items.parquet"
@@ -65,8 +65,8 @@ def _correct(pairs: Sequence[tuple[str, str]], evaluations: Mapping[str, Path]) 
                 f"{choice}-{scheme} answered other multiple-choice items than the rest, or none; run `plumbline run`, "
                 "which evaluates all on the same"
             )
-        found[choice, scheme] = table["correct_quantized"].to_numpy()
-    return found
+        correct[choice, scheme] = table["correct_quantized"].to_numpy()
+    return correct
 
 
 def sentences(rows: Sequence[Mapping[str, Any]], confidence: float) -> list[str]:
@@ -77,18 +77,18 @@ def sentences(rows: Sequence[Mapping[str, Any]], confidence: float) -> list[str]
     changed = [row for row in rows if row["p_adjusted"] <= alpha]
     differing = [row for row in rows if row["against_baseline"] and row["against_baseline"]["p_adjusted"] <= alpha]
     shares = sorted(100 * row["flips"] for row in rows)
-    said = [
+    texts = [
         f"Of {rows[0]['items']} multiple-choice items, quantization flips {shares[0]:.1f} to {shares[-1]:.1f} % "
         "between correct and incorrect."
     ]
     if changed:
         names = join([f"{row['choice']}-{row['scheme']}" for row in changed])
-        said.append(f"The share of correct answers differs from the base model's for {names}.")
+        texts.append(f"The share of correct answers differs from the base model's for {names}.")
     else:
-        said.append("For no model was the share of correct answers seen to differ from the base model's.")
+        texts.append("For no model was the share of correct answers seen to differ from the base model's.")
     if differing:
         names = join([f"{row['choice']} under {row['scheme']}" for row in differing])
-        said.append(f"It differs from the baseline choice's for {names}.")
+        texts.append(f"It differs from the baseline choice's for {names}.")
     else:
-        said.append("Between choices, no difference in the share of correct answers was detected.")
-    return said
+        texts.append("Between choices, no difference in the share of correct answers was detected.")
+    return texts

@@ -40,7 +40,7 @@ def read_extremes(statistics: Path, calibration_set: Path) -> list[dict[str, Any
         )
     rows = read_calibration_set(calibration_set, ["sample_id", "doc_ids", "domain"]).to_pylist()
     samples = {row["sample_id"]: row for row in rows}
-    found = []
+    extremes = []
     with safe_open(statistics / TENSORS, framework="pt") as file:
         for name in sorted(header["sites"], key=in_order):
             # (samples, top_k), each sample's largest first
@@ -49,7 +49,7 @@ def read_extremes(statistics: Path, calibration_set: Path) -> list[dict[str, Any
             first = int(magnitudes.argmax())  # of equal ones the lowest sample id, as everywhere
             others = np.delete(magnitudes, first)
             sample = samples[header["sample_ids"][first]]
-            found.append(
+            extremes.append(
                 {
                     "site": name,
                     "members": header["sites"][name]["members"],
@@ -62,34 +62,34 @@ def read_extremes(statistics: Path, calibration_set: Path) -> list[dict[str, Any
                     "next": float(others.max() / magnitudes[first]) if len(others) and magnitudes[first] else None,
                 }
             )
-    return found
+    return extremes
 
 
-def leading_samples(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def leading_samples(extremes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The samples that set the largest magnitude anywhere, those of the most sites first.
 
     Returns:
         Per sample `sample_id`, `documents`, `domain`, `sites` (how many), `next`: the lowest of those sites (None: no
         other sample), and `where`: the site that has it.
     """
-    count = Counter(row["sample_id"] for row in found)
+    count = Counter(row["sample_id"] for row in extremes)
     leading = []
     for sample_id, sites in sorted(count.items(), key=lambda item: (-item[1], item[0])):
-        of = [row for row in found if row["sample_id"] == sample_id]
-        alone = min(of, key=_next)
-        about = {key: of[0][key] for key in ("sample_id", "documents", "domain")}
+        rows = [row for row in extremes if row["sample_id"] == sample_id]
+        alone = min(rows, key=_next)
+        about = {key: rows[0][key] for key in ("sample_id", "documents", "domain")}
         leading.append({**about, "sites": sites, "next": alone["next"], "where": alone["site"]})
     return leading
 
 
-def sentence(choice: str, found: list[dict[str, Any]], samples: int) -> str:
+def sentence(choice: str, extremes: list[dict[str, Any]], samples: int) -> str:
     """For people: how many samples set all ranges, and how much hangs on a single one."""
-    leading = leading_samples(found)
+    leading = leading_samples(extremes)
     text = (
-        f"{choice}: the largest values at {len(found)} layer inputs come from {len(leading)} of {samples} samples, "
+        f"{choice}: the largest values at {len(extremes)} layer inputs come from {len(leading)} of {samples} samples, "
         f"{leading[0]['sites']} of them from one"
     )
-    alone = min(found, key=_next)
+    alone = min(extremes, key=_next)
     if alone["next"] is not None:
         text += f"; without its leading sample no range would shrink by more than {percent(1 - alone['next'])}"
         text += f" ({alone['site']})"
@@ -107,4 +107,4 @@ def in_order(site: str) -> list[Any]:
 
 def summary(extremes: Mapping[str, list[dict[str, Any]]], samples: Mapping[str, int]) -> list[str]:
     """A sentence per choice."""
-    return [sentence(choice, found, samples[choice]) for choice, found in extremes.items()]
+    return [sentence(choice, rows, samples[choice]) for choice, rows in extremes.items()]

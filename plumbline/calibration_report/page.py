@@ -15,7 +15,7 @@ def environment(*folders: Path) -> Environment:
 
     Filters: kl (three digits), percent and signed (of a share), join (a, b and c), count (with thin spaces).
     """
-    made = Environment(
+    jinja = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -23,14 +23,14 @@ def environment(*folders: Path) -> Environment:
         lstrip_blocks=True,
         finalize=_held_together,
     )
-    made.filters.update(
+    jinja.filters.update(
         kl=lambda value: f"{value:#.3g}",
         percent=percent,
         signed=signed,
         join=join,
         count=lambda value: f"{value:,}".replace(",", "\u202f"),
     )
-    return made
+    return jinja
 
 
 def _held_together(value: Any) -> Any:

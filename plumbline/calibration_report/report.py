@@ -40,7 +40,7 @@ def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], sh
             held_out=sections.held_out(study),
             fallbacks=sections.fallbacks(study),
             on_answers=answers.sentences(verdict["answers"], verdict["confidence"]),
-            leading={choice: leading_samples(of)[:LEADING] for choice, of in shown["extremes"].items()},
+            leading={choice: leading_samples(sites)[:LEADING] for choice, sites in shown["extremes"].items()},
             schemes=[glossary.scheme_sentence(study, name) for name in study.schemes],
             terms=glossary.TERMS,
             elsewhere=study.metrics[study.calibrations[0], study.schemes[0]].get("out_of_domain"),
@@ -56,7 +56,7 @@ def digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "base model": figures["base_model"],
         "tokenization": figures["fingerprint"],
         "held-out samples": figures["samples_digest"],
-        "set": {of["name"]: of["digest"] for of in sets},
+        "set": {manifest["name"]: manifest["digest"] for manifest in sets},
         "model": {f"{choice}-{scheme}": study.weights_digest(choice, scheme) for choice, scheme in study.metrics},
     }
 

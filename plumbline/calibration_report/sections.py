@@ -121,15 +121,15 @@ def layer_errors(study: Study) -> dict[str, Any]:
     """
     summary, layers = [], []
     for scheme in study.schemes:
-        found = {choice: study.metrics[choice, scheme].get("layer_errors", {}) for choice in study.calibrations}
-        for choice, errors in found.items():
+        errors_of = {choice: study.metrics[choice, scheme].get("layer_errors", {}) for choice in study.calibrations}
+        for choice, errors in errors_of.items():
             if errors:
                 about = {"scheme": scheme, "choice": choice}
                 worst = max(errors, key=errors.__getitem__)
                 mean = sum(errors.values()) / len(errors)
                 summary.append({**about, "mean": mean, "largest": errors[worst], "where": worst})
-        for name in sorted({name for errors in found.values() for name in errors}, key=in_order):
-            values = [errors.get(name) for errors in found.values()]
+        for name in sorted({name for errors in errors_of.values() for name in errors}, key=in_order):
+            values = [errors.get(name) for errors in errors_of.values()]
             layers.append({"scheme": scheme, "layer": name, "values": values})
     return {"summary": summary, "layers": layers}
 
@@ -139,14 +139,14 @@ def cost(study: Study, sets: Sequence[Mapping[str, Any]], statistics: Mapping[st
     figures = study.metrics[study.calibrations[0], study.schemes[0]]
     rows = [
         {
-            **{key: of[key] for key in ("name", "pool_samples", "samples", "tokens")},
-            "statistics_bytes": sum(path.stat().st_size for path in statistics[of["name"]].iterdir()),
+            **{key: manifest[key] for key in ("name", "pool_samples", "samples", "tokens")},
+            "statistics_bytes": sum(path.stat().st_size for path in statistics[manifest["name"]].iterdir()),
         }
-        for of in sets
+        for manifest in sets
     ]
     models = len(study.metrics)
     tokens = sum(counts["tokens"] for counts in figures["held_out"].values())
-    bytes_of_models = sum(of["weights_bytes"] for of in study.metrics.values())
+    bytes_of_models = sum(figures["weights_bytes"] for figures in study.metrics.values())
     return {"rows": rows, "models": models, "evaluated_tokens": tokens, "models_bytes": bytes_of_models}
 
 
@@ -171,7 +171,7 @@ def calibration_sets(study: Study, folders: Mapping[str, Path]) -> list[dict[str
     Raises:
         ValueError: a model was calibrated with another set than the one in the folder.
     """
-    found = []
+    sets = []
     for choice in study.calibrations:
         manifest = read_manifest(folders[choice])
         for scheme in study.schemes:
@@ -182,13 +182,19 @@ def calibration_sets(study: Study, folders: Mapping[str, Path]) -> list[dict[str
                     f"now has {manifest['digest']}; run `plumbline run` to quantize and evaluate again"
                 )
         lengths = read_calibration_set(folders[choice], ["n_tokens"])["n_tokens"].to_numpy()
-        asked = {key: value for key, value in manifest["choice"].items() if value is not None and value is not False}
-        order = ["n", "seed", *sorted(asked)]
-        found.append(
+        choice_params = {
+            key: value for key, value in manifest["choice"].items() if value is not None and value is not False
+        }
+        order = ["n", "seed", *sorted(choice_params)]
+        sets.append(
             {
                 "name": choice,
-                "strategy": asked["strategy"],
-                "parameters": {key: _plain(asked[key]) for key in order if key in asked.keys() - {"name", "strategy"}},
+                "strategy": choice_params["strategy"],
+                "parameters": {
+                    key: _plain(choice_params[key])
+                    for key in order
+                    if key in choice_params.keys() - {"name", "strategy"}
+                },
                 "digest": manifest["digest"],
                 **{key: manifest[key] for key in ("samples", "tokens", "documents", "pool_samples")},
                 "domains": manifest["domains"],
@@ -199,18 +205,18 @@ def calibration_sets(study: Study, folders: Mapping[str, Path]) -> list[dict[str
                 **_representativeness(read_json(folders[choice] / "representativeness.json")),
             }
         )
-    bins = length_bins([entry["lengths"] for entry in found])
-    for entry in found:
+    bins = length_bins([entry["lengths"] for entry in sets])
+    for entry in sets:
         part = shares(entry.pop("lengths"), bins)
         ends = zip(bins, part, strict=True)
         entry["bins"] = [{"end": end, "share": share, "height": share / max(part)} for end, share in ends]
-    return found
+    return sets
 
 
-def _representativeness(found: Mapping[str, Any]) -> dict[str, list[str]]:
+def _representativeness(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
     """The verdicts with what is flagged worst, and the rest of the panel's sentences."""
-    head = max(1, len(found["references"])) + min(NAMED, len(found.get("flagged", ())))
-    return {"represents": found["sentences"][:head], "sentences": found["sentences"][head:]}
+    head = max(1, len(comparison["references"])) + min(NAMED, len(comparison.get("flagged", ())))
+    return {"represents": comparison["sentences"][:head], "sentences": comparison["sentences"][head:]}
 
 
 def against_null(calibrations: Sequence[str], folders: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -222,14 +228,16 @@ def against_null(calibrations: Sequence[str], folders: Mapping[str, Path]) -> li
         the null's median at 0 and its 95th percentile at 1), where the `median` stands, and how many metrics are
         `constant`: the same for every set and every draw, and not shown.
     """
-    found = {choice: read_json(folders[choice] / "representativeness.json")["references"] for choice in calibrations}
+    comparisons = {
+        choice: read_json(folders[choice] / "representativeness.json")["references"] for choice in calibrations
+    }
     plots = []
-    for reference in dict.fromkeys(name for of in found.values() for name in of):
-        blocks = {choice: of[reference] for choice, of in found.items() if reference in of}
+    for reference in dict.fromkeys(name for references in comparisons.values() for name in references):
+        blocks = {choice: block[reference] for choice, block in comparisons.items() if reference in block}
         names = dict.fromkeys(name for block in blocks.values() for name in block["metrics"])
         rows, constant = [], 0
         for name in names:
-            measured = {choice: of["metrics"][name] for choice, of in blocks.items() if name in of["metrics"]}
+            measured = {choice: block["metrics"][name] for choice, block in blocks.items() if name in block["metrics"]}
             if all(one["value"] == one["null"]["p05"] == one["null"]["p95"] for one in measured.values()):
                 constant += 1
                 continue

@@ -58,22 +58,23 @@ def read_study(calibrations: Sequence[str], schemes: Sequence[str], evaluations:
             pair = f"{calibration}-{scheme}"
             if pair not in evaluations:
                 raise ValueError(f"no evaluation of {pair}, which is in the grid; run `plumbline run`")
-            found = read_json(evaluations[pair] / "metrics.json")
+            figures = read_json(evaluations[pair] / "metrics.json")
             table = pq.read_table(evaluations[pair] / "documents.parquet")
             documents = table.select(["doc_id", "domain", "n_tokens"])
             if first is None:
-                first = pair, found, documents
+                first = pair, figures, documents
             for key, what in SAME.items():
-                if found[key] != first[1][key]:
+                if figures[key] != first[1][key]:
                     raise ValueError(
-                        f"{what} of {first[0]} ({first[1][key]}) and of {pair} ({found[key]}) differ, so their figures "
-                        "cannot be compared; run `plumbline run`, which evaluates both under the same conditions"
+                        f"{what} of {first[0]} ({first[1][key]}) and of {pair} ({figures[key]}) differ, so their "
+                        "figures cannot be compared; run `plumbline run`, which evaluates both under the same "
+                        "conditions"
                     )
             if not documents.equals(first[2]):
                 raise ValueError(
                     f"documents.parquet of {first[0]} and of {pair} list different documents; run both again"
                 )
-            metrics[calibration, scheme] = found
+            metrics[calibration, scheme] = figures
             kl[calibration, scheme] = table["kl_sum"].to_numpy()
     if first is None:
         raise ValueError("the grid is empty; name calibrations and schemes under `grid:` in params.yaml")

@@ -89,8 +89,8 @@ def _resample(
     _enough_resamples(params, len(tested))
     rows = [*study.kl.values(), *(study.kl[c, scheme] - study.kl[baseline, scheme] for c, scheme in tested)]
     strata = strata_of(study.domains, FEWEST_DOCUMENTS)
-    found = bootstrap_ratio(np.stack(rows), study.tokens, strata, params.resamples, params.seed)
-    return dict(zip(study.kl, found, strict=False)), dict(zip(tested, found[len(study.kl) :], strict=True))
+    ratios = bootstrap_ratio(np.stack(rows), study.tokens, strata, params.resamples, params.seed)
+    return dict(zip(study.kl, ratios, strict=False)), dict(zip(tested, ratios[len(study.kl) :], strict=True))
 
 
 def _judged(one: Resampled, p_adjusted: float, alpha: float, tested: int, reference: float) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _judged(one: Resampled, p_adjusted: float, alpha: float, tested: int, refere
     verdict: Verdict = "no difference detected"
     if called:
         verdict = "better" if one.estimate < 0 else "worse"
-    found: dict[str, Any] = {
+    judgement: dict[str, Any] = {
         "verdict": verdict,
         "difference": one.estimate,
         **_interval(one.estimate, half),
@@ -109,10 +109,10 @@ def _judged(one: Resampled, p_adjusted: float, alpha: float, tested: int, refere
         "p_adjusted": p_adjusted,
         "smallest_difference": _finite(seen),
     }
-    relative = {key: found[key] for key in ("difference", "low", "high", "smallest_difference")}
+    relative = {key: judgement[key] for key in ("difference", "low", "high", "smallest_difference")}
     if reference > 0:
-        found["relative"] = {key: None if value is None else value / reference for key, value in relative.items()}
-    return found
+        judgement["relative"] = {key: None if value is None else value / reference for key, value in relative.items()}
+    return judgement
 
 
 def _interval(centre: float, half: float | None) -> dict[str, float | None]:

@@ -28,16 +28,16 @@ def sentences(comparisons: Sequence[Mapping[str, Any]], confidence: float) -> li
     """What was found, differences first, then what was not; choices with identical weights in one sentence each."""
     called = [c for c in comparisons if c["verdict"] in CALLED]
     called.sort(key=lambda c: -abs(c["relative"]["difference"]) if "relative" in c else 0.0)
-    found = [_called(c, confidence) for c in called]
-    found += [_not_called(c) for c in comparisons if c["verdict"] == "no difference detected"]
-    found += [_too_few(c) for c in comparisons if c["verdict"] == "too few documents"]
+    texts = [_called(c, confidence) for c in called]
+    texts += [_not_called(c) for c in comparisons if c["verdict"] == "no difference detected"]
+    texts += [_too_few(c) for c in comparisons if c["verdict"] == "too few documents"]
     for scheme in dict.fromkeys(c["scheme"] for c in comparisons if c["verdict"] == "identical"):
         same = [c for c in comparisons if c["scheme"] == scheme and c["verdict"] == "identical"]
         names = join([same[0]["baseline"], *(c["choice"] for c in same)])
         whole = len(same) == sum(c["scheme"] == scheme for c in comparisons)
         why = " (nothing in this scheme depended on the choice)" if whole else ""
-        found.append(f"{scheme}: {names} give identical weights, byte for byte{why}.")
-    return found
+        texts.append(f"{scheme}: {names} give identical weights, byte for byte{why}.")
+    return texts
 
 
 def _called(c: Mapping[str, Any], confidence: float) -> str:

@@ -123,8 +123,8 @@ class Sources:
         new = [name for name in missing if name not in self._measured]
         if new:
             tokens = self.readers.input_ids(new)
-            found = self.measure({name: tokens[name] for name in new})
-            self._measured.update((name, found.take([row])) for row, name in enumerate(found.sample_ids))
+            signatures = self.measure({name: tokens[name] for name in new})
+            self._measured.update((name, signatures.take([row])) for row, name in enumerate(signatures.sample_ids))
         parts = [self._stored.take(rows[rows >= 0]), *(self._measured[name] for name in missing)]
         for name in list(self._measured)[:-REMEMBERED]:
             del self._measured[name]
@@ -138,12 +138,12 @@ class Sources:
         """
         from plumbline.sample_features.measure import measure
 
-        made_with = self._stored.about["base_model_digest"]
-        now = self.base.digest()
-        if made_with != now:
+        expected = self._stored.about["base_model_digest"]
+        digest = self.base.digest()
+        if expected != digest:
             raise ValueError(
-                f"sample_features measured activations of the base model {made_with[:12]}, the one that params.yaml "
-                f"names is {now[:12]}; run sample_features again"
+                f"sample_features measured activations of the base model {expected[:12]}, the one that params.yaml "
+                f"names is {digest[:12]}; run sample_features again"
             )
         total = sum(len(ids) for ids in samples.values())
         with tqdm(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1, disable=None) as bar:
@@ -190,10 +190,10 @@ def _input_ids_from(samples: Path) -> Callable[[Sequence[str]], dict[str, NDArra
     def read(names: Sequence[str]) -> dict[str, NDArray[np.int32]]:
         wanted = pads.field("sample_id").isin(pa.array(names, pa.string()))
         files = pads.dataset(samples / "shards", format="parquet")
-        found: dict[str, NDArray[np.int32]] = {}
+        tokens: dict[str, NDArray[np.int32]] = {}
         for batch in files.to_batches(columns=["sample_id", "input_ids"], filter=wanted):
             for name, ids in zip(batch["sample_id"].to_pylist(), batch["input_ids"], strict=True):
-                found[name] = np.array(ids.values, dtype=np.int32)
-        return found
+                tokens[name] = np.array(ids.values, dtype=np.int32)
+        return tokens
 
     return read

@@ -57,10 +57,10 @@ def read_calibration_set(path: Path, columns: Sequence[str] | None = None) -> pa
         raise FileNotFoundError(f"{path} holds no samples.parquet: expected a folder data/calibration_set/<choice>")
     manifest = read_manifest(path)
     ids = pq.read_table(file, columns=["sample_id"])["sample_id"].to_pylist()
-    found = set_digest(ids, manifest["fingerprint"])
-    if found != manifest["digest"]:
+    digest = set_digest(ids, manifest["fingerprint"])
+    if digest != manifest["digest"]:
         raise ValueError(
-            f"{file}: its samples have digest {found[:12]}, manifest.json says {manifest['digest'][:12]}; one of the "
+            f"{file}: its samples have digest {digest[:12]}, manifest.json says {manifest['digest'][:12]}; one of the "
             f"two was altered: restore both with `dvc checkout --force {path}`"
         )
     return pq.read_table(file, columns=None if columns is None else list(columns))

@@ -25,35 +25,35 @@ def choose(pool: Pool, strategy: Strategy, asked: Mapping[str, Any], whole: int)
     """Let a strategy choose from the pool, and hold it to its contract.
 
     Args:
-        asked: the content of `choice.json`.
+        choice: the content of `choice.json`.
         whole: samples of the pool before any filter, for the message where there are too few.
     """
-    n = _size(asked, pool, whole)
-    options = strategy.options.model_validate({key: value for key, value in asked.items() if key not in _CORE})
+    n = _size(choice, pool, whole)
+    options = strategy.options.model_validate({key: value for key, value in choice.items() if key not in _CORE})
     keywords = {field: getattr(options, field) for field in type(options).model_fields}
-    selection = strategy.select(pool, n, generator(asked["seed"], asked["strategy"]), **keywords)
-    _check(selection, pool, n, asked, strategy)
+    selection = strategy.select(pool, n, generator(choice["seed"], choice["strategy"]), **keywords)
+    _check(selection, pool, n, choice, strategy)
     return selection
 
 
-def _size(asked: Mapping[str, Any], pool: Pool, whole: int) -> int:
+def _size(choice: Mapping[str, Any], pool: Pool, whole: int) -> int:
     """How many samples to ask the strategy for: n, or with `allow_fewer` what there is."""
-    if not len(pool) or (len(pool) < asked["n"] and not asked["allow_fewer"]):
-        among = "" if asked["domains"] is None else f", {len(pool)} of them in domains {', '.join(asked['domains'])}"
-        raise ValueError(_too_few(asked, len(pool), f"the pool has {whole} samples{among}"))
-    return int(min(asked["n"], len(pool)))
+    if not len(pool) or (len(pool) < choice["n"] and not choice["allow_fewer"]):
+        among = "" if choice["domains"] is None else f", {len(pool)} of them in domains {', '.join(choice['domains'])}"
+        raise ValueError(_too_few(choice, len(pool), f"the pool has {whole} samples{among}"))
+    return int(min(choice["n"], len(pool)))
 
 
-def _too_few(asked: Mapping[str, Any], found: int, why: str) -> str:
-    fix = f"lower n to {found}, add documents, or set `allow_fewer: true`" if found else "add documents"
-    where = f"params.yaml, calibrations: {asked['name']}"
-    return f"{where}: asked for n = {asked['n']} samples, found {found} ({why}); {fix}"
+def _too_few(choice: Mapping[str, Any], count: int, why: str) -> str:
+    fix = f"lower n to {count}, add documents, or set `allow_fewer: true`" if count else "add documents"
+    where = f"params.yaml, calibrations: {choice['name']}"
+    return f"{where}: asked for n = {choice['n']} samples, found {count} ({why}); {fix}"
 
 
-def _check(selection: Selection, pool: Pool, n: int, asked: Mapping[str, Any], strategy: Strategy) -> None:
+def _check(selection: Selection, pool: Pool, n: int, choice: Mapping[str, Any], strategy: Strategy) -> None:
     """Hold a strategy to its contract: a third party's mistake must not become a quietly wrong set."""
     rows = np.asarray(selection.indices)
-    blame = f"strategy {asked['strategy']} of package {strategy.package}"
+    blame = f"strategy {choice['strategy']} of package {strategy.package}"
     if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer) or len(rows) != len(selection.reasons):
         raise ValueError(
             f"{blame}: expected one-dimensional integer indices with one reason each, found {rows.dtype} "
@@ -65,8 +65,8 @@ def _check(selection: Selection, pool: Pool, n: int, asked: Mapping[str, Any], s
     cut = [piece for parts in selection.pieces.values() for piece in parts]
     touched = np.concatenate([rows[ours], [piece.row for piece in cut]]).astype(np.int64)
     if len(touched) and (touched.min() < 0 or touched.max() >= len(pool)):
-        found = f"{touched.min()} to {touched.max()}, expected 0 to {len(pool) - 1}"
-        raise ValueError(f"{blame}: found indices {found}; correct the strategy")
+        span = f"{touched.min()} to {touched.max()}, expected 0 to {len(pool) - 1}"
+        raise ValueError(f"{blame}: found indices {span}; correct the strategy")
     for piece in cut:
         if not 0 <= piece.start < piece.stop <= lengths[piece.row]:
             raise ValueError(f"{blame}: found {piece} of a sample of {lengths[piece.row]} tokens; correct the strategy")
@@ -75,9 +75,9 @@ def _check(selection: Selection, pool: Pool, n: int, asked: Mapping[str, Any], s
         raise ValueError(f"{blame}: chose a sample twice; correct the strategy")
     if len(rows) > n:
         raise ValueError(f"{blame}: chose {len(rows)} samples, asked for {n}; correct the strategy")
-    if not len(rows) or (len(rows) < n and not asked["allow_fewer"]):
+    if not len(rows) or (len(rows) < n and not choice["allow_fewer"]):
         why = selection.notes.get("short") or f"chose no more of {len(pool)}"
-        raise ValueError(_too_few(asked, len(rows), f"{blame}: {why}"))
+        raise ValueError(_too_few(choice, len(rows), f"{blame}: {why}"))
 
 
 def joined(pool: Pool, selection: Selection, name: str) -> pa.Table:
@@ -97,16 +97,16 @@ def joined(pool: Pool, selection: Selection, name: str) -> pa.Table:
         spans: Spans | None = None
         if position in selection.written:
             tokens = np.asarray(selection.written[position], dtype=np.int32)
-            of: list[int] = []
+            parents: list[int] = []
         elif pieces:
             tokens = np.concatenate([tokens_of[piece.row][piece.start : piece.stop] for piece in pieces])
-            of = list(dict.fromkeys(piece.row for piece in pieces))
+            parents = list(dict.fromkeys(piece.row for piece in pieces))
             spans = joined_spans([(spans_of[at[piece.row]], piece.start, piece.stop) for piece in pieces])
         else:
-            tokens, of, spans = tokens_of[row], [row], spans_of[at[row]]
-        parts = {column: list(dict.fromkeys(about[column][at[parent]] for parent in of)) for column in _ABOUT}
+            tokens, parents, spans = tokens_of[row], [row], spans_of[at[row]]
+        parts = {column: list(dict.fromkeys(about[column][at[parent]] for parent in parents)) for column in _ABOUT}
         columns["position"].append(position)
-        columns["sample_id"].append(sample_id(tokens) if pieces or not of else parts["sample_id"][0])
+        columns["sample_id"].append(sample_id(tokens) if pieces or not parents else parts["sample_id"][0])
         columns["doc_ids"].append(parts["doc_id"])
         columns["domain"].append(" + ".join(sorted(parts["domain"])) or WRITTEN)
         columns["source"].append(" + ".join(parts["source"]) or WRITTEN)
@@ -153,7 +153,7 @@ def _tokens_used(selection: Selection, pool: Pool) -> int:
 
 
 def manifest_of(
-    asked: dict[str, Any],
+    choice: dict[str, Any],
     strategy: Strategy,
     fingerprint: str,
     rows: pa.Table,
@@ -172,7 +172,7 @@ def manifest_of(
     tokens = int(pc.sum(rows["n_tokens"]).as_py())
     touched = _touched(selection)
     return {
-        "choice": asked,
+        "choice": choice,
         "strategy_package": strategy.package,
         "fingerprint": fingerprint,
         "digest": set_digest(rows["sample_id"].to_pylist(), fingerprint),
@@ -186,7 +186,7 @@ def manifest_of(
             "not_chosen": len(pool) - len(touched),
             "used": len(touched),
             "selected": rows.num_rows,
-            "missing": asked["n"] - rows.num_rows,
+            "missing": choice["n"] - rows.num_rows,
             "cut_or_joined": len(selection.pieces),
             "written": len(selection.written),
             "tokens_left_out": int(pool.lengths[touched].sum()) - _tokens_used(selection, pool),

@@ -53,12 +53,12 @@ def divergences(
             del _measured[next(iter(_measured))]
         _measured[key] = measure(logits, load_model(quantized, base.device, base.trust_remote_code), work)
     tokens, sample_of_token = _measured[key]
-    found = []
+    measurements = []
     for part, end in zip(parts, ends, strict=True):
         rows = sample_of_token - (end - len(part.sample_ids))
         inside = (rows >= 0) & (rows < len(part.sample_ids))
-        found.append((subset(tokens, inside), rows[inside]))
-    return found
+        measurements.append((subset(tokens, inside), rows[inside]))
+    return measurements
 
 
 def answers(params: EvaluationParams, base: BaseCheckpoint, quantized: Path) -> pa.Table:

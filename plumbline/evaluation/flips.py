@@ -46,14 +46,14 @@ def read_items(path: Path) -> list[Item]:
         raise FileNotFoundError(f"params.yaml evaluation.items: {path} does not exist; give a .jsonl file, or null")
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    found: dict[str, tuple[int, Item]] = {}
+    items: dict[str, tuple[int, Item]] = {}
     for number, line in rows:
         item = _item(f"{path.name} line {number}", line)
-        if (first := found.setdefault(item.item_id, (number, item))[0]) != number:
+        if (first := items.setdefault(item.item_id, (number, item))[0]) != number:
             raise ValueError(f"{path.name} line {number}: the same item as line {first}; remove one")
-    if not found:
+    if not items:
         raise ValueError(f"{path.name} has no line; expected objects with question, choices and answer")
-    return [item for _, (_, item) in sorted(found.items())]
+    return [item for _, (_, item) in sorted(items.items())]
 
 
 def _item(where: str, line: str) -> Item:
@@ -103,13 +103,13 @@ def _closing(tokenizer: Any) -> int:
 
 def log_likelihoods(model: Any, sequences: Sequence[np.ndarray], counts: np.ndarray, batch_tokens: int) -> np.ndarray:
     """log p of the last counts[s] tokens of each sequence given those before, in nats, float64 (S,)."""
-    found = np.zeros(len(sequences))
+    sums = np.zeros(len(sequences))
     for batch in batches(HeldOut([], [], [], list(sequences), {}), batch_tokens):
         nll = predict(predicted_logits(model, batch), batch.targets.to(model.device)).nll.cpu().numpy()
         ends = np.cumsum(batch.predicted.sum(1).numpy())
         for row, end in zip(batch.rows, ends, strict=True):
-            found[row] = -nll[end - counts[row] : end].sum()
-    return found
+            sums[row] = -nll[end - counts[row] : end].sum()
+    return sums
 
 
 def chosen(items: Sequence[Item], log_likelihood: np.ndarray) -> np.ndarray:

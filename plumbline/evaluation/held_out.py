@@ -110,12 +110,12 @@ def choose(
 
 def _tokens(samples: Path, split: str, wanted: set[str]) -> dict[str, np.ndarray]:
     """Token ids, int64, of the wanted samples alone: the whole split need not fit into memory."""
-    found: dict[str, np.ndarray] = {}
+    tokens: dict[str, np.ndarray] = {}
     for batch in iter_samples(samples, [split], ["sample_id", "input_ids"]):
         for sample_id, ids in zip(batch["sample_id"].to_pylist(), batch["input_ids"], strict=True):
             if sample_id in wanted:
-                found[sample_id] = ids.values.to_numpy().astype(np.int64)
-    return found
+                tokens[sample_id] = ids.values.to_numpy().astype(np.int64)
+    return tokens
 
 
 def batches(held_out: HeldOut, batch_tokens: int) -> Iterator[HeldOutBatch]:

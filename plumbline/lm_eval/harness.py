@@ -32,8 +32,8 @@ def run_tasks(
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         raise ValueError(f"lm-evaluation-harness has no task {', '.join(unknown)}; give its file's folder (--include)")
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    found = simple_evaluate(
+    results = simple_evaluate(
         wrapped, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=True, bootstrap_iters=0
     )
-    samples: Mapping[str, Iterable[Mapping[str, Any]]] = found["samples"]
+    samples: Mapping[str, Iterable[Mapping[str, Any]]] = results["samples"]
     return samples

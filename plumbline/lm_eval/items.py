@@ -30,8 +30,8 @@ def item_table(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> pa.Table:
         items = [item for item in items if item.get("filter") == items[0].get("filter")]
         metric = next((name for name in METRICS if items and name in items[0]), None)
         if metric is None:
-            found = ", ".join(items[0].get("metrics", ())) if items else "no item"
-            raise ValueError(f"task {task}: expected a metric {' or '.join(METRICS)} per item, found {found}")
+            metrics = ", ".join(items[0].get("metrics", ())) if items else "no item"
+            raise ValueError(f"task {task}: expected a metric {' or '.join(METRICS)} per item, found {metrics}")
         seen: dict[str, int] = {}
         for item in items:
             if item[metric] not in (0, 1):
@@ -62,7 +62,8 @@ def compare(first: pa.Table, second: pa.Table) -> list[dict[str, Any]]:
     tasks = first["task"].to_pylist()
     pairs = list(zip(first["correct"].to_pylist(), second["correct"].to_pylist(), strict=True))
     rows = [
-        _row(task, [pair for of, pair in zip(tasks, pairs, strict=True) if of == task]) for task in dict.fromkeys(tasks)
+        _row(task, [pair for name, pair in zip(tasks, pairs, strict=True) if name == task])
+        for task in dict.fromkeys(tasks)
     ]
     adjusted = holm([row["p_value"] for row in rows])
     return [{**row, "p_adjusted": p} for row, p in zip(rows, adjusted, strict=True)]

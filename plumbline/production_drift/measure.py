@@ -31,13 +31,13 @@ def measure_drift(calibration_set: Path, sources: Sources, params: DriftParams) 
         that lacks it; `sentence`, which names them; `p_value` of the set; `production_samples`.
     """
     pool = sources.pool()
-    found = 0 if pool.production is None else len(pool.production)
-    if found < params.min_samples:
-        sentence = f"{found} production samples, {params.min_samples} are asked (drift.min_samples): nothing is said."
-        return {"drifted": False, "metrics": {}, "sentence": sentence, "p_value": None, "production_samples": found}
+    count = 0 if pool.production is None else len(pool.production)
+    if count < params.min_samples:
+        sentence = f"{count} production samples, {params.min_samples} are asked (drift.min_samples): nothing is said."
+        return {"drifted": False, "metrics": {}, "sentence": sentence, "p_value": None, "production_samples": count}
     rows = read_calibration_set(calibration_set)
     now = representativeness(sources, pool, selection_of(rows, pool.table["sample_id"]), rows)
-    return {"production_samples": found, **judge(now, read_json(calibration_set / "representativeness.json"), params)}
+    return {"production_samples": count, **judge(now, read_json(calibration_set / "representativeness.json"), params)}
 
 
 def selection_of(rows: pa.Table, pool_ids: pa.ChunkedArray) -> Selection:
@@ -68,40 +68,40 @@ def judge(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) 
     lacking = [name for name in _left_by_the_pool(now, then, params) if name not in left]
     moved = bool(left) and block["p_value"] <= params.level
     p = f"p = {block['p_value']:.2g}"
-    said = []
+    texts = []
     if moved:
-        said.append(f"Production has moved from the champion's calibration set in {_labels(block, left)} ({p}).")
+        texts.append(f"Production has moved from the champion's calibration set in {_labels(block, left)} ({p}).")
     elif left:
-        said.append(f"Production may be moving, not beyond drift.level = {params.level:g} ({p}).")
+        texts.append(f"Production may be moving, not beyond drift.level = {params.level:g} ({p}).")
     elif not lacking:
-        said.append(f"Production is as close to the champion's calibration set as it was ({p}).")
+        texts.append(f"Production is as close to the champion's calibration set as it was ({p}).")
     if lacking:
-        said.append(
+        texts.append(
             f"Production has moved from all texts to choose from in {_labels(block, lacking)}: no random set comes as "
             "near as random sets did; add such texts to the corpus."
         )
     metrics = {}
     for name in [*left, *lacking]:
         value, old = block["metrics"][name], before["metrics"].get(name, {})
-        kept = {key: value[key] for key in ("value", "ratio", "sentence")}
-        metrics[name] = {**kept, "then": {key: old.get(key) for key in ("value", "ratio")}, "pool": name in lacking}
+        current = {key: value[key] for key in ("value", "ratio", "sentence")}
+        metrics[name] = {**current, "then": {key: old.get(key) for key in ("value", "ratio")}, "pool": name in lacking}
     return {
         "drifted": moved or bool(lacking),
         "metrics": metrics,
-        "sentence": " ".join(said),
+        "sentence": " ".join(texts),
         "p_value": block["p_value"],
     }
 
 
 def _left_by_the_set(block: Mapping[str, Any], before: Mapping[str, Any], params: DriftParams) -> list[str]:
     """Metrics that are flagged now and were not, or are flagged still and have grown."""
-    found = []
+    names = []
     for name in block["flagged"]:
         ratio, was = block["metrics"][name]["ratio"], before["metrics"].get(name, {}).get("ratio")
         grown = ratio is not None and was is not None and ratio >= params.growth * was
         if name not in before["flagged"] or grown:
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _left_by_the_pool(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) -> list[str]:
@@ -116,7 +116,7 @@ def _left_by_the_pool(now: Mapping[str, Any], then: Mapping[str, Any], params: D
     before = then.get("references", {}).get(PRODUCTION) or now["references"].get("tuning")
     if before is None or block["reference_samples"] < before["reference_samples"] / 2:
         return []
-    found = []
+    names = []
     for name, value in block["metrics"].items():
         if name not in before["metrics"]:
             continue
@@ -124,8 +124,8 @@ def _left_by_the_pool(now: Mapping[str, Any], then: Mapping[str, Any], params: D
         nearest = today["median"] - _widened(block) * (today["median"] - today["p05"])
         farthest = was["median"] + _widened(before) * (was["p95"] - was["median"])
         if nearest > farthest and today["median"] >= params.growth * was["median"]:
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _widened(block: Mapping[str, Any]) -> float:

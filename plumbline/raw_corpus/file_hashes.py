@@ -40,10 +40,10 @@ class FileHashes:
             RuntimeError: the file changed while it was read.
         """
         key, now, before = str(path.absolute()), time.time_ns(), stamp(path)
-        known = self._known.get(key)
-        if isinstance(known, list) and known[:3] == list(before) and len(known) == 4:
-            self._used[key] = known
-            return str(known[3])
+        entry = self._known.get(key)
+        if isinstance(entry, list) and entry[:3] == list(before) and len(entry) == 4:
+            self._used[key] = entry
+            return str(entry[3])
         digest = sha256_file(path)
         if stamp(path) != before:
             raise RuntimeError(f"{path} changed while it was read; run again when whatever writes it has finished")

@@ -108,14 +108,14 @@ def _shards_of(previous: Path | None) -> dict[str, dict[str, Any]]:
     """The manifest's rows by shard, as they were before duplicates of other files were marked."""
     if previous is None or not (previous / "manifest.json").is_file():
         return {}
-    found = {}
+    entries = {}
     for entry in read_json(previous / "manifest.json")["shards"]:
         of_others = entry.pop("duplicates")
         entry["documents"] += of_others
         within = {**entry["rejected"], "duplicate": entry["rejected"].get("duplicate", 0) - of_others}
         entry["rejected"] = {reason: n for reason, n in sorted(within.items()) if n}
-        found[entry["shard"]] = entry
-    return found
+        entries[entry["shard"]] = entry
+    return entries
 
 
 def _link(previous: Path, out: Path, entry: dict[str, Any]) -> bool:
@@ -149,8 +149,8 @@ def mark_duplicates(entries: list[dict[str, Any]], out: Path) -> None:
                     if first == i:
                         continue
                     first_source = f"{entries[first]['source']}/{entries[first]['file']}"
-                    found = {"shard": entry["shard"], "row": row, "doc_id": doc_id, "first_source": first_source}
-                    writer.append(found, 200)
+                    duplicate = {"shard": entry["shard"], "row": row, "doc_id": doc_id, "first_source": first_source}
+                    writer.append(duplicate, 200)
                     entry["duplicates"] += 1
         if entry["duplicates"]:
             entry["documents"] -= entry["duplicates"]

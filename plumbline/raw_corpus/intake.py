@@ -135,8 +135,8 @@ def read_intake(path: Path) -> Intake:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {}
         files = {
-            str(name): Taken(of.get("sha256"), int(of["bytes"]), of.get("refused"))
-            for name, of in _items(content, "files")
+            str(name): Taken(entry.get("sha256"), int(entry["bytes"]), entry.get("refused"))
+            for name, entry in _items(content, "files")
         }
         return Intake(dict(sorted(files.items())), {str(k): str(v) for k, v in _items(content, "revisions")})
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -22,10 +22,10 @@ def shards(corpus: Path) -> list[str]:
 def duplicates(corpus: Path) -> dict[str, set[int]]:
     """By shard, the rows (of the source file) whose document an earlier shard holds."""
     table = pq.read_table(corpus / "duplicates.parquet", columns=["shard", "row"])
-    found: dict[str, set[int]] = {}
+    rows: dict[str, set[int]] = {}
     for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
-        found.setdefault(shard, set()).add(row)
-    return found
+        rows.setdefault(shard, set()).add(row)
+    return rows
 
 
 def documents(corpus: Path, shard: str, skip: set[int] | None = None) -> Iterator[Document]:

@@ -49,8 +49,8 @@ class RowReader:
                 return Rejected(row, "wrong_type", f"messages[{i}]: expected an object, found {type(message).__name__}")
             for key in ("role", "content"):
                 if not isinstance(message.get(key), str):
-                    found = type(message.get(key)).__name__ if key in message else "no such field"
-                    return Rejected(row, "wrong_type", f"messages[{i}].{key}: expected a string, found {found}")
+                    kind = type(message.get(key)).__name__ if key in message else "no such field"
+                    return Rejected(row, "wrong_type", f"messages[{i}].{key}: expected a string, found {kind}")
             extra = sorted(str(k) for k, v in message.items() if k not in ("role", "content") and v is not None)
             if extra:
                 return Rejected(row, "wrong_type", _shown(f"messages[{i}]: fields that no chat here may have: {extra}"))
@@ -72,8 +72,8 @@ class RowReader:
         if value.get("messages") is not None:
             return self.messages(row, value["messages"])
         if self.column not in value:
-            found = ", ".join(sorted(map(str, value))) or "none"
-            return Rejected(row, "wrong_type", _shown(f"no field {self.column!r} and no messages; fields: {found}"))
+            names = ", ".join(sorted(map(str, value))) or "none"
+            return Rejected(row, "wrong_type", _shown(f"no field {self.column!r} and no messages; fields: {names}"))
         text = value[self.column]
         if text is None:
             return Rejected(row, "empty", f"{self.column} is null")

@@ -89,19 +89,24 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
     counts: Counter[str] = Counter()
     seen: dict[bytes, int] = {}  # about 150 bytes per document, which is little beside its text
 
-    def reject(found: Rejected) -> None:
-        counts[found.reason] += 1
-        row = {"file": f"{source}/{file.name}", "row": found.row, "reason": found.reason, "detail": found.detail}
-        rejected.append(row, len(found.detail))
+    def reject(rejected_row: Rejected) -> None:
+        counts[rejected_row.reason] += 1
+        row = {
+            "file": f"{source}/{file.name}",
+            "row": rejected_row.row,
+            "reason": rejected_row.reason,
+            "detail": rejected_row.detail,
+        }
+        rejected.append(row, len(rejected_row.detail))
 
     try:
-        for found in file.read():
-            if isinstance(found, Rejected):
-                reject(found)
-            elif (first := seen.setdefault(bytes.fromhex(found.doc_id), found.row)) != found.row:
-                reject(Rejected(found.row, "duplicate", f"same content as row {first}"))
+        for result in file.read():
+            if isinstance(result, Rejected):
+                reject(result)
+            elif (first := seen.setdefault(bytes.fromhex(result.doc_id), result.row)) != result.row:
+                reject(Rejected(result.row, "duplicate", f"same content as row {first}"))
             else:
-                documents.append(*_as_row(found))
+                documents.append(*_as_row(result))
     except UnreadableFile as error:
         # Half a file is not a file: what it held after the fault is unknown, so nothing of it is used.
         documents.discard()

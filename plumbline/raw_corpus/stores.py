@@ -130,7 +130,7 @@ class Folder(InboxStore):
         self._real: dict[str, str] = {}
 
     def look(self) -> dict[str, Seen]:
-        found = {}
+        files = {}
         self._real = {_shown(name): name for name in self._names()}
         for shown, name in sorted(self._real.items()):
             try:
@@ -144,8 +144,8 @@ class Folder(InboxStore):
                 problem = "not a plain file"
             size = status.st_size if stat.S_ISREG(status.st_mode) else 0
             cut_off = problem is None and _is_cut_off(self.folder / name)
-            found[shown] = Seen(_stamp_of(status), size, problem, cut_off)
-        return found
+            files[shown] = Seen(_stamp_of(status), size, problem, cut_off)
+        return files
 
     def _names(self) -> Iterator[str]:
         names = file_names(self.folder) if self.folder.is_dir() else iter(())
@@ -194,7 +194,7 @@ class Remote(InboxStore):
             listed = sorted(files.find(root, detail=True).items())
         except OSError as error:
             raise OSError(f"params.yaml corpus.inbox: {self.url}: {error}") from error
-        found = {}
+        listing = {}
         for path, info in listed:
             name = path.removeprefix(root).lstrip("/")
             hidden = any(part.startswith(".") for part in name.split("/"))
@@ -202,8 +202,8 @@ class Remote(InboxStore):
                 continue
             size = int(info.get("size") or 0)
             problem = "a name that leads out of the inbox" if ".." in name.split("/") else self._problem(name, size)
-            found[name] = Seen(str(files.ukey(path)), size, problem)
-        return found
+            listing[name] = Seen(str(files.ukey(path)), size, problem)
+        return listing
 
     def _open(self, name: str) -> BinaryIO | None:
         files, root = self._filesystem()

@@ -86,7 +86,7 @@ def write_embeddings(
 
 
 def _prepare(
-    samples: Path, out: Path, known: _Known, engine: Engine, names: list[str], progress: Any
+    samples: Path, out: Path, earlier: _Known, engine: Engine, names: list[str], progress: Any
 ) -> Iterator[tuple[str, int, NDArray[np.int32]]]:
     """Write each shard's files with what is known, note its name, and yield shard, row and token ids of the rest."""
     for shard in shards(samples):
@@ -95,11 +95,11 @@ def _prepare(
             continue
         names.append(shard)
         write_table(out / f"{shard}.parquet", table)
-        if known.link(shard, table, out):
+        if earlier.link(shard, table, out):
             progress.update(table.num_rows)
             continue
-        rows, embeddings = known.embeddings_of(table["sample_id"])
-        shape = (table.num_rows, known.dimension if len(rows) else engine.dimension)
+        rows, embeddings = earlier.embeddings_of(table["sample_id"])
+        shape = (table.num_rows, earlier.dimension if len(rows) else engine.dimension)
         file = np.lib.format.open_memmap(out / f"{shard}.npy", mode="w+", dtype=np.float16, shape=shape)
         file[rows] = embeddings
         del file  # closes it: a corpus may have more shards than a process may hold files
@@ -152,9 +152,9 @@ class _Known:
         """The rows of `sample_ids` that are known, int64 (k,), and their embeddings, float16 (k, dimension)."""
         if self.path is None:
             return np.empty(0, np.int64), np.empty((0, 1), np.float16)
-        found = pc.index_in(sample_ids, value_set=self.features.sample_ids)
-        rows = np.flatnonzero(found.is_valid().to_numpy())
-        return rows, self.features.embeddings.take(found.drop_null().to_numpy())
+        places = pc.index_in(sample_ids, value_set=self.features.sample_ids)
+        rows = np.flatnonzero(places.is_valid().to_numpy())
+        return rows, self.features.embeddings.take(places.drop_null().to_numpy())
 
 
 class Engine:
@@ -169,11 +169,11 @@ class Engine:
 
         tokenizer = self.base.tokenizer()
         accounting = read_json(self.samples / "accounting.json")
-        found, _ = tokenizer_fingerprint(tokenizer, policy_of(accounting["fingerprint_parts"]))
-        if found != accounting["fingerprint"]:
+        fingerprint, _ = tokenizer_fingerprint(tokenizer, policy_of(accounting["fingerprint_parts"]))
+        if fingerprint != accounting["fingerprint"]:
             raise ValueError(
                 f"tokenization differs: tokenized_samples has fingerprint {accounting['fingerprint'][:12]}, the "
-                f"tokenizer of {self.base.name} gives {found[:12]}; run tokenized_samples again"
+                f"tokenizer of {self.base.name} gives {fingerprint[:12]}; run tokenized_samples again"
             )
         return tokenizer
 

@@ -90,13 +90,13 @@ def embed(
         for start in range(0, len(same), batch_size):
             batch = same[start : start + batch_size]
             filled = batch + batch[:1] * (SMALLEST_BATCH - len(batch))
-            found = model.encode(
+            embeddings = model.encode(
                 [texts[position] for position in filled],
                 batch_size=len(filled),
                 normalize_embeddings=True,
                 show_progress_bar=False,
             )
-            yield batch, np.asarray(found[: len(batch)], dtype=np.float16)
+            yield batch, np.asarray(embeddings[: len(batch)], dtype=np.float16)
 
 
 @contextmanager

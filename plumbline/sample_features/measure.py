@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.histogram import bucket, n_buckets
 from plumbline.base_model.inputs import LinearInputs, network_of, require_finite, require_readable
 from plumbline.sample_features.probe import CODE, Probe, channels
-from plumbline.sample_features.signatures import MANTISSA_BITS, Signatures, Site
+from plumbline.sample_features.signatures import MANTISSA_BITS, Signatures, SignatureSite
 
 Sample = tuple[str, Sequence[int] | NDArray[np.int32]]
 """(sample id, token ids)."""
@@ -88,8 +88,8 @@ def measured(
     network, device = network_of(model, layers), next(model.parameters()).device
     watcher = _Watcher(probe, device)
     inputs = LinearInputs(layers, watcher.visit)
-    for sample_id, given in samples:
-        ids = [int(token) for token in given]
+    for sample_id, tokens in samples:
+        ids = [int(token) for token in tokens]
         require_readable(model, sample_id, ids)
         watcher.begin(sample_id, len(ids), counters(sample_id))
         inputs.begin(sample_id)
@@ -109,7 +109,7 @@ class Counter:
         self.counts = torch.zeros(self.width * self.buckets, dtype=torch.int32, device=device)
         self.one = torch.ones(1, dtype=torch.int32, device=device)
 
-    def add(self, site: Site, x: Tensor) -> None:
+    def add(self, site: SignatureSite, x: Tensor) -> None:
         """Count the activations (tokens, width) of one site."""
         keys = bucket(x.abs(), MANTISSA_BITS).T.to(torch.int32)  # one channel after the other: it stays in the cache
         starts = torch.arange(site.start, site.start + site.width, dtype=torch.int32, device=x.device) * self.buckets
@@ -143,12 +143,12 @@ class _Watcher:
 
     def begin(self, sample_id: str, tokens: int, counter: Counter | None) -> None:
         self.sample_id, self.tokens, self.counter = sample_id, tokens, counter
-        self.found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self.measurements: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def visit(self, name: str, x: Tensor, positions: Tensor | None) -> None:
         number = self.number[name]
         x = x.reshape(-1, x.shape[-1])
-        if number in self.found or len(x) != self.tokens:
+        if number in self.measurements or len(x) != self.tokens:
             raise self._unlike(name)
         if self.counter is not None:
             self.counter.add(self.probe.sites[number], x)
@@ -159,7 +159,7 @@ class _Watcher:
         # |z - c|^2 / 2 without the part that all cells have in common
         cell = torch.addmm(self.half[number], z, self.centroids[number].T, alpha=-1).argmin(dim=1)
         y = both[:, CODE:].double()
-        self.found[number] = (
+        self.measurements[number] = (
             wide.mean(dim=0),
             absmax,
             torch.bincount(cell, minlength=self.centroids.shape[1]),
@@ -174,20 +174,20 @@ class _Watcher:
 
     def signature(self) -> Signature:
         for number, site in enumerate(self.probe.sites):
-            if number not in self.found:
+            if number not in self.measurements:
                 raise self._unlike(site.name)
-        found = [self.found[number] for number in range(len(self.probe.sites))]
-        for site, (_, peak, _, _) in zip(self.probe.sites, found, strict=True):
+        measurements = [self.measurements[number] for number in range(len(self.probe.sites))]
+        for site, (_, peak, _, _) in zip(self.probe.sites, measurements, strict=True):
             require_finite(site.name, self.sample_id, peak)
-        means = [mean.double().cpu().numpy() for mean, _, _, _ in found]
+        means = [mean.double().cpu().numpy() for mean, _, _, _ in measurements]
         units = [mean / (np.linalg.norm(mean) or 1.0) for mean in means]
-        upper = torch.stack([moments for _, _, _, moments in found]).float().triu()
+        upper = torch.stack([moments for _, _, _, moments in measurements]).float().triu()
         sketch = upper + upper.triu(1).transpose(1, 2)  # symmetric to the bit
         return Signature(
             self.sample_id,
             self.tokens,
             (np.concatenate(units) @ self.pooling).astype(np.float32),
-            torch.stack([cells for _, _, cells, _ in found]).int().cpu().numpy(),
-            torch.cat([peak for _, peak, _, _ in found]).cpu().numpy(),
+            torch.stack([cells for _, _, cells, _ in measurements]).int().cpu().numpy(),
+            torch.cat([peak for _, peak, _, _ in measurements]).cpu().numpy(),
             sketch.cpu().numpy(),
         )

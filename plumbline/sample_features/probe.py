@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plumbline.sample_features.params import SignatureParams
-from plumbline.sample_features.signatures import Site
+from plumbline.sample_features.signatures import SignatureSite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ IGNORE = ("lm_head",)
 class Probe:
     """S sites with W channels in total, K cells per site, r directions, P dimensions of `pooled`."""
 
-    sites: tuple[Site, ...]
+    sites: tuple[SignatureSite, ...]
     dtype: str
     """Of the activations: "bfloat16", "float16", or "float32" where they are wider or of several kinds."""
     mean: NDArray[np.float32]
@@ -61,7 +61,7 @@ class Probe:
         return len(self.mean)
 
 
-def channels(site: Site) -> slice:
+def channels(site: SignatureSite) -> slice:
     """The channels of a site among those of all."""
     return slice(site.start, site.start + site.width)
 
@@ -86,9 +86,9 @@ def make_probe(model: PreTrainedModel, params: SignatureParams) -> Probe:
     with torch.no_grad(), one_thread():
         text = own_text(model, max(TOKENS, TOKENS_PER_CELL * params.cells))
         activations = _watched(model, text, _sites_of(model, text[:1], params.sites))
-        sites: list[Site] = []
+        sites: list[SignatureSite] = []
         for name, seen in activations.items():
-            sites.append(Site(name, seen.shape[1], sites[-1].start + sites[-1].width if sites else 0))
+            sites.append(SignatureSite(name, seen.shape[1], sites[-1].start + sites[-1].width if sites else 0))
         width = sum(site.width for site in sites)
         mean, scale = np.empty(width, np.float32), np.empty(width, np.float32)
         code = np.zeros((width, CODE), np.float32)
@@ -176,7 +176,7 @@ def load_probe(path: Path) -> Probe:
     with safe_open(path, framework="numpy") as file:
         about = json.loads(file.metadata()["probe"])
         arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-    return Probe(tuple(Site(**site) for site in about["sites"]), about["dtype"], **arrays)
+    return Probe(tuple(SignatureSite(**site) for site in about["sites"]), about["dtype"], **arrays)
 
 
 _ARRAYS = ("mean", "scale", "code", "centroids", "directions", "pooling")
@@ -235,8 +235,8 @@ def _cells(z: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
 
     with warnings.catch_warnings():  # fewer distinct tokens than cells: some stay empty, which is right
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(n_clusters=cells, n_init=1, max_iter=100, random_state=SEED).fit(z)
-    centres: NDArray[np.float32] = found.cluster_centers_.astype(np.float32)
+        clustering = KMeans(n_clusters=cells, n_init=1, max_iter=100, random_state=SEED).fit(z)
+    centres: NDArray[np.float32] = clustering.cluster_centers_.astype(np.float32)
     return centres
 
 

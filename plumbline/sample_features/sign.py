@@ -92,10 +92,10 @@ def _write_probe(base: BaseCheckpoint, params: SignatureParams, earlier: _Earlie
 
 def _lowest(samples: Path, split: str, most: int) -> list[str]:
     """The lowest sample ids of a split, ascending: hashes, so a uniform draw, and one that grows with the split."""
-    found: list[str] = []
+    lowest: list[str] = []
     for batch in iter_samples(samples, [split], ["sample_id"]):
-        found = sorted(found + batch.column(0).to_pylist())[:most]
-    return found
+        lowest = sorted(lowest + batch.column(0).to_pylist())[:most]
+    return lowest
 
 
 class _Earlier:
@@ -137,13 +137,13 @@ class _Plan:
         self.split, self.names = split, names
         self.rows = earlier.rows_of(names)
         self.missing = [name for name, row in zip(names, self.rows, strict=True) if row < 0]
-        known = earlier.ids(split)
-        self.unchanged = known == names
-        self.counts_known = split != "pool" and known is not None and set(known) <= set(names)
+        earlier_ids = earlier.ids(split)
+        self.unchanged = earlier_ids == names
+        self.counts_known = split != "pool" and earlier_ids is not None and set(earlier_ids) <= set(names)
         if split == "pool":
             self.to_count: set[str] = set()
         else:
-            self.to_count = set(names) - set(known or ()) if self.counts_known else set(names)
+            self.to_count = set(names) - set(earlier_ids or ()) if self.counts_known else set(names)
         self.to_forward = {*self.missing, *self.to_count}
 
 
@@ -161,15 +161,15 @@ class _Writer:
             for name in ARRAYS:
                 link_or_copy(earlier.file(plan.split, name), out / f"{plan.split}.{name}.npy")
             return
-        known = np.flatnonzero(plan.rows >= 0)
+        stored_rows = np.flatnonzero(plan.rows >= 0)
         for name, (shape, dtype) in self._layout.items():
             path = out / f"{plan.split}.{name}.npy"
             file = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(plan.names), *shape))
-            if earlier.stored is not None and len(known):
-                file[known] = earlier.stored.raw(name, plan.rows[known])
+            if earlier.stored is not None and len(stored_rows):
+                file[stored_rows] = earlier.stored.raw(name, plan.rows[stored_rows])
             file.flush()
-        if earlier.stored is not None and len(known):
-            self.tokens[known] = earlier.stored.table["n_tokens"].to_numpy()[plan.rows[known]]
+        if earlier.stored is not None and len(stored_rows):
+            self.tokens[stored_rows] = earlier.stored.table["n_tokens"].to_numpy()[plan.rows[stored_rows]]
 
     @cached_property
     def _layout(self) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -252,7 +252,7 @@ def _token_ids(samples: Path, splits: Sequence[str], wanted: set[str]) -> dict[s
     import pyarrow.compute as pc
 
     value_set = pa.array(sorted(wanted), pa.string())
-    found: dict[str, NDArray[np.int32]] = {}
+    tokens: dict[str, NDArray[np.int32]] = {}
     for shard in shards(samples):
         here = [b.column(0) for b in iter_samples(samples, splits, ["sample_id"], only_shards=[shard])]
         if not any(pc.any(pc.is_in(column, value_set)).as_py() for column in here):
@@ -260,5 +260,5 @@ def _token_ids(samples: Path, splits: Sequence[str], wanted: set[str]) -> dict[s
         for batch in iter_samples(samples, splits, ["sample_id", "input_ids"], only_shards=[shard]):
             rows = np.flatnonzero(pc.is_in(batch.column(0), value_set).to_numpy(zero_copy_only=False))
             for row in rows.tolist():
-                found[batch.column(0)[row].as_py()] = np.array(batch.column(1)[row].values, dtype=np.int32)
-    return found
+                tokens[batch.column(0)[row].as_py()] = np.array(batch.column(1)[row].values, dtype=np.int32)
+    return tokens

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plumbline.sample_features.probe import Probe, load_probe
 from plumbline.sample_features.reader import read_manifest
-from plumbline.sample_features.signatures import MANTISSA_BITS, Magnitudes, Signatures, Site
+from plumbline.sample_features.signatures import MANTISSA_BITS, Magnitudes, Signatures, SignatureSite
 
 FOLDER = "signatures"
 LOWEST_EXPONENT, OCTAVES = -20, 40
@@ -37,8 +37,8 @@ def signature_manifest(features: Path) -> dict[str, Any]:
             "that line out, or give sizes, for example `signatures: {pool: 1024, reference: 512}`, and run "
             "sample_features again"
         )
-    found: dict[str, Any] = manifest["signatures"]
-    return found
+    entry: dict[str, Any] = manifest["signatures"]
+    return entry
 
 
 def read_probe(features: Path) -> Probe:
@@ -54,13 +54,13 @@ def read_magnitudes(features: Path, split: str) -> Magnitudes:
         ValueError: there are none for that split.
     """
     about = signature_manifest(features)
-    found = about["splits"].get(split, {})
-    if "first_bucket" not in found:
+    entry = about["splits"].get(split, {})
+    if "first_bucket" not in entry:
         have = ", ".join(name for name, entry in about["splits"].items() if "first_bucket" in entry)
         raise ValueError(f"{features.name}: no magnitudes of split {split!r}, it has those of {have or 'none'}")
     counts = np.load(features / FOLDER / f"{split}.magnitudes.npy", mmap_mode="r", allow_pickle=False)
     largest = Stored(features).file(split, "absmax").max(axis=0)  # of bfloat16 patterns too: none is negative
-    return magnitudes(counts, found["first_bucket"], widened(largest))
+    return magnitudes(counts, entry["first_bucket"], widened(largest))
 
 
 def bucket_edges() -> NDArray[np.float64]:
@@ -76,9 +76,9 @@ def magnitudes(counts: NDArray[np.int32], first: int, largest: NDArray[np.float3
     edges = bucket_edges()
     last = first + counts.shape[1]
     lower, upper = int(first > 0), int(last < len(edges) - 1)
-    kept = edges[first : last + 1]
+    window = edges[first : last + 1]
     return Magnitudes(
-        np.concatenate([[0.0] * lower, kept, [np.inf] * upper]),
+        np.concatenate([[0.0] * lower, window, [np.inf] * upper]),
         np.pad(counts.astype(np.int64), ((0, 0), (lower, upper))),
         largest,
     )
@@ -95,8 +95,8 @@ class Stored:
         return signature_manifest(self.features)
 
     @cached_property
-    def sites(self) -> tuple[Site, ...]:
-        return tuple(Site(**site) for site in self.about["sites"])
+    def sites(self) -> tuple[SignatureSite, ...]:
+        return tuple(SignatureSite(**site) for site in self.about["sites"])
 
     @cached_property
     def tables(self) -> dict[str, pa.Table]:
@@ -116,8 +116,8 @@ class Stored:
     def rows_of(self, sample_ids: Sequence[str] | pa.ChunkedArray) -> NDArray[np.int64]:
         """Row of each sample, -1 where it is not stored."""
         wanted = sample_ids if isinstance(sample_ids, pa.ChunkedArray) else pa.array(sample_ids, pa.string())
-        found = pc.fill_null(pc.index_in(wanted, value_set=self.sample_ids), -1)
-        return np.asarray(found.to_numpy(), dtype=np.int64)
+        rows = pc.fill_null(pc.index_in(wanted, value_set=self.sample_ids), -1)
+        return np.asarray(rows.to_numpy(), dtype=np.int64)
 
     def file(self, split: str, name: str) -> NDArray[Any]:
         """An array of a split, memory-mapped."""

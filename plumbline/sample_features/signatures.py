@@ -17,7 +17,7 @@ MANTISSA_BITS = 4
 
 
 @dataclass(frozen=True)
-class Site:
+class SignatureSite:
     """An activation that quantizable layers read: the input of `name` and of the layers that share it."""
 
     name: str
@@ -31,7 +31,7 @@ class Signatures:
     """N samples at S sites with W channels in total. Everything adds up over samples except `absmax` (maximum)."""
 
     sample_ids: tuple[str, ...]
-    sites: tuple[Site, ...]
+    sites: tuple[SignatureSite, ...]
     tokens: NDArray[np.int64]
     """Tokens per sample, (N,)."""
     pooled: NDArray[np.float32]

@@ -24,7 +24,7 @@ from plumbline.study.measuring import documents_of, measure_cells
 from plumbline.study.page import render
 from plumbline.study.params import StudyParams
 from plumbline.study.plot import CURVE, DIFFERENCE, DOMAINS, plot_curve, plot_differences, plot_domains
-from plumbline.study.result_cache import Documents, Kept, Measured
+from plumbline.study.result_cache import Documents, Measured, ResultCache
 from plumbline.study.verdict import Evidence, judge
 
 
@@ -59,10 +59,10 @@ def build_study(
         "tokenization": sources.fingerprint,
         "held-out samples": sha256_json([sample_id(ids.astype(np.int32)) for ids in held_out.tokens]),
     }
-    kept = Kept(scratch, {**about, "made by": dict(made_by), "statistics": settings.model_dump(mode="json")})
+    cache = ResultCache(scratch, {**about, "made by": dict(made_by), "statistics": settings.model_dump(mode="json")})
     plan = Plan(params, sources, held_out)
-    found = measure_cells(plan, schemes, settings, kept)
-    distances, why_not = measure_distances(plan, kept)
+    found = measure_cells(plan, schemes, settings, cache)
+    distances, why_not = measure_distances(plan, cache)
     documents, _ = documents_of(held_out)
     width = widest_layer(sources, schemes.values())
     verdict = judge(Evidence(found, documents, width, plan.absent, distances, why_not), params, schemes)

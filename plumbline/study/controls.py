@@ -57,17 +57,17 @@ def nonsense(samples: Sequence[Sequence[int]], special_prefix: int, vocabulary: 
         Columns sample_id, input_ids.
     """
     rng = generator(seed, NONSENSE)
-    made: dict[str, NDArray[np.int32]] = {}
+    samples_by_id: dict[str, NDArray[np.int32]] = {}
     for ids in samples:
         name = ""
-        while not name or name in made:  # of a few tokens, two may come out alike
+        while not name or name in samples_by_id:  # of a few tokens, two may come out alike
             drawn = rng.integers(0, vocabulary, len(ids)).astype(np.int32)
             drawn[:special_prefix] = ids[:special_prefix]
             if len(ids) <= special_prefix:
                 drawn = rng.integers(0, vocabulary, len(ids)).astype(np.int32)
             name = sample_id(drawn)
-        made[name] = drawn
-    return _table(made)
+        samples_by_id[name] = drawn
+    return _table(samples_by_id)
 
 
 class Oracle:
@@ -122,5 +122,7 @@ class Oracle:
         return self.table.take(pa.array(np.sort(np.concatenate(rows)))).select(["sample_id", "input_ids"])
 
 
-def _table(made: dict[str, NDArray[np.int32]]) -> pa.Table:
-    return pa.table({"sample_id": list(made), "input_ids": pa.array(list(made.values()), pa.list_(pa.int32()))})
+def _table(samples_by_id: dict[str, NDArray[np.int32]]) -> pa.Table:
+    return pa.table(
+        {"sample_id": list(samples_by_id), "input_ids": pa.array(list(samples_by_id.values()), pa.list_(pa.int32()))}
+    )

@@ -48,19 +48,19 @@ def correlate(
     drawn = {n: rng.integers(0, sets[n], (resamples, sets[n])) for n in sizes}
     permuted = {n: np.argsort(rng.random((resamples, sets[n])), axis=1) for n in sizes}
     names = sorted({name for n in sizes for name in distances[n]})
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    results: dict[tuple[str, str], dict[str, Any]] = {}
     for scheme in schemes:
         for name in names:
-            of = {n: (distances[n][name], kl[scheme, n]) for n in sizes if name in distances[n]}
-            one = _metric(of, drawn, permuted, confidence)
+            series = {n: (distances[n][name], kl[scheme, n]) for n in sizes if name in distances[n]}
+            one = _metric(series, drawn, permuted, confidence)
             if one is not None:
-                found[scheme, name] = {"metric": name, **one}
-    for entry, p in zip(found.values(), holm([entry["p_value"] for entry in found.values()]), strict=True):
+                results[scheme, name] = {"metric": name, **one}
+    for entry, p in zip(results.values(), holm([entry["p_value"] for entry in results.values()]), strict=True):
         entry |= {"p_adjusted": p, "predicts": p <= 1 - confidence}
-    least = _detectable([sets[n] for n in sizes], (1 - confidence) / max(1, len(found)))
+    least = _detectable([sets[n] for n in sizes], (1 - confidence) / max(1, len(results)))
     answers = []
     for scheme in schemes:
-        metrics = [entry for (of_scheme, _), entry in found.items() if of_scheme == scheme]
+        metrics = [entry for (of_scheme, _), entry in results.items() if of_scheme == scheme]
         metrics.sort(key=lambda entry: (-abs(entry["rho"]), entry["metric"]))
         answer = {"scheme": scheme, "metrics": metrics, "sets": min(sets.values()), "detectable": least}
         answers.append({**answer, "sentence": _sentence(answer)})
@@ -68,14 +68,14 @@ def correlate(
 
 
 def _metric(
-    of: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    series: Mapping[int, tuple[np.ndarray, np.ndarray]],
     drawn: Mapping[int, np.ndarray],
     permuted: Mapping[int, np.ndarray],
     confidence: float,
 ) -> dict[str, Any] | None:
     ends = 50 * (1 - confidence), 50 * (1 + confidence)
     by_size, rhos, boots, nulls = [], [], [], []
-    for n, (x, y) in of.items():
+    for n, (x, y) in series.items():
         if np.ptp(x) == 0 or np.ptp(y) == 0:
             continue
         rho = float(spearman(x[None], y[None])[0])
@@ -125,7 +125,7 @@ def _sentence(answer: Mapping[str, Any]) -> str:
             f"{answer['scheme']}: no, no metric of representativeness predicts divergence (the strongest, "
             f"{best['metric']}, has rank correlation {best['rho']:+.2f}; could have seen {answer['detectable']:.2f})."
         )
-    said = ", ".join(f"{e['metric']} ({e['rho']:+.2f}, {e['low']:+.2f} to {e['high']:+.2f})" for e in predicting[:3])
+    names = ", ".join(f"{e['metric']} ({e['rho']:+.2f}, {e['low']:+.2f} to {e['high']:+.2f})" for e in predicting[:3])
     more = f" and {len(predicting) - 3} more" if len(predicting) > 3 else ""
     weak = "" if abs(predicting[0]["rho"]) >= 0.5 else "; weakly"
-    return f"{answer['scheme']}: divergence goes with {said}{more}{weak}."
+    return f"{answer['scheme']}: divergence goes with {names}{more}{weak}."

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from plumbline.base_model.one_thread import one_thread
 from plumbline.study.draws import Cell, Plan
-from plumbline.study.result_cache import Kept
+from plumbline.study.result_cache import ResultCache
 
 
-def measure_distances(plan: Plan, kept: Kept) -> tuple[dict[int, dict[str, np.ndarray]], str | None]:
+def measure_distances(plan: Plan, cache: ResultCache) -> tuple[dict[int, dict[str, np.ndarray]], str | None]:
     """Distances of the random sets to production, in order of the draws; sets that are kept are not measured again.
 
     Returns:
@@ -24,19 +24,19 @@ def measure_distances(plan: Plan, kept: Kept) -> tuple[dict[int, dict[str, np.nd
     if (rule := params.random_rule) is None:
         return {}, "no rule of the study is `strategy: random` without options, whose sets would tell"
     wanted = [Cell(draw, n, rule) for n in params.sizes for draw in range(max(params.draws, params.random_sets))]
-    found: dict[Cell, dict[str, float]] = {}
+    values_of: dict[Cell, dict[str, float]] = {}
     for cell in tqdm(wanted, desc="representativeness", unit="set", disable=None):
-        values = kept.find_figures(**_identity(plan, cell))
+        values = cache.load_figures(**_identity(plan, cell))
         if values is None:
             with one_thread():
                 values = _distances(plan, cell)
-            kept.keep_figures(values, **_identity(plan, cell))
-        found[cell] = values
+            cache.store_figures(values, **_identity(plan, cell))
+        values_of[cell] = values
     sizes: dict[int, dict[str, np.ndarray]] = {}
     for n in params.sizes:
-        of = [found[cell] for cell in wanted if cell.n == n]
-        names = sorted(set.intersection(*(set(values) for values in of)))
-        sizes[n] = {name: np.array([values[name] for values in of]) for name in names}
+        measured = [values_of[cell] for cell in wanted if cell.n == n]
+        names = sorted(set.intersection(*(set(values) for values in measured)))
+        sizes[n] = {name: np.array([values[name] for values in measured]) for name in names}
     if not all(sizes.values()):
         return {}, "the tuning split is empty, so there is nothing that a set should represent"
     return sizes, None

@@ -28,12 +28,12 @@ def by_domain(
     """
     names = np.array(documents.domains)
     inside = {str(name): names == name for name in np.unique(names)}
-    found = []
+    rows = []
     for scheme, n in grid:
         means = {
             rule: {
-                name: float(kl(scheme, n, rule)[:, of].mean(axis=0).sum() / documents.tokens[of].sum())
-                for name, of in inside.items()
+                name: float(kl(scheme, n, rule)[:, mask].mean(axis=0).sum() / documents.tokens[mask].sum())
+                for name, mask in inside.items()
             }
             for rule in rules
         }
@@ -45,5 +45,5 @@ def by_domain(
                 }
                 for name, mean in means[rule].items()
             }
-            found.append({"scheme": scheme, "n": n, "rule": rule, "domains": domains})
-    return found
+            rows.append({"scheme": scheme, "n": n, "rule": rule, "domains": domains})
+    return rows

@@ -40,14 +40,14 @@ def cells(params: StudyParams) -> list[Cell]:
     The baseline alone is drawn at the sizes of the curve; the plain random rule alone in the draws beyond `draws`,
     which only serve to ask whether representativeness predicts quality.
     """
-    found = []
+    wanted = []
     for draw in range(params.draws):
         for n in params.all_sizes:
             rules = [*params.rules, NONSENSE, ORACLE] if n in params.sizes else [params.baseline]
-            found += [Cell(draw, n, rule) for rule in rules]
+            wanted += [Cell(draw, n, rule) for rule in rules]
     if (random := params.random_rule) is not None:
-        found += [Cell(draw, n, random) for draw in range(params.draws, params.random_sets) for n in params.sizes]
-    return found
+        wanted += [Cell(draw, n, random) for draw in range(params.draws, params.random_sets) for n in params.sizes]
+    return wanted
 
 
 def sub_pool(pool: Pool, share: float, seed: int) -> Pool:
@@ -57,8 +57,8 @@ def sub_pool(pool: Pool, share: float, seed: int) -> Pool:
     """
     of_row = np.array(pool.doc_ids)
     documents = np.unique(of_row)
-    kept = generator(seed, STREAM).permutation(len(documents))[: math.ceil(share * len(documents))]
-    return pool.subset(np.flatnonzero(np.isin(of_row, documents[kept])).astype(np.int64))
+    chosen = generator(seed, STREAM).permutation(len(documents))[: math.ceil(share * len(documents))]
+    return pool.subset(np.flatnonzero(np.isin(of_row, documents[chosen])).astype(np.int64))
 
 
 def asked_of(rule: str, params: RuleParams, n: int, seed: int) -> dict[str, Any]:
@@ -85,18 +85,18 @@ class Drawn:
     """As `calibration_set` would store it."""
 
 
-def draw_set(part: Pool, asked: Mapping[str, Any]) -> Drawn:
+def draw_set(part: Pool, choice: Mapping[str, Any]) -> Drawn:
     """Let a rule choose from a sub-pool.
 
     Raises:
         ValueError: as for a calibration choice; the message names rule, size and seed.
     """
     try:
-        pool = of_domains(part, asked["domains"], asked["name"])
-        selection = choose(pool, get(asked["strategy"]), asked, len(part))
-        return Drawn(pool, selection, joined(pool, selection, asked["name"]))
+        pool = of_domains(part, choice["domains"], choice["name"])
+        selection = choose(pool, get(choice["strategy"]), choice, len(part))
+        return Drawn(pool, selection, joined(pool, selection, choice["name"]))
     except ValueError as error:
-        where = f"study, rule {asked['name']} with n = {asked['n']} and seed {asked['seed']}"
+        where = f"study, rule {choice['name']} with n = {choice['n']} and seed {choice['seed']}"
         raise ValueError(f"{where}: {error}") from error
 
 

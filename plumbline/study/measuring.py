@@ -37,7 +37,7 @@ from plumbline.quantized_model.simulate import simulate
 from plumbline.study.controls import without_calibration
 from plumbline.study.draws import Cell, Plan
 from plumbline.study.params import RTN, require_read_together
-from plumbline.study.result_cache import Documents, Kept, Measured
+from plumbline.study.result_cache import Documents, Measured, ResultCache
 
 T = TypeVar("T")
 UNCALIBRATED = Cell(0, 0, RTN)
@@ -58,9 +58,9 @@ def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:
 
 
 def measure_cells(
-    plan: Plan, schemes: Mapping[str, SchemeParams], settings: StatisticsParams, kept: Kept
+    plan: Plan, schemes: Mapping[str, SchemeParams], settings: StatisticsParams, cache: ResultCache
 ) -> dict[tuple[Cell, str], Measured]:
-    """What every set of the study makes of the model under every scheme; what is kept already is not done again.
+    """Quantize and evaluate every set of the study under every scheme; a result in the cache is not measured again.
 
     Loaded or computed once: the base model, its answers on the held-out documents, the forward pass over a sample of
     the pool for all sets that are kept in memory together, and the factor of a Hessian for all schemes that read it.
@@ -71,7 +71,7 @@ def measure_cells(
         plan: the sets.
         schemes: by name, in order.
         settings: `statistics:`.
-        kept: where results are kept.
+        cache: where results are stored.
 
     Returns:
         A result per set and scheme; that of the control without calibration under `Cell(0, 0, RTN)`.
@@ -83,49 +83,69 @@ def measure_cells(
     histogram = any("histogram" in scheme.reads for scheme in schemes.values())
     require_read_together(settings, histogram)
     bits = settings.mantissa_bits if histogram else None
-    uncalibrated = {name: bare for name, scheme in schemes.items() if (bare := without_calibration(scheme)) is not None}
-
-    def identity(cell: Cell, name: str) -> dict[str, Any]:
-        if cell == UNCALIBRATED:
-            return {"control": RTN, "scheme": uncalibrated[name].model_dump(mode="json")}
-        return {**plan.identity(cell), "scheme": schemes[name].model_dump(mode="json")}
-
-    asked = [
-        *((UNCALIBRATED, name) for name in uncalibrated),
-        *((cell, name) for cell in plan.cells for name in schemes),
-    ]
-    found = {key: result for key in asked if (result := kept.find(**identity(*key))) is not None}
-    missing: dict[Cell, list[str]] = {}
-    for cell, name in asked:
-        if (cell, name) not in found:
-            missing.setdefault(cell, []).append(name)
-    todo = [cell for cell in plan.cells if cell in missing]
-    each = len(plan.held_out.tokens)
-    total = 2 * sum(cell.n for cell in plan.cells) + each * len(asked)  # a set is chosen, read, and evaluated
-    with tqdm(total=total, desc="study", unit="sample", unit_scale=True, smoothing=0.02, disable=None) as bar:
-        bar.update(2 * sum(cell.n for cell in plan.cells) - 2 * sum(cell.n for cell in todo) + each * len(found))
-        if missing:
+    work = _Work(plan, schemes, cache)
+    todo = [cell for cell in plan.cells if cell in work.missing]
+    per_model = len(plan.held_out.tokens)
+    samples = 2 * sum(cell.n for cell in plan.cells)  # of a set: it is chosen, then read
+    with tqdm(
+        total=samples + per_model * len(work.wanted),
+        desc="study",
+        unit="sample",
+        unit_scale=True,
+        smoothing=0.02,
+        disable=None,
+    ) as bar:
+        bar.update(samples - 2 * sum(cell.n for cell in todo) + per_model * len(work.results))
+        if work.missing:
             model = plan.sources.load_model()
-            evaluate = _Evaluator(model, plan.held_out)
             advance = _Steps(bar)
-
-            def finish(cell: Cell, schemes: Mapping[str, SchemeParams], given: _Given) -> None:
-                factors = Factors()
-                for name in missing[cell]:
-                    result = evaluate(given, schemes[name], factors)
-                    kept.keep(result, **identity(cell, name))
-                    found[cell, name] = result
-                    advance(each)
-
-            if UNCALIBRATED in missing:
+            finish = partial(work.finish, _Evaluator(model, plan.held_out), lambda: advance(per_model))
+            if UNCALIBRATED in work.missing:
                 with one_thread():
-                    finish(UNCALIBRATED, uncalibrated, NO_SET)
+                    finish(UNCALIBRATED, NO_SET)
             budget = plan.params.statistics_bytes or psutil.virtual_memory().available // 2
             at_once = max(1, min(AT_ONCE, budget // _bytes_of_set(model, settings, bits)))
             for part in _parts(todo, at_once):
-                given = _statistics(part, plan, model, settings, bits, advance)
-                in_parallel([partial(finish, cell, schemes, of) for cell, of in zip(part, given, strict=True)])
-    return {key: found[key] for key in asked}
+                inputs = _statistics(part, plan, model, settings, bits, advance)
+                in_parallel([partial(finish, cell, read) for cell, read in zip(part, inputs, strict=True)])
+    return {key: work.results[key] for key in work.wanted}
+
+
+class _Work:
+    """Which results a study wants, and which of them are there."""
+
+    def __init__(self, plan: Plan, schemes: Mapping[str, SchemeParams], cache: ResultCache) -> None:
+        self.plan, self.schemes, self.cache = plan, schemes, cache
+        self.uncalibrated = {
+            name: bare for name, scheme in schemes.items() if (bare := without_calibration(scheme)) is not None
+        }
+        self.wanted = [
+            *((UNCALIBRATED, name) for name in self.uncalibrated),
+            *((cell, name) for cell in plan.cells for name in schemes),
+        ]
+        self.results = {
+            key: result for key in self.wanted if (result := cache.load(**self._identity(*key))) is not None
+        }
+        self.missing: dict[Cell, list[str]] = {}
+        """By cell, the schemes without a result."""
+        for cell, name in self.wanted:
+            if (cell, name) not in self.results:
+                self.missing.setdefault(cell, []).append(name)
+
+    def finish(self, evaluate: _Evaluator, advance: Callable[[], object], cell: Cell, inputs: _Inputs) -> None:
+        """Measure the missing results of a cell, and store each in the cache."""
+        factors = Factors()
+        for name in self.missing[cell]:
+            scheme = self.uncalibrated[name] if cell == UNCALIBRATED else self.schemes[name]
+            result = evaluate(inputs, scheme, factors)
+            self.cache.store(result, **self._identity(cell, name))
+            self.results[cell, name] = result
+            advance()
+
+    def _identity(self, cell: Cell, name: str) -> dict[str, Any]:
+        if cell == UNCALIBRATED:
+            return {"control": RTN, "scheme": self.uncalibrated[name].model_dump(mode="json")}
+        return {**self.plan.identity(cell), "scheme": self.schemes[name].model_dump(mode="json")}
 
 
 class _Steps:
@@ -146,7 +166,7 @@ def _statistics(
     settings: StatisticsParams,
     mantissa_bits: int | None,
     advance: Callable[[int], object],
-) -> list[_Given]:
+) -> list[_Inputs]:
     """The sets of some cells, chosen, then read in as many groups as there are cores, each on a core of its own.
 
     Two cores on one product wait for each other more than they compute where models are small or cores are busy, and
@@ -174,7 +194,7 @@ def _statistics(
     together = [totals for group in in_parallel([partial(read, sets) for sets in groups]) for totals in group]
     fingerprint = plan.sources.fingerprint
     return [
-        _Given(totals, sorted(tokens.items()), set_digest(list(tokens), fingerprint))
+        _Inputs(totals, sorted(tokens.items()), set_digest(list(tokens), fingerprint))
         for tokens, totals in zip(chosen, together, strict=True)
     ]
 
@@ -187,7 +207,7 @@ def _parts(todo: Sequence[T], at_once: int) -> Iterator[list[T]]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Given:
+class _Inputs:
     """What a model is quantized from."""
 
     totals: SetTotals
@@ -196,7 +216,7 @@ class _Given:
     set_digest: str
 
 
-NO_SET = _Given(SetTotals({}, (), StatisticsParams()), [], "")
+NO_SET = _Inputs(SetTotals({}, (), StatisticsParams()), [], "")
 
 
 def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_bits: int | None) -> int:
@@ -221,18 +241,18 @@ class _Evaluator:
             for index in range(len(self.work)):
                 self.base[index]
 
-    def __call__(self, given: _Given, scheme: SchemeParams, factors: Factors) -> Measured:
+    def __call__(self, inputs: _Inputs, scheme: SchemeParams, factors: Factors) -> Measured:
         if scheme.propagate == "quantized":
-            quantized = propagated(self.model, given.samples, scheme, given.totals)
+            quantized = propagated(self.model, inputs.samples, scheme, inputs.totals)
         else:
-            quantized = quantize_model(self.model, given.totals, scheme, factors)
+            quantized = quantize_model(self.model, inputs.totals, scheme, factors)
         tokens, sample_of_token = measure(self.base, simulate(self.model, quantized, scheme), self.work)
         of_token = self.document_of_sample[sample_of_token]
         return Measured(
             kl=np.bincount(of_token, weights=tokens.kl, minlength=self.documents),
             agree=int(tokens.agree.sum()),
-            samples=len(given.samples),
-            tokens=sum(len(ids) for _, ids in given.samples),
-            set_digest=given.set_digest,
+            samples=len(inputs.samples),
+            tokens=sum(len(ids) for _, ids in inputs.samples),
+            set_digest=inputs.set_digest,
             fallbacks=sum(layer.fallback is not None for layer in quantized.layers.values()),
         )

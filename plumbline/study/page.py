@@ -58,7 +58,7 @@ def render(
             correlations=correlations(verdict["representativeness"]["by_scheme"]),
             domains=domains(verdict),
             sets=sets(verdict),
-            curves=[curve(of) for of in verdict["size_curve"] if len(of["sizes"]) > 1],
+            curves=[curve(scheme_curve) for scheme_curve in verdict["size_curve"] if len(scheme_curve["sizes"]) > 1],
             terms=TERMS,
         )
     )
@@ -79,15 +79,20 @@ def forest(verdict: Mapping[str, Any]) -> dict[str, Any]:
             dots = [position(value, low, high) for value in c["draws"] if low <= value <= high]
             row = {**c, "at": at, "dots": dots, "outside": len(c["draws"]) - len(dots)}
             groups.setdefault(c["rule"], []).append(row)
-        panels.append({"scheme": scheme, "groups": [{"rule": rule, "rows": of} for rule, of in groups.items()]})
+        panels.append(
+            {
+                "scheme": scheme,
+                "groups": [{"rule": rule, "rows": comparisons_of_rule} for rule, comparisons_of_rule in groups.items()],
+            }
+        )
     marks = [{"at": position(value, low, high), "value": value} for value in ticks(low, high, 5)]
     outside = sum(row["outside"] for panel in panels for group in panel["groups"] for row in group["rows"])
     return {"panels": panels, "zero": position(0, low, high), "ticks": marks, "outside": outside}
 
 
-def curve(of: Mapping[str, Any]) -> dict[str, Any]:
+def curve(scheme_curve: Mapping[str, Any]) -> dict[str, Any]:
     """One scheme's divergence by size, on logarithmic axes, in the units of a picture of 320 × 200."""
-    rows = of["sizes"]
+    rows = scheme_curve["sizes"]
     x = np.log([row["n"] for row in rows])
     ends = [(max(row["kl_mean"] - row["kl_sd"], row["kl_mean"] / 2), row["kl_mean"] + row["kl_sd"]) for row in rows]
     low, high = (np.log(max(value, 1e-12)) for value in (min(e[0] for e in ends), max(e[1] for e in ends)))
@@ -105,8 +110,8 @@ def curve(of: Mapping[str, Any]) -> dict[str, Any]:
     ]
     values = np.exp(np.linspace(low, low + room, 4))
     return {
-        "scheme": of["scheme"],
-        "enough": of["enough"],
+        "scheme": scheme_curve["scheme"],
+        "enough": scheme_curve["enough"],
         "points": points,
         "line": " ".join(f"{p['x']},{p['y']}" for p in points),
         "marks": [{"at": down(value), "value": f"{value:.3g}"} for value in values],
@@ -130,29 +135,35 @@ def table(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def matrix(entries: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -> list[dict[str, Any]]:
     """Comparisons as rows by rule and size, with a cell per scheme; None: not measured."""
-    found = {(c["rule"], c["n"], c["scheme"]): c for c in entries}
-    rows = dict.fromkeys((rule, n) for rule, n, _ in found)
-    return [{"rule": rule, "n": n, "cells": [found.get((rule, n, scheme)) for scheme in schemes]} for rule, n in rows]
+    comparisons = {(c["rule"], c["n"], c["scheme"]): c for c in entries}
+    rows = dict.fromkeys((rule, n) for rule, n, _ in comparisons)
+    return [
+        {"rule": rule, "n": n, "cells": [comparisons.get((rule, n, scheme)) for scheme in schemes]} for rule, n in rows
+    ]
 
 
 def correlations(by_scheme: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Metrics of representativeness as rows, those that correlate most on top, with a cell per scheme."""
-    found = {(of["scheme"], entry["metric"]): entry for of in by_scheme for entry in of["metrics"]}
-    strength = {metric: max(abs(e["rho"]) for (_, name), e in found.items() if name == metric) for _, metric in found}
+    entries = {(scheme["scheme"], entry["metric"]): entry for scheme in by_scheme for entry in scheme["metrics"]}
+    strength = {
+        metric: max(abs(e["rho"]) for (_, name), e in entries.items() if name == metric) for _, metric in entries
+    }
     names = sorted(strength, key=lambda metric: (-strength[metric], metric))
-    return [{"metric": name, "cells": [found.get((of["scheme"], name)) for of in by_scheme]} for name in names]
+    return [
+        {"metric": name, "cells": [entries.get((scheme["scheme"], name)) for scheme in by_scheme]} for name in names
+    ]
 
 
 def domains(verdict: Mapping[str, Any]) -> dict[str, Any]:
     """Change of KL against the baseline per domain: a row per rule and size, a column per scheme and domain."""
-    found = {(of["rule"], of["n"], of["scheme"]): of["domains"] for of in verdict["by_domain"]}
-    names = sorted({name for of in found.values() for name in of})
+    by_cell = {(row["rule"], row["n"], row["scheme"]): row["domains"] for row in verdict["by_domain"]}
+    names = sorted({name for cells in by_cell.values() for name in cells})
     columns = [(scheme, name) for scheme in verdict["schemes"] for name in names]
-    full = full_colour(cell["difference"] or 0.0 for of in found.values() for cell in of.values())
+    full = full_colour(cell["difference"] or 0.0 for cells in by_cell.values() for cell in cells.values())
     rows = []
     for rule in sorted(verdict["rules"], key=lambda rule: rule != verdict["baseline"]):
         for n in verdict["sizes"]:
-            cells = [found[rule, n, scheme][name] for scheme, name in columns]
+            cells = [by_cell[rule, n, scheme][name] for scheme, name in columns]
             rows.append({"rule": rule, "n": n, "cells": [{**cell, **heat(cell["difference"], full)} for cell in cells]})
     return {"columns": columns, "rows": rows, "full": full, "names": names}
 
@@ -160,9 +171,9 @@ def domains(verdict: Mapping[str, Any]) -> dict[str, Any]:
 def sets(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Per rule and size what its sets hold, means over the draws, and one digest over those of the draws' sets."""
     arms = [arm for arm in verdict["arms"] if arm["scheme"] == verdict["schemes"][0]]  # the sets are the same in all
-    found = []
+    rows = []
     for rule in verdict["rules"]:
         for arm in (arm for arm in arms if arm["rule"] == rule):
             about = {"rule": rule, "n": arm["n"], "tokens": arm["calibration_tokens"]}
-            found.append({**about, "digest": sha256_json([draw["set"] for draw in arm["draws"]])})
-    return found
+            rows.append({**about, "digest": sha256_json([draw["set"] for draw in arm["draws"]])})
+    return rows

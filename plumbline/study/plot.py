@@ -41,12 +41,13 @@ def plot_differences(verdict: Mapping[str, Any], path: Path) -> None:
 
 def plot_domains(verdict: Mapping[str, Any], path: Path) -> None:
     """Change of KL against the baseline in every domain: rules and sizes by schemes and domains."""
-    found = {(of["rule"], of["n"], of["scheme"]): of["domains"] for of in verdict["by_domain"]}
+    by_cell = {(row["rule"], row["n"], row["scheme"]): row["domains"] for row in verdict["by_domain"]}
     rows = [(rule, n) for rule in verdict["rules"] if rule != verdict["baseline"] for n in verdict["sizes"]]
     names = list(verdict["by_domain"][0]["domains"])
     columns = [(scheme, name) for scheme in verdict["schemes"] for name in names]
     changes = np.array(
-        [[found[rule, n, scheme][name]["difference"] for scheme, name in columns] for rule, n in rows], dtype=np.float64
+        [[by_cell[rule, n, scheme][name]["difference"] for scheme, name in columns] for rule, n in rows],
+        dtype=np.float64,
     )
     labels = [f"{rule}, n = {n}" for rule, n in rows], [f"{scheme}, {name}" for scheme, name in columns]
     plot_heat(*labels, changes, full_colour(changes[np.isfinite(changes)]), verdict["baseline"], path)

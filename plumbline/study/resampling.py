@@ -56,14 +56,14 @@ def crossed_bootstrap(
         rows = min(CHUNK, resamples - start)
         w = _counts(rng, rows, np.zeros(draws, dtype=np.int64))
         v = _counts(rng, rows, strata)
-        for found, (base, rival), (estimate, _) in zip(distances, pairs, whole, strict=True):
+        for pair_distances, (base, rival), (estimate, _) in zip(distances, pairs, whole, strict=True):
             drawn, error = _ratio(rival, base, w, v, strata, sizes)
             distance = np.abs(drawn - estimate)
             with np.errstate(divide="ignore", invalid="ignore"):
-                found.append(np.where(distance > 0, distance / error, 0.0))
+                pair_distances.append(np.where(distance > 0, distance / error, 0.0))
     return [
-        Resampled(float(estimate[0]) - 1, float(error[0]), np.sort(np.concatenate(found)), draws - 1)
-        for (estimate, error), found in zip(whole, distances, strict=True)
+        Resampled(float(estimate[0]) - 1, float(error[0]), np.sort(np.concatenate(pair_distances)), draws - 1)
+        for (estimate, error), pair_distances in zip(whole, distances, strict=True)
     ]
 
 
@@ -111,11 +111,11 @@ def _sums(
     squares = w @ x**2 - 2 * column * (w @ (x * y)) + column**2 * (w @ y**2)
     by_document, both = np.zeros(len(w)), np.zeros(len(w))
     for stratum, size in enumerate(sizes):
-        of = strata == stratum
-        s0, s1 = v[:, of], (v[:, of] * c[:, of]).sum(axis=1)
-        by_document += size / (size - 1) * ((s0 * c[:, of] ** 2).sum(axis=1) - s1**2 / size)
+        inside = strata == stratum
+        s0, s1 = v[:, inside], (v[:, inside] * c[:, inside]).sum(axis=1)
+        by_document += size / (size - 1) * ((s0 * c[:, inside] ** 2).sum(axis=1) - s1**2 / size)
         cells = draws * size
-        both += cells / (cells - 1) * ((s0 * squares[:, of]).sum(axis=1) - s1**2 / cells)
+        both += cells / (cells - 1) * ((s0 * squares[:, inside]).sum(axis=1) - s1**2 / cells)
     return r, total, by_draw, by_document, both
 
 

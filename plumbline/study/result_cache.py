@@ -1,6 +1,6 @@
-"""What was measured so far, outside the artifact: a study that was killed goes on where it was.
+"""Results of a study as they are measured, kept outside the artifact: a killed study resumes where it stopped.
 
-A result is kept under a digest of everything that decides it, so that one which no longer applies is never found.
+A result is stored under a digest of everything that decides it, so an outdated one is never read.
 """
 
 from __future__ import annotations
@@ -43,38 +43,39 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ResultCache:
     """A folder of results."""
 
     folder: Path
     conditions: Mapping[str, Any]
     """What all results of a study share: code, inputs, base model, held-out documents."""
 
-    def find(self, **what: Any) -> Measured | None:
-        """The result under these parameters, if it is there."""
-        path = self._path(what)
-        if not path.is_file():
-            return None
-        found = read_json(path)
-        return Measured(**{**found, "kl": np.array(found["kl"])})
+    def load(self, **key: Any) -> Measured | None:
+        """The result under these parameters; None: there is none."""
+        content = self._read(key)
+        return None if content is None else Measured(**{**content, "kl": np.array(content["kl"])})
 
-    def keep(self, result: Measured, **what: Any) -> None:
+    def store(self, result: Measured, **key: Any) -> None:
         """Write a result, whole or not at all."""
-        self._write(self._path(what), {**asdict(result), "kl": result.kl.tolist()})
+        self._write(key, {**asdict(result), "kl": result.kl.tolist()})
 
-    def find_figures(self, **what: Any) -> dict[str, float] | None:
-        """Figures by name under these parameters, if they are there."""
-        path = self._path(what)
+    def load_figures(self, **key: Any) -> dict[str, float] | None:
+        """Figures by name under these parameters; None: there are none."""
+        return self._read(key)
+
+    def store_figures(self, figures: Mapping[str, float], **key: Any) -> None:
+        """Write figures, whole or not at all."""
+        self._write(key, dict(figures))
+
+    def _path(self, key: Mapping[str, Any]) -> Path:
+        return self.folder / f"{sha256_json({**self.conditions, **key})}.json"
+
+    def _read(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        path = self._path(key)
         return dict(read_json(path)) if path.is_file() else None
 
-    def keep_figures(self, figures: Mapping[str, float], **what: Any) -> None:
-        """Write figures, whole or not at all."""
-        self._write(self._path(what), dict(figures))
-
-    def _path(self, what: Mapping[str, Any]) -> Path:
-        return self.folder / f"{sha256_json({**self.conditions, **what})}.json"
-
-    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+    def _write(self, key: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+        path = self._path(key)
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}.draft")
         write_json(draft, content)

@@ -116,18 +116,18 @@ def recommendations(
     The size is the largest `enough` of the family's schemes. A rule is recommended where it was called better than the
     baseline under some scheme of the family at that size, and worse under none.
     """
-    found = []
+    rows = []
     for family, label in FAMILIES.items():
-        of = [curve for curve in curves if family_of(schemes[curve["scheme"]]) == family]
-        if not of:
+        members = [curve for curve in curves if family_of(schemes[curve["scheme"]]) == family]
+        if not members:
             continue
-        names = [curve["scheme"] for curve in of]
+        names = [curve["scheme"] for curve in members]
         if family == "none":
             text = f"{join(names)}: calibration data changes nothing; any set will do."
-            found.append({"family": label, "schemes": names, "n": None, "rules": [], "sentence": text})
+            rows.append({"family": label, "schemes": names, "n": None, "rules": [], "sentence": text})
             continue
-        n = max(curve["enough"] for curve in of)
-        tokens = next(row["calibration_tokens"] for row in of[0]["sizes"] if row["n"] == n)
+        n = max(curve["enough"] for curve in members)
+        tokens = next(row["calibration_tokens"] for row in members[0]["sizes"] if row["n"] == n)
         called = [c for c in comparisons if c["scheme"] in names and c["n"] == n]
         worse = {c["rule"] for c in called if c["verdict"] == "worse"}
         better = [c["rule"] for c in called if c["verdict"] == "better" and c["rule"] not in worse]
@@ -135,5 +135,5 @@ def recommendations(
         baseline = comparisons[0]["baseline"]
         choice = f"chosen by {join(rules)}" if rules else f"chosen by {baseline}, as no rule is better there"
         text = f"{label} ({join(names)}): {n} samples, about {tokens:,} tokens, {choice}."
-        found.append({"family": label, "schemes": names, "n": n, "rules": rules, "sentence": text})
-    return found
+        rows.append({"family": label, "schemes": names, "n": n, "rules": rules, "sentence": text})
+    return rows

@@ -29,7 +29,7 @@ Results = Mapping[tuple[Cell, str], Measured]
 class Evidence:
     """What a study measured."""
 
-    found: Results
+    results: Results
     documents: Documents
     width: int
     """Input channels of the widest quantized layer."""
@@ -46,9 +46,9 @@ class Evidence:
     def kl(self, scheme: str, n: int, rule: str, draws: int) -> np.ndarray:
         """float64 (draws, documents): KL summed over a document's tokens."""
         if rule == RTN:  # one model, whatever the draw
-            of = self.found[UNCALIBRATED, scheme].kl
-            return np.broadcast_to(of, (draws, len(of)))
-        return np.stack([self.found[Cell(draw, n, rule), scheme].kl for draw in range(draws)])
+            kl = self.results[UNCALIBRATED, scheme].kl
+            return np.broadcast_to(kl, (draws, len(kl)))
+        return np.stack([self.results[Cell(draw, n, rule), scheme].kl for draw in range(draws)])
 
 
 def judge(evidence: Evidence, params: StudyParams, schemes: Mapping[str, SchemeParams]) -> dict[str, Any]:
@@ -74,16 +74,7 @@ def judge(evidence: Evidence, params: StudyParams, schemes: Mapping[str, SchemeP
     grid = [(scheme, n) for scheme in schemes for n in params.sizes]
     comparisons = _compare(evidence, params, family, [(*at, rule) for rule in params.rivals for at in grid])
     controls = _compare(evidence, params, family, _controls(evidence, grid))
-    curves = size_curve(
-        {
-            (scheme, n): [evidence.found[Cell(draw, n, params.baseline), scheme] for draw in range(params.draws)]
-            for scheme in schemes
-            for n in params.all_sizes
-        },
-        family,
-        list(schemes),
-        evidence.width,
-    )
+    curves = _size_curve(evidence, params, family, list(schemes))
     return {
         "headline": headline(comparisons, params.baseline, params.draws),
         "sentences": sentences(comparisons),
@@ -105,10 +96,27 @@ def judge(evidence: Evidence, params: StudyParams, schemes: Mapping[str, SchemeP
         "size_curve": curves,
         "recommendations": recommendations(curves, comparisons, schemes),
         "representativeness": _representativeness(evidence, params, list(schemes)),
+        **_conditions(evidence, params, list(schemes)),
+        "cost": _cost(evidence),
+    }
+
+
+def _size_curve(evidence: Evidence, params: StudyParams, family: Family, schemes: list[str]) -> list[dict[str, Any]]:
+    results = {
+        (scheme, n): [evidence.results[Cell(draw, n, params.baseline), scheme] for draw in range(params.draws)]
+        for scheme in schemes
+        for n in params.all_sizes
+    }
+    return size_curve(results, family, schemes, evidence.width)
+
+
+def _conditions(evidence: Evidence, params: StudyParams, schemes: list[str]) -> dict[str, Any]:
+    """What the verdict rests on: the study's parameters, and how much was evaluated."""
+    return {
         "baseline": params.baseline,
         "rules": {name: rule.model_dump(mode="json") for name, rule in params.rules.items()},
         "sizes": list(params.sizes),
-        "schemes": list(schemes),
+        "schemes": schemes,
         "draws": params.draws,
         "share": params.share,
         "seed": params.seed,
@@ -117,19 +125,18 @@ def judge(evidence: Evidence, params: StudyParams, schemes: Mapping[str, SchemeP
         "documents": len(evidence.documents.names),
         "tokens": evidence.tokens,
         "widest_layer": evidence.width,
-        "cost": _cost(evidence),
     }
 
 
 def _cost(evidence: Evidence) -> dict[str, int]:
     """What the study took as far as it is the same on every machine: sets that the base model read, and models."""
-    sets = {cell: one for (cell, _), one in evidence.found.items() if cell != UNCALIBRATED}
+    sets = {cell: one for (cell, _), one in evidence.results.items() if cell != UNCALIBRATED}
     return {
         "sets": len(sets),
         "samples": sum(one.samples for one in sets.values()),
         "tokens": sum(one.tokens for one in sets.values()),
-        "models": len(evidence.found),
-        "evaluated_tokens": len(evidence.found) * evidence.tokens,
+        "models": len(evidence.results),
+        "evaluated_tokens": len(evidence.results) * evidence.tokens,
     }
 
 
@@ -151,13 +158,13 @@ def _require_enough(evidence: Evidence, params: StudyParams, schemes: Mapping[st
 
 
 def _controls(evidence: Evidence, grid: list[tuple[str, int]]) -> list[tuple[str, int, str]]:
-    found = []
+    compared = []
     for name in CONTROLS:
         for scheme, n in grid:
-            there = (UNCALIBRATED, scheme) in evidence.found if name == RTN else (name, n) not in evidence.absent
+            there = (UNCALIBRATED, scheme) in evidence.results if name == RTN else (name, n) not in evidence.absent
             if there:
-                found.append((scheme, n, name))
-    return found
+                compared.append((scheme, n, name))
+    return compared
 
 
 def _compare(
@@ -171,7 +178,7 @@ def _compare(
         for scheme, n, rule in compared
     }
     judged = family.test(pairs)
-    found = []
+    rows = []
     for (scheme, n, rule), pair in pairs.items():
         means = [values.sum(axis=1) / family.tokens for values in pair]
         spread = spread_ratio(means[0], means[1], params.confidence)
@@ -186,8 +193,8 @@ def _compare(
             "draws": [float(value) for value in means[1] / means[0] - 1],
             "spread_ratio": None if spread is None else asdict(spread),
         }
-        found.append({**one, "sentence": sentence(one, params.confidence)})
-    return found
+        rows.append({**one, "sentence": sentence(one, params.confidence)})
+    return rows
 
 
 def _representativeness(evidence: Evidence, params: StudyParams, schemes: list[str]) -> dict[str, Any]:
@@ -204,7 +211,7 @@ def _representativeness(evidence: Evidence, params: StudyParams, schemes: list[s
 
 
 def _arm(evidence: Evidence, params: StudyParams, scheme: str, n: int, rule: str) -> dict[str, Any]:
-    drawn = [evidence.found[Cell(draw, n, rule), scheme] for draw in range(params.draws)]
+    drawn = [evidence.results[Cell(draw, n, rule), scheme] for draw in range(params.draws)]
     kl = np.array([one.kl.sum() / evidence.tokens for one in drawn])
     return {
         "scheme": scheme,

@@ -19,24 +19,24 @@ CAVEATS = [
 
 def headline(comparisons: Sequence[Mapping[str, Any]], baseline: str, draws: int) -> str:
     """What matters most: the rules that differ and how often, then those that do not."""
-    said, unseen = {}, []
+    differing, unseen = {}, []
     for rule in dict.fromkeys(c["rule"] for c in comparisons):
-        of = [c["verdict"] for c in comparisons if c["rule"] == rule]
-        if any(verdict in CALLED for verdict in of):
-            said[rule] = [(verdict, of.count(verdict)) for verdict in CALLED if verdict in of]
+        verdicts = [c["verdict"] for c in comparisons if c["rule"] == rule]
+        if any(verdict in CALLED for verdict in verdicts):
+            differing[rule] = [(verdict, verdicts.count(verdict)) for verdict in CALLED if verdict in verdicts]
         else:
             unseen.append(rule)
     text = []
-    if len(said) == 1:
-        ((rule, counts),) = said.items()
+    if len(differing) == 1:
+        ((rule, counts),) = differing.items()
         total = sum(c["rule"] == rule for c in comparisons)
         often = join([f"{verdict} in {count}" for verdict, count in counts])
         text.append(f"{rule} is {often} of {total} comparisons with {baseline}.")
-    elif said:
-        called = sum(count for counts in said.values() for _, count in counts)
+    elif differing:
+        called = sum(count for counts in differing.values() for _, count in counts)
         parts = [
             f"{rule} ({', '.join(f'{count} {verdict}' for verdict, count in counts)})"
-            for rule, counts in sorted(said.items(), key=lambda item: -sum(count for _, count in item[1]))
+            for rule, counts in sorted(differing.items(), key=lambda item: -sum(count for _, count in item[1]))
         ]
         text.append(f"{called} of {len(comparisons)} comparisons with {baseline} differ: {join(parts)}.")
     if unseen:
@@ -47,18 +47,18 @@ def headline(comparisons: Sequence[Mapping[str, Any]], baseline: str, draws: int
 def sentences(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was found: differences first, the largest of them on top; then a line per rule on all that was not seen."""
     called = sorted((c for c in comparisons if c["verdict"] in CALLED), key=lambda c: -abs(c["difference"]))
-    found = [c["sentence"] for c in called]
+    texts = [c["sentence"] for c in called]
     for rule in dict.fromkeys(c["rule"] for c in comparisons):
-        of = [c for c in comparisons if c["rule"] == rule]
-        rest = [c for c in of if c["verdict"] == UNSEEN]
+        compared = [c for c in comparisons if c["rule"] == rule]
+        rest = [c for c in compared if c["verdict"] == UNSEEN]
         if len(rest) == 1:
-            found.append(rest[0]["sentence"])
+            texts.append(rest[0]["sentence"])
         elif rest:
-            found.append(_unseen(rule, rest, len(of)))
-        if same := [c for c in of if c["verdict"] == "identical"]:
+            texts.append(_unseen(rule, rest, len(compared)))
+        if same := [c for c in compared if c["verdict"] == "identical"]:
             where = join([f"{c['scheme']}, n = {c['n']}" for c in same[:3]]) + (" ..." if len(same) > 3 else "")
-            found.append(f"{rule} and {same[0]['baseline']} give identical models in {len(same)} cases ({where}).")
-    return [*found, *_spreads(comparisons)]
+            texts.append(f"{rule} and {same[0]['baseline']} give identical models in {len(same)} cases ({where}).")
+    return [*texts, *_spreads(comparisons)]
 
 
 def sentence(c: Mapping[str, Any], confidence: float) -> str:
@@ -88,16 +88,16 @@ def _settled(draws: int | None) -> str:
     return f"{draws:,} draws would settle the one observed".replace(",", " ")
 
 
-def _unseen(rule: str, rest: Sequence[Mapping[str, Any]], of: int) -> str:
-    text = f"{rule}: no difference from {rest[0]['baseline']} detected in {len(rest)} of {of} comparisons"
+def _unseen(rule: str, rest: Sequence[Mapping[str, Any]], total: int) -> str:
+    text = f"{rule}: no difference from {rest[0]['baseline']} detected in {len(rest)} of {total} comparisons"
     seen = sorted(c["detectable"] for c in rest if c["detectable"] is not None)
     if seen:
         ends = [percent(seen[0]), percent(seen[-1])]
         text += f"; could have seen {join(list(dict.fromkeys(ends))).replace(' and ', ' to ')} or more"
     draws = [c["draws_needed"] for c in rest]
-    known = sorted(count for count in draws if count is not None)
-    if known:
-        text += f"; the first of them would be settled by {known[0]:,} draws".replace(",", " ")
+    finite = sorted(count for count in draws if count is not None)
+    if finite:
+        text += f"; the first of them would be settled by {finite[0]:,} draws".replace(",", " ")
     elif draws:
         text += "; no number of draws settles them without more documents"
     return text + "."
@@ -105,53 +105,53 @@ def _unseen(rule: str, rest: Sequence[Mapping[str, Any]], of: int) -> str:
 
 def _spreads(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where a rule's draws vary less or more than the baseline's, beyond chance; each interval by itself."""
-    said = []
+    texts = []
     for rule in dict.fromkeys(c["rule"] for c in comparisons):
-        of = [c for c in comparisons if c["rule"] == rule and c["spread_ratio"] is not None]
-        for word, kept in (
-            ("less", [c for c in of if c["spread_ratio"]["high"] < 1]),
-            ("more", [c for c in of if c["spread_ratio"]["low"] > 1]),
+        measured = [c for c in comparisons if c["rule"] == rule and c["spread_ratio"] is not None]
+        for word, selected in (
+            ("less", [c for c in measured if c["spread_ratio"]["high"] < 1]),
+            ("more", [c for c in measured if c["spread_ratio"]["low"] > 1]),
         ):
-            if kept:
-                where = join([f"{c['scheme']} at n = {c['n']}" for c in kept])
-                said.append(
-                    f"{rule} varies {word} from draw to draw than {of[0]['baseline']} under {where} "
-                    f"(each looked at by itself, {len(of)} looked at)."
+            if selected:
+                where = join([f"{c['scheme']} at n = {c['n']}" for c in selected])
+                texts.append(
+                    f"{rule} varies {word} from draw to draw than {measured[0]['baseline']} under {where} "
+                    f"(each looked at by itself, {len(measured)} looked at)."
                 )
-    return said
+    return texts
 
 
 def on_controls(controls: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -> list[str]:
     """Per scheme, whether the study can see what it must see, and how much there is to win."""
-    said = []
+    texts = []
     for scheme in schemes:
-        of = {
+        by_control = {
             name: [c for c in controls if c["scheme"] == scheme and c["rule"] == name]
             for name in (RTN, NONSENSE, ORACLE)
         }
-        if not of[RTN] and all(c["verdict"] == "identical" for c in of[NONSENSE]):
-            said.append(f"{scheme} reads no calibration data: every set, and nonsense, gives the same model.")
+        if not by_control[RTN] and all(c["verdict"] == "identical" for c in by_control[NONSENSE]):
+            texts.append(f"{scheme} reads no calibration data: every set, and nonsense, gives the same model.")
             continue
         parts = []
-        if of[RTN]:
-            parts.append(_range("without calibration divergence is", of[RTN]))
-        if of[NONSENSE]:
-            parts.append(_range("calibrated on nonsense it is", of[NONSENSE]))
-        if of[ORACLE]:
-            parts.append(_range("on texts of the evaluation's own split it is", of[ORACLE]))
+        if by_control[RTN]:
+            parts.append(_range("without calibration divergence is", by_control[RTN]))
+        if by_control[NONSENSE]:
+            parts.append(_range("calibrated on nonsense it is", by_control[NONSENSE]))
+        if by_control[ORACLE]:
+            parts.append(_range("on texts of the evaluation's own split it is", by_control[ORACLE]))
         text = f"{scheme}, against {controls[0]['baseline']}: {'; '.join(parts)}."
-        if any(c["verdict"] == "better" for c in of[NONSENSE]):
+        if any(c["verdict"] == "better" for c in by_control[NONSENSE]):
             text += " Nonsense is called better than text: under this scheme it does not count how well texts represent"
             text += " production."
-        elif of[NONSENSE] and not any(c["verdict"] == "worse" for c in of[NONSENSE]):
+        elif by_control[NONSENSE] and not any(c["verdict"] == "worse" for c in by_control[NONSENSE]):
             text += " Nonsense is never called worse: under this scheme no choice of texts can be expected to matter."
-        said.append(text)
-    return said
+        texts.append(text)
+    return texts
 
 
-def _range(what: str, of: Sequence[Mapping[str, Any]]) -> str:
+def _range(what: str, comparisons: Sequence[Mapping[str, Any]]) -> str:
     """`what` +3 % (n = 8, worse) to ...: the smallest and the largest size."""
-    ends = [of[0]] if len(of) == 1 else [of[0], of[-1]]
+    ends = [comparisons[0]] if len(comparisons) == 1 else [comparisons[0], comparisons[-1]]
     word = {"better": "better", "worse": "worse", "identical": "identical", UNSEEN: "not told apart"}
-    said = [f"{signed(c['difference'])} (n = {c['n']}, {word[c['verdict']]})" for c in ends]
-    return f"{what} {' to '.join(said)}"
+    parts = [f"{signed(c['difference'])} (n = {c['n']}, {word[c['verdict']]})" for c in ends]
+    return f"{what} {' to '.join(parts)}"

@@ -43,12 +43,12 @@ def assistant_spans(
         if not part:
             return ""
         try:
-            found: str = tokenizer.apply_chat_template(
+            text: str = tokenizer.apply_chat_template(
                 list(part), chat_template=template, tokenize=False, add_generation_prompt=prompt
             )
         except Exception:  # whatever a template raises on a chat that ends here
             return None
-        return found
+        return text
 
     characters = written_characters(messages, text, render)
     return None if characters is None else _tokens(tokenizer, text, ids, characters)
@@ -122,12 +122,12 @@ def _tokens(tokenizer: Any, text: str, ids: NDArray[np.int32], characters: list[
     """Token spans of spans of characters; a token that is partly within one belongs to it."""
     if not tokenizer.is_fast:  # does not say where its tokens come from
         return None
-    found = tokenizer(
+    encoding = tokenizer(
         text, add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=True, verbose=False
     )
-    if not np.array_equal(found["input_ids"], ids):
+    if not np.array_equal(encoding["input_ids"], ids):
         return None
-    offsets = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2)
+    offsets = np.asarray(encoding["offset_mapping"], np.int64).reshape(-1, 2)
     written = np.zeros(len(ids), bool)
     for start, stop in characters:
         touched = np.flatnonzero((offsets[:, 0] < stop) & (offsets[:, 1] > start))
@@ -139,7 +139,7 @@ def _tokens(tokenizer: Any, text: str, ids: NDArray[np.int32], characters: list[
 def _marked(tokenizer: Any, template: str, messages: Messages, ids: NDArray[np.int32]) -> Spans | None:
     if not tokenizer.is_fast:
         return None
-    found = tokenizer.apply_chat_template(
+    encoding = tokenizer.apply_chat_template(
         list(messages),
         chat_template=template,
         tokenize=True,
@@ -148,9 +148,9 @@ def _marked(tokenizer: Any, template: str, messages: Messages, ids: NDArray[np.i
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    if not np.array_equal(found["input_ids"], ids):
+    if not np.array_equal(encoding["input_ids"], ids):
         return None
-    return _spans(np.asarray(found["assistant_masks"], bool))
+    return _spans(np.asarray(encoding["assistant_masks"], bool))
 
 
 def _spans(written: NDArray[np.bool_]) -> Spans:

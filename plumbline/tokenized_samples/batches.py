@@ -87,12 +87,12 @@ def tokenize_batch(encoder: Encoder, params: TokenizeParams, documents: list[Doc
             continue
         batch.chats += encoded.chat
         batch.unmasked += encoded.chat and encoded.assistant is None
-        found, lost = windows(encoded.content, encoded.prefix, encoded.suffix, params)
+        cut_windows, lost = windows(encoded.content, encoded.prefix, encoded.suffix, params)
         batch.tokens += len(encoded.content)
         for reason, (samples, tokens) in lost.items():
             count_lost(batch.lost, reason, samples, tokens)
         split = split_of_document(document.source, document.group, params.splits.tuning, params.splits.report)
-        for window in found:
+        for window in cut_windows:
             columns["sample_id"].append(sample_id(window.input_ids))
             columns["doc_id"].append(document.doc_id)
             columns["split"].append(split)

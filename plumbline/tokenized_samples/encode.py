@@ -71,15 +71,15 @@ class Encoder:
             rendered.append(document.text if document.text is not None else self._render(document))
         texts = [text for text in rendered if isinstance(text, str)]
         ids = iter(self._token_ids(texts))
-        found: list[Encoded | str] = []
+        results: list[Encoded | str] = []
         for document, text in zip(documents, rendered, strict=True):
             if isinstance(text, Exception):
-                found.append(f"{type(text).__name__}: {text}"[:300])
+                results.append(f"{type(text).__name__}: {text}"[:300])
             elif document.text is not None:
-                found.append(Encoded(self.prefix, next(ids), self.suffix))
+                results.append(Encoded(self.prefix, next(ids), self.suffix))
             else:
-                found.append(self._chat(document, text, next(ids)))
-        return found
+                results.append(self._chat(document, text, next(ids)))
+        return results
 
     def _token_ids(self, texts: list[str]) -> list[np.ndarray]:
         if not texts:

@@ -202,7 +202,7 @@ def _write_shard(shard: str, key: str, batches: Iterator[TokenizedBatch], out: P
 def account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Find duplicate samples in the shards' order, write duplicates.parquet, and count what is left."""
     seen: set[bytes] = set()  # about 100 bytes per sample of the corpus
-    found: dict[str, list[Any]] = {name: [] for name in DUPLICATES.names}
+    duplicates: dict[str, list[Any]] = {name: [] for name in DUPLICATES.names}
     by_split = {split: {"samples": 0, "tokens": 0, "documents": 0} for split in SPLITS}
     by_domain: dict[str, dict[str, int]] = {}
     lost: dict[str, dict[str, int]] = {}
@@ -222,7 +222,7 @@ def account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
                     key = bytes.fromhex(sample)
                     if key in seen:
                         for name, value in zip(DUPLICATES.names, (entry["shard"], sample, row), strict=True):
-                            found[name].append(value)
+                            duplicates[name].append(value)
                         count_lost(lost, "duplicate", 1, n_tokens - n_special, int(doc_id != lost_of))
                         lost_of = doc_id
                     else:
@@ -235,7 +235,7 @@ def account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
                             counts["documents"] += int(doc_id != kept_of)
                         kept_of = doc_id
                     row += 1
-    write_table(out / "duplicates.parquet", pa.table(found, DUPLICATES))
+    write_table(out / "duplicates.parquet", pa.table(duplicates, DUPLICATES))
     return {
         "documents_in": sum(entry["documents"] for entry in entries),
         "samples_out": len(seen),

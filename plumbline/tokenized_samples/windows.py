@@ -63,7 +63,7 @@ def windows(
     if stop > room and params.long_documents == "truncate":
         lost["truncated"] = (0, stop - room)
         stop = room
-    found: list[Window] = []
+    samples: list[Window] = []
     for index, start in enumerate(range(0, max(stop, 1), room)):
         piece = content[start : min(start + room, stop)]
         end = suffix if start + len(piece) >= stop else suffix[:0]
@@ -72,5 +72,5 @@ def windows(
             lost["too_short"] = (1, len(piece))  # so this can only be the last one
         else:
             input_ids = np.concatenate([prefix, piece, end])
-            found.append(Window(index, start, input_ids, len(input_ids) - len(piece)))
-    return found, lost
+            samples.append(Window(index, start, input_ids, len(input_ids) - len(piece)))
+    return samples, lost

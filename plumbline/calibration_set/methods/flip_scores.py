@@ -42,7 +42,7 @@ Receive = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class RoundedLayer:
     """A Linear, its weights on the grid and off it, and its share of the groups."""
 
     name: str
@@ -133,7 +133,7 @@ class FlipScores:
         Raises:
             ValueError: no Linear to quantize, or `group_size` does not suit a width; the message names the layer.
         """
-        self.layers: list[Layer] = []
+        self.layers: list[RoundedLayer] = []
         first = 0
         low, high = code_range(bits)
         for name, linear in quantizable_linears(model, ("lm_head",)).items():
@@ -148,7 +148,7 @@ class FlipScores:
             sign = residual.sign().to(torch.int8)
             beyond = (on_grid.codes + sign > high) | (on_grid.codes + sign < low)
             sign = sign.masked_fill(beyond, 0)
-            layer = Layer(name, weight, on_grid.codes, scale, sign, size or linear.in_features, rows, first)
+            layer = RoundedLayer(name, weight, on_grid.codes, scale, sign, size or linear.in_features, rows, first)
             self.layers.append(layer)
             first += layer.groups
         self.groups = first

@@ -109,9 +109,9 @@ def kmeans(points: Points, k: int, rng: np.random.Generator) -> Clusters:
         best: tuple[float, NDArray[np.float64]] | None = None
         for _ in range(tries):
             seeds = _draw(rng, len(rows), SEEDS_PER_CENTROID * k)
-            found = lloyd(sample, plus_plus(sample.take(seeds), k, rng), threads)
-            if best is None or found[0] < best[0]:
-                best = found
+            candidate = lloyd(sample, plus_plus(sample.take(seeds), k, rng), threads)
+            if best is None or candidate[0] < best[0]:
+                best = candidate
         assert best is not None
         labels, _, sums = assign(points, best[1], threads, progress=True)
         sizes = np.bincount(labels, minlength=k)
@@ -133,10 +133,10 @@ def plus_plus(points: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray
     for _ in range(1, k):
         mass = np.cumsum(nearest)
         drawn = np.minimum(np.searchsorted(mass, rng.random(trials) * mass[-1], side="right"), len(x) - 1)
-        each = np.minimum(np.maximum(xx[:, None] - 2 * (x @ x[drawn].T) + xx[drawn], 0), nearest[:, None])
-        best = int(np.argmin(np.cumsum(each, axis=0)[-1]))  # cumsum adds one after the other, as written
+        distances = np.minimum(np.maximum(xx[:, None] - 2 * (x @ x[drawn].T) + xx[drawn], 0), nearest[:, None])
+        best = int(np.argmin(np.cumsum(distances, axis=0)[-1]))  # cumsum adds one after the other, as written
         chosen.append(int(drawn[best]))
-        nearest = each[:, best]
+        nearest = distances[:, best]
     return x[chosen]
 
 

@@ -89,19 +89,19 @@ def sample_hessians(
     Raises:
         ValueError: they would take more (known after the first sample), or the model cannot read a sample.
     """
-    kept: dict[str, Tensor] = {}
+    hessians: dict[str, Tensor] = {}
     tokens: dict[str, NDArray[np.int64]] = {}
     row = 0
 
     def add(site: str, x: Tensor, positions: Tensor | None) -> None:
         x = x.reshape(-1, x.shape[-1]).float()
         require_finite(site, samples[row][0], x.amax(0), x.amin(0))
-        if site not in kept:
+        if site not in hessians:
             tokens[site] = np.zeros(len(samples), dtype=np.int64)
-            kept[site] = torch.zeros(len(samples) if row else 1, x.shape[1], x.shape[1])
+            hessians[site] = torch.zeros(len(samples) if row else 1, x.shape[1], x.shape[1])
             if row:  # an expert that the first sample did not reach
-                _require_room(kept, len(samples), memory_gb)
-        kept[site][row] = (x.T @ x).cpu()
+                _require_room(hessians, len(samples), memory_gb)
+        hessians[site][row] = (x.T @ x).cpu()
         tokens[site][row] = len(x)
 
     inputs = LinearInputs(linears, add)
@@ -109,21 +109,22 @@ def sample_hessians(
     with inputs.hooked():
         for row, (name, ids) in enumerate(tqdm(samples, desc="Hessians", unit="sample", disable=None)):
             if row == 1:
-                _require_room(kept, len(samples), memory_gb)
-                for site, first in kept.items():
-                    kept[site] = torch.cat([first, torch.zeros(len(samples) - 1, *first.shape[1:])])
+                _require_room(hessians, len(samples), memory_gb)
+                for site, first in hessians.items():
+                    hessians[site] = torch.cat([first, torch.zeros(len(samples) - 1, *first.shape[1:])])
             require_readable(model, name, ids.tolist())
             inputs.begin(name)
             model.base_model(input_ids=torch.as_tensor(ids.astype(np.int64), device=device)[None], use_cache=False)
-    return [SiteHessians(members, kept[site], tokens[site]) for site, members in inputs.members().items()]
+    return [SiteHessians(members, hessians[site], tokens[site]) for site, members in inputs.members().items()]
 
 
-def _require_room(kept: dict[str, Tensor], candidates: int, memory_gb: float) -> None:
-    needed = candidates * sum(S[0].numel() * S.element_size() for S in kept.values()) / GIGABYTE
+def _require_room(hessians: dict[str, Tensor], candidates: int, memory_gb: float) -> None:
+    needed = candidates * sum(S[0].numel() * S.element_size() for S in hessians.values()) / GIGABYTE
     if needed > memory_gb:
         raise ValueError(
-            f"strategy reinforce: the Hessians of {candidates} candidates at {len(kept)} sites take {needed:.3g} GiB, "
-            f"memory_gb is {memory_gb:g}; in params.yaml, lower the choice's candidates or blocks, or raise memory_gb"
+            f"strategy reinforce: the Hessians of {candidates} candidates at {len(hessians)} sites take {needed:.3g} "
+            f"GiB, memory_gb is {memory_gb:g}; in params.yaml, lower the choice's candidates or blocks, or raise "
+            "memory_gb"
         )
 
 

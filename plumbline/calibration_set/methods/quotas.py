@@ -48,7 +48,7 @@ def fill(available: NDArray[np.int64], quota: NDArray[np.int64]) -> dict[tuple[i
     """
     spare = [int(count) for count in np.maximum(available - quota, 0)]
     lacking = [int(count) for count in np.maximum(quota - available, 0)]
-    given: dict[tuple[int, int], int] = {}
+    fills: dict[tuple[int, int], int] = {}
     for distance in range(1, len(quota)):
         for short in range(len(quota)):
             sides = [side for side in (short - distance, short + distance) if 0 <= side < len(quota)]
@@ -57,10 +57,10 @@ def fill(available: NDArray[np.int64], quota: NDArray[np.int64]) -> dict[tuple[i
             second = min(wanted // 2, spare[sides[1]]) if len(sides) == 2 else 0
             for side, taken in zip(sides, (wanted - second, second), strict=False):
                 if taken:
-                    given[short, side] = taken
+                    fills[short, side] = taken
                     spare[side] -= taken
                     lacking[short] -= taken
-    return given
+    return fills
 
 
 def fill_nearest(
@@ -77,14 +77,14 @@ def fill_nearest(
         first gives first.
     """
     spare = np.maximum(available - quota, 0)
-    given: dict[tuple[int, int], int] = {}
+    fills: dict[tuple[int, int], int] = {}
     for short in np.flatnonzero(quota > available).tolist():
         lacking = int(quota[short] - available[short])
         for giver in np.argsort(distances(short), kind="stable").tolist():
             if not lacking:
                 break
             if taken := min(lacking, int(spare[giver])):
-                given[short, giver] = taken
+                fills[short, giver] = taken
                 spare[giver] -= taken
                 lacking -= taken
-    return given
+    return fills

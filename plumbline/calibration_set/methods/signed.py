@@ -70,6 +70,11 @@ def random_draws(rng: np.random.Generator, m: int, n: int, draws: int = DRAWS) -
     return [rng.choice(m, n, replace=False).astype(np.int64) for _ in range(draws)]
 
 
+def digits(value: float) -> float | None:
+    """Four significant digits, since more would show the last bits of a sum; None for NaN, which JSON lacks."""
+    return None if np.isnan(value) else float(f"{value:.4g}")
+
+
 def beside_draws(value: float, null: NDArray[np.float64]) -> dict[str, Any]:
     """A figure of the set beside the same figure of random draws, float64 (draws,).
 

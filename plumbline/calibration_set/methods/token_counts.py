@@ -50,8 +50,8 @@ class Counts:
 
     def total(self, rows: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:
         """How often each kind occurs in the samples `rows` together, int64 (kinds,)."""
-        found, times, _ = self.of(rows)
-        return np.bincount(found, times, kinds).astype(np.int64)  # whole numbers below 2^53: exact
+        kinds_of_entries, times, _ = self.of(rows)
+        return np.bincount(kinds_of_entries, times, kinds).astype(np.int64)  # whole numbers below 2^53: exact
 
 
 def reference_of(pool: Pool, strategy: str) -> tuple[Samples, str]:
@@ -72,8 +72,8 @@ def vocabulary(samples: Samples, ngram: int) -> Vocabulary:
     """The kinds of all of `samples`, and how often each occurs."""
     codes, occurrences = np.empty(0, np.int64), np.empty(0, np.int64)
     for ids in _token_ids(samples, np.arange(len(samples)), "reference tokens"):
-        found, times = np.unique(np.concatenate([_codes(one, ngram) for one in ids]), return_counts=True)
-        merged, place = np.unique(np.concatenate([codes, found]), return_inverse=True)
+        block_codes, times = np.unique(np.concatenate([_codes(one, ngram) for one in ids]), return_counts=True)
+        merged, place = np.unique(np.concatenate([codes, block_codes]), return_inverse=True)
         summed = np.zeros(len(merged), np.int64)
         np.add.at(summed, place, np.concatenate([occurrences, times]))
         codes, occurrences = merged, summed
@@ -90,13 +90,13 @@ def token_counts(samples: Samples, rows: NDArray[np.int64], words: Vocabulary, c
     times: list[NDArray[np.int32]] = []
     for ids in _token_ids(samples, rows, "candidates' tokens"):
         for one in ids:
-            found, often = np.unique(_codes(one, words.ngram), return_counts=True)
-            place = np.searchsorted(words.codes, found)
-            known = place < len(words.codes)
-            known[known] = words.codes[place[known]] == found[known]
-            kinds.append(place[known].astype(np.int32))
-            times.append(np.minimum(often[known], cap).astype(np.int32))
-            sizes.append(int(known.sum()))
+            codes, often = np.unique(_codes(one, words.ngram), return_counts=True)
+            place = np.searchsorted(words.codes, codes)
+            in_vocabulary = place < len(words.codes)
+            in_vocabulary[in_vocabulary] = words.codes[place[in_vocabulary]] == codes[in_vocabulary]
+            kinds.append(place[in_vocabulary].astype(np.int32))
+            times.append(np.minimum(often[in_vocabulary], cap).astype(np.int32))
+            sizes.append(int(in_vocabulary.sum()))
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
     none = [np.empty(0, np.int32)]
     return Counts(starts, np.concatenate(none + kinds), np.concatenate(none + times))

@@ -133,8 +133,8 @@ class Activations:
             mean.append(by_site.mean())
             worst.append(by_site.max())
             missed.append(np.mean(limit < self.high))
-        found = {"clip_rate": mean, "clip_rate_worst_site": worst, "peaks_not_reached": missed}
-        return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+        ranges = {"clip_rate": mean, "clip_rate_worst_site": worst, "peaks_not_reached": missed}
+        return {name: np.array(values, dtype=np.float64) for name, values in ranges.items()}
 
     def _share_above(self, limit: NDArray[np.float32]) -> NDArray[np.float64]:
         """As `Magnitudes.share_above`, from sums that are made once: this is asked hundreds of times."""
@@ -175,7 +175,7 @@ def _per_token(sketch: NDArray[np.float64], tokens: int) -> NDArray[np.float64]:
 
 
 def _largest(absmax: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    found = absmax[rows[:BLOCK]].max(axis=0)
+    largest = absmax[rows[:BLOCK]].max(axis=0)
     for start in range(BLOCK, len(rows), BLOCK):
-        found = np.maximum(found, absmax[rows[start : start + BLOCK]].max(axis=0))
-    return found
+        largest = np.maximum(largest, absmax[rows[start : start + BLOCK]].max(axis=0))
+    return largest

@@ -54,15 +54,15 @@ class ClassifierFeatures:
 
     def of(self, part: Part) -> NDArray[np.float64]:
         """(N, p); without the components where the samples have no embeddings."""
-        found = self._raw(part)
-        width = found.shape[1]
-        return (found - self.mean[:width]) / self.scale[:width]
+        raw = self._raw(part)
+        width = raw.shape[1]
+        return (raw - self.mean[:width]) / self.scale[:width]
 
     def _raw(self, part: Part) -> NDArray[np.float64]:
         columns = [np.log(part.lengths), np.diff(part.counts.indptr) / part.lengths]
-        known = self.token_ids < part.counts.shape[1]
+        in_counts = self.token_ids < part.counts.shape[1]
         shares = np.zeros((len(part), len(self.token_ids)))
-        shares[:, known] = part.counts[:, self.token_ids[known]].toarray() / part.lengths[:, None]
+        shares[:, in_counts] = part.counts[:, self.token_ids[in_counts]].toarray() / part.lengths[:, None]
         seen = [part.embeddings @ self.axes] if self.axes.size and part.embeddings is not None else []
         return np.column_stack([*columns, shares, *seen])
 
@@ -79,7 +79,7 @@ class Classifier:
     """(N,)."""
     production: tuple[NDArray[np.float64], ...]
     """Per fold, (m_f, p)."""
-    others: tuple[Moments, ...]
+    others: tuple[ClassMoments, ...]
     """Per fold, production's moments in the other folds."""
 
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -150,12 +150,12 @@ class Classifier:
         null = sums / rows.shape[1]
         spread = null.std(axis=0)
         z = np.divide(mine - null.mean(axis=0), spread, out=np.zeros(readable), where=spread > 1e-9)
-        found = []
+        features = []
         for place in np.argsort(-np.abs(np.round(z, 6)), kind="stable")[:most]:
             below = (
                 np.mean(null[:, place] < mine[place] - 1e-9) + np.mean(np.abs(null[:, place] - mine[place]) <= 1e-9) / 2
             )
-            found.append(
+            features.append(
                 {
                     "feature": self.features.names[place],
                     "difference": rounded(float(mine[place])),
@@ -163,11 +163,11 @@ class Classifier:
                     "percentile": rounded(float(100 * below)),
                 }
             )
-        return found
+        return features
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class ClassMoments:
     """What the discriminant needs of a class."""
 
     count: int
@@ -177,13 +177,13 @@ class Moments:
     """Sum of (x - mean)(x - mean)^T, (p, p)."""
 
 
-def moments(x: NDArray[np.float64]) -> Moments:
+def moments(x: NDArray[np.float64]) -> ClassMoments:
     """Of the rows of x (n, p); n may be 0."""
     mean = x.sum(axis=0) / max(len(x), 1)
-    return Moments(len(x), mean, (x - mean).T @ (x - mean))
+    return ClassMoments(len(x), mean, (x - mean).T @ (x - mean))
 
 
-def discriminant(x: Moments, y: Moments) -> NDArray[np.float64]:
+def discriminant(x: ClassMoments, y: ClassMoments) -> NDArray[np.float64]:
     """Fisher's direction (p,) that tells x from y: (S + RIDGE I)^-1 (mean x - mean y), S the covariance within."""
     within = (x.scatter + y.scatter) / (x.count + y.count)
     direction = np.linalg.solve(within + RIDGE * np.eye(len(within)), x.mean - y.mean)
@@ -198,7 +198,7 @@ def auc(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float(above.sum() / (2 * len(x) * len(y)))
 
 
-def in_words(found: Iterable[dict[str, object]]) -> str:
+def in_words(features: Iterable[dict[str, object]]) -> str:
     """The features in words."""
-    parts = [f"{each['feature']} ({float(str(each['z'])):+.1f} sd of random draws)" for each in found]
+    parts = [f"{feature['feature']} ({float(str(feature['z'])):+.1f} sd of random draws)" for feature in features]
     return "What gives it away most: " + ", ".join(parts) if parts else ""

@@ -102,12 +102,12 @@ def prepared(sources: Sources) -> Prepared:
 
 
 @lru_cache(maxsize=1)
-def _prepared(digest: str, samples: Path, features: Path | None, base: BaseCheckpoint) -> Prepared:
-    sources = Sources(samples, features, base)
+def _prepared(digest: str, samples_folder: Path, features: Path | None, base: BaseCheckpoint) -> Prepared:
+    sources = Sources(samples_folder, features, base)
     pool, tokenizer = sources.pool(), sources.load_tokenizer()
-    references = {"production": pool.production, "tuning": pool.tuning}
-    given: dict[str, Samples] = {name: found for name, found in references.items() if found is not None and len(found)}
-    domains = tuple(sorted({*pool.domains, *(domain for found in given.values() for domain in found.domains)}))
+    splits = {"production": pool.production, "tuning": pool.tuning}
+    references = {name: samples for name, samples in splits.items() if samples is not None and len(samples)}
+    domains = tuple(sorted({*pool.domains, *(name for samples in references.values() for name in samples.domains)}))
     unmeasured, signatures = _signatures_of_pool(sources, pool)
     embedded = features is not None
     population = part_of(pool, domains, embedded)
@@ -135,7 +135,8 @@ def _prepared(digest: str, samples: Path, features: Path | None, base: BaseCheck
         )
 
     with threadpool_limits(1):  # as in `representativeness`
-        return Prepared(tuple(panel(name, found) for name, found in given.items()), domains, tokenizer)
+        panels = tuple(panel(name, samples) for name, samples in references.items())
+        return Prepared(panels, domains, tokenizer)
 
 
 def _signatures_of_pool(sources: Sources, pool: Pool) -> tuple[dict[str, str], Signatures | None]:
@@ -155,24 +156,26 @@ def _part_of_set(
     """The set, and why it has no embeddings or no signatures, where it has none."""
     input_ids = [np.array(ids.values, dtype=np.int32) for ids in rows["input_ids"].combine_chunks()]
     names, parents = rows["sample_id"].to_pylist(), rows["doc_ids"].to_pylist()
-    documents = [of[0] if of else name for of, name in zip(parents, names, strict=True)]
+    documents = [doc_ids[0] if doc_ids else name for doc_ids, name in zip(parents, names, strict=True)]
     by_domain = tokens_by_domain(pool, selection, everything.domains)
-    made = sorted({*selection.pieces, *selection.written})
-    whole = [position for position in range(len(names)) if position not in set(made)]
-    order = np.argsort([*whole, *made])
+    fresh = sorted({*selection.pieces, *selection.written})
+    whole = [position for position in range(len(names)) if position not in set(fresh)]
+    order = np.argsort([*whole, *fresh])
     embeddings, signatures, unmeasured = None, None, {}
     if sources.features is not None:
         try:
             parts = [sources.readers.embeddings(rows["sample_id"].take(pa.array(whole))).take()] if whole else []
-            parts += [_embed(sources, everything.tokenizer, [input_ids[position] for position in made])] if made else []
+            if fresh:
+                parts.append(_embed(sources, everything.tokenizer, [input_ids[position] for position in fresh]))
             embeddings = np.concatenate(parts)[order]
         except (FileNotFoundError, ValueError) as error:
             unmeasured["embeddings"] = str(error)
     if any(isinstance(aspect, Activations) for panel in everything.panels for aspect in panel.aspects):
         try:
-            stored = [sources.readers.signatures([names[position] for position in whole])] if whole else []
-            new = [sources.measure({names[position]: input_ids[position] for position in made})] if made else []
-            signatures = joined([*stored, *new]).take(order)
+            groups = [sources.readers.signatures([names[position] for position in whole])] if whole else []
+            if fresh:
+                groups.append(sources.measure({names[position]: input_ids[position] for position in fresh}))
+            signatures = joined(groups).take(order)
         except ValueError as error:
             unmeasured["activations"] = str(error)
     return part(input_ids, by_domain, documents, embeddings, signatures), unmeasured
@@ -180,15 +183,15 @@ def _part_of_set(
 
 def tokens_by_domain(pool: Pool, selection: Selection, domains: Sequence[str]) -> NDArray[np.int64]:
     """Tokens of each domain in each sample of a selection, int64 (n, D); the model's own tokens have no domain."""
-    of, lengths = pool.domains, pool.lengths
-    found = np.zeros((len(selection.indices), len(domains)), dtype=np.int64)
+    domain_of, lengths = pool.domains, pool.lengths
+    tokens = np.zeros((len(selection.indices), len(domains)), dtype=np.int64)
     for position, row in enumerate(selection.indices.tolist()):
         if position in selection.written:
             continue
         parts = selection.pieces.get(position)
         cut = [(piece.row, piece.stop - piece.start) for piece in parts] if parts else [(row, int(lengths[row]))]
-        found[position] = one_hot([of[at] for at, _ in cut], np.array([n for _, n in cut]), domains).sum(axis=0)
-    return found
+        tokens[position] = one_hot([domain_of[at] for at, _ in cut], np.array([n for _, n in cut]), domains).sum(axis=0)
+    return tokens
 
 
 def _embed(
@@ -199,20 +202,20 @@ def _embed(
     from plumbline.sample_features.params import FeatureParams
 
     assert sources.features is not None
-    made = read_manifest(sources.features)
-    params = FeatureParams(**{name: made[name] for name in ("embedder", "max_tokens", "matmul_precision")})
+    manifest = read_manifest(sources.features)
+    params = FeatureParams(**{name: manifest[name] for name in ("embedder", "max_tokens", "matmul_precision")})
     folder = embedder_folder(params, sources.base.root)
-    if (digest := embedder_digest(folder)) != made["embedder_digest"]:
+    if (digest := embedder_digest(folder)) != manifest["embedder_digest"]:
         raise ValueError(
             f"the embedder {params.embedder} has digest {digest[:12]}, sample_features was made with "
-            f"{made['embedder_digest'][:12]}; run sample_features again"
+            f"{manifest['embedder_digest'][:12]}; run sample_features again"
         )
-    found = np.empty((len(input_ids), made["dimension"]), dtype=np.float16)
+    embeddings_of_texts = np.empty((len(input_ids), manifest["dimension"]), dtype=np.float16)
     with matmul_precision(params.matmul_precision):
         texts = tokenizer.batch_decode(input_ids, skip_special_tokens=True)
         for positions, embeddings in embed(_embedder(folder, params.max_tokens), texts, params.batch_size):
-            found[positions] = embeddings
-    return found
+            embeddings_of_texts[positions] = embeddings
+    return embeddings_of_texts
 
 
 @lru_cache(maxsize=1)

@@ -101,13 +101,13 @@ class EmbeddingDistances:
 def _mean_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean Euclidean distance of each row of x (n, d) to the rows of y (m, d), (n,)."""
     of_y = np.einsum("ij,ij->i", y, y)
-    found = np.empty(len(x))
+    means = np.empty(len(x))
     for start in range(0, len(x), 1024):  # a block at a time: never N x m
         block = x[start : start + 1024]
         # float64: what a product of float32 loses is as large as the distance of two near-duplicates
         squared = np.einsum("ij,ij->i", block, block)[:, None] + of_y - 2 * (block @ y.T)
-        found[start : start + 1024] = np.sqrt(np.where(squared > 1e-12, squared, 0.0)).mean(axis=1)
-    return found
+        means[start : start + 1024] = np.sqrt(np.where(squared > 1e-12, squared, 0.0)).mean(axis=1)
+    return means
 
 
 def _nearest(x: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -125,8 +125,8 @@ def _k_means(x: NDArray[np.float64], k: int) -> NDArray[np.float64]:
 
     with threadpool_limits(1), warnings.catch_warnings():  # with threads, sums come in another order each time
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: some stay empty
-        found: NDArray[np.float64] = KMeans(k, n_init=4, random_state=0).fit(x).cluster_centers_
-    return found
+        centres: NDArray[np.float64] = KMeans(k, n_init=4, random_state=0).fit(x).cluster_centers_
+    return centres
 
 
 def _jsd(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:

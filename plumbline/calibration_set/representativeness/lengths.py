@@ -74,8 +74,8 @@ class Lengths:
         return self._distances(chosen.lengths)
 
     def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        found = [self._distances(self.population[row]) for row in rows]
-        return {name: np.array([each[name] for each in found]) for name in self.metrics}
+        distances = [self._distances(self.population[row]) for row in rows]
+        return {name: np.array([one[name] for one in distances]) for name in self.metrics}
 
     def where(self, chosen: Part) -> dict[str, str]:
         return {}

@@ -77,8 +77,8 @@ def family_wise(
     t = np.divide(t, spread, out=np.zeros_like(t), where=spread > 1e-9 * np.maximum(scale, 1e-3))
     largest = t.max(axis=1)
     adjusted = np.mean(largest[:, None] >= t[-1] - 1e-9, axis=0)
-    each = zip(t[-1].tolist(), adjusted.tolist(), strict=True)
-    return float(adjusted.min()), dict(zip(values, each, strict=True))
+    pairs = zip(t[-1].tolist(), adjusted.tolist(), strict=True)
+    return float(adjusted.min()), dict(zip(values, pairs, strict=True))
 
 
 def rounded(number: float) -> float:

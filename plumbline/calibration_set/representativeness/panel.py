@@ -101,8 +101,8 @@ class Panel:
     def null(self, n: int) -> dict[str, NDArray[np.float64]]:
         """Every metric of the random sets of n samples."""
         if n not in self.nulls:
-            found = (aspect.of_draws(self.rows(n, aspect)) for aspect in self.aspects)
-            null = {name: values for each in found for name, values in each.items()}
+            by_aspect = (aspect.of_draws(self.rows(n, aspect)) for aspect in self.aspects)
+            null = {name: values for metrics in by_aspect for name, values in metrics.items()}
             while len(self.nulls) >= NULLS_KEPT:
                 self.nulls.pop(next(iter(self.nulls)))
             self.nulls[n] = null
@@ -178,8 +178,8 @@ class Panel:
 
 
 def _sentence(about: Metric, metric: Mapping[str, Any]) -> str:
-    said = about.sentence.format(value=metric["value"], factor=np.exp(metric["value"]), where=metric.get("where"))
+    text = about.sentence.format(value=metric["value"], factor=np.exp(metric["value"]), where=metric.get("where"))
     ratio = f", {metric['ratio']:.2g} times the typical random draw" if metric["ratio"] is not None else ""
     if about.zero:
         ratio = f", where the typical random draw has {metric['null']['median']:.2f}"
-    return f"{said}{ratio}; {metric['percentile']:.0f} % of random draws of this size come closer."
+    return f"{text}{ratio}; {metric['percentile']:.0f} % of random draws of this size come closer."

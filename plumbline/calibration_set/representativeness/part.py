@@ -84,12 +84,12 @@ def part_of(samples: Samples, domains: Sequence[str], embedded: bool) -> Part:
     return part(samples.input_ids(rows), by_domain, documents, samples.embeddings(rows) if embedded else None)
 
 
-def one_hot(of: Sequence[str], lengths: NDArray[np.int64], domains: Sequence[str]) -> NDArray[np.int64]:
+def one_hot(domain_of: Sequence[str], lengths: NDArray[np.int64], domains: Sequence[str]) -> NDArray[np.int64]:
     """Tokens per domain, int64 (N, D), of samples that lie in one domain each."""
     column = {name: place for place, name in enumerate(domains)}
-    found = np.zeros((len(of), len(domains)), dtype=np.int64)
-    found[np.arange(len(of)), [column[name] for name in of]] = lengths
-    return found
+    tokens = np.zeros((len(domain_of), len(domains)), dtype=np.int64)
+    tokens[np.arange(len(domain_of)), [column[name] for name in domain_of]] = lengths
+    return tokens
 
 
 def selection_matrix(rows: NDArray[np.int64], population: int) -> Any:

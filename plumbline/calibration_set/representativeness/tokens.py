@@ -104,8 +104,8 @@ class Tokens:
 
         counts = csr_array(np.asarray(chosen.counts.sum(axis=0), dtype=np.float64)[None])
         first = np.where(np.isin(chosen.first, self.special_ids), chosen.first, -1)
-        found = self._distances(counts, first[None])
-        return {name: float(value[0]) for name, value in found.items()}
+        distances = self._distances(counts, first[None])
+        return {name: float(value[0]) for name, value in distances.items()}
 
     def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         return self._distances(selection_matrix(rows, self.population.shape[0]) @ self.population, self.first[rows])
@@ -124,14 +124,14 @@ class Tokens:
         sets, ids, total = _rows_of(counts), counts.indices, np.asarray(counts.sum(axis=1)).ravel()
         present = counts.data > 0
         sets, ids, p = sets[present], ids[present], counts.data[present] / total[sets[present]]
-        known = ids < len(self.share)
-        q = np.where(known, self.share[np.where(known, ids, 0)], 0.0)
+        in_reference = ids < len(self.share)
+        q = np.where(in_reference, self.share[np.where(in_reference, ids, 0)], 0.0)
         m = (p + q) / 2
         both = p * np.log2(p / m) + q * np.log2(np.where(q > 0, q, m) / m)
         missing = 1 - _sum(sets, q, len(total))
-        at = ids[known]
-        seen_of_domain = [_sum(sets[known], column[at], len(total)) for column in self.of_domain.T]
-        special = _sum(sets[known], self.special[at], len(total))
+        at = ids[in_reference]
+        seen_of_domain = [_sum(sets[in_reference], column[at], len(total)) for column in self.of_domain.T]
+        special = _sum(sets[in_reference], self.special[at], len(total))
         return {
             "token_jsd": np.clip(_sum(sets, both, len(total)) / 2 + missing / 2, 0, 1),
             "missing_vocabulary": np.clip(missing, 0, 1),

@@ -21,7 +21,7 @@ from plumbline.calibration_set.methods.signed import (
 from plumbline.calibration_set.strategies.base import Pool, Selection
 
 if TYPE_CHECKING:
-    from plumbline.sample_features.signatures import Signatures, Site
+    from plumbline.sample_features.signatures import Signatures, SignatureSite
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Quantiles of the reference's per-sample |x| maxima that are a channel's ladder of thresholds. What lies below the
@@ -60,7 +60,7 @@ def select(
     """
     rows = signed_rows(pool, n, "activation_coverage")
     split, reference = reference_signatures(pool, "activation_coverage")
-    coverage = Coverage.of(pool.signatures(rows), reference, n, outliers, weighting)
+    coverage = ActivationCoverage.of(pool.signatures(rows), reference, n, outliers, weighting)
     chosen, gains = lazy_greedy(coverage, np.arange(len(rows)), n)
     reasons = [{"gain": round(gain, 9), **step} for gain, step in zip(gains, coverage.history(chosen), strict=True)]
     lengths = pool.lengths[rows]
@@ -80,7 +80,7 @@ def select(
 
 
 @dataclass(eq=False)
-class Coverage:
+class ActivationCoverage:
     """The set function f over m candidates, and the set built so far (an `Objective` of greedy).
 
     Gains are rounded to 12 decimals (f is at most 1), so that the order of summation decides nothing.
@@ -115,7 +115,7 @@ class Coverage:
         n: int,
         outliers: float = 0.5,
         weighting: Literal["token", "sequence"] = "token",
-    ) -> Coverage:
+    ) -> ActivationCoverage:
         """The coverage of the reference by sets of n of the candidates; for the options see `select`.
 
         Raises:
@@ -125,7 +125,7 @@ class Coverage:
         mean = float(reference.tokens.mean())  # t
         amount, demand, share = _cells(candidates, reference, n * mean, mean, weighting)
         thresholds, worth = ladder(reference.absmax, reference.sites)
-        return Coverage(amount, demand, share, _levels(candidates.absmax, thresholds), worth, outliers)
+        return ActivationCoverage(amount, demand, share, _levels(candidates.absmax, thresholds), worth, outliers)
 
     def gains(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """f(A + row) - f(A) for each of `rows`, float64 (len(rows),)."""
@@ -188,7 +188,12 @@ def _cells(
     mean: float,
     weighting: Literal["token", "sequence"],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """amount, demand and share of `Coverage`; `tokens`: what the set has if its samples are as long as production's."""
+    """The amount, demand and share of `ActivationCoverage`.
+
+    Args:
+        tokens: of a set whose samples are as long as production's.
+        mean: tokens of production's mean sample.
+    """
     amount, of_reference = (signatures.cells.astype(np.float64) for signatures in (candidates, reference))
     if weighting == "sequence":
         amount *= (mean / candidates.tokens)[:, None, None]
@@ -202,7 +207,9 @@ def _cells(
     )
 
 
-def ladder(absmax: NDArray[np.float32], sites: Sequence[Site]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def ladder(
+    absmax: NDArray[np.float32], sites: Sequence[SignatureSite]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Thresholds of each channel, and what reaching them is worth.
 
     A channel that is calibrated up to m loses, on average over the reference's samples s, the range max(a_s - m, 0)
@@ -216,7 +223,7 @@ def ladder(absmax: NDArray[np.float32], sites: Sequence[Site]) -> tuple[NDArray[
 
     Returns:
         Thresholds t_1 .. t_L, float32 (L, W), rising (equal ones are reached together and worth nothing twice); worth,
-        float64 (W, L + 1), see `Coverage`.
+        float64 (W, L + 1), see `ActivationCoverage`.
     """
     thresholds = np.empty((len(LEVELS), absmax.shape[1]), dtype=np.float32)
     worth = np.zeros((absmax.shape[1], len(LEVELS)))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from plumbline.calibration_set.methods.cheap_features import cheap_features
 from plumbline.calibration_set.methods.greedy import lazy_greedy
 from plumbline.calibration_set.methods.signed import reference_signatures
-from plumbline.calibration_set.strategies.activation_coverage import Coverage, ladder
+from plumbline.calibration_set.strategies.activation_coverage import ActivationCoverage, ladder
 from plumbline.calibration_set.strategies.base import Pool, Selection
 
 if TYPE_CHECKING:
@@ -73,49 +73,59 @@ def select(
     clustering, drawing, rival = (np.random.default_rng(int(seed)) for seed in rng.integers(2**63, size=3))
     split, reference = reference_signatures(pool, "bandit_coverage")
     target = Target(reference, n, outliers)
-    places = Arms.of(pool, arms, clustering)
-    rivals = []
+    clusters = Arms.of(pool, arms, clustering)
     with tqdm(total=budget * (1 + rival_draws), desc="looks", unit="sample", disable=None) as bar:
 
-        def look(row: int) -> Coverage:
+        def look(row: int) -> ActivationCoverage:
             bar.update()
             return target.of(pool.signatures([row]))
 
         cost = np.ones(len(pool)) if reward == "sample" else pool.lengths / 1000
-        bandit = Bandit(places.features, alpha, discount)
-        seen = explore(places, cost, look, drawing, bandit, budget, n / budget)
+        bandit = Bandit(clusters.features, alpha, discount)
+        seen = explore(clusters, cost, look, drawing, bandit, budget, n / budget)
+        rivals = []
         for _ in range(rival_draws):
             drawn = np.sort(rival.permutation(len(pool))[:budget])
             rivals.append(target.greedy([look(row) for row in drawn.tolist()], n)[2])
     rows = np.array([one.row for one in seen], dtype=np.int64)
-    ascending = np.argsort(rows)
-    chosen, gains, ours = target.greedy([seen[at].coverage for at in ascending], n)
-    picks = [(int(ascending[at]), gain) for at, gain in zip(chosen, gains, strict=True)]
-    reasons = [{"look": at + 1, **seen[at].told(), "gain": round(gain, 9)} for at, gain in picks]
+    picks, gains, ours = _greedy_on_looks(target, seen, rows, n)
     notes: dict[str, Any] = {
         "looks": budget,
         "forward_passes": int((~np.isin(rows, pool.signed)).sum()),
-        "accepted": sum(look.accepted for look in seen),
+        "accepted": sum(one.accepted for one in seen),
         "reference": {"split": split, "samples": len(reference)},
-        "arms": places.told(pool, [look.arm for look in seen]),
+        "arms": clusters.summary(pool, [one.arm for one in seen]),
         **compared(ours, rivals, budget, split),
     }
     if len(pool.signed) == len(pool):
         everything = target.greedy([target.of(pool.signatures(np.arange(len(pool))))], n)[2]
         notes["coverage"]["greedy_on_all"] = round(everything, 6)
-    return Selection(rows[[at for at, _ in picks]], reasons, notes=notes)
+    reasons = [
+        {"look": pick + 1, **seen[pick].as_reason(), "gain": round(gain, 9)}
+        for pick, gain in zip(picks, gains, strict=True)
+    ]
+    return Selection(rows[picks], reasons, notes=notes)
+
+
+def _greedy_on_looks(
+    target: Target, seen: list[Look], rows: NDArray[np.int64], n: int
+) -> tuple[list[int], list[float], float]:
+    """The looks that greedy picks, the gain of each, and f of the set; ties go to the lowest row."""
+    ascending = np.argsort(rows)
+    chosen, gains, value = target.greedy([seen[position].coverage for position in ascending], n)
+    return [int(ascending[position]) for position in chosen], gains, value
 
 
 class Target:
     """The coverage f of the reference, for samples that come one at a time."""
 
     def __init__(self, reference: Signatures, n: int, outliers: float) -> None:
-        self.one = Coverage.of(reference.take([0]), reference, n, outliers)
+        self.one = ActivationCoverage.of(reference.take([0]), reference, n, outliers)
         self.thresholds = ladder(reference.absmax, reference.sites)[0]
         self.sites = reference.sites
 
-    def of(self, signatures: Signatures) -> Coverage:
-        """As `Coverage.of`, without computing the reference's side again."""
+    def of(self, signatures: Signatures) -> ActivationCoverage:
+        """As `ActivationCoverage.of`, without computing the reference's side again."""
         if signatures.sites != self.sites:
             raise ValueError("signatures of pool and reference differ in their sites; run sample_features again")
         level = np.zeros(signatures.absmax.shape, dtype=np.uint8)
@@ -124,7 +134,7 @@ class Target:
         amount = signatures.cells.reshape(len(signatures), -1).astype(np.float64)
         return replace(self.one, amount=amount, level=level)
 
-    def greedy(self, parts: list[Coverage], n: int) -> tuple[NDArray[np.int64], list[float], float]:
+    def greedy(self, parts: list[ActivationCoverage], n: int) -> tuple[NDArray[np.int64], list[float], float]:
         """Lazy greedy over the samples of all `parts` together: positions, gains, and f of the set."""
         whole = replace(
             self.one,
@@ -150,21 +160,21 @@ class Arms:
         from plumbline.calibration_set.methods.kmeans import InMemory, kmeans
 
         x, _ = cheap_features(pool, np.arange(len(pool)), EMBEDDING_DIMENSIONS)
-        found = kmeans(InMemory.of(x), min(arms, len(pool)), rng).labels
-        labels = np.unique(found, return_inverse=True)[1].astype(np.int64)
+        clusters = kmeans(InMemory.of(x), min(arms, len(pool)), rng).labels
+        labels = np.unique(clusters, return_inverse=True)[1].astype(np.int64)
         count = int(labels.max()) + 1
         means = np.stack([x[labels == arm].mean(0) for arm in range(count)])
         return Arms(labels, np.concatenate([np.ones((count, 1)), means, np.eye(count)], 1))
 
-    def told(self, pool: Pool, pulled: list[int]) -> list[dict[str, Any]]:
+    def summary(self, pool: Pool, pulled: list[int]) -> list[dict[str, Any]]:
         """For the manifest: what each arm holds, and how often it was looked at."""
         domains, lengths = np.array(pool.domains), pool.lengths
         looks = np.bincount(pulled, minlength=len(self.features))
-        told = []
+        rows = []
         for arm in range(len(self.features)):
             inside = self.labels == arm
             names, counts = np.unique(domains[inside], return_counts=True)
-            told.append(
+            rows.append(
                 {
                     "samples": int(inside.sum()),
                     "median_tokens": int(np.median(lengths[inside])),
@@ -172,7 +182,7 @@ class Arms:
                     "looks": int(looks[arm]),
                 }
             )
-        return told
+        return rows
 
 
 class Bandit:
@@ -204,20 +214,20 @@ class Look:
     row: int
     arm: int
     reward: float
-    """Coverage gained when it was looked at, per sample or per 1000 tokens."""
+    """ActivationCoverage gained when it was looked at, per sample or per 1000 tokens."""
     accepted: bool
-    coverage: Coverage
+    coverage: ActivationCoverage
     """Of this sample alone."""
 
-    def told(self) -> dict[str, Any]:
-        """For the reason."""
+    def as_reason(self) -> dict[str, Any]:
+        """The look for the reason of a sample."""
         return {"arm": self.arm, "reward": round(self.reward, 9), "accepted": self.accepted}
 
 
 def explore(
     arms: Arms,
     cost: NDArray[np.float64],
-    look: Callable[[int], Coverage],
+    look: Callable[[int], ActivationCoverage],
     rng: np.random.Generator,
     bandit: Bandit,
     budget: int,

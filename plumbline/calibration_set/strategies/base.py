@@ -100,13 +100,13 @@ class Samples:
     def input_ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int32]]:
         """Token ids of the samples at `rows`, each int32 (n_tokens,)."""
         names = self.names(rows)
-        found = self.readers.input_ids(names)
-        return [found[name] for name in names]
+        tokens = self.readers.input_ids(names)
+        return [tokens[name] for name in names]
 
     def assistant_spans(self, rows: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int32] | None]:
         """What a chat's assistant wrote of the samples at `rows`: [start, stop, ...]; None: no chat, or not known."""
-        found = self.table["assistant_spans"].take(pa.array(rows, pa.int64())).to_pylist()
-        return [None if spans is None else np.array(spans, dtype=np.int32) for spans in found]
+        lists = self.table["assistant_spans"].take(pa.array(rows, pa.int64())).to_pylist()
+        return [None if spans is None else np.array(spans, dtype=np.int32) for spans in lists]
 
     def embeddings(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.float16]:
         """Embeddings of the samples at `rows` (None: all), float16 (len(rows), d), each of length 1."""

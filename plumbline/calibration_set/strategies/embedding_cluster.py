@@ -48,24 +48,24 @@ def select(
     """
     rows, points = _points(pool, n, features)
     k = min(n if clusters is None else clusters, len(points))
-    found = kmeans(points, k, rng)
-    quota = apportion(found.sizes, n, quotas)
-    fills = fill_nearest(found.sizes, quota, partial(_from_centroid, found.centroids))
-    order, rank = _ranked(found)
+    clustering = kmeans(points, k, rng)
+    quota = apportion(clustering.sizes, n, quotas)
+    fills = fill_nearest(clustering.sizes, quota, partial(_from_centroid, clustering.centroids))
+    order, rank = _ranked(clustering)
     first = rng.permutation(len(points)) if pick == "random" else rank
-    chosen = _representatives(found, order, first, quota, fills)
-    distance = np.sqrt(found.squared) * found.scale
+    chosen = _representatives(clustering, order, first, quota, fills)
+    distance = np.sqrt(clustering.squared) * clustering.scale
     reasons: list[dict[str, Any]] = []
     for point, short in chosen:
-        cluster = int(found.labels[point])
-        reason: dict[str, Any] = {"cluster": cluster, "size": int(found.sizes[cluster])}
+        cluster = int(clustering.labels[point])
+        reason: dict[str, Any] = {"cluster": cluster, "size": int(clustering.sizes[cluster])}
         reason |= {"distance": round(float(distance[point]), 4), "rank": int(rank[point])}
         reasons.append(reason if short is None else {**reason, "fills": short})
     notes = {
         "clustered": len(points),
-        "mean_squared_distance": round(found.inertia / len(points), 6),
-        "clusters": {"size": found.sizes.tolist(), "quota": quota.tolist()},
-        "empty": int((found.sizes == 0).sum()),
+        "mean_squared_distance": round(clustering.inertia / len(points), 6),
+        "clusters": {"size": clustering.sizes.tolist(), "quota": quota.tolist()},
+        "empty": int((clustering.sizes == 0).sum()),
         "fills": [{"short": a, "from": b, "samples": count} for (a, b), count in fills.items()],
     }
     return Selection(rows[[point for point, _ in chosen]], reasons, notes=notes)
@@ -85,16 +85,17 @@ def _from_centroid(centroids: NDArray[np.float64], cluster: int) -> NDArray[np.f
     return np.asarray(squares - 2 * (centroids @ centroids[cluster]) + squares[cluster], dtype=np.float64)
 
 
-def _ranked(found: Clusters) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _ranked(clustering: Clusters) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The points cluster by cluster, the nearest to its centroid first, and the place of each within its cluster."""
-    order = np.lexsort((found.squared, found.labels)).astype(np.int64)  # stable: of equals, the lower row is first
+    # lexsort is stable: of equals, the lower row is first
+    order = np.lexsort((clustering.squared, clustering.labels)).astype(np.int64)
     rank = np.empty_like(order)
-    rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(found.sizes) - found.sizes, found.sizes)
+    rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(clustering.sizes) - clustering.sizes, clustering.sizes)
     return order, rank
 
 
 def _representatives(
-    found: Clusters,
+    clustering: Clusters,
     order: NDArray[np.int64],
     first: NDArray[np.int64],
     quota: NDArray[np.int64],
@@ -112,7 +113,7 @@ def _representatives(
     for (short, giver), count in fills.items():
         filled.setdefault(giver, []).extend([short] * count)
     chosen: list[tuple[int, int, int, int | None]] = []
-    for cluster, members in enumerate(np.split(order, np.cumsum(found.sizes)[:-1])):
+    for cluster, members in enumerate(np.split(order, np.cumsum(clustering.sizes)[:-1])):
         members = members[np.argsort(first[members], kind="stable")].tolist()
         own = min(int(quota[cluster]), len(members))
         served = [*[None] * own, *filled.get(cluster, [])]

@@ -70,19 +70,8 @@ def select(
     split, reference = reference_signatures(pool, "hessian_matching")
     moments = whiten(pool.signatures(rows), reference, weighting, damping)
     d = int(n * d_optimal + 0.5)
-    objective = LogDet(moments, start=max(n - d, 1))
-    first, gains = lazy_greedy(objective, np.arange(len(rows) if d else 0), d)
-    then, distances = herd(moments, first, n - d)
-    chosen = np.concatenate([first, then])
-    reasons: list[dict[str, Any]] = [
-        {"part": "d_optimal", "step": step, "log_det_gain": round(gain, 9)} for step, gain in enumerate(gains, start=1)
-    ]
-    reasons += [
-        {"part": "herding", "step": step, "distance": round(distance, 9)}
-        for step, distance in enumerate(distances, start=d + 1)
-    ]
+    chosen, reasons = _search(moments, n, d)
     draws = random_draws(rng, len(rows), n)
-    ours, null = moments.errors(chosen), np.stack([moments.errors(draw) for draw in draws])  # (2, S), (draws, 2, S)
     lengths = pool.lengths[rows]
     notes = {
         "prefilter": {"signed": len(rows), "of": len(pool)},
@@ -90,23 +79,44 @@ def select(
         "sites": len(reference.sites),
         "d_optimal": d,
         "distance": beside_draws(moments.distance(chosen), np.array([moments.distance(draw) for draw in draws])),
-        **{
-            name: {
-                "mean": beside_draws(float(ours[i].mean()), null[:, i].mean(axis=1)),
-                "max": beside_draws(float(ours[i].max()), null[:, i].max(axis=1)),
-                "sites": {
-                    s.name: beside_draws(float(ours[i, k]), null[:, i, k]) for k, s in enumerate(reference.sites)
-                },
-            }
-            for i, name in enumerate(("spectral_error", "lacking"))
-        },
+        **_error_notes(moments, chosen, draws, [site.name for site in reference.sites]),
         "tokens": beside_draws(float(lengths[chosen].sum()), np.array([float(lengths[draw].sum()) for draw in draws])),
     }
     return Selection(rows[chosen], reasons, notes=notes)
 
 
+def _search(moments: WhitenedMoments, n: int, d: int) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
+    """The n candidates chosen, the first d of them D-optimal and the rest by herding, and the reason of each."""
+    objective = LogDet(moments, start=max(n - d, 1))
+    first, gains = lazy_greedy(objective, np.arange(len(moments.z) if d else 0), d)
+    then, distances = herd(moments, first, n - d)
+    reasons: list[dict[str, Any]] = [
+        {"part": "d_optimal", "step": step, "log_det_gain": round(gain, 9)} for step, gain in enumerate(gains, start=1)
+    ]
+    reasons += [
+        {"part": "herding", "step": step, "distance": round(distance, 9)}
+        for step, distance in enumerate(distances, start=d + 1)
+    ]
+    return np.concatenate([first, then]), reasons
+
+
+def _error_notes(
+    moments: WhitenedMoments, chosen: NDArray[np.int64], draws: list[NDArray[np.int64]], sites: list[str]
+) -> dict[str, Any]:
+    """Spectral error and what the set lacks, per site, mean and largest, beside those of random draws."""
+    ours, null = moments.errors(chosen), np.stack([moments.errors(draw) for draw in draws])  # (2, S), (draws, 2, S)
+    return {
+        name: {
+            "mean": beside_draws(float(ours[i].mean()), null[:, i].mean(axis=1)),
+            "max": beside_draws(float(ours[i].max()), null[:, i].max(axis=1)),
+            "sites": {site: beside_draws(float(ours[i, k]), null[:, i, k]) for k, site in enumerate(sites)},
+        }
+        for i, name in enumerate(("spectral_error", "lacking"))
+    }
+
+
 @dataclass(frozen=True, eq=False)
-class Moments:
+class WhitenedMoments:
     """Whitened second moments of m candidates at S sites, and those of the reference.
 
     A symmetric r × r matrix is kept as its upper triangle, off-diagonal entries times sqrt 2, so that the Euclidean
@@ -152,7 +162,7 @@ def whiten(
     reference: Signatures,
     weighting: Literal["token", "sequence"] = "token",
     damping: float = 0.01,
-) -> Moments:
+) -> WhitenedMoments:
     """Whiten the candidates' sketched second moments by the reference's, in float64.
 
     Raises:
@@ -173,7 +183,7 @@ def whiten(
         w = inverse_root(h_star, damping)
         target[site] = packed(w @ h_star @ w)
         z[:, site] = packed(w @ (candidates.sketch[:, site] / per[:, None, None]) @ w)
-    return Moments(z, weight, target)
+    return WhitenedMoments(z, weight, target)
 
 
 def inverse_root(h: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
@@ -202,8 +212,8 @@ def unpacked(entries: NDArray[np.float64], r: int) -> NDArray[np.float64]:
     return matrices
 
 
-def herd(moments: Moments, start: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], list[float]]:
-    """Add n candidates to `start`, each the one that leaves the least distance (`Moments.distance`).
+def herd(moments: WhitenedMoments, start: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], list[float]]:
+    """Add n candidates to `start`, each the one that leaves the least distance (`WhitenedMoments.distance`).
 
     With u = sum over A of (z_s - w_s z*) and v_s the same of one candidate, the distance after adding it is
     ||u + v_s||^2 / (w_A + w_s)^2, so a step costs one product of the (m, S D) matrix of v with u.
@@ -234,7 +244,7 @@ def herd(moments: Moments, start: NDArray[np.int64], n: int) -> tuple[NDArray[np
 class LogDet:
     """f(A) = sum over sites of log det(B + sum over A of z_s) - log det B, B = `start` I (an `Objective` of greedy)."""
 
-    def __init__(self, moments: Moments, start: float) -> None:
+    def __init__(self, moments: WhitenedMoments, start: float) -> None:
         self._moments = moments
         self._now = np.broadcast_to(start * np.eye(moments.order), (moments.z.shape[1], moments.order, moments.order))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from plumbline.calibration_set.methods.greedy import lazy_greedy
+from plumbline.calibration_set.methods.signed import digits
 from plumbline.calibration_set.strategies.base import Pool, Samples, Selection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from plumbline.calibration_set.methods.flip_scores import FlipScores, Layer, Path
+    from plumbline.calibration_set.methods.flip_scores import FlipScores, Path, RoundedLayer
 
 HELD = 4
 """Samples of the reference on which flips are made for real."""
@@ -25,6 +27,10 @@ SHOWN = 10
 """Groups and modules named in the notes."""
 RANDOM_SETS = 20
 """Random sets of the candidates beside which the objective is reported."""
+UNVALIDATED = (
+    "not validated: real flips do not rank as predicted, and accept_unvalidated is true; read this set as one chosen "
+    "by an unproven score"
+)
 
 
 def select(
@@ -91,131 +97,89 @@ def select(
     """
     from tqdm import tqdm
 
-    from plumbline.calibration_set.methods.flip_scores import PATH, ROUNDED, FlipScores
+    from plumbline.calibration_set.methods.flip_scores import ROUNDED, FlipScores
+    from plumbline.calibration_set.methods.flip_test import FlipTest, random_flips
 
-    looked_at = np.sort(rng.permutation(len(pool))[:candidates])
-    if len(looked_at) < n:
+    scored_rows = np.sort(rng.permutation(len(pool))[:candidates])
+    if len(scored_rows) < n:
         raise ValueError(
             f"hot_flip: asked for n = {n} of {candidates} candidates; set `candidates` in params.yaml to several "
             f"times n (each costs about four forward passes)"
         )
-    behind, origin = _reference(pool)
-    order = rng.permutation(len(behind))
+    references, split = _reference(pool)
+    order = rng.permutation(len(references))
     measured = order[:reference]
     held = np.resize(order[reference:] if len(order) > reference else order, min(HELD, len(order)))
 
     model = pool.load_model()
     scores = FlipScores(model, bits, group_size, rows)
     tokens = min(max_tokens, int(getattr(model.config, "max_position_embeddings", None) or max_tokens))
-    test = _Test(scores, _flips(scores, real_flips, weights_per_flip, rng))
-    texts = [ids[:tokens] for ids in behind.input_ids(held)]
-    correlations = {"one backward pass": test.rank_correlation(texts, ROUNDED)}
-    path = ROUNDED
-    if not correlations["one backward pass"] >= min_rank_correlation:  # NaN belongs here, too
-        correlations["path integral"] = test.rank_correlation(texts, PATH)
-        if correlations["path integral"] >= min_rank_correlation:
-            path = PATH
-        elif not accept_unvalidated:
-            raise ValueError(_refusal(correlations, min_rank_correlation, test, len(held)))
+    flips = random_flips(scores, real_flips, weights_per_flip, rng)
+    test = FlipTest(scores, flips, [ids[:tokens] for ids in references.input_ids(held)])
+    validation = test.validate(min_rank_correlation)
+    if not (validation.passed or accept_unvalidated):
+        raise ValueError(validation.refusal(test))
 
-    signs = _Signs(scores)
-    with tqdm(total=len(measured) + len(looked_at), unit="sample", desc="hot flips", disable=None) as bar:
+    signs = SignCounts(scores)
+    with tqdm(total=len(measured) + len(scored_rows), unit="sample", desc="hot flips", disable=None) as bar:
+        meter = _Meter(scores, validation.path, tokens, weighting, bar.update)
+        production = meter.measure(references, measured, signs)
+        sensitivities = meter.measure(pool, scored_rows)
 
-        def measure(samples: Samples, at: NDArray[np.int64], watch: bool) -> _Measured:
-            found = _Measured(np.zeros((len(at), scores.groups), np.float32), np.zeros(len(at)), np.ones(len(at)))
-            for position, row in enumerate(at):
-                ids = samples.input_ids([row])[0][:tokens]
-                found.losses[position] = scores.scores(
-                    ids, scores.base(ids), _receiver(scores.layers, found.phi[position], signs if watch else None), path
-                )
-                if weighting == "token":
-                    found.weights[position] = len(ids) - 1  # predictions
-                bar.update()
-            return found
-
-        production = measure(behind, measured, watch=True)
-        found = measure(pool, looked_at, watch=False)
-
-    objective = Coverage.of(found.weighted, production.weighted)
-    reached = Reached(objective)
-    picks, gains = lazy_greedy(reached, np.arange(len(looked_at)), n)
-    scale = float(objective.weights.sum()) or 1.0
-    names = _group_names(scores.layers)
-    reasons = [
-        {
-            "gain": _digits(gain / scale),
-            "kl": _digits(found.losses[pick]),
-            "raises_most": names(int(objective.kept[group])) if len(objective.kept) else None,
-        }
-        for pick, gain, group in zip(picks, gains, reached.most, strict=True)
-    ]
-    chosen = looked_at[picks]
-    random_sets = [objective.value(rng.permutation(len(looked_at))[:n]) / scale for _ in range(RANDOM_SETS)]
+    objective = SensitivityCoverage.of(sensitivities.weighted, production.weighted)
+    progress = CoverageSoFar(objective)
+    picks, gains = lazy_greedy(progress, np.arange(len(scored_rows)), n)
+    random_sets = [rng.permutation(len(scored_rows))[:n] for _ in range(RANDOM_SETS)]
+    group_name = _group_names(scores.layers)
     lengths = pool.lengths
-    passed = correlations["path integral" if path is PATH else "one backward pass"]
-    validated = bool(passed >= min_rank_correlation)
     notes: dict[str, Any] = {
-        "candidates": len(looked_at),
-        "reference": {"split": origin, "samples": len(measured)},
-        "grid": {
-            "bits": bits,
-            "group_sizes": sorted({layer.width for layer in scores.layers}),
-            "layers": len(scores.layers),
-            "groups": scores.groups,
-            "weights_without_a_flip": _digits(
-                sum(int((layer.sign == 0).sum()) for layer in scores.layers)
-                / sum(layer.sign.numel() for layer in scores.layers)
-            ),
-        },
-        "validation": {
-            "validated": validated,
-            "rank_correlation": {way: _digits(value) for way, value in correlations.items()},
-            "threshold": min_rank_correlation,
-            "flips": len(test.flips),
-            "weights_per_flip": weights_per_flip,
-            "samples": len(held),
-        },
-        "gradient": "mean of four points between W and Ŵ" if path is PATH else "at Ŵ",
-        "objective": {
-            "reached": _digits(objective.value(picks) / scale),
-            "random_sets_mean": _digits(float(np.mean(random_sets))),
-            "random_sets_largest": _digits(max(random_sets)),
-            "random_sets": RANDOM_SETS,
-        },
+        "candidates": len(scored_rows),
+        "reference": {"split": split, "samples": len(measured)},
+        "grid": _grid_notes(scores, bits),
+        "validation": validation.notes(test, weights_per_flip),
+        "gradient": "at Ŵ" if validation.path is ROUNDED else "mean of four points between W and Ŵ",
+        "objective": _objective_notes(objective, picks, random_sets),
         "median_tokens": {
-            "chosen": float(np.median(lengths[chosen])),
-            "candidates": float(np.median(lengths[looked_at])),
+            "chosen": float(np.median(lengths[scored_rows[picks]])),
+            "candidates": float(np.median(lengths[scored_rows])),
         },
-        "tokens_looked_at": int(np.minimum(lengths[looked_at], tokens).sum()),
-        "sensitivity": _sensitivity(scores.layers, production.phi, names),
+        "tokens_looked_at": int(np.minimum(lengths[scored_rows], tokens).sum()),
+        "sensitivity": _sensitivity(scores.layers, production.phi, group_name),
         "instability": signs.summary(len(measured)),
         "cost": {"forward_passes": scores.forwards, "backward_passes": scores.backwards},
     }
-    if not validated:
-        notes["warning"] = (
-            "not validated: real flips do not rank as predicted, and accept_unvalidated is true; read this set as one "
-            "chosen by an unproven score"
-        )
-    return Selection(chosen, reasons, notes=notes)
+    if not validation.passed:
+        notes["warning"] = UNVALIDATED
+    most = [group_name(int(objective.groups[group])) if len(objective.groups) else None for group in progress.most]
+    reasons = [
+        {"gain": digits(gain / objective.scale), "kl": digits(sensitivities.losses[pick]), "raises_most": name}
+        for pick, gain, name in zip(picks, gains, most, strict=True)
+    ]
+    return Selection(scored_rows[picks], reasons, notes=notes)
 
 
 @dataclass(frozen=True, eq=False)
-class Coverage:
+class SensitivityCoverage:
     """f over m candidates: f(A) = Σ_g ω_g sqrt(Σ_{s in A} r_g(s)) with r = φ / E φ."""
 
     ratios: NDArray[np.float64]
     """r, (m, groups with ω > 0)."""
     weights: NDArray[np.float64]
     """ω, (groups with ω > 0,)."""
-    kept: NDArray[np.int64]
+    groups: NDArray[np.int64]
     """Their numbers among all groups; where no sample of the reference is sensitive, nothing is to be covered."""
 
     @classmethod
-    def of(cls, phi: NDArray[np.floating], reference: NDArray[np.floating]) -> Coverage:
+    def of(cls, phi: NDArray[np.floating], reference: NDArray[np.floating]) -> SensitivityCoverage:
         """Candidates' φ (m, groups) against the reference's (R, groups)."""
         mean = reference.astype(np.float64).mean(0)
-        kept = np.flatnonzero(mean > 0)
-        return cls(phi[:, kept] / mean[kept], mean[kept], kept)
+        groups = np.flatnonzero(mean > 0)
+        return cls(phi[:, groups] / mean[groups], mean[groups], groups)
+
+    @property
+    def scale(self) -> float:
+        """Σ ω, the unit in which gains are reported; 1 where it is 0."""
+        return float(self.weights.sum()) or 1.0
 
     def value(self, rows: NDArray[np.int64]) -> float:
         """f of a set."""
@@ -223,13 +187,13 @@ class Coverage:
 
 
 @dataclass
-class Reached:
-    """`Coverage` seen from the set built so far, as `lazy_greedy` asks for it."""
+class CoverageSoFar:
+    """`SensitivityCoverage` seen from the set built so far, as `lazy_greedy` asks for it."""
 
-    objective: Coverage
+    objective: SensitivityCoverage
     covered: NDArray[np.float64] = field(init=False)
     most: list[int] = field(default_factory=list)
-    """Per row added: the place in `Coverage.kept` of the group whose term it raised most."""
+    """Per row added: the place in `SensitivityCoverage.groups` of the group whose term it raised most."""
 
     def __post_init__(self) -> None:
         self.covered = np.zeros(len(self.objective.weights))
@@ -250,84 +214,49 @@ class Reached:
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
+class Sensitivities:
+    """What was measured of some samples."""
+
     phi: NDArray[np.float32]
-    """Of the mean over the tokens, (samples, groups)."""
+    """φ of the mean over the tokens, (samples, groups)."""
     losses: NDArray[np.float64]
     weights: NDArray[np.float64]
     """(samples,)."""
 
     @property
     def weighted(self) -> NDArray[np.float64]:
+        """φ times the sample's weight, (samples, groups)."""
         return self.phi * self.weights[:, None]
 
 
 @dataclass(frozen=True, eq=False)
-class _Flip:
-    layer: int
-    which: Tensor
-    """bool (out, in)."""
+class _Meter:
+    """How the sensitivities of samples are measured."""
+
+    scores: FlipScores
+    path: Path
+    tokens: int
+    """Tokens of a sample that are read."""
+    weighting: Literal["token", "sequence"]
+    advance: Callable[[], object]
+    """Called after each sample."""
+
+    def measure(self, samples: Samples, rows: NDArray[np.int64], signs: SignCounts | None = None) -> Sensitivities:
+        """The sensitivities of the samples at `rows`; `signs` counts their δ, too."""
+        phi = np.zeros((len(rows), self.scores.groups), np.float32)
+        losses, weights = np.zeros(len(rows)), np.ones(len(rows))
+        for position, row in enumerate(rows):
+            ids = samples.input_ids([row])[0][: self.tokens]
+            receive = _receiver(self.scores.layers, phi[position], signs)
+            losses[position] = self.scores.scores(ids, self.scores.base(ids), receive, self.path)
+            if self.weighting == "token":
+                weights[position] = len(ids) - 1  # predictions
+            self.advance()
+        return Sensitivities(phi, losses, weights)
 
 
-class _Test:
-    """Flips made for real, beside what a backward pass says of them."""
-
-    def __init__(self, scores: FlipScores, flips: list[_Flip]) -> None:
-        self.scores, self.flips = scores, flips
-        self.changes: NDArray[np.float64] | None = None
-        """True mean change of L per flip, measured once."""
-
-    def rank_correlation(self, texts: list[NDArray[np.int32]], path: Path) -> float:
-        """Spearman's ρ of predicted and true changes over the flips; NaN where either are all equal."""
-        from scipy.stats import spearmanr
-        from tqdm import tqdm
-
-        known = self.changes is not None
-        predicted, changes = np.zeros(len(self.flips)), np.zeros(len(self.flips))
-
-        def receive(layer: int, delta: Tensor) -> None:
-            for number, flip in enumerate(self.flips):
-                if flip.layer == layer:
-                    predicted[number] += float(delta[flip.which].double().sum())
-
-        for ids in tqdm(texts, unit="sample", desc="real flips", disable=None):
-            base = self.scores.base(ids)
-            self.scores.scores(ids, base, receive, path)
-            if not known:
-                rounded = self.scores.loss(ids, base)
-                for number, flip in enumerate(self.flips):
-                    with self.scores.flipped(flip.layer, flip.which):
-                        changes[number] += self.scores.loss(ids, base) - rounded
-        if self.changes is None:
-            self.changes = changes / len(texts)
-        if not self.flips or np.ptp(predicted) == 0 or np.ptp(self.changes) == 0:
-            return float("nan")
-        return float(spearmanr(predicted, self.changes).statistic)
-
-
-def _flips(scores: FlipScores, count: int, weights: int, rng: np.random.Generator) -> list[_Flip]:
-    """Random flips: a group each, drawn from those with a weight that can flip, and in it `weights` such weights."""
-    import torch
-
-    can = [layer.group_sums((layer.sign != 0).to(torch.float32)).cpu().numpy() for layer in scores.layers]
-    groups = np.flatnonzero(np.concatenate(can))
-    owner = np.repeat(np.arange(len(scores.layers)), [layer.groups for layer in scores.layers])
-    flips = []
-    for group in rng.choice(groups, count) if len(groups) else ():
-        layer = scores.layers[owner[group]]
-        place = layer.of_group(int(group))
-        inside = (layer.sign[place] != 0).cpu()
-        free = np.flatnonzero(inside.numpy())
-        mask = np.zeros(inside.numel(), dtype=bool)
-        mask[rng.permutation(free)[:weights]] = True
-        which = torch.zeros(layer.sign.shape, dtype=torch.bool)
-        which[place] = torch.from_numpy(mask.reshape(inside.shape))
-        flips.append(_Flip(int(owner[group]), which.to(layer.sign.device)))
-    return flips
-
-
-class _Signs:
-    """Flip-instability P_s[δ_ij(s) < 0] of weights spread over the model: a decision that samples disagree on."""
+class SignCounts:
+    """Counts of δ_ij(s) < 0 over samples s, for weights spread over the model: how far samples agree on a flip."""
 
     def __init__(self, scores: FlipScores) -> None:
         import torch
@@ -341,10 +270,12 @@ class _Signs:
         self.seen = [0] * len(self.places)
 
     def add(self, layer: int, delta: Tensor) -> None:
+        """Count the signs of one sample's δ of a layer, (out, in)."""
         self.negative[layer] += (delta.flatten()[self.places[layer]] < 0).cpu().numpy()
         self.seen[layer] += 1
 
     def summary(self, samples: int) -> dict[str, Any]:
+        """For the notes: how often a flip helps, and how far samples agree."""
         shares = [negative / seen for negative, seen in zip(self.negative, self.seen, strict=True) if seen]
         share = np.concatenate(shares) if shares else np.zeros(0)
         if not len(share):
@@ -352,13 +283,13 @@ class _Signs:
         return {
             "weights": len(share),
             "samples": samples,
-            "flip_helps_on_average_share": _digits(float(share.mean())),
-            "samples_agree_9_of_10": _digits(float(((share <= 0.1) | (share >= 0.9)).mean())),
-            "samples_split_4_to_6_of_10": _digits(float(((share >= 0.4) & (share <= 0.6)).mean())),
+            "flip_helps_on_average_share": digits(float(share.mean())),
+            "samples_agree_9_of_10": digits(float(((share <= 0.1) | (share >= 0.9)).mean())),
+            "samples_split_4_to_6_of_10": digits(float(((share >= 0.4) & (share <= 0.6)).mean())),
         }
 
 
-def _receiver(layers: list[Layer], phi: NDArray[np.float32], signs: _Signs | None) -> Any:
+def _receiver(layers: list[RoundedLayer], phi: NDArray[np.float32], signs: SignCounts | None) -> Any:
     def receive(number: int, delta: Tensor) -> None:
         layer = layers[number]
         sums = layer.group_sums(delta.square()).sqrt()
@@ -375,7 +306,7 @@ def _reference(pool: Pool) -> tuple[Samples, str]:
     return pool, "pool (the tuning split is empty)"
 
 
-def _group_names(layers: list[Layer]) -> Any:
+def _group_names(layers: list[RoundedLayer]) -> Any:
     first = np.array([layer.first for layer in layers])
 
     def name(group: int) -> str:
@@ -386,28 +317,36 @@ def _group_names(layers: list[Layer]) -> Any:
     return name
 
 
-def _sensitivity(layers: list[Layer], phi: NDArray[np.float32], name: Any) -> dict[str, Any]:
+def _sensitivity(layers: list[RoundedLayer], phi: NDArray[np.float32], name: Any) -> dict[str, Any]:
     """S of groups and modules, sqrt(mean over the reference of Σ δ²), largest first."""
     squares = (phi.astype(np.float64) ** 2).mean(0)
     of_module = [float(squares[layer.first : layer.first + layer.groups].sum()) for layer in layers]
     modules = np.argsort(-np.array(of_module), kind="stable")[:SHOWN]
     groups = np.argsort(-squares, kind="stable")[:SHOWN]
     return {
-        "modules": [{"module": layers[i].name, "sensitivity": _digits(of_module[i] ** 0.5)} for i in modules],
-        "groups": [{"group": name(int(g)), "sensitivity": _digits(squares[g] ** 0.5)} for g in groups],
+        "modules": [{"module": layers[i].name, "sensitivity": digits(of_module[i] ** 0.5)} for i in modules],
+        "groups": [{"group": name(int(g)), "sensitivity": digits(squares[g] ** 0.5)} for g in groups],
     }
 
 
-def _refusal(correlations: dict[str, float], threshold: float, test: _Test, held: int) -> str:
-    found = " and ".join(f"{value:.2f} by {way}" for way, value in correlations.items())
-    return (
-        f"hot_flip: predicted and true changes of the loss have rank correlation {found} over {len(test.flips)} real "
-        f"flips on {held} samples, expected at least {threshold:g}. The scores do not say what a flip does to this "
-        "model on this grid: choose more `bits`, fewer `weights_per_flip` or another strategy; "
-        "`accept_unvalidated: true` in params.yaml takes the set all the same"
-    )
+def _grid_notes(scores: FlipScores, bits: int) -> dict[str, Any]:
+    fixed = sum(int((layer.sign == 0).sum()) for layer in scores.layers)
+    return {
+        "bits": bits,
+        "group_sizes": sorted({layer.width for layer in scores.layers}),
+        "layers": len(scores.layers),
+        "groups": scores.groups,
+        "weights_without_a_flip": digits(fixed / sum(layer.sign.numel() for layer in scores.layers)),
+    }
 
 
-def _digits(value: float) -> float | None:
-    """Four significant digits: more would show the last bits of a sum. None for NaN, which JSON lacks."""
-    return None if np.isnan(value) else float(f"{value:.4g}")
+def _objective_notes(
+    objective: SensitivityCoverage, picks: NDArray[np.int64], random_sets: list[NDArray[np.int64]]
+) -> dict[str, Any]:
+    values = [objective.value(rows) / objective.scale for rows in random_sets]
+    return {
+        "reached": digits(objective.value(picks) / objective.scale),
+        "random_sets_mean": digits(float(np.mean(values))),
+        "random_sets_largest": digits(max(values)),
+        "random_sets": RANDOM_SETS,
+    }

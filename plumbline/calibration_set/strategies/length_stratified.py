@@ -53,8 +53,8 @@ def select(
     while True:
         available = np.bincount(bucket_of[usable], minlength=len(edges))
         quota = apportion(available, min(n, int(usable.sum())), quotas)
-        given = fill(available, quota)
-        rows, fills = _draw(bucket_of, rank, usable, available, quota, given)
+        lent = fill(available, quota)
+        rows, fills = _draw(bucket_of, rank, usable, available, quota, lent)
         windows, blocked = _windows(pool, rows, int(edges[-1]), offset)
         if not blocked:
             break
@@ -73,7 +73,7 @@ def select(
     table = zip(names, available.tolist(), quota.tolist(), chosen.tolist(), strict=True)
     notes = {
         "buckets": [dict(zip(("tokens", "pool", "quota", "chosen"), line, strict=True)) for line in table],
-        "fills": [{"short": names[a], "from": names[b], "samples": count} for (a, b), count in given.items()],
+        "fills": [{"short": names[a], "from": names[b], "samples": count} for (a, b), count in lent.items()],
         "windowed": len(windows),
     }
     return Selection(rows, reasons, windows, notes=notes)
@@ -85,7 +85,7 @@ def _draw(
     usable: NDArray[np.bool_],
     available: NDArray[np.int64],
     quota: NDArray[np.int64],
-    given: dict[tuple[int, int], int],
+    lent: dict[tuple[int, int], int],
 ) -> tuple[NDArray[np.int64], dict[int, int]]:
     """The chosen rows in order of rank, and for those that fill another bucket, which one."""
     chosen: list[int] = []
@@ -95,11 +95,11 @@ def _draw(
         members = members[np.argsort(rank[members])]
         taken = int(min(quota[bucket], available[bucket]))
         chosen.extend(members[:taken].tolist())
-        for (short, giver), count in given.items():
+        for (short, giver), count in lent.items():
             if giver == bucket:
-                lent = members[taken : taken + count].tolist()
-                chosen.extend(lent)
-                fills.update(dict.fromkeys(lent, short))
+                borrowed = members[taken : taken + count].tolist()
+                chosen.extend(borrowed)
+                fills.update(dict.fromkeys(borrowed, short))
                 taken += count
     rows = np.array(chosen, dtype=np.int64)
     return rows[np.argsort(rank[rows])], fills

@@ -71,17 +71,17 @@ def select(
             if count and (domain not in chosen or len(chosen[domain].indices) != count):
                 part = _of_domain(pool, rows_of[domain], domain)
                 chosen[domain] = _choose(inner, part, count, generator(seed, f"{within} of {domain}"))
-                if (found := len(chosen[domain].indices)) < count:
-                    have[domain] = found
+                if (reached := len(chosen[domain].indices)) < count:
+                    have[domain] = reached
         if all(have[domain] >= count for domain, count in take.items()):
             break  # else an inner strategy found fewer than it was asked for: the others give more
-    asked = apportion(weights, n)
+    apportioned = apportion(weights, n)
     facts["within"] = within
     facts["domains"] = {
         domain: {
             "weight": round(float(weights[domain] / sum(weights.values())), 6),
             "pool": len(rows_of[domain]),
-            "quota": asked[domain],
+            "quota": apportioned[domain],
             "chosen": take[domain],
             "notes": chosen[domain].notes if take[domain] else {},
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -58,24 +58,32 @@ def select(
         length,
         prefix if special_tokens == "per_window" else np.zeros_like(prefix),
     )
-    reasons: list[dict[str, Any]] = []
-    pieces: dict[int, tuple[Piece, ...]] = {}
-    taken: set[str] = set()
-    read = 0
-    while len(pieces) < n and (together := list(islice(windows, n - len(pieces)))):
-        for number, (parts, tokens) in enumerate(zip(together, _tokens(pool, together), strict=True), start=read):
-            if (name := sample_id(tokens)) not in taken:
-                taken.add(name)
-                pieces[len(pieces)] = parts
-                reasons.append({"window": number, "samples": len({piece.row for piece in parts})})
-        read += len(together)
+    taken, read = _distinct(pool, windows, n)
     notes = {
         "baseline": "documents joined and cut into full-length windows",
         "length": length,
-        "repeated": read - len(pieces),
+        "repeated": read - len(taken),
     }
-    indices = np.array([parts[0].row for parts in pieces.values()], dtype=np.int64)
-    return Selection(indices, reasons, pieces, notes=notes)
+    return Selection(
+        np.array([parts[0].row for parts in taken.values()], dtype=np.int64),
+        [{"window": number, "samples": len({piece.row for piece in parts})} for number, parts in taken.items()],
+        dict(enumerate(taken.values())),
+        notes=notes,
+    )
+
+
+def _distinct(pool: Pool, windows: Iterator[tuple[Piece, ...]], n: int) -> tuple[dict[int, tuple[Piece, ...]], int]:
+    """The first n windows with different tokens, by their number in the stream, and how many windows were read."""
+    taken: dict[int, tuple[Piece, ...]] = {}
+    names: set[str] = set()
+    read = 0
+    while len(taken) < n and (batch := list(islice(windows, n - len(taken)))):
+        for number, (parts, tokens) in enumerate(zip(batch, _tokens(pool, batch), strict=True), start=read):
+            if (name := sample_id(tokens)) not in names:
+                names.add(name)
+                taken[number] = parts
+        read += len(batch)
+    return taken, read
 
 
 def _order(pool: Pool, rng: np.random.Generator, order: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

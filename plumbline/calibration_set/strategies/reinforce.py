@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from plumbline.calibration_set.methods.set_search import (
     swap_search,
 )
 from plumbline.calibration_set.methods.signed import reference_signatures
-from plumbline.calibration_set.strategies.activation_coverage import Coverage
+from plumbline.calibration_set.strategies.activation_coverage import ActivationCoverage
 from plumbline.calibration_set.strategies.base import Pool, Selection
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def select(
         raise ValueError(
             f"strategy reinforce: candidates = {count} leaves no choice of n = {n}; raise it in params.yaml"
         )
-    among, texts, policy, other, anyone = (np.random.default_rng(int(s)) for s in rng.integers(2**63, size=5))
+    among, texts, for_policy, for_rival, for_uniform = (
+        np.random.default_rng(int(seed)) for seed in rng.integers(2**63, size=5)
+    )
     rows = np.sort(among.permutation(len(pool))[:count])
     model = QuantizedKL(
         pool.load_model(),
@@ -107,30 +110,25 @@ def select(
         memory_gb=memory_gb,
     )
     halves = two_halves(pool.tuning, tuning_tokens // 2, texts)
-    x, names = cheap_features(pool, rows, embedding_dimensions)
-    theta = np.zeros(x.shape[1])
-    f = None
+    coverage = None
+    policy = Policy.uniform(*cheap_features(pool, rows, embedding_dimensions))
     if start == "greedy" or beta or activation_dimensions:
         signatures = pool.signatures(rows)
-        x, names = _with_activations(x, names, signatures, activation_dimensions)
-        coverage = Coverage.of(signatures, reference_signatures(pool, "reinforce")[1], n)
-        theta = (
-            _towards(x, lazy_greedy(coverage, np.arange(count), n)[0]) if start == "greedy" else np.zeros(x.shape[1])
-        )
-        f = coverage
+        coverage = ActivationCoverage.of(signatures, reference_signatures(pool, "reinforce")[1], n)
+        policy = policy.with_activations(signatures, activation_dimensions)
+        if start == "greedy":
+            policy = policy.towards(lazy_greedy(coverage, np.arange(count), n)[0])
     budget = steps * sets
-    search = swap_search if rival == "swap" else cross_entropy
+    rival_search = swap_search if rival == "swap" else cross_entropy
     with tqdm(total=3 * budget, desc="sets", unit="set", disable=None) as bar:
-        judge = Judge(model, model.texts(halves[0]), model.texts(halves[1]), f, beta, bar.update)
-        uniform = random_search(count, n, judge.reward_and_check, anyone, budget)
-        theirs = search(count, n, judge.reward, other, budget)
+        judge = Judge(model, model.texts(halves[0]), model.texts(halves[1]), coverage, beta, bar.update)
+        uniform = random_search(count, n, judge.reward_and_check, for_uniform, budget)
+        theirs = rival_search(count, n, judge.reward, for_rival, budget)
         scale = float(np.std([trial.reward for trial in uniform.trials])) or 1.0
         settings = Settings(sets, steps, learning_rate, entropy_bonus, scale)
-        ours, learned = reinforce(x, n, judge.reward, policy, theta, settings)
+        ours, learned = reinforce(policy.x, n, judge.reward, for_policy, policy.theta, settings)
 
-    logits = x @ learned
     pick = max(ours.finalists, key=judge.check)
-    order = sorted(pick, key=lambda item: (-round(float(logits[item]), DIGITS), item))
     kls = [judge.kl_rewarding(trial.items) for trial in ours.trials]
     notes = {
         "candidates": count,
@@ -138,16 +136,60 @@ def select(
         "linears": len(model.group_size),
         "tokens": {"rewarding": judge.rewarding.tokens, "checking": judge.checking.tokens},
         "policy": {
-            "weights": {name: round(float(weight), 4) for name, weight in zip(names, learned, strict=True)},
-            "entropy": [round(entropy(x, at)[0], 4) for at in (theta, learned)],
+            **policy.learning(learned),
             "mean_kl_per_step": [round(float(np.mean(kls[at : at + sets])), 6) for at in range(0, budget, sets)],
             "pick": "best set tried" if pick == ours.finalists[0] else "mode of the final policy",
         },
         **compared(judge, ours, theirs, uniform, rival),
     }
-    if beta and f is not None:
-        notes["coverage"] = round(float(f.reached(np.array(pick))[0]), 6)
+    if beta and coverage is not None:
+        notes["coverage"] = round(float(coverage.reached(np.array(pick))[0]), 6)
+    logits = policy.x @ learned
+    order = sorted(pick, key=lambda item: (-round(float(logits[item]), DIGITS), item))
     return Selection(rows[order], [_reason(item, logits, ours, kls) for item in order], notes=notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A linear policy over candidates, as it is before it learns."""
+
+    x: NDArray[np.float64]
+    """Standardised features, (candidates, F)."""
+    names: tuple[str, ...]
+    """Of the features."""
+    theta: NDArray[np.float64]
+    """The weights to begin with, (F,)."""
+
+    @classmethod
+    def uniform(cls, x: NDArray[np.float64], names: tuple[str, ...]) -> Policy:
+        """The policy that prefers no candidate."""
+        return cls(x, names, np.zeros(x.shape[1]))
+
+    def with_activations(self, signatures: Signatures, dimensions: int) -> Policy:
+        """The uniform policy that sees the leading directions of the pooled activations, too."""
+        if not dimensions:
+            return self
+        pooled = signatures.pooled.astype(np.float64)
+        mean, directions = principal_directions(pooled, dimensions)
+        more = standardised((pooled - mean) @ directions)
+        names = (*self.names, *(f"activations {number}" for number in range(more.shape[1])))
+        return Policy.uniform(np.concatenate([self.x, more], 1), names)
+
+    def towards(self, chosen: NDArray[np.int64]) -> Policy:
+        """The policy whose logits separate `chosen` from the rest best (ridge regression), with deviation 1."""
+        inside = np.zeros(len(self.x))
+        inside[chosen] = 1
+        ridge = len(self.x) * RIDGE * np.eye(self.x.shape[1])
+        theta = np.linalg.solve(self.x.T @ self.x + ridge, self.x.T @ (inside - inside.mean()))
+        deviation = float((self.x @ theta).std())
+        return replace(self, theta=np.round(theta / deviation, 6) if deviation > 0 else np.zeros(len(theta)))
+
+    def learning(self, learned: NDArray[np.float64]) -> dict[str, Any]:
+        """For the notes: the learned weights, and the entropy before and after."""
+        return {
+            "weights": {name: round(float(weight), 4) for name, weight in zip(self.names, learned, strict=True)},
+            "entropy": [round(entropy(self.x, theta)[0], 4) for theta in (self.theta, learned)],
+        }
 
 
 class Judge:
@@ -161,13 +203,13 @@ class Judge:
         model: QuantizedKL,
         rewarding: Texts,
         checking: Texts,
-        coverage: Coverage | None,
+        coverage: ActivationCoverage | None,
         beta: float,
         progress: Callable[[], object],
     ) -> None:
         self.rewarding, self.checking = rewarding, checking
         self._model, self._coverage, self._beta, self._progress = model, coverage, beta, progress
-        self._known: dict[tuple[bool, tuple[int, ...]], float] = {}
+        self._kls: dict[tuple[bool, tuple[int, ...]], float] = {}
 
     def reward(self, items: tuple[int, ...]) -> float:
         """What a search is told."""
@@ -197,36 +239,15 @@ class Judge:
         return {"rewarding": self.kl_rewarding, "checking": self.kl_checking}
 
     def _kl(self, items: tuple[int, ...], checking: bool) -> float:
-        if (checking, items) not in self._known:
+        if (checking, items) not in self._kls:
             texts = self.checking if checking else self.rewarding
-            self._known[checking, items] = round(self._model(items, texts), DIGITS)
-        return self._known[checking, items]
+            self._kls[checking, items] = round(self._model(items, texts), DIGITS)
+        return self._kls[checking, items]
 
     def _bonus(self, items: tuple[int, ...]) -> float:
         if not self._beta or self._coverage is None:
             return 0.0
         return round(self._beta * float(self._coverage.reached(np.array(items))[0]), DIGITS)
-
-
-def _with_activations(
-    x: NDArray[np.float64], names: tuple[str, ...], signatures: Signatures, dimensions: int
-) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """The features with the leading directions of the pooled activations beside them."""
-    if not dimensions:
-        return x, names
-    pooled = signatures.pooled.astype(np.float64)
-    mean, directions = principal_directions(pooled, dimensions)
-    more = standardised((pooled - mean) @ directions)
-    return np.concatenate([x, more], 1), (*names, *(f"activations {number}" for number in range(more.shape[1])))
-
-
-def _towards(x: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """theta whose logits separate `chosen` from the rest best (ridge regression), with deviation 1 over the samples."""
-    inside = np.zeros(len(x))
-    inside[chosen] = 1
-    theta = np.linalg.solve(x.T @ x + len(x) * RIDGE * np.eye(x.shape[1]), x.T @ (inside - inside.mean()))
-    deviation = float((x @ theta).std())
-    return np.round(theta / deviation, 6) if deviation > 0 else np.zeros(x.shape[1])
 
 
 def compared(judge: Judge, ours: Search, theirs: Search, uniform: Search, rival: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
-class Sound:
-    """What a text has to be to be kept."""
+class Criteria:
+    """What a text must meet to be used."""
 
     least: int
     min_distinct: int
@@ -95,33 +95,20 @@ def select(
         ValueError: no attempt passed, or `shortest` is more than `length`.
     """
     model = pool.load_model()
-    asked, context = _length(pool, model, length)
-    tokens = min(asked, context)
+    requested, context = _length(pool, model, length)
+    tokens = min(requested, context)
     least = -(-tokens // 2) if shortest is None else shortest
     if least > tokens:
-        limit = f"the model's context of {context}" if tokens < asked else f"length {tokens}"
+        limit = f"the model's context of {context}" if tokens < requested else f"length {tokens}"
         raise ValueError(f"self_generated: `shortest` in params.yaml is {least}, more than {limit}; lower it")
-    sound = Sound(least, min_distinct, ngram, max_repeated)
-    seed = int(rng.integers(2**63))
-    texts, attempts, dropped = _passing(pool, model, n, seed, tokens, temperatures, tries * n, sound)
+    criteria = Criteria(least, min_distinct, ngram, max_repeated)
+    writer = Writer(pool, model, int(rng.integers(2**63)), tokens, temperatures)
+    texts, attempts, dropped = _passing(writer, criteria, n, tries * n)
     if not texts:
         raise ValueError(
             f"self_generated: none of {attempts} texts passed ({_counts(dropped)}); give another `temperatures` (near "
             "1), or a `shortest`, `min_distinct` or `max_repeated` that this model can meet"
         )
-    prefix = pool.special_prefix or 1
-    reasons = [
-        {
-            "attempt": attempt,
-            "start": text.ids[:prefix].tolist(),
-            "temperature": temperatures[-1],
-            "mean_log_probability": round(text.log_probability, 4),
-            "distinct_share": round(len(np.unique(text.ids)) / len(text.ids), 4),
-            "repeated_share": round(sound.repeated(text.ids[prefix:]), 4),
-            "ended_itself": text.ended,
-        }
-        for attempt, text in texts
-    ]
     notes: dict[str, Any] = {
         "length": tokens,
         "shortest": least,
@@ -133,51 +120,68 @@ def select(
     }
     if len(texts) < n:
         notes["short"] = f"{len(texts)} of {attempts} texts passed ({_counts(dropped)}); raise `tries`"
+    prefix = pool.special_prefix or 1
+    reasons = [_reason(attempt, text, prefix, temperatures[-1], criteria) for attempt, text in texts]
     written = {position: text.ids for position, (_, text) in enumerate(texts)}
     return Selection(np.full(len(texts), -1, np.int64), reasons, written=written, notes=notes)
+
+
+def _reason(attempt: int, text: Text, prefix: int, temperature: float, criteria: Criteria) -> dict[str, Any]:
+    return {
+        "attempt": attempt,
+        "start": text.ids[:prefix].tolist(),
+        "temperature": temperature,
+        "mean_log_probability": round(text.log_probability, 4),
+        "distinct_share": round(len(np.unique(text.ids)) / len(text.ids), 4),
+        "repeated_share": round(criteria.repeated(text.ids[prefix:]), 4),
+        "ended_itself": text.ended,
+    }
 
 
 def _length(pool: Pool, model: PreTrainedModel, length: int | None) -> tuple[int, int]:
     """Tokens asked for, and the most that the model reads."""
     like = pool.reference if len(pool.reference) else pool
-    asked = int(np.median(like.lengths)) if length is None else length
+    requested = int(np.median(like.lengths)) if length is None else length
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return max(2, asked), int(context or max(2, asked))
+    return max(2, requested), int(context or max(2, requested))
 
 
-def _passing(
-    pool: Pool,
-    model: PreTrainedModel,
-    n: int,
-    seed: int,
-    tokens: int,
-    temperatures: tuple[float, ...],
-    most: int,
-    sound: Sound,
-) -> tuple[list[tuple[int, Text]], int, Counter[str]]:
-    """The first n texts that pass, with the number of their attempt; attempts looked at; how many failed, by reason.
+class Writer:
+    """Writes attempts in whole batches, so that what attempt i gives depends on i and the seed alone."""
 
-    Attempts are written in whole batches and looked at one by one, so what an attempt gives does not depend on n.
-    """
+    def __init__(
+        self, pool: Pool, model: PreTrainedModel, seed: int, tokens: int, temperatures: tuple[float, ...]
+    ) -> None:
+        self.model, self.seed, self.tokens, self.temperatures = model, seed, tokens, temperatures
+        self.never, self.end = _special_tokens(model)
+        self.start = _starts(pool, model, seed, self.never | self.end)
+
+    def batch(self, first: int) -> tuple[list[Text], int]:
+        """The texts of the attempts from number `first` on, and how many tokens each was given to start from."""
+        from plumbline.calibration_set.methods.own_text import BATCH, write
+
+        attempts = range(first, first + BATCH)
+        starts = np.stack([self.start(attempt) for attempt in attempts])
+        steps = max(0, self.tokens - starts.shape[1])
+        uniforms = np.stack([_uniforms(self.seed, attempt, steps) for attempt in attempts])
+        return write(self.model, starts, uniforms, self.temperatures, self.never, self.end), starts.shape[1]
+
+
+def _passing(writer: Writer, criteria: Criteria, n: int, most: int) -> tuple[list[tuple[int, Text]], int, Counter[str]]:
+    """The first n texts that pass, with the number of their attempt; attempts looked at; how many failed, by reason."""
     from tqdm import tqdm
 
-    from plumbline.calibration_set.methods.own_text import BATCH, write
-
-    never, end = _special_tokens(model)
-    start = _starts(pool, model, seed, never | end)
     taken: list[tuple[int, Text]] = []
     seen: set[bytes] = set()
     dropped: Counter[str] = Counter()
     attempt = 0
     with tqdm(total=n, unit="sample", desc="own texts", disable=None) as bar:
         while len(taken) < n and attempt < most:
-            starts = np.stack([start(number) for number in range(attempt, attempt + BATCH)])
-            steps = max(0, tokens - starts.shape[1])
-            uniforms = np.stack([_uniforms(seed, number, steps) for number in range(attempt, attempt + BATCH)])
-            for text in write(model, starts, uniforms, temperatures, never, end):
+            texts, start = writer.batch(attempt)
+            for text in texts:
                 if len(taken) == n or attempt == most:
                     break
-                fault = sound.fault(text, starts.shape[1]) or ("written_before" if text.ids.tobytes() in seen else "")
+                fault = criteria.fault(text, start) or ("written_before" if text.ids.tobytes() in seen else "")
                 if fault:
                     dropped[fault] += 1
                 else:
@@ -198,8 +202,8 @@ def _special_tokens(model: PreTrainedModel) -> tuple[frozenset[int], frozenset[i
 
     def ids(name: str) -> frozenset[int]:
         settings = (model.generation_config, model.config.get_text_config())
-        found = next((value for value in (getattr(part, name, None) for part in settings) if value is not None), ())
-        return frozenset([found] if isinstance(found, int) else found)
+        token_ids = next((value for value in (getattr(part, name, None) for part in settings) if value is not None), ())
+        return frozenset([token_ids] if isinstance(token_ids, int) else token_ids)
 
     end = ids("eos_token_id")
     return (ids("bos_token_id") | ids("pad_token_id")) - end, end

@@ -61,24 +61,25 @@ def select(
     rows = rng.permutation(len(pool))[: max(n, candidates)].astype(np.int64)  # in random order: so ties break
     counts = token_counts(pool, rows, words, tau)
     lengths = pool.lengths[rows]
-    cover = Coverage(counts, words.occurrences, tau, lengths if per_token else None)
+    cover = TokenCoverage(counts, words.occurrences, tau, lengths if per_token else None)
     taken, _ = lazy_greedy(cover, np.arange(len(rows)), n)
     whole = max(int(words.occurrences.sum()), 1)
     reasons, reached = _explain(taken, counts, words, tau, whole)
     once = np.count_nonzero(words.occurrences == 1)
     gains = np.diff(reached, prepend=0.0)
     chosen = int(lengths[taken].sum())
-    found = {"objective": reached[-1], "mass": _mass(counts, taken, words, 1) / whole, "tokens": chosen}
     notes: dict[str, Any] = {
         "reference": name,
         "reference_samples": len(reference),
         "reference_tokens": int(reference.lengths.sum()),
         "kinds": len(words.codes),
-        "missing_mass": once
-        / whole,  # share of production's next tokens that the reference does not know (Good-Turing)
+        # share of production's next tokens that the reference does not hold (Good-Turing)
+        "missing_mass": once / whole,
         "pool": len(pool),
         "candidates": len(rows),
-        **found,
+        "objective": reached[-1],
+        "mass": _mass(counts, taken, words, 1) / whole,
+        "tokens": chosen,
         "curve": {str(k): reached[k - 1] for k in _powers(n)},
         "exhausted_after": int(np.flatnonzero(gains > 0).max(initial=-1)) + 1 if (gains <= 0).any() else None,
         "random_draws": {"draws": DRAWS, **_random(counts, words, lengths, n, tau, whole, rng)},
@@ -86,7 +87,7 @@ def select(
     return Selection(rows[taken], reasons, notes=_rounded(notes))
 
 
-class Coverage:
+class TokenCoverage:
     """f(A) tau N, a whole number: sum over v of P_v min(tau, c_v(A)), where P counts the N tokens of the reference.
 
     With `cost`, gains are per unit of it. `counts` may be capped at tau.
@@ -100,8 +101,8 @@ class Coverage:
 
     def gains(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Gain of each row, float64 (len(rows),)."""
-        found = [self._gains(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK)]
-        gains = np.concatenate([np.empty(0, np.int64), *found])
+        blocks = [self._gains(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK)]
+        gains = np.concatenate([np.empty(0, np.int64), *blocks])
         return gains.astype(np.float64) if self.cost is None else gains / self.cost[rows]
 
     def _gains(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -122,7 +123,7 @@ def _explain(
     taken: NDArray[np.int64], counts: Counts, words: Vocabulary, tau: int, whole: int
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """Why each sample was taken, and f after each."""
-    cover = Coverage(counts, words.occurrences, tau)
+    cover = TokenCoverage(counts, words.occurrences, tau)
     seen = np.zeros(len(words.codes), dtype=bool)
     value = 0
     reasons: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Coverage of activation space against its definition spelled out, and the best set of all."""
+"""ActivationCoverage of activation space against its definition spelled out, and the best set of all."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from plumbline.artifact import canonical_json
 from plumbline.calibration_set.select import choose as choose_by
 from plumbline.calibration_set.strategies import get
-from plumbline.calibration_set.strategies.activation_coverage import LEVELS, Coverage, select
+from plumbline.calibration_set.strategies.activation_coverage import LEVELS, ActivationCoverage, select
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
-from plumbline.sample_features.signatures import Signatures, Site
+from plumbline.sample_features.signatures import Signatures, SignatureSite
 from tests.helpers.calibration_pool import make_pool
 from tests.helpers.tokenized_samples import sample
 
@@ -31,7 +31,7 @@ def signatures(cells: Any, absmax: Any, widths: tuple[int, ...] = (), names: tup
     count = len(cells)
     return Signatures(
         names or tuple(f"{i:064x}" for i in range(count)),
-        tuple(Site(f"site{i}", width, starts[i]) for i, width in enumerate(widths)),
+        tuple(SignatureSite(f"site{i}", width, starts[i]) for i, width in enumerate(widths)),
         cells[:, 0].sum(axis=1).astype(np.int64),
         np.zeros((count, 2), np.float32),
         cells,
@@ -93,7 +93,7 @@ def test_it_is_what_its_definition_says(
     rng = np.random.default_rng(seed)
     candidates, reference = drawn(rng, count), drawn(rng, int(rng.integers(1, 30)))
     rows = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, unique=True)))
-    coverage = Coverage.of(candidates, reference, n := data.draw(st.integers(1, 12)), outliers, weighting)
+    coverage = ActivationCoverage.of(candidates, reference, n := data.draw(st.integers(1, 12)), outliers, weighting)
     f, cells, channels = coverage.reached(rows)
     assert (cells, channels) == pytest.approx(
         by_definition(candidates.take(rows), reference, n, outliers, weighting), abs=1e-9
@@ -112,7 +112,7 @@ def test_monotone_submodular_order_free_and_never_more_than_one(
     seed: int, outliers: float, weighting: Any, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(seed)
-    coverage = Coverage.of(drawn(rng, 10), drawn(rng, 20), 4, outliers, weighting)
+    coverage = ActivationCoverage.of(drawn(rng, 10), drawn(rng, 20), 4, outliers, weighting)
     rows = data.draw(st.permutations(range(10)))
     small, large = sorted([data.draw(st.integers(0, 9)), data.draw(st.integers(0, 9))])
 
@@ -134,8 +134,8 @@ def test_a_site_counts_the_same_whatever_the_scale_of_its_activations(seed: int,
     rng = np.random.default_rng(seed)
     candidates, reference = drawn(rng, 12), drawn(rng, 20)
     louder = [signatures(s.cells, s.absmax * ([2.0**power] * 3 + [1] * 3), (3, 3)) for s in (candidates, reference)]
-    a = Coverage.of(candidates, reference, 4, 0.5, weighting).gains(np.arange(12))
-    b = Coverage.of(*louder, 4, 0.5, weighting).gains(np.arange(12))
+    a = ActivationCoverage.of(candidates, reference, 4, 0.5, weighting).gains(np.arange(12))
+    b = ActivationCoverage.of(*louder, 4, 0.5, weighting).gains(np.arange(12))
     np.testing.assert_allclose(a, b, atol=1e-12)
 
 
@@ -144,9 +144,9 @@ def test_covering_one_minus_total_variation() -> None:
     reference = signatures([[[40, 30, 30]], [[20, 50, 30]]], [[1.0], [2.0]])
     chosen = signatures([[[100, 0, 0]], [[10, 80, 10]]], [[1.0], [2.0]])
     p, q = np.array([60, 80, 60]) / 200, np.array([110, 80, 10]) / 200
-    cells = Coverage.of(chosen, reference, 2).reached(np.arange(2))[1]
+    cells = ActivationCoverage.of(chosen, reference, 2).reached(np.arange(2))[1]
     assert cells == pytest.approx(1 - np.abs(p - q).sum() / 2)
-    assert Coverage.of(reference, reference, 2).reached(np.arange(2)).tolist() == pytest.approx([1, 1, 1])
+    assert ActivationCoverage.of(reference, reference, 2).reached(np.arange(2)).tolist() == pytest.approx([1, 1, 1])
 
 
 def test_a_cell_asks_for_one_token_at_least() -> None:
@@ -154,16 +154,16 @@ def test_a_cell_asks_for_one_token_at_least() -> None:
     reference = signatures([[[39, 1]]], [[1.0]])
     chosen = signatures([[[9, 1]], [[79, 1]]], [[1.0]] * 2)
     small = signatures([[[9, 1]]] + [[[10, 0]]] * 3, [[1.0]] * 4)
-    in_token = Coverage.of(chosen, small, 1)
+    in_token = ActivationCoverage.of(chosen, small, 1)
     assert in_token.demand.tolist() == [9.75, 1.0]  # n t p = 10 × 1/40 in the second
-    in_token = Coverage.of(chosen, reference, 1, 0, "sequence")
+    in_token = ActivationCoverage.of(chosen, reference, 1, 0, "sequence")
     assert in_token.demand.tolist() == [39.0, 1.0]
     assert in_token.reached(np.array([1]))[1] == pytest.approx(39 / 40 + 1 / 40 * (40 / 80))
 
 
 def test_a_site_where_all_samples_reach_alike_leaves_the_outliers_to_the_others() -> None:
     one_flat = signatures([[[4]] * 2] * 3, [[1.0, 1, 7], [1, 1, 7], [1, 3, 7]], (2, 1))
-    coverage = Coverage.of(one_flat, one_flat, 1)
+    coverage = ActivationCoverage.of(one_flat, one_flat, 1)
     assert [coverage.reached(np.array([row]))[2] for row in range(3)] == [0, 0, 1]
 
 
@@ -171,8 +171,10 @@ def test_sequence_weighting_ignores_length_and_token_weighting_does_not() -> Non
     short, long = [[[1, 3]]], [[[100, 300]]]
     both = signatures(short + long, [[1.0], [1.0]])
     reference = signatures(long + long, [[1.0], [2.0]])
-    assert np.ptp(Coverage.of(both, reference, 2, 0, "sequence").gains(np.arange(2))) == 0
-    assert Coverage.of(both, reference, 2, 0, "token").gains(np.arange(2)).tolist() == pytest.approx([0.005, 0.5])
+    assert np.ptp(ActivationCoverage.of(both, reference, 2, 0, "sequence").gains(np.arange(2))) == 0
+    assert ActivationCoverage.of(both, reference, 2, 0, "token").gains(np.arange(2)).tolist() == pytest.approx(
+        [0.005, 0.5]
+    )
 
 
 @pytest.mark.parametrize("weighting", ["token", "sequence"])
@@ -184,7 +186,7 @@ def test_greedy_reaches_its_share_of_the_best_set(weighting: Any, outliers: floa
         pool = pool_of(candidates, reference)
         in_order = pool.signatures(pool.signed)
         for n in (1, 2, 4):
-            coverage = Coverage.of(in_order, reference, n, outliers, weighting)
+            coverage = ActivationCoverage.of(in_order, reference, n, outliers, weighting)
             start = coverage.reached(np.array([], np.int64))[0]  # 0 but where there is nothing to reach
             best = max(coverage.reached(np.array(rows))[0] for rows in combinations(range(11), n)) - start
             chosen = choose(pool, n, outliers=outliers, weighting=weighting)
@@ -252,7 +254,7 @@ def test_the_null_is_the_same_statistic_of_200_draws() -> None:
     candidates, reference = drawn(rng, 30), drawn(rng, 30)
     pool = pool_of(candidates, reference)
     notes = choose(pool, 5, seed=7).notes["coverage"]
-    coverage = Coverage.of(pool.signatures(pool.signed), reference, 5)
+    coverage = ActivationCoverage.of(pool.signatures(pool.signed), reference, 5)
     stream = generator(7, "activation_coverage")
     null = np.array([coverage.reached(stream.choice(30, 5, replace=False)) for _ in range(200)])
     for i, name in enumerate(("all", "cells", "outliers")):
@@ -320,15 +322,15 @@ def test_too_few_signatures_and_an_empty_reference_say_what_to_do() -> None:
         choose(pool_of(some, None), 2)
     other = signatures(some.cells, some.absmax, (6, 0))
     with pytest.raises(ValueError, match="differ in their sites"):
-        Coverage.of(some, other, 2)
+        ActivationCoverage.of(some, other, 2)
 
 
 def test_wide_models_are_worked_on_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     candidates, reference = drawn(rng, 20), drawn(rng, 20)
-    whole = Coverage.of(candidates, reference, 5).gains(np.arange(20))
+    whole = ActivationCoverage.of(candidates, reference, 5).gains(np.arange(20))
     monkeypatch.setattr("plumbline.calibration_set.strategies.activation_coverage.CHUNK", 7)
-    assert Coverage.of(candidates, reference, 5).gains(np.arange(20)).tolist() == whole.tolist()
+    assert ActivationCoverage.of(candidates, reference, 5).gains(np.arange(20)).tolist() == whole.tolist()
 
 
 def test_it_keeps_the_contract_and_what_it_says_can_be_stored() -> None:

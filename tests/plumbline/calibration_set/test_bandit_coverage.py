@@ -10,14 +10,14 @@ import pytest
 
 from plumbline.calibration_set.methods.greedy import lazy_greedy
 from plumbline.calibration_set.strategies import get
-from plumbline.calibration_set.strategies.activation_coverage import Coverage
+from plumbline.calibration_set.strategies.activation_coverage import ActivationCoverage
 from plumbline.calibration_set.strategies.bandit_coverage import Arms, Bandit, Target, explore, select
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
-from plumbline.sample_features.signatures import Signatures, Site
+from plumbline.sample_features.signatures import Signatures, SignatureSite
 from tests.helpers.calibration_pool import make_pool
 from tests.helpers.tokenized_samples import sample
 
-SITES = (Site("a", 3, 0), Site("b", 2, 3))
+SITES = (SignatureSite("a", 3, 0), SignatureSite("b", 2, 3))
 
 
 def signatures(names: Sequence[str], cells: Any, absmax: Any) -> Signatures:
@@ -114,7 +114,7 @@ def test_one_sample_at_a_time_is_the_coverage_of_activation_coverage() -> None:
     names = [f"{number}" for number in range(30)]
     mine = signatures(names, rng.integers(0, 9, size=(30, 2, 6)) + 1, rng.gamma(2, size=(30, 5)))
     reference = signatures(names, rng.integers(0, 9, size=(30, 2, 6)) + 1, rng.gamma(2, size=(30, 5)))
-    whole = Coverage.of(mine, reference, 4, 0.3)
+    whole = ActivationCoverage.of(mine, reference, 4, 0.3)
     target = Target(reference, 4, 0.3)
     parts = [target.of(mine.take([row])) for row in range(30)]
     expected, gains = lazy_greedy(whole, np.arange(30), 4)
@@ -142,7 +142,7 @@ def test_the_rewards_are_gains_over_what_was_accepted_per_thousand_tokens() -> N
     arms = Arms.of(pool, 6, np.random.default_rng(0))
     rng, bandit = np.random.default_rng(1), Recording(arms.features)
     seen = explore(arms, pool.lengths / 1000, lambda row: target.of(pool.signatures([row])), rng, bandit, 40, 0.25)
-    whole = Coverage.of(pool.signatures(np.arange(400)), pool.tuning.signatures(pool.tuning.signed), 4, 0.5)
+    whole = ActivationCoverage.of(pool.signatures(np.arange(400)), pool.tuning.signatures(pool.tuning.signed), 4, 0.5)
     accepted: list[int] = []
     rewards: list[float] = []
     for look in seen:
@@ -225,7 +225,7 @@ def test_stored_signatures_count_as_looks_and_give_the_bound() -> None:
     pool = planted(stored=True)
     selection = choose(pool, 8, outliers=0.0)
     assert selection.notes["looks"] == 32 and selection.notes["forward_passes"] == 0
-    whole = Coverage.of(pool.signatures(np.arange(400)), pool.tuning.signatures(pool.tuning.signed), 8, 0.0)
+    whole = ActivationCoverage.of(pool.signatures(np.arange(400)), pool.tuning.signatures(pool.tuning.signed), 8, 0.0)
     rows, _ = lazy_greedy(whole, np.arange(400), 8)
     found = selection.notes["coverage"]
     assert found["greedy_on_all"] == round(whole.reached(rows)[0], 6)

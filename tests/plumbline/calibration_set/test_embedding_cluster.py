@@ -18,7 +18,7 @@ from plumbline.calibration_set.methods.quotas import fill_nearest
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.calibration_set.strategies.embedding_cluster import select
-from plumbline.sample_features.signatures import Signatures, Site
+from plumbline.sample_features.signatures import Signatures, SignatureSite
 from plumbline.tokenized_samples.batches import SAMPLES
 from tests.helpers.calibration_pool import make_pool, rows_of
 from tests.helpers.tokenized_samples import FINGERPRINT, sample, write_samples
@@ -53,7 +53,7 @@ def activations_of(pool: Pool, pooled: dict[str, NDArray[Any]]) -> Signatures:
     n = len(names)
     return Signatures(
         names,
-        (Site("layer", 4, 0),),
+        (SignatureSite("layer", 4, 0),),
         np.full(n, 5, np.int64),
         np.stack([pooled[name] for name in names]).astype(np.float32),
         np.full((n, 1, 1), 5, np.int32),

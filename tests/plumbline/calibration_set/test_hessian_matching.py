@@ -20,7 +20,7 @@ from plumbline.calibration_set.strategies import get
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.calibration_set.strategies.hessian_matching import (
     LogDet,
-    Moments,
+    WhitenedMoments,
     herd,
     inverse_root,
     packed,
@@ -28,7 +28,7 @@ from plumbline.calibration_set.strategies.hessian_matching import (
     unpacked,
     whiten,
 )
-from plumbline.sample_features.signatures import Signatures, Site
+from plumbline.sample_features.signatures import Signatures, SignatureSite
 from tests.helpers.calibration_pool import make_pool
 from tests.helpers.tokenized_samples import sample
 
@@ -41,7 +41,7 @@ def signatures(sketch: Any, tokens: Any = None) -> Signatures:
     count, sites = sketch.shape[:2]
     return Signatures(
         tuple(f"{i:064x}" for i in range(count)),
-        tuple(Site(f"site{i}", 1, i) for i in range(sites)),
+        tuple(SignatureSite(f"site{i}", 1, i) for i in range(sites)),
         np.full(count, 10, np.int64) if tokens is None else np.asarray(tokens, np.int64),
         np.zeros((count, 2), np.float32),
         np.zeros((count, sites, 2), np.int32),
@@ -131,7 +131,7 @@ def test_the_inverse_root_is_one() -> None:
     assert not inverse_root(np.zeros((3, 3)), 0.01).any()
 
 
-def spelled_out(moments: Moments, start: list[int], n: int) -> tuple[list[int], list[float]]:
+def spelled_out(moments: WhitenedMoments, start: list[int], n: int) -> tuple[list[int], list[float]]:
     """Herding by trying every candidate at every step, in loops."""
     chosen, distances = list(start), []
     for _ in range(n):
@@ -170,7 +170,11 @@ def test_every_step_of_herding_is_the_best_of_all(seed: int, weighting: Any, dat
 def test_rounding_errors_decide_no_tie() -> None:
     """The later candidate is closer by less than sums are exact to."""
     z = np.array([[[1.5, 0, 1.5]], [[1.5 - 1e-14, 0, 1.5]], [[3.0, 0, 1.5]]])
-    assert herd(Moments(z, np.ones(3), np.array([[1.0, 0, 1]])), np.array([], np.int64), 3)[0].tolist() == [0, 1, 2]
+    assert herd(WhitenedMoments(z, np.ones(3), np.array([[1.0, 0, 1]])), np.array([], np.int64), 3)[0].tolist() == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_a_set_with_too_much_of_everything_lacks_nothing() -> None:

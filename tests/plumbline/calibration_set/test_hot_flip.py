@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from plumbline.base_model.load import load_model
 from plumbline.calibration_set.methods.flip_scores import PATH, ROUNDED, FlipScores
+from plumbline.calibration_set.methods.flip_test import FlipTest, random_flips
 from plumbline.calibration_set.strategies import get
-from plumbline.calibration_set.strategies import hot_flip as module
 from plumbline.calibration_set.strategies.base import Pool, generator, sample_id
-from plumbline.calibration_set.strategies.hot_flip import Coverage, Reached, select
+from plumbline.calibration_set.strategies.hot_flip import CoverageSoFar, SensitivityCoverage, select
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.rtn import rtn
 from tests.helpers.calibration_pool import make_pool
@@ -186,7 +186,7 @@ def test_group_sums_are_over_the_members_that_its_name_says() -> None:
 def test_the_objective_is_monotone_submodular_and_what_it_says(groups: int, m: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     phi, reference = (draw.gamma(0.5, size=(k, groups)).astype(np.float32) for k in (m + 2, 3))
-    objective = Coverage.of(phi, reference)
+    objective = SensitivityCoverage.of(phi, reference)
 
     def f(rows: list[int]) -> float:
         mean = reference.astype(np.float64).mean(0)
@@ -194,7 +194,7 @@ def test_the_objective_is_monotone_submodular_and_what_it_says(groups: int, m: i
 
     order = draw.permutation(m + 2).tolist()
     small, large, one = order[: m // 2], order[:m], order[-1]
-    reached = Reached(objective)
+    reached = CoverageSoFar(objective)
     for taken in large:
         assert reached.gains(np.array([taken]))[0] >= 0
         reached.add(taken)
@@ -206,10 +206,10 @@ def test_the_objective_is_monotone_submodular_and_what_it_says(groups: int, m: i
 
 def test_groups_that_production_does_not_move_count_for_nothing() -> None:
     phi = np.array([[1, 5], [2, 0]], np.float32)
-    objective = Coverage.of(phi, np.array([[1, 0]], np.float32))
-    assert objective.kept.tolist() == [0] and objective.value(np.array([1])) == pytest.approx(2**0.5)
-    nothing = Coverage.of(phi, np.zeros((1, 2), np.float32))
-    reached = Reached(nothing)
+    objective = SensitivityCoverage.of(phi, np.array([[1, 0]], np.float32))
+    assert objective.groups.tolist() == [0] and objective.value(np.array([1])) == pytest.approx(2**0.5)
+    nothing = SensitivityCoverage.of(phi, np.zeros((1, 2), np.float32))
+    reached = CoverageSoFar(nothing)
     assert reached.gains(np.array([0, 1])).tolist() == [0, 0]
     reached.add(1)
     assert nothing.value(np.array([0, 1])) == 0
@@ -340,7 +340,7 @@ def test_it_refuses_below_the_threshold_unless_told_otherwise() -> None:
 
 
 def test_the_path_is_taken_where_it_alone_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module._Test, "rank_correlation", lambda self, texts, path: 0.9 if path is PATH else 0.1)
+    monkeypatch.setattr(FlipTest, "rank_correlation", lambda self, path: 0.9 if path is PATH else 0.1)
     found = chosen(toy_pool(), 3)
     assert found.notes["gradient"].startswith("mean of four") and found.notes["validation"]["validated"]
     monkeypatch.undo()
@@ -368,8 +368,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 def rank_correlation(model: Any, texts: list[np.ndarray], weights: int) -> float:
     scores = FlipScores(model, 4, 128, 64)
-    flips = module._flips(scores, 24, weights, np.random.default_rng(0))
-    return module._Test(scores, flips).rank_correlation(texts, ROUNDED)
+    flips = random_flips(scores, 24, weights, np.random.default_rng(0))
+    return FlipTest(scores, flips, texts).rank_correlation(ROUNDED)
 
 
 def check_real_model(model: Any, texts: list[np.ndarray]) -> None:

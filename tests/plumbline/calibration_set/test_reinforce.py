@@ -14,10 +14,10 @@ from plumbline.calibration_set.methods.greedy import lazy_greedy
 from plumbline.calibration_set.methods.quantized_kl import QuantizedKL
 from plumbline.calibration_set.methods.set_search import Search, Trial
 from plumbline.calibration_set.strategies import get
-from plumbline.calibration_set.strategies.activation_coverage import Coverage
+from plumbline.calibration_set.strategies.activation_coverage import ActivationCoverage
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator
 from plumbline.calibration_set.strategies.reinforce import Judge, compared, select
-from plumbline.sample_features.signatures import Signatures, Site
+from plumbline.sample_features.signatures import Signatures, SignatureSite
 from tests.helpers.calibration_pool import make_pool
 from tests.helpers.tokenized_samples import sample
 
@@ -53,7 +53,7 @@ def a_pool(order: list[int] | None = None, with_signatures: bool = False) -> Poo
     cells = rng.integers(0, 9, size=(len(everything), 1, 6)).astype(np.int32)
     made = Signatures(
         tuple(one["sample_id"] for one in everything),
-        (Site("a", 3, 0),),
+        (SignatureSite("a", 3, 0),),
         cells.sum((1, 2)).astype(np.int64),
         rng.normal(size=(len(everything), 5)).astype(np.float32),
         cells,
@@ -144,7 +144,7 @@ def test_a_greedy_start_favours_the_covering_samples() -> None:
     pool = a_pool(with_signatures=True)
     everything = np.arange(POOL)
     reference = pool.tuning.signatures(pool.tuning.signed)
-    chosen, _ = lazy_greedy(Coverage.of(pool.signatures(everything), reference, 4), everything, 4)
+    chosen, _ = lazy_greedy(ActivationCoverage.of(pool.signatures(everything), reference, 4), everything, 4)
     # too small a step to leave the start; every sample is a candidate, so positions are rows
     options = {"candidates": POOL, "learning_rate": 1e-9, "activation_dimensions": 5, "start": "greedy"}
     selection = choose(pool, steps=1, **options)
@@ -155,7 +155,7 @@ def test_a_greedy_start_favours_the_covering_samples() -> None:
 
 def test_coverage_counts_beta_times_beside_the_kl() -> None:
     pool = a_pool(with_signatures=True)
-    whole = Coverage.of(pool.signatures(np.arange(POOL)), pool.tuning.signatures(pool.tuning.signed), 3)
+    whole = ActivationCoverage.of(pool.signatures(np.arange(POOL)), pool.tuning.signatures(pool.tuning.signed), 3)
     items = (2, 5, 11)
     judge = judge_of({items: 0.3}, {items: 0.7}, whole, 2.0)
     f = whole.reached(np.array(items))[0]
@@ -170,7 +170,7 @@ def test_coverage_counts_beta_times_beside_the_kl() -> None:
 def judge_of(
     rewarding: dict[tuple[int, ...], float],
     checking: dict[tuple[int, ...], float],
-    coverage: Coverage | None = None,
+    coverage: ActivationCoverage | None = None,
     beta: float = 0.0,
 ) -> Judge:
     class Fake:

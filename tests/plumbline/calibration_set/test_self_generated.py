@@ -17,7 +17,7 @@ from plumbline.base_model.load import load_model
 from plumbline.calibration_set.methods.own_text import BATCH, repeated_share, write
 from plumbline.calibration_set.pool import Sources
 from plumbline.calibration_set.strategies.base import Pool, Selection, generator, sample_id
-from plumbline.calibration_set.strategies.self_generated import Sound, _starts, select
+from plumbline.calibration_set.strategies.self_generated import Criteria, _starts, select
 from tests.helpers.calibration_pool import make_pool, rows_of
 from tests.helpers.paths import BUNDLED
 from tests.helpers.tokenized_samples import write_samples
@@ -205,7 +205,7 @@ def test_degenerate_texts_are_dropped_by_reason() -> None:
 
     def fault(ids: list[int], **more: Any) -> str:
         settings = {"least": 8, "min_distinct": 4, "ngram": 2, "max_repeated": 0.4, **more}
-        return Sound(**settings).fault(Text(np.array([BOS, *ids], np.int32), -1.0, False), 1)
+        return Criteria(**settings).fault(Text(np.array([BOS, *ids], np.int32), -1.0, False), 1)
 
     varied = list(range(10, 30))
     assert fault(varied) == ""

@@ -12,7 +12,7 @@ from plumbline.activation_stats.histogram import midpoints, n_buckets
 from plumbline.sample_features.measure import Counter
 from plumbline.sample_features.probe import Probe
 from plumbline.sample_features.signature_reader import bucket_edges, magnitudes
-from plumbline.sample_features.signatures import MANTISSA_BITS, Magnitudes, Site
+from plumbline.sample_features.signatures import MANTISSA_BITS, Magnitudes, SignatureSite
 
 
 def counted(x: np.ndarray, dtype: torch.dtype) -> tuple[np.ndarray, Magnitudes]:
@@ -21,7 +21,7 @@ def counted(x: np.ndarray, dtype: torch.dtype) -> tuple[np.ndarray, Magnitudes]:
     width = x.shape[1]
     empty = np.zeros((width, 0), np.float32)
     zeros = np.zeros(width, np.float32)
-    probe = Probe((Site("a", width, 0),), "bfloat16", zeros, zeros, empty, np.zeros((1, 0, 0)), empty, empty)
+    probe = Probe((SignatureSite("a", width, 0),), "bfloat16", zeros, zeros, empty, np.zeros((1, 0, 0)), empty, empty)
     counter = Counter(probe, torch.device("cpu"))
     half = len(x) // 2
     counter.add(probe.sites[0], rounded[:half])

@@ -17,7 +17,7 @@ from plumbline.evaluation.held_out import HeldOut
 from plumbline.study import distances
 from plumbline.study.draws import Cell, Plan
 from plumbline.study.params import StudyParams
-from plumbline.study.result_cache import Kept
+from plumbline.study.result_cache import ResultCache
 from tests.helpers.sample_features import write_features
 from tests.helpers.tokenized_samples import two_domains, write_samples
 
@@ -44,7 +44,7 @@ def params(**changed: Any) -> StudyParams:
 def test_figures_are_those_of_the_calibration_set_and_are_measured_once(
     sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, kept = Plan(params(), sources, NOTHING), Kept(tmp_path / "kept", {"code": "1"})
+    plan, kept = Plan(params(), sources, NOTHING), ResultCache(tmp_path / "kept", {"code": "1"})
     found, why_not = distances.measure_distances(plan, kept)
     assert why_not is None and sorted(found) == [6, 20]
     assert {len(values) for of in found.values() for values in of.values()} == {20}
@@ -78,5 +78,7 @@ def test_draws_of_the_study_are_among_them(sources: Sources) -> None:
     ],
 )
 def test_without_random_sets_the_reason_is_given(sources: Sources, tmp_path: Path, changed: dict, why: str) -> None:
-    found, said = distances.measure_distances(Plan(params(**changed), sources, NOTHING), Kept(tmp_path / "k", {}))
+    found, said = distances.measure_distances(
+        Plan(params(**changed), sources, NOTHING), ResultCache(tmp_path / "k", {})
+    )
     assert found == {} and said is not None and said.startswith(why)

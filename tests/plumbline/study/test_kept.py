@@ -9,27 +9,27 @@ import numpy as np
 
 from plumbline.evaluation.held_out import HeldOut
 from plumbline.study.measuring import _parts, documents_of
-from plumbline.study.result_cache import Kept, Measured
+from plumbline.study.result_cache import Measured, ResultCache
 from tests.helpers.study import Small
 
 RESULT = Measured(np.array([0.1, 1 / 3, 1e-17]), 5, 16, 900, "d" * 64, 1)
 
 
 def test_a_result_comes_back_bit_by_bit(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "new", {"code": "1"})
-    assert kept.find(scheme="w4") is None
-    kept.keep(RESULT, scheme="w4")
-    found = kept.find(scheme="w4")
+    kept = ResultCache(tmp_path / "new", {"code": "1"})
+    assert kept.load(scheme="w4") is None
+    kept.store(RESULT, scheme="w4")
+    found = kept.load(scheme="w4")
     assert found is not None and found.kl.tobytes() == RESULT.kl.tobytes()
     assert replace(found, kl=RESULT.kl) == RESULT
     assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".json"]  # no draft is left
 
 
 def test_a_result_applies_under_its_own_conditions_only(tmp_path: Path) -> None:
-    Kept(tmp_path, {"code": "1"}).keep(RESULT, scheme="w4", share=0.8)
-    assert Kept(tmp_path, {"code": "1"}).find(share=0.8, scheme="w4") is not None
-    assert Kept(tmp_path, {"code": "2"}).find(share=0.8, scheme="w4") is None
-    assert Kept(tmp_path, {"code": "1"}).find(share=0.7, scheme="w4") is None
+    ResultCache(tmp_path, {"code": "1"}).store(RESULT, scheme="w4", share=0.8)
+    assert ResultCache(tmp_path, {"code": "1"}).load(share=0.8, scheme="w4") is not None
+    assert ResultCache(tmp_path, {"code": "2"}).load(share=0.8, scheme="w4") is None
+    assert ResultCache(tmp_path, {"code": "1"}).load(share=0.7, scheme="w4") is None
 
 
 def test_a_document_of_one_token_is_none() -> None:

@@ -22,7 +22,7 @@ from plumbline.quantized_model.quantize import quantize_model
 from plumbline.study import draws, measuring
 from plumbline.study.build import evaluated
 from plumbline.study.draws import asked_of, draw_set, sub_pool
-from plumbline.study.result_cache import Kept
+from plumbline.study.result_cache import ResultCache
 from tests.helpers.study import SCHEMES, Small
 
 FILES = ["by_domain.png", "difference.png", "documents.parquet", "size_curve.png", "study.html", "verdict.json"]
@@ -101,15 +101,15 @@ def test_a_killed_study_goes_on_and_ends_in_the_same_bytes(
     small: Small, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int
 ) -> None:
     done: list[dict] = []
-    keep = Kept.keep
+    store = ResultCache.store
 
     def interrupted(self, result, **what):
         if len(done) == after:
             raise Killed
-        keep(self, result, **what)
+        store(self, result, **what)
         done.append(what)
 
-    monkeypatch.setattr(Kept, "keep", interrupted)
+    monkeypatch.setattr(ResultCache, "store", interrupted)
     one_at_a_time = 1  # byte: as few sets at once as can be
     with pytest.raises(Killed):
         small.run(tmp_path / "killed", tmp_path / "scratch", statistics_bytes=one_at_a_time)

@@ -5,11 +5,11 @@ import pytest
 from scipy.linalg import eigh
 
 from plumbline.calibration_set.representativeness.activations import DAMPING, Activations
-from plumbline.sample_features.signatures import Magnitudes, Signatures, Site
+from plumbline.sample_features.signatures import Magnitudes, Signatures, SignatureSite
 from tests.helpers.panel import plain_part
 
 WIDTHS = (3, 5)
-SITES = (Site("first", 3, 0), Site("second", 5, 3))
+SITES = (SignatureSite("first", 3, 0), SignatureSite("second", 5, 3))
 R = 4
 PROBES = [np.random.default_rng(i).normal(size=(width, R)) / 2 for i, width in enumerate(WIDTHS)]
 EDGES = np.array([0, *2.0 ** np.arange(-8, 8.25, 0.25), np.inf])
