@@ -21,7 +21,7 @@ WRITTEN = "written by the base model"
 """Domain and source of a sample that no document holds."""
 
 
-def choose(pool: Pool, strategy: Strategy, asked: Mapping[str, Any], whole: int) -> Selection:
+def choose(pool: Pool, strategy: Strategy, choice: Mapping[str, Any], whole: int) -> Selection:
     """Let a strategy choose from the pool, and hold it to its contract.
 
     Args:
