@@ -1,1 +1,1 @@
-"""What runs by itself: definitions, checks, sensors."""
+"""What runs by itself: definitions, checks, jobs, sensors."""

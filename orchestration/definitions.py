@@ -17,7 +17,8 @@ from assets.sample_features import sample_features
 from assets.study import study
 from assets.tokenized_samples import tokenized_samples
 from orchestration.checks import CHECKS
-from orchestration.sensors import JOBS, SENSORS
+from orchestration.jobs import JOBS
+from orchestration.sensors import SENSORS
 
 ASSETS: list[dg.AssetsDefinition] = [
     raw_corpus,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.paths import PROJECT
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see orchestration/__init__.py
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see plumbline/__init__.py
 
 
 @pytest.fixture(scope="session")

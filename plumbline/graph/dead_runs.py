@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 import psutil
-from dagster._core.storage.runs import SqliteRunStorage
+import yaml
 
 UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
-def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+def end_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
     """Mark the runs as failed whose process no longer exists; returns their ids.
 
     A run writes its process id into its log. That says something only on the machine where it ran, so nothing is done
     where the history is in a database that machines share: there the run launcher watches its workers.
+
+    Args:
+        home: the folder of dagster.yaml.
     """
-    if not isinstance(instance.run_storage, SqliteRunStorage):
+    if not history_is_local(home):
         return []
     ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
@@ -29,6 +34,13 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             )
             ended.append(run.run_id)
     return ended
+
+
+def history_is_local(home: Path) -> bool:
+    """Whether dagster.yaml leaves the history in SQLite files, which processes of one machine alone write."""
+    path = home / "dagster.yaml"
+    settings = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+    return "run_storage" not in settings and "sqlite" in settings.get("storage", ["sqlite"])
 
 
 def _process_id(instance: dg.DagsterInstance, run_id: str) -> int | None:

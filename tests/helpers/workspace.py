@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from plumbline.params import load_params
 from plumbline.raw_corpus.sources import python_stdlib
 from tests.helpers.paths import BIN, PROJECT
 
@@ -130,27 +131,27 @@ def write_texts(folder: Path, modules: int = 24) -> None:
             return
 
 
-STALE = """
-import json
-import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
-from dagster._core.loader import LoadingContextForTest
-from orchestration.definitions import ASSETS, defs
-from plumbline.graph.instance import instance
-with instance() as history:
-    resolver = CachingStaleStatusResolver(history, defs.resolve_asset_graph(), LoadingContextForTest(history))
-    found = {}
-    for asset in ASSETS:
-        for key in asset.partitions_def.get_partition_keys() if asset.partitions_def else [None]:
-            status = resolver.get_status(asset.key, key)
-            if status.value != "FRESH":
-                causes = [f"{c.key} {c.reason}" for c in resolver.get_stale_causes(asset.key, key)]
-                found[f"{asset.key.to_user_string()} {key or ''}"] = [status.value, *causes]
-print(json.dumps(found))
-"""
-
-
 def stale(workspace: Workspace) -> dict[str, list[str]]:
-    """Partitions that Dagster calls stale or missing, with the causes."""
-    output = workspace.command("python", "-c", STALE).stdout
-    return json.loads(output.strip().splitlines()[-1])
+    """Partitions that Dagster calls stale or missing, with the causes, as its GraphQL API has them."""
+    from orchestration.definitions import ASSETS
+    from plumbline.graph.partitions import CALIBRATIONS, PAIRS
+
+    params = load_params(workspace.root)
+    partitions = {CALIBRATIONS: list(params.calibrations), PAIRS: list(params.pairs()), None: None}
+    keys = {asset.key.to_user_string(): partitions.get(asset.partitions_def, []) for asset in ASSETS}
+    parts = []
+    for name, names in keys.items():
+        by = "" if names is None else f"ByPartition(partitions: {json.dumps(names)})"
+        fields = f"status: staleStatus{by} causes: staleCauses{by} {{ reason key {{ path }} }}"
+        parts.append(f'{name}: assetNodeOrError(assetKey: {{path: "{name}"}}) {{ ... on AssetNode {{ {fields} }} }}')
+    output = workspace.command(str(BIN / "dagster-graphql"), "-t", f"{{ {' '.join(parts)} }}").stdout
+    [answer] = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    outdated: dict[str, list[str]] = {}
+    for name, node in answer["data"].items():
+        names = keys[name]
+        rows = [(node["status"], node["causes"])] if names is None else zip(node["status"], node["causes"], strict=True)
+        for key, (status, causes) in zip([""] if names is None else names, rows, strict=True):
+            if status != "FRESH":
+                reasons = [f"{'/'.join(cause['key']['path'])} {cause['reason']}" for cause in causes]
+                outdated[f"{name} {key}"] = [status, *reasons]
+    return outdated

@@ -1,120 +1,125 @@
+"""The checks as Dagster runs them: on which asset, with which severity, on which partitions."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
 
+from assets.calibration_set import calibration_set
+from assets.quantized_model import quantized_model
 from orchestration import checks
 from plumbline.artifact import write_json
+from plumbline.deployed_model.check_specs import GATES
+from plumbline.graph.check_result import as_result, partitions
+from plumbline.graph.checks import CheckOutcome
+from plumbline.params import load_params
+from tests.helpers.paths import PROJECT
+
+FIRST, SECOND, *_ = load_params(PROJECT).calibrations
+BLOCKING = {
+    "raw_corpus": ["every_row_is_accounted_for"],
+    "tokenized_samples": ["every_token_is_accounted_for"],
+    "calibration_set": ["no_report_document_in_a_calibration_set", "calibration_set_was_tokenized_as_the_corpus_is"],
+    "quantized_model": ["model_carries_the_tokenizer_it_was_calibrated_with"],
+}
+OTHERS = {
+    "raw_corpus": ["no_file_of_the_inbox_is_held_back"],
+    "calibration_set": ["calibration_set_represents_production"],
+    "activation_stats": ["every_site_saw_enough_tokens"],
+    "quantized_model": ["no_layer_fell_back"],
+    "deployed_model": list(GATES),
+}
 
 
-def block(flagged: dict[str, str], p: float) -> dict[str, Any]:
-    metrics = {name: {"sentence": sentence} for name, sentence in flagged.items()}
-    return {"metrics": {**metrics, "other": {"sentence": "Nothing here."}}, "flagged": list(flagged), "p_value": p}
+@pytest.mark.parametrize(("blocking", "expected"), [(True, BLOCKING), (False, OTHERS)])
+def test_each_check_belongs_to_its_asset_and_blocks_or_not(blocking: bool, expected: dict[str, list[str]]) -> None:
+    names: dict[str, list[str]] = {}
+    for spec in (spec for check in checks.CHECKS for spec in check.check_specs):
+        if spec.blocking is blocking:
+            names.setdefault(spec.asset_key.to_user_string(), []).append(spec.name)
+    assert names == expected
 
 
-def result(**references: dict[str, Any]) -> dict[str, Any]:
-    primary, *_ = references
-    first = references[primary]
-    return {
-        "primary": primary,
-        "references": references,
-        "flagged": first["flagged"],
-        "p_value": first["p_value"],
-        "sentences": [],
-    }
+def test_every_check_says_what_it_promises() -> None:
+    assert all(spec.description for check in checks.CHECKS for spec in check.check_specs)
 
 
 @pytest.fixture
-def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)
-    folder = tmp_path / "calibration_set"
-    monkeypatch.setattr(checks, "_keys", lambda *_: sorted(path.name for path in folder.iterdir()))
-    return folder
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace of which the checks see nothing but what the test writes."""
+    (tmp_path / "params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
+    monkeypatch.setenv("PLUMBLINE_ROOT", str(tmp_path))
+    return tmp_path
 
 
-def check() -> dg.AssetCheckResult:
-    found = checks.calibration_set_represents_production(dg.build_asset_check_context())
-    assert isinstance(found, dg.AssetCheckResult)
-    return found
+@pytest.fixture
+def write_set(root: Path) -> Callable[[str, str], None]:
+    """Writes the parts of a calibration set and of the samples that the check of fingerprints reads."""
+    (root / "data/tokenized_samples").mkdir(parents=True)
+    write_json(root / "data/tokenized_samples/accounting.json", {"fingerprint": "right"})
+
+    def write(name: str, fingerprint: str) -> None:
+        (root / "data/calibration_set" / name).mkdir(parents=True)
+        write_json(root / "data/calibration_set" / name / "manifest.json", {"fingerprint": fingerprint})
+
+    return write
 
 
-def write(sets: Path, name: str, content: dict[str, Any]) -> None:
-    (sets / name).mkdir(parents=True)
-    write_json(sets / name / "representativeness.json", content)
+def test_outside_of_a_run_all_partitions_that_exist_are_checked(root: Path, write_set: Callable) -> None:
+    for name in (SECOND, "of-another-time"):
+        write_set(name, "right")
+    context = dg.build_asset_check_context()
+    assert partitions(context, calibration_set) == [SECOND]
+    assert partitions(context, quantized_model) == []
+    result = checks.calibration_set_was_tokenized_as_the_corpus_is(context)
+    assert isinstance(result, dg.AssetCheckResult)
+    assert result.passed and result.description == "one fingerprint: right"
 
 
-def test_a_set_that_is_like_random_draws_passes_and_says_so(sets: Path) -> None:
-    write(sets, "random-64", result(tuning=block({}, 0.41)))
-    found = check()
-    assert found.passed
-    assert found.description == "random-64: no farther from production than random draws of its size (p = 0.41)"
+def test_a_run_checks_its_own_partition_and_a_blocking_failure_fails_it(root: Path, write_set: Callable) -> None:
+    write_set(FIRST, "wrong")
+    write_set(SECOND, "right")
+
+    @dg.asset(name="calibration_set", partitions_def=calibration_set.partitions_def)
+    def stand_in() -> None:
+        """Takes the place of the asset, so that its check runs without the asset's own work."""
+
+    def run(key: str) -> dg.ExecuteInProcessResult:
+        check = checks.calibration_set_was_tokenized_as_the_corpus_is
+        return dg.materialize([stand_in, check], partition_key=key, raise_on_error=False)
+
+    assert run(SECOND).success
+    failed = run(FIRST)
+    assert not failed.success
+    [evaluation] = failed.get_asset_check_evaluations()
+    assert not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
+    assert evaluation.description == f"{FIRST} was tokenized under wrong, the samples under right"
 
 
-def test_a_set_that_is_not_warns_with_what_is_wrong_in_it(sets: Path) -> None:
-    write(
-        sets, "cut", result(tuning=block({"length": "7.0% of tokens sit in longer samples.", "b": "And more."}, 0.0025))
-    )
-    write(sets, "fair", result(tuning=block({}, 0.9)))
-    found = check()
-    assert not found.passed
-    assert found.severity == dg.AssetCheckSeverity.WARN
-    assert found.description is not None
-    assert found.description.startswith("cut: 7.0% of tokens sit in longer samples. And more.; fair: no farther")
+def test_a_warning_is_shown_as_one(root: Path) -> None:
+    (root / "data/activation_stats" / FIRST).mkdir(parents=True)
+    header = {"sites": {"a": {"tokens": 3, "width": 4, "members": ["a"]}}, "unreached": []}
+    write_json(root / "data/activation_stats" / FIRST / "header.json", header)
+    result = checks.every_site_saw_enough_tokens(dg.build_asset_check_context())
+    assert isinstance(result, dg.AssetCheckResult)
+    assert not result.passed and result.severity == dg.AssetCheckSeverity.WARN
+    assert result.metadata["starved"].value == {FIRST: {"a": {"tokens": 3, "width": 4}}}
 
 
-def test_the_production_sample_decides_where_there_is_one(sets: Path) -> None:
-    write(sets, "mine", result(production=block({}, 0.5), tuning=block({"length": "Too short."}, 0.01)))
-    assert check().passed
+def test_an_outcome_becomes_a_result_of_the_same_content() -> None:
+    result = as_result(CheckOutcome(False, "two rows are missing", {"rows": 2}))
+    assert not result.passed and result.severity == dg.AssetCheckSeverity.ERROR
+    assert result.description == "two rows are missing" and result.metadata["rows"].value == 2
 
 
-def test_without_anything_to_compare_with_the_reason_is_given(sets: Path) -> None:
-    nothing = {"samples": 3, "primary": None, "references": {}, "sentences": ["not measured: tuning is empty"]}
-    write(sets, "mine", nothing)
-    found = check()
-    assert found.passed
-    assert found.description == "mine: not measured: tuning is empty"
-
-
-def test_the_check_blocks_nothing() -> None:
-    [spec] = checks.calibration_set_represents_production.check_specs
-    assert not spec.blocking
-    assert checks.calibration_set_represents_production in checks.CHECKS
-
-
-def test_the_gates_of_a_promotion_are_shown_with_their_sentences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)
-    gates = [
-        {"name": name, "passed": name != "not_withdrawn", "sentence": f"{name}.", "found": found, "limit": 0}
-        for name, found in zip(checks.GATES, ({"high": 0.1}, "abc", {"exact": 0}, 0, None, "Ada: no"), strict=True)
+def test_the_gates_read_the_record_of_the_workspace(root: Path) -> None:
+    (root / "data/deployed_model").mkdir(parents=True)
+    gates = [{"name": name, "passed": False, "sentence": f"{name}!", "found": 1, "limit": 0} for name in GATES]
+    write_json(root / "data/deployed_model/promotion.json", {"pair": "p", "decision": "rejected", "checks": gates})
+    results = [check() for check in checks.GATE_CHECKS]
+    assert [result.description for result in results if isinstance(result, dg.AssetCheckResult)] == [
+        f"{name}!" for name in GATES
     ]
-    (tmp_path / "deployed_model").mkdir()
-    write_json(tmp_path / "deployed_model/promotion.json", {"pair": "p", "decision": "rejected", "checks": gates})
-    for check, gate in zip(checks.GATE_CHECKS, gates, strict=True):
-        found = check()
-        assert isinstance(found, dg.AssetCheckResult)
-        assert (found.passed, found.description) == (gate["passed"], gate["sentence"])
-        assert found.metadata["decision"].value == "rejected" and found.metadata["limit"].value == 0
-
-
-def test_files_of_the_inbox_that_are_held_back_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plumbline.raw_corpus.build import build_raw_corpus
-    from plumbline.raw_corpus.params import CorpusParams
-
-    monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)
-    (tmp_path / "inbox").mkdir(), (tmp_path / "raw_corpus").mkdir(), (tmp_path / "before").mkdir()
-    (tmp_path / "inbox/good.txt").write_text("a text")
-    build_raw_corpus(CorpusParams(sources={}), tmp_path, tmp_path / "before")
-    (tmp_path / "inbox/bad.jsonl").write_text("{}\n")
-    build_raw_corpus(CorpusParams(sources={}), tmp_path, tmp_path / "raw_corpus")
-    found = checks.no_file_of_the_inbox_is_held_back()
-    assert isinstance(found, dg.AssetCheckResult) and not found.passed
-    assert found.severity == dg.AssetCheckSeverity.WARN
-    assert (found.description or "").startswith("inbox/bad.jsonl row 0: wrong_type: no field 'text'")
-    (tmp_path / "raw_corpus").rename(tmp_path / "after"), (tmp_path / "before").rename(tmp_path / "raw_corpus")
-    found = checks.no_file_of_the_inbox_is_held_back()
-    assert isinstance(found, dg.AssetCheckResult) and found.passed and found.description == "none of 1 files"

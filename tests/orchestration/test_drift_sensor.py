@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from orchestration import sensors
-from plumbline.graph import drift
+from plumbline.graph import drift, sensor_ticks
 from plumbline.tracking import run_logging as record
 from plumbline.tracking.client import CALIBRATION, EVALUATION, MODEL
 from plumbline.tracking.model_version import Version
@@ -38,7 +38,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Models:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "traffic").mkdir(), (tmp_path / ".plumbline").mkdir()
     found = Models()
-    monkeypatch.setattr(sensors, "workspace_root", lambda: tmp_path)
+    monkeypatch.setattr(sensor_ticks, "workspace_root", lambda: tmp_path)
     monkeypatch.setattr(record, "registry", lambda _: found)
     return found
 

@@ -14,6 +14,7 @@ import yaml
 
 from orchestration import sensors
 from plumbline.graph import intake as taking
+from plumbline.graph import sensor_ticks
 from plumbline.raw_corpus.intake import INTAKE, read_intake
 from plumbline.versioning.digest import dvc_digest
 from plumbline.versioning.lock import Entry
@@ -24,7 +25,7 @@ HUB = {"kind": "huggingface", "name": "ours/data", "revision": "0" * 40, "follow
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sensors, "workspace_root", lambda: tmp_path)
+    monkeypatch.setattr(sensor_ticks, "workspace_root", lambda: tmp_path)
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["corpus"]["sources"]["hub"] = HUB
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))

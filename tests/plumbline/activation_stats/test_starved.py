@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from orchestration import checks
 from plumbline.activation_stats.starved import sentence, starved_layers, starved_sites
 from plumbline.activation_stats.store import save
-from plumbline.artifact import write_json
 from plumbline.quantized_model.full_precision import experts_in_full_precision
 from tests.helpers.mixtures import collected, make_mixture
 
@@ -59,22 +55,6 @@ def test_the_rank_of_a_hessian_is_the_reason(tmp_path: Path) -> None:
     for name in some:
         hessian = stats.sites[name].hessian
         assert hessian is not None and int(torch.linalg.matrix_rank(hessian, rtol=1e-6)) <= starved[name]["tokens"]
-
-
-def test_the_ui_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_folder", lambda asset: tmp_path / asset)
-    monkeypatch.setattr(checks, "_keys", lambda *_: ["many", "few"])
-    for name, header in (("few", HEADER), ("many", {"sites": {"a": row(64, 64, "a")}, "unreached": []})):
-        (tmp_path / "activation_stats" / name).mkdir(parents=True)
-        write_json(tmp_path / "activation_stats" / name / "header.json", header)
-    found = checks.every_site_saw_enough_tokens(dg.build_asset_check_context())
-    assert isinstance(found, dg.AssetCheckResult)
-    assert not found.passed and found.severity == dg.AssetCheckSeverity.WARN
-    assert found.description is not None and found.description.startswith("few: 3 sites saw fewer tokens")
-    assert "many" not in found.description
-    monkeypatch.setattr(checks, "_keys", lambda *_: ["many"])
-    good = checks.every_site_saw_enough_tokens(dg.build_asset_check_context())
-    assert isinstance(good, dg.AssetCheckResult) and good.passed
 
 
 def test_experts_that_stay_in_full_precision_are_named(llama: Any) -> None:

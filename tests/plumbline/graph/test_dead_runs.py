@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
-from plumbline.graph.dead_runs import end_dead_runs
-
-RUN = """
-import sys
-import dagster as dg
-
-@dg.asset
-def waits():
-    print("started", flush=True)
-    sys.stdin.read()
-
-with dg.DagsterInstance.from_config(sys.argv[1]) as instance:
-    dg.materialize([waits], instance=instance)
-"""
+from plumbline.graph.dead_runs import end_dead_runs, history_is_local
+from tests.helpers.started_run import started_run
 
 
 @pytest.fixture
@@ -35,21 +21,33 @@ def history(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 
 def test_only_runs_without_a_process_are_ended(history: dg.DagsterInstance, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdin and process.stdout
-    assert process.stdout.readline() == b"started\n"
-    [run] = history.get_runs()
-    assert run.status == dg.DagsterRunStatus.STARTED
-    assert end_dead_runs(history) == []
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
-    assert end_dead_runs(history) == [run.run_id]
-    assert history.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
-    assert end_dead_runs(history) == []
+    with started_run(tmp_path) as process:
+        [run] = history.get_runs()
+        assert run.status == dg.DagsterRunStatus.STARTED
+        assert end_dead_runs(history, tmp_path) == []
+        process.kill()
+        process.wait()
+    shared = tmp_path / "shared"  # the same run, in a history that machines share: its process may live on another one
+    shared.mkdir()
+    (shared / "dagster.yaml").write_text(yaml.safe_dump({"storage": {"postgres": {"postgres_url": "postgresql://db"}}}))
+    assert end_dead_runs(history, shared) == []
+    assert end_dead_runs(history, tmp_path) == [run.run_id]
+    ended = history.get_run_by_id(run.run_id)
+    assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
+    assert end_dead_runs(history, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "local"),
+    [
+        (None, True),
+        ("", True),
+        ("storage: {sqlite: {base_dir: elsewhere}}", True),
+        ("storage: {postgres: {postgres_url: postgresql://db}}", False),
+        ("run_storage: {module: dagster_postgres, class: PostgresRunStorage}", False),
+    ],
+)
+def test_dagster_yaml_says_where_the_history_is(settings: str | None, local: bool, tmp_path: Path) -> None:
+    if settings is not None:
+        (tmp_path / "dagster.yaml").write_text(settings)
+    assert history_is_local(tmp_path) is local

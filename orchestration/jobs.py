@@ -1,0 +1,28 @@
+"""Selections of assets that one launches by name."""
+
+import dagster as dg
+
+from assets.production_drift import production_drift
+from assets.raw_corpus import raw_corpus
+from assets.sample_features import sample_features
+from assets.study import study
+from assets.tokenized_samples import tokenized_samples
+from plumbline.graph.sensor_ticks import STUDY_JOB
+
+# Objects, not strings: string selections depend on the version of antlr that is installed.
+INGEST = dg.define_asset_job(
+    "ingest",
+    dg.AssetSelection.assets(raw_corpus, tokenized_samples, sample_features),
+    description="Reads new source files, tokenizes and embeds what is new. What depends on it follows by automation.",
+)
+MEASURE_DRIFT = dg.define_asset_job(
+    "measure_drift",
+    dg.AssetSelection.assets(production_drift),
+    description="Compares today's production texts with the champion's calibration set.",
+)
+STUDY = dg.define_asset_job(
+    STUDY_JOB,
+    dg.AssetSelection.assets(study),
+    description="Measure and judge the studies that were asked for (`plumbline study`); each goes on where it stopped.",
+)
+JOBS = [INGEST, MEASURE_DRIFT, STUDY]

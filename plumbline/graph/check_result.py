@@ -1,0 +1,34 @@
+"""Between Dagster and the checks of plumbline.graph.checks: the partitions to check, and the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+
+from plumbline.graph.checks import CheckOutcome
+from plumbline.workspace import workspace_root
+
+
+def data_folder() -> Path:
+    """The folder `data` of the workspace."""
+    return workspace_root() / "data"
+
+
+def partitions(context: dg.AssetCheckExecutionContext, asset: dg.AssetsDefinition) -> list[str]:
+    """The partitions to check: those of the run, or all that exist."""
+    run = context.op_execution_context
+    if run.has_partition_key or run.has_partition_key_range:
+        return list(run.partition_keys)
+    keys = asset.partitions_def.get_partition_keys() if asset.partitions_def else []
+    return [key for key in keys if (data_folder() / asset.key.to_user_string() / key).is_dir()]
+
+
+def as_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
+    """The outcome as Dagster records and shows it."""
+    return dg.AssetCheckResult(
+        passed=outcome.passed,
+        severity=dg.AssetCheckSeverity.WARN if outcome.warn else dg.AssetCheckSeverity.ERROR,
+        description=outcome.description,
+        metadata=outcome.metadata,
+    )

@@ -1,0 +1,167 @@
+"""The promises that the UI shows as passed or failed, each read back from the artifacts on disk.
+
+Every check takes the folder `data` of a workspace, those of a partitioned asset also the partitions to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plumbline.artifact import read_json
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """What a check has to say about the artifacts on disk."""
+
+    passed: bool
+    description: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    warn: bool = False
+    """Whether a failure is a warning and not an error."""
+
+
+def every_row_is_accounted_for(data: Path) -> CheckOutcome:
+    """Rows read = documents + rows set aside, in every source file and in total."""
+    manifest = read_json(data / "raw_corpus" / "manifest.json")
+    wrong = [
+        f"{shard['file']}: {shard['rows']} rows, but {shard['documents']} documents + "
+        f"{sum(shard['rejected'].values())} set aside"
+        for shard in [*manifest["shards"], {"file": "total", **manifest["totals"]}]
+        if shard["rows"] != shard["documents"] + sum(shard["rejected"].values())
+    ]
+    totals = manifest["totals"]
+    aside = sum(totals["rejected"].values())
+    good = f"{totals['rows']} rows = {totals['documents']} documents + {aside} set aside"
+    return _outcome(wrong, good, totals)
+
+
+def no_file_of_the_inbox_is_held_back(data: Path) -> CheckOutcome:
+    """Every file of the inbox is part of the corpus; one that is not is named, with what is wrong and where."""
+    from plumbline.raw_corpus.summary import quarantine
+
+    manifest = read_json(data / "raw_corpus" / "manifest.json")
+    held_back = quarantine(data / "raw_corpus")
+    files = sum(shard["source"] == "inbox" for shard in manifest["shards"])
+    sentences = [
+        f"{row['file']}" + (f" row {row['row']}" if row["row"] != "" else "") + f": {row['why']}" for row in held_back
+    ]
+    more = [f"and {len(sentences) - 5} more"] if len(sentences) > 5 else []
+    description = "; ".join([*sentences[:5], *more]) or f"none of {files} files"
+    return CheckOutcome(not held_back, description, {"files": files, "held_back": held_back}, warn=True)
+
+
+def every_token_is_accounted_for(data: Path) -> CheckOutcome:
+    """Tokens of the documents = tokens of the samples + tokens lost, by reason."""
+    counts = read_json(data / "tokenized_samples" / "accounting.json")
+    lost = {reason: loss["tokens"] for reason, loss in counts["lost"].items()}
+    wrong = []
+    if counts["tokens_in"] != counts["tokens_out"] + sum(lost.values()):
+        wrong.append(f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {lost} lost: they do not add up")
+    good = f"{counts['tokens_in']} tokens = {counts['tokens_out']} in samples + {sum(lost.values())} lost"
+    return _outcome(wrong, good, {"lost": counts["lost"]})
+
+
+def no_report_document_in_a_calibration_set(data: Path, choices: Iterable[str]) -> CheckOutcome:
+    """No calibration set contains a document of the report split."""
+    import pyarrow.parquet as pq
+
+    from plumbline.tokenized_samples.reader import read_samples
+
+    report = set(read_samples(data / "tokenized_samples", ["report"], ["doc_id"]).column("doc_id").to_pylist())
+    wrong, samples = [], 0
+    for choice in choices:
+        documents = pq.read_table(data / "calibration_set" / choice / "samples.parquet", columns=["doc_ids"])
+        samples += documents.num_rows
+        if leaked := report.intersection(documents.column("doc_ids").combine_chunks().flatten().to_pylist()):
+            wrong.append(f"{choice}: {len(leaked)} documents of the report split, first {min(leaked)}")
+    good = f"none of {len(report)} report documents is among {samples} calibration samples"
+    return _outcome(wrong, good, {"report_documents": len(report), "calibration_samples": samples})
+
+
+def calibration_set_was_tokenized_as_the_corpus_is(data: Path, choices: Iterable[str]) -> CheckOutcome:
+    """The fingerprint of the tokenization in every calibration set is that of the samples."""
+    from plumbline.tokenized_samples.reader import fingerprint_of
+
+    expected = fingerprint_of(data / "tokenized_samples")
+    wrong = []
+    for choice in choices:
+        fingerprint = read_json(data / "calibration_set" / choice / "manifest.json")["fingerprint"]
+        if fingerprint != expected:
+            wrong.append(f"{choice} was tokenized under {fingerprint}, the samples under {expected}")
+    return _outcome(wrong, f"one fingerprint: {expected}")
+
+
+def calibration_set_represents_production(data: Path, choices: Iterable[str]) -> CheckOutcome:
+    """No set is farther from production than random draws of its size, over all metrics of the panel at once."""
+    wrong, good, sets = [], [], {}
+    for choice in choices:
+        result = read_json(data / "calibration_set" / choice / "representativeness.json")
+        if result["primary"] is None:
+            good.append(f"{choice}: {result['sentences'][0]}")
+            continue
+        sets[choice] = {"p_value": result["p_value"], "flagged": result["flagged"]}
+        metrics = result["references"][result["primary"]]["metrics"]
+        if result["flagged"]:
+            sentences = [metrics[name]["sentence"] for name in result["flagged"]]
+            more = [f"And {len(sentences) - 3} more: see representativeness.json."] if len(sentences) > 3 else []
+            wrong.append(f"{choice}: {' '.join(sentences[:3] + more)}")
+        else:
+            p_value = f"{result['p_value']:.2g}"
+            good.append(f"{choice}: no farther from production than random draws of its size (p = {p_value})")
+    return CheckOutcome(not wrong, "; ".join([*wrong, *good][:5]), {"sets": sets}, warn=True)
+
+
+def every_site_saw_enough_tokens(data: Path, choices: Iterable[str]) -> CheckOutcome:
+    """No site saw fewer tokens than it has channels."""
+    from plumbline.activation_stats.starved import sentence, starved_sites
+
+    wrong, by_choice = [], {}
+    for choice in choices:
+        if starved := starved_sites(read_json(data / "activation_stats" / choice / "header.json")):
+            wrong.append(f"{choice}: {sentence(starved)}")
+            by_choice[choice] = starved
+    good = "every site saw at least as many tokens as it has channels"
+    return _outcome(wrong, good, {"starved": by_choice}, warn=True)
+
+
+def model_carries_the_tokenizer_it_was_calibrated_with(data: Path, pairs: Iterable[str]) -> CheckOutcome:
+    """The fingerprint of the tokenization in every quantized model is that of the samples."""
+    from plumbline.tokenized_samples.reader import fingerprint_of
+
+    expected = fingerprint_of(data / "tokenized_samples")
+    wrong = []
+    for pair in pairs:
+        fingerprint = read_json(data / "quantized_model" / pair / "calibration.json")["fingerprint"]
+        if fingerprint != expected:
+            wrong.append(f"{pair} was calibrated under {fingerprint}, the samples are now under {expected}")
+    return _outcome(wrong, f"one fingerprint: {expected}")
+
+
+def no_layer_fell_back(data: Path, pairs: Iterable[str]) -> CheckOutcome:
+    """Every layer was quantized by the method asked for; one that fell back is named."""
+    wrong = [
+        f"{pair}: {layer}"
+        for pair in pairs
+        for layer in read_json(data / "quantized_model" / pair / "calibration.json")["fallbacks"]
+    ]
+    return _outcome(wrong, "no layer fell back", warn=True)
+
+
+def promotion_gate(data: Path, name: str) -> CheckOutcome:
+    """One requirement that `deployed_model` put to its candidate, as the record has it."""
+    record = read_json(data / "deployed_model" / "promotion.json")
+    [gate] = [gate for gate in record["checks"] if gate["name"] == name]
+    about = {"candidate": record["pair"], "decision": record["decision"]}
+    about |= {"found": gate["found"], "limit": gate["limit"]}
+    metadata = {key: value for key, value in about.items() if value is not None and value not in ({}, [])}
+    return CheckOutcome(gate["passed"], gate["sentence"], metadata)
+
+
+def _outcome(
+    wrong: Sequence[str], good: str, metadata: Mapping[str, Any] | None = None, warn: bool = False
+) -> CheckOutcome:
+    return CheckOutcome(not wrong, "; ".join(wrong[:5]) or good, metadata or {}, warn)

@@ -1,0 +1,143 @@
+"""What each sensor does at a tick: launch a run, report what happened elsewhere, or say why it does nothing."""
+
+from __future__ import annotations
+
+import dagster as dg
+from filelock import Timeout
+
+from plumbline.workspace import workspace_root
+
+STUDY_JOB = "run_study"
+UNFINISHED = [
+    status for status in dg.DagsterRunStatus if status not in (
+        dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
+    )
+]  # fmt: skip
+READING = "a run is reading the corpus; what is new waits for its end"
+CORPUS = dg.AssetKey("raw_corpus")
+INBOX = dg.AssetKey("inbox")
+
+
+def reading_the_corpus(instance: dg.DagsterInstance) -> bool:
+    """Whether a run that reads intake.yaml is waiting or running: it must not change under it."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    failed = dg.RunsFilter(tags={"dagster/will_retry": "true"}, statuses=[dg.DagsterRunStatus.FAILURE])
+    # A run whose process was killed runs again, a moment after it was found dead.
+    runs = [*runs, *(run for run in instance.get_runs(failed, limit=9) if "dagster/auto_retry_run_id" not in run.tags)]
+    return any(
+        "front_door" in run.tags or (run.asset_selection or {CORPUS}) & {CORPUS}
+        for run in runs
+        if run.job_name != STUDY_JOB
+    )
+
+
+def inbox_tick(instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
+    """Take in the files that are complete, and launch one run for every change of what the inbox holds."""
+    from plumbline.graph import intake
+
+    if reading_the_corpus(instance):
+        return dg.SkipReason(READING)
+    try:
+        changes = intake.take_in_settled(workspace_root())
+    except Timeout:
+        return dg.SkipReason(READING)
+    except (OSError, ImportError) as error:
+        return dg.SkipReason(f"the inbox cannot be read: {error}")
+    left = [f"{len(names)} {state}" for state, names in changes.as_dict().items() if state in ("waiting", "copies")]
+    return _ingest(instance, "inbox", f"nothing new in the inbox ({', '.join(left)})" if left else "")
+
+
+def hub_tick(instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
+    """Launch one run when a branch that the corpus follows has a new commit."""
+    from plumbline.graph import intake
+
+    if reading_the_corpus(instance):
+        return dg.SkipReason(READING)
+    try:
+        new = intake.follow(workspace_root(), intake.hub_commit)
+    except Exception as error:  # whatever the network does: the next look comes
+        return dg.SkipReason(f"the hub cannot be asked: {type(error).__name__}: {error}")
+    return _ingest(instance, "hub") if new else dg.SkipReason("no dataset that is followed has a new revision")
+
+
+def _ingest(instance: dg.DagsterInstance, trigger: str, why: str = "") -> dg.SensorResult | dg.SkipReason:
+    """The run for what was taken in and no run has read, once."""
+    from plumbline.graph.intake import request
+    from plumbline.raw_corpus.intake import INTAKE
+    from plumbline.versioning.digest import dvc_digest
+
+    def launched(key: str) -> bool:
+        return instance.get_runs_count(dg.RunsFilter(tags={"dagster/run_key": key})) > 0
+
+    root = workspace_root()
+    asked = request(root, launched)
+    if asked is None:
+        return dg.SkipReason(why or "everything that was taken in has its run")
+    changes = {name: dg.MetadataValue.json(value) for name, value in asked.changes.items()}
+    tags = {"dagster/data_version": dvc_digest(root / INTAKE)}
+    event = dg.AssetMaterialization(INBOX, metadata=changes, tags=tags)
+    run = dg.RunRequest(run_key=asked.key, tags={"plumbline/trigger": trigger})
+    return dg.SensorResult(run_requests=[run], asset_events=[event])
+
+
+def drift_tick(
+    context: dg.SensorEvaluationContext, *, measure: str, recalibrate: str
+) -> dg.SensorResult | dg.SkipReason:
+    """One measurement per state of the production folder, once two looks agree; one re-calibration per champion and
+    kind of drift: what it led to is for the checks of `deployed_model` to judge, and doing it again changes nothing.
+
+    Args:
+        measure: the job that measures; recalibrate: the job that calibrates anew.
+    """
+    from plumbline.artifact import sha256_json
+    from plumbline.graph.drift import result, subject
+    from plumbline.tracking.run_logging import registry
+
+    root = workspace_root()
+    compared = subject(root, registry(root))
+    if isinstance(compared, str):
+        return dg.SkipReason(compared)
+    if context.cursor != compared.key:
+        context.update_cursor(compared.key)
+        return dg.SkipReason("production texts or the champion changed; waiting until two looks agree")
+    measured = result(root, compared)
+    if measured is None:
+        return dg.SensorResult([dg.RunRequest(f"drift-{compared.key}", job_name=measure)], cursor=compared.key)
+    if not measured["drifted"]:
+        return dg.SkipReason(measured["sentence"])
+    if reading_the_corpus(context.instance):
+        return dg.SkipReason(READING)
+    tags = {
+        "plumbline/trigger": "drift",
+        "plumbline/reason": measured["sentence"][:250],
+        "plumbline/drift": ",".join(measured["metrics"])[:250],
+    }
+    key = sha256_json([compared.champion.model, sorted(measured["metrics"])])[:32]
+    run = dg.RunRequest(f"recalibrate-{key}", job_name=recalibrate, tags=tags)
+    return dg.SensorResult([run], cursor=compared.key)
+
+
+def dvc_tick(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Report what `dvc repro`, `dvc checkout` or `dvc pull` put in place since the last look."""
+    from plumbline.graph.definitions import load_definitions
+    from plumbline.graph.reconcile import reconcile
+
+    lock = workspace_root() / "dvc.lock"
+    stamp = f"{lock.stat().st_mtime_ns}-{lock.stat().st_size}" if lock.is_file() else ""
+    if stamp == (context.cursor or ""):
+        return dg.SkipReason("dvc.lock has not changed")
+    running = context.instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    if running:  # its steps report their own output right after dvc.lock is written
+        return dg.SkipReason(f"{running} runs in progress; they report by themselves")
+    names = reconcile(context.instance, load_definitions(workspace_root()))
+    context.update_cursor(stamp)
+    return dg.SkipReason(f"reported {len(names)} artifacts that DVC made: {names[:5]}" if names else "all known")
+
+
+def dead_run_tick(instance: dg.DagsterInstance) -> dg.SkipReason:
+    """Mark the runs as failed whose process is gone."""
+    from plumbline.graph.dead_runs import end_dead_runs
+    from plumbline.graph.instance import dagster_home
+
+    ended = end_dead_runs(instance, dagster_home())
+    return dg.SkipReason(f"marked as failed: {ended}" if ended else "every started run has a living process")
