@@ -40,8 +40,8 @@ def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
         )
 
     def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import record_report_in_mlflow
+        from plumbline.tracking.report import log_report
 
-        return record_report_in_mlflow(step, context.run_id)
+        return log_report(step, context.run_id)
 
     yield from materialize(context, build, after=track)

@@ -37,7 +37,8 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
         from plumbline.deployed_model.promote import Inputs, build_promotion
         from plumbline.evaluation.evaluate import build_evaluation
         from plumbline.graph.champion import champion_of, models
-        from plumbline.tracking.run_logging import registry
+        from plumbline.tracking.promotion import withdrawn
+        from plumbline.tracking.registry import open_registry
 
         asked = DeploymentParams.model_validate(step.params["deployment"])
         scheme = SchemeParams.model_validate(step.params[f"schemes.{asked.scheme}"])
@@ -48,6 +49,7 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
         def evaluate(folder: Path, target: Path) -> object:
             return build_evaluation(params, model, folder, samples, target, step.root)
 
+        registry = open_registry(step.root)
         inputs = Inputs(
             evaluations=step.input("evaluation"),
             models=step.input("quantized_model"),
@@ -63,16 +65,16 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
             ReportParams.model_validate(step.params["report"]),
             inputs,
             out,
-            champion_of(step, registry(step.root), evaluate),
+            champion_of(step, registry, evaluate),
             models(step.root),
-            registry(step.root).withdrawn(),
+            withdrawn(registry),
             step.previous,
             model.trust_remote_code,
         )
 
     def promote(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import promote_in_mlflow
+        from plumbline.graph.champion import promote_candidate
 
-        return promote_in_mlflow(step)
+        return promote_candidate(step)
 
     yield from materialize(context, build, after=promote)

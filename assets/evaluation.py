@@ -42,9 +42,12 @@ def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
         )
 
     def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import record_in_mlflow
+        from plumbline.graph.timings import seconds_before
+        from plumbline.params import load_params
+        from plumbline.tracking.evaluation import log_evaluation
 
-        return record_in_mlflow(step, key, context.run_id)
+        calibration, _ = load_params(step.root).pairs()[key]
+        return log_evaluation(step, key, context.run_id, seconds_before(calibration, key))
 
     yield from materialize(context, build, after=track)
 

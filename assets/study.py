@@ -53,8 +53,8 @@ def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
         )
 
     def track(step: Step, key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        from plumbline.tracking.run_logging import record_study_in_mlflow
+        from plumbline.tracking.study import log_study
 
-        return record_study_in_mlflow(step, key, context.run_id)
+        return log_study(step, key, context.run_id)
 
     yield from materialize(context, build, after=track)

@@ -123,10 +123,10 @@ def drift_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
     """
     from plumbline.artifact import sha256_json
     from plumbline.graph.drift import result, subject
-    from plumbline.tracking.run_logging import registry
+    from plumbline.tracking.registry import open_registry
 
     root = workspace_root()
-    of = subject(root, registry(root))
+    of = subject(root, open_registry(root))
     if isinstance(of, str):
         return dg.SkipReason(of)
     if context.cursor != of.key:

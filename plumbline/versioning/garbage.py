@@ -15,17 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from plumbline.tracking.promotion import Registry
 from plumbline.versioning.content import HASH, cache_folder
-
-
-def kept(registry: Registry) -> dict[str, frozenset[str]]:
-    """DVC hashes of everything that each registered version rests on, by `PAIR (version N)`.
-
-    Raises:
-        TrackingError: MLflow does not answer, so nothing may be deleted.
-    """
-    return {f"{each.pair} (version {each.version})": each.rests_on for each in registry.versions()}
 
 
 def collect(root: Path, hashes: Collection[str], options: Sequence[str] = ()) -> str:
