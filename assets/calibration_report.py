@@ -28,7 +28,7 @@ from plumbline.versioning.code import code_version
 def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.calibration_report.build import build_calibration_report
     from plumbline.calibration_report.summary import summary
-    from plumbline.tracking.run_logging import record_report_in_mlflow
+    from plumbline.tracking.report import log_report
 
     def build(step: Step, key: str, out: Path) -> None:
         grid = GridParams.model_validate(step.params["grid"])
@@ -43,6 +43,6 @@ def calibration_report(context: dg.AssetExecutionContext) -> Iterator[Any]:
         )
 
     def track(step: Step, key: str) -> dict[str, Any]:
-        return record_report_in_mlflow(step, context.run_id)
+        return log_report(step, context.run_id)
 
     yield from materialize(context, build, summary, after=track)

@@ -35,11 +35,13 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.deployed_model.build import build_deployed_model
     from plumbline.deployed_model.promotion import Inputs
     from plumbline.deployed_model.summary import summary
-    from plumbline.graph.champion import champion_of, models
-    from plumbline.tracking.run_logging import promote_in_mlflow, registry
+    from plumbline.graph.champion import champion_of, models, promote_candidate
+    from plumbline.tracking.promotion import withdrawn
+    from plumbline.tracking.registry import open_registry
 
     def build(step: Step, key: str, out: Path) -> None:
         asked = DeploymentParams.model_validate(step.params["deployment"])
+        registry = open_registry(step.root)
         build_deployed_model(
             asked,
             SchemeParams.model_validate(step.params[f"schemes.{asked.scheme}"]).model_dump(mode="json"),
@@ -54,14 +56,14 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
                 serving=step.root / asked.serving if asked.serving else None,
             ),
             out,
-            champion_of(step, registry(step.root)),
+            champion_of(step, registry),
             models(step.root),
-            registry(step.root).withdrawn(),
+            withdrawn(registry),
             step.previous,
             base_model(step).trust_remote_code,
         )
 
     def promote(step: Step, key: str) -> dict[str, Any]:
-        return promote_in_mlflow(step)
+        return promote_candidate(step)
 
     yield from materialize(context, build, summary, after=promote)

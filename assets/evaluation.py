@@ -30,7 +30,8 @@ def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.evaluation.build import build_evaluation
     from plumbline.evaluation.summary import summary
     from plumbline.graph.declared import require_declared
-    from plumbline.tracking.run_logging import record_in_mlflow
+    from plumbline.graph.timings import seconds_before
+    from plumbline.tracking.evaluation import log_evaluation
 
     def build(step: Step, key: str, out: Path) -> None:
         params = EvaluationParams.model_validate(step.params["evaluation"])
@@ -39,6 +40,6 @@ def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
         build_evaluation(params, base_model(step), model, samples, out)
 
     def track(step: Step, key: str) -> dict[str, Any]:
-        return record_in_mlflow(step, key, context.run_id)
+        return log_evaluation(step, key, context.run_id, seconds_before(key))
 
     yield from materialize(context, build, summary, after=track)

@@ -39,7 +39,7 @@ def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.calibration_set.pool import Sources
     from plumbline.study.build import build_study
     from plumbline.study.summary import summary
-    from plumbline.tracking.run_logging import record_study_in_mlflow
+    from plumbline.tracking.study import log_study
 
     def build(step: Step, key: str, out: Path) -> None:
         params = StudyParams.model_validate(step.params[f"studies.{key}"])
@@ -55,6 +55,6 @@ def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
         )
 
     def track(step: Step, key: str) -> dict[str, Any]:
-        return record_study_in_mlflow(step, key, context.run_id)
+        return log_study(step, key, context.run_id)
 
     yield from materialize(context, build, summary, after=track)

@@ -22,6 +22,7 @@ from plumbline.raw_corpus.params import CorpusParams
 from plumbline.sample_features.params import FeatureParams
 from plumbline.study.params import StudyParams, require_read_together
 from plumbline.tokenized_samples.params import TokenizeParams
+from plumbline.tracking.params import TrackingParams
 from plumbline.workspace import workspace_root
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -36,16 +37,6 @@ class GridParams(BaseModel):
 
     calibrations: tuple[str, ...]
     schemes: tuple[str, ...]
-
-
-class TrackingParams(BaseModel):
-    """Where MLflow keeps the runs; None: a SQLite file of this workspace."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    uri: str | None = None
-    experiment: str = "plumbline"
-    registered_model: str = "plumbline"
 
 
 class Params(BaseModel):

@@ -171,7 +171,8 @@ def log(as_json: bool) -> None:
     \b
     Example: plumbline log
     """
-    from plumbline.provenance.champions import champions, render_log
+    from plumbline.cli.champion_log import render_log
+    from plumbline.tracking.champions import champions
 
     with usage():
         history = champions(workspace_root())

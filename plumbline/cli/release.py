@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,8 @@ import click
 from plumbline.workspace import workspace_root
 
 if TYPE_CHECKING:
-    from plumbline.tracking.model_version import Version
-    from plumbline.tracking.promotion import Registry
+    from plumbline.tracking.model_version import ModelVersion
+    from plumbline.tracking.registry import Registry
 
 
 @click.command()
@@ -28,26 +27,25 @@ def promote(model: str, why: str, anyway: bool) -> None:
     Example: plumbline promote random-64-w4a16-gptq --why "asked for by support, ticket 812"
     """
     from plumbline.artifact import read_json
-    from plumbline.tracking.client import TrackingError
-    from plumbline.tracking.promotion import who
-    from plumbline.tracking.run_logging import registry
+    from plumbline.tracking import promotion
+    from plumbline.tracking.registry import open_registry
 
     root = workspace_root()
     try:
-        models = registry(root)
-        version = version_named(models, model, root)
+        registry = open_registry(root)
+        version = version_named(registry, model, root)
         record = root / "data" / "deployed_model" / "promotion.json"
-        decided = read_json(record) if record.is_file() else {}
-        if decided.get("model") == version.model and decided["decision"] == "rejected" and not anyway:
-            failed = [check["sentence"] for check in decided["checks"] if not check["passed"]]
+        decision = read_json(record) if record.is_file() else {}
+        if decision.get("model") == version.model and decision["decision"] == "rejected" and not anyway:
+            failed = [check["sentence"] for check in decision["checks"] if not check["passed"]]
             raise ValueError(f"{version.pair} was rejected: {' '.join(failed)} With --anyway it becomes the champion")
-        done = models.promote(version.version, who(root), why)
-    except (ValueError, OSError, TrackingError) as error:
+        entry = promotion.promote(registry, root, version.version, promotion.user_name(root), why)
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    if done is None:
+    if entry is None:
         raise click.ClickException(f"{version.pair} (version {version.version}) is the champion already")
-    _tell_dagster(models)
-    click.echo(f"{version.pair} (version {done.version}) is the champion; before: {_before(done.from_version)}")
+    _tell_dagster(registry)
+    click.echo(f"{version.pair} (version {entry.version}) is the champion; before: {_before(entry.from_version)}")
 
 
 @click.command()
@@ -60,20 +58,19 @@ def rollback(why: str) -> None:
     \b
     Example: plumbline rollback --why "answers in the wrong language since Tuesday"
     """
-    from plumbline.tracking.client import TrackingError
-    from plumbline.tracking.promotion import who
-    from plumbline.tracking.run_logging import registry
+    from plumbline.tracking import promotion
+    from plumbline.tracking.registry import open_registry
 
     root = workspace_root()
     try:
-        models = registry(root)
-        done = models.rollback(who(root), why)
-        version = models.version(done.version)
-    except (ValueError, OSError, TrackingError) as error:
+        registry = open_registry(root)
+        entry = promotion.rollback(registry, root, promotion.user_name(root), why)
+        version = registry.version(entry.version)
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    _tell_dagster(models)
+    _tell_dagster(registry)
     click.echo(
-        f"{version.pair} (version {done.version}) is the champion again; taken back: {_before(done.from_version)}"
+        f"{version.pair} (version {entry.version}) is the champion again; taken back: {_before(entry.from_version)}"
     )
 
 
@@ -90,59 +87,56 @@ def gc(cloud: bool, all_commits: bool, dry: bool) -> None:
     \b
     Example: plumbline gc --dry
     """
-    from plumbline.tracking.client import TrackingError
-    from plumbline.tracking.run_logging import registry
+    from plumbline.tracking.registry import open_registry
     from plumbline.versioning.garbage import collect
 
     root = workspace_root()
     options = [name for name, on in (("--cloud", cloud), ("--all-commits", all_commits), ("--dry", dry)) if on]
     try:
-        versions = registry(root).versions()
-        said = collect(root, frozenset().union(*(each.rests_on for each in versions)), options)
-    except (ValueError, OSError, RuntimeError, TrackingError) as error:
+        versions = open_registry(root).versions()
+        output = collect(root, frozenset().union(*(version.rests_on for version in versions)), options)
+    except (ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(said)
+    click.echo(output)
     click.echo(f"kept: the workspace, and what {len(versions)} registered versions rest on")
 
 
-def version_named(models: Registry, name: str, root: Path) -> Version:
+def version_named(registry: Registry, name: str, root: Path) -> ModelVersion:
     """The registered version that a person means.
 
     Raises:
-        ValueError: nothing is registered under this name; TrackingError likewise.
+        ValueError: nothing is registered under this name.
     """
     from plumbline.provenance import dvc_digest
+    from plumbline.tracking.model_version import ModelUri
 
-    uri = re.fullmatch(r"models:/(?P<model>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))", name)
-    if uri and uri["model"] != models.name:
-        raise ValueError(f"{name}: the registered model of this workspace is {models.name!r}")
-    if uri and uri["alias"]:
-        found = models.champion() if uri["alias"] == "champion" else None
-        if found is None:
-            raise ValueError(f"{name}: no version carries this alias")
-        return found
-    if uri or name.isdigit():
-        return models.version(uri["version"] if uri else name)
+    if name.startswith("models:"):
+        uri = ModelUri.parse(name)
+        if uri.name != registry.name:
+            raise ValueError(f"{name}: the registered model of this workspace is {registry.name!r}")
+        return registry.resolve(uri)
+    if name.isdigit():
+        return registry.version(name)
     folder = next((path for path in (Path(name), root / "data/quantized_model" / name) if path.is_dir()), None)
     if folder is None:
-        known = ", ".join(sorted({each.pair for each in models.versions()})) or "none"
+        known = ", ".join(sorted({version.pair for version in registry.versions()})) or "none"
         raise ValueError(f"{name} is no folder, no version and no pair of the grid; registered pairs: {known}")
-    return models.of_model(dvc_digest(folder))
+    return registry.of_model(dvc_digest(folder))
 
 
 def _before(version: str | None) -> str:
     return "none" if version is None else f"version {version}"
 
 
-def _tell_dagster(models: Registry) -> None:
+def _tell_dagster(registry: Registry) -> None:
     """Show the champion on the asset, as an observation: the record of the last decision stays what it is."""
     import dagster as dg
 
+    from plumbline.graph.champion import champion_metadata
     from plumbline.graph.instance import instance
-    from plumbline.tracking.run_logging import champion_metadata
 
     with instance() as history:
-        history.report_runless_asset_event(dg.AssetObservation("deployed_model", metadata=champion_metadata(models)))
+        history.report_runless_asset_event(dg.AssetObservation("deployed_model", metadata=champion_metadata(registry)))
 
 
 COMMANDS = [promote, rollback, gc]

@@ -1,17 +1,19 @@
-"""The champion, as a candidate is measured against it: brought back by its hash, evaluated on today's report split."""
+"""The champion in the graph: what a candidate is measured against, its promotion, and what Dagster shows of it."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from plumbline.artifact import sha256_json
+from plumbline.artifact import read_json, sha256_json
 from plumbline.deployed_model.promotion import Champion
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.graph.step import base_model
 from plumbline.params import load_params
-from plumbline.tracking.model_version import Version
-from plumbline.tracking.promotion import Registry
+from plumbline.tracking.model_version import ModelUri, ModelVersion
+from plumbline.tracking.promotion import MACHINE, history, promote
+from plumbline.tracking.registry import ALIAS, Registry, open_registry
 from plumbline.versioning.code import code_version
 from plumbline.versioning.lock import read_lock, stage_name
 from plumbline.versioning.object_store import Store
@@ -20,7 +22,7 @@ from plumbline.versioning.recording import scratch as scratch_folder
 
 
 def champion_of(step: Step, registry: Registry) -> Champion | None:
-    """Who carries the alias, with an evaluation on the documents that a candidate is evaluated on.
+    """The model that carries the alias, with an evaluation on the documents that a candidate is evaluated on.
 
     That is the graph's own where the graph still holds this model; else the folder is brought back from DVC's cache by
     its hash and evaluated, once per champion and report split (kept in `.plumbline/champion`).
@@ -42,25 +44,55 @@ def models(root: Path) -> dict[str, str]:
     return {pair: entry.md5 for pair, entry in entries.items() if entry is not None}
 
 
-def _evaluated(step: Step, version: Version) -> Champion:
+def promote_candidate(step: Step) -> dict[str, Any]:
+    """Move the alias to the candidate if promotion.json says that it was promoted.
+
+    Returns:
+        Metadata: as `champion_metadata`.
+    """
+    decision = read_json(step.out / "promotion.json")
+    registry = open_registry(step.root)
+    if decision["decision"] == "promoted":
+        version = registry.of_model(decision["model"]).version
+        promote(registry, step.root, version, MACHINE, decision["why"])
+    return champion_metadata(registry)
+
+
+def champion_metadata(registry: Registry) -> dict[str, Any]:
+    """The champion, its version, who put it there and why, and the command that audits it."""
+    champion = registry.champion()
+    if champion is None:
+        return {"champion": "none"}
+    last = history(registry).entries[-1:]
+    reason = {"promoted_by": last[0].who, "promoted_because": last[0].why} if last else {}
+    uri = ModelUri(registry.name, alias=ALIAS)
+    return {
+        "champion": champion.pair,
+        "registry": f"{uri} (version {champion.version})",
+        "audit": f"plumbline audit {uri}",
+        **reason,
+    }
+
+
+def _evaluated(step: Step, version: ModelVersion) -> Champion:
     from plumbline.evaluation.build import build_evaluation
 
     params, samples = EvaluationParams.model_validate(step.params["evaluation"]), step.input("tokenized_samples")
     code = code_version("evaluation")
     conditions = [step.inputs["data/tokenized_samples"], step.params["evaluation"], step.params["model"], code]
-    kept = step.root / ".plumbline" / "champion" / sha256_json([version.model, *conditions])[:32]
-    if kept.is_dir():
-        return Champion(version.pair, version.model, kept)
+    evaluation = step.root / ".plumbline" / "champion" / sha256_json([version.model, *conditions])[:32]
+    if evaluation.is_dir():
+        return Champion(version.pair, version.model, evaluation)
     try:
         with scratch_folder(step.root, "champion-evaluation") as scratch:
             model, out = scratch / version.pair, scratch / "evaluation"
             out.mkdir()
             Store(step.root).place(version.model, model)
             build_evaluation(params, base_model(step), model, samples, out)
-            shutil.rmtree(kept.parent, ignore_errors=True)  # of the champion or the report split before
-            kept.parent.mkdir(parents=True)
-            out.rename(kept)
+            shutil.rmtree(evaluation.parent, ignore_errors=True)  # of the champion or the report split before
+            evaluation.parent.mkdir(parents=True)
+            out.rename(evaluation)
     except (ValueError, OSError) as error:
         why = f"The champion {version.pair} cannot be evaluated on today's report split: {error}"
         return Champion(version.pair, version.model, None, why)
-    return Champion(version.pair, version.model, kept)
+    return Champion(version.pair, version.model, evaluation)

@@ -14,8 +14,8 @@ from typing import Any
 from plumbline.artifact import read_json, replace_text, sha256_json
 from plumbline.params import load_params
 from plumbline.raw_corpus.params import Directory
-from plumbline.tracking.model_version import Version
-from plumbline.tracking.promotion import Registry
+from plumbline.tracking.model_version import ModelVersion
+from plumbline.tracking.registry import Registry, open_registry
 from plumbline.versioning.lock import read_lock
 from plumbline.versioning.object_store import Store
 from plumbline.versioning.recording import scratch as scratch_folder
@@ -25,19 +25,19 @@ RESULT = Path(".plumbline") / "drift.json"
 
 
 @dataclass(frozen=True)
-class Subject:
+class DriftSubject:
     """What is compared: a state of the production folder, and a champion."""
 
     production: str
     """Digest of names, sizes and times of its files."""
-    champion: Version
+    champion: ModelVersion
 
     @property
     def key(self) -> str:
         return sha256_json([self.production, self.champion.model, self.champion.calibration_set])[:32]
 
 
-def subject(root: Path, registry: Registry) -> Subject | str:
+def subject(root: Path, registry: Registry) -> DriftSubject | str:
     """What would be compared now, or why there is nothing to compare."""
     source = load_params(root).corpus.production
     if not isinstance(source, Directory):
@@ -53,17 +53,17 @@ def subject(root: Path, registry: Registry) -> Subject | str:
     if champion is None:
         return "no champion yet"
     shown = [(name.encode("utf-8", "backslashreplace").decode(), folder / name) for name in names]
-    return Subject(sha256_json([[name, *stamp(path)] for name, path in shown if path.is_file()]), champion)
+    return DriftSubject(sha256_json([[name, *stamp(path)] for name, path in shown if path.is_file()]), champion)
 
 
-def result(root: Path, of: Subject) -> dict[str, Any] | None:
+def result(root: Path, subject: DriftSubject) -> dict[str, Any] | None:
     """The last measurement, if it was of this subject."""
     path = root / RESULT
     try:
-        found = read_json(path)
+        drift = read_json(path)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("key") == of.key else None
+    return drift if isinstance(drift, dict) and drift.get("key") == subject.key else None
 
 
 def measure() -> dict[str, Any]:
@@ -82,13 +82,12 @@ def measure() -> dict[str, Any]:
     from plumbline.raw_corpus.intake import INTAKE, read_intake
     from plumbline.sample_features.build import build_sample_features
     from plumbline.tokenized_samples.build import build_tokenized_samples
-    from plumbline.tracking.run_logging import registry
 
     root = workspace_root()
     params = load_params(root)
-    of = subject(root, registry(root))
-    if isinstance(of, str):
-        raise ValueError(f"production_drift: {of}")
+    measured = subject(root, open_registry(root))
+    if isinstance(measured, str):
+        raise ValueError(f"production_drift: {measured}")
     data = root / "data"
     with scratch_folder(root, "drift") as scratch:
         corpus, samples, features = (scratch / name for name in ("raw_corpus", "tokenized_samples", "sample_features"))
@@ -99,13 +98,13 @@ def measure() -> dict[str, Any]:
         build_tokenized_samples(params.tokenize, base, corpus, samples, data / samples.name)
         build_sample_features(params.features, base, samples, features, data / features.name, root)
         sources = Sources(samples, features, base)
-        found = measure_drift(_calibration_set(root, of.champion, scratch), sources, params.drift)
-    found |= {"key": of.key, "champion": of.champion.pair}
-    replace_text(root / RESULT, json.dumps(found, sort_keys=True))
-    return found
+        drift = measure_drift(_calibration_set(root, measured.champion, scratch), sources, params.drift)
+    drift |= {"key": measured.key, "champion": measured.champion.pair}
+    replace_text(root / RESULT, json.dumps(drift, sort_keys=True))
+    return drift
 
 
-def _calibration_set(root: Path, champion: Version, scratch: Path) -> Path:
+def _calibration_set(root: Path, champion: ModelVersion, scratch: Path) -> Path:
     """The set that the champion was calibrated on: the graph's where it is still that one, else out of DVC's cache."""
     for entry in read_lock(root).values():
         for path, md5 in entry.outs.items():

@@ -91,10 +91,10 @@ def drift_tick(
     """
     from plumbline.artifact import sha256_json
     from plumbline.graph.drift import result, subject
-    from plumbline.tracking.run_logging import registry
+    from plumbline.tracking.registry import open_registry
 
     root = workspace_root()
-    compared = subject(root, registry(root))
+    compared = subject(root, open_registry(root))
     if isinstance(compared, str):
         return dg.SkipReason(compared)
     if context.cursor != compared.key:

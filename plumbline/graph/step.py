@@ -213,14 +213,16 @@ def provenance_tags(
 
 
 def as_metadata(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Dagster metadata of a summary: numbers (six digits) and words as they are, a list of rows as a table, a list of
-    sentences as a Markdown list, the rest as JSON. What is None or empty is left out.
+    """Dagster metadata of a summary: numbers (six digits) and words as they are, an address as a link, a list of rows
+    as a table, a list of sentences as a Markdown list, the rest as JSON. What is None or empty is left out.
     """
     metadata: dict[str, Any] = {}
     for name, value in summary.items():
         if value is None or value in ({}, []):
             continue
-        if isinstance(value, (bool, int, float, str, dg.MetadataValue)):
+        if isinstance(value, str) and value.startswith(("http://", "https://")):
+            metadata[name] = dg.MetadataValue.url(value)
+        elif isinstance(value, (bool, int, float, str, dg.MetadataValue)):
             metadata[name] = _shown(value)
         elif isinstance(value, list) and all(isinstance(row, Mapping) for row in value):
             records = [dg.TableRecord({k: _shown(v) for k, v in row.items()}) for row in value[:200]]

@@ -18,17 +18,19 @@ def seconds_of(history: dg.DagsterInstance, asset: str, key: str | None) -> floa
 
     record = history.get_latest_data_version_record(dg.AssetKey(asset), partition_key=key)
     event = record.event_log_entry.asset_materialization if record else None
-    found: Any = event.metadata.get("seconds") if event else None
-    return None if found is None else float(found.value)
+    seconds: Any = event.metadata.get("seconds") if event else None
+    return None if seconds is None else float(seconds.value)
 
 
-def seconds_before(calibration: str, pair: str) -> Mapping[str, float]:
+def seconds_before(pair: str) -> Mapping[str, float]:
     """Seconds by step of what led to a model; selection and statistics serve all schemes of the choice."""
     from plumbline.graph.instance import instance
+    from plumbline.graph.partitions import split_pair
 
+    calibration, _ = split_pair(pair)
     with instance() as history:
-        found = {
+        seconds = {
             name: seconds_of(history, asset, pair if asset == "quantized_model" else calibration)
             for name, asset in STEPS.items()
         }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in seconds.items() if value is not None}

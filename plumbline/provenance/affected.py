@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from plumbline.provenance.link import dig
-from plumbline.provenance.registry import versions
 from plumbline.provenance.version_index import Known, known_models, known_sets
 from plumbline.raw_corpus.document import Document
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.sources.directory import SUFFIXES, read_file
-from plumbline.tracking.model_version import Version
+from plumbline.tracking.model_version import ModelVersion
+from plumbline.tracking.registry import registered_versions
 from plumbline.versioning.cache import cached, cached_folders
 
 Kind = Literal["document", "file", "text", "source"]
@@ -107,8 +107,8 @@ def affected(what: str, root: Path, kind: Kind | None = None) -> Affected:
     """
     wanted = _wanted(what, root, kind)
     result = Affected(wanted.shown, wanted.kind, sorted(wanted.documents), _in_corpus(wanted, root))
-    registered: dict[str, list[Version]] = {}
-    for version in versions(root):
+    registered: dict[str, list[ModelVersion]] = {}
+    for version in registered_versions(root):
         registered.setdefault(version.model, []).append(version)
     for known in known_sets(root):
         own = sum(sample.get("doc_ids") == [] for sample in known.samples)
@@ -127,7 +127,7 @@ def affected(what: str, root: Path, kind: Kind | None = None) -> Affected:
     return result
 
 
-def _model(known: Known, hits: int, registered: list[Version]) -> Touched:
+def _model(known: Known, hits: int, registered: list[ModelVersion]) -> Touched:
     deployed = tuple(version.shown for version in registered)
     return Touched(known.name, known.md5, known.now, hits, len(known.samples), None, deployed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plumbline.provenance.affected import Affected, Touched
-from plumbline.provenance.text import printable, wrapped
+from plumbline.text_layout import printable, wrapped
 
 FIRST = 5
 

@@ -11,8 +11,9 @@ from plumbline.artifact import read_json
 from plumbline.provenance.cache_recovery import CORPUS, chain_hashes
 from plumbline.provenance.link import Case, dig
 from plumbline.provenance.model_links import samples_of
-from plumbline.provenance.registry import figures_of, versions
-from plumbline.provenance.text import printable, wrapped
+from plumbline.text_layout import printable, wrapped
+from plumbline.tracking.registry import open_registry
+from plumbline.tracking.store import TrackingError
 
 FIGURES = ("kl_mean", "kl_p99", "perplexity_base", "perplexity_quantized", "top1_agreement", "weights_bytes")
 VERSIONS = {
@@ -143,8 +144,11 @@ def _figures(case: Case) -> dict[str, float]:
             metrics = read_json(file)
             if isinstance(weights, dict) and dig(metrics, "weights") == weights:
                 return {k: v for k, v in metrics.items() if k in FIGURES and isinstance(v, int | float)}
-    run = next((version.run_id for version in versions(case.root) if version.model == case.digest), "")
-    return figures_of(case.root, run) if run else {}
+    with suppress(TrackingError):
+        registry = open_registry(case.root, read_only=True)
+        run_id = next((version.run_id for version in registry.versions() if version.model == case.digest), "")
+        return dict(registry.run(run_id).metrics) if run_id else {}
+    return {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from typing import Any
 from plumbline.artifact import sha256_file
 from plumbline.provenance.link import Case, Link, dig
 from plumbline.provenance.model_links import RECORD, record_of
-from plumbline.provenance.registry import registry_link, version_of, version_of_run
-from plumbline.tracking.model_version import Version
+from plumbline.provenance.registry import registry_link
+from plumbline.tracking.model_version import ModelUri, ModelVersion
+from plumbline.tracking.registry import open_registry
 from plumbline.versioning.cache import cached_folders
 from plumbline.versioning.digest import HASH, dvc_digest
 from plumbline.versioning.lock import read_lock
@@ -44,7 +45,7 @@ class Subject:
     """Where the folder is from, for people."""
     extra: tuple[Callable[[Case], Link], ...] = ()
     """Links that only this kind of reference has."""
-    version: Version | None = None
+    version: ModelVersion | None = None
     place: Path | None = None
     """The folder beside which its signatures lie; None where only a temporary copy is at hand."""
 
@@ -60,7 +61,7 @@ def resolved(reference: str, root: Path, fetch: bool = False) -> Iterator[Subjec
 
     Raises:
         Unresolvable: there is no such thing.
-        NoRegistry: MLflow has no such model or run.
+        TrackingError: MLflow has no such model or run.
     """
     with tempfile.TemporaryDirectory(prefix="plumbline-audit-") as scratch:
         yield _resolve(reference, Store(root, fetch), Path(scratch) / "model")
@@ -69,7 +70,8 @@ def resolved(reference: str, root: Path, fetch: bool = False) -> Iterator[Subjec
 def _resolve(reference: str, store: Store, scratch: Path) -> Subject:
     root = store.root
     if reference.startswith("models:"):
-        return _registered(reference, version_of(root, reference), store, scratch)
+        uri = ModelUri.parse(reference)
+        return _registered(reference, open_registry(root, read_only=True).resolve(uri), store, scratch)
     if not reference.strip():
         raise Unresolvable(f"nothing was given: expected a folder, a file, models:/NAME@ALIAS or a run; {_known(root)}")
     path = Path(reference)
@@ -84,7 +86,7 @@ def _resolve(reference: str, store: Store, scratch: Path) -> Subject:
     if path.is_file():
         return _from_weights(reference, path, store, scratch)
     if match := RUN.fullmatch(reference):
-        return _registered(reference, version_of_run(root, match["id"]), store, scratch)
+        return _registered(reference, open_registry(root, read_only=True).of_run(match["id"]), store, scratch)
     if HASH.fullmatch(reference):
         return _from_cache(reference, reference, store, scratch)
     if (root / reference).is_dir():  # a path in the workspace, given from elsewhere
@@ -106,7 +108,7 @@ def _known(root: Path) -> str:
 # MLflow and DVC
 
 
-def _registered(reference: str, version: Version, store: Store, scratch: Path) -> Subject:
+def _registered(reference: str, version: ModelVersion, store: Store, scratch: Path) -> Subject:
     """The registered folder: where it was, if it is still that; else from DVC's cache by its hash."""
     extra = (lambda case: registry_link(version, case),)
     root = store.root

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.provenance.link import AuditResult, Link
+from plumbline.text_layout import printable, wrapped
 
 if TYPE_CHECKING:
     from plumbline.provenance.reproduce import Reproduction
 
-WIDTH = 100
 MARK = {"verified": "verified", "missing": "MISSING", "tampered": "TAMPERED"}
 INDENT = " " * 11
 
@@ -27,11 +26,6 @@ def render(result: AuditResult) -> str:
         lines += _link(link)
     lines += ["", *_verdict(result)]
     return "\n".join(printable(line) for line in lines)
-
-
-def printable(line: str) -> str:
-    """A line without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _head(about: dict[str, Any]) -> list[str]:
@@ -97,9 +91,3 @@ def render_reproduction(made: Reproduction) -> str:
         first = next((each.path for each in made.artifacts if not each.same), "nothing was made")
         lines.append(f"NOT REPRODUCED: the first difference is in {first}.")
     return "\n".join(lines)
-
-
-def wrapped(text: str, indent: str) -> list[str]:
-    """A paragraph as lines of the screen's width, five at most."""
-    shown = textwrap.wrap(printable(text), WIDTH, subsequent_indent=indent, replace_whitespace=False)[:5]
-    return shown or [""]

@@ -1,13 +1,52 @@
-"""The address of MLflow's tracking store."""
+"""Where MLflow keeps the runs of a workspace."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
-from plumbline.params import load_params
+import yaml
+
+from plumbline.tracking.params import TrackingParams
+from plumbline.tracking.store import TrackingError, sqlite_path
+
+DATABASE = "mlflow.db"
+"""The store of a workspace that names no other."""
 
 
-def tracking_uri(root: Path) -> str:
-    """`tracking.uri` of params.yaml, else MLFLOW_TRACKING_URI, else a SQLite file of the workspace."""
-    return load_params(root).tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+def tracking_address(root: Path, *, read_only: bool = False) -> TrackingParams:
+    """The section `tracking` of params.yaml with its address filled in.
+
+    The address is `tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file of the workspace.
+
+    Args:
+        read_only: for a command that only reads what is registered. Other sections of params.yaml may be invalid, or
+            the file absent; a SQLite store that is not there is an error, because opening it would create it.
+
+    Raises:
+        ValueError: params.yaml is invalid; a `TrackingError` if there is no store to read.
+    """
+    section = _section(root) if read_only else _checked_section(root)
+    uri = section.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / DATABASE}"
+    if read_only and uri.startswith("sqlite:") and not sqlite_path(uri).is_file():
+        raise TrackingError(f"no model is registered here: {uri} is not there; `plumbline run` makes it")
+    return section.model_copy(update={"uri": uri})
+
+
+def _checked_section(root: Path) -> TrackingParams:
+    from plumbline.params import load_params
+
+    return load_params(root).tracking
+
+
+def _section(root: Path) -> TrackingParams:
+    content: Any = None
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    section = content.get("tracking") if isinstance(content, dict) else None
+    try:
+        return TrackingParams.model_validate(section or {})
+    except ValueError as error:
+        raise TrackingError(f"params.yaml, tracking: {error}") from error

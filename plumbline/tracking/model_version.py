@@ -1,20 +1,53 @@
-"""A registered version of a model, as MLflow's registry has it: by its tags, which lead to DVC's hashes."""
+"""A registered version of a model, and the addresses that name one.
+
+A model is registered by reference: MLflow holds its hashes, its path and its metrics, DVC holds its bytes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from plumbline.tracking.client import CALIBRATION, EVALUATION, MODEL, RESTS_ON
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
+
+EVALUATION, MODEL, CALIBRATION = "dvc.md5", "model.md5", "calibration.md5"
+"""Tags of a registered version: DVC hashes of its folders."""
+RESTS_ON = "plumbline.rests_on"
+"""Tag of a registered version: JSON, path -> DVC hash of every artifact from the corpus to the evaluation."""
+MODEL_URI = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[\w-]+)|/(?P<version>[0-9]+))")
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelUri:
+    """`models:/NAME@ALIAS` or `models:/NAME/VERSION`: either the alias or the version is empty."""
+
+    name: str
+    alias: str = ""
+    version: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> ModelUri:
+        """The parts of an address.
+
+        Raises:
+            ValueError: it has another form.
+        """
+        match = MODEL_URI.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"{text!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION, such as models:/plumbline/3"
+            )
+        return cls(match["name"], match["alias"] or "", match["version"] or "")
+
+    def __str__(self) -> str:
+        return f"models:/{self.name}@{self.alias}" if self.alias else f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
     """Which pair it is, and the DVC hashes of its folders; a tag that is not there is an empty string."""
 
     name: str
@@ -23,12 +56,14 @@ class Version:
     aliases: tuple[str, ...] = ()
     run_id: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    created: int = 0
+    """Milliseconds since 1970."""
 
     @classmethod
-    def of(cls, found: ModelVersion, aliases: Sequence[str] | None = None) -> Version:
-        """What MLflow found. A search leaves the aliases out: `aliases` gives them."""
-        names = sorted(found.aliases if aliases is None else aliases)
-        return cls(str(found.name), str(found.version), tuple(names), str(found.run_id or ""), dict(found.tags))
+    def of(cls, entity: MlflowModelVersion, aliases: tuple[str, ...]) -> ModelVersion:
+        """From MLflow's entity of a search, which lacks the aliases."""
+        run_id, created = str(entity.run_id or ""), int(entity.creation_timestamp or 0)
+        return cls(str(entity.name), str(entity.version), aliases, run_id, dict(entity.tags), created)
 
     @property
     def pair(self) -> str:
@@ -58,10 +93,10 @@ class Version:
     @property
     def rests_on(self) -> frozenset[str]:
         """DVC hashes of every artifact that it was made from, its own and its evaluation's among them."""
-        chain = json.loads(self.tags.get(RESTS_ON, "{}"))
+        chain: dict[str, Any] = json.loads(self.tags.get(RESTS_ON, "{}"))
         return frozenset({self.model, self.evaluation, self.calibration_set, *chain.values()} - {""})
 
     @property
     def shown(self) -> str:
         """`models:/plumbline/3 @champion`."""
-        return f"models:/{self.name}/{self.version}" + "".join(f" @{alias}" for alias in self.aliases)
+        return str(ModelUri(self.name, version=self.version)) + "".join(f" @{alias}" for alias in self.aliases)

@@ -1,31 +1,34 @@
-"""Champions in MLflow's registry: which version carries the alias, who put it there and why, and taking it back.
+"""The champion of the registry: which version carries the alias, who put it there and why, and taking it back.
 
 The history is an append-only list of tags on the registered model, `plumbline.promotion.<n>`, each the JSON of a
-`Promotion`. It is written before the alias moves: a process that is killed in between is finished by the next one,
-which finds its own entry at the end of the list.
+`Promotion`. An entry is written before the alias moves: if a process is killed in between, the next one finds its own
+entry at the end of the list and moves the alias.
 """
 
 from __future__ import annotations
 
 import getpass
 import json
+import re
 import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from plumbline.tracking.client import Tracking, TrackingError
-from plumbline.tracking.model_version import Version
+from plumbline.tracking.registry import ALIAS, Registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ALIAS = "champion"
 PROMOTED_BY, REASON, ENTRY = "plumbline.promoted_by", "plumbline.reason", "plumbline.promotion."
+NUMBERED = re.compile(re.escape(ENTRY) + r"([0-9]+)")
 MACHINE = "plumbline"
 """Who promotes when no person does."""
 LONGEST_REASON = 2000
+Kind = Literal["promoted", "rolled back"]
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,117 @@ class Promotion:
     """One move of the alias."""
 
     when: str
-    """UTC, ISO 8601."""
+    """UTC, ISO 8601; empty, as the next two, if it is not on record."""
     version: str
     from_version: str | None
+    """The champion before."""
     who: str
     why: str
-    kind: Literal["promoted", "rolled back"]
+    kind: str
+    """`promoted` or `rolled back`."""
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Promotion:
+        """An entry of the list, also one that another version of Plumbline wrote."""
+        texts = {name: str(entry.get(name) or "") for name in ("from_version", "who", "why", "kind")}
+        kind, before = texts["kind"] or "promoted", texts["from_version"] or None
+        return cls(_iso(entry.get("when")), str(entry["version"]), before, texts["who"], texts["why"], kind)
 
 
-def who(root: Path) -> str:
+@dataclass(frozen=True)
+class PromotionHistory:
+    """Every move of the alias that is on record, oldest first."""
+
+    entries: tuple[Promotion, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What cannot be read, or does not fit."""
+    last: int = 0
+    """The highest number on record, also of an entry that cannot be read."""
+
+
+def history(registry: Registry) -> PromotionHistory:
+    """The moves of the alias, from the tags of the registered model and of its versions."""
+    model = registry.model()
+    tags = [version.tags for version in registry.versions()] if model else []
+    return read_history([model.tags, *tags] if model else [])
+
+
+def read_history(tags: Iterable[Mapping[str, str]]) -> PromotionHistory:
+    """The entries in the order of their numbers, and what is wrong with them."""
+    numbered: dict[int, dict[str, Any]] = {}
+    remarks: list[str] = []
+    last = 0
+    for key, value in ((key, value) for each in tags for key, value in each.items()):
+        match = NUMBERED.fullmatch(key)
+        if match is None:
+            continue
+        last = max(last, int(match[1]))
+        try:
+            entry = json.loads(value)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict) or "version" not in entry:
+            remarks.append(f"{key} is not a record of a promotion: {str(value)[:60]!r}")
+        elif numbered.setdefault(int(match[1]), entry) != entry:
+            remarks.append(f"{key} says two different things")
+    if numbered and sorted(numbered) != list(range(min(numbered), max(numbered) + 1)):
+        remarks.append(f"a promotion was removed: the numbers on record are {sorted(numbered)}")
+    entries = tuple(Promotion.of(numbered[number]) for number in sorted(numbered))
+    return PromotionHistory(entries, tuple(remarks), last)
+
+
+def _iso(when: Any) -> str:
+    """A time on record as ISO 8601: text as it is, or milliseconds or seconds since 1970."""
+    if isinstance(when, int | float):
+        with suppress(ValueError, OverflowError, OSError):
+            moment = datetime.fromtimestamp(when / 1000 if when > 1e11 else when, UTC)
+            return moment.isoformat(timespec="seconds")
+    return str(when or "")
+
+
+def promote(registry: Registry, root: Path, version: str, by: str, why: str) -> Promotion | None:
+    """Let the alias name a version, and record who wanted it and why; None: it names that version already.
+
+    Raises:
+        ValueError: no reason was given, or one too long.
+        TrackingError: MLflow does not answer, or there is no such version.
+    """
+    return _move(registry, root, str(version), by, why, "promoted")
+
+
+def rollback(registry: Registry, root: Path, by: str, why: str) -> Promotion:
+    """Give the alias back to the version that had it before the champion was promoted.
+
+    Raises:
+        ValueError: there is no champion, or none before it.
+        TrackingError: MLflow does not answer.
+    """
+    champion = registry.champion()
+    if champion is None:
+        raise ValueError(f"{registry.name} has no champion, so there is nothing to roll back")
+    entries = history(registry).entries
+    before = [entry for entry in entries if entry.version == champion.version and entry.kind == "promoted"]
+    target = before[-1].from_version if before else None
+    if target is None:
+        raise ValueError(f"version {champion.version} ({champion.pair}) is the first champion: none came before it")
+    entry = _move(registry, root, target, by, why, "rolled back")
+    assert entry is not None, "a version does not come before itself"
+    return entry
+
+
+def withdrawn(registry: Registry) -> dict[str, str]:
+    """DVC hash of every model that was taken back and not promoted since -> who took it back, and why."""
+    models = {version.version: version.model for version in registry.versions()}
+    reasons: dict[str, str] = {}
+    for entry in history(registry).entries:
+        if entry.kind == "promoted":
+            reasons.pop(models.get(entry.version, ""), None)
+        elif entry.from_version is not None:
+            reasons[models.get(entry.from_version, "")] = f"{entry.who}: {entry.why}"
+    return reasons
+
+
+def user_name(root: Path) -> str:
     """The person at the keyboard: git's user of the workspace, else the account."""
     try:
         asked = subprocess.run(["git", "config", "user.name"], cwd=root, capture_output=True, text=True, check=False)
@@ -54,136 +159,38 @@ def who(root: Path) -> str:
         return "unknown"
 
 
-class Registry:
-    """The versions of one registered model and the history of its champion.
+def _move(registry: Registry, root: Path, version: str, by: str, why: str, kind: Kind) -> Promotion | None:
+    from filelock import FileLock
 
-    Raises (every method):
-        TrackingError: MLflow does not answer, or a version is not there.
-    """
-
-    def __init__(self, tracking: Tracking, root: Path) -> None:
-        self.tracking, self.root = tracking, root
-
-    @property
-    def name(self) -> str:
-        return self.tracking.registered_model
-
-    def versions(self) -> list[Version]:
-        """Every registered version, oldest first."""
-        with self.tracking.client() as client:
-            found = _all_versions(client, self.name)
-        return sorted(map(Version.of, found), key=lambda each: int(each.version))
-
-    def version(self, number: str) -> Version:
-        """The version of that number."""
-        for each in self.versions():
-            if each.version == str(number):
-                return each
-        raise TrackingError(f"models:/{self.name}/{number}: MLflow at {self.tracking.uri} has no such version")
-
-    def of_model(self, md5: str) -> Version:
-        """The newest version of the model whose folder has this DVC hash."""
-        found = [each for each in self.versions() if each.model == md5]
-        if not found:
-            raise TrackingError(
-                f"no version of {self.name!r} in MLflow at {self.tracking.uri} has the DVC hash {md5}; evaluate the "
-                "model first (`plumbline run`), which registers it"
-            )
-        return found[-1]
-
-    def champion(self) -> Version | None:
-        """The version that carries the alias; None: no version does."""
-        with self.tracking.client() as client:
-            number = _aliases(client, self.name).get(ALIAS)
-        return None if number is None else self.version(str(number))
-
-    def history(self) -> list[Promotion]:
-        """Every move of the alias, oldest first."""
-        with self.tracking.client() as client:
-            return _history(client, self.name)
-
-    def promote(self, version: str, by: str, why: str) -> Promotion | None:
-        """Let the alias name a version, and record who wanted it and why; None: it names that version already.
-
-        Raises:
-            ValueError: no reason was given, or one too long.
-        """
-        return self._move(str(version), by, why, "promoted")
-
-    def rollback(self, by: str, why: str) -> Promotion:
-        """Give the alias back to the version that had it before the champion was promoted.
-
-        Raises:
-            ValueError: there is no champion, or none before it.
-        """
-        champion = self.champion()
-        if champion is None:
-            raise ValueError(f"{self.name} has no champion, so there is nothing to roll back")
-        before = [p for p in self.history() if p.version == champion.version and p.kind == "promoted"]
-        target = before[-1].from_version if before else None
-        if target is None:
-            raise ValueError(f"version {champion.version} ({champion.pair}) is the first champion: none came before it")
-        done = self._move(target, by, why, "rolled back")
-        assert done is not None, "a version does not come before itself"
-        return done
-
-    def withdrawn(self) -> dict[str, str]:
-        """DVC hash of every model that was taken back and not promoted since -> who took it back, and why."""
-        model_of = {each.version: each.model for each in self.versions()}
-        found: dict[str, str] = {}
-        for entry in self.history():
-            if entry.kind == "promoted":
-                found.pop(model_of.get(entry.version, ""), None)
-            elif entry.from_version is not None:
-                found[model_of.get(entry.from_version, "")] = f"{entry.who}: {entry.why}"
-        return found
-
-    def _move(self, version: str, by: str, why: str, kind: Literal["promoted", "rolled back"]) -> Promotion | None:
-        from filelock import FileLock
-
-        why = " ".join(why.split())
-        if not why or len(why) > LONGEST_REASON:
-            raise ValueError(f"--why: expected 1 to {LONGEST_REASON} characters, found {len(why)}; say why")
-        locks = self.root / ".plumbline" / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        self.version(version)  # it must be there before anything is written
-        with FileLock(locks / "champion.lock"), self.tracking.client() as client:
-            now = _aliases(client, self.name).get(ALIAS)
-            if now == version:
-                return None
-            history = _history(client, self.name)
-            last = history[-1] if history else None
-            if last and (last.version, last.from_version, last.kind) == (version, now, kind):
-                entry = last  # written by a process that was killed before it moved the alias
-            else:
-                when = datetime.now(UTC).isoformat(timespec="seconds")
-                entry = Promotion(when, version, now, by, why, kind)
-                text = json.dumps(asdict(entry), sort_keys=True, ensure_ascii=False)
-                client.set_registered_model_tag(self.name, f"{ENTRY}{len(history) + 1}", text)
-            client.set_model_version_tag(self.name, version, PROMOTED_BY, entry.who)
-            client.set_model_version_tag(self.name, version, REASON, entry.why)
-            client.set_registered_model_alias(self.name, ALIAS, version)
-        return entry
+    why = " ".join(why.split())
+    if not why or len(why) > LONGEST_REASON:
+        raise ValueError(f"--why: expected 1 to {LONGEST_REASON} characters, found {len(why)}; say why")
+    locks = root / ".plumbline" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    registry.version(version)  # it must be there before anything is written
+    with FileLock(locks / "champion.lock"), registry.tracking.client() as client:
+        model = registry.model()
+        now = model.aliases.get(ALIAS) if model else None
+        if now == version:
+            return None
+        entry = _record(registry, client, Promotion(_now(), version, now, by, why, kind))
+        client.set_model_version_tag(registry.name, version, PROMOTED_BY, entry.who)
+        client.set_model_version_tag(registry.name, version, REASON, entry.why)
+        client.set_registered_model_alias(registry.name, ALIAS, version)
+    return entry
 
 
-def _all_versions(client: MlflowClient, name: str) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+def _record(registry: Registry, client: MlflowClient, entry: Promotion) -> Promotion:
+    """Append an entry, unless a process that was killed before it moved the alias has written it; returns the entry."""
+    recorded = history(registry)
+    if recorded.entries:
+        last = recorded.entries[-1]
+        if (last.version, last.from_version, last.kind) == (entry.version, entry.from_version, entry.kind):
+            return last
+    text = json.dumps(asdict(entry), sort_keys=True, ensure_ascii=False)
+    client.set_registered_model_tag(registry.name, f"{ENTRY}{recorded.last + 1}", text)
+    return entry
 
 
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    models = client.search_registered_models(f"name = '{name}'")
-    return {alias: str(version) for alias, version in models[0].aliases.items()} if models else {}
-
-
-def _history(client: MlflowClient, name: str) -> list[Promotion]:
-    models = client.search_registered_models(f"name = '{name}'")
-    tags = models[0].tags if models else {}
-    numbered = {int(key.removeprefix(ENTRY)): value for key, value in tags.items() if key.startswith(ENTRY)}
-    return [Promotion(**json.loads(numbered[n])) for n in sorted(numbered)]
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

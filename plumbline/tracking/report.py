@@ -3,70 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from plumbline.tracking.client import (
-    STAGE,
-    Tracking,
-    log_batches,
-    logged_run,
-    metric_names,
-    prefixed,
-    recorder,
-    search,
-)
-from plumbline.tracking.study import OUTPUT, note
+from plumbline.tracking.client import Tracking
+from plumbline.tracking.run import OUTPUT, STAGE, RunRecord, origin_tags, page_files, prefixed, verdict_description
+from plumbline.tracking.run_logging import log_run
+
+if TYPE_CHECKING:
+    from plumbline.versioning.recording import Step
 
 NAME = "calibration report"
 ENDS = (("low", "_low"), ("high", "_high"))
 
 
-def record_report(
-    tracking: Tracking, verdict: Mapping[str, Any], dvc_md5: str, artifacts: Sequence[Path], tags: Mapping[str, str]
-) -> str:
-    """Log the report beside the evaluations that it compares; done once per output.
+@dataclass(frozen=True)
+class ReportRecord:
+    """What is logged of a calibration report."""
 
-    Args:
-        verdict: the content of verdict.json.
-        dvc_md5: of the report's folder.
-        artifacts: the page, its tables and pictures.
+    verdict: Mapping[str, Any]
+    """The content of verdict.json."""
+    dvc_md5: str
+    """Of the report's folder."""
+    artifacts: Sequence[Path]
+    """The page, its tables and pictures."""
+    tags: Mapping[str, str]
+    """Code version, Dagster's run, digests."""
+
+    def as_run(self) -> RunRecord:
+        """The run, which stands beside those of the evaluations that the report compares."""
+        names = ("baseline", "confidence", "resamples", "seed")
+        return RunRecord(
+            name=NAME,
+            identity={STAGE: "calibration_report", OUTPUT: self.dvc_md5},
+            tags=self.tags,
+            params=prefixed("report", {name: self.verdict[name] for name in names}),
+            metrics=_metrics(self.verdict),
+            description=verdict_description(self.verdict),
+            artifacts=self.artifacts,
+        )
+
+
+def log_report(step: Step, dagster_run_id: str) -> dict[str, str]:
+    """Log the calibration report.
 
     Returns:
-        The id of the run.
-
-    Raises:
-        TrackingError: the server does not answer, or the experiment was deleted.
+        Metadata: the page of the run.
     """
-    with tracking.client() as client:
-        experiment = tracking.experiment_id(client)
-        identity = {STAGE: "calibration_report", OUTPUT: dvc_md5}
-        for run in search(client, experiment, identity):
-            if run.info.status == "FINISHED":
-                return str(run.info.run_id)
-        tags = {**recorder(), **identity, **tags, **note(verdict)}
-        with logged_run(client, experiment, NAME, tags) as run_id:
-            names = ("baseline", "confidence", "resamples", "seed")
-            params = prefixed("report", {name: verdict[name] for name in names})
-            log_batches(client, run_id, params, metric_names(_metrics(verdict)))
-            for path in artifacts:
-                client.log_artifact(run_id, str(path), "plots" if path.suffix == ".png" else None)
-    return run_id
+    from plumbline.artifact import read_json
+
+    verdict = read_json(step.out / "verdict.json")
+    tags = origin_tags(dagster_run_id, step.code_version, verdict["digests"])
+    record = ReportRecord(verdict, step.md5, page_files(step.out), tags)
+    return {"mlflow_run": log_run(Tracking.of(step.root), record.as_run()).url}
 
 
 def _metrics(verdict: Mapping[str, Any]) -> dict[str, float]:
     """Mean KL per model; per comparison the relative difference, both with their ends, and the adjusted p-value."""
-    called = [c["verdict"] for c in verdict["comparisons"]]
-    found: dict[str, Any] = {f"comparisons/{word}": called.count(word) for word in dict.fromkeys(called)}
+    verdicts = [c["verdict"] for c in verdict["comparisons"]]
+    metrics: dict[str, Any] = {f"comparisons/{word}": verdicts.count(word) for word in dict.fromkeys(verdicts)}
     for pair, estimate in verdict["estimates"].items():
-        found |= {f"kl_mean/{pair}{end}": estimate[key] for key, end in (("kl_mean", ""), *ENDS)}
+        metrics |= {f"kl_mean/{pair}{end}": estimate[key] for key, end in (("kl_mean", ""), *ENDS)}
     for c in verdict["comparisons"]:
         pair = f"{c['choice']}-{c['scheme']}"
         relative = c.get("relative", {})
-        found |= {f"difference/{pair}{end}": relative.get(key) for key, end in (("difference", ""), *ENDS)}
-        found[f"p_adjusted/{pair}"] = c.get("p_adjusted")
+        metrics |= {f"difference/{pair}{end}": relative.get(key) for key, end in (("difference", ""), *ENDS)}
+        metrics[f"p_adjusted/{pair}"] = c.get("p_adjusted")
     for row in verdict["answers"]:
         pair = f"{row['choice']}-{row['scheme']}"
-        found |= {f"flips/{pair}": row["flips"], f"flips_p_adjusted/{pair}": row["p_adjusted"]}
-    found |= {"documents": verdict["documents"], "tokens": verdict["tokens"]}
-    return {name: value for name, value in found.items() if value is not None}
+        metrics |= {f"flips/{pair}": row["flips"], f"flips_p_adjusted/{pair}": row["p_adjusted"]}
+    metrics |= {"documents": verdict["documents"], "tokens": verdict["tokens"]}
+    return {name: value for name, value in metrics.items() if value is not None}

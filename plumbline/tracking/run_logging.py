@@ -1,184 +1,177 @@
-"""What the evaluations and the promotion leave in MLflow, gathered from the artifacts and from dvc.lock."""
+"""Logging a run in MLflow: once per output, found again on a retry."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path, PurePath
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from plumbline.artifact import read_json
-from plumbline.evaluation.summary import bucket_name, layer_error_figures
-from plumbline.graph.timings import seconds_before
-from plumbline.params import load_params
-from plumbline.raw_corpus.document import OUT_OF_DOMAIN
-from plumbline.tracking.address import tracking_uri
-from plumbline.versioning.lock import read_lock, stage_name, upstream
-from plumbline.versioning.recording import Step
+import psutil
+
+from plumbline.tracking.client import Tracking
+from plumbline.tracking.run import ModelRecord, RunRecord, metric_names
+from plumbline.tracking.store import mlflow_error
 
 if TYPE_CHECKING:
-    from plumbline.tracking.client import Tracking
-    from plumbline.tracking.promotion import Registry
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+BATCH = 100
+"""MLflow takes at most 100 parameters or tags in one call."""
+SOURCE = {"mlflow.source.name": "plumbline", "mlflow.source.type": "LOCAL"}
+"""Tags of every run."""
+VERSION = "model_version"
+"""Tag: the registered version of the model that the run evaluated."""
 
 
-def tracking(step: Step) -> Tracking:
-    """MLflow as params.yaml has it."""
-    return _tracking(step.root)
+@dataclass(frozen=True)
+class LoggedRun:
+    """Where a run is found."""
+
+    run_id: str
+    url: str
+    """Its page."""
+    version: str = ""
+    """Of the registered model; empty if the run registered none."""
 
 
-def _tracking(root: Path) -> Tracking:
-    from plumbline.tracking.client import Tracking
+def log_run(tracking: Tracking, record: RunRecord) -> LoggedRun:
+    """Log a run with its children, and register its model; done once per identity.
 
-    params = load_params(root).tracking
-    return Tracking(tracking_uri(root), params.experiment, params.registered_model)
+    A finished run of the same identity is returned as it is. One that failed or was killed stays, and is logged anew.
 
-
-def record_in_mlflow(step: Step, pair: str, run_id: str) -> dict[str, Any]:
-    """Log an evaluation as an MLflow run, with the calibration set as its dataset, and register the model.
-
-    Returns:
-        Metadata: the MLflow run and the registered version.
+    Raises:
+        ValueError: a metric is not a number.
+        TrackingError: the server does not answer, or the experiment was deleted.
     """
-    calibration, scheme = load_params(step.root).pairs()[pair]
-    model = step.input("quantized_model", pair)
-    chain = read_json(model / "calibration.json")
-    metrics = read_json(step.out / "metrics.json")
-    lock = read_lock(step.root)
-    set_entry = lock[stage_name("calibration_set", calibration)]
-    model_entry = lock[stage_name("quantized_model", pair)]
-    choice = chain["calibration_set"]["choice"]
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    for domain, values in metrics["by_domain"].items():
-        numbers |= {f"{name}/{domain}": value for name, value in values.items()}
-    for bucket in metrics["by_length"]:
-        of_bucket = {name: value for name, value in bucket.items() if name not in ("shortest", "longest")}
-        numbers |= {f"{name}/length_{bucket_name(bucket)}": value for name, value in of_bucket.items()}
-    for part in (OUT_OF_DOMAIN, "flips"):
-        of_part = metrics.get(part, {}).items()
-        numbers |= {f"{part}/{name}": value for name, value in of_part if isinstance(value, int | float)}
-    numbers |= {f"layer_error/{name}": value for name, value in metrics["layer_errors"].items()}
-    figures = layer_error_figures(metrics["layer_errors"])
-    numbers |= {name: value for name, value in figures.items() if isinstance(value, float)}
-    chosen = step.root / "data" / "calibration_set" / calibration
-    manifest = read_json(chosen / "manifest.json")
-    numbers |= _representativeness(read_json(chosen / "representativeness.json"))
-    seconds = {**seconds_before(calibration, pair), "evaluation": step.seconds}
-    numbers |= {f"seconds/{name}": value for name, value in seconds.items()}
-    mlflow_run, version = tracking(step).record_evaluation(
-        pair=pair,
-        calibration=calibration,
-        scheme=scheme,
-        dvc_md5=step.md5,
-        model_md5=step.inputs[f"data/quantized_model/{pair}"],
-        calibration_md5=set_entry.md5,
-        choice=choice,
-        scheme_params=model_entry.params[f"schemes.{scheme}"],
-        metrics=numbers,
-        hashes={
-            "calibration_set": chain["calibration_set"]["digest"],
-            "statistics": chain["statistics"]["digest"],
-            "base_model": chain["base_model"]["digest"],
-            "tokenizer_fingerprint": chain["fingerprint"],
-        },
-        plots=sorted(step.out.glob("*.png")),
-        dagster_run_id=run_id,
-        code_version=step.code_version,
-        model_path=f"data/quantized_model/{pair}",
-        counts={name: manifest[name] for name in ("samples", "tokens")},
-        rests_on=upstream(step.root, step.name),
-    )
-    return {"mlflow_run": mlflow_run, "registered_version": version}
+    for each in (record, *record.children):
+        metric_names(each.metrics)  # raises before anything is written
+    with tracking.client() as client:
+        experiment = tracking.experiment_id(client)
+        earlier = _search(client, experiment, record.identity)
+        for run in earlier:
+            if run.info.status == "FINISHED":
+                run_id, version = str(run.info.run_id), str(run.data.tags.get(VERSION, ""))
+                return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
+        _end_dead_runs(client, tracking.registered_model, earlier)
+        writer = _Writer(client, experiment, tracking.registered_model)
+        run_id, version = writer.write(record, {**SOURCE, "recorder": f"{socket.gethostname()}:{os.getpid()}"})
+    return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
 
 
-def _representativeness(found: Mapping[str, Any]) -> dict[str, float]:
-    """Percentile of each metric among random draws, per reference, and p over all metrics."""
-    numbers: dict[str, float] = {}
-    for reference, block in found["references"].items():
-        of_metrics = block["metrics"].items()
-        numbers |= {f"representativeness/{reference}/{name}_percentile": of["percentile"] for name, of in of_metrics}
-        numbers[f"representativeness/{reference}/p_value"] = block["p_value"]
-    return numbers
+@dataclass(frozen=True)
+class _Writer:
+    client: MlflowClient
+    experiment: str
+    registered_model: str
+
+    def write(self, record: RunRecord, tags: Mapping[str, str]) -> tuple[str, str]:
+        """Log a run and its children; returns its id and the version of its model."""
+        from plumbline.tracking.dataset import dataset_input
+
+        note = {"mlflow.note.content": record.description} if record.description else {}
+        version = ""
+        with _started(
+            self.client, self.experiment, record.name, {**record.identity, **record.tags, **tags, **note}
+        ) as run:
+            dataset = dataset_input(record.dataset) if record.dataset else None
+            if dataset:
+                self._log_dataset(run, dataset)
+            of_metrics = self._log_model(run, record.model, dataset) if record.model else {}
+            self._log_batches(run, record, of_metrics)
+            for path in record.artifacts:
+                self.client.log_artifact(run, str(path), "plots" if path.suffix == ".png" else None)
+            if record.model:
+                version = self._register(run, record.model, of_metrics["model_id"])
+                self.client.set_tag(run, VERSION, version)
+            for child in record.children:
+                self.write(child, {**SOURCE, "mlflow.parentRunId": run})
+        return run, version
+
+    def _log_dataset(self, run_id: str, dataset: DatasetInput) -> None:
+        """Name a dataset as the run's input.
+
+        MLflow looks for it and then inserts it, so of two processes that name a new one at once the later fails; the
+        second time it is found.
+        """
+        try:
+            self.client.log_inputs(run_id, [dataset])
+        except mlflow_error() as error:
+            if "UNIQUE constraint" not in str(error) and "UniqueViolation" not in str(error):
+                raise
+            self.client.log_inputs(run_id, [dataset])
+
+    def _log_model(self, run_id: str, model: ModelRecord, dataset: DatasetInput | None) -> dict[str, str]:
+        """Log a model as the run's output; returns what its metrics are linked to."""
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+        name = re.sub(r"[/:.%\"']", "-", model.name)  # what MLflow refuses in a model's name
+        tags = {MLFLOW_MODEL_IS_EXTERNAL: "true", **model.digests}
+        logged = self.client.create_logged_model(self.experiment, name, run_id, tags)
+        self.client.finalize_logged_model(logged.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        linked = {"model_id": str(logged.model_id)}
+        if dataset:
+            linked |= {"dataset_name": dataset.dataset.name, "dataset_digest": dataset.dataset.digest}
+        return linked
+
+    def _log_batches(self, run_id: str, record: RunRecord, of_metrics: Mapping[str, str]) -> None:
+        """Log parameters and metrics, as many at a time as MLflow takes."""
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        params = [Param(name, value) for name, value in sorted(record.params.items())]
+        named = sorted(metric_names(record.metrics).items())
+        metrics = [Metric(name, value, now, 0, **of_metrics) for name, value in named]
+        for start in range(0, max(len(params), len(metrics)), BATCH):
+            batch = slice(start, start + BATCH)
+            self.client.log_batch(run_id, metrics=metrics[batch], params=params[batch])
+
+    def _register(self, run_id: str, model: ModelRecord, model_id: str) -> str:
+        try:
+            self.client.get_registered_model(self.registered_model)
+        except mlflow_error():
+            with contextlib.suppress(mlflow_error()):  # another process was first
+                self.client.create_registered_model(self.registered_model)
+        tags = {"pair": model.name, "path": model.path, **model.digests, **model.tags}
+        created = self.client.create_model_version(
+            self.registered_model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id
+        )
+        return str(created.version)  # an int on SQLite, text over http
 
 
-def record_study_in_mlflow(step: Step, name: str, run_id: str) -> dict[str, Any]:
-    """Log a study as an MLflow run with a run within it per scheme, size and rule.
-
-    Returns:
-        Metadata: the MLflow run.
-    """
-    from plumbline.tracking.study import StudyRecord, record_study
-
-    params = load_params(step.root)
-    verdict = read_json(step.out / "verdict.json")
-    record = StudyRecord(
-        name=name,
-        verdict=verdict,
-        base_model=PurePath(params.model.name).name,
-        dvc_md5=step.md5,
-        samples_md5=step.inputs["data/tokenized_samples"],
-        schemes={scheme: params.schemes[scheme].model_dump(mode="json") for scheme in verdict["schemes"]},
-        artifacts=sorted(path for path in step.out.iterdir() if path.suffix in (".html", ".json", ".png")),
-        tags={
-            "dagster.run_id": run_id,
-            "code_version": step.code_version,
-            **{f"hash.{what}": digest for what, digest in verdict["digests"].items()},
-        },
-        seconds=step.seconds,
-    )
-    return {"mlflow_run": record_study(tracking(step), record)}
+@contextlib.contextmanager
+def _started(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A run that ends as finished, or as failed where an error leaves the block; gives its id."""
+    run_id = str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
+    try:
+        yield run_id
+        client.set_terminated(run_id, "FINISHED")
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.set_terminated(run_id, "FAILED")
+        raise
 
 
-def record_report_in_mlflow(step: Step, run_id: str) -> dict[str, Any]:
-    """Log the calibration report as an MLflow run with every comparison.
-
-    Returns:
-        Metadata: the MLflow run.
-    """
-    from plumbline.tracking.client import flatten
-    from plumbline.tracking.report import record_report
-
-    verdict = read_json(step.out / "verdict.json")
-    tags = {
-        "dagster.run_id": run_id,
-        "code_version": step.code_version,
-        **{f"hash.{what}": digest for what, digest in flatten(verdict["digests"]).items()},
-    }
-    artifacts = sorted(path for path in step.out.iterdir() if path.suffix in (".html", ".json", ".png"))
-    return {"mlflow_run": record_report(tracking(step), verdict, step.md5, artifacts, tags)}
+def _search(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[Any]:
+    """Runs that carry all these tags."""
+    query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    return list(client.search_runs([experiment], query))
 
 
-def registry(root: Path) -> Registry:
-    """The registered models and their champion, in MLflow as params.yaml has it."""
-    from plumbline.tracking.promotion import Registry
-
-    return Registry(_tracking(root), root)
-
-
-def promote_in_mlflow(step: Step) -> dict[str, Any]:
-    """Move the alias `champion` to the candidate if the record says that it was promoted.
-
-    Returns:
-        Metadata: the champion, its version, who put it there, and the command that audits it.
-    """
-    from plumbline.tracking.promotion import MACHINE
-
-    decided = read_json(step.out / "promotion.json")
-    models = registry(step.root)
-    if decided["decision"] == "promoted":
-        models.promote(models.of_model(decided["model"]).version, MACHINE, decided["why"])
-    return champion_metadata(models)
-
-
-def champion_metadata(models: Registry) -> dict[str, Any]:
-    """What Dagster shows of the champion."""
-    champion = models.champion()
-    if champion is None:
-        return {"champion": "none"}
-    last = models.history()[-1:]
-    said = {"promoted_by": last[0].who, "promoted_because": last[0].why} if last else {}
-    uri = f"models:/{models.name}@champion"
-    return {
-        "champion": champion.pair,
-        "registry": f"{uri} (version {champion.version})",
-        "audit": f"plumbline audit {uri}",
-        **said,
-    }
+def _end_dead_runs(client: MlflowClient, registered_model: str, runs: Sequence[Any]) -> None:
+    """End the runs whose process died before it could; they would stay RUNNING, with a version that nobody uses."""
+    host = socket.gethostname()
+    for run in runs:
+        recorder_host, _, pid = run.data.tags.get("recorder", "").rpartition(":")
+        if run.info.status != "RUNNING" or recorder_host != host or psutil.pid_exists(int(pid)):
+            continue
+        client.set_terminated(run.info.run_id, "KILLED")
+        for version in client.search_model_versions(f"name = '{registered_model}' and run_id = '{run.info.run_id}'"):
+            client.delete_model_version(registered_model, str(version.version))

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from plumbline.artifact import sha256_json
-from plumbline.tracking.client import (
-    SOURCE,
+from plumbline.tracking.client import Tracking
+from plumbline.tracking.run import (
+    OUTPUT,
     STAGE,
-    Tracking,
-    log_batches,
-    log_dataset,
-    logged_run,
-    metric_names,
+    DatasetRecord,
+    RunRecord,
+    origin_tags,
+    page_files,
     prefixed,
-    recorder,
-    search,
+    verdict_description,
 )
+from plumbline.tracking.run_logging import LoggedRun, log_run
 
-OUTPUT = "dvc.md5"
-"""Tag: DVC hash of the study's folder. With the stage's name it identifies a record."""
+if TYPE_CHECKING:
+    from plumbline.versioning.recording import Step
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """What is recorded of a study."""
+    """What is logged of a study."""
 
     name: str
     verdict: Mapping[str, Any]
@@ -46,48 +45,63 @@ class StudyRecord:
     seconds: float | None = None
     """Of this run, which need not have measured everything: a study goes on where it was."""
 
+    def as_run(self) -> RunRecord:
+        """The run, with a child per arm."""
+        return RunRecord(
+            name=self.name,
+            identity={STAGE: f"study@{self.name}", OUTPUT: self.dvc_md5},
+            tags=self.tags,
+            params=prefixed("study", _asked(self.verdict)),
+            metrics=_of_study(self),
+            description=verdict_description(self.verdict),
+            dataset=DatasetRecord("tokenized_samples", self.samples_md5, "data/tokenized_samples", "study"),
+            artifacts=self.artifacts,
+            children=[self._child(name, arm) for name, arm in _arms(self.verdict)],
+        )
 
-def record_study(tracking: Tracking, study: StudyRecord) -> str:
-    """Log a study with all its arms; done once per output.
+    def _child(self, name: str, arm: Mapping[str, Any]) -> RunRecord:
+        params = {key: str(arm[key]) for key in ("scheme", "n", "rule", "kind")}
+        params |= {**prefixed("rule", arm["options"]), **prefixed("scheme", self.schemes[arm["scheme"]])}
+        sets = arm["sets"]
+        dataset = DatasetRecord(
+            f"{arm['rule']}-{arm['n']} × {len(sets)}",
+            sha256_json(sets)[:32],
+            f"data/study/{self.name}/verdict.json",
+            "study",
+            arm["n"],
+        )
+        tags = {"verdict": arm["verdict"], "study": self.name}
+        return RunRecord(name, tags=tags, params=params, metrics=arm["metrics"], dataset=dataset if sets else None)
+
+
+def log_study(step: Step, name: str, dagster_run_id: str) -> dict[str, str]:
+    """Log a study as a run with a run within it per scheme, size and rule.
 
     Returns:
-        The id of the parent run.
-
-    Raises:
-        TrackingError: the server does not answer, or the experiment was deleted.
+        Metadata: the page of the run.
     """
-    tracking = replace(tracking, experiment=f"{tracking.experiment} study {study.base_model}")
-    with tracking.client() as client:
-        experiment = tracking.experiment_id(client)
-        identity = {STAGE: f"study@{study.name}", OUTPUT: study.dvc_md5}
-        for run in search(client, experiment, identity):
-            if run.info.status == "FINISHED":
-                return str(run.info.run_id)
-        tags = {**identity, **study.tags, **recorder(), **note(study.verdict)}
-        with logged_run(client, experiment, study.name, tags) as parent:
-            log_dataset(
-                client, parent, _dataset("tokenized_samples", study.samples_md5, "data/tokenized_samples", None)
-            )
-            log_batches(client, parent, prefixed("study", _asked(study.verdict)), metric_names(_of_study(study)))
-            for path in study.artifacts:
-                client.log_artifact(parent, str(path), "plots" if path.suffix == ".png" else None)
-            for name, arm in _arms(study.verdict):
-                child = {**SOURCE, "mlflow.parentRunId": parent, "verdict": arm["verdict"], "study": study.name}
-                with logged_run(client, experiment, name, child) as run_id:
-                    params = {key: str(arm[key]) for key in ("scheme", "n", "rule", "kind")}
-                    params |= {**prefixed("rule", arm["options"]), **prefixed("scheme", study.schemes[arm["scheme"]])}
-                    log_batches(client, run_id, params, metric_names(arm["metrics"]))
-                    if arm["sets"]:
-                        digest = sha256_json(arm["sets"])[:32]
-                        label = f"{arm['rule']}-{arm['n']} × {len(arm['sets'])}"
-                        where = f"data/study/{study.name}/verdict.json"
-                        log_dataset(client, run_id, _dataset(label, digest, where, arm["n"]))
-    return parent
+    from plumbline.artifact import read_json
+    from plumbline.params import load_params
+
+    params = load_params(step.root)
+    verdict = read_json(step.out / "verdict.json")
+    record = StudyRecord(
+        name=name,
+        verdict=verdict,
+        base_model=PurePath(params.model.name).name,
+        dvc_md5=step.md5,
+        samples_md5=step.inputs["data/tokenized_samples"],
+        schemes={scheme: params.schemes[scheme].model_dump(mode="json") for scheme in verdict["schemes"]},
+        artifacts=page_files(step.out),
+        tags=origin_tags(dagster_run_id, step.code_version, verdict["digests"]),
+        seconds=step.seconds,
+    )
+    return {"mlflow_run": log_study_record(Tracking.of(step.root), record).url}
 
 
-def note(verdict: Mapping[str, Any]) -> dict[str, str]:
-    """The tag that MLflow shows as a run's description: what was found, in sentences."""
-    return {"mlflow.note.content": "\n\n".join([verdict["headline"], *verdict["sentences"]])[:4000]}
+def log_study_record(tracking: Tracking, study: StudyRecord) -> LoggedRun:
+    """Log a study in the experiment of its base model."""
+    return log_run(replace(tracking, experiment=f"{tracking.experiment} study {study.base_model}"), study.as_run())
 
 
 def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -97,12 +111,12 @@ def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """
     width = len(str(max(verdict["sizes"])))
     compared = {(c["scheme"], c["n"], c["rule"]): c for c in verdict["comparisons"]}
-    domains = {(of["scheme"], of["n"], of["rule"]): of["domains"] for of in verdict["by_domain"]}
-    found = []
+    domains = {(row["scheme"], row["n"], row["rule"]): row["domains"] for row in verdict["by_domain"]}
+    rows = []
     for arm in verdict["arms"]:
         c = compared.get((arm["scheme"], arm["n"], arm["rule"]))
         numbers = {key: arm[key] for key in ("kl_mean", "kl_sd", "top1_agreement", "calibration_tokens", "fallbacks")}
-        one = {
+        row = {
             **{key: arm[key] for key in ("scheme", "n", "rule")},
             "kind": "rule" if c else "baseline",
             "verdict": c["verdict"] if c else "baseline",
@@ -110,16 +124,16 @@ def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             "metrics": {**numbers, **_tested(c), **_by_domain(domains[arm["scheme"], arm["n"], arm["rule"]])},
             "sets": [draw["set"] for draw in arm["draws"]],
         }
-        found.append(one)
+        rows.append(row)
     for c in verdict["controls"]:
         about = {key: c[key] for key in ("scheme", "n", "rule", "verdict")}
         metrics = {"kl_mean": c["kl_mean"], **_tested(c)}
-        found.append({**about, "kind": "control", "options": {}, "metrics": metrics, "sets": []})
-    return [(f"{one['scheme']} n={one['n']:0{width}d} {one['rule']}", one) for one in found]
+        rows.append({**about, "kind": "control", "options": {}, "metrics": metrics, "sets": []})
+    return [(f"{row['scheme']} n={row['n']:0{width}d} {row['rule']}", row) for row in rows]
 
 
 def _by_domain(domains: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    named = {f"{figure}/{name}": value for name, of in domains.items() for figure, value in of.items()}
+    named = {f"{figure}/{name}": value for name, row in domains.items() for figure, value in row.items()}
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -137,9 +151,9 @@ def _tested(c: Mapping[str, Any] | None) -> dict[str, float]:
 
 def _of_study(study: StudyRecord) -> dict[str, float]:
     verdict = study.verdict
-    called = [c["verdict"] for c in verdict["comparisons"]]
+    verdicts = [c["verdict"] for c in verdict["comparisons"]]
     words = ("better", "worse", "no difference detected", "identical")
-    numbers: dict[str, float] = {f"comparisons/{word}": called.count(word) for word in words}
+    numbers: dict[str, float] = {f"comparisons/{word}": verdicts.count(word) for word in words}
     numbers |= {f"enough/{curve['scheme']}": curve["enough"] for curve in verdict["size_curve"]}
     for answer in verdict["representativeness"]["by_scheme"]:
         for entry in answer["metrics"]:
@@ -154,13 +168,3 @@ def _of_study(study: StudyRecord) -> dict[str, float]:
 def _asked(verdict: Mapping[str, Any]) -> dict[str, Any]:
     names = ("baseline", "rules", "sizes", "schemes", "draws", "share", "seed", "confidence", "resamples")
     return {name: verdict[name] for name in names}
-
-
-def _dataset(name: str, digest: str, path: str, rows: int | None) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    profile = json.dumps({"num_rows": rows}) if rows is not None else None
-    source = json.dumps({"uri": path})
-    return DatasetInput(
-        Dataset(name, digest, "local", source, profile=profile), [InputTag("mlflow.data.context", "study")]
-    )

@@ -146,12 +146,14 @@ def register(root: Path) -> None:
     """Both models in MLflow, version 1 the champion."""
     from plumbline.artifact import read_json
     from plumbline.tracking.client import Tracking
+    from plumbline.tracking.evaluation import EvaluationRecord
+    from plumbline.tracking.run_logging import log_run
 
     tracking = Tracking(f"sqlite:///{root / 'mlflow.db'}")
     for path in (MODEL, OTHER):
         content = read_json(root / path / "calibration.json")
         name = content["calibration_set"]["choice"]["name"]
-        tracking.record_evaluation(
+        evaluation = EvaluationRecord(
             pair=path.split("/")[-1],
             calibration=name,
             scheme=content["scheme"]["name"],
@@ -167,12 +169,11 @@ def register(root: Path) -> None:
                 "base_model": content["base_model"]["digest"],
                 "tokenizer_fingerprint": content["fingerprint"],
             },
-            plots=[],
             dagster_run_id="run-1",
             code_version="0123456789ab",
-            model_path=path,
             counts={"samples": len(content["calibration_set"]["samples"]), "tokens": 200},
         )
+        log_run(tracking, evaluation.as_run())
     with tracking.client() as client:
         client.set_registered_model_alias(tracking.registered_model, "champion", "1")
 

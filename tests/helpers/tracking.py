@@ -1,19 +1,21 @@
-"""The arguments of a plausible evaluation's record, and MLflow's own client."""
+"""Evaluations to log in MLflow, and MLflow's own client to look at them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from plumbline.tracking.client import Tracking
+from plumbline.tracking.evaluation import EvaluationRecord
+from plumbline.tracking.run_logging import LoggedRun, log_run
 
 MD5 = {
     name: f"{i:032x}.dir" for i, name in enumerate(("evaluation", "model", "calibration", "other", "unregistered"), 1)
 }
 
 
-def evaluation(**changes: Any) -> dict[str, Any]:
-    """The arguments of a plausible record."""
-    return {
+def evaluation(**changes: Any) -> EvaluationRecord:
+    """A plausible evaluation."""
+    fields: dict[str, Any] = {
         "pair": "random-64-w4a16-gptq",
         "calibration": "random-64",
         "scheme": "w4a16-gptq",
@@ -24,16 +26,20 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "scheme_params": {"method": "gptq", "weight_bits": 4},
         "metrics": {"kl_mean": 0.125, "kl_mean/prose": 0.25, "kl_mean/c++": 0.5},
         "hashes": {"fingerprint": "f" * 64, "base_model": "b" * 64},
-        "plots": [],
         "dagster_run_id": "run-1",
         "code_version": "0123456789ab",
-        "model_path": "data/quantized_model/random-64-w4a16-gptq",
         "counts": {"samples": 64, "lost": {"too_short": {"tokens": 7}}},
-        **changes,
     }
+    return EvaluationRecord(**{**fields, **changes})
 
 
-def client(tracking: Tracking) -> Any:
+def log_evaluation(tracking: Tracking, **changes: Any) -> LoggedRun:
+    """Log a plausible evaluation and register its model."""
+    return log_run(tracking, evaluation(**changes).as_run())
+
+
+def mlflow_client(tracking: Tracking) -> Any:
+    """MLflow's client of the same store."""
     from mlflow import MlflowClient
 
     return MlflowClient(tracking.uri, tracking.uri)

@@ -12,12 +12,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from plumbline.tracking.client import Tracking, TrackingError
-from plumbline.tracking.promotion import Registry
+from plumbline.tracking.client import Tracking
+from plumbline.tracking.model_version import ModelUri
+from plumbline.tracking.promotion import history, promote
+from plumbline.tracking.reading import ClientReader
+from plumbline.tracking.registry import Registry
+from plumbline.tracking.store import TrackingError
+from tests.helpers.tracking import log_evaluation
 
 pytestmark = pytest.mark.integration
 MODEL, CALIBRATION = f"{1:032x}.dir", f"{2:032x}.dir"
@@ -72,36 +76,25 @@ def test_record_find_again_promote_and_trace(server: str, tmp_path: Path) -> Non
     tracking = Tracking(server)
     plot = tmp_path / "kl_histogram.png"
     plot.write_bytes(PNG)
-    record: dict[str, Any] = {
-        "pair": "random-64-w4a16-gptq",
-        "calibration": "random-64",
-        "scheme": "w4a16-gptq",
-        "dvc_md5": f"{3:032x}.dir",
-        "model_md5": MODEL,
-        "calibration_md5": CALIBRATION,
-        "choice": {"strategy": "random", "n": 64},
-        "scheme_params": {"method": "gptq"},
-        "metrics": {"kl_mean/prose": 0.25},
-        "hashes": {"fingerprint": "f" * 64},
-        "plots": [plot],
-        "dagster_run_id": "run-1",
-        "code_version": "0123456789ab",
-        "model_path": "data/quantized_model/random-64-w4a16-gptq",
-    }
-    run_id, version = tracking.record_evaluation(**record)
-    assert tracking.record_evaluation(**record) == (run_id, version)
-    registry = Registry(tracking, tmp_path)
-    assert registry.promote(registry.of_model(MODEL).version, "Ada", "the first") == registry.history()[0]
-    assert registry.champion() == registry.version(version)
-    found = tracking.trace(alias="champion")
-    assert (found["version"], found["run_id"], found["aliases"]) == (version, run_id, ["champion"])
-    assert found["calibration"] == [("random-64", CALIBRATION)]
-    assert found["metrics"]["kl_mean/prose"] == 0.25
+    hashes = {"model_md5": MODEL, "calibration_md5": CALIBRATION}
+    logged = log_evaluation(tracking, plots=[plot], **hashes)
+    assert log_evaluation(tracking, plots=[plot], **hashes) == logged
+    registry = Registry(tracking, ClientReader(tracking, page=1))
+    assert promote(registry, tmp_path, registry.of_model(MODEL).version, "Ada", "the first")
+    assert [entry.who for entry in history(registry).entries] == ["Ada"]
+    second = log_evaluation(tracking, pair="another", **hashes)
+    assert [version.version for version in registry.versions()] == [logged.version, second.version]
+    champion = registry.resolve(ModelUri("plumbline", alias="champion"))
+    assert champion == registry.champion() == registry.of_run(logged.run_id)
+    assert (champion.version, champion.run_id, champion.aliases) == (logged.version, logged.run_id, ("champion",))
+    assert registry.run(logged.run_id).metrics["kl_mean/prose"] == 0.25
+    with pytest.raises(TrackingError, match="no such version"):
+        registry.version("99")
     from mlflow import MlflowClient
 
-    downloaded = MlflowClient(server, server).download_artifacts(run_id, "plots/kl_histogram.png", str(tmp_path))
+    downloaded = MlflowClient(server, server).download_artifacts(logged.run_id, "plots/kl_histogram.png", str(tmp_path))
     assert Path(downloaded).read_bytes() == PNG
-    assert tracking.run_url(run_id).startswith(f"{server}/#/experiments/")
+    assert logged.url.startswith(f"{server}/#/experiments/")
     with urllib.request.urlopen(server, timeout=30) as page:
         assert b"<title>MLflow</title>" in page.read()
 
@@ -109,4 +102,6 @@ def test_record_find_again_promote_and_trace(server: str, tmp_path: Path) -> Non
 def test_a_server_that_is_down_is_named_soon() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(TrackingError, match=f"{address} does not answer.*tracking.uri"):
-        Tracking(address).trace(MODEL)
+        Registry(Tracking(address)).of_model(MODEL)
+    with pytest.raises(TrackingError, match=f"{address} does not answer.*tracking.uri"):
+        log_evaluation(Tracking(address))

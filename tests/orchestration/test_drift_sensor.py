@@ -12,22 +12,21 @@ import yaml
 
 from orchestration import sensors
 from plumbline.graph import drift, sensor_ticks
-from plumbline.tracking import run_logging as record
-from plumbline.tracking.client import CALIBRATION, EVALUATION, MODEL
-from plumbline.tracking.model_version import Version
+from plumbline.tracking import registry
+from plumbline.tracking.model_version import CALIBRATION, EVALUATION, MODEL, ModelVersion
 from tests.helpers.paths import PROJECT
 
 TAGS = {"pair": "random-64-w4a16-gptq", MODEL: "model-md5", EVALUATION: "evaluation-md5", CALIBRATION: "set-md5"}
-CHAMPION = Version("plumbline", "3", tags=TAGS)
+CHAMPION = ModelVersion("plumbline", "3", tags=TAGS)
 
 
 class Models:
     """A registry with one champion, or none."""
 
     def __init__(self) -> None:
-        self.now: Version | None = CHAMPION
+        self.now: ModelVersion | None = CHAMPION
 
-    def champion(self) -> Version | None:
+    def champion(self) -> ModelVersion | None:
         return self.now
 
 
@@ -39,7 +38,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Models:
     (tmp_path / "traffic").mkdir(), (tmp_path / ".plumbline").mkdir()
     found = Models()
     monkeypatch.setattr(sensor_ticks, "workspace_root", lambda: tmp_path)
-    monkeypatch.setattr(record, "registry", lambda _: found)
+    monkeypatch.setattr(registry, "open_registry", lambda _: found)
     return found
 
 
@@ -60,7 +59,7 @@ def test_measure_once_then_recalibrate_once_with_the_reason(models: Models, tmp_
 
     def measured(**found: Any) -> None:
         of = drift.subject(tmp_path, models)  # type: ignore[arg-type]
-        assert isinstance(of, drift.Subject)
+        assert isinstance(of, drift.DriftSubject)
         content = {"key": of.key, "drifted": False, "sentence": "All as it was.", "metrics": {}, **found}
         (tmp_path / drift.RESULT).write_text(json.dumps(content))
 

@@ -107,10 +107,11 @@ def test_a_registered_version_without_its_record_cannot_be_ruled_out(both: Path)
 
 
 def is_other(root: Path, listing: Path) -> bool:
-    from plumbline.provenance.registry import versions
+    from plumbline.tracking.registry import registered_versions
 
     return any(
-        version.version == "2" and version.model == listing.parent.name + listing.name for version in versions(root)
+        version.version == "2" and version.model == listing.parent.name + listing.name
+        for version in registered_versions(root)
     )
 
 

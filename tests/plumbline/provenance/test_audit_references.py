@@ -11,7 +11,7 @@ import pytest
 
 from plumbline.artifact import sha256_file
 from plumbline.provenance import AuditResult, audit_subject, dvc_digest, resolved
-from plumbline.provenance.registry import versions
+from plumbline.tracking.registry import registered_versions
 from tests.helpers.small_chain import (
     CHOICE,
     MODEL,
@@ -34,7 +34,7 @@ def audited(reference: str, root: Path) -> AuditResult:
 
 
 def run_id(root: Path) -> str:
-    return next(version.run_id for version in versions(root) if version.version == "1")
+    return next(version.run_id for version in registered_versions(root) if version.version == "1")
 
 
 def test_every_way_to_name_the_champion_leads_to_it(registered: Path, tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_tampering_with_the_hubs_cache_is_found(hub: Path, registered: Path, tmp
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
-        ("models:/plumbline@nobody", "alias nobody not found"),
-        ("models:/plumbline/99", "version=99) not found"),
+        ("models:/plumbline@nobody", "has no such version"),
+        ("models:/plumbline/99", "has no such version"),
         ("models:/plumbline", "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
         ("runs:/" + "0" * 32, "has no run"),
         ("data/quantized_model/random-9-w4a16-rtn", "neither a folder nor a file is there"),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plumbline.artifact import read_json, write_json
+from plumbline.cli.champion_log import render_log
 from plumbline.provenance.audit import open_read_case
-from plumbline.provenance.champions import champions, render_log
 from plumbline.provenance.difference import difference, render_difference
+from plumbline.tracking.champions import champions
 from plumbline.tracking.client import Tracking
 from tests.helpers.small_chain import CHOICE, MODEL, OTHER, OTHER_CHOICE, run
+
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 def promotions(root: Path, *entries: Any) -> None:
@@ -81,6 +87,20 @@ def test_a_history_that_was_tampered_with_says_so(both: Path) -> None:
     assert "the last promotion on record is of version 7, but the alias names 2" in remarks
     assert any(each.pair == "a version that was deleted" for each in history.promotions)
     assert run(both, "log").exit_code == 0
+
+
+def test_the_log_of_a_sqlite_store_imports_neither_mlflow_nor_anything_heavy(both: Path) -> None:
+    """The import of MLflow takes longer than everything else that the command does."""
+    heavy = ["mlflow", "pandas", "numpy", "pyarrow", "torch", "dvc", "dagster"]
+    code = (
+        "import sys, contextlib\n"
+        "from plumbline.cli.main import main\n"
+        "with contextlib.suppress(SystemExit): main(['log'])\n"
+        f"sys.exit(str([name for name in {heavy} if name in sys.modules]))"
+    )
+    environment = {**os.environ, "PLUMBLINE_ROOT": str(both)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert "← champion" in done.stdout and done.stderr.strip() == "[]"
 
 
 def test_without_a_registry(workspace: Path) -> None:

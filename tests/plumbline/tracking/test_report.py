@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -11,7 +11,8 @@ import pytest
 from plumbline.artifact import read_json
 from plumbline.graph.timings import seconds_before, seconds_of
 from plumbline.tracking.client import Tracking
-from plumbline.tracking.report import record_report
+from plumbline.tracking.report import ReportRecord
+from plumbline.tracking.run_logging import log_run
 from tests.helpers.calibration_report import Disk, build_report
 
 
@@ -22,8 +23,8 @@ def test_a_report_is_a_run_with_every_comparison(tmp_path: Path) -> None:
     out = tmp_path / "out"
     build_report(Disk(tmp_path), out)
     verdict = read_json(out / "verdict.json")
-    given: dict[str, Any] = {"verdict": verdict, "artifacts": sorted(out.iterdir()), "tags": {"code_version": "abc"}}
-    run_id = record_report(tracking, dvc_md5="1" * 32, **given)
+    report = ReportRecord(verdict, "1" * 32, sorted(out.iterdir()), {"code_version": "abc"})
+    run_id = log_run(tracking, report.as_run()).run_id
     run = MlflowClient(tracking.uri, tracking.uri).get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.tags["code_version"] == "abc"
     assert run.data.tags["mlflow.note.content"].startswith(verdict["headline"])
@@ -46,8 +47,8 @@ def test_a_report_is_a_run_with_every_comparison(tmp_path: Path) -> None:
         "table.json",
         "verdict.json",
     }
-    assert record_report(tracking, dvc_md5="1" * 32, **given) == run_id
-    assert record_report(tracking, dvc_md5="2" * 32, **given) != run_id
+    assert log_run(tracking, report.as_run()).run_id == run_id
+    assert log_run(tracking, replace(report, dvc_md5="2" * 32).as_run()).run_id != run_id
 
 
 def test_seconds_are_those_of_the_latest_run_of_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

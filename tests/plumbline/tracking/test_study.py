@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plumbline.tracking.client import Tracking
-from plumbline.tracking.study import StudyRecord, record_study
+from plumbline.tracking.study import StudyRecord, log_study_record
 
 TESTED = {
     "difference": -0.02,
@@ -76,7 +76,7 @@ def record(tmp_path: Path) -> StudyRecord:
 def test_a_study_is_a_parent_with_a_child_per_arm(tracking: Tracking, record: StudyRecord) -> None:
     from mlflow import MlflowClient
 
-    parent = record_study(tracking, record)
+    parent = log_study_record(tracking, record).run_id
     client = MlflowClient(tracking.uri, tracking.uri)
     experiment = client.get_experiment_by_name("plumbline study tiny")
     run = client.get_run(parent)
@@ -106,18 +106,42 @@ def test_a_study_is_a_parent_with_a_child_per_arm(tracking: Tracking, record: St
 
 
 def test_the_same_output_is_recorded_once_and_another_again(tracking: Tracking, record: StudyRecord) -> None:
-    first = record_study(tracking, record)
-    assert record_study(tracking, record) == first
-    assert record_study(tracking, replace(record, dvc_md5="3" * 32)) != first
+    first = log_study_record(tracking, record).run_id
+    assert log_study_record(tracking, record).run_id == first
+    assert log_study_record(tracking, replace(record, dvc_md5="3" * 32)).run_id != first
 
 
 def test_a_record_that_fails_is_marked_and_made_again(tracking: Tracking, record: StudyRecord, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     with pytest.raises(Exception, match="gone.html"):
-        record_study(tracking, replace(record, artifacts=[tmp_path / "gone.html"]))
-    parent = record_study(tracking, record)
+        log_study_record(tracking, replace(record, artifacts=[tmp_path / "gone.html"]))
+    parent = log_study_record(tracking, record).run_id
     client = MlflowClient(tracking.uri, tracking.uri)
     experiment = client.get_experiment_by_name("plumbline study tiny")
     runs = client.search_runs([experiment.experiment_id], "tags.`dvc.stage` = 'study@rules'")
     assert {run.info.status: run.info.run_id == parent for run in runs} == {"FINISHED": True, "FAILED": False}
+
+
+def test_a_study_that_failed_in_a_child_is_made_again_with_all_children(
+    tracking: Tracking, record: StudyRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_run
+
+    def create_or_fail(client: MlflowClient, *arguments: Any, run_name: str, **options: Any) -> Any:
+        if run_name == "w4 n=128 random":
+            raise OSError("no space left")
+        return create(client, *arguments, run_name=run_name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "create_run", create_or_fail)
+        with pytest.raises(OSError, match="no space left"):
+            log_study_record(tracking, record)
+    parent = log_study_record(tracking, record).run_id
+    assert log_study_record(tracking, record).run_id == parent
+    client = MlflowClient(tracking.uri, tracking.uri)
+    experiment = client.get_experiment_by_name("plumbline study tiny").experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert len(children) == 6 and {child.info.status for child in children} == {"FINISHED"}

@@ -1,4 +1,4 @@
-"""Runs and versions in MLflow on SQLite; tests/integration/test_mlflow_server.py does the same over http."""
+"""Evaluations in MLflow on SQLite; tests/integration/test_mlflow_server.py does the same over http."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
-from plumbline.tracking.client import Tracking, TrackingError, flatten, metric_names
+from plumbline.tracking.client import LOCAL_UI, Tracking
+from plumbline.tracking.registry import Registry
+from plumbline.tracking.run import flatten, metric_names
+from plumbline.tracking.store import TrackingError
 from tests.helpers.paths import PROJECT
-from tests.helpers.tracking import MD5, client, evaluation
+from tests.helpers.tracking import MD5, log_evaluation, mlflow_client
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -35,9 +38,10 @@ def tracking(store: Path, request: pytest.FixtureRequest) -> Tracking:
 def test_a_record_holds_parameters_metrics_hashes_dataset_and_plots(tracking: Tracking, store: Path) -> None:
     plot = store / "kl_histogram.png"
     plot.write_bytes(PNG)
-    run_id, version = tracking.record_evaluation(**evaluation(plots=[plot]))
+    logged = log_evaluation(tracking, plots=[plot])
 
-    run = client(tracking).get_run(run_id)
+    run = mlflow_client(tracking).get_run(logged.run_id)
+    assert logged.url == f"{LOCAL_UI}/#/experiments/{run.info.experiment_id}/runs/{logged.run_id}"
     assert run.info.run_name == "random-64-w4a16-gptq"
     assert run.info.status == "FINISHED"
     assert run.data.params == {
@@ -65,30 +69,35 @@ def test_a_record_holds_parameters_metrics_hashes_dataset_and_plots(tracking: Tr
         "hash.base_model": "b" * 64,
         "dagster.run_id": "run-1",
         "code_version": "0123456789ab",
-        "model_version": version,
+        "model_version": logged.version,
     }
     assert expected.items() <= run.data.tags.items()
     [used] = run.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("random-64", MD5["calibration"])
+    assert (used.dataset.source_type, json.loads(used.dataset.source)) == (
+        "local",
+        {"uri": "data/calibration_set/random-64"},
+    )
+    assert (used.dataset.profile, used.dataset.schema) == ('{"num_rows": 64}', None)
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "calibration")]
-    stored = store / "mlruns" / run_id / "artifacts" / "plots" / "kl_histogram.png"
+    stored = store / "mlruns" / logged.run_id / "artifacts" / "plots" / "kl_histogram.png"
     assert stored.read_bytes() == PNG  # beside the database, not in the working directory
-    assert not (Path.cwd() / "mlruns").exists() or run_id not in {p.name for p in (Path.cwd() / "mlruns").iterdir()}
+    assert not (Path.cwd() / "mlruns" / logged.run_id).exists()
 
 
 def test_the_registered_version_points_at_the_model_without_copying_it(tracking: Tracking) -> None:
-    run_id, version = tracking.record_evaluation(**evaluation())
-    [found] = client(tracking).search_model_versions(f"name = '{tracking.registered_model}'")
-    assert (str(found.version), found.run_id, found.source[:8]) == (version, run_id, "models:/")
-    assert found.tags["path"] == "data/quantized_model/random-64-w4a16-gptq"
-    assert found.tags["model.md5"] == MD5["model"]
-    assert found.tags["calibration.md5"] == MD5["calibration"]
+    logged = log_evaluation(tracking)
+    [version] = mlflow_client(tracking).search_model_versions(f"name = '{tracking.registered_model}'")
+    assert (str(version.version), version.run_id, version.source[:8]) == (logged.version, logged.run_id, "models:/")
+    assert version.tags["path"] == "data/quantized_model/random-64-w4a16-gptq"
+    assert version.tags["model.md5"] == MD5["model"]
+    assert version.tags["calibration.md5"] == MD5["calibration"]
 
 
 def test_runs_sort_by_a_metric_and_filter_by_calibration_set(tracking: Tracking) -> None:
     for i, kl in enumerate((0.3, 0.1, 0.2)):
-        tracking.record_evaluation(**evaluation(pair=f"p{i}", metrics={"kl_mean": kl}))
-    store = client(tracking)
+        log_evaluation(tracking, pair=f"p{i}", metrics={"kl_mean": kl})
+    store = mlflow_client(tracking)
     ids = [store.get_experiment_by_name(tracking.experiment).experiment_id]
     order = [run.info.run_name for run in store.search_runs(ids, order_by=["metrics.kl_mean ASC"])]
     assert order == ["p1", "p2", "p0"]
@@ -97,41 +106,43 @@ def test_runs_sort_by_a_metric_and_filter_by_calibration_set(tracking: Tracking)
 
 
 def test_the_same_evaluation_is_found_again(tracking: Tracking) -> None:
-    first = tracking.record_evaluation(**evaluation())
-    assert tracking.record_evaluation(**evaluation(dagster_run_id="run-2")) == first
-    assert tracking.record_evaluation(**evaluation(model_md5=MD5["other"])) != first
-    assert tracking.record_evaluation(**evaluation(dvc_md5=MD5["other"])) != first
-    store = client(tracking)
+    first = log_evaluation(tracking)
+    assert log_evaluation(tracking, dagster_run_id="run-2") == first
+    assert log_evaluation(tracking, model_md5=MD5["other"]) != first
+    assert log_evaluation(tracking, dvc_md5=MD5["other"]) != first
+    store = mlflow_client(tracking)
     assert len(store.search_runs([store.get_experiment_by_name(tracking.experiment).experiment_id])) == 3
     assert len(store.search_model_versions(f"name = '{tracking.registered_model}'")) == 3
 
 
 def test_a_record_that_fails_is_marked_and_made_again(tracking: Tracking, store: Path) -> None:
     with pytest.raises(Exception, match=r"nowhere\.png"):
-        tracking.record_evaluation(**evaluation(plots=[store / "nowhere.png"]))
-    tracking.record_evaluation(**evaluation())
-    runs = client(tracking).search_runs([client(tracking).get_experiment_by_name(tracking.experiment).experiment_id])
+        log_evaluation(tracking, plots=[store / "nowhere.png"])
+    log_evaluation(tracking)
+    client = mlflow_client(tracking)
+    runs = client.search_runs([client.get_experiment_by_name(tracking.experiment).experiment_id])
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
 
 
 CRASH = """
 import os, sys
-from plumbline.tracking.client import Tracking
 from mlflow import MlflowClient
+from plumbline.tracking.client import Tracking
+from tests.helpers.paths import PROJECT
+from tests.helpers.tracking import log_evaluation
 MlflowClient.set_terminated = lambda *_, **__: os._exit(9)
-import json
-Tracking(*sys.argv[1:4]).record_evaluation(**json.loads(sys.argv[4]))
+log_evaluation(Tracking(*sys.argv[1:4]))
 """
 
 
 def test_a_run_whose_process_was_killed_is_no_hit_and_leaves_no_version(tracking: Tracking) -> None:
-    arguments = [tracking.uri, tracking.experiment, tracking.registered_model, json.dumps(evaluation())]
-    tracking.record_evaluation(**evaluation(pair="unrelated"))
+    arguments = [tracking.uri, tracking.experiment, tracking.registered_model]
+    log_evaluation(tracking, pair="unrelated")
     died = subprocess.run([sys.executable, "-c", CRASH, *arguments], cwd=PROJECT, capture_output=True)
     assert died.returncode == 9, died.stderr.decode()
 
-    _, version = tracking.record_evaluation(**evaluation())
-    store = client(tracking)
+    version = log_evaluation(tracking).version
+    store = mlflow_client(tracking)
     runs = store.search_runs(
         [store.get_experiment_by_name(tracking.experiment).experiment_id], "tags.`dvc.stage` != 'evaluation@unrelated'"
     )
@@ -140,44 +151,34 @@ def test_a_run_whose_process_was_killed_is_no_hit_and_leaves_no_version(tracking
     assert [str(v.version) for v in versions] == [version]
 
 
-def test_a_model_that_was_never_registered_is_named(tracking: Tracking) -> None:
-    tracking.record_evaluation(**evaluation())
-    with pytest.raises(TrackingError, match=f"{MD5['unregistered']}.*evaluate the model"):
-        tracking.trace(MD5["unregistered"])
-    with pytest.raises(TrackingError, match="@nobody"):
-        tracking.trace(alias="nobody")
-
-
 def test_a_deleted_experiment_is_an_error_that_says_so(tracking: Tracking) -> None:
-    tracking.record_evaluation(**evaluation())
-    store = client(tracking)
+    log_evaluation(tracking)
+    store = mlflow_client(tracking)
     store.delete_experiment(store.get_experiment_by_name(tracking.experiment).experiment_id)
     with pytest.raises(TrackingError, match="was deleted; restore it"):
-        tracking.record_evaluation(**evaluation(pair="next"))
+        log_evaluation(tracking, pair="next")
 
 
 def test_the_environment_is_left_as_it_was(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracking.record_evaluation(**evaluation())
+    log_evaluation(tracking)
     assert "MLFLOW_TRACKING_URI" not in os.environ  # a second workspace in this process would write into this one
 
 
 OPEN = """
 import sys
 from plumbline.tracking.client import Tracking
-Tracking(sys.argv[1]).record_evaluation(**__import__("json").loads(sys.argv[2]))
+from tests.helpers.paths import PROJECT
+from tests.helpers.tracking import log_evaluation
+log_evaluation(Tracking(sys.argv[1]), pair=sys.argv[2])
 """
 
 
 def test_two_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    both = [
-        subprocess.Popen([sys.executable, "-c", OPEN, uri, json.dumps(evaluation(pair=pair))], cwd=PROJECT)
-        for pair in ("p0", "p1")
-    ]
+    both = [subprocess.Popen([sys.executable, "-c", OPEN, uri, pair], cwd=PROJECT) for pair in ("p0", "p1")]
     assert [process.wait() for process in both] == [0, 0]
-    t = Tracking(uri)
-    assert {t.trace(version=v)["pair"] for v in ("1", "2")} == {"p0", "p1"}
+    assert {version.pair for version in Registry(Tracking(uri)).versions()} == {"p0", "p1"}
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
@@ -193,8 +194,8 @@ def test_importing_the_module_does_not_import_mlflow() -> None:
 
 
 def test_metric_names_are_made_acceptable_and_stay_apart() -> None:
-    given = {"a/b": 1, "kl/c++": 2, "kl/c##": 3, "/x": 4, "a/../b": 5, "ünï": 6.5}
-    assert metric_names(given) == {"a/b": 1, "kl/c__": 2, "kl/c___2": 3, "_/x": 4, "a/_/b": 5, "ünï": 6.5}
+    metrics = {"a/b": 1, "kl/c++": 2, "kl/c##": 3, "/x": 4, "a/../b": 5, "ünï": 6.5}
+    assert metric_names(metrics) == {"a/b": 1, "kl/c__": 2, "kl/c___2": 3, "_/x": 4, "a/_/b": 5, "ünï": 6.5}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "0.5", None, True])
@@ -207,11 +208,9 @@ def test_flatten() -> None:
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "d": [1]}
 
 
-def test_hint_and_run_url_say_where_to_look(tracking: Tracking) -> None:
-    run_id, _ = tracking.record_evaluation(**evaluation())
-    assert "make mlflow" in tracking.hint()
-    assert Tracking("http://tracking:5000/").hint().startswith("http://tracking:5000/#/experiments")
-    assert tracking.run_url(run_id).endswith(f"/runs/{run_id}")
+def test_the_page_of_a_run() -> None:
+    assert Tracking("http://tracking:5000/").run_url("7", "abc") == "http://tracking:5000/#/experiments/7/runs/abc"
+    assert Tracking("sqlite:////w/mlflow.db").run_url("7", "abc") == f"{LOCAL_UI}/#/experiments/7/runs/abc"
 
 
 def test_a_store_is_opened_once(tracking: Tracking) -> None:

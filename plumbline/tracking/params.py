@@ -1,0 +1,15 @@
+"""The section `tracking` of params.yaml."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class TrackingParams(BaseModel):
+    """Where MLflow keeps the runs; None: a SQLite file of this workspace."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str | None = None
+    experiment: str = "plumbline"
+    registered_model: str = "plumbline"

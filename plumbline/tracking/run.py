@@ -1,0 +1,115 @@
+"""What a run in MLflow holds, as values."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STAGE, OUTPUT = "dvc.stage", "dvc.md5"
+"""Tags that identify a run: the DVC stage, and the DVC hash of its output."""
+LONGEST_DESCRIPTION = 4000
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The input of a run; its content stays where it is."""
+
+    name: str
+    digest: str
+    """DVC hash. MLflow takes at most 36 characters: an MD5 and `.dir` just fit."""
+    path: str
+    """In the workspace."""
+    context: str
+    """What it was used for."""
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model that a run evaluated, to be registered by reference."""
+
+    name: str
+    path: str
+    """In the workspace."""
+    digests: Mapping[str, str]
+    """By tag; of the logged model and of the registered version."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Further tags of the registered version."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run: what it is found by, and what it logs."""
+
+    name: str
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """Tags that no other finished run of the experiment has together. Empty for a child."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Finite numbers by name, e.g. `kl_mean/prose`; a character that MLflow refuses becomes `_`."""
+    description: str = ""
+    dataset: DatasetRecord | None = None
+    artifacts: Sequence[Path] = ()
+    """Small files; images are stored under `plots/`."""
+    model: ModelRecord | None = None
+    children: Sequence[RunRecord] = ()
+
+
+def origin_tags(dagster_run_id: str, code_version: str, digests: Mapping[str, Any]) -> dict[str, str]:
+    """Tags that say which Dagster run and which code made the output, from what: `hash.*`."""
+    hashes = {f"hash.{name}": str(value) for name, value in flatten(digests).items()}
+    return {"dagster.run_id": dagster_run_id, "code_version": code_version, **hashes}
+
+
+def verdict_description(verdict: Mapping[str, Any]) -> str:
+    """The headline and the sentences of verdict.json."""
+    return "\n\n".join([verdict["headline"], *verdict["sentences"]])[:LONGEST_DESCRIPTION]
+
+
+def page_files(folder: Path) -> list[Path]:
+    """The page of an output, its tables and its plots."""
+    return sorted(path for path in folder.iterdir() if path.suffix in (".html", ".json", ".png"))
+
+
+def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Nested mappings as one level: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}{separator}{rest}": v for rest, v in flatten(value, separator).items()}
+        else:
+            flat[str(name)] = value
+    return flat
+
+
+def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as parameters: {"a": {"b": 1}} under "c" -> {"c.a.b": "1"}."""
+    return {
+        f"{prefix}.{name}": value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+        for name, value in flatten(values).items()
+    }
+
+
+def metric_names(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics under names that MLflow takes; two that would coincide stay apart by a number.
+
+    Raises:
+        ValueError: a value is not a finite number; names the metric.
+    """
+    named: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"metric {name!r}: expected a finite number, found {value!r}")
+        parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
+        plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)[:240]
+        unique, n = plain, 1
+        while unique in named:
+            unique, n = f"{plain}_{n + 1}", n + 1
+        named[unique] = float(value)
+    return named
