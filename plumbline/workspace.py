@@ -11,7 +11,7 @@ MARKS = ("params.yaml", "dvc.yaml")
 
 
 class NoWorkspace(ValueError):
-    """The current folder lies in no workspace; the message says how to get one."""
+    """There is no workspace where one is asked for; the message says how to get one."""
 
 
 def workspace_root() -> Path:
@@ -24,12 +24,21 @@ def workspace_root() -> Path:
     if named:
         root = Path(named).resolve()
         if not (root / "params.yaml").is_file():
-            raise NoWorkspace(f"{VARIABLE} names {named}, which is no workspace: it has no params.yaml")
+            raise NoWorkspace(f"{VARIABLE} names {named}, which is no Plumbline workspace: it has no params.yaml")
         return root
-    start = Path.cwd()
-    for folder in (start, *start.parents):
-        if is_workspace(folder):
-            return folder
+    return workspace_above(Path.cwd())
+
+
+def workspace_above(folder: Path) -> Path:
+    """The nearest workspace: the folder itself, or else one of those that it lies in.
+
+    Raises:
+        NoWorkspace: there is none.
+    """
+    start = folder.resolve()
+    for candidate in (start, *start.parents):
+        if is_workspace(candidate):
+            return candidate
     raise NoWorkspace(
         f"{start} lies in no Plumbline workspace (a folder with {' and '.join(MARKS)}); change into one, name one with "
         f"`plumbline -C DIR` or {VARIABLE}, or make one with `plumbline init DIR`"

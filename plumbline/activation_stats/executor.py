@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from plumbline.activation_stats.params import ExecutionParams
+from plumbline.distribution import install_command
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -43,7 +44,7 @@ def require_executor(execution: ExecutionParams) -> None:
     if execution.executor == "ray" and importlib.util.find_spec("ray") is None:
         raise ValueError(
             "execution.executor in params.yaml: found 'ray', but Ray is not installed; install the extra with "
-            "`pip install -c constraints.txt -e '.[ray]'`, or say 'local'"
+            f"`{install_command('ray')}`, or say 'local'"
         )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plumbline.artifact import read_json
+from plumbline.distribution import CHECKOUT, in_checkout
 from plumbline.graph.timings import seconds_of
 from plumbline.params import load_params
 
@@ -33,14 +34,18 @@ def show(root: Path) -> None:
     console.print(
         f"""
 [bold]Look[/bold]   data/calibration_report/report.html    the report, in a browser
-       make ui        the graph and its history, http://127.0.0.1:3000
-       make mlflow    every evaluation as a run, http://127.0.0.1:5000
-[bold]Try[/bold]    source .venv/bin/activate
-       plumbline audit data/quantized_model/{first}
+       plumbline ui       the graph and its history, http://127.0.0.1:3000
+       plumbline mlflow   every evaluation as a run, http://127.0.0.1:5000
+[bold]Try[/bold]    {_activate(root)}plumbline audit data/quantized_model/{first}
                       from a model back to the documents that calibrated it
        params.yaml    add a choice under calibrations: and its name under grid:
-       inbox/         drop texts of your own there; then make demo again"""
+       inbox/         drop texts of your own there; then plumbline run"""
     )
+
+
+def _activate(root: Path) -> str:
+    """A line for who ran `make demo`, where the commands are not on the path yet."""
+    return "source .venv/bin/activate\n       " if root == CHECKOUT and in_checkout() else ""
 
 
 def _table(root: Path) -> Table:
@@ -96,7 +101,7 @@ def show_study(root: Path, name: str) -> None:
         f"""
 [bold]Look[/bold]   data/study/{name}/study.html      every comparison with its interval, in a browser
        data/study/{name}/verdict.json    the same for machines
-       make mlflow    every rule × size × scheme as a run
+       plumbline mlflow    every rule × size × scheme as a run
 [bold]Next[/bold]   {_next(found)}""",
         soft_wrap=True,
     )

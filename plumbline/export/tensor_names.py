@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from plumbline.distribution import install_command
+
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
@@ -45,9 +47,7 @@ def llama_cpp_names(layers: Iterable[str], architecture: str, blocks: int) -> di
     try:
         import gguf
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "an imatrix needs the package gguf, an extra: pip install -c constraints.txt -e '.[gguf]'"
-        ) from error
+        raise ModuleNotFoundError(f"an imatrix needs the package gguf, an extra: {install_command('gguf')}") from error
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(kind, blocks)
     names = {layer: table.get_name(f"{layer}.weight", try_suffixes=(".weight",)) for layer in layers}

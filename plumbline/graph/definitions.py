@@ -25,7 +25,7 @@ def load_definitions(root: Path) -> dg.Definitions:
     name = settings.get("tool", {}).get("dagster", {}).get("module_name")
     if not name:
         raise ValueError(f'{path}: expected [tool.dagster] with module_name = "orchestration.definitions"')
-    if str(root) not in sys.path:
+    if sys.path[0] != str(root):  # first, or another workspace's modules of the same names would be imported
         sys.path.insert(0, str(root))
     defs = getattr(importlib.import_module(name), "defs", None)
     if not isinstance(defs, dg.Definitions):

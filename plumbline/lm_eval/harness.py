@@ -1,10 +1,12 @@
-"""lm-evaluation-harness on a model, every item logged. Needs `pip install -c constraints.txt -e '.[lm-eval]'`."""
+"""lm-evaluation-harness on a model, every item logged. Needs the extra `lm-eval`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from plumbline.distribution import install_command
 
 
 def run_tasks(
@@ -27,7 +29,7 @@ def run_tasks(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ImportError(f"lm-evaluation-harness: {error}; pip install -c constraints.txt -e '.[lm-eval]'") from error
+        raise ImportError(f"lm-evaluation-harness: {error}; {install_command('lm-eval')}") from error
     manager = TaskManager(include_path=None if include is None else str(include))
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         raise ValueError(f"lm-evaluation-harness has no task {', '.join(unknown)}; give its file's folder (--include)")

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from plumbline.distribution import install_command
 from plumbline.provenance.link import Case, Link
 from plumbline.provenance.statement import payload, statement
 
-EXTRA = "pip install -c constraints.txt -e '.[signing]'"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAKE_KEYS = (
     "openssl ecparam -name prime256v1 -genkey -noout -out key.pem && openssl ec -in key.pem -pubout -out key.pub"
@@ -158,4 +158,7 @@ def _public_key(path: Path) -> Any:
 def _require_installed() -> None:
     missing = [name for name in ("model_signing", "in_toto_attestation", "securesystemslib") if find_spec(name) is None]
     if missing:
-        raise ValueError(f"signatures need an extra that is not installed ({', '.join(missing)} missing): {EXTRA}")
+        raise ValueError(
+            f"signatures need an extra that is not installed ({', '.join(missing)} missing): "
+            f"{install_command('signing')}"
+        )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from plumbline.artifact import sha256_file
+from plumbline.distribution import version
 from plumbline.provenance.cache_recovery import chain_hashes
 from plumbline.provenance.link import Case, dig
 from plumbline.provenance.model_links import samples_of
@@ -64,7 +64,7 @@ def statement(case: Case) -> dict[str, Any]:
         ]
     )
     provenance.run_details.builder.id = BUILDER
-    provenance.run_details.builder.version.update({"plumbline": _version()})
+    provenance.run_details.builder.version.update({"plumbline": version()})
     made = Statement(subjects, PREDICATE, MessageToDict(provenance))
     made.validate()
     return dict(MessageToDict(made.pb))
@@ -73,10 +73,3 @@ def statement(case: Case) -> dict[str, Any]:
 def payload(content: dict[str, Any]) -> bytes:
     """The bytes that are signed; the same for the same statement."""
     return json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
-
-
-def _version() -> str:
-    try:
-        return version("plumbline")
-    except PackageNotFoundError:
-        return "unknown"

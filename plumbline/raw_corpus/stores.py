@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from plumbline.artifact import sha256_file
+from plumbline.distribution import install_command
 from plumbline.raw_corpus.sources.directory import SUFFIXES, file_names, is_unfinished
 
 IGNORED = ("README.md",)
@@ -182,8 +183,8 @@ class Remote(InboxStore):
             files, path = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ImportError(
-                f"params.yaml corpus.inbox: {self.url}: {error}. For S3: pip install -c constraints.txt "
-                "-e '.[s3]'; for others, the package that fsspec names"
+                f"params.yaml corpus.inbox: {self.url}: {error}. For S3: {install_command('s3')}; for "
+                "others, the package that fsspec names"
             ) from error
         return files, str(path).rstrip("/")
 

@@ -30,8 +30,8 @@ def test_the_table_is_shown_with_what_to_do_next(finished: Workspace) -> None:
         "w4a16-gptq",
         "KL",
         "report.html",
-        "make ui",
-        "make mlflow",
+        "plumbline ui",
+        "plumbline mlflow",
     ):
         assert word in shown
     assert max(map(len, shown.splitlines())) <= 120

@@ -48,7 +48,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture
 def server(finished: Workspace, tmp_path: Path) -> Iterator[tuple[Workspace, str]]:
-    """What `make ui` starts, on a copy of a finished workspace, whose own code it loads."""
+    """What `plumbline ui` starts, on a copy of a finished workspace, whose own code it loads."""
     workspace, log, port = finished.copy(tmp_path / "ui"), tmp_path / "dagster.log", free_port()
     url = f"http://127.0.0.1:{port}"
     settings = workspace.root / ".dagster/dagster.yaml"

@@ -1,0 +1,105 @@
+"""`plumbline run`, `study` and `status`: bring the graph up to date, and say what is not."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from plumbline.workspace import workspace_root
+
+
+@click.command()
+@click.option("--only", multiple=True, metavar="ASSET", help="Only this asset (may be given several times).")
+def run(only: tuple[str, ...]) -> None:
+    """Materialize what is missing or out of date, then show the results.
+
+    \b
+    Example: plumbline run --only raw_corpus --only tokenized_samples
+    """
+    from plumbline.graph.run import RunFailed, run_graph
+
+    root, started = workspace_root(), time.perf_counter()
+    try:
+        steps = run_graph(root, only, click.echo)
+    except (RunFailed, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    seconds = time.perf_counter() - started
+    click.echo(_took(steps, seconds))
+    if (root / "data" / "calibration_report" / "table.json").is_file():
+        from plumbline.cli.summary import show
+
+        show(root)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def study(names: tuple[str, ...]) -> None:
+    """Rules of choosing × sizes × draws × schemes: is one better, and how sure is that?
+
+    NAME is an entry under `studies:` in params.yaml; without one, all of them. It takes many minutes; one that was
+    stopped goes on where it was.
+
+    \b
+    Example: plumbline study strategies
+    """
+    from plumbline.params import load_params, request
+
+    root, started = workspace_root(), time.perf_counter()
+    try:
+        asked = names or tuple(load_params(root).studies)
+        if not asked:
+            raise ValueError(f"{root / 'params.yaml'}: nothing under `studies:`; add an entry")
+        request(asked, root)  # before the graph is loaded, of which they become a part
+
+        from plumbline.graph.run import RunFailed, run_graph, with_upstream
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        steps = run_graph(root, with_upstream(root, "study"), click.echo)
+    except (RunFailed, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    seconds = time.perf_counter() - started
+    click.echo(_took(steps, seconds))
+    from plumbline.cli.summary import show_study
+
+    for name in asked:
+        show_study(root, name)
+
+
+@click.command()
+def status() -> None:
+    """What is out of date, and why. Exit status 1 if anything is.
+
+    \b
+    Example: plumbline status || plumbline run
+    """
+    from plumbline.graph.intake import waiting
+    from plumbline.versioning.pipeline import on_request
+    from plumbline.versioning.status import changed_stages
+
+    root = workspace_root()
+    new = waiting(root).as_dict()
+    for name in new.get("waiting", []):
+        click.echo(f"inbox: {name} is not taken in yet")
+    for name in new.get("removed", []):
+        click.echo(f"inbox: {name} was deleted, and is still part of the corpus")
+    changed = changed_stages(root)
+    for name, reasons in changed.items():
+        click.echo(f"{name}\n    " + "\n    ".join(reasons))
+    stale = f"{len(changed)} stages out of date: plumbline run" if changed else ""
+    click.echo(stale or ("the inbox has news: plumbline run" if new else "everything is up to date"))
+    if names := on_request(root):
+        for name, why in changed_stages(root, *names).items():
+            click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))
+    sys.exit(1 if changed or new else 0)
+
+
+def _took(steps: int, seconds: float) -> str:
+    if not steps:
+        return f"everything is up to date ({seconds:.1f} s)\n"
+    return f"{steps} {'step' if steps == 1 else 'steps'} in {seconds:.0f} s\n"
+
+
+COMMANDS = (run, study, status)

@@ -1,0 +1,65 @@
+"""`plumbline ui` and `mlflow` become servers; what they become is caught here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from plumbline.cli.main import main
+from plumbline.cli.workspace import write_workspace
+
+
+class Became(Exception):
+    """The command that the process would have become."""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_workspace(tmp_path / "workspace")
+    monkeypatch.setenv("PLUMBLINE_ROOT", str(tmp_path / "workspace"))
+    for name in ("DAGSTER_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "PATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # restored at the end
+    monkeypatch.delenv("DAGSTER_HOME")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "")
+    monkeypatch.chdir(tmp_path)
+
+    def execv(path: str, command: list[str]) -> None:
+        raise Became(path, command)
+
+    monkeypatch.setattr(os, "execv", execv)
+    return tmp_path / "workspace"
+
+
+def became(result: Result) -> list[str]:
+    assert isinstance(result.exception, Became), result.output
+    path, command = result.exception.args
+    assert path == command[0] == sys.executable
+    return list(command[1:])
+
+
+def test_ui_is_dagster_in_the_workspace_on_this_machine_alone(root: Path) -> None:
+    command = became(CliRunner().invoke(main, ["ui", "--port", "3001"]))
+    assert command == ["-m", "dagster", "dev", "-h", "127.0.0.1", "-p", "3001"]
+    assert Path.cwd() == root and os.environ["DAGSTER_HOME"] == str(root / ".dagster")
+
+
+def test_mlflow_serves_the_workspace_s_own_store(root: Path) -> None:
+    command = became(CliRunner().invoke(main, ["mlflow"]))
+    assert command[:7] == ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5000"]
+    assert command[7:] == [
+        "--backend-store-uri",
+        f"sqlite:///{root / 'mlflow.db'}",
+        "--default-artifact-root",
+        str(root / "mlruns"),
+    ]
+
+
+def test_a_server_elsewhere_is_not_served_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    result = CliRunner().invoke(main, ["mlflow"])
+    assert result.exit_code == 1 and "on a server already: https://mlflow.example.org" in result.output
