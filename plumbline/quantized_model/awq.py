@@ -87,50 +87,71 @@ def awq(
     """
     folds, unfolded = find_folds(model, sites_read_by(linears, stats))
     sizes = layer_group_sizes(linears, scheme)
-    changes = FoldedParameters(model)
-
-    def grid_of(name: str) -> Grid:
-        width = scheme.weight_bits if bits is None else bits[name]
-        return Grid(width, sizes[name], scheme.symmetric, scheme.per_tensor)
-
-    def search(name: str) -> Choice:
-        # Sites do not wait for each other: a Linear's own site is searched before, and its rows are divided by s after,
-        # which its rounding goes along with.
-        site, fold = stats.sites[name], folds[name]
-        members = [member for member in site.members if member in linears]
-        dtype = members_dtype(linears, site)
-        tried = [snapped(changes, fold, s, dtype) for s in scales_of(site, fold)]
-        return choose(tried, [changes.weight(m) for m in members], site, dtype, rounding(grid_of(members[0]), scheme))
-
+    grids = {
+        name: Grid(scheme.weight_bits if bits is None else bits[name], sizes[name], scheme.symmetric, scheme.per_tensor)
+        for name in linears
+    }
     unwanted = {name: reason for name, fold in folds.items() if (reason := why_not(fold, linears, scheme))}
     unfolded |= unwanted
-    wanted = [name for name in folds if name not in unwanted]
-    costs = [float(stats.sites[name].width) ** 2 * len(folds[name].readers) for name in wanted]
-    choices = in_parallel([partial(search, name) for name in wanted], costs)
+    wanted = {name: fold for name, fold in folds.items() if name not in unwanted}
+    parameters = FoldedParameters(model)
     scales: dict[str, Tensor] = {}
-    found: dict[str, dict[str, float]] = {}
-    for name, chosen in zip(wanted, choices, strict=True):
-        if chosen.alpha and not changes.add(folds[name], chosen.s):
+    facts: dict[str, dict[str, float]] = {}
+    for name, chosen in _search(parameters, wanted, linears, stats, scheme, grids).items():
+        if chosen.alpha and not parameters.add(folds[name], chosen.s):
             unfolded[name] = OVERFLOW
             continue
         if chosen.alpha:
             scales[name] = chosen.s
-        found[name] = {"alpha": chosen.alpha, "error": chosen.error / chosen.before if chosen.before else 1.0}
-    transform = changes.transform(linears, scales, unfolded, {"sites": found})
+        facts[name] = {"alpha": chosen.alpha, "error": chosen.error / chosen.before if chosen.before else 1.0}
+    transform = parameters.transform(linears, scales, unfolded, {"sites": facts})
     if (reason := why_no_clipping(scheme)) is not None:
         return replace(transform, facts={**transform.facts, "clipping": reason})
+    weights = _clip(transform, linears, stats, grids)
+    return replace(transform, weights=transform.weights | weights, facts={**transform.facts, "clipping": "searched"})
+
+
+def _search(
+    parameters: FoldedParameters,
+    folds: Mapping[str, Fold],
+    linears: Mapping[str, nn.Linear],
+    stats: Statistics,
+    scheme: SchemeParams,
+    grids: Mapping[str, Grid],
+) -> dict[str, Choice]:
+    """The scale of every site of `folds`, by its name.
+
+    Sites do not wait for each other: a Linear's own site is searched before, and its rows are divided by s after, which
+    its rounding goes along with.
+    """
+
+    def search(name: str) -> Choice:
+        site, fold = stats.sites[name], folds[name]
+        members = [member for member in site.members if member in linears]
+        dtype = members_dtype(linears, site)
+        tried = [snapped(parameters, fold, s, dtype) for s in scales_of(site, fold)]
+        weights = [parameters.weight(member) for member in members]
+        return choose(tried, weights, site, dtype, rounding(grids[members[0]], scheme))
+
+    costs = [float(stats.sites[name].width) ** 2 * len(fold.readers) for name, fold in folds.items()]
+    return dict(zip(folds, in_parallel([partial(search, name) for name in folds], costs), strict=True))
+
+
+def _clip(
+    transform: Transform, linears: Mapping[str, nn.Linear], stats: Statistics, grids: Mapping[str, Grid]
+) -> dict[str, Tensor]:
+    """The weights of all Linears that read a site, cut off, by name."""
+    sites = sites_read_by(linears, stats)
 
     def clip(name: str) -> dict[str, Tensor]:
-        site = stats.sites[name] if name not in scales else scaled_site(stats.sites[name], scales[name])
-        S = site.hessian
+        site, s = stats.sites[name], transform.scales.get(name)
+        S = site.hessian if s is None else scaled_site(site, s).hessian
         assert S is not None
-        members = [member for member in site.members if member in linears]
-        return {m: clipped(transform.weights[m], S, grid_of(m)) for m in members}
+        return {member: clipped(transform.weights[member], S, grids[member]) for member in sites[name]}
 
-    sites = list(sites_read_by(linears, stats))
-    costs = [float(sum(linears[m].weight.numel() for m in stats.sites[name].members if m in linears)) for name in sites]
-    weights = {m: W for part in in_parallel([partial(clip, name) for name in sites], costs) for m, W in part.items()}
-    return replace(transform, weights=transform.weights | weights, facts={**transform.facts, "clipping": "searched"})
+    costs = [float(sum(linears[member].weight.numel() for member in members)) for members in sites.values()]
+    parts = in_parallel([partial(clip, name) for name in sites], costs)
+    return {member: W for part in parts for member, W in part.items()}
 
 
 def why_no_clipping(scheme: SchemeParams) -> str | None:

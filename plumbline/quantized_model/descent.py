@@ -27,7 +27,7 @@ ROWS = 256
 """Rows worked on at once: bounds the memory for gradients and levels."""
 
 
-def descend(W: Tensor, S: Tensor, start: QuantizedWeight, compiled: bool = True) -> tuple[Tensor, Tensor]:
+def descend(W: Tensor, S: Tensor, start: QuantizedWeight) -> tuple[Tensor, Tensor]:
     """Codes from which no step of a single one to the next grid point lowers tr(R S R^T), starting at `start`.
 
     Columns are gone through in order, again and again; a code moves to the next grid point whenever that lowers the
@@ -39,13 +39,12 @@ def descend(W: Tensor, S: Tensor, start: QuantizedWeight, compiled: bool = True)
         W: (out, in), the model's dtype.
         S: (in, in), float64, symmetric.
         start: codes, scales and zero points; only codes change. Where S_jj is zero they stay.
-        compiled: use descent.c, where there is one.
 
     Returns:
         (out, in) int8 codes, and (out,) float64 r S r^T of every row.
     """
     S = S.contiguous()
-    function = library() if compiled and W.device.type == "cpu" else None
+    function = library() if W.device.type == "cpu" else None
     codes = start.codes.clone(memory_format=torch.contiguous_format)
     first, columns = code_range(start.bits)[0], len(S)
     lost = []

@@ -98,15 +98,14 @@ class Factors:
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
-        self.hits = self.misses = 0
-        self._lock = threading.Lock()
-        self._kept: dict[tuple[int, float, bool, str], tuple[weakref.ref[Tensor], bytes, Factor]] = {}
+        self._lock = threading.RLock()
+        self._entries: dict[tuple[int, float, bool, str], tuple[weakref.ref[Tensor], bytes, Factor]] = {}
 
     @property
     def bytes(self) -> int:
         """Of the factors kept."""
         with self._lock:
-            return sum(found.bytes for _, _, found in self._kept.values())
+            return sum(stored.bytes for _, _, stored in self._entries.values())
 
     def get(
         self, S: Tensor, damping: float, act_order: bool = False, device: torch.device | None = None
@@ -115,22 +114,20 @@ class Factors:
         key, digest = (id(S), float(damping), act_order, str(device or S.device)), _digest(S)
         with self._lock:
             self._forget_the_dead()
-            entry = self._kept.get(key)
+            entry = self._entries.get(key)
             if entry is not None and entry[0]() is S and entry[1] == digest:
-                self.hits += 1
                 return entry[2]
-            self.misses += 1
-            self._kept.pop(key, None)
+            self._entries.pop(key, None)
         made = factor(S, damping, act_order, device)
         if made is not None:
             with self._lock:
-                if sum(found.bytes for _, _, found in self._kept.values()) + made.bytes <= self.max_bytes:
-                    self._kept[key] = weakref.ref(S), digest, made
+                if self.bytes + made.bytes <= self.max_bytes:
+                    self._entries[key] = weakref.ref(S), digest, made
         return made
 
     def _forget_the_dead(self) -> None:
-        for key in [key for key, (alive, _, _) in self._kept.items() if alive() is None]:
-            del self._kept[key]
+        for key in [key for key, (alive, _, _) in self._entries.items() if alive() is None]:
+            del self._entries[key]
 
 
 def _digest(S: Tensor) -> bytes:

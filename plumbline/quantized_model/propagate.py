@@ -18,7 +18,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
 from plumbline.base_model.decoder import Call, Decoder, same
-from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.inputs import LinearInputs
+from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.divergence import predict, token_divergence
 from plumbline.quantized_model.grid import dequantize
@@ -58,7 +57,6 @@ def propagated(
     scheme: SchemeParams,
     stats: Statistics,
     masks: Masks | None = None,
-    sequential: bool = True,
 ) -> Quantized:
     """Quantize layer by layer, each from statistics that are collected behind the quantized layers before it.
 
@@ -71,7 +69,6 @@ def propagated(
         scheme: with `propagate: quantized`.
         stats: of the calibration set and the base model; their settings are used here, too.
         masks: the tokens that count, for samples of which not all do.
-        sequential: within a layer, collect for every site anew once those before it are quantized.
 
     Returns:
         The model, with in `notes["propagate"]` what it was good for: mean KL (nats per token) and relative error of the
@@ -99,7 +96,7 @@ def propagated(
     ordered = in_order(model, samples)
     watch = _Watch(Decoder(with_own_modules(model)), ordered, stored, scheme)
     found = dict(stored.layers)
-    for number, layers in walk(watch.decoder, ordered, list(weights), settings, solve, scheme, masks, sequential):
+    for number, layers in walk(watch.decoder, ordered, list(weights), settings, solve, scheme, masks):
         found |= layers
         watch.through(number, layers)
     notes = dict(stored.notes) | {"propagate": watch.result()}
@@ -116,7 +113,6 @@ def walk(
     solve: Solve,
     scheme: SchemeParams,
     masks: Masks | None = None,
-    sequential: bool = True,
 ) -> Iterator[tuple[int, dict[str, Layer]]]:
     """Quantize the Linears `names` one decoder layer after the other.
 
@@ -137,13 +133,9 @@ def walk(
             for name in names
             if name.startswith(f"{prefix}.")
         }
-        found: dict[str, Layer] = {}
-        order = _order(layer, inside, hidden[0], calls.of(number, 0, ordered[0][1]))
-        left = list(order)
-        while left:
-            now = left[:1] if sequential else left
-            left = left[len(now) :]
-            watched = {name: inside[name] for names_ in now for name in names_}
+        layers: dict[str, Layer] = {}
+        for members in _order(layer, inside, hidden[0], calls.of(number, 0, ordered[0][1])):
+            watched = {name: inside[name] for name in members}
             totals = Totals(ordered, settings, "", "", masks)
             inputs = LinearInputs(watched, totals.add)
             with inputs.hooked():
@@ -151,12 +143,12 @@ def walk(
                     inputs.begin(sample_id, len(ids))
                     run(layer, hidden[row], calls.of(number, row, ids))
             sites = {site.members[0]: site for site in totals.result(inputs.members(), watched).sites.values()}
-            tasks = [partial(solve, sites.get(names_[0]), names_) for names_ in now]
-            for solved in in_parallel(tasks):
-                found |= solved
-                for name, quantized in solved.items():
-                    put(inside[name], quantized, scheme)
-        yield number, found
+            with one_thread():
+                solved = solve(sites.get(members[0]), members)
+            layers |= solved
+            for name, quantized in solved.items():
+                put(inside[name], quantized, scheme)
+        yield number, layers
         for row, (_, ids) in enumerate(ordered):
             hidden[row] = run(layer, hidden[row], calls.of(number, row, ids))
 

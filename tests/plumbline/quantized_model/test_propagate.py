@@ -42,11 +42,8 @@ def unchanged(monkeypatch):
     monkeypatch.setattr("plumbline.quantized_model.propagate.put", lambda linear, layer, scheme: None)
 
 
-@pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_behind_layers_that_do_not_change_statistics_are_the_stored_ones(
-    llama, samples, unchanged, sequential, shards
-) -> None:
+def test_behind_layers_that_do_not_change_statistics_are_the_stored_ones(llama, samples, unchanged, shards) -> None:
     settings = StatisticsParams(shards=shards)
     seen = {}
 
@@ -56,7 +53,7 @@ def test_behind_layers_that_do_not_change_statistics_are_the_stored_ones(
         return {name: Layer(nothing, None, None) for name in names}
 
     names = [name for stage in STAGES for name in stage]
-    walked = walk(Decoder(llama), samples, names, settings, solve, SCHEME, None, sequential)
+    walked = walk(Decoder(llama), samples, names, settings, solve, SCHEME)
     assert [(number, set(layers)) for number, layers in walked] == [
         (number, {name for name in names if f"layers.{number}." in name}) for number in range(2)
     ]
@@ -70,29 +67,26 @@ def test_behind_layers_that_do_not_change_statistics_are_the_stored_ones(
         assert torch.equal(site.sample_tokens, other.sample_tokens)
 
 
-def reference(model, samples, stages):
+def reference(model, samples):
     """The slow way: collect with the whole model, quantize one stage, put it in, collect again."""
     partly, found = copy.deepcopy(model), {}
-    for stage in stages:
+    for stage in STAGES:
         stats = collect(partly, samples, StatisticsParams(), base_model_digest="", fingerprint="")
-        for names in [names for names in STAGES if set(names) <= set(stage)]:
-            members = {name: model.get_submodule(name).weight.detach() for name in names}
-            width = members[names[0]].shape[1]
-            grid = Grid(3, 32 if width % 32 == 0 else 4)
-            found |= quantize_site(members, stats.sites[names[0]], grid, SCHEME)
+        members = {name: model.get_submodule(name).weight.detach() for name in stage}
+        width = members[stage[0]].shape[1]
+        grid = Grid(3, 32 if width % 32 == 0 else 4)
+        found |= quantize_site(members, stats.sites[stage[0]], grid, SCHEME)
         for name in stage:
             with torch.no_grad():
                 partly.get_submodule(name).weight.copy_(dequantize(found[name].weight))
     return found
 
 
-@pytest.mark.parametrize("sequential", [True, False])
-def test_equals_quantizing_the_model_piece_by_piece(llama, samples, sequential) -> None:
+def test_equals_quantizing_the_model_piece_by_piece(llama, samples) -> None:
     stats = collect(llama, samples, StatisticsParams(), base_model_digest="", fingerprint="")
     before = {name: value.clone() for name, value in llama.state_dict().items()}
-    quantized = propagated(llama, samples, SCHEME, stats, sequential=sequential)
-    whole = [[name for stage in STAGES if f"layers.{i}." in stage[0] for name in stage] for i in range(2)]
-    expected = reference(llama, samples, STAGES if sequential else whole)
+    quantized = propagated(llama, samples, SCHEME, stats)
+    expected = reference(llama, samples)
     sizes = {name: layer.group_size for name, layer in quantized.layers.items()}
     assert sizes["model.layers.0.mlp.down_proj"] == 4
     assert set(quantized.layers) == set(expected)
