@@ -250,7 +250,7 @@ def _run(place: Path, library: Path, assets: list[str], announce: Callable[[str]
         "PYTHONUNBUFFERED": "1",
     }
     only = [argument for asset in assets for argument in ("--only", asset)]
-    command = [sys.executable, "-m", "plumbline.cli.main", "run", *only]
+    command = [sys.executable, "-m", "plumbline", "run", *only]
     with subprocess.Popen(
         command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
