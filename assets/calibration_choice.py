@@ -7,7 +7,6 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from plumbline.calibration_choice.params import ChoiceParams
 from plumbline.graph.partitions import CALIBRATIONS
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
 from plumbline.params import load_params
@@ -40,7 +39,7 @@ def calibration_choice(context: dg.AssetExecutionContext, config: ChoiceOverride
     from plumbline.calibration_choice.summary import summary
 
     def build(step: Step, key: str, out: Path) -> None:
-        build_calibration_choice(key, ChoiceParams.model_validate(step.params[f"calibrations.{key}"]), out)
+        build_calibration_choice(key, step.params[f"calibrations.{key}"], out)
 
     def changes(key: str) -> dict[str, Any]:
         return overrides(load_params().calibrations[key], config.strategy, config.n, config.seed, config.options)

@@ -113,7 +113,6 @@ def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, 
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.params import StatisticsParams
     from plumbline.calibration_choice.build import build_calibration_choice
-    from plumbline.calibration_choice.params import ChoiceParams
     from plumbline.calibration_set.build import build_calibration_set
     from plumbline.calibration_set.pool import Sources
     from plumbline.quantized_model.build import build_quantized_model
@@ -123,7 +122,7 @@ def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, 
     stats, out = root / "data/activation_stats" / choice, root / f"data/quantized_model/{choice}-{scheme}"
     for path in (of_choice, chosen, stats, out):
         path.mkdir(parents=True)
-    build_calibration_choice(choice, ChoiceParams.model_validate({"strategy": strategy, "n": n, "seed": 0}), of_choice)
+    build_calibration_choice(choice, {"strategy": strategy, "n": n, "seed": 0}, of_choice)
     build_calibration_set(of_choice, Sources(root / "data/tokenized_samples", None), chosen)
     base = checkpoint("base", root)
     build_activation_stats(StatisticsParams(), base, chosen, stats)

@@ -128,8 +128,9 @@ def test_shards_change_sums_in_their_last_bits_and_nothing_else(workspace: Path,
 
 
 def test_auto_takes_the_layers_one_by_one_where_the_whole_does_not_fit(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "plumbline")
     streamed = StreamedModel(workspace / "model", "cpu")
     weights = 4 * (2 * 50 * 32 + 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 44 * 32 + 2 * 32))
     hessians = 8 * 2 * (6 * 32**2 + 44**2)
@@ -139,7 +140,8 @@ def test_auto_takes_the_layers_one_by_one_where_the_whole_does_not_fit(
     free = int((weights + hessians) / memory.SHARE)
     for there, mode in ((free + 2, "whole"), (free - 2, "layerwise")):
         monkeypatch.setattr(memory, "free_bytes", lambda device, there=there: there)
-        assert build(workspace, tmp_path / mode, StatisticsParams())["mode"] == mode
+        build(workspace, tmp_path / mode, StatisticsParams())
+        assert caplog.messages[-1] == f"mode: {mode}, workers: 1"
 
 
 def test_free_memory_is_what_the_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from plumbline.calibration_choice.summary import summary as summary_of
 
 
 def build(out: Path, overrides: dict[str, Any] | None = None, **entry: Any) -> dict[str, Any]:
-    build_calibration_choice("mine", ChoiceParams.model_validate({**entry, **(overrides or {})}), out)
+    build_calibration_choice("mine", {**entry, **(overrides or {})}, out)
     return summary_of(out)
 
 

@@ -31,7 +31,7 @@ def test_what_is_given_wins(given: dict[str, Any], changes: dict[str, Any]) -> N
 
 def test_another_strategy_is_recorded_whole(tmp_path: Path) -> None:
     entry = {**STRATIFIED.model_dump(), **overrides(STRATIFIED, strategy="random", n=4)}
-    build_calibration_choice("a", ChoiceParams.model_validate(entry), tmp_path)
+    build_calibration_choice("a", entry, tmp_path)
     choice = summary_of(tmp_path)
     assert (choice["strategy"], choice["n"], choice["seed"]) == ("random", 4, 3)
     assert "quotas" not in choice

@@ -13,7 +13,6 @@ import pytest
 def choose(tmp_path: Path) -> Callable[..., Path]:
     """choose(samples, strategy=..., n=..., ...) -> folder of the calibration set."""
     from plumbline.calibration_choice.build import build_calibration_choice
-    from plumbline.calibration_choice.params import ChoiceParams
     from plumbline.calibration_set.build import build_calibration_set
     from plumbline.calibration_set.pool import Sources
 
@@ -25,7 +24,7 @@ def choose(tmp_path: Path) -> Callable[..., Path]:
         choice, out = tmp_path / f"choice{count}", tmp_path / f"set{count}"
         choice.mkdir()
         out.mkdir()
-        build_calibration_choice("mine", ChoiceParams.model_validate(params), choice)
+        build_calibration_choice("mine", params, choice)
         build_calibration_set(choice, Sources(samples, features), out)
         return out
 

@@ -17,7 +17,6 @@ from plumbline.artifact import read_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
 from plumbline.calibration_choice.build import build_calibration_choice
-from plumbline.calibration_choice.params import ChoiceParams
 from plumbline.calibration_set.build import build_calibration_set
 from plumbline.calibration_set.pool import Sources
 from plumbline.raw_corpus.build import build_raw_corpus
@@ -80,7 +79,7 @@ def choose(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         choice, out = root / "choices" / name, root / "sets" / name
         choice.mkdir(parents=True)
         out.mkdir(parents=True)
-        build_calibration_choice(name, ChoiceParams.model_validate({"n": N, **params}), choice)
+        build_calibration_choice(name, {"n": N, **params}, choice)
         build_calibration_set(choice, sources, out)
         return out
 

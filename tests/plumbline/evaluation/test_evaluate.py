@@ -17,6 +17,7 @@ from plumbline.artifact import read_json, write_json
 from plumbline.evaluation import base_logits, evaluate
 from plumbline.evaluation.build import build_evaluation
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.evaluation.plots import DOMAINS, HISTOGRAM
 from plumbline.evaluation.summary import summary as summary_of
 from plumbline.tokenized_samples.reader import read_samples
 from tests.helpers.checkpoint import checkpoint
@@ -282,6 +283,6 @@ def test_quantized_activations_are_measured(root, samples, tmp_path):
 
 def test_plots_are_small(root, samples, tmp_path):
     run(root, samples, tmp_path / "out")
-    for name in (evaluate.HISTOGRAM, evaluate.DOMAINS):
+    for name in (HISTOGRAM, DOMAINS):
         content = (tmp_path / "out" / name).read_bytes()
         assert content.startswith(b"\x89PNG") and b"Software" not in content and 2000 < len(content) < 60000

@@ -23,7 +23,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.params import StatisticsParams
     from plumbline.calibration_choice.build import build_calibration_choice
-    from plumbline.calibration_choice.params import ChoiceParams
     from plumbline.calibration_set.build import build_calibration_set
     from plumbline.calibration_set.pool import Sources
     from plumbline.evaluation.build import build_evaluation
@@ -46,7 +45,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = {"sources": {"texts": {"kind": "directory", "path": "texts"}}}
     build_raw_corpus(CorpusParams.model_validate(sources), root, root / CORPUS)
     build_tokenized_samples(TokenizeParams(max_length=32, workers=1), base, root / CORPUS, samples)
-    build_calibration_choice(CHOICE, ChoiceParams(strategy="self_generated", n=8, seed=0), choice)
+    build_calibration_choice(CHOICE, {"strategy": "self_generated", "n": 8, "seed": 0}, choice)
     build_calibration_set(choice, Sources(samples, None, base), root / SET)
     build_activation_stats(StatisticsParams(), base, root / SET, root / STATS)
     scheme = SchemeParams(method="gptq", weight_bits=4, group_size=32)

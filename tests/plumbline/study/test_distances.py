@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from plumbline.calibration_choice.build import build_calibration_choice
-from plumbline.calibration_choice.params import ChoiceParams
 from plumbline.calibration_set.build import build_calibration_set
 from plumbline.calibration_set.pool import Sources
 from plumbline.evaluation.held_out import HeldOut
@@ -49,7 +48,7 @@ def test_figures_are_those_of_the_calibration_set_and_are_measured_once(
     assert why_not is None and sorted(found) == [6, 20]
     assert {len(values) for of in found.values() for values in of.values()} == {20}
 
-    build_calibration_choice("mine", ChoiceParams(strategy="random", n=20, seed=7), tmp_path)
+    build_calibration_choice("mine", {"strategy": "random", "n": 20, "seed": 7}, tmp_path)
     (tmp_path / "set").mkdir()
     build_calibration_set(tmp_path, sources, tmp_path / "set")
     ordinary = json.loads((tmp_path / "set/representativeness.json").read_text())["references"]["tuning"]["metrics"]
