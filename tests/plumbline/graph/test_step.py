@@ -27,6 +27,7 @@ def test_a_summary_becomes_what_people_can_read() -> None:
             "sentences": ["Domains are off by 8 %.", "Lengths are off by 2 %."],
             "names": ["prose", "code"],
             "layers": [{"layer": "q_proj", "bits": 4, "shape": [2, 3], "error": 0.0023351290728896856}],
+            "mlflow_run": "http://127.0.0.1:5000/#/experiments/1/runs/2",
             "nothing": None,
             "nobody": [],
             "none": {},
@@ -36,11 +37,12 @@ def test_a_summary_becomes_what_people_can_read() -> None:
     assert metadata["kl_mean"] == 0.0114548
     assert metadata["shares"] == dg.MetadataValue.json({"prose": 0.25})
     assert metadata["sentences"] == dg.MetadataValue.md("- Domains are off by 8 %.\n- Lengths are off by 2 %.")
+    assert metadata["mlflow_run"] == dg.MetadataValue.url("http://127.0.0.1:5000/#/experiments/1/runs/2")
     assert metadata["names"] == dg.MetadataValue.json(["prose", "code"])
     assert metadata["layers"].records == [
         dg.TableRecord({"layer": "q_proj", "bits": 4, "shape": "[2, 3]", "error": 0.00233513})
     ]
-    assert set(metadata) == {"samples", "exact", "kl_mean", "shares", "sentences", "names", "layers"}
+    assert set(metadata) == {"samples", "exact", "kl_mean", "shares", "sentences", "names", "layers", "mlflow_run"}
 
 
 def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
