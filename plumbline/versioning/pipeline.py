@@ -217,7 +217,7 @@ class Pipeline:
 
 def pipeline(root: Path) -> Pipeline:
     """DVC's objects for the stages as dvc.yaml and params.yaml are now."""
-    files = [path for name in (FILE, "params.yaml", *_variables(root)) if (path := root / name).is_file()]
+    files = [path for name in (FILE, "params.yaml", ".dvcignore", *_variables(root)) if (path := root / name).is_file()]
     return _pipeline(root, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
 
 
