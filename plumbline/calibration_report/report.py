@@ -21,7 +21,7 @@ from plumbline.calibration_report.wording import signed
 
 TEMPLATE = "template.html.j2"
 LEADING = 3
-"""Samples per set that are shown at once, of those that set the most ranges; all are a click away."""
+"""Samples per set, of those that set the most ranges, that are shown without a click."""
 
 
 def build_calibration_report(
@@ -85,10 +85,10 @@ def build_calibration_report(
 
 
 def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], shown: Mapping[str, Any]) -> str:
-    """The page as HTML; everything that came from data is escaped.
+    """The page as HTML, with all data escaped.
 
     Args:
-        shown: what further folders told, by the template's names.
+        shown: further template variables.
     """
     return (
         environment()
@@ -115,7 +115,7 @@ def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], sh
 
 
 def _digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """SHA-256 (hex) of what is behind every figure; of a model over its weight files."""
+    """SHA-256 (hex) of the inputs of every figure; that of a model is over its weight files."""
     figures = study.metrics[study.calibrations[0], study.schemes[0]]
     return {
         "base model": figures["base_model"],
@@ -127,7 +127,7 @@ def _digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _plots(study: Study, verdict: Mapping[str, Any], out: Path) -> None:
-    """The forest plot and the heat map as pictures, for Dagster's page and for MLflow."""
+    """Write the forest plot and the heat map, for Dagster and MLflow."""
     rivals = [choice for choice in study.calibrations if choice != verdict["baseline"]]
     if not rivals:
         return

@@ -1,4 +1,4 @@
-"""How far a quantized model is from the base model on documents that no calibration choice has seen."""
+"""Evaluation of a quantized model against the base model on held-out documents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from plumbline.raw_corpus.document import OUT_OF_DOMAIN
 from plumbline.tokenized_samples.reader import fingerprint_of
 
 REMEMBERED = 8
-"""Measurements kept in memory: schemes follow each other choice by choice, so one comes back after as many."""
+"""Measurements in memory. A repeated one recurs after as many evaluations as there are schemes."""
 _measured: dict[tuple[str, ...], tuple[TokenDivergence, np.ndarray]] = {}
 
 
@@ -119,10 +119,10 @@ def _measure(
     weights: dict[str, str],
     parts: Sequence[HeldOut],
 ) -> list[tuple[TokenDivergence, np.ndarray]]:
-    """Both models over the same batches, part by part as `measure` returns it. A batch holds samples of one part, so
-    that the first gives the same bits whatever comes behind it.
+    """Measure both models over the same batches, with a result of `measure` per part.
 
-    Models that compute the same are measured once: rounding to nearest gives one model, whatever it was calibrated on.
+    A batch has samples of one part only, so that the first part gives the same bits with or without others. Models with
+    the same weights are measured once: rounding to nearest gives one model for all calibration sets.
     """
     device, trusted = model_params.device, model_params.trust_remote_code
     conditions = (base_digest, sha256_json([part.digest for part in parts]), params.model_dump_json(), device)
@@ -152,7 +152,7 @@ def _measure(
 def _answers(
     items: Sequence[Item], params: EvaluationParams, model_params: ModelParams, base_folder: Path, quantized: Path
 ) -> pa.Table:
-    """What both models choose, as `item_table` gives it."""
+    """The `item_table` of the choices of both models."""
     device, trusted = model_params.device, model_params.trust_remote_code
     sequences, counts = encoded(items, load_tokenizer(base_folder, trusted))
     models = loaded_model(base_folder, device, trusted), load_model(quantized, device, trusted)
@@ -161,7 +161,7 @@ def _answers(
 
 
 def _decisive(quantized: Path, weights: dict[str, str]) -> str:
-    """Digest of what decides a model's answers: its weights, and its configuration without the provenance in it."""
+    """Digest of a model's weights and of its configuration without provenance."""
     config = read_json(quantized / "config.json")
     for part in (config, config.get("quantization_config", {})):
         part.pop("calibration", None)
@@ -190,7 +190,7 @@ def _checked_base_model(quantized: Path, record: dict[str, Any], digest: str) ->
 
 
 def _checked_weights(quantized: Path, record: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 per weight file, as they are on disk now; they must be the ones the record was written for."""
+    """SHA-256 per weight file on disk, checked against the record."""
     digests = sha256_files(quantized, (path.name for path in quantized.glob("*.safetensors")))
     if digests != record["model"]:
         changed = sorted(

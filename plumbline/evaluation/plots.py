@@ -1,4 +1,4 @@
-"""Two small pictures of an evaluation, for Dagster's and MLflow's pages."""
+"""Two small plots of an evaluation, for Dagster and MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HISTOGRAM, DOMAINS = "kl_histogram.png", "kl_by_domain.png"
 
 
 def plot_kl_histogram(kl: np.ndarray, figures: Mapping[str, float], path: Path) -> None:
-    """Share of tokens by KL (N,) on a logarithmic axis, with mean and 99th percentile marked.
+    """Plot the share of tokens by KL (N,) on a logarithmic axis, with mean and 99th percentile.
 
     Tokens below 1e-9 nats count into the first bar. `figures` gives kl_mean and kl_p99.
     """
@@ -36,7 +36,7 @@ def plot_kl_histogram(kl: np.ndarray, figures: Mapping[str, float], path: Path) 
 
 
 def plot_kl_by_domain(by_domain: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Mean KL per token of each domain as a bar, the 99th percentile as a dot; `by_domain` as in metrics.json."""
+    """Plot the mean KL per token of each domain as a bar; `by_domain` as in metrics.json."""
     figure, axes = _axes()
     names = list(by_domain)
     means = [by_domain[name]["kl_mean"] for name in names]

@@ -1,27 +1,26 @@
-"""Reading raw_corpus: shards in the manifest's order, documents without those that an earlier shard holds."""
+"""Reading raw_corpus: shards in the manifest's order, documents without duplicates of earlier shards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plumbline.artifact import read_json
 from plumbline.raw_corpus.document import Document
-from plumbline.raw_corpus.shards import REJECTED, rejected_path, shard_path
+from plumbline.raw_corpus.shards import shard_path
 
 BATCH_ROWS = 256  # documents in memory at a time
 
 
 def shards(corpus: Path) -> list[str]:
-    """Names of the shards that hold documents, in the manifest's order."""
+    """Names of the shards with documents, in the manifest's order."""
     return [s["shard"] for s in read_json(corpus / "manifest.json")["shards"] if s["documents"] + s["duplicates"] > 0]
 
 
 def duplicates(corpus: Path) -> dict[str, set[int]]:
-    """By shard, the rows (of the source file) whose document an earlier shard holds."""
+    """By shard, the rows (of the source file) whose document is in an earlier shard."""
     table = pq.read_table(corpus / "duplicates.parquet", columns=["shard", "row"])
     rows: dict[str, set[int]] = {}
     for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
@@ -33,11 +32,11 @@ def documents(corpus: Path, shard: str, skip: set[int] | None = None) -> Iterato
     """Stream the documents of a shard.
 
     Args:
-        skip: rows to leave out, as `duplicates(corpus)` gives them for the shard (a caller that reads many
-            shards asks once); None: look them up.
+        skip: rows to leave out, from `duplicates(corpus)` (a caller that reads many shards calls it once); None: look
+            them up.
 
     Raises:
-        ValueError: a document's content does not have the id that it is stored under.
+        ValueError: a document's content does not match its id.
     """
     if skip is None:
         skip = duplicates(corpus).get(shard, set())
@@ -49,15 +48,6 @@ def documents(corpus: Path, shard: str, skip: set[int] | None = None) -> Iterato
                     yield _document(row, path)
 
 
-def read_rejected(corpus: Path) -> pa.Table:
-    """Every row rejected from its file: file, row (null: the whole file), reason, detail.
-
-    Duplicates of other files are in duplicates.parquet.
-    """
-    paths = (rejected_path(corpus, s["shard"]) for s in read_json(corpus / "manifest.json")["shards"])
-    return pa.concat_tables([REJECTED.empty_table(), *(pq.read_table(path) for path in paths if path.is_file())])
-
-
 def _document(row: dict[str, object], path: Path) -> Document:
     stored = row.pop("doc_id")
     messages = row.pop("messages")
@@ -65,7 +55,7 @@ def _document(row: dict[str, object], path: Path) -> Document:
     document = Document(messages=chat, **row)  # type: ignore[arg-type]
     if document.doc_id != stored:
         raise ValueError(
-            f"{path} row {document.row}: the content has id {document.doc_id[:12]}, the file says {str(stored)[:12]}; "
+            f"{path} row {document.row}: the content has id {document.doc_id[:12]}, expected {str(stored)[:12]}; "
             f"the file was altered: restore it with `dvc checkout --force`"
         )
     return document

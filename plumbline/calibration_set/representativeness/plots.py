@@ -1,4 +1,4 @@
-"""Two small pictures of a set beside production, for Dagster's pages."""
+"""Two small plots that compare a set with production, for Dagster's pages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ NEAREST, FARTHEST = -2.5, 6.0
 
 
 def plot_panel(block: Mapping[str, Any], path: Path) -> None:
-    """Each metric of a block of representativeness.json as a place among random draws: 0 is the median, 1 the 95th
-    percentile; the bar reaches from the 5th to the 95th, flagged metrics are in another colour and shape."""
+    """Plot each metric of a block of representativeness.json among random draws.
+
+    0 is the median of the draws, 1 their 95th percentile. The bar reaches from the 5th to the 95th percentile; flagged
+    metrics have another colour and shape.
+    """
     metrics, flagged = block["metrics"], set(block["flagged"])
     figure, axes = _axes(1.0 + 0.27 * len(metrics))
     for row, (name, metric) in enumerate(metrics.items()):
@@ -43,9 +46,9 @@ def plot_panel(block: Mapping[str, Any], path: Path) -> None:
 
 
 def position(metric: Mapping[str, Any]) -> tuple[float, float]:
-    """Where the 5th percentile and the value lie on a scale with the null's median at 0 and its 95th percentile at 1.
+    """The 5th percentile and the value on a scale with the null's median at 0 and its 95th percentile at 1.
 
-    Where those two are the same, the value is at 0 if it is theirs, or beyond the edge of the picture.
+    If the median and the 95th percentile are equal, the value is at 0 if it equals them, else beyond the plot's edge.
     """
     null, value = metric["null"], metric["value"]
     width = null["p95"] - null["median"]
@@ -56,7 +59,7 @@ def position(metric: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def plot_lengths(chosen: NDArray[np.int64], production: NDArray[np.int64], name: str, path: Path) -> None:
-    """Share of tokens in samples up to each length: the set's (n,) and production's (m,) in tokens."""
+    """Plot the share of tokens in samples up to each length, for the set (n,) and production (m,)."""
     figure, axes = _axes(2.6)
     for lengths, label, colour, style in (
         (production, f"{name} ({len(production)} samples)", GREY, "-"),

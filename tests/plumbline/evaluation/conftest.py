@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from plumbline.artifact import sha256_files, write_json, write_table
 from plumbline.base_model.load import base_model_digest
-from plumbline.evaluation.base_logits import forget_base_logits
+from plumbline.evaluation import base_logits
 from plumbline.tokenized_samples.batches import SAMPLES
 
 FINGERPRINT = "f" * 64
@@ -21,10 +21,8 @@ VOCABULARY = 96
 
 
 @pytest.fixture(autouse=True)
-def _no_logits_of_other_tests():
-    forget_base_logits()
-    yield
-    forget_base_logits()
+def _no_logits_of_other_tests(monkeypatch):
+    monkeypatch.setattr(base_logits, "_latest", None)
 
 
 @pytest.fixture(scope="session")

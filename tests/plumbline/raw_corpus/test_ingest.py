@@ -14,7 +14,7 @@ from plumbline.artifact import read_json
 from plumbline.raw_corpus import shards as shards_module
 from plumbline.raw_corpus.document import document_id
 from plumbline.raw_corpus.file_hashes import FileHashes
-from plumbline.raw_corpus.reader import documents, read_rejected, shards
+from plumbline.raw_corpus.reader import documents, shards
 from plumbline.raw_corpus.sources import directory
 
 Ingest = Callable[..., tuple[Path, dict[str, Any]]]
@@ -31,7 +31,8 @@ def texts(corpus: Path) -> list[str | None]:
 
 
 def rejected(corpus: Path) -> set[tuple[str, int | None, str]]:
-    return {(row["file"], row["row"], row["reason"]) for row in read_rejected(corpus).to_pylist()}
+    tables = [pq.read_table(path) for path in (corpus / "rejected").glob("*.parquet")]
+    return {(row["file"], row["row"], row["reason"]) for table in tables for row in table.to_pylist()}
 
 
 def tree(folder: Path) -> dict[str, bytes]:

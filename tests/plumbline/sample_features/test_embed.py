@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from plumbline.sample_features import embed as module
 from plumbline.sample_features.embed import build_sample_features
 from plumbline.sample_features.params import FeatureParams
-from plumbline.sample_features.reader import read_embeddings, read_features, read_manifest
+from plumbline.sample_features.reader import embeddings_of, read_features, read_manifest
 from plumbline.tokenized_samples.reader import read_samples
 from tests.plumbline.sample_features.conftest import make_tokenizer
 
@@ -192,13 +193,17 @@ def test_artifact_names_no_path_of_this_machine(tokenized: Tokenized, build: Bui
         assert pq.read_schema(path).names == ["sample_id", "split", "domain", "n_tokens"]
 
 
+def named(sample_ids: list[str]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(sample_ids, pa.string())])
+
+
 def test_reader_maps_rows_to_samples(tokenized: Tokenized, build: Build) -> None:
     out, _ = build(tokenized({"a": texts(0, 30), "b": texts(100, 20)}))
     both, pool = read_features(out), read_features(out, ["pool"])
     assert 0 < len(pool.embeddings) < len(both.embeddings)
     assert isinstance(pool.embeddings.files[0], np.memmap)
     names = pool.sample_ids.to_pylist()[::-1]
-    assert np.array_equal(read_embeddings(out, names), pool.embeddings.take()[::-1])
+    assert np.array_equal(embeddings_of(out, named(names)).take(), pool.embeddings.take()[::-1])
     assert np.array_equal(np.concatenate(list(both.embeddings.blocks(7))), both.embeddings.take())
     with pytest.raises(ValueError, match="1 samples have no features, the first is 0000"):
-        read_embeddings(out, [names[0], "0" * 64])
+        embeddings_of(out, named([names[0], "0" * 64]))

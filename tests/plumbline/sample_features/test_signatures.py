@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from plumbline.sample_features.measure import measure
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.probe import CODE, FLOOR, Probe, channels, load_probe, make_probe, own_text, save_probe
 from plumbline.sample_features.reader import read_manifest
-from plumbline.sample_features.signature_reader import read_magnitudes, read_probe, read_signatures, stored_ids
+from plumbline.sample_features.signature_reader import Stored, read_magnitudes, read_probe
 from plumbline.sample_features.signatures import PER_SAMPLE, Signatures, joined
 from plumbline.tokenized_samples.reader import read_samples
 from tests.plumbline.sample_features.conftest import make_base_model
@@ -302,6 +302,15 @@ def token_ids(samples: Path, names: list[str]) -> list[tuple[str, list[int]]]:
     return [(name, by_name[name]) for name in names]
 
 
+def stored_ids(features: Path) -> list[str]:
+    return [str(name) for name in Stored(features).sample_ids.to_pylist()]
+
+
+def read_signatures(features: Path, sample_ids: Sequence[str]) -> Signatures:
+    stored = Stored(features)
+    return stored.take(stored.rows_of(sample_ids))
+
+
 def test_the_lowest_ids_of_each_split_are_signed(tokenized: Tokenized, build: Build, base_model: Path) -> None:
     corpus = tokenized({"a": texts(0, 60), "b": texts(100, 40)})
     out, summary = build(corpus)
@@ -329,8 +338,7 @@ def test_the_lowest_ids_of_each_split_are_signed(tokenized: Tokenized, build: Bu
         assert np.array_equal(magnitudes.counts[channel], expected_counts)
     with pytest.raises(ValueError, match="no magnitudes of split 'pool', it has those of tuning"):
         read_magnitudes(out, "pool")
-    with pytest.raises(ValueError, match="1 of 2 samples have no stored signature, the first is 0000"):
-        read_signatures(out, [chosen[0], "0" * 64])
+    assert Stored(out).rows_of([chosen[0], "0" * 64]).tolist() == [0, -1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
