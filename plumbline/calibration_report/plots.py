@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6670"  # Okabe and Ito (2008): told apart with any colour vision
+from plumbline.figure import BLUE, GREY, ORANGE, save
+
 DIFFERENCE, DOMAINS = "difference.png", "by_domain.png"
 _BETTER_TO_WORSE = LinearSegmentedColormap.from_list("better to worse", [BLUE, "#ffffff", ORANGE])
 
@@ -85,8 +85,3 @@ def plot_heat(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure, without the software's name and version, which would change the bytes."""
-    figure.savefig(path, format="png", metadata={"Software": None})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from plumbline.artifact import sha256_file
-from plumbline.raw_corpus.sources.directory import SUFFIXES, file_names, is_unfinished
+from plumbline.raw_corpus.sources.directory import SUFFIXES, as_text, file_names, is_unfinished
 
 IGNORED = ("README.md",)
 """Explains the inbox to people; not a document."""
@@ -134,7 +134,7 @@ class Folder(Store):
 
     def look(self) -> dict[str, Seen]:
         files = {}
-        self._real = {_shown(name): name for name in self._names()}
+        self._real = {as_text(name): name for name in self._names()}
         for shown, name in sorted(self._real.items()):
             try:
                 status = (self.folder / name).lstat()
@@ -234,11 +234,6 @@ def store_of(inbox: str, root: Path, max_bytes: int) -> Store:
 
 def _stamp_of(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}-{stat.S_IFMT(status.st_mode)}"
-
-
-def _shown(name: str) -> str:
-    """A file's name as text, with bytes that are not UTF-8 escaped."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_cut_off(path: Path) -> bool:

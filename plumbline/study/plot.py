@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from plumbline.calibration_report.plots import DIFFERENCE as DIFFERENCE
 from plumbline.calibration_report.plots import DOMAINS as DOMAINS
-from plumbline.calibration_report.plots import Mark, plot_forest, plot_heat, save
+from plumbline.calibration_report.plots import Mark, plot_forest, plot_heat
 from plumbline.calibration_report.scales import full_colour
+from plumbline.figure import save
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito (2008)
 MARKERS = "osD^vP"

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from plumbline.tokenized_samples.batches import sample_id as sample_id
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -182,11 +184,6 @@ class Selection:
     notes: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about the whole selection for the manifest: quotas, fills, objective reached ...; under `short`,
     why there are fewer than n."""
-
-
-def sample_id(input_ids: NDArray[np.int32]) -> str:
-    """The id of a sample: SHA-256 (hex) of its token ids as little-endian int32."""
-    return hashlib.sha256(np.ascontiguousarray(input_ids, dtype="<i4").tobytes()).hexdigest()
 
 
 def generator(seed: int, strategy: str) -> np.random.Generator:

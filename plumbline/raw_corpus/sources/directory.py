@@ -38,7 +38,7 @@ def source_files(
     single = folder.is_file()
     for relative in [folder.name] if single else sorted(file_names(folder)):
         path = folder if single else folder / relative
-        shown = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        shown = as_text(relative)
         domain = source.domain or domain_of(shown, name)
         suffix = suffix_of(shown)
         problem = None
@@ -60,6 +60,11 @@ def source_files(
         before = stamp(path)
         digest = hashes.sha256(path)
         yield SourceFile(shown, digest, before[0], options, reading(path, cast(str, suffix), reader, before))
+
+
+def as_text(name: str) -> str:
+    """A file's name as text, with bytes that are not UTF-8 escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def domain_of(name: str, source: str) -> str:
