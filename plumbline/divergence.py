@@ -1,4 +1,4 @@
-"""How far one next-token distribution is from another, token by token, from exact logits."""
+"""Divergence of two next-token distributions, token by token, from exact logits."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import numpy as np
 import torch
 
 CHUNK_BYTES = 2**20
-"""Float32 logits worked on at a time: they stay in a core's cache (measured fastest of 1 ... 16 MiB), and memory is
-bounded."""
+"""Bytes of float32 logits processed at a time, which fit into a core's cache (the fastest of 1 to 16 MiB)."""
 LARGEST_SHIFT = 40.0
-"""Above it e^shift times the smallest float32 probability would no longer be negligible or finite."""
+"""Above this, e^shift times the smallest float32 probability may not be negligible or finite."""
 
 
 @dataclass(frozen=True)
 class BasePrediction:
-    """What the base model says about N tokens; computed once, compared with every quantized model."""
+    """The base model's predictions of N tokens, computed once and compared with every quantized model."""
 
     logits: torch.Tensor
-    """(N, vocabulary), in the dtype the model answers in."""
+    """(N, vocabulary), in the model's dtype."""
     targets: torch.Tensor
-    """(N,) int64: the tokens that really came next."""
+    """(N,) int64: the true next tokens."""
     top1: torch.Tensor
-    """(N,) int64: the most probable token, the lowest id where logits tie, as in greedy decoding."""
+    """(N,) int64: the most probable token, the lowest id of ties, as in greedy decoding."""
     nll: torch.Tensor
     """(N,) float64, nats: -log p(target)."""
 
@@ -45,14 +44,14 @@ class TokenDivergence:
     def delta_p(self) -> np.ndarray:
         """float64 (N,): p_quantized(target) - p_base(target), the Δp of llama.cpp's `--kl-divergence` panel.
 
-        From the difference of both log-likelihoods: where the models hardly differ it keeps its digits, as KL does.
+        Computed from the difference of the log-likelihoods, which stays precise if the models hardly differ.
         """
         change: np.ndarray = np.exp(-self.nll_base) * np.expm1(self.nll_base - self.nll_quantized)
         return change
 
 
 def predict(logits: torch.Tensor, targets: torch.Tensor) -> BasePrediction:
-    """The base model's side of the comparison from its logits (N, vocabulary) and the next tokens (N,) int64.
+    """The base model's predictions from its logits (N, vocabulary) and the next tokens (N,) int64.
 
     Raises:
         ValueError: a logit is not finite.
@@ -72,9 +71,9 @@ def token_divergence(base: BasePrediction, quantized: torch.Tensor) -> TokenDive
     """Compare the quantized model's logits (N, vocabulary), any float dtype, with the base model's.
 
     With d = quantized - base logits and m = E_base[d]:  KL = log E_base[e^(d-m)] = log1p(E_base[expm1(d-m)]), because
-    both log-partition terms cancel. Unlike the sum of p (log p - log q) in float32, this keeps its precision where the
-    two models hardly differ: it never subtracts two log-sum-exps of size 10 to find 1e-5.
-    Rows with a shift too large for that are computed by the definition in float64.
+    both log-partition terms cancel. Unlike the sum of p (log p - log q) in float32, this stays precise if the two
+    models hardly differ, since it does not subtract two log-sum-exps of size 10 to get 1e-5. Rows with a shift above
+    `LARGEST_SHIFT` are computed by the definition in float64.
 
     Raises:
         ValueError: the vocabularies differ, or a logit is not finite.
@@ -101,13 +100,13 @@ def _divergence(
     agree = quantized.argmax(-1) == top1
     probability = torch.softmax(base, -1)
     shift = quantized - base
-    shift -= shift.gather(-1, top1.unsqueeze(-1))  # an offset common to all logits would cost the mean its last digits
+    shift -= shift.gather(-1, top1.unsqueeze(-1))  # an offset of all logits would cost precision of the mean
     shift -= (torch.linalg.vecdot(probability, shift) / probability.sum(-1)).unsqueeze(-1)
     largest = shift.amax(-1)
     shift_of_target = shift.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double()
     kl = torch.log1p(torch.linalg.vecdot(probability, shift.expm1_()).double())
     nll = nll_base + kl - shift_of_target
-    for row in torch.nonzero(~(largest <= LARGEST_SHIFT)).flatten().tolist():  # NaN belongs here, too
+    for row in torch.nonzero(~(largest <= LARGEST_SHIFT)).flatten().tolist():  # true for NaN, too
         log_p = torch.log_softmax(base[row].double(), -1)
         log_q = torch.log_softmax(quantized[row].double(), -1)
         kl[row] = torch.dot(log_p.exp(), log_p - log_q)
@@ -125,6 +124,6 @@ def _require_finite(who: str, nll: torch.Tensor) -> None:
     bad = int((~torch.isfinite(nll)).sum())
     if bad:
         raise ValueError(
-            f"{who} answers {bad} of {len(nll)} tokens of a batch with logits that are not finite (inf or NaN); a "
+            f"{who} gives {bad} of {len(nll)} tokens of a batch logits that are not finite (inf or NaN); a "
             "float16 model that overflows needs bfloat16 or float32, a broken export needs to be quantized again"
         )

@@ -1,4 +1,4 @@
-"""Answers to multiple-choice items that quantization flips, and McNemar's test on them."""
+"""McNemar's test on the answers to multiple-choice items that quantization changes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from plumbline.calibration_report.wording import join
 
 
 def compare_answers(study: Study, evaluations: Mapping[str, Path], baseline: str) -> list[dict[str, Any]]:
-    """Every model against the base model, and against that of the baseline choice, on the same items.
+    """Compare every model with the base model and with the model of the baseline choice, on the same items.
 
-    Two families of tests, each under Holm's correction: quantized against base model, and choice against baseline.
+    Two families of tests, each with Holm's correction: quantized against base model, and choice against baseline.
 
     Args:
-        study: whose metrics have `flips` where items were evaluated.
+        study: its metrics have `flips` if items were evaluated.
         evaluations: folder of evaluation by pair, `CALIBRATION-SCHEME`.
 
     Returns:
@@ -70,7 +70,7 @@ def _correct(pairs: Sequence[tuple[str, str]], evaluations: Mapping[str, Path]) 
 
 
 def sentences(rows: Sequence[Mapping[str, Any]], confidence: float) -> list[str]:
-    """What the items say: models that lost or gained accuracy, and choices that differ from the baseline."""
+    """Sentences on models that lost or gained accuracy, and on choices that differ from the baseline."""
     if not rows:
         return []
     alpha = 1 - confidence

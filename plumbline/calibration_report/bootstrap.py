@@ -1,4 +1,4 @@
-"""Is the difference between two calibration choices real? A paired bootstrap over documents, and Holm's correction."""
+"""A paired bootstrap over documents, and Holm's correction, to test differences between calibration choices."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Resampled:
-    """A ratio of sums, its standard error, and how it varies when documents are drawn again."""
+    """A ratio of sums, its standard error, and its distribution when documents are resampled."""
 
     estimate: float
     standard_error: float
     t: np.ndarray
     """float64 (resamples,), sorted: |estimate* - estimate| / standard error* of each resample."""
     degrees_of_freedom: int | None = None
-    """Of the standard error, where it rests on few draws: resamples of few draws know little of how far tails reach, so
-    no quantile is then below Student's."""
+    """Of a standard error from few draws. Resamples of few draws underestimate the tails, so quantiles are then at
+    least Student's."""
 
     def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the true ratio is 0: the share of resamples further from the estimate, in
-        standard errors, than the estimate is from 0. At least 1 / (resamples + 1) (Davison & Hinkley 1997, eq. 4.11).
+        """Two-sided p-value of the hypothesis that the true ratio is 0.
+
+        The share of resamples that are further from the estimate, in standard errors, than the estimate is from 0; at
+        least 1 / (resamples + 1) (Davison & Hinkley 1997, eq. 4.11).
         """
         if self.standard_error == 0:
             return 1.0 if self.estimate == 0 else 1 / (len(self.t) + 1)
@@ -40,8 +42,8 @@ class Resampled:
     def half_width(self, confidence: float) -> float:
         """Half of the symmetric interval: estimate ± this covers the true ratio with probability `confidence`.
 
-        It is consistent with `p_value`: p > 1 - confidence exactly if the interval holds 0. Infinite where resamples
-        without any spread are too many, which needs nearly all documents to agree to the last bit.
+        It is consistent with `p_value`: p > 1 - confidence if and only if the interval contains 0. It is infinite if
+        too many resamples have no spread, which happens only if nearly all documents agree to the last bit.
         """
         rank = int(np.ceil(confidence * (len(self.t) + 1))) - 1
         if rank >= len(self.t):
@@ -62,11 +64,10 @@ def bootstrap_ratio(
 ) -> list[Resampled]:
     """Ratios sum(numerator) / sum(tokens) over documents, with their symmetric studentized bootstrap.
 
-    Documents are drawn with replacement within their stratum, as many as it has: how much of each domain is evaluated
-    is fixed beforehand, so a resample must not change it either. The same draws serve all K numerators. Per resample
-    the standard error is computed anew, which is what keeps the interval honest with a few dozen documents of very
-    different length: percentile intervals are too short there (Hall 1988, Annals of Statistics 16:927; measured in
-    tests/calibration_report).
+    Documents are drawn with replacement within their stratum, keeping its size, since the share of each domain is fixed
+    by the evaluation. The same draws serve all K numerators. The standard error is computed per resample; otherwise,
+    with a few dozen documents of very different length, intervals are too short, as percentile intervals are (Hall
+    1988, Annals of Statistics 16:927; measured in tests/plumbline/calibration_report).
 
     Args:
         numerators: float64 (K, D), a sum per document, e.g. the difference of two choices' KL in nats.
@@ -89,7 +90,7 @@ def bootstrap_ratio(
     sizes = np.bincount(strata)
     if not len(tokens) or sizes.min() < 2 or tokens.min() <= 0:
         raise ValueError(f"strata of {sizes.tolist()} documents; need two or more in each, none without tokens")
-    # Everything a resample needs is linear in how often it drew each document, so it is one matrix product.
+    # all sums are linear in the counts of documents, so a resample is one matrix product
     columns = [tokens, tokens**2]
     for numerator in numerators:
         columns += [numerator, numerator**2, numerator * tokens]
@@ -111,7 +112,7 @@ def bootstrap_ratio(
 
 
 def _draw(rng: np.random.Generator, rows: int, documents: int) -> np.ndarray:
-    """How often each document is drawn, float64 (rows, documents); each row sums to `documents`."""
+    """Counts of drawn documents, float64 (rows, documents); each row sums to `documents`."""
     drawn = rng.integers(0, documents, size=(rows, documents)) + documents * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * documents).reshape(rows, documents).astype(np.float64)
 
@@ -135,7 +136,7 @@ def _ratios(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def strata_of(domains: Sequence[str], fewest: int) -> np.ndarray:
     """A stratum per domain, int64 (D,); domains of fewer than `fewest` documents share one.
 
-    If even together those have fewer than `fewest`, the smallest of the other domains joins them.
+    If these together have fewer than `fewest`, the smallest of the other domains joins them.
     """
     names, codes, counts = np.unique(np.asarray(domains), return_inverse=True, return_counts=True)
     order = np.argsort(counts, kind="stable")
@@ -148,7 +149,7 @@ def strata_of(domains: Sequence[str], fewest: int) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: calling all with p <= alpha different errs anywhere with probability at most alpha.
+    """Adjusted p-values: rejecting all with p <= alpha has a family-wise error rate of at most alpha.
 
     Holm (1979), Scandinavian Journal of Statistics 6:65.
     """

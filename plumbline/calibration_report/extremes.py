@@ -1,4 +1,4 @@
-"""Which samples set the ranges: the largest magnitude at every layer's input, and the sample that it came from."""
+"""The samples that set the ranges: the largest magnitude at every layer's input, and its sample."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_extremes(statistics: Path, calibration_set: Path) -> list[dict[str, Any
     """The largest magnitude at every site (the input of one layer, or of several that share it).
 
     Args:
-        statistics: an activation_stats artifact; read are the few largest values of each sample, nothing else.
+        statistics: an activation_stats artifact; only the few largest values of each sample are read.
         calibration_set: the calibration_set artifact that it was collected over.
 
     Returns:
@@ -46,7 +46,7 @@ def read_extremes(statistics: Path, calibration_set: Path) -> list[dict[str, Any
             # (samples, top_k), each sample's largest first
             values = file.get_tensor(f"{name}:top_values").float().numpy()[:, 0]
             magnitudes = np.abs(values)
-            first = int(magnitudes.argmax())  # of equal ones the lowest sample id, as everywhere
+            first = int(magnitudes.argmax())  # of equals, the lowest sample id
             others = np.delete(magnitudes, first)
             sample = samples[header["sample_ids"][first]]
             extremes.append(
@@ -83,7 +83,7 @@ def leading_samples(extremes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def sentence(choice: str, extremes: list[dict[str, Any]], samples: int) -> str:
-    """For people: how many samples set all ranges, and how much hangs on a single one."""
+    """A sentence on how many samples set the ranges, and how much a range depends on a single one."""
     leading = leading_samples(extremes)
     text = (
         f"{choice}: the largest values at {len(extremes)} layer inputs come from {len(leading)} of {samples} samples, "
@@ -101,7 +101,7 @@ def _next(row: Mapping[str, Any]) -> float:
 
 
 def in_order(site: str) -> list[Any]:
-    """Layer 2 before layer 10."""
+    """Sort key that puts layer 2 before layer 10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", site)]
 
 

@@ -1,4 +1,4 @@
-"""The words of the report, for readers who have not met them."""
+"""Explanations of the report's terms and of the schemes."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ RANGES = {
 
 
 def scheme_sentence(study: Study, name: str) -> dict[str, Any]:
-    """Name and meaning of a scheme, with the widths and group sizes that were really used."""
+    """Name and description of a scheme, with the widths and group sizes in use."""
     figures = study.metrics[study.calibrations[0], name]
     text = describe_scheme(figures["scheme"], figures["group_sizes"], figures.get("bits", {}))
     return {"name": name, "text": text}
 
 
 def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: Mapping[str, int]) -> str:
-    """A scheme in plain words.
+    """A scheme described in words.
 
     Args:
-        scheme: an entry of params.yaml with all defaults; what an older record does not know counts as not asked for.
+        scheme: an entry of params.yaml with all defaults; an option that an older record lacks is off.
         sizes: layers by group size, "per channel" or "per tensor".
         bits: layers by width of a weight; read for mixed precision.
     """

@@ -1,4 +1,4 @@
-"""Do two models answer different shares of the same items correctly? McNemar's exact test."""
+"""McNemar's exact test: do two models answer different shares of the same items correctly?"""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from math import comb
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of the hypothesis that an item on which two models differ favours either with equal chance.
+    """Two-sided p-value of the hypothesis that an item on which two models differ favours either equally likely.
 
-    Items that both answer correctly, or neither does, say nothing: of the n others the number that only the first
-    answers is binomial with n and 1/2, so p = min(1, 2 P(X <= min(b, c))). Exact integers throughout. McNemar (1947),
-    Psychometrika 12:153; the exact form as in Fagerland, Lydersen & Laake (2013), BMC Medical Research Methodology
-    13:91.
+    Items that both or neither answer correctly carry no information. Of the n others, the number that only the first
+    answers correctly is binomial with n and 1/2, so p = min(1, 2 P(X <= min(b, c))). Exact integers throughout.
+    McNemar (1947), Psychometrika 12:153; the exact form as in Fagerland, Lydersen & Laake (2013), BMC Medical Research
+    Methodology 13:91.
 
     Args:
         only_first, only_second: items that only the one model answers correctly.

@@ -1,4 +1,4 @@
-"""How pages are made: one file each, in one style, with everything that came from data escaped."""
+"""Rendering of pages: one file each, in one style, with all data escaped."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def environment(*folders: Path) -> Environment:
 
 
 def _held_together(value: Any) -> Any:
-    """A number and its percent sign stay on one line."""
+    """The text with no-break spaces before percent signs."""
     return value.replace(" %", "\u00a0%") if isinstance(value, str) else value

@@ -1,17 +1,17 @@
-"""Pictures of a comparison, for Dagster's page, for MLflow and for slides; a study draws its own with them."""
+"""Plots of a comparison, for Dagster, MLflow and slides; studies use them, too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6670"  # Okabe and Ito (2008): told apart with any colour vision
+from plumbline.figure import BLUE, GREY, ORANGE, save
+
 DIFFERENCE, DOMAINS = "difference.png", "by_domain.png"
 _BETTER_TO_WORSE = LinearSegmentedColormap.from_list("better to worse", [BLUE, "#ffffff", ORANGE])
 
@@ -30,11 +30,11 @@ class Mark:
 
 
 def plot_forest(panels: Mapping[str, Sequence[Mark]], rows: Mapping[float, str], baseline: str, path: Path) -> None:
-    """Relative differences of mean KL from the baseline with their intervals: a panel per scheme on one axis.
+    """Plot relative differences of mean KL from the baseline with intervals, a panel per scheme on one axis.
 
     Args:
         panels: by their title.
-        rows: what stands at each y.
+        rows: label at each y.
     """
     across = len(panels)
     height = 0.9 + 0.21 * len(rows)
@@ -64,16 +64,16 @@ def plot_forest(panels: Mapping[str, Sequence[Mark]], rows: Mapping[float, str],
 def plot_heat(
     rows: Sequence[str], columns: Sequence[str], changes: np.ndarray, full: float, baseline: str, path: Path
 ) -> None:
-    """Changes of KL from the baseline as numbers on blue (lower) to orange (higher).
+    """Plot changes of KL from the baseline as numbers on blue (lower) to orange (higher).
 
     Args:
-        changes: float64 (rows, columns), relative; NaN: nothing to show.
+        changes: float64 (rows, columns), relative; NaN: left empty.
         full: the change that has the full colour.
     """
     size = 1.9 + 0.62 * len(columns), 1.3 + 0.21 * len(rows)
     figure = Figure(figsize=size, dpi=80, layout="constrained")
     axes = figure.add_subplot()
-    # Weak colours, under which black figures stay legible.
+    # weak colours keep black figures legible
     axes.imshow(changes, cmap=_BETTER_TO_WORSE, vmin=-2 * full, vmax=2 * full, aspect="auto")
     for (row, column), value in np.ndenumerate(changes):
         if np.isfinite(value):
@@ -85,8 +85,3 @@ def plot_heat(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure; without the name and version of the software, which would change the bytes."""
-    figure.savefig(path, format="png", metadata={"Software": None})

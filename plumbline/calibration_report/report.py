@@ -16,14 +16,14 @@ from plumbline.calibration_report.study import Study
 
 TEMPLATE = "template.html.j2"
 LEADING = 3
-"""Samples per set that are shown at once, of those that set the most ranges; all are a click away."""
+"""Samples per set, of those that set the most ranges, that are shown without a click."""
 
 
 def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], shown: Mapping[str, Any]) -> str:
-    """The page as HTML; everything that came from data is escaped.
+    """The page as HTML, with all data escaped.
 
     Args:
-        shown: what further folders told, by the template's names.
+        shown: further template variables.
     """
     return (
         environment()
@@ -50,7 +50,7 @@ def render(study: Study, verdict: dict[str, Any], rows: list[dict[str, Any]], sh
 
 
 def digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """SHA-256 (hex) of what is behind every figure; of a model over its weight files."""
+    """SHA-256 (hex) of the inputs of every figure; that of a model is over its weight files."""
     figures = study.metrics[study.calibrations[0], study.schemes[0]]
     return {
         "base model": figures["base_model"],
@@ -62,7 +62,7 @@ def digests(study: Study, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write_plots(study: Study, verdict: Mapping[str, Any], out: Path) -> None:
-    """The forest plot and the heat map as pictures, for Dagster's page and for MLflow."""
+    """Write the forest plot and the heat map, for Dagster and MLflow."""
     rivals = [choice for choice in study.calibrations if choice != verdict["baseline"]]
     if not rivals:
         return

@@ -17,7 +17,7 @@ from plumbline.calibration_set.representativeness.plots import FARTHEST, NEAREST
 from plumbline.calibration_set.representativeness.plots import position as place_on_null
 
 NAMED = 3
-"""Flagged figures of a set that are shown at once; the others are a click away."""
+"""Flagged metrics of a set that are shown without a click."""
 
 
 def table(study: Study, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def domains(study: Study, baseline: str) -> dict[str, Any]:
 
 
 def lengths(study: Study, baseline: str) -> dict[str, Any]:
-    """The same per bucket of sample length; the documents are the same throughout, and so are the buckets."""
+    """Mean KL per bucket of sample length, and its change from the baseline; all models have the same buckets."""
     buckets = study.metrics[study.calibrations[0], study.schemes[0]]["by_length"]
     named = {index: _bucket(bucket["shortest"], bucket["longest"]) for index, bucket in enumerate(buckets)}
     return _heat(study, baseline, named, lambda figures, index: figures["by_length"][index])
@@ -90,8 +90,12 @@ def _bucket(shortest: int, longest: int | None) -> str:
 
 
 def _heat(study: Study, baseline: str, named: Mapping[Any, str], part: Callable[[Any, Any], Any]) -> dict[str, Any]:
-    """KL of parts of the documents, by the part's heading; `part` finds the figures of a part in a metrics.json. Where
-    all choices give the same weights, one row stands for all (`same`)."""
+    """KL of parts of the documents, by the part's heading; one row for all choices with the same weights (`same`).
+
+    Args:
+        named: heading by key of a part.
+        part: returns the figures of a part from a metrics.json.
+    """
     groups: list[dict[str, Any]] = []
     for scheme in study.schemes:
         rows = []
@@ -113,11 +117,11 @@ def _heat(study: Study, baseline: str, named: Mapping[Any, str], part: Callable[
 
 
 def layer_errors(study: Study) -> dict[str, Any]:
-    """How much quantization changes each layer's output: a summary per model, and every layer of every choice.
+    """Relative error of each layer's output: a summary per model, and every layer of every choice.
 
     Returns:
         `summary`: rows of scheme, choice, mean, largest and the layer that has it; `layers`: rows of scheme and layer
-        with a value per choice (None: its site has no Hessian). Both empty where no statistics hold a Hessian.
+        with a value per choice (None: its site has no Hessian). Both are empty without Hessians.
     """
     summary, layers = [], []
     for scheme in study.schemes:
@@ -135,7 +139,7 @@ def layer_errors(study: Study) -> dict[str, Any]:
 
 
 def cost(study: Study, sets: Sequence[Mapping[str, Any]], statistics: Mapping[str, Path]) -> dict[str, Any]:
-    """What the study takes, as far as it is the same on every machine: passes, tokens and bytes, no seconds."""
+    """The cost in units that do not depend on the machine: models, tokens and bytes."""
     figures = study.metrics[study.calibrations[0], study.schemes[0]]
     rows = [
         {
@@ -151,13 +155,13 @@ def cost(study: Study, sets: Sequence[Mapping[str, Any]], statistics: Mapping[st
 
 
 def held_out(study: Study) -> list[dict[str, Any]]:
-    """Per domain, how much of the report split was evaluated."""
+    """How much of the report split was evaluated, per domain."""
     figures = study.metrics[study.calibrations[0], study.schemes[0]]
     return [{"domain": name, **counts} for name, counts in sorted(figures["held_out"].items())]
 
 
 def fallbacks(study: Study) -> list[dict[str, str]]:
-    """Layers that were quantized otherwise than the scheme says, and why."""
+    """Layers that were not quantized as the scheme says, with the reason."""
     return [
         {"pair": f"{choice}-{scheme}", "layer": layer, "why": why}
         for (choice, scheme), figures in study.metrics.items()
@@ -166,7 +170,7 @@ def fallbacks(study: Study) -> list[dict[str, str]]:
 
 
 def calibration_sets(study: Study, folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What each choice drew: counts, domains, lengths, how well it represents production.
+    """The set of each choice: counts, domains, lengths, representativeness.
 
     Raises:
         ValueError: a model was calibrated with another set than the one in the folder.
@@ -214,19 +218,19 @@ def calibration_sets(study: Study, folders: Mapping[str, Path]) -> list[dict[str
 
 
 def _representativeness(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The verdicts with what is flagged worst, and the rest of the panel's sentences."""
+    """The verdicts with the worst flagged metrics, and the rest of the panel's sentences."""
     head = max(1, len(comparison["references"])) + min(NAMED, len(comparison.get("flagged", ())))
     return {"represents": comparison["sentences"][:head], "sentences": comparison["sentences"][head:]}
 
 
 def against_null(calibrations: Sequence[str], folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Every distance to production on what random draws of the same size get: rows are metrics, columns are choices.
+    """Every distance to production among random draws of the same size: rows are metrics, columns are choices.
 
     Returns:
         Per reference (the tuning split, a sample of production traffic): its name, `rows` (label and a cell per choice,
-        None where it was not measured: the place of the null's 5th to 95th percentile and of the set on an axis with
-        the null's median at 0 and its 95th percentile at 1), where the `median` stands, and how many metrics are
-        `constant`: the same for every set and every draw, and not shown.
+        None if not measured: positions of the null's 5th to 95th percentile and of the set on an axis with the null's
+        median at 0 and its 95th percentile at 1), the position of the `median`, and the number of `constant` metrics,
+        which are equal for every set and draw and not shown.
     """
     comparisons = {
         choice: read_json(folders[choice] / "representativeness.json")["references"] for choice in calibrations

@@ -1,4 +1,4 @@
-"""What a study measured, read from its evaluations and checked: only like is compared with like."""
+"""The evaluations of a grid, read and checked to be comparable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plumbline.artifact import read_json, sha256_json
 
 @dataclass(frozen=True)
 class Study:
-    """Choices × schemes, evaluated on the same D documents."""
+    """Evaluations of choices × schemes on the same D documents."""
 
     calibrations: list[str]
     schemes: list[str]
@@ -28,7 +28,7 @@ class Study:
     domains: list[str]
 
     def identical(self, scheme: str, one: str, other: str) -> bool:
-        """Whether the two choices led to the same weights, byte for byte."""
+        """Whether two choices gave the same weights, byte for byte."""
         return bool(self.metrics[one, scheme]["weights"] == self.metrics[other, scheme]["weights"])
 
     def weights_digest(self, calibration: str, scheme: str) -> str:

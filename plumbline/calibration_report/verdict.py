@@ -1,4 +1,4 @@
-"""Which calibration choices differ from the baseline, and how sure that is."""
+"""The verdict: which calibration choices differ significantly from the baseline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plumbline.calibration_report.study import Study
 from plumbline.calibration_report.wording import headline, sentences
 
 FEWEST_DOCUMENTS = 8
-"""With fewer, resampling documents says little; from here on intervals cover as they should (measured in tests)."""
+"""Fewest documents with which intervals have their nominal coverage (measured in tests)."""
 CAVEAT = (
     "Each choice was drawn once, so this compares these sets of texts, not the rules that drew them: another draw by "
     "the same rule can come out differently."
@@ -24,13 +24,13 @@ Verdict = Literal["better", "worse", "no difference detected", "identical", "too
 def judge(study: Study, params: ReportParams) -> dict[str, Any]:
     """Compare every choice with the baseline, scheme by scheme, by mean KL per token over the same documents.
 
-    Paired: what is resampled, within each domain, is a document's difference. A difference is called only if it
-    survives Holm's correction for all comparisons of the study. Choices that give the same weights need no test.
+    The test is paired: the differences per document are resampled within each domain. A difference is reported only if
+    it is significant with Holm's correction for all comparisons. Choices with the same weights are not tested.
 
     Returns:
         The content of verdict.json: `comparisons` (one per scheme and choice: verdict, difference with interval in nats
-        per token and relative to the baseline, p-values, the smallest difference that would have been called),
-        `estimates` (mean KL with interval per pair), `sentences`, and what it rests on.
+        per token and relative to the baseline, p-values, the smallest significant difference), `estimates` (mean KL
+        with interval per pair), `sentences`, the parameters and how much was evaluated.
 
     Raises:
         ValueError: the baseline is not in the grid, or there are too few resamples for so many comparisons.
@@ -95,7 +95,7 @@ def _resample(
 
 def _judged(one: Resampled, p_adjusted: float, alpha: float, tested: int, reference: float) -> dict[str, Any]:
     half = one.half_width(1 - alpha)
-    seen = one.half_width(1 - alpha / tested)  # what Holm asks of the smallest p-value, so of any on its own
+    seen = one.half_width(1 - alpha / tested)  # Holm's level for the smallest p-value
     called = p_adjusted <= alpha
     verdict: Verdict = "no difference detected"
     if called:
@@ -133,6 +133,6 @@ def _enough_resamples(params: ReportParams, tested: int) -> None:
     needed = int(np.ceil(tested / (1 - params.confidence)))
     if params.resamples < needed:
         raise ValueError(
-            f"report.resamples: found {params.resamples}, which cannot call any of {tested} comparisons different at "
+            f"report.resamples: found {params.resamples}, too few to find any of {tested} comparisons different at "
             f"{params.confidence:.0%}; expected at least {needed} (2000 or ten times that is better)"
         )

@@ -1,4 +1,4 @@
-"""The verdict in sentences that need no knowledge of statistics."""
+"""The verdict in sentences for readers without knowledge of statistics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CALLED = ("better", "worse")
 
 
 def headline(comparisons: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -> str:
-    """One sentence over the whole study."""
+    """One sentence on the whole comparison."""
     if not comparisons:
         return "Only one calibration choice: there is nothing to compare it with."
     if all(c["verdict"] == "too few documents" for c in comparisons if c["verdict"] != "identical"):
@@ -25,7 +25,7 @@ def headline(comparisons: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -
 
 
 def sentences(comparisons: Sequence[Mapping[str, Any]], confidence: float) -> list[str]:
-    """What was found, differences first, then what was not; choices with identical weights in one sentence each."""
+    """Sentences on differences, then on comparisons without one, then on identical weights per scheme."""
     called = [c for c in comparisons if c["verdict"] in CALLED]
     called.sort(key=lambda c: -abs(c["relative"]["difference"]) if "relative" in c else 0.0)
     texts = [_called(c, confidence) for c in called]

@@ -1,4 +1,4 @@
-"""The samples a choice picked. For use in your own code, one line each:
+"""Calibration sets. To open one in your own code:
 
 CalibrationDataset("data/calibration_set/random-64")      # torch.utils.data.Dataset
 load_calibration_set("data/calibration_set/random-64")    # datasets.Dataset
@@ -15,7 +15,7 @@ __all__ = ["CalibrationDataset", "load_calibration_set"]
 
 
 def __getattr__(name: str) -> Any:
-    # torch and datasets take seconds to import: only who asks for one of these pays
+    # deferred, since torch and datasets take seconds to import
     if name in __all__:
         from plumbline.calibration_set import calibration_dataset
 

@@ -1,4 +1,4 @@
-"""A calibration set in the two forms that quantization libraries take. Imported lazily: torch is needed here."""
+"""A calibration set in the two forms that quantization libraries accept. Imported lazily, as it needs torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class CalibrationDataset(Dataset[dict[str, torch.Tensor]]):
-    """The set as a torch Dataset, in order, unpadded.
+    """A calibration set as a torch Dataset, in order, unpadded.
 
     Item i is `{"input_ids": int64 (n_tokens,), "attention_mask": int64 (n_tokens,), all ones}`. Samples differ in
-    length: use a batch size of 1, or a collator that pads and masks (padding must not reach a statistic).
+    length: use a batch size of 1, or a collator that pads and masks, so that padding reaches no statistic.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -32,7 +32,7 @@ class CalibrationDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"the calibration set has {len(self)} samples, asked for number {index}")
+            raise IndexError(f"index {index} is out of range: the calibration set has {len(self)} samples")
         ids = np.array(self._table["input_ids"][index % len(self)].values, dtype=np.int64)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(len(ids), dtype=torch.int64)}
 

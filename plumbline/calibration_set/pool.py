@@ -1,4 +1,4 @@
-"""The pool of a choice: the samples to choose from, and how a strategy gets at what is known about them."""
+"""The pool of a choice: the samples to choose from, with lazy access to tokens, embeddings and signatures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 REMEMBERED = 4096
-"""Measured signatures that are kept in memory, each some 100 KB for a small model."""
+"""Most measured signatures kept in memory, each some 100 KB for a small model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Sources:
         return Samples(self._sorted(name)[0], self.readers)
 
     def pool(self) -> Pool:
-        """The whole pool split, with everything a strategy may look at; read once, whoever asks."""
+        """The whole pool split, with everything a strategy may read; read once."""
         return self._pool
 
     @cached_property
@@ -90,16 +90,16 @@ class Sources:
 
     def _sorted(self, split: str) -> tuple[pa.Table, NDArray[np.int64]]:
         table = read_samples(self.samples, splits=[split], columns=list(COLUMNS))
-        order = pc.sort_indices(table["sample_id"])  # from here on, the order on disk decides nothing
+        order = pc.sort_indices(table["sample_id"])  # so that the order on disk has no effect
         return table.take(order), order.to_numpy().astype(np.int64)
 
     @cached_property
     def readers(self) -> Readers:
-        """How the samples are read; one object for all splits."""
+        """Readers of the samples, shared by all splits."""
         return Readers(_input_ids_from(self.samples), self._embeddings, self._signatures, self._signed)
 
     def load_model(self) -> PreTrainedModel:
-        """The base model, shared with every other asset of this process."""
+        """The base model, shared by everything in this process."""
         return self.base.loaded()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -115,7 +115,7 @@ class Sources:
         return embeddings_of(self._features("embeddings"), names)
 
     def _signatures(self, names: Sequence[str]) -> Signatures:
-        """Stored ones are read, the others measured; those measured before are remembered for the next who asks."""
+        """Read stored signatures and measure the others; the latest measured ones stay in memory."""
         from plumbline.sample_features.signatures import joined
 
         rows = self._stored.rows_of(names)
@@ -131,7 +131,7 @@ class Sources:
         return joined(parts).by_id(names)
 
     def measure(self, samples: Mapping[str, NDArray[np.int32]]) -> Signatures:
-        """Signatures of samples that need not be of the corpus, by id and in that order; a forward pass each.
+        """Signatures of samples, by id and in that order, at a forward pass each; they need not be of the corpus.
 
         Raises:
             ValueError: the features were made with another base model, or without signatures.

@@ -1,4 +1,4 @@
-"""Reading a calibration set, digest checked: what the statistics, the audit and the user's own code open."""
+"""Reading a calibration set and checking its digest."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SCHEMA = pa.schema(
         ("assistant_spans", pa.list_(pa.int32())),
     ]
 )
-"""samples.parquet. `doc_ids`: the documents whose text is in the sample; several where documents were joined, none
-where the base model wrote it. `reason` is JSON. `parents`: the samples of the pool that a sample was cut or joined
-from; none where it is one of the pool. `assistant_spans`: [start, stop, ...], the tokens that a chat's assistant wrote;
-null where every token counts, because no part is a chat, or because it cannot be told (see assistant.py)."""
+"""Schema of samples.parquet. `doc_ids`: the documents whose text is in the sample; several if documents were joined,
+none if the base model wrote it. `reason` is JSON. `parents`: the samples of the pool that a sample was cut or joined
+from; empty if it is one of the pool. `assistant_spans`: [start, stop, ...], the tokens that a chat's assistant wrote;
+null if every token counts, because no part is a chat or the spans are not known (see assistant.py)."""
 
 
 def set_digest(sample_ids: Sequence[str], fingerprint: str) -> str:
     """The digest of a calibration set: SHA-256 (hex) over its sample ids in order and the tokenization fingerprint.
 
-    The ids are digests of the token ids, so this one names every token of the set.
+    The ids are digests of the token ids, so this digest covers every token of the set.
     """
     return sha256_json([list(sample_ids), fingerprint])
 
@@ -49,8 +49,8 @@ def read_calibration_set(path: Path, columns: Sequence[str] | None = None) -> pa
     """The samples of a calibration set in order, with the columns of `SCHEMA` (or those named).
 
     Raises:
-        FileNotFoundError: `path` is no calibration set.
-        ValueError: the sample ids are not those the manifest's digest was taken over.
+        FileNotFoundError: `path` is not a calibration set.
+        ValueError: the sample ids do not match the manifest's digest.
     """
     file = path / "samples.parquet"
     if not file.is_file():
@@ -60,7 +60,7 @@ def read_calibration_set(path: Path, columns: Sequence[str] | None = None) -> pa
     digest = set_digest(ids, manifest["fingerprint"])
     if digest != manifest["digest"]:
         raise ValueError(
-            f"{file}: its samples have digest {digest[:12]}, manifest.json says {manifest['digest'][:12]}; one of the "
-            f"two was altered: restore both with `dvc checkout --force {path}`"
+            f"{file}: its samples have digest {digest[:12]}, expected {manifest['digest'][:12]} (manifest.json); one "
+            f"of the two was altered: restore both with `dvc checkout --force {path}`"
         )
     return pq.read_table(file, columns=None if columns is None else list(columns))

@@ -1,4 +1,4 @@
-"""From a strategy's selection to the rows of a calibration set: choose, check, join, count."""
+"""Build a calibration set: read the pool, let the strategy choose, check and write the samples."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ WRITTEN = "written by the base model"
 
 
 def choose(pool: Pool, strategy: Strategy, choice: Mapping[str, Any], whole: int) -> Selection:
-    """Let a strategy choose from the pool, and hold it to its contract.
+    """Let a strategy choose from the pool, and check its selection.
 
     Args:
         choice: the content of `choice.json`.
-        whole: samples of the pool before any filter, for the message where there are too few.
+        whole: samples of the pool before any filter, for the error message.
     """
     n = _size(choice, pool, whole)
     options = strategy.options.model_validate({key: value for key, value in choice.items() if key not in _CORE})
@@ -37,7 +37,7 @@ def choose(pool: Pool, strategy: Strategy, choice: Mapping[str, Any], whole: int
 
 
 def _size(choice: Mapping[str, Any], pool: Pool, whole: int) -> int:
-    """How many samples to ask the strategy for: n, or with `allow_fewer` what there is."""
+    """The number of samples to request: n, or with `allow_fewer` at most the size of the pool."""
     if not len(pool) or (len(pool) < choice["n"] and not choice["allow_fewer"]):
         among = "" if choice["domains"] is None else f", {len(pool)} of them in domains {', '.join(choice['domains'])}"
         raise ValueError(_too_few(choice, len(pool), f"the pool has {whole} samples{among}"))
@@ -51,7 +51,7 @@ def _too_few(choice: Mapping[str, Any], count: int, why: str) -> str:
 
 
 def _check(selection: Selection, pool: Pool, n: int, choice: Mapping[str, Any], strategy: Strategy) -> None:
-    """Hold a strategy to its contract: a third party's mistake must not become a quietly wrong set."""
+    """Check the contract of a strategy, so that a faulty one of another package cannot write a wrong set."""
     rows = np.asarray(selection.indices)
     blame = f"strategy {choice['strategy']} of package {strategy.package}"
     if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer) or len(rows) != len(selection.reasons):
@@ -81,7 +81,7 @@ def _check(selection: Selection, pool: Pool, n: int, choice: Mapping[str, Any], 
 
 
 def joined(pool: Pool, selection: Selection, name: str) -> pa.Table:
-    """The chosen samples as they are stored (`reader.SCHEMA`): whole, joined of pieces, or written.
+    """The table of the chosen samples (`reader.SCHEMA`): whole, joined of pieces, or written.
 
     Raises:
         ValueError: two of them have the same tokens.
@@ -126,7 +126,7 @@ _ABOUT = ("sample_id", "doc_id", "domain", "source")
 
 
 def _touched(selection: Selection) -> list[int]:
-    """The rows of the pool whose tokens are in the set, each once."""
+    """Rows of the pool whose tokens are in the set, without repeats."""
     rows: dict[int, None] = {}
     for position, row in enumerate(np.asarray(selection.indices).tolist()):
         if position in selection.pieces:
@@ -137,7 +137,7 @@ def _touched(selection: Selection) -> list[int]:
 
 
 def _tokens_used(selection: Selection, pool: Pool) -> int:
-    """Tokens of the pool that are in the set, each once however often (special tokens may head several windows)."""
+    """Number of distinct token positions of the pool in the set (special tokens may begin several windows)."""
     spans: dict[int, list[tuple[int, int]]] = {row: [] for row in _touched(selection)}
     for piece in (piece for parts in selection.pieces.values() for piece in parts):
         spans[piece.row].append((piece.start, piece.stop))

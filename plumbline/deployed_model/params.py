@@ -20,7 +20,7 @@ class DeploymentParams(BaseModel):
     max_megabytes: float | None = Field(default=None, gt=0)
     """Of the weights on disk (10^6 bytes); None: smaller than the base model's."""
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
-    """Two texts are near-duplicates when the shorter shares at least this much of its runs of 13 tokens."""
+    """Two texts are near-duplicates if the shorter one shares at least this share of its 13-grams."""
     max_near_duplicates: float = Field(default=0.0, ge=0, le=1)
     """Share of the report split's documents that may be near-duplicates of a calibration sample."""
     serving: str | None = None

@@ -1,4 +1,4 @@
-"""The base model's answers on the report split, computed once for all quantized models of a run."""
+"""The base model's predictions on the report split, computed once for all quantized models of a run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from plumbline.evaluation.held_out import HeldOutBatch, predicted_logits
 
 
 class BaseLogits:
-    """Base predictions batch by batch: kept in memory while they fit into `budget` bytes, else recomputed per use.
+    """Base predictions per batch: cached in memory up to `budget` bytes, the others recomputed per use.
 
-    They are kept in the dtype the model answers in, at all positions and for the whole vocabulary: nothing is rounded
-    or cut (16-bit storage with a floor biases KL: ik_llama.cpp #325).
+    They are stored in the model's dtype, at all positions and for the whole vocabulary, without rounding or cutting
+    (16-bit storage with a floor biases KL: ik_llama.cpp #325).
     """
 
     def __init__(self, load: Callable[[], Any], batches: Sequence[HeldOutBatch], budget: int) -> None:
-        """`load` returns the base model; it is called at the first use, and the model is let go of once all fits."""
+        """`load` returns the base model; it is called on first use, and the model is released once all is cached."""
         self._load, self._batches, self._budget = load, batches, budget
         self._model: Any = None
         self._kept: dict[int, BasePrediction] = {}
         self._bytes = 0
 
     def __getitem__(self, index: int) -> BasePrediction:
-        """The prediction for batch `index`; the same object again while it is kept."""
+        """The prediction for batch `index`; the same object on every call if it is cached."""
         if index in self._kept:
             return self._kept[index]
         if self._model is None:
@@ -46,7 +46,7 @@ _latest: tuple[tuple[str, ...], BaseLogits] | None = None
 def shared_base_logits(
     key: tuple[str, ...], load: Callable[[], Any], batches: Sequence[HeldOutBatch], budget: int
 ) -> BaseLogits:
-    """The `BaseLogits` of this process for `key`: digests of base model, samples and everything else that decides them.
+    """The `BaseLogits` of this process for `key`: digests of base model, samples and evaluation parameters.
 
     One entry, since the quantized models of a run share one base model; a new key replaces it.
     """

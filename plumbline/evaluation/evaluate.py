@@ -1,4 +1,4 @@
-"""Both models over the same samples, token by token, and over the same multiple-choice items."""
+"""Evaluation of a quantized model against the base model on held-out documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from plumbline.evaluation.metrics import subset
 from plumbline.evaluation.params import EvaluationParams
 
 REMEMBERED = 8
-"""Measurements kept in memory: schemes follow each other choice by choice, so one comes back after as many."""
+"""Measurements in memory. A repeated one recurs after as many evaluations as there are schemes."""
 _measured: dict[tuple[str, ...], tuple[TokenDivergence, np.ndarray]] = {}
 
 
@@ -34,10 +34,10 @@ def divergences(
     weights: dict[str, str],
     parts: Sequence[HeldOut],
 ) -> list[tuple[TokenDivergence, np.ndarray]]:
-    """Both models over the same batches, part by part as `measure` returns it. A batch holds samples of one part, so
-    that the first gives the same bits whatever comes behind it.
+    """Measure both models over the same batches, with a result of `measure` per part.
 
-    Models that compute the same are measured once: rounding to nearest gives one model, whatever it was calibrated on.
+    A batch has samples of one part only, so that the first part gives the same bits with or without others. Models with
+    the same weights are measured once: rounding to nearest gives one model for all calibration sets.
     """
     conditions = (base_digest, sha256_json([part.digest for part in parts]), params.model_dump_json(), base.device)
     key = (*conditions, _decisive(quantized, weights))
@@ -62,7 +62,7 @@ def divergences(
 
 
 def answers(params: EvaluationParams, base: BaseCheckpoint, quantized: Path) -> pa.Table:
-    """What both models choose of the items that `params.items` names, as `item_table` gives it."""
+    """The `item_table` of the choices of both models."""
     assert params.items is not None
     items = read_items(base.root / params.items)
     sequences, counts = encoded(items, base.tokenizer())
@@ -72,7 +72,7 @@ def answers(params: EvaluationParams, base: BaseCheckpoint, quantized: Path) -> 
 
 
 def _decisive(quantized: Path, weights: dict[str, str]) -> str:
-    """Digest of what decides a model's answers: its weights, and its configuration without the provenance in it."""
+    """Digest of a model's weights and of its configuration without provenance."""
     config = read_json(quantized / "config.json")
     for part in (config, config.get("quantization_config", {})):
         part.pop("calibration", None)

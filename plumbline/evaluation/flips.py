@@ -1,6 +1,6 @@
-"""Multiple-choice items: which answers quantization turns from correct to incorrect, and the other way.
+"""Multiple-choice items: answers that quantization changes from correct to incorrect, or the other way.
 
-Accuracy may stay where it is while many answers change; the flips show it (Dutta et al. 2024, "Accuracy is Not All You
+Many answers may change while accuracy stays the same; the flips show that (Dutta et al. 2024, "Accuracy is Not All You
 Need", arXiv:2407.09141).
 """
 
@@ -40,7 +40,7 @@ def read_items(path: Path) -> list[Item]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no item, an item occurs twice, or there is none; names the line.
+        ValueError: a line is not an item, an item occurs twice, or there is none; names the line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"params.yaml evaluation.items: {path} does not exist; give a .jsonl file, or null")
@@ -73,10 +73,9 @@ def _item(where: str, line: str) -> Item:
 
 
 def encoded(items: Sequence[Item], tokenizer: Any) -> tuple[list[np.ndarray], np.ndarray]:
-    """Per item and choice, in order, the token ids (int64) of "question choice", and how many are the choice's, int64.
+    """Token ids (int64) of "question choice" per item and choice, and the number of tokens of the choice (int64).
 
-    The choice's tokens are those that stand behind the tokens of the question alone, as lm-evaluation-harness counts
-    them.
+    The tokens of the choice are those after the tokens of the question alone, as in lm-evaluation-harness.
 
     Raises:
         ValueError: a choice adds no token.
@@ -96,13 +95,13 @@ def encoded(items: Sequence[Item], tokenizer: Any) -> tuple[list[np.ndarray], np
 
 
 def _closing(tokenizer: Any) -> int:
-    """Special tokens that the tokenizer puts behind a text; no choice is judged by them."""
+    """Number of special tokens that the tokenizer appends to a text; they do not count for a choice."""
     special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     return next((index for index, flag in enumerate(reversed(special)) if not flag), 0)
 
 
 def log_likelihoods(model: Any, sequences: Sequence[np.ndarray], counts: np.ndarray, batch_tokens: int) -> np.ndarray:
-    """log p of the last counts[s] tokens of each sequence given those before, in nats, float64 (S,)."""
+    """Log-likelihood of the last counts[s] tokens of each sequence given those before, in nats, float64 (S,)."""
     sums = np.zeros(len(sequences))
     for batch in batches(HeldOut([], [], [], list(sequences), {}), batch_tokens):
         nll = predict(predicted_logits(model, batch), batch.targets.to(model.device)).nll.cpu().numpy()
@@ -113,7 +112,7 @@ def log_likelihoods(model: Any, sequences: Sequence[np.ndarray], counts: np.ndar
 
 
 def chosen(items: Sequence[Item], log_likelihood: np.ndarray) -> np.ndarray:
-    """The most likely choice of each item, int64 (I,); the first where several are."""
+    """The most likely choice of each item, int64 (I,); the first of ties."""
     ends = np.cumsum([len(item.choices) for item in items])
     return np.array([int(part.argmax()) for part in np.split(log_likelihood, ends[:-1])])
 

@@ -1,4 +1,4 @@
-"""Which samples of the report split are evaluated, and in which batches."""
+"""The samples of the report split that are evaluated, and their batches."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class HeldOutBatch:
     input_ids: torch.Tensor
     """int64 (B, T)."""
     predicted: torch.Tensor
-    """bool (B, T - 1): position t predicts a real token at t + 1. The first token of a sample is predicted by nothing,
-    a pad never is."""
+    """bool (B, T - 1): position t predicts a real token at t + 1. First tokens of samples and padding are not
+    predicted."""
 
     @property
     def targets(self) -> torch.Tensor:
-        """int64 (predicted tokens,): what comes next, sample after sample."""
+        """int64 (predicted tokens,): the next tokens, sample after sample."""
         return self.input_ids[:, 1:][self.predicted]
 
 
@@ -57,12 +57,12 @@ def choose(
     split: str = "report",
     tokens_per_sample: int | None = None,
 ) -> HeldOut:
-    """Which part of a split is evaluated, from content alone.
+    """Choose the part of a split that is evaluated, by content alone.
 
-    Per domain, documents in order of their id (a hash: as good as a random order) until there are `tokens_per_domain`
-    tokens. Of a document, the `samples_per_document` windows of lowest sample id: again a hash, because the first
-    windows of documents resemble each other (licences, imports, titles). Of a sample, its first `tokens_per_sample`
-    tokens; no others count. None: no limit.
+    Per domain, documents in order of their id (a hash, so in random order) until there are `tokens_per_domain` tokens.
+    Of a document, the `samples_per_document` windows with the lowest sample ids, again in random order, because the
+    first windows of documents are alike (licences, imports, titles). Of a sample, its first `tokens_per_sample` tokens.
+    None: no limit.
 
     Raises:
         ValueError: the report split is empty; another may be.
@@ -109,7 +109,7 @@ def choose(
 
 
 def _tokens(samples: Path, split: str, wanted: set[str]) -> dict[str, np.ndarray]:
-    """Token ids, int64, of the wanted samples alone: the whole split need not fit into memory."""
+    """Token ids, int64, of the wanted samples only, since the split may not fit into memory."""
     tokens: dict[str, np.ndarray] = {}
     for batch in iter_samples(samples, [split], ["sample_id", "input_ids"]):
         for sample_id, ids in zip(batch["sample_id"].to_pylist(), batch["input_ids"], strict=True):
@@ -119,7 +119,7 @@ def _tokens(samples: Path, split: str, wanted: set[str]) -> dict[str, np.ndarray
 
 
 def batches(held_out: HeldOut, batch_tokens: int) -> Iterator[HeldOutBatch]:
-    """Samples by length, longest first, as many at a time as fit into `batch_tokens` tokens with their padding."""
+    """Batches of samples by length, longest first, of at most `batch_tokens` tokens including padding."""
     lengths = np.array([len(ids) for ids in held_out.tokens])
     order = np.argsort(-lengths, kind="stable")
     start = 0
@@ -135,10 +135,10 @@ def batches(held_out: HeldOut, batch_tokens: int) -> Iterator[HeldOutBatch]:
 
 
 def predicted_logits(model: Any, batch: HeldOutBatch) -> torch.Tensor:
-    """The model's logits at the predicted positions, (predicted tokens, vocabulary), in the dtype it answers in.
+    """The model's logits at the predicted positions, (predicted tokens, vocabulary), in its dtype.
 
-    Pads stand to the right, where causal attention cannot see them, so they need no attention mask (which would cost
-    the fast attention kernel), and no pad's answer is read.
+    Padding is on the right, where causal attention does not see it. So no attention mask is needed, which would prevent
+    the fast attention kernel, and the logits of padding are not read.
     """
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=batch.input_ids.to(model.device), use_cache=False).logits

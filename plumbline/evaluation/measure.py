@@ -1,4 +1,4 @@
-"""A quantized model against the base model's answers, batch by batch."""
+"""Comparison of a quantized model with the base model's predictions, batch by batch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from plumbline.evaluation.held_out import HeldOutBatch, predicted_logits
 
 
 def measure(base: BaseLogits, model: Any, work: Sequence[HeldOutBatch]) -> tuple[TokenDivergence, np.ndarray]:
-    """Both models over the same batches: one entry per predicted token, and which sample (int64) it belongs to.
+    """Compare both models on the same batches: an entry per predicted token, and the sample (int64) of each.
 
-    Tokens come in order of sample and position, whatever the batches were.
+    Tokens are in order of sample and position, independent of the batches.
 
     Args:
-        base: the base model's answers to `work`.
+        base: the base model's predictions on `work`.
         model: the quantized model.
     """
     parts = [token_divergence(base[index], predicted_logits(model, batch)) for index, batch in enumerate(work)]

@@ -1,4 +1,4 @@
-"""Figures of an evaluation from what was measured per token."""
+"""Figures of an evaluation from measurements per token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 
 def figures(tokens: TokenDivergence) -> dict[str, float | int]:
-    """Figures over all tokens given: KL in nats per token, perplexity = exp(mean nll), agreement as a share of 1,
+    """Figures over tokens: KL in nats per token, perplexity = exp(mean nll), agreement as a share of 1,
     rms_delta_p = sqrt(mean (p_quantized(target) - p_base(target))²) as a share of 1.
 
     The panel of llama.cpp's `llama-perplexity --kl-divergence` (ggml-org/llama.cpp#5076), which shows the last two in
@@ -45,7 +45,7 @@ def figures(tokens: TokenDivergence) -> dict[str, float | int]:
 def summarize(
     tokens: TokenDivergence, sample_of_token: np.ndarray, held_out: HeldOut, ends: Sequence[int]
 ) -> tuple[dict[str, Any], pa.Table]:
-    """What metrics.json says about some samples, and their `document_table`, in order of domain and document.
+    """The part of metrics.json on some samples, and their `document_table`, in order of domain and document.
 
     Args:
         tokens: N predicted tokens.
@@ -117,10 +117,10 @@ def by_length(tokens: TokenDivergence, length_of_token: np.ndarray, ends: Sequen
     Args:
         tokens: N predicted tokens.
         length_of_token: int (N,): length in tokens of the sample that each belongs to.
-        ends: longest sample of every bucket, ascending; what is longer than the last makes a bucket of its own.
+        ends: longest sample of every bucket, ascending; longer samples make a bucket of their own.
 
     Returns:
-        Figures with `shortest` and `longest`, the bucket's bounds; `longest` is None where it has none.
+        Figures with `shortest` and `longest`, the bucket's bounds; `longest` is None if it has none.
     """
     bucket = np.searchsorted(np.asarray(ends), length_of_token)
     bounds = list(zip([1, *(end + 1 for end in ends)], [*ends, None], strict=True))
@@ -133,8 +133,8 @@ def by_length(tokens: TokenDivergence, length_of_token: np.ndarray, ends: Sequen
 def layer_errors(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Relative squared error of every layer's output, tr(dW S dW^T) / tr(W S W^T), from the calibration set's Hessian.
 
-    Of the weights alone, and on the set itself: it tells layers of a model apart, while sets are compared on held-out
-    documents. Layers whose site has no Hessian are left out.
+    It is the error of the weights on the set itself, and serves to compare the layers of a model; sets are compared on
+    held-out documents. Layers whose site has no Hessian are left out.
 
     Args:
         layers: of calibration.json.
@@ -143,4 +143,4 @@ def layer_errors(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _exp(nll: float) -> float:
-    return math.exp(min(nll, 700.0))  # a model that is broken beyond e^700 still has a figure, and JSON has no infinity
+    return math.exp(min(nll, 700.0))  # JSON has no infinity

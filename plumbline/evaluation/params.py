@@ -6,22 +6,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class EvaluationParams(BaseModel):
-    """How much of the report split is evaluated, and with how much memory."""
+    """How much of the report split is evaluated, and the memory used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens_per_domain: int | None = Field(default=16384, gt=0)
-    """Documents are taken in order of their id until a domain has so many tokens; None: all."""
+    """Documents are taken in order of their id until a domain has this many tokens; None: all."""
     samples_per_document: int | None = Field(default=1, gt=0)
-    """At most so many windows of a long document; None: all. Windows of one document say nearly the same, so the same
-    tokens spread over more documents tell smaller differences apart: at the default size, 54 documents of the
-    bundled corpus rather than 16."""
+    """Most windows of a long document; None: all. Windows of one document are similar, so the same tokens spread over
+    more documents detect smaller differences: at the default size, 54 documents of the bundled corpus, not 16."""
     length_buckets: tuple[int, ...] = (64, 256, 1024, 4096, 16384)
     """Figures are also given per bucket of sample length: the longest sample of each bucket, in tokens, ascending.
-    Longer samples make a bucket of their own; an empty bucket is left out."""
+    Longer samples make a bucket of their own; empty buckets are left out."""
     items: str | None = None
     """A .jsonl file of multiple-choice items (`question`, `choices`, `answer`: the index of the correct one), absolute
-    or relative to the project; also to be named in dvc.yaml (`evaluation`, `deps`). None: no flips are counted."""
+    or relative to the workspace; name it in dvc.yaml, too (`evaluation`, `deps`). None: no flips are counted."""
     batch_tokens: int = Field(default=4096, gt=0)
     base_logits_bytes: int = Field(default=4 * 2**30, ge=0)
     """Base logits up to this size are kept in memory and shared by every model of a run."""

@@ -1,4 +1,4 @@
-"""Two small pictures of an evaluation, for Dagster's and MLflow's pages."""
+"""Two small plots of an evaluation, for Dagster and MLflow."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6670"  # Okabe and Ito (2008): told apart with any colour vision
+from plumbline.figure import BLUE, GREY, ORANGE, new_axes, save
+
 SMALLEST_KL = 1e-9
 HISTOGRAM, DOMAINS = "kl_histogram.png", "kl_by_domain.png"
 
 
 def plot_kl_histogram(kl: np.ndarray, figures: Mapping[str, float], path: Path) -> None:
-    """Share of tokens by KL (N,) on a logarithmic axis, with mean and 99th percentile marked.
+    """Plot the share of tokens by KL (N,) on a logarithmic axis, with mean and 99th percentile.
 
     Tokens below 1e-9 nats count into the first bar. `figures` gives kl_mean and kl_p99.
     """
-    figure, axes = _axes()
+    figure, axes = new_axes(6, 2.8)
     exponents = np.log10(np.maximum(kl, SMALLEST_KL))
     low, high = np.floor(exponents.min()), np.ceil(exponents.max() + 1e-12)
     edges = np.logspace(low, max(high, low + 1), 1 + 8 * int(max(high, low + 1) - low))
@@ -32,12 +31,12 @@ def plot_kl_histogram(kl: np.ndarray, figures: Mapping[str, float], path: Path) 
     axes.set_xlabel("KL(base ‖ quantized) of a token, nats")
     axes.set_ylabel("tokens, %")
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path, tight=True)
 
 
 def plot_kl_by_domain(by_domain: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Mean KL per token of each domain as a bar, the 99th percentile as a dot; `by_domain` as in metrics.json."""
-    figure, axes = _axes()
+    """Plot the mean KL per token of each domain as a bar; `by_domain` as in metrics.json."""
+    figure, axes = new_axes(6, 2.8)
     names = list(by_domain)
     means = [by_domain[name]["kl_mean"] for name in names]
     axes.barh(names, means, color=BLUE, alpha=0.75, height=0.6)
@@ -48,16 +47,4 @@ def plot_kl_by_domain(by_domain: Mapping[str, Mapping[str, Any]], path: Path) ->
     axes.set_xlabel("mean KL(base ‖ quantized), nats per token")
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    _save(figure, path)
-
-
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6, 2.8), dpi=80, layout="constrained")  # no pyplot: no display, no state between figures
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # The name and version of the software, which would be written into it, change the bytes.
-    figure.savefig(path, format="png", bbox_inches="tight", metadata={"Software": None})
+    save(figure, path, tight=True)

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a model, every item logged. Needs the extra `lm-eval`."""
+"""Run lm-evaluation-harness on a model and log every item. Needs `pip install -c constraints.txt -e '.[lm-eval]'`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from plumbline.distribution import install_command
 def run_tasks(
     model: Any, tokenizer: Any, tasks: Sequence[str], include: Path | None, limit: int | None, batch_size: int
 ) -> Mapping[str, Iterable[Mapping[str, Any]]]:
-    """Per task the logged samples, as `item_table` reads them.
+    """Run tasks; the logged samples per task, as `item_table` reads them.
 
     Args:
-        model: a transformers model; a quantized one is loaded as anyone would load it.
-        tasks: names that the harness knows, or of the task files in `include`.
-        include: folder with task files (YAML) of one's own.
-        limit: only so many items of each task; None: all.
+        model: a transformers model, quantized or not.
+        tasks: names of the harness's tasks, or of the task files in `include`.
+        include: folder with further task files (YAML).
+        limit: number of items of each task; None: all.
 
     Raises:
         ImportError: the harness is not installed.

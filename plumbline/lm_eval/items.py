@@ -1,4 +1,4 @@
-"""Tasks item by item: which of two models answers an item correctly, and whether their shares differ."""
+"""Per-item results of tasks, and the test whether two models differ in accuracy."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from plumbline.calibration_report.bootstrap import holm
 from plumbline.calibration_report.mcnemar import mcnemar
 
 METRICS = ("acc", "exact_match")
-"""Of lm-evaluation-harness, the first that a task has: 1 for a correct item, 0 for another."""
+"""Metrics of lm-evaluation-harness that are 1 for a correct item and 0 otherwise; the first that a task has is used."""
 SCHEMA = pa.schema([("task", pa.string()), ("item", pa.string()), ("metric", pa.string()), ("correct", pa.bool_())])
 
 
 def item_table(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> pa.Table:
-    """A row per item, in order of task and item: task, item (which content, which occurrence of it), metric, correct.
+    """A row per item, in order of task and item: task, item (content and its occurrence), metric, correct.
 
     Args:
-        samples: per task what `log_samples` of lm-evaluation-harness gives; of several filters the first counts.
+        samples: per task the samples logged by lm-evaluation-harness; of several filters the first is used.
 
     Raises:
-        ValueError: a task's items are not correct or incorrect (another metric, or a value between).
+        ValueError: a task has none of these metrics, or one has a value other than 0 and 1.
     """
     rows = []
     for task, logged in samples.items():
@@ -44,7 +44,7 @@ def item_table(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> pa.Table:
 
 
 def compare(first: pa.Table, second: pa.Table) -> list[dict[str, Any]]:
-    """Per task, McNemar's exact test on the paired items of two models, corrected by Holm over the tasks.
+    """Per task, McNemar's exact test on the paired items of two models, with Holm's correction over the tasks.
 
     Args:
         first, second: two `item_table`s of the same tasks and items.
@@ -54,7 +54,7 @@ def compare(first: pa.Table, second: pa.Table) -> list[dict[str, Any]]:
         correctly), flips (share of 1), p_value, p_adjusted.
 
     Raises:
-        ValueError: the two hold different items.
+        ValueError: the two have different items.
     """
     keys = ["task", "item", "metric"]
     if not first.select(keys).equals(second.select(keys)):

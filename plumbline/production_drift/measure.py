@@ -1,4 +1,4 @@
-"""Has production moved away from what the champion was calibrated on? The panel of representativeness, then and now."""
+"""Production drift: the representativeness of the champion's calibration set when it was chosen, and today."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from plumbline.raw_corpus.document import PRODUCTION
 
 
 def measure_drift(calibration_set: Path, sources: Sources, params: DriftParams) -> dict[str, Any]:
-    """Compare a calibration set with today's production, and with how far it was when it was chosen.
+    """Compare a calibration set with today's production, and with its distance when it was chosen.
 
     Args:
-        calibration_set: the champion's, as it was made.
-        sources: samples and features with today's production in them; random draws come from their pool.
+        calibration_set: the champion's, as it was built.
+        sources: samples and features with today's production; random draws are from their pool.
 
     Returns:
-        JSON-able: `drifted`; `metrics`, those that count, with value and ratio now and then, and whether it is the pool
-        that lacks it; `sentence`, which names them; `p_value` of the set; `production_samples`.
+        JSON-able: `drifted`; `metrics`, the drifted ones with value and ratio now and then, and whether the pool
+        drifted; `sentence`, which names them; `p_value` of the set; `production_samples`.
     """
     pool = sources.pool()
     count = 0 if pool.production is None else len(pool.production)
@@ -41,7 +41,7 @@ def measure_drift(calibration_set: Path, sources: Sources, params: DriftParams) 
 
 
 def selection_of(rows: pa.Table, pool_ids: pa.ChunkedArray) -> Selection:
-    """A stored set as a selection from today's pool; a sample that is not in it counts as written, without domain."""
+    """A stored set as a selection from today's pool; samples that are not in it count as written, without domain."""
     at = {sample: row for row, sample in enumerate(pool_ids.to_pylist())}
     names = rows["sample_id"].to_pylist()
     tokens = rows["input_ids"].combine_chunks()
@@ -54,13 +54,13 @@ def selection_of(rows: pa.Table, pool_ids: pa.ChunkedArray) -> Selection:
 
 
 def judge(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) -> dict[str, Any]:
-    """Whether production has moved from the champion's set, or from everything that a set could be drawn from.
+    """Decide whether production has moved from the champion's set, or from the whole pool.
 
-    Random draws are the yardstick of the set, so production that moves to where the pool has nothing is as far from
-    every draw as from the set. That is seen by the draws themselves: today's are farther than those of then.
+    The set is compared with random draws, so if production moves to where the pool has no samples, it is as far from
+    every draw as from the set. The draws show that: today's are farther from production than the earlier ones.
 
     Args:
-        now, then: what `representativeness` returned; one that knew no production counts as nothing flagged.
+        now, then: results of `representativeness`; without production, nothing was flagged then.
     """
     block = now["references"][PRODUCTION]
     before = then.get("references", {}).get(PRODUCTION, {"flagged": [], "metrics": {}})
@@ -94,7 +94,7 @@ def judge(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) 
 
 
 def _left_by_the_set(block: Mapping[str, Any], before: Mapping[str, Any], params: DriftParams) -> list[str]:
-    """Metrics that are flagged now and were not, or are flagged still and have grown."""
+    """Metrics that are newly flagged, or are still flagged and have grown."""
     names = []
     for name in block["flagged"]:
         ratio, was = block["metrics"][name]["ratio"], before["metrics"].get(name, {}).get("ratio")
@@ -105,12 +105,12 @@ def _left_by_the_set(block: Mapping[str, Any], before: Mapping[str, Any], params
 
 
 def _left_by_the_pool(now: Mapping[str, Any], then: Mapping[str, Any], params: DriftParams) -> list[str]:
-    """Metrics in which today's random draws are farther from production than those of then, all but the extremes.
+    """Metrics in which today's random draws are farther from production than the earlier ones, except for extremes.
 
-    The spread of draws of n samples against m samples of production leaves out what another sample of production would
-    give. Both vary as 1/n and 1/m, so that p05 and p95 are taken sqrt(1 + n/m) times as far from the median. Where no
-    production was known then, the tuning split says how near a draw comes. Distances of a small sample are larger:
-    nothing is said where there is less than half of the production of then.
+    The spread of draws of n samples against m samples of production leaves out the variance of the sample of
+    production. The two vary as 1/n and 1/m, so p05 and p95 are moved sqrt(1 + n/m) times as far from the median. If
+    there was no production sample, the tuning split serves instead. Distances to a small sample are larger, so there is
+    no result if today's sample has less than half the size of the earlier one.
     """
     block = now["references"][PRODUCTION]
     before = then.get("references", {}).get(PRODUCTION) or now["references"].get("tuning")

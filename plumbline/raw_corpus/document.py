@@ -7,25 +7,24 @@ import json
 from dataclasses import dataclass, field
 
 PRODUCTION = "production"
-"""The source `corpus.production` of params.yaml: a sample of what the model will meet, in a split of its own."""
+"""The source `corpus.production` of params.yaml: a sample of production data, in its own split."""
 OUT_OF_DOMAIN = "out_of_domain"
-"""The source `corpus.out_of_domain`: texts unlike the corpus, which every model is evaluated on, too."""
+"""The source `corpus.out_of_domain`: texts unlike the corpus, on which every model is evaluated, too."""
 APART = (PRODUCTION, OUT_OF_DOMAIN)
-"""Sources whose documents are a split of their own, whatever their hash; before all others, in this order."""
+"""Sources whose documents are in their own split, whatever their hash; they come first, in this order."""
 
 
 @dataclass(frozen=True)
 class Document:
     """One raw text or one chat, before tokenization.
 
-    `group` names what must stay on one side of a split: documents that share text share a group (a module's
-    docstrings and its source, the turns of one user). It defaults to the document's own id.
+    All documents of a `group` are in the same split. Documents that share text should share a group (a module's
+    docstrings and its source, the turns of one user). It defaults to the document's id.
     """
 
     domain: str
     source: str
-    """File within the source, as `source-name/relative/path`: says where the document came from, never an
-    absolute path."""
+    """File within the source, as `source-name/relative/path`, never an absolute path."""
     row: int
     """0-based row of the document in its file."""
     text: str | None = None
@@ -42,7 +41,7 @@ class Document:
 
 
 def document_id(text: str | None, messages: tuple[dict[str, str], ...] | None) -> str:
-    """SHA-256 (hex) of the content: the same text has the same id in whatever file it arrives."""
+    """SHA-256 (hex) of the content: the same text has the same id in any file."""
     payload = text if text is not None else json.dumps(messages, ensure_ascii=False, sort_keys=True)
     kind = "text" if text is not None else "messages"
     return hashlib.sha256(f"{kind}\0{payload}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The SHA-256 of files, remembered by (path, size, mtime, inode), so that an unchanged file is not even read."""
+"""SHA-256 of files, cached by (path, size, mtime, inode), so that unchanged files are not read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from plumbline.artifact import sha256_file
 
 RACY_NS = 2_000_000_000
-"""A file younger than this may change again within one tick of its clock: its digest is used, not remembered."""
+"""A younger file may change again within one tick of the clock, so its digest is not cached."""
 
 
 def stamp(path: Path) -> tuple[int, int, int]:
-    """(size, mtime in ns, inode) of a file: what changes when its content does."""
+    """(size, mtime in ns, inode) of a file, which change with its content."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 class FileHashes:
-    """Digests of files. The memory is a JSON file outside every artifact; losing it costs time, nothing else."""
+    """Digests of files, cached in a JSON file outside every artifact; losing it only costs time."""
 
     def __init__(self, memory: Path | None = None) -> None:
         self.memory = memory
@@ -30,7 +30,7 @@ class FileHashes:
             try:
                 loaded = json.loads(memory.read_text(encoding="utf-8"))
             except ValueError:
-                loaded = {}  # a half-written memory is no memory
+                loaded = {}  # ignore a corrupt cache file
             self._known = loaded if isinstance(loaded, dict) else {}
 
     def sha256(self, path: Path) -> str:
@@ -52,7 +52,7 @@ class FileHashes:
         return digest
 
     def save(self) -> None:
-        """Write what was asked for since the start; digests of files that nobody asks for are forgotten."""
+        """Write the digests that were used since the start; the others are dropped."""
         if self.memory is None:
             return
         self.memory.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""raw_corpus: every source file once, by content, into one shard; what is no document is counted and kept aside."""
+"""raw_corpus: every source file becomes one shard of documents; rejected rows are counted and stored apart."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _source_files(
 
 
 def _shards_of(previous: Path | None) -> dict[str, dict[str, Any]]:
-    """The manifest's rows by shard, as they were before duplicates of other files were marked."""
+    """The manifest's rows by shard, without the duplicates of other files."""
     if previous is None or not (previous / "manifest.json").is_file():
         return {}
     entries = {}
@@ -119,7 +119,7 @@ def _shards_of(previous: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def _link(previous: Path, out: Path, entry: dict[str, Any]) -> bool:
-    """Take an unchanged shard over; False where a file of it is missing, so it must be read again."""
+    """Link an unchanged shard; False if one of its files is missing, so that it must be read again."""
     names = [path for path, rows in ((shard_path, entry["documents"]), (rejected_path, entry["rejected"])) if rows]
     if not all(path(previous, entry["shard"]).is_file() for path in names):
         return False
@@ -131,8 +131,8 @@ def _link(previous: Path, out: Path, entry: dict[str, Any]) -> bool:
 def mark_duplicates(entries: list[dict[str, Any]], out: Path) -> None:
     """Write duplicates.parquet, and move each shard's duplicates of other files from `documents` to `rejected`.
 
-    `duplicates` of the manifest says how many of the shard's rejected duplicates are in its file all the same: the
-    file must not change when an earlier file comes or goes.
+    `duplicates` of the manifest is the number of the shard's rejected duplicates that are in its file nevertheless,
+    since the file must not change when an earlier file is added or removed.
     """
     seen: dict[bytes, int] = {}  # about 150 bytes per document of the corpus
     writer = TableWriter(out / "duplicates.parquet", DUPLICATES)
@@ -198,5 +198,5 @@ def require_enough(totals: dict[str, Any], entries: list[dict[str, Any]], out: P
     raise ValueError(
         f"{bad} of {rows} rows were rejected; corpus.max_rejected in params.yaml allows "
         f"{params.max_rejected:.1%}. Worst: {example['file']}, {count} of {entry['rows']} rows, {reason} "
-        f"({REASONS[reason]}), first at {where}: {example['detail']}. Mend or remove the file, or raise the limit"
+        f"({REASONS[reason]}), first at {where}: {example['detail']}. Repair or remove the file, or raise the limit"
     )

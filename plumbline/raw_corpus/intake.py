@@ -1,9 +1,8 @@
-"""What the corpus has taken in: the files of the inbox by content, and the commits of the hub datasets it follows.
+"""The intake of the corpus: the files of the inbox by content, and the commits of followed hub datasets.
 
-The inbox is where people drop, upload and delete; a run must not read what is half there. So a file becomes part of the
-corpus when it is listed in `intake.yaml`, which is what a run reads, and which changes at once and only with content: a
-copy under another name, a renamed file and a second upload of the same change nothing. What was taken in is held in a
-copy of its own until the next file replaces it.
+People add, upload and delete files in the inbox, and a run must not read incomplete ones. So a run reads the files that
+`intake.yaml` lists. It is replaced atomically, and changes only with content: a copy under another name, a renamed file
+and a second upload of the same file change nothing. A copy of each listed file is held until its entry is removed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Taken:
-    """A file of the inbox: its content, or why it is none."""
+    """A file of the inbox: its content, or the reason why it is refused."""
 
     sha256: str | None
     bytes: int
@@ -45,41 +44,40 @@ class Intake:
 
 @dataclass(frozen=True)
 class IntakeChanges:
-    """What one look at the inbox came to, in names."""
+    """The names of the files that changed between two looks at the inbox."""
 
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    """Newly listed, but not to be read: see `Taken.refused`."""
+    """Newly listed, but not readable: see `Taken.refused`."""
     waiting: tuple[str, ...] = ()
     """Still being written."""
     copies: tuple[str, ...] = ()
-    """Content that is there under another name."""
+    """Content that is listed under another name."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.changed or self.removed or self.refused)
 
     def as_dict(self) -> dict[str, list[str]]:
-        """For people: what is not empty."""
+        """The fields that are not empty."""
         return {name: list(value) for name, value in vars(self).items() if value}
 
 
 def take_in(
     before: Intake, store: InboxStore, looked: Mapping[str, Seen], settled: Mapping[str, str | None]
 ) -> tuple[Intake, IntakeChanges, dict[str, str]]:
-    """Take in the files that are complete; each is copied to where it is held, and hashed on the way.
+    """Take in the complete files; each is copied into the store and hashed.
 
-    Content keeps the name under which it came first: as long as that name has no other content, a copy and a renamed
-    file change nothing.
+    Content keeps its first name as long as that name has no other content, so copies and renamed files change nothing.
 
     Args:
-        looked: what is in the inbox.
-        settled: the names that nobody is writing any more, with the SHA-256 of those that are held already. What is
-            listed and is being written anew stays as it was.
+        looked: the files in the inbox.
+        settled: the names of complete files, with the SHA-256 of those that are held already. A listed file that is
+            being rewritten keeps its entry.
 
     Returns:
-        What is taken in now, what changed, and the SHA-256 of every complete file.
+        The new intake, the changes, and the SHA-256 of every complete file.
     """
     present: dict[str, Taken] = {}
     waiting: list[str] = []
@@ -124,10 +122,10 @@ def _changes(
 
 
 def read_intake(path: Path) -> Intake:
-    """intake.yaml; an empty one where there is none.
+    """Read intake.yaml; an empty intake if there is no such file.
 
     Raises:
-        ValueError: it is not what was written.
+        ValueError: it cannot be parsed.
     """
     if not path.is_file():
         return Intake()
@@ -141,7 +139,7 @@ def read_intake(path: Path) -> Intake:
         return Intake(dict(sorted(files.items())), {str(k): str(v) for k, v in _items(content, "revisions")})
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is not what Plumbline wrote ({type(error).__name__}: {error}); restore it with "
+            f"{path} could not be parsed ({type(error).__name__}: {error}); restore it with "
             f"`git checkout {path.name}`, or delete it: the inbox is then taken in anew"
         ) from error
 
@@ -151,7 +149,7 @@ def _items(content: Mapping[str, Any], section: str) -> Iterable[tuple[Any, Any]
 
 
 def write_intake(path: Path, intake: Intake) -> None:
-    """Replace intake.yaml whole; the same content gives the same bytes."""
+    """Replace intake.yaml atomically; the same content gives the same bytes."""
     files: dict[str, dict[str, Any]] = {}
     for name, taken in sorted(intake.files.items()):
         what = {"refused": taken.refused} if taken.sha256 is None else {"sha256": taken.sha256}

@@ -25,9 +25,9 @@ class Directory(_Source):
     kind: Literal["directory"]
     path: str
     domain: str | None = None
-    """Domain of every document; None: the name of the first folder below `path`, or of the source."""
+    """Domain of every document; None: the name of the first folder below `path`, else of the source."""
     column: str = "text"
-    """Field of a row that holds the text; a row with `messages` (chat) is read as such."""
+    """Field of a row with the text; a row with `messages` is read as a chat."""
 
 
 class HuggingFace(_Source):
@@ -38,10 +38,10 @@ class HuggingFace(_Source):
     config: str | None = None
     split: str = "train"
     revision: str
-    """Commit of the dataset: without it the corpus could change under the same parameters."""
+    """Commit of the dataset; required, so that the corpus cannot change under the same parameters."""
     follow: str | None = None
-    """Branch to follow: a sensor asks the hub for its newest commit, which then stands in intake.yaml in place of
-    `revision`, and starts a run."""
+    """Branch to follow: a sensor writes its newest commit to intake.yaml, where it overrides `revision`, and starts a
+    run."""
     column: str = "text"
     streaming: bool = True
     domain: str | None = None
@@ -52,27 +52,27 @@ Source = Annotated[PythonStdlib | Directory | HuggingFace, Field(discriminator="
 
 
 class CorpusParams(BaseModel):
-    """Where documents come from, and how many bad rows a run puts up with."""
+    """The sources of documents, and how many rejected rows a run tolerates."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: dict[str, Source]
     production: Source | None = None
-    """A sample of what the model will meet in production. No calibration set takes from it: it is what a set should
-    represent (strategies that look at production, representativeness). A document that another source holds, too,
-    counts as production's. Without it, the tuning split stands for production."""
+    """A sample of production data. No calibration set contains it; it is what a set should represent, for strategies
+    and for representativeness. A document that is also in another source counts as production's. Without it, the tuning
+    split is the reference."""
     out_of_domain: Source | None = None
-    """Texts unlike the corpus. No calibration set takes from them; every quantized model is evaluated on them, too, and
-    reported beside: a guard against a set that suits its own domain alone. A document that another source but
-    production holds, too, counts as one of these."""
+    """Texts unlike the corpus. No calibration set contains them; every quantized model is evaluated on them, too, to
+    detect a set that suits only its own domain. A document that is also in another source, except production, counts as
+    one of these."""
     inbox: str = "inbox"
     """A folder, or a URL that fsspec opens (`s3://bucket/prefix`): a source named `inbox`; new files start a run."""
     max_file_bytes: int = Field(default=2_000_000_000, gt=0)
-    """A file of the inbox that is larger, or unpacks to more, is not read."""
+    """Largest file of the inbox that is read, packed or unpacked."""
     max_document_bytes: int = Field(default=2_000_000, gt=0)
     max_rejected: float = Field(default=0.05, ge=0, le=1)
-    """Share of rows that may be bad (duplicates aside) before the run fails; of a file of the inbox, before the file as
-    a whole is held back, which stops nothing."""
+    """Largest share of rejected rows, without duplicates. Above it the run fails; a file of the inbox above it is
+    quarantined, and the run continues."""
 
     def folders(self) -> dict[str, str]:
         """The folders that are read, by what names them, for a message."""
@@ -80,6 +80,6 @@ class CorpusParams(BaseModel):
         return {f"corpus source {name!r}": source.path for name, source in sources if isinstance(source, Directory)}
 
     def in_order(self) -> dict[str, Source]:
-        """Every source by name in the order of ingestion, the inbox aside: what comes first keeps a shared document."""
+        """Every source by name in the order of ingestion, without the inbox; the first one keeps a shared document."""
         apart = {PRODUCTION: self.production, OUT_OF_DOMAIN: self.out_of_domain}
         return {**{name: source for name, source in apart.items() if source is not None}, **self.sources}

@@ -1,4 +1,4 @@
-"""Reading raw_corpus: shards in the manifest's order, documents without those that an earlier shard holds."""
+"""Reading raw_corpus: shards in the manifest's order, documents without duplicates of earlier shards."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BATCH_ROWS = 256  # documents in memory at a time
 
 
 def shards(corpus: Path) -> list[str]:
-    """Names of the shards that hold documents, in the manifest's order."""
+    """Names of the shards with documents, in the manifest's order."""
     return [s["shard"] for s in read_json(corpus / "manifest.json")["shards"] if s["documents"] + s["duplicates"] > 0]
 
 
 def duplicates(corpus: Path) -> dict[str, set[int]]:
-    """By shard, the rows (of the source file) whose document an earlier shard holds."""
+    """By shard, the rows (of the source file) whose document is in an earlier shard."""
     table = pq.read_table(corpus / "duplicates.parquet", columns=["shard", "row"])
     rows: dict[str, set[int]] = {}
     for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
@@ -32,11 +32,11 @@ def documents(corpus: Path, shard: str, skip: set[int] | None = None) -> Iterato
     """Stream the documents of a shard.
 
     Args:
-        skip: rows to leave out, as `duplicates(corpus)` gives them for the shard (a caller that reads many
-            shards asks once); None: look them up.
+        skip: rows to leave out, from `duplicates(corpus)` (a caller that reads many shards calls it once); None: look
+            them up.
 
     Raises:
-        ValueError: a document's content does not have the id that it is stored under.
+        ValueError: a document's content does not match its id.
     """
     if skip is None:
         skip = duplicates(corpus).get(shard, set())
@@ -55,7 +55,7 @@ def _document(row: dict[str, object], path: Path) -> Document:
     document = Document(messages=chat, **row)  # type: ignore[arg-type]
     if document.doc_id != stored:
         raise ValueError(
-            f"{path} row {document.row}: the content has id {document.doc_id[:12]}, the file says {str(stored)[:12]}; "
+            f"{path} row {document.row}: the content has id {document.doc_id[:12]}, expected {str(stored)[:12]}; "
             f"the file was altered: restore it with `dvc checkout --force`"
         )
     return document

@@ -1,4 +1,4 @@
-"""One row of a file becomes a document or is rejected with the reason; the rules are the same for every format."""
+"""Rows to documents: a row becomes a document or is rejected with a reason, by the same rules for every format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plumbline.raw_corpus.source_file import Rejected
 
 @dataclass(frozen=True)
 class RowReader:
-    """Where the rows come from, and what counts as a document there."""
+    """Turns rows of a source into documents."""
 
     source: str
     domain: str
@@ -36,8 +36,8 @@ class RowReader:
     def messages(self, row: int, value: Any) -> Document | Rejected:
         """A document from a chat: a list of {"role": str, "content": str}.
 
-        A message with further fields (tool calls, a name) is rejected rather than cut: the chat template would see
-        less than the model sees in production.
+        A message with further fields (tool calls, a name) is rejected, because without them the chat template would
+        render less than the model reads in production.
         """
         if isinstance(value, bytes):
             return Rejected(row, "not_utf8", "messages: a role or a content is not UTF-8")
@@ -66,7 +66,7 @@ class RowReader:
         return Document(self.domain, self.source, row, messages=tuple(messages))
 
     def value(self, row: int, value: Any) -> Document | Rejected:
-        """A document from an object: its `messages` where it has them, else its text column."""
+        """A document from an object: its `messages` if it has any, else its text column."""
         if not isinstance(value, dict):
             return Rejected(row, "wrong_type", f"expected an object, found {type(value).__name__}")
         if value.get("messages") is not None:
@@ -82,7 +82,7 @@ class RowReader:
         return self.text(row, text)
 
     def json_lines(self, file: BinaryIO) -> Iterator[Document | Rejected]:
-        """A row per line; no line is held that could not be a document (JSON escapes take up to 6 bytes for one)."""
+        """A document or rejection per line. Lines too long for a document are not read into memory."""
         limit = 8 * self.max_document_bytes + (1 << 16)
         row = 0
         while line := file.readline(limit):
@@ -112,12 +112,12 @@ class RowReader:
 
 
 def _not_utf8(error: UnicodeError) -> str:
-    # Not str(error): for a decode error that is harmless, for an encode error it quotes what cannot be written.
+    # not str(error), since that of an encode error quotes characters that cannot be written
     at = error.start if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else "?"
     what = "byte" if isinstance(error, UnicodeDecodeError) else "lone surrogate at character"
     return f"{what} {at}"
 
 
 def _shown(text: str, limit: int = 300) -> str:
-    """Text from a row, cut and made writable."""
+    """The text of a row, shortened, with unencodable characters escaped."""
     return text[:limit].encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""One shard of the corpus: the documents of one source file as Parquet, and beside it the rows that were rejected."""
+"""A shard of the corpus: the documents of one source file as Parquet, and the rejected rows in another file."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ DOCUMENTS = pa.schema(
 REJECTED = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
 ROW_GROUP_ROWS = 4096
 ROW_GROUP_BYTES = 16 << 20
-"""A row group is written when it reaches either: what a shard holds in memory does not depend on the file's size."""
+"""A row group is written when it reaches either, so that memory does not depend on the file's size."""
 
 
 class TableWriter:
-    """A Parquet file written row group by row group; its bytes depend on the rows alone. Without rows, no file."""
+    """Writes a Parquet file in row groups; its bytes depend on the rows alone. Without rows, there is no file."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema, self.rows = path, schema, 0
@@ -56,7 +56,7 @@ class TableWriter:
             self._writer.close()
 
     def discard(self) -> None:
-        """Forget every row, written or not."""
+        """Delete all rows, written or not."""
         self._pending.clear()
         self.close()
         self._writer, self.rows = None, 0
@@ -74,7 +74,7 @@ class TableWriter:
 
 
 def shard_name(source: str, file: SourceFile) -> str:
-    """16 hex digits that change with whatever could change the shard's content."""
+    """16 hex digits that change with everything that decides the shard's content."""
     return sha256_json([source, file.name, file.sha256, file.options])[:16]
 
 
@@ -87,7 +87,7 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
     documents = TableWriter(shard_path(out, shard), DOCUMENTS)
     rejected = TableWriter(rejected_path(out, shard), REJECTED)
     counts: Counter[str] = Counter()
-    seen: dict[bytes, int] = {}  # about 150 bytes per document, which is little beside its text
+    seen: dict[bytes, int] = {}  # about 150 bytes per document, little beside its text
 
     def reject(rejected_row: Rejected) -> None:
         counts[rejected_row.reason] += 1
@@ -108,7 +108,7 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
             else:
                 documents.append(*_as_row(result))
     except UnreadableFile as error:
-        # Half a file is not a file: what it held after the fault is unknown, so nothing of it is used.
+        # nothing of the file is used, since the rest of its content is unknown
         documents.discard()
         rejected.discard()
         counts.clear()
@@ -127,7 +127,7 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
         counts["quarantined"] = held_back
     documents.close()
     rejected.close()
-    counts += Counter()  # without those that are 0
+    counts += Counter()  # removes counts of 0
     return {
         **({"quarantined": True} if quarantined else {}),
         "shard": shard,
@@ -147,10 +147,10 @@ def _as_row(document: Document) -> tuple[dict[str, Any], int]:
 
 
 def shard_path(corpus: Path, shard: str) -> Path:
-    """The documents of a shard; absent when it has none."""
+    """Path of the documents of a shard; absent if it has none."""
     return corpus / "shards" / f"{shard}.parquet"
 
 
 def rejected_path(corpus: Path, shard: str) -> Path:
-    """The rejected rows of a shard; absent when it has none."""
+    """Path of the rejected rows of a shard; absent if it has none."""
     return corpus / "rejected" / f"{shard}.parquet"

@@ -1,4 +1,4 @@
-"""What a source hands to the ingestion: files with a digest, and from each file rows that are documents or rejected."""
+"""The interface of a source: files with a digest, whose rows are documents or rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is no document; `row` is None where the whole file is meant."""
+    """A row that is not a document; `row` is None for a whole file."""
 
     row: int | None
     reason: str
@@ -31,12 +31,12 @@ class Rejected:
 
 
 class UnreadableFile(Exception):
-    """The file as a whole cannot be read; the message says what was found."""
+    """The whole file cannot be read; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source. Its shard depends on these fields alone, so an unchanged file needs no second reading."""
+    """A file of a source. Its shard depends on these fields alone, so an unchanged file is not read again."""
 
     name: str
     """Path within the source, with `/`."""
@@ -44,13 +44,13 @@ class SourceFile:
     """Digest of the content; None for a file that is rejected by its name."""
     bytes: int
     options: dict[str, Any]
-    """Whatever beside the content decides which documents come out. JSON-able."""
+    """Everything that decides the documents, except the content. JSON-able."""
     read: Callable[[], Iterator[Document | Rejected]]
     """Stream the rows in file order; raises UnreadableFile."""
     max_rejected: float | None = None
-    """Share of bad rows (duplicates aside) beyond which the whole file is held back; None: it may stop the run."""
+    """Largest share of rejected rows (without duplicates) before the file is quarantined; None: the run may fail."""
 
 
 def key_of(source: str) -> str:
-    """Where a source stands in params.yaml, for messages."""
+    """The key of a source in params.yaml, for messages."""
     return f"corpus.{source}" if source in APART else f"corpus.sources.{source}"

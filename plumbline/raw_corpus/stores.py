@@ -1,4 +1,4 @@
-"""Where an inbox lies: a folder of this machine, or anything that fsspec opens (`s3://bucket/prefix`, `gs://...`)."""
+"""The store of an inbox: a local folder, or a URL that fsspec opens (`s3://bucket/prefix`, `gs://...`)."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from typing import Any, BinaryIO, cast
 
 from plumbline.artifact import sha256_file
 from plumbline.distribution import install_command
-from plumbline.raw_corpus.sources.directory import SUFFIXES, file_names, is_unfinished
+from plumbline.raw_corpus.sources.directory import SUFFIXES, as_text, file_names, is_unfinished
 
 IGNORED = ("README.md",)
-"""Tells people what the inbox is for; no document."""
+"""Explains the inbox to people; not a document."""
 CHUNK = 1 << 20
 TAIL = 1 << 16
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A file as it lies in the inbox."""
+    """The state of a file in the inbox."""
 
     stamp: str
-    """Changes when the file does."""
+    """Changes with the file."""
     bytes: int
     problem: str | None = None
-    """Why it will not be read."""
+    """Reason why it is not read."""
     cut_off: bool = False
-    """Its end is not one that its format has: more is likely to come."""
+    """Its end is not valid in its format, so it is probably incomplete."""
 
 
 class InboxStore(ABC):
-    """An inbox, and the folder where copies of its files are held under the SHA-256 of their content."""
+    """An inbox, and the folder with copies of its files, named by the SHA-256 of their content."""
 
     def __init__(self, held: Path, max_bytes: int) -> None:
         self.held, self.max_bytes = held, max_bytes
 
     @abstractmethod
     def look(self) -> dict[str, Seen]:
-        """The files by name, in order; none that is hidden, unfinished by its name, or the README.
+        """The files by name, in order, without hidden ones, unfinished ones (by name) and the README.
 
         Raises:
             OSError, ImportError: the inbox cannot be listed; the message says what to do.
@@ -51,21 +51,21 @@ class InboxStore(ABC):
 
     @abstractmethod
     def _open(self, name: str) -> BinaryIO | None:
-        """The bytes of a file; None: it is gone, or not a plain file any more."""
+        """Open a file; None: it no longer exists or is not a plain file."""
 
     @abstractmethod
     def _stamp(self, name: str) -> str | None:
-        """As in `Seen`, asked anew."""
+        """The current stamp of a file, as in `Seen`; None: it does not exist."""
 
     def place(self, sha256: str) -> Path:
-        """Where content is held."""
+        """Path of the copy of this content."""
         return self.held / sha256
 
     def hold(self, name: str) -> str | None:
-        """Copy a file to where it is held; returns its SHA-256, or None if it changed meanwhile.
+        """Copy a file into the store; returns its SHA-256, or None if it changed meanwhile.
 
         Raises:
-            OSError: the inbox does not answer.
+            OSError: the inbox cannot be read.
         """
         before = self._stamp(name)
         self.held.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class InboxStore(ABC):
                     while chunk := source.read(CHUNK):
                         digest.update(chunk)
                         draft.write(chunk)
-            except OSError:  # a store may refuse to read on where an object was replaced
+            except OSError:  # reading may fail if the object was replaced
                 if self._stamp(name) == before:
                     raise
                 return None
@@ -91,7 +91,10 @@ class InboxStore(ABC):
         return digest.hexdigest()
 
     def find(self, name: str, sha256: str) -> Path | None:
-        """Where this content is held; brought back from the inbox if it is not, whatever its name there is now."""
+        """Path of the copy of this content; None: not found.
+
+        A missing copy is made again from the inbox, whatever the file's name there.
+        """
         place = self.place(sha256)
         if place.is_file() and sha256_file(place) == sha256:
             return place
@@ -123,7 +126,7 @@ class InboxStore(ABC):
 
 
 class Folder(InboxStore):
-    """A folder of this machine."""
+    """An inbox in a local folder."""
 
     def __init__(self, folder: Path, held: Path, max_bytes: int) -> None:
         super().__init__(held, max_bytes)
@@ -132,7 +135,7 @@ class Folder(InboxStore):
 
     def look(self) -> dict[str, Seen]:
         files = {}
-        self._real = {_shown(name): name for name in self._names()}
+        self._real = {as_text(name): name for name in self._names()}
         for shown, name in sorted(self._real.items()):
             try:
                 status = (self.folder / name).lstat()
@@ -153,7 +156,7 @@ class Folder(InboxStore):
         return (name for name in names if name not in IGNORED)
 
     def _open(self, name: str) -> BinaryIO | None:
-        try:  # a link or a pipe that took the file's place since it was looked at is not opened, nor waited for
+        try:  # O_NOFOLLOW and O_NONBLOCK: the file may have been replaced by a link or a pipe
             descriptor = os.open(self.folder / self._real.get(name, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
@@ -170,7 +173,7 @@ class Folder(InboxStore):
 
 
 class Remote(InboxStore):
-    """A place that fsspec opens. An object there is complete when it appears."""
+    """An inbox that fsspec opens. Its objects are complete when they appear."""
 
     def __init__(self, url: str, held: Path, max_bytes: int) -> None:
         super().__init__(held, max_bytes)
@@ -223,7 +226,7 @@ class Remote(InboxStore):
 
 
 def store_of(inbox: str, root: Path, max_bytes: int) -> InboxStore:
-    """The inbox as params.yaml names it: a URL, or a folder, absolute or relative to the project."""
+    """The store of the inbox in params.yaml: a URL, or a folder, absolute or relative to the workspace."""
     held = root / ".plumbline" / "inbox"
     if "://" in inbox:
         return Remote(inbox, held, max_bytes)
@@ -234,13 +237,8 @@ def _stamp_of(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}-{stat.S_IFMT(status.st_mode)}"
 
 
-def _shown(name: str) -> str:
-    """A file's name as text: bytes that are not UTF-8 are written out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _is_cut_off(path: Path) -> bool:
-    """Whether a Parquet file lacks its footer, or a line of JSON at the end its rest."""
+    """Whether a Parquet file lacks its footer, or the last line of a JSON file is incomplete."""
     suffix = path.name.lower()
     if not suffix.endswith((".parquet", ".jsonl")):
         return False

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("pool", "tuning", "production")
-"""The report split is never looked at before evaluation."""
+"""The report split is not read before evaluation."""
 COLUMNS = ("sample_id", "split", "domain", "n_tokens")
 BUFFER = 2048
-"""Samples decoded and embedded together: enough to find equal lengths among, little enough for memory."""
+"""Samples decoded and embedded together: enough for batches of equal length, few enough for memory."""
 
 
 def settings_of(params: FeatureParams, folder: Path, fingerprint: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def write_embeddings(
 def _prepare(
     samples: Path, out: Path, earlier: _Known, engine: Engine, names: list[str], progress: Any
 ) -> Iterator[tuple[str, int, NDArray[np.int32]]]:
-    """Write each shard's files with what is known, note its name, and yield shard, row and token ids of the rest."""
+    """Write each shard's files with the earlier embeddings; yield shard, row and token ids of the other samples."""
     for shard in shards(samples):
         table = read_samples(samples, SPLITS, COLUMNS, only_shards=[shard])
         if not table.num_rows:
@@ -102,7 +102,7 @@ def _prepare(
         shape = (table.num_rows, earlier.dimension if len(rows) else engine.dimension)
         file = np.lib.format.open_memmap(out / f"{shard}.npy", mode="w+", dtype=np.float16, shape=shape)
         file[rows] = embeddings
-        del file  # closes it: a corpus may have more shards than a process may hold files
+        del file  # closes it, as a corpus may have more shards than a process may open files
         progress.update(len(rows))
         missing = np.ones(table.num_rows, dtype=bool)
         missing[rows] = False
@@ -125,7 +125,7 @@ def _store(out: Path, places: list[tuple[str, int]], embeddings: NDArray[np.floa
 
 
 class _Known:
-    """The embeddings of an earlier version, if it was made with the same settings."""
+    """The embeddings of an earlier version, if it has the same settings."""
 
     def __init__(self, previous: Path | None, settings: dict[str, Any]) -> None:
         self.path: Path | None = None
@@ -140,7 +140,7 @@ class _Known:
         return read_features(self.path)
 
     def link(self, shard: str, table: pa.Table, out: Path) -> bool:
-        """Take a shard's embeddings over as they are, where it holds the same samples in the same order."""
+        """Link a shard's embeddings if it has the same samples in the same order."""
         if self.path is None or shard not in self.shards:
             return False
         if not shard_table(self.path, shard)["sample_id"].equals(table["sample_id"]):
@@ -149,7 +149,7 @@ class _Known:
         return True
 
     def embeddings_of(self, sample_ids: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-        """The rows of `sample_ids` that are known, int64 (k,), and their embeddings, float16 (k, dimension)."""
+        """The rows of `sample_ids` with an earlier embedding, int64 (k,), and these, float16 (k, dimension)."""
         if self.path is None:
             return np.empty(0, np.int64), np.empty((0, 1), np.float16)
         places = pc.index_in(sample_ids, value_set=self.features.sample_ids)

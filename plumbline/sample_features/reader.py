@@ -1,4 +1,4 @@
-"""Reading sample_features without loading them: embeddings stay on disk, memory-mapped, until a row is asked for."""
+"""Reading sample_features: embeddings are memory-mapped and read when a row is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Features:
     """Features of N samples, in the order of the shards."""
 
     sample_ids: pa.ChunkedArray
-    """Arrow strings (N,), as lists of Python strings would take three times the memory."""
+    """Arrow strings (N,); a list of Python strings would take three times the memory."""
     lengths: NDArray[np.int64]
     """Tokens per sample, int64 (N,)."""
     domains: pa.ChunkedArray
@@ -31,7 +31,7 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """N rows of length 1, float16 (N, dimension), on disk in several memory-mapped files."""
+    """N rows of unit length, float16 (N, dimension), in several memory-mapped files."""
 
     files: tuple[NDArray[np.float16], ...]
     file_of: NDArray[np.int32]
@@ -54,11 +54,11 @@ class Embeddings:
         return out
 
     def at(self, rows: NDArray[np.int64]) -> Embeddings:
-        """Those at `rows`, in that order; nothing is read."""
+        """The embeddings at `rows`, in that order, without reading them."""
         return Embeddings(self.files, self.file_of[rows], self.row_of[rows], self.dimension)
 
     def blocks(self, size: int = 65536) -> Iterator[NDArray[np.float16]]:
-        """All rows in order, at most `size` at a time, for passes over more than memory holds."""
+        """All rows in order, at most `size` at a time, for passes over more rows than fit into memory."""
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
 
@@ -107,7 +107,7 @@ def read_features(path: Path, splits: Sequence[str] = ("pool", "tuning", "produc
 
 
 def embeddings_of(path: Path, sample_ids: pa.ChunkedArray) -> Embeddings:
-    """Embeddings of the named samples (Arrow strings) in that order, still on disk.
+    """Embeddings of the named samples (Arrow strings) in that order, without reading them.
 
     Raises:
         ValueError: a sample has no features.

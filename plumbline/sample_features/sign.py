@@ -1,4 +1,4 @@
-"""The signatures in sample_features: which samples have one, and each computed once per sample id."""
+"""Building the signatures in sample_features, each once per sample id."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 ARRAYS = ("pooled", "cells", "absmax", "sketch")
 VERSION = 1
-"""Of what a signature is: another number and nothing of an earlier version is taken over."""
+"""Version of the signature's definition; signatures of another version are not reused."""
 
 
 def write_signatures(
@@ -91,7 +91,7 @@ def _write_probe(base: BaseCheckpoint, params: SignatureParams, earlier: _Earlie
 
 
 def _lowest(samples: Path, split: str, most: int) -> list[str]:
-    """The lowest sample ids of a split, ascending: hashes, so a uniform draw, and one that grows with the split."""
+    """The lowest sample ids of a split, ascending: a uniform draw, as ids are hashes, that grows with the split."""
     lowest: list[str] = []
     for batch in iter_samples(samples, [split], ["sample_id"]):
         lowest = sorted(lowest + batch.column(0).to_pylist())[:most]
@@ -99,7 +99,7 @@ def _lowest(samples: Path, split: str, most: int) -> list[str]:
 
 
 class _Earlier:
-    """The signatures of an earlier version, if it was made for the same."""
+    """The signatures of an earlier version, if it has the same model, tokenization and settings."""
 
     def __init__(self, previous: Path | None, made_for: dict[str, Any]) -> None:
         self.stored: Stored | None = None
@@ -114,7 +114,7 @@ class _Earlier:
         return np.full(len(names), -1, np.int64) if self.stored is None else self.stored.rows_of(names)
 
     def ids(self, split: str) -> list[str] | None:
-        """The samples of a split, None where the earlier version does not have it."""
+        """The samples of a split; None: the earlier version does not have the split."""
         if self.stored is None or split not in self.stored.tables:
             return None
         names: list[str] = self.stored.tables[split]["sample_id"].to_pylist()
@@ -131,7 +131,7 @@ class _Earlier:
 
 
 class _Plan:
-    """What of one split is known, and what has to be forwarded."""
+    """The samples of a split that must be forwarded, and those that the earlier version has."""
 
     def __init__(self, split: str, names: list[str], earlier: _Earlier) -> None:
         self.split, self.names = split, names
@@ -148,7 +148,7 @@ class _Plan:
 
 
 class _Writer:
-    """The files of one split; what is known is in them at once, the rest comes sample by sample."""
+    """Writes the files of a split: earlier signatures first, then the others sample by sample."""
 
     def __init__(self, plan: _Plan, probe: Probe, earlier: _Earlier, out: Path) -> None:
         self.plan, self.probe, self.earlier, self.out = plan, probe, earlier, out
@@ -223,7 +223,7 @@ class _Writer:
 
 
 def _measure(model: Any, wanted: list[str], samples: Path, probe: Probe, writers: dict[str, _Writer]) -> None:
-    """One forward pass for each of the samples, into every split that wants it."""
+    """Forward each of the samples once, for every split that needs it."""
     from plumbline.sample_features.measure import Counter, measured
 
     device = next(model.parameters()).device
@@ -248,7 +248,7 @@ def _measure(model: Any, wanted: list[str], samples: Path, probe: Probe, writers
 
 
 def _token_ids(samples: Path, splits: Sequence[str], wanted: set[str]) -> dict[str, NDArray[np.int32]]:
-    """Token ids of the named samples; only shards that hold one are opened for them."""
+    """Token ids of the named samples; token ids of shards without one are not read."""
     import pyarrow.compute as pc
 
     value_set = pa.array(sorted(wanted), pa.string())

@@ -1,4 +1,4 @@
-"""Reading the signatures in sample_features: arrays stay on disk, memory-mapped, until a sample is asked for."""
+"""Reading the signatures in sample_features: arrays are memory-mapped and read when a sample is needed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LOWEST_EXPONENT, OCTAVES = -20, 40
 
 
 def signature_manifest(features: Path) -> dict[str, Any]:
-    """The part of the manifest that tells about signatures: settings, digests of model and probe, sites, splits.
+    """The part of the manifest on signatures: settings, digests of model and probe, sites, splits.
 
     Raises:
-        ValueError: the artifact holds none.
+        ValueError: there are none.
     """
     manifest = read_manifest(features)
     if "signatures" not in manifest:
@@ -42,7 +42,7 @@ def signature_manifest(features: Path) -> dict[str, Any]:
 
 
 def read_probe(features: Path) -> Probe:
-    """What the signatures were measured against."""
+    """The probe with which the signatures were measured."""
     signature_manifest(features)
     return load_probe(features / FOLDER / "probe.safetensors")
 
@@ -59,12 +59,12 @@ def read_magnitudes(features: Path, split: str) -> Magnitudes:
         have = ", ".join(name for name, entry in about["splits"].items() if "first_bucket" in entry)
         raise ValueError(f"{features.name}: no magnitudes of split {split!r}, it has those of {have or 'none'}")
     counts = np.load(features / FOLDER / f"{split}.magnitudes.npy", mmap_mode="r", allow_pickle=False)
-    largest = Stored(features).file(split, "absmax").max(axis=0)  # of bfloat16 patterns too: none is negative
+    largest = Stored(features).file(split, "absmax").max(axis=0)  # bfloat16 bit patterns sort, as none is negative
     return magnitudes(counts, entry["first_bucket"], widened(largest))
 
 
 def bucket_edges() -> NDArray[np.float64]:
-    """Edges of all buckets, ascending: 0, the window of bfloat16 patterns cut to MANTISSA_BITS, infinity."""
+    """Edges of all buckets, ascending: 0, the bfloat16 values with MANTISSA_BITS bits in the window, infinity."""
     number = np.arange((OCTAVES << MANTISSA_BITS) + 1)
     step, octave = number % (1 << MANTISSA_BITS), number >> MANTISSA_BITS
     window = (1 + step / (1 << MANTISSA_BITS)) * 2.0 ** (octave + LOWEST_EXPONENT)
@@ -72,7 +72,7 @@ def bucket_edges() -> NDArray[np.float64]:
 
 
 def magnitudes(counts: NDArray[np.int32], first: int, largest: NDArray[np.float32] | None = None) -> Magnitudes:
-    """Counts (W, b) of the buckets from number `first` on, with empty buckets down to 0 and up to infinity."""
+    """`Magnitudes` from counts (W, b) of the buckets from number `first` on; the other buckets are empty."""
     edges = bucket_edges()
     last = first + counts.shape[1]
     lower, upper = int(first > 0), int(last < len(edges) - 1)
@@ -86,7 +86,7 @@ def magnitudes(counts: NDArray[np.int32], first: int, largest: NDArray[np.float3
 
 @dataclass(frozen=True)
 class Stored:
-    """The stored signatures of one artifact; rows are numbered through its splits."""
+    """The stored signatures of an artifact; rows are numbered across its splits."""
 
     features: Path
 
@@ -128,7 +128,7 @@ class Stored:
             raise ValueError(f"{path}: not a NumPy array ({error}); restore it with `dvc checkout --force`") from error
 
     def raw(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """The rows of one array as they lie on disk."""
+        """Rows of an array in the format on disk."""
         out: NDArray[Any] | None = None
         start = 0
         for split, table in self.tables.items():
@@ -138,7 +138,7 @@ class Stored:
                 out = np.empty((len(rows), *file.shape[1:]), file.dtype)
             out[here] = file[rows[here] - start]
             start += table.num_rows
-        assert out is not None  # the pool split is always there
+        assert out is not None  # there is always a pool split
         return out
 
     def take(self, rows: NDArray[np.int64]) -> Signatures:
@@ -156,27 +156,27 @@ class Stored:
 
 
 def widened(absmax: NDArray[Any]) -> NDArray[np.float32]:
-    """float32 from what is stored: float32, float16, or uint16 for bfloat16, which NumPy does not have."""
+    """float32 from the stored format: float32, float16, or uint16 for bfloat16, which NumPy lacks."""
     if absmax.dtype == np.uint16:
         return (absmax.astype(np.uint32) << 16).view(np.float32)
     return absmax.astype(np.float32)
 
 
 def narrowed(absmax: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """The other way, without loss: a maximum of bfloat16 numbers is one."""
+    """The stored format of maxima; exact, as they are values of `dtype`."""
     if dtype == "bfloat16":
         return (absmax.view(np.uint32) >> 16).astype(np.uint16)
     return absmax.astype(np.float16 if dtype == "float16" else np.float32)
 
 
 def folded(sketch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., r, r) symmetric -> (..., r (r + 1) / 2), the upper triangle row by row."""
+    """The upper triangles, (..., r (r + 1) / 2), row by row, of symmetric matrices (..., r, r)."""
     above, right = np.triu_indices(sketch.shape[-1])
     return np.ascontiguousarray(sketch[..., above, right])
 
 
 def unfolded(triangle: NDArray[np.float32], r: int) -> NDArray[np.float32]:
-    """The other way."""
+    """The inverse of `folded`."""
     above, right = np.triu_indices(r)
     out = np.empty((*triangle.shape[:-1], r, r), np.float32)
     out[..., above, right] = triangle

@@ -1,7 +1,7 @@
-"""Activation signatures: what the base model computes for a sample, small enough to keep for many samples.
+"""Activation signatures: compact summaries of the base model's activations on a sample.
 
-A signature depends on the sample, the base model and the settings alone, so it is computed once per sample id. What
-it is measured against (centres, scales, cells, directions) is a `Probe`, made from the base model alone.
+A signature depends on the sample, the base model and the settings alone, so it is computed once per sample id. Its
+reference values (centres, scales, cells, directions) are a `Probe`, made from the base model alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MANTISSA_BITS = 4
 
 @dataclass(frozen=True)
 class SignatureSite:
-    """An activation that quantizable layers read: the input of `name` and of the layers that share it."""
+    """An input of quantizable layers: that of `name` and of the layers that share it."""
 
     name: str
     width: int
@@ -28,7 +28,7 @@ class SignatureSite:
 
 @dataclass(frozen=True, eq=False)
 class Signatures:
-    """N samples at S sites with W channels in total. Everything adds up over samples except `absmax` (maximum)."""
+    """N samples at S sites with W channels in total. Of a set, `absmax` is the maximum and the rest are sums."""
 
     sample_ids: tuple[str, ...]
     sites: tuple[SignatureSite, ...]
@@ -67,7 +67,7 @@ class Signatures:
 
 
 def joined(parts: Sequence[Signatures]) -> Signatures:
-    """Signatures of several groups of samples, measured against one probe, as one."""
+    """Concatenate signatures of several groups of samples that were measured with the same probe."""
     return Signatures(
         tuple(name for part in parts for name in part.sample_ids),
         parts[0].sites,
@@ -80,20 +80,20 @@ PER_SAMPLE = ("tokens", "pooled", "cells", "absmax", "sketch")
 
 @dataclass(frozen=True, eq=False)
 class Magnitudes:
-    """How large the activations of a split are, channel by channel: exact counts in buckets of |x|."""
+    """Magnitudes of the activations of a split per channel: exact counts in buckets of |x|."""
 
     edges: NDArray[np.float64]
     """(B + 1,), ascending from 0 to inf."""
     counts: NDArray[np.int64]
     """(W, B): tokens with edges[b] <= |x| < edges[b + 1]."""
     largest: NDArray[np.float32] | None = None
-    """(W,): the largest |x| per channel, where it is known: the last bucket that holds a token ends there. In a channel
-    with an upper bound that it often comes near, that bucket's width would otherwise pass for tokens above it."""
+    """(W,): the largest |x| per channel, or None. The last bucket with a token ends there; otherwise, in a channel that
+    is often near its upper bound, tokens would be counted above it."""
 
     def share_above(self, limit: NDArray[np.float32]) -> NDArray[np.float64]:
         """Share of tokens with |x| above `limit` (W,), per channel, (W,); within a bucket linear in |x|.
 
-        Off by less than the tokens of one bucket. What is in a bucket without an end counts as above any limit in it.
+        The error is less than the tokens of one bucket. Tokens in an unbounded bucket count as above any limit in it.
 
         Raises:
             ValueError: not one limit of at least 0 per channel.
@@ -116,7 +116,7 @@ class Magnitudes:
     def quantile(self, q: float) -> NDArray[np.float64]:
         """The q-quantile of |x| per channel, (W,): a share q of the tokens is at most that large.
 
-        In the bucket of the ceil(q N)-th smallest, in which it is placed linearly; the start of one without an end.
+        Interpolated linearly in the bucket of the ceil(q N)-th smallest; the start of an unbounded bucket.
 
         Raises:
             ValueError: q outside [0, 1].
@@ -135,7 +135,7 @@ class Magnitudes:
         return values
 
     def _ends(self, bucket: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where each channel's bucket begins and ends."""
+        """Lower and upper end of each channel's bucket."""
         low, high = self.edges[bucket], self.edges[bucket + 1]
         if self.largest is not None:
             high = np.maximum(low, np.minimum(high, self.largest))

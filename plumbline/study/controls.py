@@ -1,7 +1,7 @@
-"""The controls of every study: no calibration, nonsense, and texts from where the evaluation is.
+"""The controls of every study: no calibration, nonsense, and texts of the evaluated split.
 
-They answer whether the study can see anything at all, and how much there is to win. Where random text does no better
-than nonsense, no rule of choosing text can matter; where the oracle does no better than random, none has much to gain.
+They show whether the study can detect a difference, and how large an improvement is possible. If random text is no
+better than nonsense, no rule can matter; if the oracle is no better than random, no rule can gain much.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from plumbline.tokenized_samples.reader import read_samples
 
 
 def without_calibration(scheme: SchemeParams) -> SchemeParams | None:
-    """The scheme as far as it goes without having seen a text; None where it reads none anyway.
+    """The scheme without calibration data; None if it reads none.
 
     Weights are rounded to nearest on the scheme's own grid (bits, group size, symmetry, range). Static activation
-    scales cannot be had without texts; their stead takes what needs none, a scale per token found at run time. Mixed
-    bits, which are allotted by measured sensitivity, become the largest of the scheme's widths within its budget.
+    scales, which need texts, become dynamic ones, a scale per token at run time. Mixed bits, which depend on measured
+    sensitivity, become the largest of the scheme's widths within its budget.
     """
     if not scheme.reads:
         return None
@@ -43,15 +43,15 @@ def without_calibration(scheme: SchemeParams) -> SchemeParams | None:
 
 
 def nonsense(samples: Sequence[Sequence[int]], special_prefix: int, vocabulary: int, seed: int) -> pa.Table:
-    """A set of samples as long as those given, of token ids uniform over the vocabulary.
+    """Samples of the same lengths with token ids drawn uniformly from the vocabulary.
 
-    What the tokenizer puts before every text (beginning-of-sequence) stays: without it the model would be asked for
-    what it never sees, and the set would be worse than nonsense.
+    The special tokens before a text (beginning-of-sequence) stay: the model never reads a text without them, so the
+    set would be worse than nonsense.
 
     Args:
         samples: token ids of the random set.
-        special_prefix: tokens at the start of each that stay.
-        vocabulary: number of token ids the model knows.
+        special_prefix: number of leading tokens to keep.
+        vocabulary: number of token ids of the model.
 
     Returns:
         Columns sample_id, input_ids.
@@ -60,7 +60,7 @@ def nonsense(samples: Sequence[Sequence[int]], special_prefix: int, vocabulary: 
     samples_by_id: dict[str, NDArray[np.int32]] = {}
     for ids in samples:
         name = ""
-        while not name or name in samples_by_id:  # of a few tokens, two may come out alike
+        while not name or name in samples_by_id:  # two short samples may be equal
             drawn = rng.integers(0, vocabulary, len(ids)).astype(np.int32)
             drawn[:special_prefix] = ids[:special_prefix]
             if len(ids) <= special_prefix:
@@ -71,11 +71,10 @@ def nonsense(samples: Sequence[Sequence[int]], special_prefix: int, vocabulary: 
 
 
 class Oracle:
-    """What a set could be if one knew what it will be held to.
+    """Chooses random samples from the evaluated split, in the evaluation's mix of domains, from other documents.
 
-    It chooses from the documents of the report split that are not evaluated; a document of which any window is
-    evaluated is out as a whole. So it shares the evaluation's split and its mix of domains, and no text: of each domain
-    as much as the evaluated tokens have of it, at random within.
+    A document of which any window is evaluated is excluded. So the oracle shares the split and the mix of domains with
+    the evaluation, but no text.
     """
 
     def __init__(self, samples: Path, held_out: HeldOut) -> None:
@@ -91,7 +90,7 @@ class Oracle:
         self.domains = sorted(tokens)
         self.rows = {name: np.flatnonzero(np.array(domains) == name) for name in self.domains}
         lengths = self.table["n_tokens"].to_numpy()
-        # Samples per domain go with evaluated tokens / mean length; `apportion` wants integers.
+        # samples per domain are proportional to evaluated tokens / mean length; `apportion` needs integers
         self.weights = np.array(
             [
                 round(1e6 * tokens[name] / float(lengths[rows].mean())) if len(rows := self.rows[name]) else 0
@@ -101,7 +100,7 @@ class Oracle:
         )
 
     def lacks(self, n: int) -> str | None:
-        """Why there is no oracle of n samples; None: there is one."""
+        """The reason why there is no oracle of n samples; None: there is one."""
         if not self.weights.any():
             return "every document of the report split is evaluated, so none is left for it"
         for name, quota in zip(self.domains, apportion(self.weights, n, "proportional"), strict=True):
@@ -113,7 +112,7 @@ class Oracle:
         return None
 
     def draw(self, n: int, seed: int) -> pa.Table:
-        """n samples; columns sample_id, input_ids. Only where `lacks` says nothing."""
+        """n samples, with columns sample_id and input_ids; requires that `lacks(n)` is None."""
         rng = generator(seed, ORACLE)
         quotas = apportion(self.weights, n, "proportional")
         rows = [

@@ -1,4 +1,4 @@
-"""Does representativeness predict quality? Rank correlation over random sets of one size, with "no" as an answer."""
+"""Does representativeness predict quality? Tests rank correlations over random sets of the same size."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def correlate(
 ) -> list[dict[str, Any]]:
     """Spearman's rank correlation of every metric of representativeness with held-out KL, per scheme.
 
-    Sets of different sizes differ in both for reasons of size, so that ranks are taken within a size; the correlation
-    of a metric is the mean over the sizes. Its p-value comes from permuting KL within each size (two-sided), adjusted
-    by Holm for all metrics under all schemes; intervals are percentiles over sets drawn again within each size.
+    Both depend on the size of the set, so ranks are taken within a size, and the correlation of a metric is the mean
+    over sizes. Its p-value comes from permuting KL within each size (two-sided), with Holm's correction for all metrics
+    under all schemes. Intervals are percentiles over resampled sets within each size.
 
     Args:
-        distances: size -> metric -> float64 (S,), a value per random set; a positive correlation says that sets that
-            are farther from production make worse models.
+        distances: size -> metric -> float64 (S,), a value per random set; a positive correlation means that sets
+            farther from production give worse models.
         kl: (scheme, size) -> float64 (S,), mean KL of the same sets.
-        resamples: of the bootstrap, and permutations.
+        resamples: number of bootstrap resamples and of permutations.
 
     Returns:
         Per scheme `metrics` (metric, rho, low, high, p_value, p_adjusted, predicts, by_size: n, rho, low, high),
-        strongest first; one that does not vary at any size is left out, and at one size has no entry there; `sets`;
-        `detectable`: the smallest |rho| that would have been called 4 times in 5; `sentence`.
+        strongest first, without metrics and sizes that do not vary; `sets`; `detectable`: the smallest |rho| with a
+        power of 0.8; `sentence`.
     """
     sizes = sorted(distances)
     sets = {n: len(next(iter(distances[n].values()))) for n in sizes}
@@ -88,7 +88,7 @@ def _metric(
     if not rhos:
         return None
     drawn_rhos = np.stack(boots)
-    varies = ~np.isnan(drawn_rhos).all(axis=0)  # a resample may hold one set alone
+    varies = ~np.isnan(drawn_rhos).all(axis=0)  # a resample may repeat a single set
     rho, boot, null = float(np.mean(rhos)), np.nanmean(drawn_rhos[:, varies], axis=0), np.mean(nulls, axis=0)
     low, high = np.nanpercentile(boot, ends)
     p = (1 + int(np.sum(np.abs(null) >= abs(rho) - 1e-12))) / (len(null) + 1)
@@ -96,7 +96,7 @@ def _metric(
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's rho of every row, float64 (R,), ties at their mean rank; NaN where a row does not vary.
+    """Spearman's rho of every row, float64 (R,), ties at their mean rank; NaN if a row does not vary.
 
     Args:
         x, y: (R, S).
@@ -109,8 +109,10 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _detectable(sets: Sequence[int], alpha: float) -> float:
-    """Of the mean of Fisher's z over independent sizes, whose variance is the sum of 1.06 / (S - 3) over their number
-    squared."""
+    """The smallest detectable |rho|, from the mean of Fisher's z over independent sizes.
+
+    Its variance is the sum of 1.06 / (S - 3) over the squared number of sizes.
+    """
     error = math.sqrt(sum(SPEARMAN / (count - 3) for count in sets)) / len(sets)
     return float(math.tanh((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) * error))
 

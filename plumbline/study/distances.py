@@ -1,4 +1,4 @@
-"""How representative the study's random sets are: every metric, measured once per set and kept."""
+"""Representativeness of the study's random sets: every metric, measured once per set and cached."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from plumbline.study.result_cache import ResultCache
 
 
 def measure_distances(plan: Plan, cache: ResultCache) -> tuple[dict[int, dict[str, np.ndarray]], str | None]:
-    """Distances of the random sets to production, in order of the draws; sets that are kept are not measured again.
+    """Distances of the random sets to production, in order of the draws; cached ones are not measured again.
 
     Returns:
-        Size -> metric -> float64 (sets,), with the metrics that all sets of the size have; and why there are none.
+        Size -> metric -> float64 (sets,), with the metrics that all sets of the size have; and the reason if there are
+        none.
     """
     params = plan.params
     if not params.random_sets:

@@ -1,4 +1,4 @@
-"""Domain by domain: where a rule differs from the baseline. Shown, not tested."""
+"""Differences of rules from the baseline per domain, without a test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def by_domain(
 
     Returns:
         Per scheme, n and rule: `domains`, by name `kl_mean` over draws and tokens, and `difference`, relative; None
-        where the baseline's is zero.
+        if the baseline's is zero.
     """
     names = np.array(documents.domains)
     inside = {str(name): names == name for name in np.unique(names)}

@@ -1,4 +1,4 @@
-"""What a study draws: for every draw a part of the pool, and from that same part each rule's sets and the controls."""
+"""The draws of a study: every draw is a sub-pool, from which all rules and controls choose their sets."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Cell:
 
 
 def cells(params: StudyParams) -> list[Cell]:
-    """Every set that the study asks for, draw after draw, so that a run cut short has whole draws.
+    """Every set of the study, draw after draw, so that an interrupted run has whole draws.
 
-    The baseline alone is drawn at the sizes of the curve; the plain random rule alone in the draws beyond `draws`,
-    which only serve to ask whether representativeness predicts quality.
+    The sizes of the curve have the baseline only. Draws beyond `draws` have the plain random rule only; they serve to
+    test whether representativeness predicts quality.
     """
     wanted = []
     for draw in range(params.draws):
@@ -51,9 +51,9 @@ def cells(params: StudyParams) -> list[Cell]:
 
 
 def sub_pool(pool: Pool, share: float, seed: int) -> Pool:
-    """The samples of a random `share` of the pool's documents, rounded up; the rest of the pool stays.
+    """The pool restricted to the samples of a random `share` of its documents, rounded up.
 
-    By document, because windows of one document say nearly the same: without some of them little would change.
+    By document, because windows of a document are similar: leaving out some of them would change little.
     """
     of_row = np.array(pool.doc_ids)
     documents = np.unique(of_row)
@@ -62,7 +62,7 @@ def sub_pool(pool: Pool, share: float, seed: int) -> Pool:
 
 
 def asked_of(rule: str, params: RuleParams, n: int, seed: int) -> dict[str, Any]:
-    """Every parameter of one set, defaults filled in: what `choice.json` holds for a calibration choice.
+    """Every parameter of a set with defaults filled in, as in the `choice.json` of a calibration choice.
 
     Raises:
         ValueError: no such strategy or option; the message names the rule.
@@ -79,10 +79,10 @@ class Drawn:
     """A calibration set as a rule chose it."""
 
     pool: Pool
-    """What it chose from."""
+    """The pool that the rule chose from."""
     selection: Selection
     rows: pa.Table
-    """As `calibration_set` would store it."""
+    """The samples as `calibration_set` would store them."""
 
 
 def draw_set(part: Pool, choice: Mapping[str, Any]) -> Drawn:
@@ -101,10 +101,10 @@ def draw_set(part: Pool, choice: Mapping[str, Any]) -> Drawn:
 
 
 class Plan:
-    """The sets of a study: which there are, what decides each, and how it is drawn."""
+    """The sets of a study: their parameters, identities and samples."""
 
     def __init__(self, params: StudyParams, sources: Sources, held_out: HeldOut) -> None:
-        """Checks every rule and its options; draws nothing yet.
+        """Check every rule and its options; draw nothing yet.
 
         Raises:
             ValueError: no such strategy or option.
@@ -118,7 +118,7 @@ class Plan:
         }
         lacking = {n: self.oracle.lacks(n) for n in params.sizes}
         self.absent = {(ORACLE, n): why for n, why in lacking.items() if why is not None}
-        """(control, n) -> why it is not measured."""
+        """(control, n) -> reason why it is not measured."""
         self.cells = [cell for cell in wanted if (cell.rule, cell.n) not in self.absent]
         self._latest: tuple[int, Pool] | None = None
 
@@ -127,7 +127,7 @@ class Plan:
         return Oracle(self.sources.samples, self.held_out)
 
     def identity(self, cell: Cell) -> dict[str, Any]:
-        """What decides the set, beside the inputs and the code."""
+        """Everything that decides the set except inputs and code."""
         if cell in self._asked:
             choice = {key: value for key, value in self._asked[cell].items() if key != "name"}
             return {"choice": choice, "share": self.params.share}
@@ -155,11 +155,11 @@ class Plan:
         return nonsense(like, pool.special_prefix, vocabulary, seed)
 
     def chosen(self, cell: Cell) -> Drawn:
-        """The set of a rule, with how it came about."""
+        """The set of a rule with its pool and selection."""
         return draw_set(self._part(cell.draw), self._asked[cell])
 
     def _part(self, draw: int) -> Pool:
-        """The sub-pool of a draw; the latest one stays, with what its samples have read already."""
+        """The sub-pool of a draw; the latest one is cached, with the data its samples have read."""
         if self._latest is None or self._latest[0] != draw:
             self._latest = draw, sub_pool(self.sources.pool(), self.params.share, self.params.seed + draw)
         return self._latest[1]

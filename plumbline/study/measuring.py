@@ -1,4 +1,4 @@
-"""Every set of a study quantized and evaluated, sharing what can be shared."""
+"""Quantize and evaluate every set of a study, sharing the model, forward passes and factors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 UNCALIBRATED = Cell(0, 0, RTN)
 BATCH_TOKENS = EvaluationParams().batch_tokens
 AT_ONCE = 66
-"""Sets that are read together at most: what a study that is killed has to read again. Fewer share fewer samples."""
+"""Most sets read together: a killed study reads this many again. Fewer sets share fewer samples."""
 
 
 def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:
@@ -77,8 +77,8 @@ def measure_cells(
         A result per set and scheme; that of the control without calibration under `Cell(0, 0, RTN)`.
 
     Raises:
-        ValueError: a rule cannot choose, or the model cannot be quantized or evaluated, or the settings ask for what
-            reading many sets at once does not do.
+        ValueError: a rule cannot choose, the model cannot be quantized or evaluated, or the settings are not supported
+            for reading many sets at once.
     """
     histogram = any("histogram" in scheme.reads for scheme in schemes.values())
     require_read_together(settings, histogram)
@@ -149,7 +149,7 @@ class _Work:
 
 
 class _Steps:
-    """Moves a bar from several threads."""
+    """Advances a progress bar from several threads."""
 
     def __init__(self, bar: tqdm) -> None:
         self._bar, self._lock = bar, Lock()
@@ -167,10 +167,10 @@ def _statistics(
     mantissa_bits: int | None,
     advance: Callable[[int], object],
 ) -> list[_Inputs]:
-    """The sets of some cells, chosen, then read in as many groups as there are cores, each on a core of its own.
+    """Choose the sets of some cells, then collect their statistics in one group per core.
 
-    Two cores on one product wait for each other more than they compute where models are small or cores are busy, and
-    sum in another order. A sample that sets of two groups hold is read twice.
+    With small models or busy cores, two cores on one matrix product mostly wait for each other, and they sum in another
+    order. A sample in sets of two groups is read twice.
     """
     chosen: list[dict[str, list[int]]] = []
     with one_thread():
@@ -181,7 +181,7 @@ def _statistics(
 
     def read(sets: Sequence[Mapping[str, list[int]]]) -> list[SetTotals]:
         return collect_together(
-            with_own_modules(model),  # for its hooks
+            with_own_modules(model),  # its modules carry the hooks
             {name: ids for tokens in sets for name, ids in tokens.items()},
             [list(tokens) for tokens in sets],
             settings.ignore,
@@ -200,7 +200,7 @@ def _statistics(
 
 
 def _parts(todo: Sequence[T], at_once: int) -> Iterator[list[T]]:
-    """Cells (or sets) in as few parts as fit, of nearly equal size, in order."""
+    """Cells (or sets) in as few parts of at most `at_once` as possible, of nearly equal size, in order."""
     count = -(-len(todo) // at_once)
     edges = [len(todo) * part // count for part in range(count + 1)]
     return (list(todo[start:stop]) for start, stop in pairwise(edges))
@@ -208,11 +208,11 @@ def _parts(todo: Sequence[T], at_once: int) -> Iterator[list[T]]:
 
 @dataclass(frozen=True, eq=False)
 class _Inputs:
-    """What a model is quantized from."""
+    """The inputs of quantization: statistics and samples of a set."""
 
     totals: SetTotals
     samples: Sequence[Sample]
-    """In order of their id."""
+    """Sorted by id."""
     set_digest: str
 
 
@@ -220,7 +220,7 @@ NO_SET = _Inputs(SetTotals({}, (), StatisticsParams()), [], "")
 
 
 def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_bits: int | None) -> int:
-    """What the statistics of a set take, were every layer a site of its own."""
+    """Upper bound of the bytes of a set's statistics, as if every layer had its own site."""
     if mantissa_bits is None:
         return hessian_bytes(model, settings.ignore)
     layers = linear_layers(model, settings.ignore).values()
@@ -229,7 +229,7 @@ def _bytes_of_set(model: PreTrainedModel, settings: StatisticsParams, mantissa_b
 
 
 class _Evaluator:
-    """Quantizes the model from statistics and holds it against the base model, whose answers are computed once."""
+    """Quantizes the model and compares it with the base model, whose predictions are computed once."""
 
     def __init__(self, model: PreTrainedModel, held_out: HeldOut) -> None:
         self.model = model
@@ -237,7 +237,7 @@ class _Evaluator:
         self.base = BaseLogits(lambda: model, self.work, EvaluationParams().base_logits_bytes)
         documents, self.document_of_sample = documents_of(held_out)
         self.documents = len(documents.names)
-        with one_thread():  # as the quantized models, whatever the number of cores
+        with one_thread():  # as for the quantized models, so that the number of cores has no effect
             for index in range(len(self.work)):
                 self.base[index]
 

@@ -1,4 +1,4 @@
-"""study.html: one page for people who did not run the study."""
+"""study.html: the results of a study on one page."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def render(
 
     Args:
         verdict: the content of verdict.json.
-        about: digests of what went in.
+        about: digests of the inputs.
         made_by: digests of code and data by path, as `build_study` has them.
-        results: digests of the files that the page is made from, by name.
-        name: of the study in params.yaml, for the command that makes it again.
+        results: digests of the files that the page shows, by name.
+        name: of the study in params.yaml, for the command that reproduces it.
     """
     return (
         environment(Path(__file__).parent)
@@ -69,7 +69,7 @@ def forest(verdict: Mapping[str, Any]) -> dict[str, Any]:
     comparisons = verdict["comparisons"]
     low, high = around_zero([c[end] for c in comparisons for end in ("difference", "low", "high")])
     drawn = [value for c in comparisons for value in c["draws"]]
-    room = (high - low) / 2  # a stray draw may widen the axis, but not swallow it
+    room = (high - low) / 2  # an outlier may widen the axis by half at most
     low, high = max(min(low, *drawn), low - room), min(max(high, *drawn), high + room)
     panels = []
     for scheme in verdict["schemes"]:
@@ -119,7 +119,7 @@ def curve(scheme_curve: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per scheme, size and rule: the arm's figures, and how it compares."""
+    """One row per scheme, size and rule: the arm's figures and its comparison with the baseline."""
     compared = {(c["scheme"], c["n"], c["rule"]): c for c in verdict["comparisons"]}
     order = {rule: place for place, rule in enumerate([verdict["baseline"], *verdict["rules"]])}
     arms = sorted(
@@ -169,7 +169,7 @@ def domains(verdict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sets(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per rule and size what its sets hold, means over the draws, and one digest over those of the draws' sets."""
+    """Per rule and size the mean tokens of its sets, and one digest over the digests of the draws' sets."""
     arms = [arm for arm in verdict["arms"] if arm["scheme"] == verdict["schemes"][0]]  # the sets are the same in all
     rows = []
     for rule in verdict["rules"]:

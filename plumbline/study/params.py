@@ -14,7 +14,7 @@ CONTROLS = {
     NONSENSE: "uniformly random token ids, as many and as long as a random set of the same draw",
     ORACLE: "texts of the very split that is evaluated, in its mix of domains, but never a document that is evaluated",
 }
-"""What every study measures beside its rules, by reserved name: plumbline/study/controls.py says how."""
+"""The controls of every study, by reserved name; see plumbline/study/controls.py."""
 
 
 class RuleParams(BaseModel):
@@ -28,7 +28,7 @@ class RuleParams(BaseModel):
     def _leaves_size_and_seed_open(self) -> Self:
         fixed = sorted({"name", "n", "seed"} & set(self.model_extra or {}))
         if fixed:
-            raise ValueError(f"{', '.join(fixed)} is what a study varies; remove it (see sizes, draws and seed)")
+            raise ValueError(f"{', '.join(fixed)} is varied by the study; remove it (see sizes, draws and seed)")
         return self
 
 
@@ -49,24 +49,24 @@ class StudyParams(BaseModel):
     sizes: tuple[int, ...] = Field(default=(16, 64, 256), min_length=1)
     """Samples in a set."""
     curve: tuple[int, ...] = ()
-    """Further sizes at which the baseline alone is measured, for the curve of quality against size."""
+    """Further sizes at which only the baseline is measured, for the curve of quality against size."""
     draws: int = Field(default=10, ge=5)
-    """How often each rule chooses. With fewer than 5 intervals would be too short (measured); 10 is the norm."""
+    """Number of draws per rule. With fewer than 5 intervals are too short (measured); 10 is usual."""
     share: float = Field(default=0.8, gt=0, le=1)
-    """Share of the pool's documents that a draw chooses from: what makes the draws of a rule without chance differ."""
+    """Share of the pool's documents that a draw chooses from, so that draws of a deterministic rule differ."""
     schemes: tuple[str, ...] = Field(min_length=1)
     """Names under `schemes:`."""
     random_sets: int = 24
     """Random sets per size over which representativeness is correlated with quality: the draws of the plain random
-    rule, and further ones of it. 0: none. Fewer than 20 cannot tell a correlation of 0.5 from chance."""
+    rule, and further ones. 0: none. Fewer than 20 cannot distinguish a correlation of 0.5 from chance."""
     tokens_per_domain: int | None = Field(default=8192, gt=0)
     """How much of the report split is evaluated, as in `evaluation:`."""
     tokens_per_document: int | None = Field(default=None, ge=2)
-    """Of each document evaluated, its window's first so many tokens; None: all of the window. Tokens of one document
-    say nearly the same, so the same time spent on more documents tells smaller differences apart."""
+    """Number of leading tokens of a document's window that are evaluated; None: all. Tokens of one document are
+    similar, so evaluating more documents in the same time detects smaller differences."""
     statistics_bytes: int | None = Field(default=None, gt=0)
-    """Statistics kept in memory at a time; None: half of what is free. A sample is read once for all the sets that are
-    kept together. It changes no result."""
+    """Bytes of statistics in memory at a time; None: half of the free memory. A sample is read once for all sets in
+    memory. It changes no result."""
     resamples: int = Field(default=4000, ge=100)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     seed: int = Field(default=0, ge=0)
@@ -106,7 +106,7 @@ class StudyParams(BaseModel):
 
 
 def require_read_together(settings: StatisticsParams, histogram: bool) -> None:
-    """Refuse settings that ask for what reading many sets at once does not do.
+    """Refuse settings that are not supported for reading many sets at once.
 
     Args:
         histogram: whether a scheme of the study reads one.

@@ -1,4 +1,4 @@
-"""The pictures of a study, for Dagster's page, for MLflow and for slides."""
+"""The plots of a study, for Dagster, MLflow and slides."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from plumbline.calibration_report.plots import DIFFERENCE as DIFFERENCE
 from plumbline.calibration_report.plots import DOMAINS as DOMAINS
-from plumbline.calibration_report.plots import Mark, plot_forest, plot_heat, save
+from plumbline.calibration_report.plots import Mark, plot_forest, plot_heat
 from plumbline.calibration_report.scales import full_colour
+from plumbline.figure import save
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito (2008)
 MARKERS = "osD^vP"
@@ -20,7 +21,9 @@ CURVE = "size_curve.png"
 
 
 def plot_differences(verdict: Mapping[str, Any], path: Path) -> None:
-    """Relative difference of mean KL from the baseline: a panel per scheme, a row per rule and size; draws are dots.
+    """Plot relative differences of mean KL from the baseline: a panel per scheme, a row per rule and size.
+
+    Dots are the draws.
 
     Args:
         verdict: the content of verdict.json.
@@ -40,7 +43,7 @@ def plot_differences(verdict: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_domains(verdict: Mapping[str, Any], path: Path) -> None:
-    """Change of KL against the baseline in every domain: rules and sizes by schemes and domains."""
+    """Plot the change of KL against the baseline per domain: rules and sizes by schemes and domains."""
     by_cell = {(row["rule"], row["n"], row["scheme"]): row["domains"] for row in verdict["by_domain"]}
     rows = [(rule, n) for rule in verdict["rules"] if rule != verdict["baseline"] for n in verdict["sizes"]]
     names = list(verdict["by_domain"][0]["domains"])
@@ -54,7 +57,7 @@ def plot_domains(verdict: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_curve(verdict: Mapping[str, Any], path: Path) -> None:
-    """Mean KL of the baseline by size, on logarithmic axes; beyond a ring nothing is gained that can be seen."""
+    """Plot mean KL of the baseline by size, on logarithmic axes; a ring marks the size that is enough."""
     figure = Figure(figsize=(5.2, 3.6), dpi=80, layout="constrained")
     axes = figure.subplots()
     for place, curve in enumerate(verdict["size_curve"]):

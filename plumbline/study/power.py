@@ -1,4 +1,4 @@
-"""What a study could have seen, and how many draws would settle what it did not."""
+"""The smallest difference that a study could detect, and the draws needed to detect the one observed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from plumbline.study.resampling import Components
 
 POWER = 0.8
 MOST_DRAWS = 100_000
-"""Beyond it the answer is that draws alone do not settle it."""
+"""Beyond this number, no number of draws is reported."""
 
 
 def detectable(result: Resampled, level: float, draws: int) -> float | None:
-    """The smallest true relative difference that would have been called with probability `POWER`.
+    """The smallest true relative difference that is significant with probability `POWER`.
 
-    A difference is called where the estimate exceeds the half width at `level`; the estimate exceeds it with
-    probability 0.8 where the truth lies t_0.8 standard errors beyond (Bloom 1995, Evaluation Review 19:547). A standard
-    deviation of few draws comes out too small on average; its mean for normal values, c4(B), puts that right.
+    A difference is significant if the estimate exceeds the half width at `level`. That has probability 0.8 if the true
+    difference is t_0.8 standard errors beyond it (Bloom 1995, Evaluation Review 19:547). The standard deviation of few
+    draws is too small on average; dividing by its mean for normal values, c4(B), corrects that.
 
     Args:
         level: 1 - alpha / m, with m tests in the family: the first step of Holm's correction, the hardest.
         draws: B; the spread is estimated from them, with B - 1 degrees of freedom.
 
     Returns:
-        None where resamples without spread leave the half width open.
+        None if resamples without spread make the half width infinite.
     """
     half = result.half_width(level)
     if not math.isfinite(half):
@@ -36,7 +36,7 @@ def detectable(result: Resampled, level: float, draws: int) -> float | None:
 
 
 def draws_needed(parts: Components, difference: float, level: float) -> int | None:
-    """Draws after which a true difference of this size would be called with probability `POWER`.
+    """The number of draws at which a true difference of this size is significant with probability `POWER`.
 
     The smallest B with (t_{(1 + level) / 2} + t_0.8)² (draw / B + document) <= difference², t of B - 1 degrees of
     freedom.
@@ -46,7 +46,7 @@ def draws_needed(parts: Components, difference: float, level: float) -> int | No
         level: as for `detectable`.
 
     Returns:
-        None where no number of draws is enough: the documents alone leave it open (or there is no difference).
+        None if no number of draws is enough, because of the variance of documents (or there is no difference).
     """
 
     def enough(draws: int) -> bool:

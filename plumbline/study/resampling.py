@@ -1,7 +1,7 @@
-"""How sure a difference between two rules is, when both the draws and the documents could have been others.
+"""The uncertainty of a difference between two rules under resampling of both draws and documents.
 
-y[draw, document] of two rules, the same draws (sub-pools) and the same documents for both: crossed random effects. The
-draws are few and matter most, which is what distinguishes this from the bootstrap over documents alone.
+y[draw, document] of two rules over the same draws (sub-pools) and documents has crossed random effects. The draws are
+few and matter most, unlike in the bootstrap over documents alone.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def crossed_bootstrap(
 ) -> list[Resampled]:
     """Relative differences sum(rival) / sum(baseline) - 1, with their symmetric studentized bootstrap.
 
-    A resample draws draws with replacement and, independently, documents with replacement within their stratum; it
-    takes every value that a chosen draw has on a chosen document, for both rules, and the same draws and documents
-    serve all pairs (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1:386). Its spread alone would
-    make intervals from ten draws too short, so the distance is measured in standard errors, computed anew per
-    resample, and a quantile is never below that of Student's t with B - 1 degrees of freedom: without it, rules that do
-    not differ were called different in 7 % of cases instead of 5 (benchmarks/false_alarms.py).
+    A resample draws with replacement among the draws and, independently, among the documents of each stratum. It uses
+    the values of the chosen draws on the chosen documents for both rules, and serves all pairs (the pigeonhole
+    bootstrap: Owen 2007, Annals of Applied Statistics 1:386). Its spread alone makes intervals from ten draws too
+    short, so distances are divided by the standard error of the resample, and a quantile is at least that of Student's
+    t with B - 1 degrees of freedom: without that, equal rules differed significantly in 7 % of cases instead of 5
+    (benchmarks/false_alarms.py).
 
     Args:
         pairs: (baseline, rival) each float64 (B, D): KL of a document, summed over its tokens; positive sums.
@@ -68,7 +68,7 @@ def crossed_bootstrap(
 
 
 def _counts(rng: np.random.Generator, rows: int, strata: np.ndarray) -> np.ndarray:
-    """How often each item is drawn, float64 (rows, items): as many of every stratum as it has."""
+    """Number of times each item is drawn, float64 (rows, items); each stratum keeps its size."""
     counts = np.zeros((rows, len(strata)))
     for stratum in range(int(strata.max()) + 1):
         members = np.flatnonzero(strata == stratum)
@@ -82,13 +82,13 @@ def _ratio(
 ) -> tuple[np.ndarray, np.ndarray]:
     """r = sum(x) / sum(y) and its standard error, each (R,), with draws counted w (R, B) and documents v (R, D).
 
-    se² sum(y)² = V_draw + V_document - V_both, of `_sums`: what varies with neither is in both of the first two, and is
-    taken off once (Cameron, Gelbach & Miller 2011, Journal of Business & Economic Statistics 29:238). At least the
-    larger of the first two, where the difference of noisy terms falls below it.
+    se² sum(y)² = V_draw + V_document - V_both, of `_sums`: the residual variance is in both of the first two terms, so
+    it is subtracted once (Cameron, Gelbach & Miller 2011, Journal of Business & Economic Statistics 29:238). It is at
+    least the larger of the first two, since the difference of noisy terms may fall below it.
     """
     r, total, by_draw, by_document, both = _sums(x, y, w, v, strata, sizes)
     variance = np.maximum(by_draw + by_document - both, np.maximum(by_draw, by_document))
-    exact = 1e-12 * (w @ x**2 * v).sum(axis=1)  # below it is what cancellation leaves of zero
+    exact = 1e-12 * (w @ x**2 * v).sum(axis=1)  # smaller values are zero up to cancellation
     return r, np.sqrt(np.where(variance < exact, 0.0, variance)) / total
 
 
@@ -97,8 +97,8 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """r = sum(x) / sum(y), sum(y), V_draw, V_document and V_both, each (R,), with counts as in `_ratio`.
 
-    With residuals e = x - r y, the terms add up the squares of the residuals' totals per draw, per document, and of the
-    residuals themselves.
+    With residuals e = x - r y, the terms are the sums of squares of the residuals' totals per draw, of their totals per
+    document, and of the residuals themselves.
     """
     draws = x.shape[0]
     per_draw_x, per_draw_y = v @ x.T, v @ y.T  # (R, B)
@@ -121,12 +121,12 @@ def _sums(
 
 @dataclass(frozen=True)
 class Components:
-    """Where the variance of a relative difference comes from: variance(B draws) = draw / B + document."""
+    """Variance components of a relative difference: variance(B draws) = draw / B + document."""
 
     draw: float
-    """What a draw adds, by itself and with the documents: falls with more draws."""
+    """The part of draws and of their interaction with documents; it falls with more draws."""
     document: float
-    """What the documents add that no draw changes: falls with more documents only."""
+    """The part of documents alone; it falls only with more documents."""
 
 
 def components(baseline: np.ndarray, rival: np.ndarray, strata: np.ndarray) -> Components:
@@ -162,10 +162,10 @@ class Ratio:
 
 
 def spread_ratio(baseline: np.ndarray, rival: np.ndarray, confidence: float) -> Ratio | None:
-    """How much the rival varies from draw to draw, as a ratio of standard deviations, rival over baseline.
+    """Ratio of the standard deviations over draws, rival over baseline, with its interval.
 
-    Exact for paired normal values, which the two rules' means over one sub-pool nearly are: whether two variances are
-    equal is whether sum and difference are correlated (Pitman 1939, Morgan 1939, both Biometrika 31). For the squared
+    Exact for paired normal values, which the two rules' means over a sub-pool nearly are: two variances are equal if
+    and only if sum and difference are uncorrelated (Pitman 1939, Morgan 1939, both Biometrika 31). For the squared
     ratio F and the correlation ρ of the pairs the interval is F (K ± sqrt(K² - 1)), K = 1 + 2 t² (1 - ρ²) / (B - 2).
 
     Args:
@@ -173,7 +173,7 @@ def spread_ratio(baseline: np.ndarray, rival: np.ndarray, confidence: float) -> 
         confidence: of the interval.
 
     Returns:
-        None where one of the two does not vary.
+        None if one of the two does not vary.
     """
     from scipy.stats import t as student
 

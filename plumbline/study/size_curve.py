@@ -1,4 +1,4 @@
-"""How quality and cost go with the size of the set, and from which size on nothing is gained that the study can see."""
+"""Quality and cost by size of the set, and the size beyond which the study detects no gain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plumbline.study.result_cache import Measured
 from plumbline.study.testing import Family
 
 TOKENS_PER_WIDTH = 4
-"""A Hessian of d channels has d directions to fill; with fewer than 4 d tokens, damping decides many of them."""
+"""A Hessian of d channels has d directions; with fewer than 4 d tokens, damping determines many of them."""
 FAMILIES = {
     "hessian": "Hessian-based (GPTQ, AdaRound, mixed bits)",
     "channel": "per-channel scales (SmoothQuant, AWQ)",
@@ -23,7 +23,7 @@ FAMILIES = {
 
 
 def family_of(scheme: SchemeParams) -> str:
-    """What a scheme takes from the calibration data, coarsely: a key of `FAMILIES`."""
+    """The kind of statistics that a scheme reads: a key of `FAMILIES`."""
     if scheme.method != "rtn" or scheme.mixed is not None:
         return "hessian"
     if scheme.transform is not None:
@@ -36,9 +36,9 @@ def size_curve(
 ) -> list[dict[str, Any]]:
     """Per scheme and size of the baseline: quality, tokens, and whether the largest size is better.
 
-    Every size is tested against the largest one, over the same draws and documents; all those tests of all schemes are
-    one family under Holm's correction. Enough is the smallest size that is not called worse than the largest, nor any
-    size between the two.
+    Every size is tested against the largest one, over the same draws and documents; the tests of all schemes are one
+    family with Holm's correction. `enough` is the smallest size such that neither it nor any larger size is
+    significantly worse than the largest.
 
     Args:
         results: (scheme, n) -> the baseline's draws, in order.
@@ -111,10 +111,10 @@ def _sentence(curve: Mapping[str, Any]) -> str:
 def recommendations(
     curves: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], schemes: Mapping[str, SchemeParams]
 ) -> list[dict[str, Any]]:
-    """Per family of schemes, what this study supports: a size, and another rule than the baseline if one is better.
+    """Per family of schemes, the recommended size, and the rules that are better than the baseline.
 
-    The size is the largest `enough` of the family's schemes. A rule is recommended where it was called better than the
-    baseline under some scheme of the family at that size, and worse under none.
+    The size is the largest `enough` of the family's schemes. A rule is recommended if it is significantly better than
+    the baseline under some scheme of the family at that size, and worse under none.
     """
     rows = []
     for family, label in FAMILIES.items():

@@ -1,4 +1,4 @@
-"""Families of tests: pairs of rules over the same draws and documents, each family under Holm's correction."""
+"""Families of tests of pairs of rules over the same draws and documents, each with Holm's correction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ IDENTICAL: Mapping[str, Any] = {
     "draws_needed": None,
     "variance": {"draws": 0.0, "documents": 0.0},
 }
-"""Two rules whose models answer alike in every draw: a scheme that reads no calibration data, for one."""
+"""The result for two rules with equal KL in every draw, as under a scheme that reads no calibration data."""
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """How pairs are tested: what all families of a study share."""
+    """The data and parameters shared by all families of tests of a study."""
 
     strata: np.ndarray
     """int (D,), as of `crossed_bootstrap`."""
@@ -39,11 +39,11 @@ class Family:
         """Test every pair (baseline, rival), each float64 (B, D), as one family.
 
         Returns:
-            Per pair `verdict` (better, worse, no difference detected, identical: of the rival, less is better), the
+            Per pair `verdict` on the rival (better, worse, no difference detected, identical; less is better), the
             relative `difference` with the ends `low` and `high` of its interval (None: open), `standard_error`,
-            `p_value`, `p_adjusted`; `smallest_difference` that would have been called, `detectable` (a true difference
-            of that size would have been called 4 times in 5), `draws_needed` to call the observed one 4 times in 5
-            (None: no number is enough), and `variance`: of the difference, what one draw and what the documents add.
+            `p_value`, `p_adjusted`; `smallest_difference`, the smallest significant estimate; `detectable`, the
+            smallest true difference with a power of 0.8; `draws_needed` for a power of 0.8 at the observed difference
+            (None: no number is enough); and `variance`, the components of one draw and of the documents.
         """
         tested = {key: pair for key, pair in pairs.items() if not np.array_equal(*pair)}
         judged: dict[Key, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Which rules differ from the baseline rule and how sure that is; what controls, sizes and representativeness say."""
+"""The verdict of a study: rules against the baseline, controls, sizes and representativeness."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Results = Mapping[tuple[Cell, str], Measured]
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a study measured."""
+    """The measurements of a study."""
 
     results: Results
     documents: Documents
     width: int
     """Input channels of the widest quantized layer."""
     absent: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """(control, n) -> why it was not measured."""
+    """(control, n) -> reason why it was not measured."""
     distances: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
-    """As `measure_distances` gives them."""
+    """The result of `measure_distances`."""
     without_distances: str | None = None
 
     @property
@@ -54,16 +54,16 @@ class Evidence:
 def judge(evidence: Evidence, params: StudyParams, schemes: Mapping[str, SchemeParams]) -> dict[str, Any]:
     """Compare every rule with the baseline rule, at every size and under every scheme, by mean KL per token.
 
-    Three families of tests, each under Holm's correction: the rules against the baseline, which are the study's claims;
-    the controls against the baseline, which say whether it can see at all (they would be called nearly always, and in
-    the family of the claims they would only change how hard those are to call); and the baseline's sizes against the
+    Three families of tests, each with Holm's correction: the rules against the baseline, which are the study's claims;
+    the controls against the baseline, which show whether the study can detect a difference (they nearly always differ,
+    so in the family of the claims they would only make those harder to detect); and the baseline's sizes against the
     largest.
 
     Returns:
-        The content of verdict.json but for digests: `headline`, `sentences`, `comparisons`, `controls` (both as
-        `Family.test` has them, with the means, every draw's difference and a sentence), `absent_controls`, `arms` (mean
-        and spread of KL per rule, size and scheme, with every draw's value), `by_domain`, `size_curve`,
-        `recommendations`, `representativeness`, `cost`, and what it all rests on.
+        The content of verdict.json without digests: `headline`, `sentences`, `comparisons`, `controls` (both with the
+        results of `Family.test`, means, every draw's difference and a sentence), `absent_controls`, `arms` (mean and
+        spread of KL per rule, size and scheme, with every draw's value), `by_domain`, `size_curve`, `recommendations`,
+        `representativeness`, `cost`, the parameters and how much was evaluated.
 
     Raises:
         ValueError: too few documents, or too few resamples for so many comparisons.
@@ -111,7 +111,7 @@ def _size_curve(evidence: Evidence, params: StudyParams, family: Family, schemes
 
 
 def _conditions(evidence: Evidence, params: StudyParams, schemes: list[str]) -> dict[str, Any]:
-    """What the verdict rests on: the study's parameters, and how much was evaluated."""
+    """The study's parameters, and how much was evaluated."""
     return {
         "baseline": params.baseline,
         "rules": {name: rule.model_dump(mode="json") for name, rule in params.rules.items()},
@@ -129,7 +129,7 @@ def _conditions(evidence: Evidence, params: StudyParams, schemes: list[str]) -> 
 
 
 def _cost(evidence: Evidence) -> dict[str, int]:
-    """What the study took as far as it is the same on every machine: sets that the base model read, and models."""
+    """The cost of the study in units that do not depend on the machine: sets read, models, tokens."""
     sets = {cell: one for (cell, _), one in evidence.results.items() if cell != UNCALIBRATED}
     return {
         "sets": len(sets),
@@ -152,7 +152,7 @@ def _require_enough(evidence: Evidence, params: StudyParams, schemes: Mapping[st
     needed = int(np.ceil(tests / (1 - params.confidence)))
     if params.resamples < needed:
         raise ValueError(
-            f"studies, resamples: found {params.resamples}, which cannot call any of {tests} comparisons different at "
+            f"studies, resamples: found {params.resamples}, too few to find any of {tests} comparisons different at "
             f"{params.confidence:.0%}; expected at least {needed} (ten times that is better)"
         )
 

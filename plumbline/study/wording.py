@@ -1,4 +1,4 @@
-"""What a study found, in sentences: the same for the page, the terminal, Dagster and MLflow."""
+"""The results of a study in sentences, for the page, the terminal, Dagster and MLflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAVEATS = [
 
 
 def headline(comparisons: Sequence[Mapping[str, Any]], baseline: str, draws: int) -> str:
-    """What matters most: the rules that differ and how often, then those that do not."""
+    """The rules that differ from the baseline and how often, then those that do not."""
     differing, unseen = {}, []
     for rule in dict.fromkeys(c["rule"] for c in comparisons):
         verdicts = [c["verdict"] for c in comparisons if c["rule"] == rule]
@@ -45,7 +45,7 @@ def headline(comparisons: Sequence[Mapping[str, Any]], baseline: str, draws: int
 
 
 def sentences(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was found: differences first, the largest of them on top; then a line per rule on all that was not seen."""
+    """Sentences on the differences, largest first; then one per rule on comparisons without a difference."""
     called = sorted((c for c in comparisons if c["verdict"] in CALLED), key=lambda c: -abs(c["difference"]))
     texts = [c["sentence"] for c in called]
     for rule in dict.fromkeys(c["rule"] for c in comparisons):
@@ -62,7 +62,7 @@ def sentences(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def sentence(c: Mapping[str, Any], confidence: float) -> str:
-    """One comparison."""
+    """The sentence of a comparison."""
     where = f"{c['scheme']}, n = {c['n']}"
     if c["verdict"] == "identical":
         return f"{where}: {c['rule']} and {c['baseline']} give identical models."
@@ -104,7 +104,7 @@ def _unseen(rule: str, rest: Sequence[Mapping[str, Any]], total: int) -> str:
 
 
 def _spreads(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where a rule's draws vary less or more than the baseline's, beyond chance; each interval by itself."""
+    """Sentences on rules whose spread over draws differs from the baseline's, each tested separately."""
     texts = []
     for rule in dict.fromkeys(c["rule"] for c in comparisons):
         measured = [c for c in comparisons if c["rule"] == rule and c["spread_ratio"] is not None]
@@ -122,7 +122,7 @@ def _spreads(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def on_controls(controls: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -> list[str]:
-    """Per scheme, whether the study can see what it must see, and how much there is to win."""
+    """Per scheme, a sentence on whether the controls differ from the baseline, and by how much."""
     texts = []
     for scheme in schemes:
         by_control = {

@@ -1,4 +1,4 @@
-"""Which tokens of a chat the assistant wrote: what a model in production generates, unlike what it is given to read.
+"""The tokens of a chat that the assistant wrote, which a model in production generates.
 
 Spans are flat int32 arrays [start, stop, start, stop, ...] of token positions, ascending and apart from each other.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Spans = NDArray[np.int32]
 Messages = Sequence[dict[str, str]]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""The mark of transformers by which a template itself says what the assistant writes."""
+"""The marker of transformers with which a template marks the assistant's text."""
 ROLE = "assistant"
 
 
@@ -24,15 +24,14 @@ def assistant_spans(
 ) -> Spans | None:
     """The tokens of a rendered chat that its assistant wrote.
 
-    A template with transformers' `{% generation %}` says it itself. Of another one it is derived, see
-    `written_characters`.
+    A template with transformers' `{% generation %}` marks them. For others they are derived, see `written_characters`.
 
     Args:
         text: the whole chat as the template renders it.
         ids: int32 (t,), its tokens.
 
     Returns:
-        Spans within `ids`, none where no message is the assistant's; None where they cannot be told for certain.
+        Spans within `ids`, empty if no message is the assistant's; None if they cannot be determined.
     """
     if GENERATION.search(template):
         return _marked(tokenizer, template, messages, ids)
@@ -46,7 +45,7 @@ def assistant_spans(
             text: str = tokenizer.apply_chat_template(
                 list(part), chat_template=template, tokenize=False, add_generation_prompt=prompt
             )
-        except Exception:  # whatever a template raises on a chat that ends here
+        except Exception:  # a template may raise anything on a partial chat
             return None
         return text
 
@@ -57,18 +56,18 @@ def assistant_spans(
 def written_characters(
     messages: Messages, text: str, render: Callable[[Messages, bool], str | None]
 ) -> list[tuple[int, int]] | None:
-    """The characters of a rendered chat that its assistant wrote, derived by rendering its beginnings.
+    """The characters of a rendered chat that its assistant wrote, derived by rendering partial chats.
 
-    A message is what the text gains by it; that the chat up to it is a beginning of the whole is looked at, not
-    assumed (templates that rewrite earlier turns, as those that strip reasoning do, are not). The assistant's part
-    begins behind the generation prompt, where the template has one, else with the message's content, and ends with the
-    message: its end-of-turn token is the assistant's, white space behind that is the template's.
+    The text of a message is what it adds to the rendered chat. The chat up to it must be a prefix of the whole; that is
+    checked, as templates that rewrite earlier turns (to strip reasoning) violate it. The assistant's part begins after
+    the generation prompt, or with the message's content if the template has none. It ends with the message, including
+    the end-of-turn token but not the white space after it.
 
     Args:
-        render: (messages, whether the generation prompt is added) -> text; None where the template refuses.
+        render: (messages, whether to add the generation prompt) -> text; None if the template fails.
 
     Returns:
-        (start, stop) per message of the assistant; None where it cannot be told for certain.
+        (start, stop) per message of the assistant; None if they cannot be determined.
     """
     spans = []
     for number, message in enumerate(messages):
@@ -92,19 +91,19 @@ def written_characters(
 
 
 def cut(spans: Spans, start: int, stop: int, shift: int = 0) -> Spans:
-    """What of the spans lies in [start, stop), counted from `start` and moved by `shift`."""
+    """The parts of the spans in [start, stop), relative to `start` and moved by `shift`."""
     pairs = np.clip(spans.reshape(-1, 2), start, stop) - start + shift
     return pairs[pairs[:, 0] < pairs[:, 1]].reshape(-1).astype(np.int32)
 
 
 def joined_spans(parts: Sequence[tuple[Spans | None, int, int]]) -> Spans | None:
-    """Spans of a sample that is joined of pieces of others.
+    """Spans of a sample that is joined of pieces of other samples.
 
     Args:
         parts: (spans of the sample that the piece is from, its start there, its stop); spans None: all of it counts.
 
     Returns:
-        Spans within the joined sample, those that meet made one; None where all of it counts because every piece does.
+        Spans within the joined sample, with adjacent ones merged; None if every piece counts as a whole.
     """
     if all(spans is None for spans, _, _ in parts):
         return None
@@ -119,8 +118,8 @@ def joined_spans(parts: Sequence[tuple[Spans | None, int, int]]) -> Spans | None
 
 
 def _tokens(tokenizer: Any, text: str, ids: NDArray[np.int32], characters: list[tuple[int, int]]) -> Spans | None:
-    """Token spans of spans of characters; a token that is partly within one belongs to it."""
-    if not tokenizer.is_fast:  # does not say where its tokens come from
+    """Token spans of character spans; a token that overlaps a span belongs to it."""
+    if not tokenizer.is_fast:  # gives no character offsets of tokens
         return None
     encoding = tokenizer(
         text, add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=True, verbose=False
@@ -131,7 +130,7 @@ def _tokens(tokenizer: Any, text: str, ids: NDArray[np.int32], characters: list[
     written = np.zeros(len(ids), bool)
     for start, stop in characters:
         touched = np.flatnonzero((offsets[:, 0] < stop) & (offsets[:, 1] > start))
-        if len(touched):  # tokens without characters of their own in between included
+        if len(touched):  # includes tokens without characters in between
             written[touched[0] : touched[-1] + 1] = True
     return _spans(written)
 

@@ -1,4 +1,4 @@
-"""The unit of work of tokenization: some documents in, a table of samples and the counts of what was lost out."""
+"""The unit of work of tokenization: from some documents to a table of samples and counts of losses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SAMPLES = pa.schema(
     ]
 )
 BATCH_BYTES = 1 << 20
-"""Text in one piece of work. A constant, so that the bytes written do not depend on the number of workers."""
+"""Text per piece of work. A constant, so that the bytes written do not depend on the number of workers."""
 BATCH_DOCUMENTS = 1024
 
 
@@ -60,11 +60,11 @@ class TokenizedBatch:
     """Documents without tokens: doc_id, source, row, reason, detail."""
     chats: int = 0
     unmasked: int = 0
-    """Chats of which cannot be told what the assistant wrote."""
+    """Chats whose assistant spans could not be determined."""
 
 
 def sample_id(input_ids: np.ndarray) -> str:
-    """SHA-256 (hex) of the token ids as little-endian int32: the same tokens have the same id in any document."""
+    """SHA-256 (hex) of the token ids as little-endian int32, so equal samples have the same id in any document."""
     return hashlib.sha256(np.ascontiguousarray(input_ids, "<i4").tobytes()).hexdigest()
 
 
@@ -150,12 +150,12 @@ def in_order(
 ) -> Iterator[tuple[str, TokenizedBatch]]:
     """Tokenize (shard, documents) in `workers` processes; results come in the order of the work.
 
-    At most 2 pieces of work per process are under way, so memory does not grow with the corpus.
+    At most 2 pieces of work per process are pending, so memory does not grow with the corpus.
 
     Raises:
         RuntimeError: a process died.
     """
-    # Not fork: the tokenizers library holds threads and locks that a forked child would inherit half-dead.
+    # not fork: a forked child would inherit locks of the tokenizers library without their threads
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (base, params)) as pool:
         under_way: deque[tuple[str, Future[TokenizedBatch]]] = deque()
         pieces = iter(work)
@@ -178,7 +178,7 @@ def in_order(
 
 
 _work: Callable[[list[Document]], TokenizedBatch]
-"""Set in each worker process by _start: loading the tokenizer once per process, not per piece of work."""
+"""Set by _start in each worker process, so that the tokenizer is loaded once per process."""
 
 
 def _start(base: BaseCheckpoint, params: TokenizeParams) -> None:

@@ -1,4 +1,4 @@
-"""From documents to token ids along the path that production takes: special tokens, chat template, no truncation."""
+"""From documents to token ids as in production: special tokens, chat template, no truncation."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ STOPPED_CLOCK = (
     + "".join(f" | replace('{directive}', '{value}')" for directive, value in DAY.items())
     + " }}{%- endmacro %}\n"
 )
-"""Jinja that shadows `strftime_now`: a template that writes today's date would give other samples tomorrow. The
-newline is taken by the block before it, so the template behind it starts on a line of its own."""
+"""Jinja code that replaces `strftime_now` by a fixed date, so that templates with today's date give the same samples
+tomorrow. Its last block removes the newline, so that the template after it starts on a new line."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document's tokens, int32: `content`, and the special tokens around it when it stands as one sample."""
+    """A document's tokens, int32: `content`, and the special tokens around it if it is one sample."""
 
     prefix: np.ndarray
     content: np.ndarray
     suffix: np.ndarray
     chat: bool = False
     assistant: Spans | None = None
-    """Of a chat: what of `content` its assistant wrote (see assistant.py), None where that cannot be told."""
+    """Of a chat: the spans of `content` that its assistant wrote (see assistant.py); None if unknown."""
 
 
 class Encoder:
-    """The base model's tokenizer, with what has to be known about it to cut its output."""
+    """The tokenizer of a base model's folder, with its fingerprint, chat template and special tokens."""
 
     def __init__(self, base: BaseCheckpoint, params: TokenizeParams) -> None:
         self.tokenizer: Any = base.tokenizer()
@@ -61,7 +61,7 @@ class Encoder:
             self.prefix, self.suffix = special_tokens_around(self.tokenizer)
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded | str]:
-        """Each document's tokens, or why the chat template refused it.
+        """Each document's tokens, or the reason why the chat template refused it.
 
         Raises:
             ValueError: a document is a chat and the tokenizer has no chat template.
@@ -84,7 +84,7 @@ class Encoder:
     def _token_ids(self, texts: list[str]) -> list[np.ndarray]:
         if not texts:
             return []
-        # truncation and padding are named because a tokenizer.json may have them switched on.
+        # a tokenizer.json may enable truncation and padding
         ids = self.tokenizer(
             texts,
             add_special_tokens=False,
@@ -98,8 +98,7 @@ class Encoder:
 
     def _render(self, document: Document) -> str | Exception:
         if self.chat_template is None:
-            # Not a row that is bad but a pair that does not fit: setting every chat aside would change what the
-            # corpus is made of, and a template made up here would not be the one of production.
+            # an error and no rejection: without all chats the corpus would be another one
             raise ValueError(
                 f"{document.source} row {document.row} is a chat, and the tokenizer of {self.name} has no chat "
                 f"template; take a base model that has one (its instruction-tuned variant), put its "
@@ -109,13 +108,15 @@ class Encoder:
             text: str = self.tokenizer.apply_chat_template(
                 list(document.messages or ()), chat_template=self.chat_template, tokenize=False
             )
-        except Exception as error:  # whatever a template raises on a chat that it does not foresee
+        except Exception as error:  # a template may raise anything on an unexpected chat
             return error
         return text
 
     def _chat(self, document: Document, text: str, ids: np.ndarray) -> Encoded:
-        """The template writes every special token itself; those at the start that the tokenizer would add to a text
-        are the prefix of further windows, too."""
+        """Encode a rendered chat, whose special tokens the template writes.
+
+        Leading tokens that the tokenizer would add to a text are the prefix of further windows, too.
+        """
         assert self.chat_template is not None  # without one, rendering has failed
         spans = assistant_spans(self.tokenizer, self.chat_template, document.messages or (), text, ids)
         n = len(self.prefix)
@@ -126,10 +127,10 @@ class Encoder:
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The special tokens, int32, that the tokenizer puts before and after a text.
+    """The special tokens, int32, that the tokenizer adds before and after a text.
 
     Raises:
-        ValueError: it does not keep the text's tokens together.
+        ValueError: it changes the text's tokens.
     """
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a", add_special_tokens=True)["input_ids"]

@@ -1,4 +1,4 @@
-"""The identity of a tokenization, from content: two folders that turn every text into the same samples agree."""
+"""The fingerprint of a tokenization by content: equal for folders that turn every text into the same samples."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from plumbline.artifact import sha256_files, sha256_json
 from plumbline.tokenized_samples.params import TokenizeParams
 
 POLICY = ("max_length", "long_documents", "add_special_tokens")
-"""The parts that are settings, not content of the tokenizer."""
+"""The parts that are settings, not the tokenizer's content."""
 
 
 def tokenizer_fingerprint(tokenizer: Any, params: TokenizeParams) -> tuple[str, dict[str, Any]]:
-    """The fingerprint, and the parts it is made of, so that a mismatch can name the part.
+    """The fingerprint and its parts, so that an error can name the part that differs.
 
     Args:
-        tokenizer: a Hugging Face tokenizer. Where it was loaded from does not matter, nor whether it went through
-            `save_pretrained`; truncation and padding that happen to be switched on are no part of it.
+        tokenizer: a Hugging Face tokenizer. Its folder, a round trip through `save_pretrained`, and enabled truncation
+            or padding have no effect.
 
     Returns:
         SHA-256 (hex) of the parts, and the parts: `backend` (digest of vocabulary, merges, normalizer, pre- and
         post-processor), `special_tokens`, `chat_template` (digest, None without one), `add_special_tokens`,
-        `max_length`, `long_documents`. Not among them are `min_tokens` and the splits, which decide what samples are
-        kept and where, never what a sample is made of: statistics of two such corpora can be merged.
+        `max_length`, `long_documents`. `min_tokens` and the splits are not among them: they decide which samples are
+        used, not their tokens, so statistics of two such corpora can be merged.
     """
     template = tokenizer.chat_template
     parts = {
@@ -41,7 +41,7 @@ def tokenizer_fingerprint(tokenizer: Any, params: TokenizeParams) -> tuple[str, 
 
 
 def policy_of(parts: Mapping[str, Any]) -> TokenizeParams:
-    """The settings that a fingerprint's parts stand for, to fingerprint another tokenizer under the same ones."""
+    """The settings in a fingerprint's parts, to fingerprint another tokenizer with the same settings."""
     return TokenizeParams.model_validate({name: parts[name] for name in POLICY})
 
 
@@ -49,10 +49,10 @@ def _backend_digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
-        # State of the last call, not of the tokenizer; calibration tools are known to save it by accident.
+        # state of the last call, which calibration tools sometimes save by accident
         content["truncation"] = content["padding"] = None
         return sha256_json(content)
-    with tempfile.TemporaryDirectory() as folder:  # a tokenizer written in Python: what it saves is what it is
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer written in Python has no backend: hash what it saves
         tokenizer.save_vocabulary(folder)
         files = sha256_files(Path(folder), [p.name for p in Path(folder).iterdir()])
     added = {str(i): _plain(token) for i, token in tokenizer.added_tokens_decoder.items()}

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class SplitShares(BaseModel):
-    """Shares of the documents that are kept from the pool."""
+    """Shares of the documents in the splits other than the pool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,19 +25,19 @@ class TokenizeParams(BaseModel):
     """Longest sample, in tokens, special tokens included."""
     long_documents: Literal["window", "truncate", "drop"] = "window"
     min_tokens: int = Field(default=16, ge=1)
-    """Shorter samples (and last windows) are counted as too short, not used."""
+    """Shorter samples and last windows are dropped and counted as too short."""
     add_special_tokens: bool = True
     splits: SplitShares = SplitShares()
     max_refused: float = Field(default=0.05, ge=0, le=1)
-    """Share of the documents that the chat template may refuse before the run fails."""
+    """Largest share of documents that the chat template may refuse; above it the run fails."""
     workers: int | None = None
-    """Processes; None: one per core. The result does not depend on it."""
+    """Number of processes; None: one per core. It changes no result."""
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> TokenizeParams:
         if self.min_tokens > self.max_length:
             raise ValueError(
-                f"tokenize.min_tokens is {self.min_tokens} and max_length {self.max_length}: no sample could be long "
-                f"enough; lower min_tokens"
+                f"tokenize.min_tokens is {self.min_tokens} and max_length {self.max_length}: every sample would be "
+                f"too short; lower min_tokens"
             )
         return self

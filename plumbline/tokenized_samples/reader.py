@@ -23,7 +23,7 @@ def fingerprint_of(samples: Path) -> str:
 
 
 def shards(samples: Path) -> list[str]:
-    """Names of the shards that hold samples, in order."""
+    """Names of the shards with samples, in order."""
     return [e["shard"] for e in read_json(samples / "accounting.json")["shards"] if e["samples"]]
 
 
@@ -33,12 +33,12 @@ def iter_samples(
     columns: Sequence[str] | None = None,
     only_shards: Sequence[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Stream the samples in at most BATCH_ROWS rows at a time.
+    """Stream the samples, at most BATCH_ROWS rows at a time.
 
     Args:
         splits: which of pool, tuning, report, production, out_of_domain; None: all.
         columns: which columns, in that order; None: all (batches.SAMPLES).
-        only_shards: read these alone; duplicates of any other shard are left out all the same.
+        only_shards: read only these; duplicates of other shards are left out, too.
 
     Raises:
         ValueError: there is no such split or column.
@@ -70,6 +70,6 @@ def read_samples(
     columns: Sequence[str] | None = None,
     only_shards: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The samples as one table; arguments as for `iter_samples`. In memory as a whole: name the columns you need."""
+    """The samples as one table; arguments as for `iter_samples`. It is all in memory, so name the columns you need."""
     schema = pa.schema([SAMPLES.field(name) for name in columns or SAMPLES.names])
     return pa.Table.from_batches(iter_samples(samples, splits, columns, only_shards), schema)

@@ -1,4 +1,4 @@
-"""The splits, by document hash: what a document is in never depends on what else was ingested."""
+"""Splits by document hash: the split of a document does not depend on other documents."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import hashlib
 from plumbline.raw_corpus.document import APART
 
 SPLITS = ("pool", "tuning", "report", *APART)
-"""Every document is in one of them; `production` and `out_of_domain` are empty where params.yaml names no such source
-under `corpus:`."""
+"""Every document is in one of them; `production` and `out_of_domain` are empty without such a source under `corpus:` in
+params.yaml."""
 
 
 def split_of_document(source: str, group: str, tuning: float = 0.1, report: float = 0.1) -> str:
-    """The split of a document: for those of `production/file` or `out_of_domain/file` that one, else as `split_of`
-    says."""
+    """The split of a document: that of its source for `production/file` and `out_of_domain/file`, else `split_of`."""
     name = source.partition("/")[0]
     return name if name in APART else split_of(group, tuning, report)
 
 
 def split_of(group: str, tuning: float = 0.1, report: float = 0.1) -> str:
-    """The split of every document of `group`, those of sources apart aside.
+    """The split of the documents of a group, except for those of `APART`.
 
-    The SHA-256 of the group is read as a number in [0, 1): below `tuning` it is tuning, above `1 - report` it is
-    report, else pool. Adding documents moves none that is already there, and widening one share leaves the other.
+    The SHA-256 of the group is read as a number in [0, 1): below `tuning` the split is tuning, from `1 - report` on it
+    is report, else pool. Adding documents moves no other one, and a change of one share does not affect the other.
 
     Raises:
         ValueError: the shares are negative or leave nothing to the pool.

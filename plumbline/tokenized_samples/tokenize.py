@@ -1,10 +1,10 @@
-"""tokenized_samples: the documents as the model would see them in production, in splits, every token counted.
+"""tokenized_samples: the documents as token ids, as in production, in splits, with every token counted.
 
-Counting. `tokens_in` and `tokens_out` are content tokens, those of the text or of the rendered chat: `tokens_in` =
-`tokens_out` + the sum of `lost`. What the tokenizer adds around a sample is counted apart, in `special_tokens`. The
-tokens in `by_split` and `by_domain` are the samples' lengths and sum to `tokens_out` + `special_tokens`. `chats` are
-documents, and how many of them have no `assistant_spans`: where it cannot be told for certain what the assistant wrote
-(assistant.py), the whole chat counts under `statistics.tokens: assistant`, as a text does.
+`tokens_in` and `tokens_out` are content tokens, those of the text or of the rendered chat: `tokens_in` = `tokens_out` +
+the sum of `lost`. Tokens that the tokenizer adds around a sample are in `special_tokens`. The tokens in `by_split` and
+`by_domain` are the samples' lengths and sum to `tokens_out` + `special_tokens`. `chats` counts documents, and those
+without `assistant_spans`: if it is not known what the assistant wrote (assistant.py), the whole chat counts under
+`statistics.tokens: assistant`, like a text.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ REFUSED = pa.schema(
     [(name, pa.int64() if name == "row" else pa.string()) for name in ("doc_id", "source", "row", "reason", "detail")]
 )
 SMALL_BYTES = 64 << 20
-"""Less text than this is tokenized here (the library uses its threads): starting processes would take longer."""
+"""Less text is tokenized in this process, with the library's threads, as starting processes would take longer."""
 ROW_GROUP_TOKENS = 1 << 22
 
 
@@ -107,12 +107,12 @@ def _taken_over(keys: Mapping[str, str], previous: Path | None, out: Path) -> di
 
 
 def shard_path(samples: Path, shard: str) -> Path:
-    """The samples of a shard; absent when it has none."""
+    """Path of the samples of a shard; absent if it has none."""
     return samples / "shards" / f"{shard}.parquet"
 
 
 def refused_path(samples: Path, shard: str) -> Path:
-    """The documents of a shard that have no tokens; absent when there are none."""
+    """Path of the documents of a shard without tokens; absent if there are none."""
     return samples / "rejected" / f"{shard}.parquet"
 
 
@@ -134,7 +134,7 @@ def _reusable(previous: Path) -> dict[str, dict[str, Any]]:
 
 
 def _link(previous: Path, out: Path, entry: dict[str, Any]) -> bool:
-    """Take an unchanged shard over; False where a file of it is missing, so it must be made again."""
+    """Link an unchanged shard; False if one of its files is missing, so that it must be built again."""
     refused = "chat_template_error" in entry["lost"]
     paths = [path for path, there in ((shard_path, entry["samples"]), (refused_path, refused)) if there]
     if not all(path(previous, entry["shard"]).is_file() for path in paths):
@@ -158,7 +158,7 @@ def _new_entry(shard: str, key: str) -> dict[str, Any]:
 
 
 def _write_shard(shard: str, key: str, batches: Iterator[TokenizedBatch], out: Path, progress: Any) -> dict[str, Any]:
-    """Write a shard's samples as they come; its row of the accounting, before duplicates."""
+    """Write a shard's samples as they arrive; returns its row of the accounting, before duplicates."""
     entry = _new_entry(shard, key)
     refused: list[dict[str, Any]] = []
     pending: list[pa.Table] = []
@@ -200,7 +200,7 @@ def _write_shard(shard: str, key: str, batches: Iterator[TokenizedBatch], out: P
 
 
 def account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """Find duplicate samples in the shards' order, write duplicates.parquet, and count what is left."""
+    """Find duplicate samples in the shards' order, write duplicates.parquet, and count the rest."""
     seen: set[bytes] = set()  # about 100 bytes per sample of the corpus
     duplicates: dict[str, list[Any]] = {name: [] for name in DUPLICATES.names}
     by_split = {split: {"samples": 0, "tokens": 0, "documents": 0} for split in SPLITS}
@@ -268,7 +268,7 @@ def require_complete(accounting: dict[str, Any], params: TokenizeParams, out: Pa
         raise ValueError(
             f"the chat template refused {refused} of {accounting['documents_in']} documents; tokenize.max_refused in "
             f"params.yaml allows {params.max_refused:.1%}. First: {first['source']} row {first['row']}: "
-            f"{first['detail']}. Mend the chats, or raise the limit"
+            f"{first['detail']}. Repair the chats, or raise the limit"
         )
     if not accounting["samples_out"]:
         reasons = ", ".join(f"{reason}: {count['documents']} documents" for reason, count in sorted(lost.items()))

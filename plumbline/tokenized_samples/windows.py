@@ -1,4 +1,4 @@
-"""How a document's tokens become samples: which windows, with which special tokens, and what is lost."""
+"""From a document's tokens to samples: windows, special tokens and losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LOST = {
 
 @dataclass(frozen=True)
 class Window:
-    """A sample in the making: `content[start:stop]` of a document, and the special tokens around it."""
+    """A window `content[start:stop]` of a document with the special tokens around it."""
 
     index: int
     start: int
     input_ids: np.ndarray
     """int32 (n_tokens,)."""
     special: int
-    """How many of `input_ids` the tokenizer added; the rest is content."""
+    """Number of `input_ids` that the tokenizer added; the rest is content."""
 
 
 def windows(
@@ -34,18 +34,18 @@ def windows(
 ) -> tuple[list[Window], dict[str, tuple[int, int]]]:
     """Cut a document into samples of at most `params.max_length` tokens.
 
-    A document that fits is one sample, exactly as the tokenizer gives it. Else, by `params.long_documents`: *window*
-    cuts the content into consecutive pieces; each begins with the prefix (the begin-of-text token in front of every
-    text the model has seen), the last ends with the suffix, because only there the text ends. *truncate* is what the
-    tokenizer's own truncation gives: prefix, the first tokens, suffix. *drop* leaves the document out.
+    A document that fits is one sample, as the tokenizer encodes it. Otherwise, by `params.long_documents`: *window*
+    cuts the content into consecutive pieces; each begins with the prefix (begin-of-text), and the last ends with the
+    suffix, as only there the text ends. *truncate* equals the tokenizer's truncation: prefix, first tokens, suffix.
+    *drop* leaves the document out.
 
     Args:
         content: int32 (t,), the document without special tokens.
         prefix, suffix: int32, the special tokens that the tokenizer puts around every text.
 
     Returns:
-        The samples, and by reason (samples, content tokens) that are lost. Content tokens add up: `len(content)` is
-        those of the samples and those lost.
+        The samples, and the losses by reason, (samples, content tokens). `len(content)` is the sum of the content
+        tokens of samples and losses.
 
     Raises:
         ValueError: max_length leaves no room beside the special tokens.
@@ -67,9 +67,9 @@ def windows(
     for index, start in enumerate(range(0, max(stop, 1), room)):
         piece = content[start : min(start + room, stop)]
         end = suffix if start + len(piece) >= stop else suffix[:0]
-        # A full window is never too short, also where the suffix that it leaves out would have made up the length.
+        # count the suffix, so that a full window without it is never too short
         if len(prefix) + len(piece) + len(suffix) < params.min_tokens or not len(piece):
-            lost["too_short"] = (1, len(piece))  # so this can only be the last one
+            lost["too_short"] = (1, len(piece))  # only the last window can be too short
         else:
             input_ids = np.concatenate([prefix, piece, end])
             samples.append(Window(index, start, input_ids, len(input_ids) - len(piece)))

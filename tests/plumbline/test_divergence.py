@@ -112,9 +112,9 @@ def test_ties_go_to_the_lowest_token():
 def test_refuses_logits_that_are_not_finite():
     good, bad = torch.zeros(2, 4), torch.tensor([[0.0, 1.0, float("nan"), 0.0], [0.0, 0.0, 0.0, 0.0]])
     targets = torch.tensor([0, 1])
-    with pytest.raises(ValueError, match="quantized model answers 1 of 2"):
+    with pytest.raises(ValueError, match="quantized model gives 1 of 2"):
         token_divergence(predict(good, targets), bad)
-    with pytest.raises(ValueError, match="base model answers 1 of 2"):
+    with pytest.raises(ValueError, match="base model gives 1 of 2"):
         predict(bad, targets)
 
 

@@ -1,1 +1,1 @@
-"""What the strategies are built of: searches, clusters, scores. A strategy is in strategies/, one file each."""
+"""Building blocks of the strategies: searches, clusters, scores. The strategies are in strategies/, one file each."""

@@ -1,4 +1,4 @@
-"""What is known of a sample without running the base model: length, domain, and the embedding's leading directions."""
+"""Features of a sample that need no base model: length, domain, and the embedding's leading directions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from plumbline.calibration_set.strategies.base import Samples
 
 FITTED = 16384
-"""Samples whose embeddings the directions are taken from: more would not move them."""
+"""Samples whose embeddings determine the directions; more would not change them."""
 BLOCK = 65536
 """Embeddings read at once."""
 FLAT = 1e-6
-"""A column that varies less than this is constant; what is left of it is rounding and must not be blown up."""
+"""A column with a smaller deviation is constant; its variation is rounding error and must not be scaled up."""
 
 
 def cheap_features(
@@ -24,10 +24,10 @@ def cheap_features(
     """Standardised features of the samples at `rows`: every column has mean 0 and deviation 1, or is 0 where flat.
 
     log length; one column per domain; the embedding along its `dimensions` directions of largest variance. Rounded to
-    6 decimals, so that no decision made on them hangs on the last bits of a matrix product.
+    6 decimals, so that no decision depends on the last bits of a matrix product.
 
     Args:
-        dimensions: of the embedding; 0: embeddings are not read.
+        dimensions: of the embedding; 0: do not read embeddings.
 
     Returns:
         float64 (len(rows), F) and a name per column.

@@ -1,4 +1,4 @@
-"""Hot flips: what every rounding decision of a model would change on a sample, from one backward pass.
+"""Hot flips: the first-order change of the loss of a sample for every rounding decision, from one backward pass.
 
 Letters as in HotFlip (Ebrahimi et al. 2018, the score of a discrete change is a directional derivative), here for the
 weights of a quantized model instead of the tokens of a text: W the weights, Ŵ = RTN(W), Δ the step of a weight's
@@ -6,8 +6,8 @@ group, p the next-token distribution.
 
     L(s)    = mean over the tokens t of s of KL(p_W(.|s,t) || p_Ŵ(.|s,t))
     G(s)    = dL/dŴ (at W it would be 0, and Taylor terms at W are off by orders of magnitude: PQI, 2503.01901)
-    d_ij    = Δ sign(w_ij - ŵ_ij), the way to the neighbour on the grid at the other side of w_ij
-    δ_ij(s) = G_ij(s) d_ij, what the flip changes to first order; below 0 it helps
+    d_ij    = Δ sign(w_ij - ŵ_ij), the step to the neighbour on the grid at the other side of w_ij
+    δ_ij(s) = G_ij(s) d_ij, the change by the flip to first order; below 0 it helps
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PATH: Path = (0.125, 0.375, 0.625, 0.875)
 ROUNDED: Path = (1.0,)
 """The end of that path alone: one backward pass at Ŵ."""
 CHUNK = 1 << 22
-"""Logits whose loss is computed at once, in float64."""
+"""Number of logits whose loss is computed at once, in float64."""
 
 Receive = Callable[[int, Tensor], None]
 """Called with the number of a layer and its δ (out, in), as the backward pass reaches it."""
@@ -43,7 +43,7 @@ Receive = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class RoundedLayer:
-    """A Linear, its weights on the grid and off it, and its share of the groups."""
+    """A Linear with its original and its rounded weights, and its groups."""
 
     name: str
     original: Tensor
@@ -51,10 +51,10 @@ class RoundedLayer:
     codes: Tensor
     """int8 (out, in)."""
     scale: Tensor
-    """Δ per group of input channels, float (out, in / width): the stored value, exact."""
+    """Δ per group of input channels, float (out, in / width): exactly the stored value."""
     sign: Tensor
-    """int8 (out, in): sign(w - ŵ). 0 where w lies on the grid (both neighbours are as near: nothing was decided), and
-    where the neighbour would lie beyond the end of the grid (a clipped weight)."""
+    """int8 (out, in): sign(w - ŵ). 0 where w lies on the grid (there was nothing to decide), and where the neighbour
+    would lie beyond the end of the grid (a clipped weight)."""
     width: int
     """Input channels of a group."""
     rows: int
@@ -70,11 +70,11 @@ class RoundedLayer:
 
     @property
     def groups(self) -> int:
-        """How many groups it has."""
+        """Number of groups."""
         return self.shape[0] * self.shape[1]
 
     def rounded(self) -> Tensor:
-        """Ŵ, (out, in) in the dtype of the scale. Products of a code and a stored scale are not rounded again."""
+        """Ŵ, (out, in) in the dtype of the scale, where products of code and scale are not rounded again."""
         return dequantize(QuantizedWeight(self.codes, self.scale, Grid(0)))
 
     def steps(self) -> Tensor:
@@ -105,7 +105,7 @@ class RoundedLayer:
 
 
 class FlipScores:
-    """A copy of a model that rounds its Linears and scores the flips; the model itself is only read.
+    """Rounds the Linears of a copy of a model and scores the flips; the model itself is only read.
 
     Attributes:
         layers: the quantized Linears in the model's order.
@@ -125,10 +125,10 @@ class FlipScores:
 
         Args:
             bits: of a code.
-            group_size: input channels that share a scale, the largest divisor of the width below it where it does not
-                divide; None: one scale per output channel. A group of flips has as many columns.
+            group_size: input channels that share a scale, or the width's largest divisor below it if it does not
+                divide the width; None: one scale per output channel. A group of flips has as many columns.
             rows: output channels per group of flips.
-            dtype: of the copy and its gradients. bfloat16 would lose the difference of two near distributions.
+            dtype: of the copy and its gradients. bfloat16 would lose the difference of two similar distributions.
 
         Raises:
             ValueError: no Linear to quantize, or `group_size` does not suit a width; the message names the layer.
@@ -170,16 +170,16 @@ class FlipScores:
 
     @torch.no_grad()
     def loss(self, ids: NDArray[np.int32], base: Tensor) -> float:
-        """L(s) at the copy's present weights: Ŵ, and what `flipped` changed."""
+        """L(s) at the copy's current weights: Ŵ with the changes of `flipped`."""
         if self._at != 1:
             self._move(1)
         return _loss(base, self._logits(ids), None)
 
     def scores(self, ids: NDArray[np.int32], base: Tensor, receive: Receive, path: Path = ROUNDED) -> float:
-        """Pass every layer's δ of one sample to `receive`, and give back L(s) at the last point of the path.
+        """Pass every layer's δ of one sample to `receive`, and return L(s) at the last point of the path.
 
-        A layer's gradient is dropped as soon as it is reduced, so no gradient of the whole model is ever held; a path
-        of several points needs their mean, and holds one.
+        A layer's gradient is freed once it is reduced, so the gradient of the whole model is never in memory, except
+        for a path of several points, which needs their mean.
         """
         hooks = []
         try:
@@ -216,7 +216,7 @@ class FlipScores:
 
     @contextmanager
     def flipped(self, number: int, which: Tensor) -> Iterator[None]:
-        """Within: the weights of layer `number` where `which` (out, in) is true stand on their other neighbour."""
+        """A context in which the weights of layer `number` at `which` (out, in) are on their other neighbour."""
         if self._at != 1:
             self._move(1)
         layer, parameter = self.layers[number], self.parameters[number]
@@ -257,7 +257,7 @@ def _loss(base: Tensor, logits: Tensor, slope: Tensor | None) -> float:
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(softmax, log of the sum of exponentials) along the last dimension, with one exponential each."""
+    """(softmax, log of the sum of exponentials) along the last dimension, computing each exponential once."""
     largest = logits.amax(-1, keepdim=True)
     powers = (logits - largest).exp_()
     total = powers.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Lazy greedy maximisation of a monotone submodular set function, for every strategy that covers something."""
+"""Lazy greedy maximisation of a monotone submodular set function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 BATCH = 32
-"""Stale gains brought up to date together: a vectorised objective is faster so, and the result is the same."""
+"""Stale gains recomputed together: faster for a vectorised objective, with the same result."""
 
 
 class Objective(Protocol):
@@ -26,20 +26,19 @@ class Objective(Protocol):
 
 
 def lazy_greedy(objective: Objective, candidates: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], list[float]]:
-    """Take n times the candidate that adds most; ties go to the one that comes first in `candidates`.
+    """Choose n candidates, each the one that adds most; ties go to the first in `candidates`.
 
     For monotone submodular f the result is at least 1 - 1/e of the best set of n (Nemhauser, Wolsey, Fisher 1978).
-    Gains only fall as A grows, so a gain computed earlier is a bound, and a candidate whose bound is below another's
-    true gain need not be looked at (Minoux 1978). For an f that is not submodular the result differs from plain greedy.
-    That holds for numbers as computed, too: an objective whose gains carry rounding errors should round them, or two
-    candidates that are equal may come in either order.
+    Gains only fall as A grows, so an earlier gain is an upper bound, and a candidate whose bound is below another's
+    true gain need not be evaluated (Minoux 1978). If f is not submodular, the result differs from plain greedy.
+    An objective should round gains that carry rounding errors, or equal candidates may come in either order.
 
     Args:
         candidates: rows, int64 (m,), each once.
-        n: how many to take; at most m.
+        n: how many to choose; at most m.
 
     Returns:
-        The rows in the order taken, int64 (n,), and the gain of each when it was taken.
+        The rows in the order chosen, int64 (n,), and the gain of each when it was chosen.
     """
     first = objective.gains(candidates)
     heap = [(-float(gain), position) for position, gain in enumerate(first)]

@@ -1,9 +1,8 @@
-"""k-means over more points than memory holds, with the same result on any machine and any number of threads.
+"""k-means over more points than fit into memory, with the same result on any machine and number of threads.
 
-Every sum in it is exact. Points lie on a grid of 2^-24 (float16 does so by itself), centroids are rounded to one of
-2^-26, and both are at most `LONGEST` long, so products and all their partial sums are integers below 2^53 in units of
-2^-52: float64 holds them without rounding, in whatever order and with whatever kernels they are added. So neither
-threads nor block size nor the order of the points can move a decision.
+Every sum is exact. Points lie on a grid of 2^-24 (as float16 values do), centroids on a grid of 2^-26, and both are at
+most `LONGEST` long. So products and their partial sums are integers below 2^53 in units of 2^-52, which float64 holds
+exactly in any order of summation. Neither threads nor block size nor the order of the points changes the result.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 LONGEST = 1.25
-"""Points are at most so long; embeddings have length 1, up to the rounding of float16."""
+"""Largest length of a point; embeddings have length 1, up to the rounding of float16."""
 SAMPLE_PER_CENTROID = 256
-"""Lloyd's iterations see at most so many points per centroid: beyond, they gain next to nothing."""
+"""Most points per centroid in Lloyd's iterations; more would hardly improve them."""
 SEEDS_PER_CENTROID = 32
-"""k-means++ draws the first centroids from at most so many points per centroid."""
+"""Most points per centroid from which k-means++ draws the first centroids."""
 ITERATIONS = 50
 TOLERANCE = 1e-3
 """Lloyd's iterations end when one lowers the inertia by less than this share."""
 RESTARTS = 10
 RESTARTED = 1 << 19
-"""Points times centroids, over all restarts: small problems get up to `RESTARTS` of them, large ones need none."""
+"""Points times centroids over all restarts: small problems get up to `RESTARTS`, large ones need none."""
 BLOCK = 1 << 22
-"""Numbers in one block of distances, so many points times k or d: 32 MB for each thread."""
+"""Numbers in one block of distances (points times k or d): 32 MB per thread."""
 
 
 class Points(Protocol):
@@ -72,10 +71,10 @@ class InMemory:
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """N points in k clusters; the largest comes first; of equals, that of the first point; the empty ones last."""
+    """N points in k clusters, largest first; of equals, the one with the first point first; empty ones last."""
 
     centroids: NDArray[np.float64]
-    """(k, d): the mean of each cluster's points; of an empty cluster, where it was left."""
+    """(k, d): the mean of each cluster's points; for an empty cluster, its last position."""
     labels: NDArray[np.int64]
     """(N,): the cluster of each point."""
     squared: NDArray[np.float64]
@@ -83,11 +82,11 @@ class Clusters:
     sizes: NDArray[np.int64]
     """(k,): points per cluster."""
     scale: float = 1.0
-    """What the points were divided by beforehand: distances times this are those of the points as they came."""
+    """What the points were divided by; distances times this are those of the original points."""
 
     @property
     def inertia(self) -> float:
-        """Sum of the squared distances of the points as they came."""
+        """Sum of the squared distances of the original points."""
         return math.fsum(self.squared) * self.scale**2
 
 
@@ -96,9 +95,9 @@ def kmeans(points: Points, k: int, rng: np.random.Generator) -> Clusters:
 
     Args:
         points: at least one, none longer than `LONGEST`.
-        k: clusters; some stay empty where there are fewer distinct points.
+        k: clusters; some stay empty if there are fewer distinct points.
 
-    Cost: O(S k d) per iteration with S = min(N, SAMPLE_PER_CENTROID k), then O(N k d) once. Memory: the sample as it is
+    Cost: O(S k d) per iteration with S = min(N, SAMPLE_PER_CENTROID k), then O(N k d) once. Memory: the sample as
     stored, 24 bytes per point, and a few blocks per thread.
     Source: Lloyd 1982; greedy k-means++ (Arthur, Vassilvitskii 2007); 256 points per centroid as in faiss.
     """
@@ -124,7 +123,7 @@ def kmeans(points: Points, k: int, rng: np.random.Generator) -> Clusters:
 
 
 def plus_plus(points: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """First centroids by greedy k-means++: each is the best of 2 + ln k points, drawn by their squared distance."""
+    """Initial centroids by greedy k-means++: each is the best of 2 + ln k points drawn by squared distance."""
     x = _on_grid(points)
     xx = np.einsum("ij,ij->i", x, x)
     chosen = [int(rng.integers(len(x)))]
@@ -134,14 +133,14 @@ def plus_plus(points: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray
         mass = np.cumsum(nearest)
         drawn = np.minimum(np.searchsorted(mass, rng.random(trials) * mass[-1], side="right"), len(x) - 1)
         distances = np.minimum(np.maximum(xx[:, None] - 2 * (x @ x[drawn].T) + xx[drawn], 0), nearest[:, None])
-        best = int(np.argmin(np.cumsum(distances, axis=0)[-1]))  # cumsum adds one after the other, as written
+        best = int(np.argmin(np.cumsum(distances, axis=0)[-1]))  # cumsum adds in order
         chosen.append(int(drawn[best]))
         nearest = distances[:, best]
     return x[chosen]
 
 
 def lloyd(points: Points, centroids: NDArray[np.float64], threads: Executor) -> tuple[float, NDArray[np.float64]]:
-    """Move the centroids to the means of their points until that gains little; the inertia and the centroids."""
+    """Lloyd's iterations until they gain little: the inertia and the centroids."""
     inertia = math.inf
     for _ in range(ITERATIONS):
         labels, squared, sums = assign(points, centroids, threads)
@@ -151,7 +150,7 @@ def lloyd(points: Points, centroids: NDArray[np.float64], threads: Executor) -> 
         sizes = np.bincount(labels, minlength=len(centroids))
         centroids = _means(sums, sizes, centroids)
         empty = np.flatnonzero(sizes == 0)
-        if len(empty):  # they start again at the points that are worst off
+        if len(empty):  # restart them at the points farthest from their centroids
             far = np.argsort(-squared, kind="stable")[: len(empty)]
             far = far[squared[far] > 0]
             centroids[empty[: len(far)]] = _on_grid(points.take(far))
@@ -161,7 +160,7 @@ def lloyd(points: Points, centroids: NDArray[np.float64], threads: Executor) -> 
 def assign(
     points: Points, centroids: NDArray[np.float64], threads: Executor, progress: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """The nearest centroid of every point; of several equally near the first.
+    """Assign every point to the nearest centroid, the first of equals.
 
     Returns:
         labels, int64 (N,); squared distances, float64 (N,); the sum of each cluster's points, float64 (k, d).
@@ -219,7 +218,7 @@ def _each_block(
 
 @contextmanager
 def _threads() -> Iterator[Executor]:
-    """As many threads as matrix products would take; each works on a block of its own, with a BLAS of one thread."""
+    """As many threads as BLAS would use; each works on its own block, with BLAS limited to one thread."""
     from threadpoolctl import ThreadpoolController
 
     blas = ThreadpoolController().select(user_api="blas")
@@ -233,23 +232,23 @@ def _draw(rng: np.random.Generator, n: int, at_most: int) -> NDArray[np.int64]:
 
 
 def _first_of_each(labels: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """The first point of each cluster; of empty ones, past the last."""
+    """The first point of each cluster; for empty ones, the number of points."""
     first = np.full(k, len(labels))
     first[labels[::-1]] = np.arange(len(labels))[::-1]
     return first
 
 
 def _means(sums: NDArray[np.float64], sizes: NDArray[np.int64], before: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means on the grid of centroids; an empty cluster stays where it was."""
+    """Means on the grid of centroids; the centroid of an empty cluster does not move."""
     means = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], before)
     return np.asarray(np.rint(means * 2.0**26) * 2.0**-26, dtype=np.float64)
 
 
 def _on_grid(points: NDArray[Any]) -> NDArray[np.float64]:
-    """float64, checked; float16 goes by way of float32, which is five times as fast.
+    """The points as float64 on their grid; float16 is converted through float32, which is five times as fast.
 
     Raises:
-        ValueError: not finite, or too long for sums to be exact.
+        ValueError: a point is not finite, or too long for exact sums.
     """
     if points.dtype == np.float16:
         x = points.astype(np.float32).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Plackett-Luce: a distribution over ordered draws without replacement, with the derivative that REINFORCE needs.
+"""Plackett-Luce: a distribution over ordered draws without replacement, with the gradient that REINFORCE needs.
 
 The first draw takes item s with probability proportional to exp(l_s), every further draw likewise among those left.
 Plackett 1975; drawn by adding Gumbel noise to the logits and keeping the n largest (Kool, van Hoof, Welling 2019,
@@ -14,32 +14,21 @@ from numpy.typing import NDArray
 def draw(logits: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """n different items in the order drawn, int64 (n,), from logits (N,) by Gumbel-top-k.
 
-    Always takes N numbers from `rng`, so what is drawn later does not depend on n.
+    Always takes N numbers from `rng`, so later draws do not depend on n.
     """
     keys = logits + rng.gumbel(size=len(logits))
     return np.argsort(-keys, kind="stable")[:n].astype(np.int64)
 
 
 def top(logits: NDArray[np.float64], n: int) -> NDArray[np.int64]:
-    """The n items of the largest logits in that order (the mode of the distribution), ties by number, int64 (n,)."""
+    """The n items with the largest logits in that order (the mode), ties by number, int64 (n,)."""
     return np.argsort(-logits, kind="stable")[:n].astype(np.int64)
 
 
-def log_probability(logits: NDArray[np.float64], drawn: NDArray[np.int64]) -> float:
-    """log of the probability to draw exactly these items in this order."""
-    left = np.ones(len(logits), dtype=bool)
-    total = 0.0
-    for item in drawn:
-        largest = logits[left].max()
-        total += logits[item] - largest - np.log(np.exp(logits[left] - largest).sum())
-        left[item] = False
-    return float(total)
-
-
 def score(x: NDArray[np.float64], theta: NDArray[np.float64], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Gradient of `log_probability` with respect to theta, where the logits are x theta.
+    """Gradient with respect to theta of the log probability to draw these items in this order; logits are x theta.
 
-    Sum over the draws of x_drawn - E[x] among those left.
+    It is the sum over the draws of x_drawn - E[x] among the items left.
 
     Args:
         x: (N, F). theta: (F,). drawn: int64 (n,).
@@ -61,9 +50,9 @@ def score(x: NDArray[np.float64], theta: NDArray[np.float64], drawn: NDArray[np.
 def _normalised(
     weight: NDArray[np.float64], logits: NDArray[np.float64], left: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Probabilities of the next draw, (N,), zero for those gone."""
+    """Probabilities of the next draw, (N,), zero for items drawn before."""
     p = np.where(left, weight, 0.0)
-    if p.sum() < 1e-200:  # those left are all far below the largest logit, which is gone
+    if p.sum() < 1e-200:  # all remaining logits are far below the largest, which was drawn
         p = np.where(left, np.exp(np.where(left, logits - logits[left].max(), 0.0)), 0.0)
     normalised: NDArray[np.float64] = p / p.sum()
     return normalised

@@ -1,7 +1,7 @@
-"""What a calibration set does to the model: KL of the base model and of one that is really quantized from the set.
+"""The effect of a calibration set on the model: KL of the base model and of a model quantized from the set.
 
-Quantizing from many sets costs a forward pass per candidate sample and no more: a Hessian is a sum over samples, so
-each candidate's own is kept and a set's is their sum. S = sum of x x^T, as everywhere.
+Quantizing from many sets costs one forward pass per candidate sample. A Hessian S = sum of x x^T is a sum over samples,
+so each candidate's Hessian is stored and that of a set is their sum.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ GIGABYTE = 2**30
 
 @dataclass(frozen=True, eq=False)
 class SiteHessians:
-    """The input of some Linears, candidate by candidate."""
+    """Hessians of the input of some Linears, per candidate."""
 
     members: tuple[str, ...]
     """The Linears that read it."""
     hessians: Tensor
-    """(candidates, width, width) float32: S of each candidate, zero for one whose tokens did not come by."""
+    """(candidates, width, width) float32: S of each candidate, zero if none of its tokens reached the site."""
     tokens: NDArray[np.int64]
     """(candidates,): tokens in each."""
 
     def of(self, items: Sequence[int]) -> tuple[Tensor, int]:
-        """S of a set, (width, width) float64, and its tokens: summed in ascending order, whatever the order given."""
+        """S of a set, (width, width) float64, summed in ascending order of the items, and its tokens."""
         S = torch.zeros_like(self.hessians[0], dtype=torch.float64)
         for item in sorted(items):
             S += self.hessians[item]
@@ -48,12 +48,12 @@ class SiteHessians:
 
 
 def probe_linears(model: nn.Module, blocks: int | None) -> dict[str, nn.Linear]:
-    """The quantizable Linears by name; of `blocks` decoder layers, spread evenly over the depth, or of all (None).
+    """The quantizable Linears by name, of `blocks` decoder layers spread evenly over the depth, or of all (None).
 
     The decoder layers are the longest list of modules in the model.
 
     Raises:
-        ValueError: nothing to quantize, or no list of layers to take some of.
+        ValueError: nothing to quantize, or the model has no list of layers.
     """
     linears = quantizable_linears(model, ("lm_head",))
     if blocks is None:
@@ -79,15 +79,15 @@ def sample_hessians(
     samples: Sequence[tuple[str, NDArray[np.int32]]],
     memory_gb: float,
 ) -> list[SiteHessians]:
-    """One forward pass per sample, and the Hessian of each at every distinct input of the Linears.
+    """The Hessian of each sample at every distinct input of the Linears, by one forward pass per sample.
 
     Args:
         model: in evaluation mode; left as it was.
         samples: (sample id, token ids).
-        memory_gb: what all Hessians may take, in units of 2^30 bytes.
+        memory_gb: limit for all Hessians together, in units of 2^30 bytes.
 
     Raises:
-        ValueError: they would take more (known after the first sample), or the model cannot read a sample.
+        ValueError: they would need more (known after the first sample), or the model cannot read a sample.
     """
     hessians: dict[str, Tensor] = {}
     tokens: dict[str, NDArray[np.int64]] = {}
@@ -99,7 +99,7 @@ def sample_hessians(
         if site not in hessians:
             tokens[site] = np.zeros(len(samples), dtype=np.int64)
             hessians[site] = torch.zeros(len(samples) if row else 1, x.shape[1], x.shape[1])
-            if row:  # an expert that the first sample did not reach
+            if row:  # an expert that the first sample was not routed to
                 _require_room(hessians, len(samples), memory_gb)
         hessians[site][row] = (x.T @ x).cpu()
         tokens[site][row] = len(x)
@@ -130,23 +130,23 @@ def _require_room(hessians: dict[str, Tensor], candidates: int, memory_gb: float
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Texts with the base model's answers to them."""
+    """Texts and the base model's predictions on them."""
 
     input_ids: list[NDArray[np.int32]]
     base: list[BasePrediction]
 
     @property
     def tokens(self) -> int:
-        """How many tokens are predicted."""
+        """Number of predicted tokens."""
         return sum(len(base.targets) for base in self.base)
 
 
 class QuantizedKL:
     """KL per token of the base model and of a copy whose probe layers are quantized from a set of candidates.
 
-    On a CPU everything runs on one thread: a matrix product then adds up in one order whatever the number of cores, so
-    that searches that compare KLs take the same way on every machine of one kind. Another kind of CPU, or a GPU, may
-    differ in the last bits and so choose another set.
+    On a CPU everything runs on one thread, so that matrix products are summed in the same order with any number of
+    cores, and a search takes the same path on all machines of one kind. Another kind of CPU, or a GPU, may differ in
+    the last bits and choose another set.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class QuantizedKL:
 
         Args:
             candidates: (sample id, token ids); a set names them by position.
-            blocks: see `probe_linears`. bits, group_size: of the grid; a divisor where the size does not divide.
+            blocks: see `probe_linears`. bits, group_size: of the grid; see `group_size_for`.
 
         Raises:
             ValueError: see `probe_linears`, `sample_hessians` and `group_size_for`.
@@ -177,7 +177,7 @@ class QuantizedKL:
         self._quantized_from: tuple[int, ...] | None = None
 
     def texts(self, input_ids: list[NDArray[np.int32]]) -> Texts:
-        """Let the base model answer once."""
+        """The texts with the base model's predictions, computed once."""
         with one_thread():
             return Texts(input_ids, [self._predict(self.model, ids) for ids in input_ids])
 
@@ -192,7 +192,7 @@ class QuantizedKL:
 
     @torch.no_grad()
     def quantize(self, items: Sequence[int]) -> PreTrainedModel:
-        """The copy with its probe layers solved by GPTQ under the Hessian of the set."""
+        """The copy with its probe layers quantized by GPTQ with the Hessian of the set."""
         wanted = tuple(sorted(items))
         if wanted != self._quantized_from:
             with one_thread():
@@ -218,7 +218,7 @@ class QuantizedKL:
 
     @torch.no_grad()
     def _logits(self, model: PreTrainedModel, ids: NDArray[np.int32]) -> Tensor:
-        """(T - 1, vocabulary): the answers that have a next token."""
+        """Logits (T - 1, vocabulary) at the positions that have a next token."""
         tokens = torch.as_tensor(ids.astype(np.int64), device=model.device)[None]
         logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0, :-1]
         return logits
@@ -229,11 +229,11 @@ def two_halves(
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
     """Two sub-samples of at most `tokens` tokens each that share no document.
 
-    Documents in random order go to the two in turn; of each document one random sample, then of each a second one, and
-    so on, so that many documents have a say. The last sample is cut where the tokens are used up.
+    Documents in random order go to the two in turn. One random sample of each document is taken, then a second one of
+    each, and so on, so that many documents are represented. The last sample is cut at the limit.
 
     Raises:
-        ValueError: there are not two documents (with a sample of two tokens, the least that predicts one).
+        ValueError: fewer than two documents have a sample of two tokens or more.
     """
     documents: dict[str, list[int]] = {}
     for row, (document, length) in enumerate(zip(samples.doc_ids, samples.lengths, strict=True)):
@@ -241,8 +241,9 @@ def two_halves(
             documents.setdefault(document, []).append(row)
     if len(documents) < 2:
         raise ValueError(
-            f"strategy reinforce: the tuning split has {len(documents)} document(s), and needs two, so that the texts "
-            "which reward a set and those which check it share none; raise tokenize.splits.tuning in params.yaml"
+            f"strategy reinforce: the tuning split has {len(documents)} document(s), expected two or more, so "
+            "that the texts that reward a set and those that check it share none; raise tokenize.splits.tuning in "
+            "params.yaml"
         )
     names = sorted(documents)
     shuffled = [rng.permutation(documents[names[number]]) for number in rng.permutation(len(names))]

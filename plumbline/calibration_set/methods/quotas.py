@@ -1,4 +1,4 @@
-"""How many samples each bucket (or cluster) gives: quotas, and what to do when one runs short."""
+"""Quotas of samples per bucket (or cluster), and how to fill buckets that have too few samples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 
 def apportion(available: NDArray[np.int64], n: int, kind: Literal["proportional", "equal"]) -> NDArray[np.int64]:
-    """Split n over the buckets, before asking whether they hold so many.
+    """Split n over the buckets, whether or not they have enough samples.
 
     `proportional`: n times the bucket's share of the pool; `equal`: the same for every bucket, also for empty ones
-    (what they lack is filled from their neighbours). Fractions go by largest remainder; ties go to the bucket that
-    holds more, then to the first.
+    (their neighbours fill what they lack). Fractions are rounded by largest remainder; ties go to the bucket with more
+    samples, then to the first.
 
     Args:
         available: samples per bucket, int64 (k,), not all zero.
@@ -32,19 +32,18 @@ def apportion(available: NDArray[np.int64], n: int, kind: Literal["proportional"
 
 
 def fill(available: NDArray[np.int64], quota: NDArray[np.int64]) -> dict[tuple[int, int], int]:
-    """Fill the buckets that run short from their neighbours, the nearest first, both sides.
+    """Fill the buckets with too few samples from their neighbours on both sides, nearest first.
 
-    At each distance 1, 2, ... every short bucket, in order, takes from the bucket on either side at that distance
-    what those have beyond their own quota: half from each, and what one side lacks from the other; an odd sample
-    comes from the side with more to spare (the lower one when equal). The nearer neighbours of all buckets are used
-    before the farther ones of any.
+    At each distance 1, 2, ... every short bucket, in order, takes from the two buckets at that distance what they have
+    beyond their own quota: half from each, and from the other what one side lacks. An odd sample comes from the side
+    with more to spare (the lower one if equal). The nearer neighbours of all buckets are used before farther ones.
 
     Args:
         available: samples per bucket, int64 (k,).
         quota: samples asked of each, int64 (k,), summing to at most `available.sum()`.
 
     Returns:
-        {(short bucket, bucket that gives): samples}, in the order in which they were given.
+        {(short bucket, giving bucket): samples}, in the order in which they were taken.
     """
     spare = [int(count) for count in np.maximum(available - quota, 0)]
     lacking = [int(count) for count in np.maximum(quota - available, 0)]
@@ -66,14 +65,14 @@ def fill(available: NDArray[np.int64], quota: NDArray[np.int64]) -> dict[tuple[i
 def fill_nearest(
     available: NDArray[np.int64], quota: NDArray[np.int64], distances: Callable[[int], NDArray[np.float64]]
 ) -> dict[tuple[int, int], int]:
-    """Fill the clusters that run short from the nearest ones that have samples beyond their own quota.
+    """Fill the clusters with too few samples from the nearest ones with samples beyond their own quota.
 
     Args:
         available, quota: as for `fill`.
         distances: of a cluster to each of the k, float64 (k,).
 
     Returns:
-        {(short cluster, cluster that gives): samples}. Short clusters are served in order; of givers equally near, the
+        {(short cluster, giving cluster): samples}. Short clusters are filled in order; of equally near clusters, the
         first gives first.
     """
     spare = np.maximum(available - quota, 0)

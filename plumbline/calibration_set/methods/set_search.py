@@ -1,6 +1,6 @@
-"""Searching for the set of n items with the highest reward: REINFORCE, and what it has to be compared with.
+"""Searches for the set of n items with the highest reward: REINFORCE, and the baselines it is compared with.
 
-Each search knows the reward of a set only by asking for it, and asks `budget` times. Items are 0 ... N - 1.
+A search learns the reward of a set only by evaluating it, `budget` times. Items are 0 ... N - 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from plumbline.calibration_set.methods.plackett_luce import draw, entropy, score, top
 
 Reward = Callable[[tuple[int, ...]], float]
-"""Of a set, given as ascending items; the higher, the better."""
+"""Of a set of ascending items; higher is better."""
 
 ELITE = 0.3
 BATCH = 20
@@ -23,7 +23,7 @@ SMOOTHING = 0.4
 
 @dataclass(frozen=True)
 class Trial:
-    """A set whose reward was asked for."""
+    """A set whose reward was evaluated."""
 
     items: tuple[int, ...]
     """Ascending."""
@@ -32,28 +32,28 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """What a search asked for, and what it would propose."""
+    """The sets that a search evaluated, and those that it proposes."""
 
     trials: list[Trial]
-    """In the order asked."""
+    """In the order evaluated."""
     finalists: list[tuple[int, ...]]
-    """At most two sets, between which rewards that no search has seen should decide: the best one tried, then the
-    mode of the final distribution (or where there is none the second best tried)."""
+    """At most two sets: the best one tried, then the mode of the final distribution (or the second best one tried).
+    A reward that no search has seen decides between them."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How REINFORCE learns."""
+    """Parameters of REINFORCE."""
 
     sets: int
     """K, the draws per update, at least 2."""
     steps: int
-    """Updates; sets * steps rewards are asked for."""
+    """Updates; sets * steps rewards are evaluated."""
     learning_rate: float
     bonus: float
     """Weight of the entropy."""
     scale: float
-    """The unit in which rewards are counted; must not depend on the trials of this search."""
+    """The unit of rewards; it must not depend on the trials of this search."""
 
 
 def reinforce(
@@ -72,7 +72,7 @@ def reinforce(
 
     Args:
         x: features (N, F), standardised.
-        theta: where to start, (F,).
+        theta: the start, (F,).
 
     Returns:
         The search and the final theta.
@@ -101,7 +101,7 @@ def step(
 
 
 def random_search(count: int, n: int, reward: Reward, rng: np.random.Generator, budget: int) -> Search:
-    """Uniformly random sets."""
+    """Evaluate uniformly random sets."""
     trials = []
     for _ in range(budget):
         items = _ascending(rng.permutation(count)[:n])
@@ -110,7 +110,7 @@ def random_search(count: int, n: int, reward: Reward, rng: np.random.Generator, 
 
 
 def swap_search(count: int, n: int, reward: Reward, rng: np.random.Generator, budget: int) -> Search:
-    """Local search: start at a random set, exchange one random member for a random other, keep what is not worse."""
+    """Local search: start at a random set, swap a random member for a random other item, and keep it if not worse."""
     order = rng.permutation(count)
     inside, outside = order[:n], order[n:]
     trials = [Trial(_ascending(inside), reward(_ascending(inside)))]
@@ -130,10 +130,10 @@ def swap_search(count: int, n: int, reward: Reward, rng: np.random.Generator, bu
 
 
 def cross_entropy(count: int, n: int, reward: Reward, rng: np.random.Generator, budget: int) -> Search:
-    """Cross-entropy method: batches of sets from logits per item, which move to what the elite of the batch took.
+    """Cross-entropy method: draw batches of sets from logits per item, and move the logits to the best of the batch.
 
     Source: Rubinstein 1999. Batch, elite and smoothing were the best of 18 settings on planted rewards at 40 and 200
-    evaluations, so that the rival is not a weak one.
+    evaluations, so that this baseline is a strong one.
     """
     share = np.full(count, n / count)
     trials: list[Trial] = []
@@ -150,7 +150,7 @@ def cross_entropy(count: int, n: int, reward: Reward, rng: np.random.Generator, 
 
 
 def _logits(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logits whose odds are those of the share of sets an item should be in; never quite 0 or 1."""
+    """Logits of the share of sets that an item should be in, bounded away from 0 and 1."""
     bounded = np.clip(share, 1e-3, 1 - 1e-3)
     logits: NDArray[np.float64] = np.log(bounded / (1 - bounded))
     return logits

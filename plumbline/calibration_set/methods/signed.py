@@ -1,4 +1,4 @@
-"""What strategies that look at activations share: whom they may choose, and random draws to hold the result against."""
+"""Shared by strategies that read activations: candidates, reference, and comparison with random draws."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def signed_rows(pool: Pool, n: int, strategy: str) -> NDArray[np.int64]:
 
 
 def reference_signatures(pool: Pool, strategy: str) -> tuple[str, Signatures]:
-    """What the set is held against: `production` or `tuning`, and the stored signatures of that split.
+    """The split that the set is compared with (`production` or `tuning`), and its stored signatures.
 
     Raises:
         ValueError: that split has none.
@@ -53,10 +53,10 @@ def reference_signatures(pool: Pool, strategy: str) -> tuple[str, Signatures]:
 
 
 def require_same_sites(candidates: Signatures, reference: Signatures) -> None:
-    """Signatures compare only where they were measured at the same sites.
+    """Refuse to compare signatures that were measured at different sites.
 
     Raises:
-        ValueError: they were not.
+        ValueError: the sites differ.
     """
     if candidates.sites != reference.sites:
         raise ValueError(
@@ -76,7 +76,7 @@ def digits(value: float) -> float | None:
 
 
 def beside_draws(value: float, null: NDArray[np.float64]) -> dict[str, Any]:
-    """A figure of the set beside the same figure of random draws, float64 (draws,).
+    """Compare a figure of the set with the same figure of random draws, float64 (draws,).
 
     Returns:
         JSON-able: value; null (median, p05, p95); percentile, the share of draws below the value (ties half); ratio,

@@ -1,4 +1,4 @@
-"""How often each token, or each pair of neighbouring tokens, occurs in samples; and the reference that weighs them."""
+"""Counts of tokens, or of pairs of neighbouring tokens, in samples, and their frequencies in a reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from plumbline.calibration_set.strategies.base import Pool, Samples
 
 BLOCK = 32_768
-"""Samples whose token ids are in memory at once. Each block is one pass over the shards."""
+"""Samples whose token ids are in memory at once; each block is a pass over the shards."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +22,11 @@ class Vocabulary:
     codes: NDArray[np.int64]
     """Ascending, int64 (V,): the token id, or first id * 2^32 + second id of a pair."""
     occurrences: NDArray[np.int64]
-    """How often each occurs in the reference, int64 (V,)."""
+    """Occurrences of each in the reference, int64 (V,)."""
     ngram: int
 
     def show(self, kind: int) -> int | list[int]:
-        """The token id, or the pair of them, that stands at `kind`."""
+        """The token id, or the pair of ids, at place `kind`."""
         code = int(self.codes[kind])
         return code if self.ngram == 1 else [code >> 32, code & 0xFFFFFFFF]
 
@@ -42,7 +42,7 @@ class Counts:
     times: NDArray[np.int32]
 
     def of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-        """Kinds and times of the samples `rows` in one piece, and how many entries each has, int64 (len(rows),)."""
+        """Kinds and times of the samples `rows`, concatenated, and the entries per sample, int64 (len(rows),)."""
         sizes = self.starts[rows + 1] - self.starts[rows]
         ends = np.cumsum(sizes)
         at = np.arange(int(sizes.sum())) + np.repeat(self.starts[rows] - (ends - sizes), sizes)
@@ -55,10 +55,10 @@ class Counts:
 
 
 def reference_of(pool: Pool, strategy: str) -> tuple[Samples, str]:
-    """What a set should represent, and its name in notes: `production` or `tuning`.
+    """The samples a set should represent, and their name in notes: `production` or `tuning`.
 
     Raises:
-        ValueError: there is nothing to represent.
+        ValueError: there are none.
     """
     if not len(pool.reference):
         raise ValueError(
@@ -69,7 +69,7 @@ def reference_of(pool: Pool, strategy: str) -> tuple[Samples, str]:
 
 
 def vocabulary(samples: Samples, ngram: int) -> Vocabulary:
-    """The kinds of all of `samples`, and how often each occurs."""
+    """The kinds in `samples`, and how often each occurs."""
     codes, occurrences = np.empty(0, np.int64), np.empty(0, np.int64)
     for ids in _token_ids(samples, np.arange(len(samples)), "reference tokens"):
         block_codes, times = np.unique(np.concatenate([_codes(one, ngram) for one in ids]), return_counts=True)
@@ -83,7 +83,7 @@ def vocabulary(samples: Samples, ngram: int) -> Vocabulary:
 def token_counts(samples: Samples, rows: NDArray[np.int64], words: Vocabulary, cap: int) -> Counts:
     """How often each kind of the vocabulary occurs in the samples `rows`; more than `cap` counts as `cap`.
 
-    What is not in the vocabulary is left out. Memory: 8 bytes per kind and sample, and the token ids of BLOCK samples.
+    Kinds outside the vocabulary are left out. Memory: 8 bytes per kind and sample, and the token ids of BLOCK samples.
     """
     sizes: list[int] = []
     kinds: list[NDArray[np.int32]] = []

@@ -1,5 +1,6 @@
-"""Activations: does the set drive the base model's layers as production does, to the same peaks and in the same
-directions? This is what the quantizers read, so these metrics are the closest to what a set is for."""
+"""Activations: does the set give the base model's layers the same ranges and second moments as production?
+
+Quantizers read these statistics, so these metrics are the closest to the purpose of a set."""
 
 from __future__ import annotations
 
@@ -20,16 +21,16 @@ DAMPING = 0.01
 """Share of the mean diagonal added to a second moment before it is inverted, as GPTQ does."""
 REACH = 0.999
 BLOCK = 64
-"""Samples whose maxima are taken together: a wide model has 100,000 channels and more."""
+"""Samples whose maxima are taken together, as a wide model has 100,000 channels and more."""
 
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """S sites with W channels in total. Per channel, the set's largest |x| is held against how often production goes
-    beyond it; per site, the set's sketched second moment against production's.
+    """Compares activations at S sites with W channels in total.
 
-    Random sets are drawn from the samples of the pool whose signature is stored. Those are a uniform draw of the pool,
-    and a set is drawn from them with replacement unless they are the whole pool (`null.random_rows`).
+    Per channel: the share of production's |x| beyond the set's largest. Per site: the set's sketched second moment
+    against production's. Random sets are drawn from the samples of the pool whose signature is stored, a uniform draw
+    of the pool; with replacement unless they are the whole pool (`null.random_rows`).
     """
 
     population: Signatures
@@ -38,8 +39,8 @@ class Activations:
     upto: NDArray[np.int64]
     """(W, b): production's tokens in the buckets up to each."""
     high: NDArray[np.float64]
-    """Where the bucket of production's 99.9th percentile of |x| begins, per channel, (W,): within a bucket, 4 %, the
-    percentile is not known, and production must reach its own."""
+    """Lower edge of the bucket of production's 99.9th percentile of |x|, per channel, (W,). Within a bucket (4 %) the
+    percentile is not known; with the lower edge, production itself reaches it."""
     production: NDArray[np.float64]
     """Production's second moment per token, damped, (S, r, r)."""
     whitener: NDArray[np.float64]
@@ -137,7 +138,7 @@ class Activations:
         return {name: np.array(values, dtype=np.float64) for name, values in ranges.items()}
 
     def _share_above(self, limit: NDArray[np.float32]) -> NDArray[np.float64]:
-        """As `Magnitudes.share_above`, from sums that are made once: this is asked hundreds of times."""
+        """`Magnitudes.share_above` from precomputed sums, as it is called hundreds of times."""
         at = limit.astype(np.float64)
         bucket = np.clip(np.searchsorted(self.edges, at, side="right") - 1, 0, self.upto.shape[1] - 1)
         low, high = self.edges[bucket], self.edges[bucket + 1]
@@ -158,17 +159,17 @@ class Activations:
         return {"hessian_error": errors.mean(axis=1), "hessian_error_worst_site": errors.max(axis=1)}
 
     def _errors(self, moments: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The smallest e with (1 - e) P <= H <= (1 + e) P for the second moments H (B, S, r, r) and production's P: the
-        eigenvalue of P^-1/2 H P^-1/2 that is farthest from 1, (B, S).
+        """Relative spectral error of second moments H (B, S, r, r) against production's P, (B, S).
 
-        Rounding that is best under H is within (1 + e) / (1 - e) of the best under P while e < 1.
+        The smallest e with (1 - e) P <= H <= (1 + e) P, which is the distance from 1 of the farthest eigenvalue of
+        P^-1/2 H P^-1/2. If e < 1, the best rounding under H is within (1 + e) / (1 - e) of the best under P.
         """
         values = np.linalg.eigvalsh(self.whitener @ moments @ self.whitener)
         return np.asarray(np.abs(values - 1).max(axis=2), dtype=np.float64)
 
 
 def _per_token(sketch: NDArray[np.float64], tokens: int) -> NDArray[np.float64]:
-    """Second moments per token with damping, (S, r, r), of sums over tokens."""
+    """Damped second moments per token, (S, r, r), from sums over tokens."""
     moments = sketch / tokens
     diagonal = np.einsum("sii->s", moments) / moments.shape[-1]
     return moments + DAMPING * np.maximum(diagonal, 1e-30)[:, None, None] * np.eye(moments.shape[-1])

@@ -1,4 +1,4 @@
-"""A classifier two-sample test: can the set be told from production, and by what?"""
+"""A classifier two-sample test: can a classifier tell the set from production, and by which features?"""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from plumbline.calibration_set.representativeness.null import rounded
 from plumbline.calibration_set.representativeness.part import FOLDS, Part, selection_matrix
 
 TOKENS = 48
-"""The share of so many of production's most frequent tokens are features of a sample."""
+"""Number of production's most frequent tokens whose shares are features of a sample."""
 COMPONENTS = 16
 """Principal components of the embeddings."""
 RIDGE = 10.0
-"""Added to the variances of standardised features: a set has few samples for so many of them. Of 0.1 to 100 the one
-that told sets with a planted defect from random ones best, for 32 to 256 samples."""
+"""Added to the variances of standardised features, as a set has few samples for so many. Of 0.1 to 100 the value that
+best told sets with a planted defect from random ones, for 32 to 256 samples."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassifierFeatures:
-    """What the classifier sees of a sample: log length, share of distinct tokens, share of each frequent token, then
+    """The classifier's features of a sample: log length, share of distinct tokens, share of each frequent token,
     principal components of the embedding; each centred and scaled by production."""
 
     names: tuple[str, ...]
-    """Of those that can be read; the components follow without a name."""
+    """Names of the readable features; the components follow without a name."""
     token_ids: NDArray[np.int64]
     mean: NDArray[np.float64]
     """Production's, (p,)."""
     scale: NDArray[np.float64]
-    """Production's standard deviation, 1 where that is 0, (p,)."""
+    """Production's standard deviation, 1 instead of 0, (p,)."""
     axes: NDArray[np.float64]
-    """(d, COMPONENTS), or with no columns where there are no embeddings."""
+    """(d, COMPONENTS); no columns without embeddings."""
 
     @classmethod
     def prepare(cls, population: Part, production: Part, name_of: Callable[[int], str]) -> ClassifierFeatures:
@@ -45,7 +45,7 @@ class ClassifierFeatures:
         names = ("length", "share of distinct tokens", *(f"share of {name_of(int(i))}" for i in token_ids))
         axes = np.empty((0, 0))
         if population.embeddings is not None and production.embeddings is not None:
-            # of both together: along production's own axes alone, what only the pool has would not show
+            # of both: production's axes alone would miss directions in which only the pool varies
             both = np.concatenate([population.embeddings, production.embeddings])
             axes = np.linalg.eigh(np.cov(both.T))[1][:, ::-1][:, :COMPONENTS]
         raw = cls(names, token_ids, np.zeros(1), np.ones(1), axes)._raw(production)
@@ -53,7 +53,7 @@ class ClassifierFeatures:
         return cls(names, token_ids, raw.mean(axis=0), np.where(spread > 1e-9, spread, 1.0), axes)
 
     def of(self, part: Part) -> NDArray[np.float64]:
-        """(N, p); without the components where the samples have no embeddings."""
+        """Features, (N, p), without the components if the samples have no embeddings."""
         raw = self._raw(part)
         width = raw.shape[1]
         return (raw - self.mean[:width]) / self.scale[:width]
@@ -69,8 +69,8 @@ class ClassifierFeatures:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Linear discriminant analysis, judged on samples of documents that it has not seen (Lopez-Paz and Oquab,
-    Revisiting Classifier Two-Sample Tests, 2017)."""
+    """Linear discriminant analysis, evaluated on held-out documents (Lopez-Paz and Oquab, Revisiting Classifier
+    Two-Sample Tests, 2017)."""
 
     features: ClassifierFeatures
     population: NDArray[np.float64]
@@ -123,8 +123,8 @@ class Classifier:
     def _auc(self, x: NDArray[np.float64], fold: NDArray[np.int64]) -> float:
         """Area under the ROC curve, set (n, p) against production: mean over the folds, weighted by pairs.
 
-        The samples of a document are all in one fold. A fold that leaves nothing to learn from or to judge is passed
-        over; where all are (a single sample), the area is 0.5.
+        The samples of a document are all in one fold. A fold without training or test samples is skipped; if all are
+        (a single sample), the area is 0.5.
         """
         area = pairs = 0.0
         for held in range(FOLDS):
@@ -141,8 +141,8 @@ class Classifier:
     def give_aways(self, chosen: Part, rows: NDArray[np.int64], most: int = 5) -> list[dict[str, object]]:
         """The readable features whose mean is farthest from that of random draws, farthest first.
 
-        Per feature: difference (of the set's mean to production's, in standard deviations of production's samples),
-        and where it lies among those of the draws `rows` (B, n): z and percentile.
+        Per feature: difference (of the set's mean from production's, in standard deviations of production's samples),
+        and its z and percentile among the draws `rows` (B, n).
         """
         readable = len(self.features.names)
         mine = self.features.of(chosen)[:, :readable].mean(axis=0)
@@ -168,7 +168,7 @@ class Classifier:
 
 @dataclass(frozen=True, eq=False)
 class ClassMoments:
-    """What the discriminant needs of a class."""
+    """Count, mean and scatter of the samples of a class."""
 
     count: int
     mean: NDArray[np.float64]
@@ -178,7 +178,7 @@ class ClassMoments:
 
 
 def moments(x: NDArray[np.float64]) -> ClassMoments:
-    """Of the rows of x (n, p); n may be 0."""
+    """The moments of the rows of x (n, p); n may be 0."""
     mean = x.sum(axis=0) / max(len(x), 1)
     return ClassMoments(len(x), mean, (x - mean).T @ (x - mean))
 
@@ -193,12 +193,12 @@ def discriminant(x: ClassMoments, y: ClassMoments) -> NDArray[np.float64]:
 def auc(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Share of pairs in which the score of x (n,) is above that of y (m,), ties half."""
     scale = max(float(np.abs(x).max()), float(np.abs(y).max()), 1e-300)
-    x, y = np.round(x / scale, 10), np.sort(np.round(y / scale, 10))  # equal samples tie, whatever the last bits
+    x, y = np.round(x / scale, 10), np.sort(np.round(y / scale, 10))  # equal samples tie despite rounding
     above = np.searchsorted(y, x, side="left") + np.searchsorted(y, x, side="right")
     return float(above.sum() / (2 * len(x) * len(y)))
 
 
 def in_words(features: Iterable[dict[str, object]]) -> str:
-    """The features in words."""
+    """The features as a sentence."""
     parts = [f"{feature['feature']} ({float(str(feature['z'])):+.1f} sd of random draws)" for feature in features]
     return "What gives it away most: " + ", ".join(parts) if parts else ""

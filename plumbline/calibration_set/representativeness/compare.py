@@ -1,4 +1,4 @@
-"""From artifacts to the comparison: read pool and production once per process, then judge each set."""
+"""Compare sets with production: read pool and production once per process, then judge each set."""
 
 from __future__ import annotations
 
@@ -33,42 +33,42 @@ EMPTY = "not measured: the tuning split is empty; raise tokenize.splits.tuning i
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A pool and what stands for production, read once for the choices of a process."""
+    """A pool and its references, read once for the choices of a process."""
 
     panels: tuple[Panel, ...]
-    """The first is what the set should represent: the production sample, or where none is given the tuning split."""
+    """The first is what a set should represent: the production sample, or the tuning split if there is none."""
     domains: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase
 
 
 def representativeness(sources: Sources, pool: Pool, selection: Selection, rows: pa.Table) -> dict[str, Any]:
-    """Compare a set with the tuning split and with the production sample, where there is one.
+    """Compare a set with the tuning split and with the production sample, if there is one.
 
     Args:
-        pool: what was chosen from, perhaps filtered by domain; `rows`: the set as it is stored.
+        pool: what the set was chosen from, perhaps filtered by domain; `rows`: the set as stored.
 
     Returns:
-        JSON-able: `samples`; `primary`, what the set should represent; `references`: per reference what `Panel.judge`
-        returns; `verdict`, `flagged`, `p_value` of the primary one; `sentences`: the verdicts, then what is flagged,
-        then the rest.
+        JSON-able: `samples`; `primary`, what the set should represent; `references`: per reference the result of
+        `Panel.judge`; `verdict`, `flagged`, `p_value` of the primary one; `sentences`: the verdicts, the flagged
+        metrics, then the rest.
     """
     everything = prepared(sources)
     if not everything.panels:
         return {"samples": rows.num_rows, "primary": None, "references": {}, "sentences": [EMPTY]}
     chosen, missing = _part_of_set(sources, everything, pool, selection, rows)
-    with threadpool_limits(1):  # many small products: threads cost more than they save, and they change last bits
+    with threadpool_limits(1):  # for many small products, threads cost more than they save, and they change last bits
         blocks = {panel.name: panel.judge(chosen, missing) for panel in everything.panels}
     return {"samples": rows.num_rows, **summary(blocks)}
 
 
 def distances(sources: Sources, pool: Pool, selection: Selection, rows: pa.Table) -> dict[str, float]:
-    """Every metric of a set against what it should represent, without the null: to hold sets of one size side by side.
+    """Every metric of a set against what it should represent, without the null, to compare sets of one size.
 
     Args:
         pool, selection, rows: as for `representativeness`.
 
     Returns:
-        By name of the metric, to nine digits; those that the set cannot have are left out. Empty without a reference.
+        By name of the metric, to nine digits, without those that cannot be measured. Empty without a reference.
     """
     everything = prepared(sources)
     if not everything.panels:
@@ -79,7 +79,7 @@ def distances(sources: Sources, pool: Pool, selection: Selection, rows: pa.Table
 
 
 def summary(blocks: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What is said of all references together; the first counts."""
+    """Combine the results of all references; verdict, flags and p-value are those of the first."""
     primary, *others = blocks
     first = blocks[primary]
     sentences = [first["verdict"], *(blocks[name]["verdict"] for name in others), *first["sentences"]]
@@ -91,7 +91,7 @@ def summary(blocks: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def prepared(sources: Sources) -> Prepared:
-    """Read what `sources` name, or take what was read before where its content is the same."""
+    """Prepare the panels of `sources`, or return those of the last call if the content is the same."""
     pool = sources.pool()
     digest = hashlib.sha256()
     for samples in (pool, pool.tuning, *([] if pool.production is None else [pool.production])):
@@ -140,7 +140,7 @@ def _prepared(digest: str, samples_folder: Path, features: Path | None, base: Ba
 
 
 def _signatures_of_pool(sources: Sources, pool: Pool) -> tuple[dict[str, str], Signatures | None]:
-    """What cannot be measured and why, and the stored signatures of the pool."""
+    """The aspects that cannot be measured, with the reason, and the stored signatures of the pool."""
     if sources.features is None:
         why = "there are no features; run sample_features"
         return {"embeddings": why, "activations": why}, None
@@ -153,7 +153,7 @@ def _signatures_of_pool(sources: Sources, pool: Pool) -> tuple[dict[str, str], S
 def _part_of_set(
     sources: Sources, everything: Prepared, pool: Pool, selection: Selection, rows: pa.Table
 ) -> tuple[Part, dict[str, str]]:
-    """The set, and why it has no embeddings or no signatures, where it has none."""
+    """The set, and the reason if it has no embeddings or no signatures."""
     input_ids = [np.array(ids.values, dtype=np.int32) for ids in rows["input_ids"].combine_chunks()]
     names, parents = rows["sample_id"].to_pylist(), rows["doc_ids"].to_pylist()
     documents = [doc_ids[0] if doc_ids else name for doc_ids, name in zip(parents, names, strict=True)]
@@ -182,7 +182,7 @@ def _part_of_set(
 
 
 def tokens_by_domain(pool: Pool, selection: Selection, domains: Sequence[str]) -> NDArray[np.int64]:
-    """Tokens of each domain in each sample of a selection, int64 (n, D); the model's own tokens have no domain."""
+    """Tokens per domain of each sample of a selection, int64 (n, D); the model's own tokens have no domain."""
     domain_of, lengths = pool.domains, pool.lengths
     tokens = np.zeros((len(selection.indices), len(domains)), dtype=np.int64)
     for position, row in enumerate(selection.indices.tolist()):
@@ -197,7 +197,7 @@ def tokens_by_domain(pool: Pool, selection: Selection, domains: Sequence[str]) -
 def _embed(
     sources: Sources, tokenizer: PreTrainedTokenizerBase, input_ids: list[NDArray[np.int32]]
 ) -> NDArray[np.float16]:
-    """Embeddings of samples that were cut, joined or written, as sample_features made those of the pool."""
+    """Embeddings of samples that were cut, joined or written, computed as sample_features does."""
     from plumbline.sample_features.embedder import embed, embedder_digest, embedder_folder, matmul_precision
     from plumbline.sample_features.params import FeatureParams
 

@@ -1,4 +1,4 @@
-"""Domains: does the set mix them as production does?"""
+"""Domains: does the set have production's mix of domains?"""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from plumbline.calibration_set.representativeness.part import Part, selection_ma
 
 @dataclass(frozen=True, eq=False)
 class Domains:
-    """Total variation of the shares of tokens per domain. Tokens that the model wrote have no domain and are left
-    out; a set of nothing else is not measured."""
+    """Total variation of the shares of tokens per domain. Tokens that the model wrote have no domain and are left out;
+    a set of such tokens alone is not measured."""
 
     population: NDArray[np.int64]
     """Tokens per domain of each sample of the pool, (N, D)."""

@@ -1,4 +1,4 @@
-"""Embeddings: does the set speak of what production speaks of?"""
+"""Embeddings: does the set have production's topics?"""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from plumbline.calibration_set.representativeness.metric import Metric
 from plumbline.calibration_set.representativeness.part import Part
 
 REFERENCE = 2048
-"""At most so many of production's samples are compared with: the first, a uniform draw."""
+"""Most samples of production to compare with: the first ones, a uniform draw."""
 CLUSTERS = 32
 SAMPLES_PER_CLUSTER = 8
-"""Production has at least so many samples per cluster on average, or there are fewer clusters."""
+"""Least average number of production's samples per cluster; otherwise there are fewer clusters."""
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingDistances:
-    """Energy distance, and the histogram over clusters that were fixed on production."""
+    """Energy distance, and the histogram over production's clusters."""
 
     population: NDArray[np.float64]
     """(N, d)."""
@@ -30,7 +30,7 @@ class EmbeddingDistances:
     across: NDArray[np.float64]
     """Mean distance of each sample of the pool to production's, (N,)."""
     within: float
-    """Mean distance between two of production's samples, one with itself included."""
+    """Mean distance between two of production's samples, including each with itself."""
     centres: NDArray[np.float64]
     """(k, d)."""
     cluster: NDArray[np.int64]
@@ -92,8 +92,9 @@ class EmbeddingDistances:
         return {}
 
     def _energy(self, across: float, chosen: NDArray[np.float64]) -> float:
-        """2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 only where the two distributions are the same (Székely and Rizzo,
-        Energy statistics, 2013). It has no bandwidth to choose.
+        """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 only for equal distributions.
+
+        It has no bandwidth to choose (Székely and Rizzo, Energy statistics, 2013).
         """
         return max(0.0, 2 * across - float(_mean_distances(chosen, chosen).mean()) - self.within)
 
@@ -102,9 +103,9 @@ def _mean_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[n
     """Mean Euclidean distance of each row of x (n, d) to the rows of y (m, d), (n,)."""
     of_y = np.einsum("ij,ij->i", y, y)
     means = np.empty(len(x))
-    for start in range(0, len(x), 1024):  # a block at a time: never N x m
+    for start in range(0, len(x), 1024):  # in blocks, so that no N x m matrix is in memory
         block = x[start : start + 1024]
-        # float64: what a product of float32 loses is as large as the distance of two near-duplicates
+        # float64, as the error of a float32 product is as large as the distance of near-duplicates
         squared = np.einsum("ij,ij->i", block, block)[:, None] + of_y - 2 * (block @ y.T)
         means[start : start + 1024] = np.sqrt(np.where(squared > 1e-12, squared, 0.0)).mean(axis=1)
     return means
@@ -113,7 +114,7 @@ def _mean_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[n
 def _nearest(x: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
     """The nearest centre of each row, the first of equals, int64 (n,)."""
     squared = np.einsum("ij,ij->i", centres, centres) - 2 * (x @ centres.T)
-    return np.argmin(np.round(squared, 9), axis=1).astype(np.int64)  # rounded: ties fall alike on every machine
+    return np.argmin(np.round(squared, 9), axis=1).astype(np.int64)  # rounded: the same ties on every machine
 
 
 def _k_means(x: NDArray[np.float64], k: int) -> NDArray[np.float64]:
@@ -123,8 +124,8 @@ def _k_means(x: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), warnings.catch_warnings():  # with threads, sums come in another order each time
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: some stay empty
+    with threadpool_limits(1), warnings.catch_warnings():  # threads would change the order of sums
+        warnings.simplefilter("ignore", ConvergenceWarning)  # with fewer distinct points than clusters some stay empty
         centres: NDArray[np.float64] = KMeans(k, n_init=4, random_state=0).fit(x).cluster_centers_
     return centres
 

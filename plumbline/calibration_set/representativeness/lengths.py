@@ -1,4 +1,4 @@
-"""Lengths: are samples, and the tokens in them, as long as production's?"""
+"""Lengths: does the set have production's distribution of sample lengths?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Lengths:
     population: NDArray[np.int64]
     """Lengths of the pool, (N,)."""
     support: NDArray[np.int64]
-    """The lengths that occur in production, ascending, (g,)."""
+    """The distinct lengths in production, ascending, (g,)."""
     samples: NDArray[np.float64]
     """Share of production's samples up to each of them, (g,)."""
     tokens: NDArray[np.float64]
@@ -81,9 +81,11 @@ class Lengths:
         return {}
 
     def _distances(self, lengths: NDArray[np.int64]) -> dict[str, float]:
-        """Kolmogorov-Smirnov, max |F - G|, and Wasserstein-1, the integral of |F - G| over the natural log of the
-        length (on logs, because a few very long samples rule the raw one): of samples, and with each sample weighted
-        by its tokens, as a Hessian weighs it; then the share of production's tokens in samples over the longest.
+        """Distances of lengths (n,) to production's.
+
+        Kolmogorov-Smirnov, max |F - G|, and Wasserstein-1, the integral of |F - G| over the natural log of the length
+        (without the log, a few very long samples would dominate). Both unweighted, and with each sample weighted by its
+        tokens, as in a Hessian. Then the share of production's tokens in samples longer than the set's longest.
         """
         ascending = np.sort(lengths)
         grid = np.union1d(ascending, self.support)

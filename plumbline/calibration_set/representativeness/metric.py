@@ -1,4 +1,4 @@
-"""What an aspect of representativeness is: metrics of a set, and of many random sets at once."""
+"""The interface of an aspect of representativeness: metrics of a set, and of many random sets at once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Metric:
     """A few words, for plots and headlines."""
     unit: str
     sentence: str
-    """With {value}, {factor} (e to the power of it) and {where}."""
+    """Format string with {value}, {factor} (e to the power of the value) and {where}."""
     zero: float = 0.0
-    """The value of no difference."""
+    """The value for equal distributions."""
 
 
 class Aspect(Protocol):
@@ -34,13 +34,13 @@ class Aspect(Protocol):
 
     @property
     def size(self) -> int:
-        """How many samples of the pool random sets are drawn from."""
+        """Number of samples of the pool from which random sets are drawn."""
 
     def of_set(self, chosen: Part) -> dict[str, float]:
-        """The distance of a set to production, by name of the metric; without those that the set cannot have."""
+        """The distance of a set to production by name of the metric, without those that cannot be measured."""
 
     def of_draws(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """The same for random sets, given as numbers (B, n) below `size`; each (B,)."""
+        """The same for random sets of rows (B, n) below `size`; each (B,)."""
 
     def where(self, chosen: Part) -> dict[str, str]:
-        """For metrics that are about the worst of several places, its name."""
+        """By name of the metric, the place of the worst value, for metrics that are a maximum over places."""

@@ -1,4 +1,4 @@
-"""What random draws get: the yardstick of every metric, and how far is too far for the whole panel at once."""
+"""Random draws as the null distribution of every metric, and the family-wise test of the whole panel."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from numpy.typing import NDArray
 from plumbline.calibration_set.strategies.base import generator
 
 DRAWS = 400
-"""Random sets per null. With 200, the flag rate of fair sets of one size is 5 % give or take 2.2 %, with 400 1.6 %."""
+"""Random sets per null. With 200, the flag rate of fair sets of one size is 5 % ± 2.2 %, with 400 ± 1.6 %."""
 LEVEL = 0.05
-"""A fair random draw is flagged, by whatever metric, in at most this share of cases."""
+"""Family-wise error rate: a fair random draw is flagged by any metric in at most this share of cases."""
 
 
 def random_rows(population: int, n: int, replace: bool, draws: int = DRAWS) -> NDArray[np.int64]:
-    """Rows of `draws` random sets, int64 (draws, n), as the strategy `random` would draw them: sample by sample.
+    """Rows of `draws` random sets, int64 (draws, n), drawn sample by sample as the strategy `random` does.
 
-    The windows of a document may come together into a set or not, as they do in a fair one: what that adds to the
-    spread is in the null. The draws are the same for every choice of this size, so that nulls can be shared.
+    Windows of a document may be drawn together or not, as in a fair set, so the null includes that variance. The draws
+    are the same for every choice of this size, so that nulls can be shared.
 
     Args:
-        population: rows to draw from.
-        replace: draw with replacement, because the population is itself a part of what a fair set is drawn from:
-            without, sets of half of it would all look alike, and a fair set would stand out.
+        population: number of rows to draw from.
+        replace: draw with replacement. Needed if the population is a part of what a fair set is drawn from: without
+            replacement, sets of half of it would be too alike, and a fair set would be flagged.
     """
     rng = generator(0, "representativeness")
     return np.stack([rng.choice(population, n, replace=replace) for _ in range(draws)]).astype(np.int64)
 
 
 def against_null(value: float, null: NDArray[np.float64]) -> dict[str, Any]:
-    """Place a value among the same statistic of random draws, float64 (draws,).
+    """Compare a value with the same statistic of random draws, float64 (draws,).
 
     Returns:
         value, null (median, p05, p95), percentile (share of the draws that are closer to production, ties half) and
@@ -53,14 +53,15 @@ def against_null(value: float, null: NDArray[np.float64]) -> dict[str, Any]:
 def family_wise(
     values: Mapping[str, float], nulls: Mapping[str, NDArray[np.float64]]
 ) -> tuple[float, dict[str, tuple[float, float]]]:
-    """Whether a set is farther from production than random draws, over all metrics at once.
+    """Test whether a set is farther from production than random draws, over all metrics at once.
 
-    Every metric is studentised, t = (x - mean) / sd over the B draws and the set together, and the largest t of the
-    set is ranked among the largest t of each draw. All B + 1 are treated alike, so a set that is drawn as they are has
-    each rank with the same chance, however the metrics depend on each other.
+    Every metric is studentised, t = (x - mean) / sd over the B draws and the set together, and the largest t of the set
+    is ranked among the largest t of each draw. All B + 1 are treated alike, so a set that is drawn like the others has
+    each rank with equal probability, whatever the dependence of the metrics.
 
     Args:
-        values: metric -> the set's; larger is farther. nulls: metric -> the draws', float64 (B,), in one order.
+        values: metric -> value of the set; larger is farther. nulls: metric -> values of the draws, float64 (B,), in
+            one order of draws.
 
     Returns:
         p, the share of the B + 1 whose largest t reaches the set's; and per metric its t, and p adjusted for the
@@ -82,7 +83,7 @@ def family_wise(
 
 
 def rounded(number: float) -> float:
-    """To nine digits: what threads and processors change in the last bits must not change a file."""
+    """The number to nine digits, since threads and processors change the last bits."""
     return float(f"{number:.9g}")
 
 

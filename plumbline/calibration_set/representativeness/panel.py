@@ -1,4 +1,4 @@
-"""The panel: every metric of a set against production, each beside its null, and one decision over all of them."""
+"""The panel: every metric of a set against production, compared with its null, and one decision over all."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from plumbline.calibration_set.representativeness.tokens import Tokens
 
 NULLS_KEPT = 4
 NAMED = 3
-"""Flagged figures that the verdict names; all of them are in `flagged`."""
+"""Most flagged metrics that the verdict names; all of them are in `flagged`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A pool and a production sample, prepared for comparing many sets."""
+    """A pool and a production sample, prepared to compare many sets."""
 
     name: str
-    """What stands for production: `tuning` or `production`."""
+    """The reference: `tuning` or `production`."""
     population: Part
-    """Samples of the pool (before any filter by domain: that filter is part of a choice), which random sets are drawn
-    from."""
+    """Samples of the pool from which random sets are drawn, before any filter by domain, as that filter is part of the
+    choice."""
     production: Part
     pool_samples: int
     production_samples: int
     aspects: tuple[Aspect, ...]
     unmeasured: Mapping[str, str]
-    """Aspect -> why it is not measured."""
+    """Aspect -> reason why it is not measured."""
     draws: int = DRAWS
     nulls: dict[int, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
-    """Samples of a set -> metric -> the draws' values: what the choices of one size share."""
+    """Size of a set -> metric -> values of the draws, shared by the choices of one size."""
 
     @classmethod
     def prepare(
@@ -66,11 +66,14 @@ class Panel:
         unmeasured: Mapping[str, str] | None = None,
         draws: int = DRAWS,
     ) -> Panel:
-        """Args:
-        special_ids: token ids that are no text. name_of: token id -> how to show it. domains: columns of
-            `Part.domain_tokens`.
-        pool_samples, production_samples: how many there are of which `population` and `production` are a part.
-        unmeasured: `embeddings`, `activations` -> why there are none.
+        """Prepare every aspect.
+
+        Args:
+            special_ids: token ids that are not text.
+            name_of: token id -> how to show it.
+            domains: columns of `Part.domain_tokens`.
+            pool_samples, production_samples: sizes of the whole of which `population` and `production` are a part.
+            unmeasured: `embeddings`, `activations` -> reason why there are none.
         """
         aspects: list[Aspect] = [
             Lengths.prepare(population, production),
@@ -91,10 +94,10 @@ class Panel:
         return {name: metric for aspect in self.aspects for name, metric in aspect.metrics.items()}
 
     def rows(self, n: int, aspect: Aspect) -> NDArray[np.int64]:
-        """The random sets of n samples that an aspect is asked for, (draws, n).
+        """The random sets of n samples for an aspect, (draws, n).
 
-        Aspects that know the same samples get the same sets; where one knows fewer, its sets are others, and what the
-        metrics of the two have in common is lost: the largest of independent metrics is larger, so fewer are flagged.
+        Aspects of the same samples get the same sets. An aspect of fewer samples gets other sets, so its correlation
+        with the other metrics is lost: the maximum of independent metrics is larger, and fewer sets are flagged.
         """
         return random_rows(aspect.size, n, aspect.size < self.pool_samples, self.draws)
 
@@ -109,19 +112,19 @@ class Panel:
         return self.nulls[n]
 
     def measure(self, chosen: Part) -> dict[str, float]:
-        """Every metric that the set has."""
+        """Every metric of the set that can be measured."""
         return {name: value for aspect in self.aspects for name, value in aspect.of_set(chosen).items()}
 
     def judge(self, chosen: Part, unmeasured: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Compare a set with production and with random sets of its size.
 
         Args:
-            unmeasured: `embeddings`, `activations` -> why the set has none, where production has them.
+            unmeasured: `embeddings`, `activations` -> reason why the set has none although production has.
 
         Returns:
-            JSON-able: per metric what `against_null` says, unit, label and sentence, t and p of `family_wise`;
-            `p_value` and `flagged` of the panel; `gives_away`, the readable features by which the set can be told;
-            `verdict`; sentences, those of flagged metrics first.
+            JSON-able: per metric the result of `against_null`, unit, label and sentence, t and p of `family_wise`;
+            `p_value` and `flagged` of the panel; `gives_away`, the readable features that differ most; `verdict`;
+            sentences, those of flagged metrics first.
         """
         values, null = self.measure(chosen), self.null(len(chosen))
         null = {name: null[name] for name in values}

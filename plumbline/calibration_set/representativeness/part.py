@@ -1,4 +1,4 @@
-"""What is compared: a set, the pool or production as lengths, domains, token counts and embeddings of its samples."""
+"""The data of a comparison: lengths, domains, token counts and embeddings of a set, the pool or production."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from plumbline.sample_features.signatures import Signatures
 
 LARGEST = 16384
-"""At most so many samples of the pool and of production are looked at: those with the lowest ids, a uniform draw,
-since an id is a digest of the content."""
+"""Most samples of the pool and of production to compare: those with the lowest ids, a uniform draw, since an id is a
+digest of the content."""
 FOLDS = 5
 
 
@@ -28,24 +28,24 @@ class Part:
     lengths: NDArray[np.int64]
     """Tokens per sample, (N,)."""
     domain_tokens: NDArray[np.int64]
-    """(N, D): tokens of each domain; a joined sample may have several, one that the model wrote has none."""
+    """Tokens of each domain, (N, D); a joined sample may have several domains, one that the model wrote has none."""
     fold: NDArray[np.int64]
-    """(N,): 0 to FOLDS - 1, the same for all samples of a document."""
+    """Fold 0 to FOLDS - 1, the same for all samples of a document, (N,)."""
     first: NDArray[np.int64]
     """First token id, (N,)."""
     counts: Any
     """scipy.sparse.csr_array (N, largest token id + 1), int64: how often each token id occurs."""
     embeddings: NDArray[np.float64] | None
-    """(N, d), each of length 1 but for rounding to float16; None: there are none."""
+    """(N, d), of length 1 up to rounding to float16; None: there are none."""
     signatures: Signatures | None = None
-    """What the base model computes for them; None: not measured. The pool's and production's are kept apart
-    (`activations`), since only some of their samples have one."""
+    """Activation signatures; None: not measured. Those of the pool and of production are in `Activations`, since only
+    some of their samples have one."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def take(self, rows: NDArray[np.int64]) -> Part:
-        """The samples at `rows`, in that order; one may come more than once."""
+        """The samples at `rows`, in that order; rows may repeat."""
         embeddings = None if self.embeddings is None else self.embeddings[rows]
         counts = self.counts[rows]
         return Part(self.lengths[rows], self.domain_tokens[rows], self.fold[rows], self.first[rows], counts, embeddings)
@@ -58,15 +58,13 @@ def part(
     embeddings: NDArray[Any] | None,
     signatures: Signatures | None = None,
 ) -> Part:
-    """Prepare N samples: token ids of each, tokens per domain (N, D), what belongs together (the document), embeddings
-    (N, d) and signatures.
-    """
+    """Prepare N samples from their token ids, tokens per domain (N, D), documents, embeddings (N, d) and signatures."""
     from scipy.sparse import csr_array
 
     lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.concatenate(input_ids).astype(np.int64)
-    first = flat[offsets[:-1]]  # before the matrix sorts what it is given
+    first = flat[offsets[:-1]]  # before `sum_duplicates` sorts the ids in place
     shape = (len(lengths), int(flat.max()) + 1)
     counts = csr_array((np.ones(len(flat), np.int64), flat, offsets), shape=shape)
     counts.sum_duplicates()
@@ -85,7 +83,7 @@ def part_of(samples: Samples, domains: Sequence[str], embedded: bool) -> Part:
 
 
 def one_hot(domain_of: Sequence[str], lengths: NDArray[np.int64], domains: Sequence[str]) -> NDArray[np.int64]:
-    """Tokens per domain, int64 (N, D), of samples that lie in one domain each."""
+    """Tokens per domain, int64 (N, D), of samples of one domain each."""
     column = {name: place for place, name in enumerate(domains)}
     tokens = np.zeros((len(domain_of), len(domains)), dtype=np.int64)
     tokens[np.arange(len(domain_of)), [column[name] for name in domain_of]] = lengths
@@ -93,7 +91,7 @@ def one_hot(domain_of: Sequence[str], lengths: NDArray[np.int64], domains: Seque
 
 
 def selection_matrix(rows: NDArray[np.int64], population: int) -> Any:
-    """Draws (B, n) as a matrix (B, population) that counts how often each has each row: products with it are sums."""
+    """Draws (B, n) as a matrix (B, population) of counts: its product with values sums them per draw."""
     from scipy.sparse import csr_array
 
     draws, n = rows.shape

@@ -1,4 +1,4 @@
-"""Two small pictures of a set beside production, for Dagster's pages."""
+"""Two small plots that compare a set with production, for Dagster's pages."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6670"  # Okabe and Ito (2008): told apart with any colour vision
+from plumbline.figure import BLUE, GREY, ORANGE, new_axes, save
+
 PANEL, LENGTHS = "representativeness.png", "lengths.png"
 NEAREST, FARTHEST = -2.5, 6.0
 
 
 def plot_panel(block: Mapping[str, Any], path: Path) -> None:
-    """Each metric of a block of representativeness.json as a place among random draws: 0 is the median, 1 the 95th
-    percentile; the bar reaches from the 5th to the 95th, flagged metrics are in another colour and shape."""
+    """Plot each metric of a block of representativeness.json among random draws.
+
+    0 is the median of the draws, 1 their 95th percentile. The bar reaches from the 5th to the 95th percentile; flagged
+    metrics have another colour and shape.
+    """
     metrics, flagged = block["metrics"], set(block["flagged"])
-    figure, axes = _axes(1.0 + 0.27 * len(metrics))
+    figure, axes = new_axes(6.4, 1.0 + 0.27 * len(metrics))
     for row, (name, metric) in enumerate(metrics.items()):
         low, place = position(metric)
         colour = ORANGE if name in flagged else BLUE
@@ -39,13 +41,13 @@ def plot_panel(block: Mapping[str, Any], path: Path) -> None:
     axes.tick_params(axis="y", length=0)
     verdict = f"flagged: {len(flagged)} of {len(metrics)}" if flagged else "nothing flagged"
     axes.set_title(f"{verdict}, p = {block['p_value']:.2g}", fontsize=9, loc="left")
-    _save(figure, path)
+    save(figure, path, tight=True)
 
 
 def position(metric: Mapping[str, Any]) -> tuple[float, float]:
-    """Where the 5th percentile and the value lie on a scale with the null's median at 0 and its 95th percentile at 1.
+    """The 5th percentile and the value on a scale with the null's median at 0 and its 95th percentile at 1.
 
-    Where those two are the same, the value is at 0 if it is theirs, or beyond the edge of the picture.
+    If the median and the 95th percentile are equal, the value is at 0 if it equals them, else beyond the plot's edge.
     """
     null, value = metric["null"], metric["value"]
     width = null["p95"] - null["median"]
@@ -56,8 +58,8 @@ def position(metric: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def plot_lengths(chosen: NDArray[np.int64], production: NDArray[np.int64], name: str, path: Path) -> None:
-    """Share of tokens in samples up to each length: the set's (n,) and production's (m,) in tokens."""
-    figure, axes = _axes(2.6)
+    """Plot the share of tokens in samples up to each length, for the set (n,) and production (m,)."""
+    figure, axes = new_axes(6.4, 2.6)
     for lengths, label, colour, style in (
         (production, f"{name} ({len(production)} samples)", GREY, "-"),
         (chosen, f"the set ({len(chosen)} samples)", BLUE, "--"),
@@ -74,16 +76,4 @@ def plot_lengths(chosen: NDArray[np.int64], production: NDArray[np.int64], name:
     axes.set_xlabel("tokens of the sample", fontsize=8)
     axes.set_ylabel("tokens in samples\nup to that length, %", fontsize=8)
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, height), dpi=80, layout="constrained")  # no pyplot: no display, no state
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # The name and version of the software, which would be written into it, change the bytes.
-    figure.savefig(path, format="png", bbox_inches="tight", metadata={"Software": None})
+    save(figure, path, tight=True)

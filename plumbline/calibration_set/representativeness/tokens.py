@@ -1,4 +1,4 @@
-"""Tokens: does the set use production's vocabulary, as often, and begin as production begins?"""
+"""Tokens: does the set have production's vocabulary and token frequencies, and its first tokens?"""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from plumbline.calibration_set.representativeness.metric import Metric
 from plumbline.calibration_set.representativeness.part import Part, selection_matrix
 
 SMALLEST_DOMAIN = 0.01
-"""A domain with less of production's tokens is too small to be looked at on its own."""
+"""Least share of production's tokens for a domain to be measured by itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Token ids, counted. All of it depends strongly on how many tokens there are: two fair samples of a long-tailed
-    vocabulary look far apart. Only the null makes sense of these numbers."""
+    """Distances between counts of token ids. They depend strongly on the number of tokens, since two fair samples of a
+    long-tailed vocabulary differ much; only the comparison with the null is meaningful."""
 
     population: Any
     """csr_array (N, V), int64: counts per sample of the pool."""
@@ -33,7 +33,7 @@ class Tokens:
     domains: tuple[str, ...]
     """Their names."""
     special: NDArray[np.float64]
-    """`share` of the special tokens, 0 elsewhere, summing to 1; all 0 where production has none, (V,)."""
+    """`share` of the special tokens, 0 elsewhere, summing to 1; all 0 if production has none, (V,)."""
     begins: NDArray[np.float64]
     """Share of production's samples that begin with each special token, (V,)."""
 
@@ -77,7 +77,7 @@ class Tokens:
         counts = np.asarray(every.sum(axis=0), dtype=np.float64)
         total = production.domain_tokens.sum(axis=0)
         large = np.flatnonzero(total >= SMALLEST_DOMAIN * total.sum())
-        # a sample's tokens go to its domains by share: whole samples have one
+        # a sample counts for its domains by their share of its tokens
         weight = production.domain_tokens[:, large] / np.maximum(production.lengths, 1)[:, None]
         of_domain = every.T @ weight
         special = np.zeros(size)
@@ -116,10 +116,10 @@ class Tokens:
         return {"missing_vocabulary_worst_domain": self.domains[int(np.argmax(np.round(missing, 9)))]}
 
     def _distances(self, counts: Any, first: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Distances of B sets: counts, csr (B, any width), first tokens (B, n).
+        """Distances of B sets, from counts, csr (B, any width), and first tokens (B, n).
 
-        JSD(p, q) = 1/2 sum p log2(p / m) + 1/2 sum q log2(q / m), m = (p + q) / 2. An id that the set lacks adds q / 2
-        to it, so a sum over the ids it has is enough.
+        JSD(p, q) = 1/2 sum p log2(p / m) + 1/2 sum q log2(q / m), m = (p + q) / 2. An id that the set lacks adds q / 2,
+        so a sum over the ids in the set is enough.
         """
         sets, ids, total = _rows_of(counts), counts.indices, np.asarray(counts.sum(axis=1)).ravel()
         present = counts.data > 0
@@ -141,7 +141,7 @@ class Tokens:
         }
 
     def _beginning(self, first: NDArray[np.int64]) -> float:
-        """Total variation of the first token, where all that is not special counts as one."""
+        """Total variation of the first token, all tokens that are not special counting as one."""
         share = np.bincount(first[first >= 0], minlength=len(self.begins)) / len(first)
         other = abs(share.sum() - self.begins.sum())
         return float((np.abs(share - self.begins).sum() + other) / 2)

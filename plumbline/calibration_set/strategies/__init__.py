@@ -1,4 +1,4 @@
-"""The strategies by name: ours, and those that installed packages add.
+"""The strategies by name: the built-in ones and those that installed packages add.
 
 A strategy is one function
 
@@ -43,7 +43,7 @@ BUILT_IN = {
     "mixture": "plumbline.calibration_set.strategies.mixture",
     "self_generated": "plumbline.calibration_set.strategies.self_generated",
 }
-"""Name -> module with a function `select`; imported when asked for."""
+"""Name -> module with a function `select`; imported on first use."""
 
 _RESERVED = frozenset({"name", "strategy", "n", "seed", "domains", "allow_fewer"})
 
@@ -55,9 +55,9 @@ class Strategy:
     name: str
     select: Callable[..., Selection]
     options: type[BaseModel]
-    """The options it declares, with types and defaults; unknown ones are refused."""
+    """Its options with types and defaults; unknown ones are refused."""
     package: str
-    """Distribution that brings it: `plumbline` for ours."""
+    """Distribution that provides it: `plumbline` for the built-in ones."""
 
 
 def names() -> list[str]:
@@ -75,7 +75,7 @@ def get(name: str) -> Strategy:
     added = list(entry_points(group=GROUP, name=name))
     owners = (["plumbline"] if name in BUILT_IN else []) + [_package(point) for point in added]
     if len(owners) > 1:
-        raise ValueError(f"strategy {name}: brought by {' and by '.join(owners)}; uninstall or rename one")
+        raise ValueError(f"strategy {name}: provided by {' and by '.join(owners)}; uninstall or rename one")
     if name in BUILT_IN:
         return _strategy(name, import_module(BUILT_IN[name]).select, "plumbline")
     if not added:
@@ -87,7 +87,7 @@ def get(name: str) -> Strategy:
         )
     try:
         function = added[0].load()
-    except Exception as error:  # whatever the foreign module raises, the reader needs to know whose it is
+    except Exception as error:  # a foreign module may raise anything; the message must name its package
         raise ValueError(
             f"strategy {name}: `{added[0].value}` of package {owners[0]} does not import "
             f"({type(error).__name__}: {error}); repair or uninstall that package"

@@ -1,4 +1,4 @@
-"""Greedy coverage of activation space: the cells that production's tokens fall in, and how far its channels reach."""
+"""Greedy coverage of activation space: the cells of production's tokens, and the range of its channels."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from plumbline.sample_features.signatures import Signatures, SignatureSite
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
-"""Quantiles of the reference's per-sample |x| maxima that are a channel's ladder of thresholds. What lies below the
-first, half of production's samples reach anyway, and so does nearly every set: it is no outlier and does not count."""
+"""Quantiles of the reference's per-sample |x| maxima that are a channel's thresholds. Values below the first are no
+outliers and do not count: half of production's samples reach it, and so does nearly every set."""
 CHUNK = 4_000_000
-"""Numbers of (sample, channel) worked on at a time, which bounds memory at any width of model."""
+"""Pairs (sample, channel) processed at a time, which bounds memory for models of any width."""
 
 
 def select(
@@ -38,21 +38,21 @@ def select(
     outliers: Annotated[float, Field(ge=0, le=1)] = 0.5,
     weighting: Literal["token", "sequence"] = "token",
 ) -> Selection:
-    """Choose the samples that together cover most of the activation space that production uses.
+    """Choose the samples that together cover the largest part of the activation space that production uses.
 
     Options:
         outliers: weight of the outlier channels, 0 to 1; the rest is the weight of the cells.
-        weighting: `token`: a sample fills cells by its tokens, as it enters the statistics of most quantizers; a long
-            sample fills more, so the set tends to long samples (its tokens are in the notes, beside those of random
-            draws). `sequence`: every sample counts alike, whatever its length; it fills cells by shares of its tokens.
+        weighting: `token`: a sample fills cells by its tokens, as in the statistics of most quantizers; long samples
+            fill more, so the set tends to long samples (the notes compare its tokens with those of random draws).
+            `sequence`: every sample counts alike; it fills cells by shares of its tokens.
 
-    Optimises: f = (1 - outliers) f_c + outliers f_o, both from 0 to 1, each the mean over sites, so no layer rules.
+    Optimises: f = (1 - outliers) f_c + outliers f_o, both from 0 to 1, each the mean over sites, so all layers count.
     f_c = sum_k p_k min(1, c_k / tau_k): p_k is the share of production's tokens in cell k, c_k the tokens of the set
-    in it, tau_k = max(1, n t p_k) what n samples of t tokens (production's mean) would bring if they were production
-    in small. As long as every tau_k is over 1 and the set has n t tokens, f_c is 1 minus the total variation between
-    the set's and production's shares. f_o is the share of production's range of |x| that the set reaches: see `ladder`.
-    f is monotone and submodular, so lazy greedy gets at least 1 - 1/e of the best n candidates; what it got for sure
-    is in the notes (`at_least_of_best`). Equal gains, as when everything is covered, go to the lowest sample id.
+    in it, tau_k = max(1, n t p_k) the tokens of n samples of t tokens (production's mean) with production's shares.
+    As long as every tau_k is over 1 and the set has n t tokens, f_c is 1 minus the total variation between the
+    set's and production's shares. f_o is the share of production's range of |x| that the set reaches: see `ladder`.
+    f is monotone and submodular, so lazy greedy reaches at least 1 - 1/e of the best n candidates; the notes have the
+    bound that it reached (`at_least_of_best`). Ties go to the lowest sample id.
     Cost: no forward pass; the candidates are the samples whose signature is stored. O(m (S K + W)) for the first pick
     of m candidates with S K cells and W channels, less for each further one; one byte per candidate and channel.
     Source: outlier channels weighted by what clipping them would lose: after CoverCal, arXiv 2604.24008; the cells and
@@ -87,16 +87,16 @@ class ActivationCoverage:
     """
 
     amount: NDArray[np.float64]
-    """What each candidate brings to each cell, in tokens, (m, S K)."""
+    """Tokens of each candidate in each cell, (m, S K)."""
     demand: NDArray[np.float64]
     """tau, (S K,)."""
     share: NDArray[np.float64]
     """p_k / S, (S K,)."""
     level: NDArray[np.uint8]
-    """How many thresholds of the channel's ladder each candidate reaches, (m, W)."""
+    """Number of the channel's thresholds that each candidate reaches, (m, W)."""
     worth: NDArray[np.float64]
-    """What a set is worth that reaches so many thresholds of a channel, (W, levels + 1), rising; the last column sums
-    to 1, or to 0 where no channel has any spread."""
+    """Value of reaching 0, 1, ... thresholds of a channel, (W, levels + 1), rising; the last column sums to 1, or to 0
+    if no channel has any spread."""
     outliers: float
     """Weight of the outlier channels in f."""
     have: NDArray[np.float64] = field(init=False)
@@ -151,11 +151,11 @@ class ActivationCoverage:
         return np.array([(1 - self.outliers) * cells + self.outliers * channels, cells, channels])
 
     def history(self, rows: NDArray[np.int64]) -> list[dict[str, int]]:
-        """What each of `rows`, added in that order to nothing, brings.
+        """The contribution of each of `rows`, added in that order to the empty set.
 
         Returns:
-            Per row: `cells_filled`, how many (site, cell) reach their target with it, and `channels_raised`, how many
-            (site, channel) reach a threshold that no earlier one did.
+            Per row: `cells_filled`, the (site, cell) pairs that reach their target with it, and `channels_raised`, the
+            (site, channel) pairs that reach a threshold for the first time.
         """
         have, now = np.zeros_like(self.have), np.zeros_like(self.now)
         steps = []
@@ -210,13 +210,13 @@ def _cells(
 def ladder(
     absmax: NDArray[np.float32], sites: Sequence[SignatureSite]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Thresholds of each channel, and what reaching them is worth.
+    """Thresholds of each channel, and the value of reaching each.
 
     A channel that is calibrated up to m loses, on average over the reference's samples s, the range max(a_s - m, 0)
     of their maxima a_s. That is the integral above m of the share of samples that reach t. The thresholds t_0 .. t_L
-    are the quantiles `LEVELS` of a_s, and the step from t_(l-1) to t_l is worth what it takes off the loss:
+    are the quantiles `LEVELS` of a_s. The value of the step from t_(l-1) to t_l is the decrease of the loss:
     the mean of clip(a_s, t_(l-1), t_l) - t_(l-1). Steps are in the channel's own units, so the wide channels of a site
-    count most, as clipping them costs most; every site's steps together are worth the same.
+    count most, as clipping them costs most; the steps of every site sum to the same value.
 
     Args:
         absmax: of the reference, float32 (r, W).
@@ -230,7 +230,9 @@ def ladder(
     for site in sites:
         columns = slice(site.start, site.start + site.width)
         a = absmax[:, columns]
-        thresholds[:, columns] = np.quantile(a, LEVELS, axis=0, method="inverted_cdf")  # values that occur: no rounding
+        thresholds[:, columns] = np.quantile(
+            a, LEVELS, axis=0, method="inverted_cdf"
+        )  # values that occur, so nothing is rounded
         low = thresholds[0, columns]
         for level, high in enumerate(thresholds[1:, columns], start=1):
             reached = np.clip(a, low, high).astype(np.float64) - low

@@ -1,4 +1,4 @@
-"""A contextual bandit that looks for samples that cover activation space, where each look costs a forward pass."""
+"""A contextual bandit that searches for samples that cover activation space, at a forward pass per look."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EMBEDDING_DIMENSIONS = 8
 LOOKS_PER_SAMPLE = 4
 RECENT = 32
-"""Rewards whose quantile decides what is accepted."""
+"""Number of latest rewards whose quantile is the threshold of acceptance."""
 
 
 def select(
@@ -40,25 +40,24 @@ def select(
     outliers: Annotated[float, Field(ge=0, le=1)] = 0.5,
     rival_draws: Annotated[int, Field(ge=1)] = 1,
 ) -> Selection:
-    """Learn where in the pool samples add coverage while looking at few of them, then choose among those looked at.
+    """Learn which parts of the pool add coverage from few looks, then choose among the samples looked at.
 
     Options:
-        looks: how many samples may be looked at; null: 4 n. A stored signature counts as a look, too.
+        looks: number of samples that may be looked at; null: 4 n. A stored signature counts as a look, too.
         arms: clusters of the pool by length, domain and embedding, which cost no forward pass.
-        alpha: weight of what is not yet known about an arm against what it has brought so far.
-        discount: how much a reward counts after each later look; gains rot as the cells fill.
-        reward: coverage gained per `sample` looked at, which is what looks and n count; or per 1000 `tokens`, as a
-            forward pass over a short sample costs less: that draws the looks to short samples, of which a set of n
-            covers less.
+        alpha: weight of an arm's uncertainty against its reward so far.
+        discount: factor of a reward per later look; gains shrink as the cells fill.
+        reward: coverage gained per `sample` looked at, as looks and n are counted; or per 1000 `tokens`, as a forward
+            pass over a short sample costs less. The latter prefers short samples, of which a set of n covers less.
         outliers: weight of the outlier channels in the coverage, as in `activation_coverage`.
-        rival_draws: how often the honest rival is drawn: greedy on as many uniformly random looks. Each costs as many
-            forward passes again, but for stored signatures.
+        rival_draws: draws of the rival, which is greedy on as many uniformly random looks. Each costs as many forward
+            passes again, except for stored signatures.
 
     Optimises: the coverage f of `activation_coverage`. Each look draws an unseen sample of the arm with the largest
         UCB_m = theta x_m + alpha sqrt(x_m V^-1 x_m), theta the discounted ridge regression on the arms' features of
-        the rewards f(A + s) - f(A), each divided by the running mean of all rewards, less 1: an arm never tried counts
-        as average, and that all rewards fall as A grows is nobody's fault. A are the looks whose reward was above a
-        running quantile. The n picks are then greedy on everything looked at.
+        the rewards f(A + s) - f(A), each divided by the running mean of all rewards, less 1: so an untried arm counts
+        as average, and no arm is penalised because all rewards fall as A grows. A are the looks whose reward exceeded
+        a running quantile. The n picks are then greedy on all samples looked at.
     Cost: `looks` (1 + rival_draws) forward passes, less what is stored; O(N) for the arms; O(looks (arms^3 + S K + W)).
     Source: linear submodular bandits (Yue, Guestrin 2011) with LinUCB (Li et al. 2010), discounted (Russac et
     al. 2019).
@@ -66,7 +65,7 @@ def select(
     budget = LOOKS_PER_SAMPLE * n if looks is None else looks
     if budget < n:
         raise ValueError(
-            f"strategy bandit_coverage: looks = {budget} samples cannot give n = {n}; raise looks in params.yaml to at "
+            f"strategy bandit_coverage: looks = {budget} is less than n = {n}; raise looks in params.yaml to at "
             f"least {n}, or set it to null for {LOOKS_PER_SAMPLE} n"
         )
     budget = min(budget, len(pool))
@@ -125,7 +124,7 @@ class Target:
         self.sites = reference.sites
 
     def of(self, signatures: Signatures) -> ActivationCoverage:
-        """As `ActivationCoverage.of`, without computing the reference's side again."""
+        """`ActivationCoverage.of` these signatures, reusing what was computed from the reference."""
         if signatures.sites != self.sites:
             raise ValueError("signatures of pool and reference differ in their sites; run sample_features again")
         level = np.zeros(signatures.absmax.shape, dtype=np.uint8)
@@ -167,7 +166,7 @@ class Arms:
         return Arms(labels, np.concatenate([np.ones((count, 1)), means, np.eye(count)], 1))
 
     def summary(self, pool: Pool, pulled: list[int]) -> list[dict[str, Any]]:
-        """For the manifest: what each arm holds, and how often it was looked at."""
+        """For the manifest: the samples of each arm, and the number of looks at it."""
         domains, lengths = np.array(pool.domains), pool.lengths
         looks = np.bincount(pulled, minlength=len(self.features))
         rows = []
@@ -194,7 +193,7 @@ class Bandit:
         self.xr = np.zeros(features.shape[1])
 
     def bounds(self) -> NDArray[np.float64]:
-        """UCB of every arm, (M,), rounded so that the last bits of a solver decide nothing."""
+        """UCB of every arm, (M,), rounded so that the last bits of the solver change no decision."""
         V = self.xx + self.ridge * np.eye(len(self.xx))
         theta = np.linalg.solve(V, self.xr)
         spread = (self.x * np.linalg.solve(V, self.x.T).T).sum(1)
@@ -233,11 +232,11 @@ def explore(
     budget: int,
     share: float,
 ) -> list[Look]:
-    """Look at `budget` samples, each of the arm that promises most.
+    """Look at `budget` samples, each of the arm with the largest UCB.
 
     Args:
-        cost: what rewards are divided by, per row, (N,).
-        look: the coverage of one row alone: the only thing that costs.
+        cost: divisor of the reward per row, (N,).
+        look: returns the coverage of one row alone, at a forward pass.
         share: of the looks to accept; the running quantile is 1 - share.
     """
     unseen = [rng.permutation(np.flatnonzero(arms.labels == arm)).tolist() for arm in range(len(arms.features))]
@@ -265,7 +264,7 @@ def explore(
 
 
 def compared(ours: float, rivals: list[float], looks: int, split: str) -> dict[str, Any]:
-    """The coverage reached beside that of greedy on random looks, and who won."""
+    """Compare the coverage with that of greedy on random looks."""
     theirs = float(np.mean(rivals))
     difference = round(ours - theirs, 6)
     won = "the bandit won" if difference > 0 else "random looks won" if difference < 0 else "neither won"

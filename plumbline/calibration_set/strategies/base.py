@@ -1,4 +1,4 @@
-"""What a strategy is given and what it gives back. A strategy is written against this module alone."""
+"""The interface of a strategy: the pool it reads and the selection it returns. A strategy needs no other module."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from plumbline.tokenized_samples.batches import sample_id as sample_id
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +26,7 @@ COLUMNS = ("sample_id", "doc_id", "domain", "source", "n_tokens", "n_special", "
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens `start` to `stop` of the pool's sample `row`; a calibration sample may be joined of several."""
+    """Tokens `start` to `stop` of the pool's sample `row`; a calibration sample may join several pieces."""
 
     row: int
     start: int
@@ -33,13 +35,13 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Readers:
-    """How samples get at what is large or costly; each is called with sample ids when a strategy asks."""
+    """Functions that read what is large or costly, by sample id, when a strategy asks for it."""
 
     input_ids: Callable[[Sequence[str]], dict[str, NDArray[np.int32]]]
     embeddings: Callable[[pa.ChunkedArray], Embeddings]
-    """By sample ids as Arrow strings: a lookup, once for all; no embedding is read yet."""
+    """By sample ids as Arrow strings. Looks rows up; no embedding is read yet."""
     signatures: Callable[[Sequence[str]], Signatures]
-    """Stored ones are read; each missing one costs a forward pass of the base model."""
+    """Reads stored signatures; computes each missing one by a forward pass of the base model."""
     signed: Callable[[], Sequence[str]]
     """Ids of the samples whose signature is stored."""
 
@@ -48,7 +50,7 @@ class Readers:
 class Samples:
     """Samples of one split, sorted by sample id, so that no result depends on the order on disk.
 
-    Token ids, embeddings and signatures are read when asked for: who needs lengths alone opens none of them.
+    Token ids, embeddings and signatures are read only when asked for.
     """
 
     table: pa.Table
@@ -81,10 +83,10 @@ class Samples:
 
     @cached_property
     def special_prefix(self) -> int:
-        """How many special tokens the tokenizer puts before a text (beginning-of-sequence).
+        """Number of special tokens that the tokenizer puts before a text (beginning-of-sequence).
 
-        Read off the samples: what 256 of those with special tokens, spread over the split, begin with in common, and
-        never more than the tokenizer added.
+        Inferred from 256 samples with special tokens, spread over the split: the length of their common beginning, at
+        most the number of tokens that the tokenizer added.
         """
         special = self.table["n_special"].to_numpy()
         rows = np.flatnonzero(special)
@@ -93,7 +95,7 @@ class Samples:
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, num=min(len(rows), 256)).astype(np.int64))]
         most = int(special[rows].min())
         starts = [tuple(ids[:most].tolist()) for ids in self.input_ids(rows)]
-        first, last = min(starts), max(starts)  # what these two share, every tuple between them shares
+        first, last = min(starts), max(starts)  # a common beginning of the first and the last in order is one of all
         shared = (position for position, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
         return next(shared, min(len(first), len(last)))
 
@@ -104,7 +106,7 @@ class Samples:
         return [tokens[name] for name in names]
 
     def assistant_spans(self, rows: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int32] | None]:
-        """What a chat's assistant wrote of the samples at `rows`: [start, stop, ...]; None: no chat, or not known."""
+        """Token spans [start, stop, ...] that a chat's assistant wrote; None: not a chat, or not known."""
         lists = self.table["assistant_spans"].take(pa.array(rows, pa.int64())).to_pylist()
         return [None if spans is None else np.array(spans, dtype=np.int32) for spans in lists]
 
@@ -114,14 +116,14 @@ class Samples:
 
     @cached_property
     def stored_embeddings(self) -> Embeddings:
-        """The embeddings where they are, row by row as here: `take(rows)`, and `blocks(size)` for a pass over all.
+        """The embeddings on disk, in row order: `take(rows)` reads some, `blocks(size)` passes over all.
 
-        What has to scale reads these: all of a million samples' embeddings are 0.8 GB as stored, twice that as float32.
+        Use these for large pools: a million embeddings take 0.8 GB as stored and twice that as float32.
         """
         return self.readers.embeddings(self.table["sample_id"])
 
     def signatures(self, rows: Sequence[int] | NDArray[np.int64]) -> Signatures:
-        """What the base model computes for the samples at `rows`; each that is not stored costs a forward pass."""
+        """Activation signatures of the samples at `rows`; each that is not stored costs a forward pass."""
         return self.readers.signatures(self.names(rows))
 
     @cached_property
@@ -137,7 +139,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Pool(Samples):
-    """The samples a strategy may choose from, and what it may look at to choose well."""
+    """The samples a strategy may choose from, and everything else it may read."""
 
     stream: NDArray[np.int64]
     """Place of each sample in the stream of the corpus (order of sources, files, rows, windows), int64 (N,)."""
@@ -146,21 +148,21 @@ class Pool(Samples):
     production: Samples | None
     """The production sample of params.yaml (`corpus.production`), if there is one."""
     load_model: Callable[[], PreTrainedModel]
-    """The base model, in evaluation mode. It is shared: leave weights, gradients and hooks as they were."""
+    """Returns the base model in evaluation mode. It is shared: restore weights, gradients and hooks."""
     load_tokenizer: Callable[[], PreTrainedTokenizerBase]
 
     @property
     def reference(self) -> Samples:
-        """What the set should represent: the production sample, or where none is given the tuning split."""
+        """The samples the set should represent: the production sample, or the tuning split if there is none."""
         return self.tuning if self.production is None else self.production
 
     @property
     def reference_name(self) -> str:
-        """The split that `reference` is: `production` or `tuning`."""
+        """Name of the split `reference`: `production` or `tuning`."""
         return "tuning" if self.production is None else "production"
 
     def subset(self, rows: NDArray[np.int64]) -> Pool:
-        """The pool with only the samples at `rows` (ascending); everything else stays."""
+        """The pool restricted to the samples at `rows` (ascending)."""
         return replace(self, table=self.table.take(pa.array(rows)), stream=self.stream[rows])
 
 
@@ -168,33 +170,27 @@ class Pool(Samples):
 class Selection:
     """The chosen samples, in order, each with the reason it was picked.
 
-    A sample is a row of the pool, each at most once; or it is cut and joined from `pieces` of rows; or the strategy
-    wrote it itself.
+    A sample is a row of the pool (each at most once), is joined of `pieces` of rows, or was written by the strategy.
     """
 
     indices: NDArray[np.int64]
-    """Row of the pool per sample; for pieces the row that the first one is from, for written samples -1."""
+    """Row of the pool per sample; the row of the first piece for joined samples, -1 for written ones."""
     reasons: list[dict[str, Any]]
     """Per sample, JSON-able: bucket, cluster, gain ..."""
     pieces: dict[int, tuple[Piece, ...]] = field(default_factory=dict)
-    """Position in `indices` -> the parts that the sample is joined of."""
+    """Position in `indices` -> the pieces that the sample is joined of."""
     written: dict[int, NDArray[np.int32]] = field(default_factory=dict)
-    """Position in `indices` -> token ids of a sample that no document holds (the base model's own text)."""
+    """Position in `indices` -> token ids of a sample from no document (the base model's own text)."""
     notes: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about the whole selection for the manifest: quotas, fills, objective reached ...; under `short`,
     why there are fewer than n."""
 
 
-def sample_id(input_ids: NDArray[np.int32]) -> str:
-    """The id of a sample: SHA-256 (hex) of its token ids as little-endian int32."""
-    return hashlib.sha256(np.ascontiguousarray(input_ids, dtype="<i4").tobytes()).hexdigest()
-
-
 def generator(seed: int, strategy: str) -> np.random.Generator:
     """The random numbers of a strategy: PCG64, seeded by `seed` and the strategy's name.
 
-    Two strategies with one seed draw independently; the stream does not depend on the version of Python or on what
-    was drawn before.
+    Two strategies with the same seed draw independently. The stream depends neither on the version of Python nor on
+    earlier draws.
     """
     digest = hashlib.sha256(strategy.encode()).digest()
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, int.from_bytes(digest[:8], "big")])))

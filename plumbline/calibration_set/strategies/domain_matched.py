@@ -17,28 +17,28 @@ from plumbline.calibration_set.strategies.base import Pool, Samples, Selection
 
 PARTS = ("length", "tokens", "embedding")
 QUANTILES = 32
-"""Of the lengths of reference and candidates each: where the distributions of length are compared."""
+"""Quantiles of the lengths of reference and of candidates at which the distributions are compared."""
 BUCKETS = 256
-"""Buckets that token ids are hashed to."""
+"""Hash buckets of token ids."""
 WAVES = 256
 """Random Fourier features of the embedding."""
 SCALES = (0.5, 1.0, 2.0)
 """Widths of the embedding's kernel, in median distances."""
 FITTED = 8192
-"""Samples of either side that the principal directions are taken from."""
+"""Samples of either side that determine the principal directions."""
 PAIRED = 512
-"""Samples whose distances to each other set the kernel's width."""
+"""Samples whose mutual distances determine the kernel's width."""
 BLOCK = 16_384
 """Samples whose token ids or embeddings are in memory at once."""
 DRAWS = 200
 UNIT = 2.0**-16
-"""Features are whole multiples of it, so that sums are exact and no choice hangs on their order."""
+"""Features are whole multiples of it, so that sums are exact in any order."""
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Weights(BaseModel):
-    """How much each part counts; only their ratio matters, and a part of weight 0 is not looked at."""
+    """Weight of each part; only ratios matter, and a part of weight 0 is not computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,22 +65,22 @@ def select(
     dimensions: Annotated[int, Field(ge=1)] = 32,
     candidates: Annotated[int, Field(ge=1)] = 20_000,
 ) -> Selection:
-    """Choose the samples whose mean features come closest to those of the reference.
+    """Choose the samples whose mean features are closest to those of the reference.
 
     Options:
         weights: of `length`, `tokens` and `embedding`.
         dimensions: leading principal directions of the embedding that are matched.
-        candidates: samples of the pool that are looked at, a uniform draw, and at most as many of the reference; the
-            notes say how many.
+        candidates: number of samples drawn uniformly from the pool, and at most as many of the reference; the notes
+            report both.
 
     Optimises: J(A) = || mean of phi over A - mean of phi over the reference ||^2, the reference being production, else
-    the tuning split. phi joins three parts. Length: whether the sample is no longer than each of some lengths, so that
-    the mean is the cumulative distribution, and J the square of Cramer's distance in log length. Tokens: square roots
-    of the shares of 256 hashed buckets of token ids (Hellinger). Embedding: random Fourier features, at three widths,
-    of its principal coordinates: where their means agree, so do the distributions, while the mean of the embedding
-    itself could put one cluster between two in their place. Each part is scaled so that a random candidate alone is at
-    squared distance 1, times the part's share of the weights. J is not submodular, and herding has no bound here: the
-    notes hold the distance against that of random draws.
+    the tuning split. phi has three parts. Length: indicators that the sample is no longer than each of some lengths, so
+    that the mean is the cumulative distribution, and J the square of Cramer's distance in log length. Tokens: square
+    roots of the shares of 256 hashed buckets of token ids (Hellinger). Embedding: random Fourier features, at three
+    widths, of its principal coordinates: if their means agree, so do the distributions, whereas the mean embedding of
+    two clusters equals that of one cluster between them. Each part is scaled so that a random candidate alone has
+    squared distance 1, times the part's share of the weights. J is not submodular, and herding has no bound here, so
+    the notes compare the distance with that of random draws.
     Cost: token ids and embeddings of candidates and reference are read once; then O(candidates) products of about 550
     features per sample chosen; about 5 kB of memory per candidate.
     Source: Welling, Herding dynamical weights to learn, ICML 2009; Chen, Welling, Smola, Super-samples from kernel
@@ -118,17 +118,17 @@ def select(
 
 @dataclass(frozen=True, eq=False)
 class Two:
-    """The candidates and the reference, side by side."""
+    """The candidates and the reference."""
 
     pool: Samples
     rows: NDArray[np.int64]
-    """The candidates in the order in which ties are broken, int64 (m,)."""
+    """The candidates, int64 (m,); ties go to the first."""
     reference: Samples
     of_reference: NDArray[np.int64]
-    """Rows of the reference that are looked at, int64 (r,)."""
+    """Rows of the reference that are used, int64 (r,)."""
 
     def both(self) -> Iterator[tuple[Samples, NDArray[np.int64]]]:
-        """First the candidates, then the reference."""
+        """Yield the candidates, then the reference."""
         yield self.pool, self.rows
         yield self.reference, self.of_reference
 
@@ -138,9 +138,9 @@ Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def length_features(two: Two) -> Pair:
-    """1[length <= edge] sqrt(log gap to the next edge), at edges that are quantiles of the lengths of either side.
+    """Features of length: 1[length <= edge] sqrt(log gap to the next edge), the edges being quantiles of both sides.
 
-    The squared distance of two means is the integral of (F - G)^2 over log length, as far as the edges resolve it.
+    The squared distance of two means is the integral of (F - G)^2 over log length, at the resolution of the edges.
     """
     lengths = [samples.lengths[rows] for samples, rows in two.both()]
     levels = np.linspace(0, 1, QUANTILES)
@@ -151,7 +151,7 @@ def length_features(two: Two) -> Pair:
 
 
 def token_features(two: Two) -> Pair:
-    """Square roots of the shares of the buckets that a sample's token ids fall into."""
+    """Features of tokens: square roots of the shares of the buckets of a sample's token ids."""
     a, b = (
         np.concatenate([hellinger(ids) for block in _blocks(rows, "tokens") for ids in samples.input_ids(block)])
         for samples, rows in two.both()
@@ -169,14 +169,14 @@ def hellinger(input_ids: NDArray[np.int32]) -> NDArray[np.float32]:
 def embedding_features(two: Two, dimensions: int, rng: np.random.Generator) -> Pair:
     """Random Fourier features of the embeddings' principal coordinates.
 
-    Their inner product is about that of Gaussian kernels of three widths, around the median distance between samples.
+    Their inner product approximates Gaussian kernels of three widths around the median distance between samples.
     """
     seen = [samples.embeddings(rows[:: -(-len(rows) // FITTED)]).astype(np.float64) for samples, rows in two.both()]
     mean, directions = principal_directions(np.concatenate(seen), dimensions)
     some = np.concatenate([(e[:PAIRED] - mean) @ directions for e in seen])
     squares = (some**2).sum(axis=1)
     apart = np.sqrt(np.maximum(squares[:, None] + squares - 2 * some @ some.T, 0))[np.triu_indices(len(some), 1)]
-    far = apart[apart > 1e-6]  # the same text twice says nothing about the width
+    far = apart[apart > 1e-6]  # ignore duplicates of a text
     width = np.median(far) if len(far) else 1.0
     waves = rng.standard_normal((directions.shape[1], WAVES)) / (width * np.resize(SCALES, WAVES))
     phases = rng.uniform(0, 2 * np.pi, WAVES)
@@ -192,9 +192,9 @@ def embedding_features(two: Two, dimensions: int, rng: np.random.Generator) -> P
 
 
 def centred(a: NDArray[np.float32], b: NDArray[np.float32], share: float) -> NDArray[np.float64]:
-    """The candidates' features from the mean of the reference's, with a mean square of `share`, in UNITs.
+    """The candidates' features minus the mean of the reference's, scaled to a mean square of `share`, in UNITs.
 
-    All 0 where every candidate is at the reference's mean.
+    All 0 if every candidate equals the reference's mean.
     """
     mean = np.mean(b, axis=0, dtype=np.float64)
     starts = range(0, len(a), BLOCK)
@@ -207,15 +207,15 @@ def centred(a: NDArray[np.float32], b: NDArray[np.float32], share: float) -> NDA
 
 
 def herd(phi: NDArray[np.float64], n: int) -> NDArray[np.int64]:
-    """Take n times the sample that brings the mean of what was taken closest to 0; ties go to the first.
+    """Choose n samples, each the one that brings the mean of those chosen closest to 0; ties go to the first.
 
-    With S the sum of what was taken, || S + phi_s ||^2 is least where || phi_s ||^2 + 2 phi_s S is.
+    With S the sum of those chosen, || S + phi_s ||^2 is least where || phi_s ||^2 + 2 phi_s S is.
 
     Args:
-        phi: features from the mean that is to be met, whole numbers, float64 (m, d).
+        phi: features minus the target mean, whole numbers, float64 (m, d).
 
     Returns:
-        Rows of phi in the order taken, int64 (n,).
+        Rows of phi in the order chosen, int64 (n,).
     """
     cost = np.einsum("sd,sd->s", phi, phi)
     taken: list[int] = []
@@ -242,13 +242,13 @@ def _distances(phi: NDArray[np.float64], taken: NDArray[np.int64]) -> NDArray[np
 
 
 def _beside(value: float, null: NDArray[np.float64]) -> dict[str, float]:
-    """A distance beside those of random draws."""
+    """Compare a distance with those of random draws."""
     median = round(float(np.median(null)), 6)
     return {"value": round(float(value), 6), "random_median": median, "percentile": 100 * float(np.mean(null < value))}
 
 
 def _reasons(after: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """Per step the distance, and the part that came closest by it."""
+    """Per step the distance, and the part whose distance fell most."""
     every = np.stack(list(after.values()), axis=1)
     fallen = np.vstack([np.zeros(every.shape[1]), every[:-1] - every[1:]])
     names = [list(after)[part] if fall[part] > 0 else None for fall in fallen for part in [int(fall.argmax())]]

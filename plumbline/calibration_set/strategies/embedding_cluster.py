@@ -1,4 +1,4 @@
-"""Clusters of what samples are about, or of what the model makes of them, and representatives of each."""
+"""Clusters of embeddings or of activations, and representatives of each cluster."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def select(
     """Cluster the samples and take representatives of each cluster.
 
     Options:
-        features: `embedding` of the text, or `activations`: the base model's own, averaged over the tokens of a sample
-            site by site (samples are measured one by one, so there are no pads to leave out) and projected. Only
-            samples with a stored signature are chosen from then, a uniform draw of the pool (`features.signatures`).
-        clusters: how many; null: n, so that `equal` quotas take one sample of each.
-        quotas: `equal` for every cluster, whatever its size: rare kinds of text weigh in as much as common ones; or
-            `proportional` to size: the set has the pool's mix, and a cluster with less than half of an average
-            share gives none, so take fewer clusters than samples.
-        pick: the samples nearest to the `centroid` (typical ones, alike where a cluster gives several), or `random`
-            ones of the cluster (as varied as the cluster is).
+        features: `embedding` of the text, or `activations` of the base model, averaged over the tokens of a sample
+            per site (samples are measured one at a time, so there is no padding) and projected. With `activations`,
+            the candidates are the samples with a stored signature, a uniform draw of the pool (`features.signatures`).
+        clusters: number of clusters; null: n, so that `equal` quotas take one sample of each.
+        quotas: `equal` for every cluster: rare kinds of text count as much as common ones; or `proportional` to size:
+            the set has the pool's mix. A cluster with less than half of an average share then gets no sample, so use
+            fewer clusters than samples.
+        pick: the samples nearest to the `centroid` (typical, and similar to each other), or `random` ones of the
+            cluster (as varied as the cluster).
 
-    A cluster that runs short is filled from the clusters whose centroids are nearest; notes and reasons say so.
+    The clusters with the nearest centroids fill a cluster with too few samples; notes and reasons list the fills.
 
     Optimises: the squared distance of the pool's samples to the nearest centroid.
-    Cost: k-means on at most 256 samples per cluster, then O(N clusters d) once (kmeans.py). Embeddings are read in
-    blocks, token ids never.
-    Source: clusters = n, `equal`, `centroid` on `activations` is the recipe of COLA (arXiv 2510.10618), whose own code
-    averages over pads; random within clusters is stratified sampling.
+    Cost: k-means on at most 256 samples per cluster, then O(N clusters d) once (kmeans.py). Reads embeddings in
+    blocks, and no token ids.
+    Source: clusters = n, `equal`, `centroid` on `activations` is the recipe of COLA (arXiv 2510.10618), whose
+    code averages over padding; random within clusters is stratified sampling.
     """
     rows, points = _points(pool, n, features)
     k = min(n if clusters is None else clusters, len(points))
@@ -72,7 +72,7 @@ def select(
 
 
 def _points(pool: Pool, n: int, features: str) -> tuple[NDArray[np.int64], Points]:
-    """The rows that can be chosen, and what is known about each."""
+    """The candidate rows, and the point of each to cluster."""
     if features == "embedding":
         return np.arange(len(pool)), pool.stored_embeddings
     rows = signed_rows(pool, n, "embedding_cluster (features: activations)")
@@ -86,7 +86,7 @@ def _from_centroid(centroids: NDArray[np.float64], cluster: int) -> NDArray[np.f
 
 
 def _ranked(clustering: Clusters) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The points cluster by cluster, the nearest to its centroid first, and the place of each within its cluster."""
+    """The points cluster by cluster, nearest to the centroid first, and the rank of each within its cluster."""
     # lexsort is stable: of equals, the lower row is first
     order = np.lexsort((clustering.squared, clustering.labels)).astype(np.int64)
     rank = np.empty_like(order)
@@ -101,13 +101,13 @@ def _representatives(
     quota: NDArray[np.int64],
     fills: dict[tuple[int, int], int],
 ) -> list[tuple[int, int | None]]:
-    """The chosen points, each with the cluster that it fills: one of every cluster, then the second of every one ...
+    """The chosen points, each with the cluster that it fills: the first of every cluster, then the second of each ...
 
-    So the beginning of the set covers the clusters, too.
+    In this order, the beginning of the set covers the clusters, too.
 
     Args:
         order: the points, cluster by cluster.
-        first: who goes first within a cluster: the one with the lowest number.
+        first: priority of a point within its cluster, lowest first.
     """
     filled: dict[int, list[int]] = {}
     for (short, giver), count in fills.items():

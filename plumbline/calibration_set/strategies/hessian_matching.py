@@ -1,4 +1,4 @@
-"""Hessian matching: a set whose second moments, which GPTQ and its kin round by, are those of production."""
+"""Hessian matching: a set whose second moments, which GPTQ and similar methods use, are close to production's."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ def select(
     """Choose the samples whose mean second moment per site comes closest to production's.
 
     Options:
-        d_optimal: share of the n picks that go to rare directions instead. None unless told: on the bundled model a
-            fifth made the spectral error larger and hardly lowered what the set lacks.
+        d_optimal: share of the n picks that go to rare directions instead. 0 by default: on the bundled model a fifth
+            increased the spectral error and hardly reduced `lacking`.
         weighting: `token`: every token counts alike, as in H = sum of x x^T over all tokens (GPTQ). `sequence`: every
-            sequence does, as its sum is divided by its own tokens (MaCa).
-        damping: what is added to the diagonal of H* before it is inverted, as a share of its mean; GPTQ's own 0.01
-            unless told. The smaller, the more the directions count in which production hardly moves.
+            sequence counts alike, as its sum is divided by its own tokens (MaCa).
+        damping: added to the diagonal of H* before it is inverted, as a share of its mean; GPTQ's 0.01 by default. A
+            smaller value gives more weight to directions in which production hardly varies.
 
     Optimises: with H* production's second moment at a site (its sketch), W = (H* + lambda I)^(-1/2), z_s = W H_s W of
     sample s and z* = W H* W, near the identity: the mean over sites of ||z_A - z*||^2 / ||z*||^2 in Frobenius norm,
-    z_A the mean over the set. Whitened so, a direction counts by how far the set is off from production in it, not by
-    its size. Two parts. (1) D-optimal: samples that add most to the sum over sites of log det(B + sum of z_s), which
-    is monotone submodular, so by lazy greedy; z_s in units of production's mean sample and B = (n - d) I, as if the
-    n - d others matched production already, which they are about to. So common directions have little left to give
-    and rare ones stand out. (2) Herding: one after the other, the sample that brings z_A closest to z*, starting from
-    the picks of (1), whose bias it thereby balances; that is why it comes last. Ties go to the lowest sample id.
+    z_A the mean over the set. After whitening, a direction counts by the set's relative deviation from production in
+    it. Two parts. (1) D-optimal: the samples that add most to the sum over sites of log det(B + sum of z_s), which is
+    monotone submodular, so lazy greedy applies; z_s in units of production's mean sample and B = (n - d) I, as if the
+    n - d others matched production already. So common directions add little and rare ones much. (2) Herding: one after
+    the other, the sample that brings z_A closest to z*. It starts from the picks of (1) and balances their bias, so it
+    comes last. Ties go to the lowest sample id.
     Notes give the spectral error eps = max |eigenvalue of z_A - z*| per site: (1 - eps)(H* + lambda I) <= H_A + lambda
     I <= (1 + eps)(H* + lambda I), so in the sketched directions a rounding that is best for the set's damped H has at
     most (1 + eps) / (1 - eps) times the least loss under production's (an eps of 1 or more promises nothing). And
-    `lacking`, -min eigenvalue: the share of production's moment that the set lacks in the direction where it lacks
-    most; D-optimal picks are meant to lower it, at the price of other directions that become too strong, so compare
-    both with and without them. Both are measured on what the search itself looked at: that they are lower than for
-    random draws says that it worked, not that a model quantized from the set will be better.
+    `lacking`, -min eigenvalue: the largest share of production's moment that the set lacks in any direction. D-optimal
+    picks are meant to lower it, and make other directions too strong, so compare both figures with and without them.
+    Both are measured on the data of the search: that they are lower than for random draws shows that the search
+    worked, not that a model quantized from the set will be better.
     Cost: no forward pass; the candidates are the m samples whose signature is stored. O(m S r^2) per pick with S sites
     and r directions, O(m S r^3) once; m S r^2 / 2 numbers of 8 bytes.
     Source: herding: Welling, ICML 2009, on second moments here; D-optimality: Fedorov 1972, as a set function Krause
@@ -119,17 +119,17 @@ def _error_notes(
 class WhitenedMoments:
     """Whitened second moments of m candidates at S sites, and those of the reference.
 
-    A symmetric r × r matrix is kept as its upper triangle, off-diagonal entries times sqrt 2, so that the Euclidean
-    norm of it is the Frobenius norm of the matrix; D = r (r + 1) / 2.
+    A symmetric r × r matrix is stored as its upper triangle, off-diagonal entries times sqrt 2, so that its Euclidean
+    norm is the Frobenius norm of the matrix; D = r (r + 1) / 2.
     """
 
     z: NDArray[np.float64]
     """z_s = W H_s W, (m, S, D); H_s is the sum of x x^T over the sample's tokens, divided by the tokens of production's
     mean sample (`token`) or by its own (`sequence`)."""
     weight: NDArray[np.float64]
-    """How many mean samples a candidate counts for, (m,): its tokens over production's mean, or 1 (`sequence`)."""
+    """Weight of a candidate in mean samples, (m,): its tokens over production's mean, or 1 (`sequence`)."""
     target: NDArray[np.float64]
-    """z*, (S, D); zero at a site where the reference has no activation at all."""
+    """z*, (S, D); zero at a site where the reference has no activation."""
 
     @property
     def order(self) -> int:
@@ -146,7 +146,7 @@ class WhitenedMoments:
         return float((((self.mean(rows) - self.target) ** 2).sum(axis=1) / self.scale).mean())
 
     def errors(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Per site, of the eigenvalues of z_A - z*: the largest in size, and how far the least is below 0, (2, S)."""
+        """Per site, the largest absolute eigenvalue of z_A - z*, and how far the least one is below 0, (2, S)."""
         eigenvalues = np.linalg.eigvalsh(unpacked(self.mean(rows) - self.target, self.order))
         return np.stack([np.abs(eigenvalues).max(axis=1), np.maximum(-eigenvalues.min(axis=1), 0)])
 
@@ -178,7 +178,7 @@ def whiten(
         per, per_reference = candidates.tokens.astype(np.float64), reference.tokens.astype(np.float64)
     m, sites, r, _ = candidates.sketch.shape
     z, target = np.empty((m, sites, r * (r + 1) // 2)), np.empty((sites, r * (r + 1) // 2))
-    for site in range(sites):  # site by site, so that only one is in memory as full matrices
+    for site in range(sites):  # one site at a time, to bound the memory for full matrices
         h_star = np.mean(reference.sketch[:, site] / per_reference[:, None, None], axis=0)  # float64
         w = inverse_root(h_star, damping)
         target[site] = packed(w @ h_star @ w)
@@ -219,10 +219,10 @@ def herd(moments: WhitenedMoments, start: NDArray[np.int64], n: int) -> tuple[ND
     ||u + v_s||^2 / (w_A + w_s)^2, so a step costs one product of the (m, S D) matrix of v with u.
 
     Returns:
-        The candidates in the order taken, int64 (n,), and the distance after each. Distances are compared at 12
-        decimals, so that the order of summation decides nothing; ties go to the first.
+        The candidates in the order chosen, int64 (n,), and the distance after each. Distances are compared at 12
+        decimals, so that the order of summation changes no decision; ties go to the first.
     """
-    root = np.sqrt(moments.scale * len(moments.scale))[:, None]  # of each site's norm, and of the mean over sites
+    root = np.sqrt(moments.scale * len(moments.scale))[:, None]  # of each site's norm and of the number of sites
     v = ((moments.z - moments.weight[:, None, None] * moments.target) / root).reshape(len(moments.z), -1)
     squares = np.einsum("md,md->m", v, v)
     taken = np.zeros(len(v), dtype=bool)
@@ -230,7 +230,7 @@ def herd(moments: WhitenedMoments, start: NDArray[np.int64], n: int) -> tuple[ND
     u, total = v[start].sum(axis=0), float(moments.weight[start].sum())
     chosen, distances = [], []
     for _ in tqdm(range(n), desc="hessian_matching", unit="sample", disable=None, leave=False):
-        # einsum, not a matrix product: its sums do not depend on the number of threads
+        # not a matrix product, whose sums depend on the number of threads
         after = (np.einsum("d,d->", u, u) + 2 * np.einsum("md,d->m", v, u) + squares) / (total + moments.weight) ** 2
         after = np.where(taken, np.inf, np.round(after, 12))
         best = int(np.argmin(after))

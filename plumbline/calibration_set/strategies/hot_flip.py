@@ -1,4 +1,4 @@
-"""Sensitivity of rounding: the samples on which the rounding decisions of the model's weights matter."""
+"""Sensitivity to rounding: the samples on which the rounding decisions of the model's weights matter most."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from plumbline.calibration_set.methods.flip_scores import FlipScores, Path, RoundedLayer
 
 HELD = 4
-"""Samples of the reference on which flips are made for real."""
+"""Samples of the reference on which real flips are made."""
 WATCHED = 1 << 16
-"""Weights, spread evenly over the model, whose sign of δ is followed from sample to sample."""
+"""Weights, spread evenly over the model, whose sign of δ is counted over the samples."""
 SHOWN = 10
-"""Groups and modules named in the notes."""
+"""Number of groups and modules listed in the notes."""
 RANDOM_SETS = 20
-"""Random sets of the candidates beside which the objective is reported."""
+"""Random sets of the candidates that the objective is compared with."""
 UNVALIDATED = (
     "not validated: real flips do not rank as predicted, and accept_unvalidated is true; read this set as one chosen "
     "by an unproven score"
@@ -50,7 +50,7 @@ def select(
     min_rank_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.5,
     accept_unvalidated: bool = False,
 ) -> Selection:
-    """Choose the samples that are sensitive, group by group of weights, to how the weights are rounded.
+    """Choose the samples whose loss is most sensitive, per group of weights, to the rounding of the weights.
 
     The model is rounded to nearest, Ŵ, and one backward pass per sample s at Ŵ scores each weight's flip to the
     neighbour on the grid, δ_ij(s) (see `flip_scores`). Over a group g (`rows` output channels, one input group)
@@ -59,38 +59,38 @@ def select(
 
         f(A) = Σ_g ω_g sqrt(Σ_{s in A} φ_g(s) / E φ_g),   ω_g = E φ_g.
 
-    Before anything is scored, `real_flips` random flips are made on samples of the reference, and their true change
-    of the loss is ranked against the predicted one (Spearman). A flip here is of `weights_per_flip` weights drawn
-    within one group, not of the whole group: a first-order term predicts small steps. Of all 8,192 weights of a
-    group, each goes to the side that rounding to nearest found worse, and that second-order loss outweighs the rest.
-    Measured on two small models at 3 and 4 bits, 48 flips on four samples: rank correlation 0.98 or more for flips of
-    1 and 8 weights, 0.79 to 0.98 for 64, 0.50 to 0.93 for 512, and -0.04 to 0.22 for whole groups.
+    Before scoring, `real_flips` random flips are made on samples of the reference, and their true change of the loss is
+    ranked against the predicted one (Spearman). A flip moves `weights_per_flip` weights of one group, not the whole
+    group, because a first-order term predicts small steps only: in a flip of all 8,192 weights of a group, each moves
+    to the worse neighbour, and the second-order loss outweighs the rest. Measured on two small models at 3 and 4 bits,
+    48 flips on four samples: rank correlation 0.98 or more for flips of 1 and 8 weights, 0.79 to 0.98 for 64, 0.50 to
+    0.93 for 512, and -0.04 to 0.22 for whole groups.
 
     Options:
-        bits, group_size: the grid whose rounding is looked at; give those of the scheme. Where `group_size` does not
-            divide a layer's width, its largest divisor below is taken, as in the quantized model; null: per channel.
+        bits, group_size: the grid of the rounding; use those of the scheme. If `group_size` does not divide a layer's
+            width, the width's largest divisor below it is used, as in the quantized model; null: per channel.
         rows: output channels of a group.
         weighting: `token`: φ of the sum over a sample's tokens, as every token enters the statistics of a quantizer; it
-            leans to long samples. `sequence`: φ of their mean, which varies more where there are few of them, so it
-            leans to short ones (of the bundled corpus it took samples of 100 tokens where 1,024 is usual). The notes
-            compare lengths.
-        candidates: samples that are scored, drawn uniformly from the pool; the choice is among these.
-        reference: samples of the reference (production, or where none is given the tuning split) behind E.
-        max_tokens: tokens of a sample that are looked at, from its start; the set has the sample whole. The model's
-            context is the limit in any case.
+            prefers long samples. `sequence`: φ of their mean, which varies more over few tokens, so it prefers short
+            samples (of the bundled corpus it took samples of 100 tokens where 1,024 is usual). The notes compare
+            lengths.
+        candidates: number of samples drawn uniformly from the pool and scored; the set is chosen among them.
+        reference: number of samples of the reference (production, or the tuning split if there is none) behind E.
+        max_tokens: number of leading tokens of a sample that are scored, at most the model's context; the set contains
+            the whole sample.
         real_flips, weights_per_flip: the test above.
         min_rank_correlation: below it the test is repeated with the gradient's mean at four points between W and Ŵ
-            (path integral, PQI, arXiv 2503.01901; on both small models it ranked flips worse); still below, the choice
-            fails.
-        accept_unvalidated: take it all the same, by one backward pass at Ŵ; the notes say so.
+            (path integral, PQI, arXiv 2503.01901; on both small models it ranked flips worse); if that is below it,
+            too, the choice fails.
+        accept_unvalidated: use one backward pass at Ŵ although both tests failed; the notes say so.
 
     Optimises: f, monotone and submodular, to at least 1 - 1/e of the best set of n candidates.
-    Cost: for each candidate, reference sample and sample with real flips two forward passes and one backward pass,
-    with the path four times as much; `real_flips` forward passes for each of four samples. One float32 copy of the
-    model and one gradient of a layer (with the path: of the model) are held, and candidates x groups numbers.
-    Same inputs, same bytes on one machine: passes are in float32, one sample at a time. Another number of threads may
-    change the last bits of φ, and with them the order of two samples whose gains agree to six digits.
-    Source: our own, from HotFlip (Ebrahimi et al., ACL 2018) for the score and AdaRound (2004.10568) for the question.
+    Cost: for each candidate, reference sample and sample with real flips two forward passes and one backward pass
+    (four times as much with the path); `real_flips` forward passes for each of four samples. Memory: a float32 copy of
+    the model, the gradient of one layer (with the path: of the model), and candidates x groups numbers.
+    Same inputs give the same bytes on one machine: passes are in float32, one sample at a time. Another number of
+    threads may change the last bits of φ, and so the order of two samples whose gains agree to six digits.
+    Source: our own, after HotFlip (Ebrahimi et al., ACL 2018) for the score and AdaRound (2004.10568) for the question.
 
     Raises:
         ValueError: fewer candidates than n; the predictions rank below `min_rank_correlation`; no Linear to round.
@@ -167,7 +167,7 @@ class SensitivityCoverage:
     weights: NDArray[np.float64]
     """ω, (groups with ω > 0,)."""
     groups: NDArray[np.int64]
-    """Their numbers among all groups; where no sample of the reference is sensitive, nothing is to be covered."""
+    """Their numbers among all groups. Groups to which no sample of the reference is sensitive are left out."""
 
     @classmethod
     def of(cls, phi: NDArray[np.floating], reference: NDArray[np.floating]) -> SensitivityCoverage:
@@ -188,12 +188,12 @@ class SensitivityCoverage:
 
 @dataclass
 class CoverageSoFar:
-    """`SensitivityCoverage` seen from the set built so far, as `lazy_greedy` asks for it."""
+    """`SensitivityCoverage` of the set built so far: an `Objective` of `lazy_greedy`."""
 
     objective: SensitivityCoverage
     covered: NDArray[np.float64] = field(init=False)
     most: list[int] = field(default_factory=list)
-    """Per row added: the place in `SensitivityCoverage.groups` of the group whose term it raised most."""
+    """Per row added: the place in `SensitivityCoverage.groups` of the group whose term rose most."""
 
     def __post_init__(self) -> None:
         self.covered = np.zeros(len(self.objective.weights))
@@ -215,7 +215,7 @@ class CoverageSoFar:
 
 @dataclass(frozen=True, eq=False)
 class Sensitivities:
-    """What was measured of some samples."""
+    """Measured sensitivities of some samples."""
 
     phi: NDArray[np.float32]
     """φ of the mean over the tokens, (samples, groups)."""
@@ -231,7 +231,7 @@ class Sensitivities:
 
 @dataclass(frozen=True, eq=False)
 class _Meter:
-    """How the sensitivities of samples are measured."""
+    """Measures the sensitivities of samples."""
 
     scores: FlipScores
     path: Path
@@ -256,7 +256,7 @@ class _Meter:
 
 
 class SignCounts:
-    """Counts of δ_ij(s) < 0 over samples s, for weights spread over the model: how far samples agree on a flip."""
+    """Counts δ_ij(s) < 0 over samples s for weights spread over the model: how far samples agree on a flip."""
 
     def __init__(self, scores: FlipScores) -> None:
         import torch
@@ -318,7 +318,7 @@ def _group_names(layers: list[RoundedLayer]) -> Any:
 
 
 def _sensitivity(layers: list[RoundedLayer], phi: NDArray[np.float32], name: Any) -> dict[str, Any]:
-    """S of groups and modules, sqrt(mean over the reference of Σ δ²), largest first."""
+    """S of groups and modules, sqrt(mean over the reference of Σ δ²), the largest first."""
     squares = (phi.astype(np.float64) ** 2).mean(0)
     of_module = [float(squares[layer.first : layer.first + layer.groups].sum()) for layer in layers]
     modules = np.argsort(-np.array(of_module), kind="stable")[:SHOWN]

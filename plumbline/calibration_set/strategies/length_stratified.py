@@ -1,4 +1,4 @@
-"""Stratified sampling by length: the set has the lengths that were asked for, by construction."""
+"""Stratified sampling by length: the set has the requested lengths by construction."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def select(
     """Choose at random within buckets of length.
 
     Options:
-        buckets: the longest sample of each bucket, in tokens, ascending. A sample over the last is not dropped: it
-            takes part in the last bucket with a window of that many tokens, cut at a seeded offset behind the
-            special tokens it begins with, as a new sample of the same document.
+        buckets: length of the longest sample of each bucket, in tokens, ascending. A longer sample is not dropped: a
+            window of the last length is cut from it at a seeded offset, after its leading special tokens, as a new
+            sample of the same document.
         quotas: `proportional` to the pool (the set has its length mix), or `equal` for every bucket (short and long
-            samples weigh in alike, whatever the mix). A bucket that runs short is filled from its neighbours,
-            nearest first, and the fills are in the notes and in the reasons.
+            samples count alike). Neighbours fill a bucket with too few samples, nearest first; notes and reasons list
+            the fills.
 
-    Optimises: the variance of whatever depends on length, against a random draw of the same size.
-    Cost: O(N log N); token ids are read for the chosen samples that need a window, and embeddings never.
+    Optimises: the variance of what depends on length, against a random draw of the same size.
+    Cost: O(N log N); reads token ids only of chosen samples that need a window, and no embeddings.
     Source: stratified sampling with proportional (Bowley) or equal allocation; mixing lengths for calibration: MaCa,
     arXiv 2602.07465.
     """
     edges = np.array(buckets, dtype=np.int64)
     lengths = pool.lengths
     bucket_of = np.searchsorted(edges, np.minimum(lengths, edges[-1]))
-    rank = rng.permutation(len(pool))  # all that is random, drawn once: who comes first, and where windows begin
+    rank = rng.permutation(len(pool))  # all random numbers, drawn once: the order of samples, and the offset of windows
     offset = rng.random(len(pool))
     usable = np.ones(len(pool), dtype=bool)
     while True:
@@ -58,7 +58,7 @@ def select(
         windows, blocked = _windows(pool, rows, int(edges[-1]), offset)
         if not blocked:
             break
-        usable[blocked] = False  # every window of these repeats a sample of the set: choose others instead
+        usable[blocked] = False  # each of their windows repeats a sample of the set: choose other samples
     names = [f"{low + 1}-{high}" for low, high in zip([0, *buckets[:-1]], buckets, strict=True)]
     reasons: list[dict[str, Any]] = []
     for position, row in enumerate(rows):
@@ -87,7 +87,7 @@ def _draw(
     quota: NDArray[np.int64],
     lent: dict[tuple[int, int], int],
 ) -> tuple[NDArray[np.int64], dict[int, int]]:
-    """The chosen rows in order of rank, and for those that fill another bucket, which one."""
+    """The chosen rows in order of rank, and the bucket that a row fills if that is not its own."""
     chosen: list[int] = []
     fills: dict[int, int] = {}
     for bucket in range(len(quota)):
@@ -108,9 +108,9 @@ def _draw(
 def _windows(
     pool: Pool, rows: NDArray[np.int64], largest: int, offset: NDArray[np.float64]
 ) -> tuple[dict[int, tuple[Piece, ...]], list[int]]:
-    """A window for every chosen sample over `largest` tokens, by position, and the rows that have none of their own.
+    """A window for every chosen sample over `largest` tokens, by position, and the rows without a distinct window.
 
-    A window may repeat another sample (two documents with one licence text): the next offset is tried then.
+    If a window repeats another sample (two documents with the same licence text), the next offset is tried.
     """
     lengths = pool.lengths
     long = [position for position, row in enumerate(rows) if lengths[row] > largest]

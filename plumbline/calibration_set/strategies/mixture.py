@@ -1,4 +1,4 @@
-"""A mixture of domains: so many samples of each, chosen within each domain by another strategy."""
+"""A mixture of domains: a quota of samples for each, chosen within the domain by another strategy."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def select(
     """Choose a given share of samples from each domain, and within a domain by another strategy.
 
     Options:
-        quotas: {domain: weight}; n is split in these proportions, by largest remainder, and domains that are not named
-            give nothing. None: such that the set can be expected to have the reference's share of tokens per domain
-            (production's, else the tuning split's), in the domains that the pool has.
-        within: the strategy that chooses within each domain, with its default options. It sees the domain's part of the
-            pool and of the reference (all of the reference, where that has nothing of the domain), and a seed of its
-            own per domain.
+        quotas: {domain: weight}; n is split in these proportions, by largest remainder; a domain that is not named
+            gets no sample. None: the expected share of tokens per domain is the reference's (production's, else the
+            tuning split's), over the domains of the pool.
+        within: the strategy that chooses within each domain, with its default options. It reads the domain's samples of
+            the pool and of the reference (all of the reference if that has none of the domain), and has its own seed
+            per domain.
 
-    A domain that runs short is filled from the other named ones in proportion to their weights; the notes say what was
-    asked and what was given. The set has fewer than n samples only when all of them run short.
+    Where a domain has too few samples, the other named ones fill its quota in proportion to their weights; the notes
+    list the quota and the samples chosen. The set has fewer than n samples only if all of them have too few.
 
-    Optimises: the variance of whatever depends on the domain, against a random draw, or the domain mix where quotas are
-    given by hand; within a domain what the inner strategy does.
-    Cost: O(N), and the inner strategy's on each domain.
+    Optimises: the variance of what depends on the domain, against a random draw, or the domain mix if quotas are given
+    by hand; within a domain, what the inner strategy optimises.
+    Cost: O(N), and the cost of the inner strategy on each domain.
     Source: stratified sampling with allocation by largest remainder (Hamilton); mixtures of domains for calibration:
     arXiv 2502.18424, 2601.18306.
     """
@@ -74,7 +74,7 @@ def select(
                 if (reached := len(chosen[domain].indices)) < count:
                     have[domain] = reached
         if all(have[domain] >= count for domain, count in take.items()):
-            break  # else an inner strategy found fewer than it was asked for: the others give more
+            break  # else an inner strategy chose too few, and the other domains fill its quota
     apportioned = apportion(weights, n)
     facts["within"] = within
     facts["domains"] = {
@@ -104,7 +104,7 @@ def apportion(weights: Mapping[str, Fraction], n: int) -> dict[str, int]:
 
 
 def split(weights: Mapping[str, Fraction], n: int, have: Mapping[str, int]) -> dict[str, int]:
-    """Split n as `apportion` does; what a domain does not have is split over those that have more, and so on."""
+    """Split n as `apportion` does; what exceeds a domain's samples is split again over the domains with more."""
     take = dict.fromkeys(weights, 0)
     while left := n - sum(take.values()):
         with_more = {name: weight for name, weight in weights.items() if take[name] < have[name]}
@@ -149,7 +149,7 @@ def _of_reference(pool: Pool, rows_of: Mapping[str, NDArray[np.int64]]) -> tuple
 
 
 def _of_domain(pool: Pool, rows: NDArray[np.int64], domain: str) -> Pool:
-    """The domain's part of the pool, and of what a strategy may compare it with."""
+    """The pool, the tuning split and the production sample, restricted to a domain."""
 
     def part(samples: Samples) -> Samples:
         there = np.flatnonzero(np.array(samples.domains) == domain)

@@ -1,4 +1,4 @@
-"""Documents joined and cut into full-length windows: what GPTQ-style code does by default, here as a baseline."""
+"""Documents joined and cut into full-length windows: the default of GPTQ-style code, here as a baseline."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def select(
 ) -> Selection:
     """Join the pool's documents and take the first n windows of `length` tokens. A baseline.
 
-    Every window is full and none is padded, so no length but one is calibrated, windows begin and end in mid-sentence,
-    and unrelated documents see each other. That is the habit that other strategies are held against.
+    Every window is full and unpadded. So only one length is calibrated, windows begin and end in mid-sentence, and
+    tokens attend to unrelated documents. Other strategies are compared with this common practice.
 
     Options:
-        length: tokens per window; null: as long as the longest sample of the pool.
-        order: of the documents: `random` (seeded) or as in the `stream` of the corpus. The samples of one document
-            stay together in any case, in their order.
-        special_tokens: what the tokenizer puts before a text (beginning-of-sequence) stands where each document
-            begins (`per_document`, as packing scripts do it: most windows then begin without), or at the head of each
-            window and nowhere else (`per_window`, as if the tokenizer had been given the window's text). A sample
-            that goes on with the document of the sample before never brings it along.
+        length: tokens per window; null: the length of the pool's longest sample.
+        order: of the documents: `random` (seeded) or as in the `stream` of the corpus. The samples of a document stay
+            together, in their order.
+        special_tokens: where the special tokens before a text (beginning-of-sequence) go: to the start of each document
+            (`per_document`, as packing scripts do; most windows then begin without them), or to the start of each
+            window only (`per_window`, as if the tokenizer encoded the window's text). A sample that continues the
+            document of the sample before it never contributes them.
 
-    Optimises: nothing; with a random order each token of the pool has about the same chance.
-    Cost: O(N log N); token ids are read for the windows taken alone. A window that repeats one of the set is passed
-    over and the next one read; where the pool runs out of windows, the set has fewer than n.
+    Optimises: nothing; with a random order each token of the pool is about equally likely.
+    Cost: O(N log N); reads token ids of the windows taken. A window that repeats one of the set is skipped; if the pool
+    has too few windows, the set has fewer than n.
     Source: the data loaders of GPTQ (Frantar et al. 2023, arXiv 2210.17323) and `group_texts` of Hugging Face's
     examples; what it does to the Hessian: MaCa, arXiv 2602.07465.
     """
@@ -87,7 +87,7 @@ def _distinct(pool: Pool, windows: Iterator[tuple[Piece, ...]], n: int) -> tuple
 
 
 def _order(pool: Pool, rng: np.random.Generator, order: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The pool's rows in the order in which they are joined, and which go on with the document of the row before."""
+    """The pool's rows in the order in which they are joined, and which continue the document of the row before."""
     documents = pc.rank(pool.table["doc_id"], tiebreaker="dense").to_numpy().astype(np.int64) - 1
     if order == "random":
         rows = np.lexsort((pool.stream, rng.permutation(int(documents.max()) + 1)[documents]))
@@ -99,11 +99,11 @@ def _order(pool: Pool, rng: np.random.Generator, order: str) -> tuple[NDArray[np
 def _windows(
     pool: Pool, rows: NDArray[np.int64], starts: NDArray[np.int64], length: int, heads: NDArray[np.int64]
 ) -> Iterator[tuple[Piece, ...]]:
-    """The windows one after the other; what is left at the end and fills none is not used.
+    """Yield the windows in order; the incomplete rest at the end is not used.
 
     Args:
-        rows, starts: the rows in order, and the first token that each brings along.
-        heads: per row of the pool, how many of its first tokens go before a window that begins in it.
+        rows, starts: the rows in order, and the first token that each contributes.
+        heads: per row of the pool, the number of its first tokens that go before a window that begins in it.
     """
     lengths = pool.lengths
     parts: list[Piece] = []

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 LEAST_CANDIDATES = 64
 DIGITS = 9
-"""Decimals of a reward (nats per token) that decisions are made on."""
+"""Decimals of a reward (nats per token) on which decisions are made."""
 RIDGE = 0.1
 WEAK = 0.3
-"""Rank correlation below which one half of the tuning text says little about the other."""
+"""Rank correlation below which one half of the tuning text predicts little of the other."""
 
 
 def select(
@@ -59,32 +59,32 @@ def select(
     activation_dimensions: Annotated[int, Field(ge=0)] = 0,
     memory_gb: Annotated[float, Field(gt=0)] = 4.0,
 ) -> Selection:
-    """Learn by trial which samples make a set from which the model quantizes well, and return the best set found.
+    """Learn by trial which samples make a set from which the model quantizes well, and return the best set.
 
     Options:
-        candidates: how many samples, drawn uniformly from the pool, the policy chooses among; each costs a forward pass
-            and the memory of its Hessians. null: 64, or twice n where that is more.
+        candidates: number of samples, drawn uniformly from the pool, that the policy chooses among; each costs a
+            forward pass and the memory of its Hessians. null: 64, or 2 n if that is more.
         steps, sets: updates of the policy, and sets tried per update. steps * sets models are quantized, as many again
             for the rival, and as many for random sets.
-        learning_rate, entropy_bonus: size of an update, in units of the deviation of the rewards of random sets; and
-            the reward for staying undecided.
-        start: policy to begin with: `uniform`, or the linear one nearest to the greedy set of `activation_coverage`.
+        learning_rate, entropy_bonus: size of an update, in standard deviations of the rewards of random sets; and the
+            weight of the policy's entropy in the reward.
+        start: the initial policy: `uniform`, or the linear one nearest to the greedy set of `activation_coverage`.
         beta: weight of that coverage f(A), from 0 to 1, beside the KL (nats per token).
         rival: the search to compare with: `swap` (local search) or `cem` (cross-entropy method).
-        tuning_tokens: of the tuning split, half of them to reward sets, half (of other documents) to check them.
-        blocks: how many decoder layers are quantized, spread over the depth; null: all.
+        tuning_tokens: tokens of the tuning split: half of them reward sets, half (of other documents) check them.
+        blocks: number of decoder layers to quantize, spread over the depth; null: all.
         bits, group_size: the grid of GPTQ; group_size null: one scale per channel.
-        embedding_dimensions, activation_dimensions: how many leading directions of the embedding, and of the pooled
-            activations, the policy sees beside length and domain.
-        memory_gb: for the candidates' Hessians; refused where they need more.
+        embedding_dimensions, activation_dimensions: leading directions of the embedding, and of the pooled
+            activations, that are features of the policy beside length and domain.
+        memory_gb: limit for the candidates' Hessians; the choice fails if they need more.
 
-    Optimises: beta f(A) - KL(base || quantized) on the rewarding half of the tuning tokens. What is rewarded can be
-        overfitted, so the two finalists (the best set tried, the mode of the final policy) are told apart by the other
-        half, and the verdict compares KLs of that half. The policy's set is returned also where the rival's is better;
-        the notes say which was.
-    Cost: a forward pass per candidate (two where its signature is read and not stored: `start`, `beta` and
-        `activation_dimensions` do); 3 (steps * sets) times GPTQ of the blocks and a forward pass over half of
-        tuning_tokens. On one thread, for the same bytes everywhere: meant for small models.
+    Optimises: beta f(A) - KL(base || quantized) on the rewarding half of the tuning tokens. A search can overfit the
+        reward, so the other half decides between the two finalists (the best set tried, the mode of the final policy),
+        and the verdict compares KLs on that half. The policy's set is returned even if the rival's is better; the
+        notes say which is better.
+    Cost: a forward pass per candidate (two if `start`, `beta` or `activation_dimensions` needs a signature that is not
+        stored); 3 (steps * sets) times GPTQ of the blocks and a forward pass over half of tuning_tokens. It runs on one
+        thread, for the same bytes everywhere, and is meant for small models.
     Source: Williams 1992; Gumbel-top-k and the leave-one-out baseline: Kool, van Hoof, Welling 2019. No earlier use
     for calibration sets is known.
     """
@@ -193,9 +193,9 @@ class Policy:
 
 
 class Judge:
-    """What a set is worth: beta f - KL, with the KL on the half of the tuning text that rewards or the one that checks.
+    """The reward of a set: beta f - KL, with the KL on the rewarding or on the checking half of the tuning text.
 
-    KLs are rounded, so that decisions do not hang on the last bits, and each is measured once.
+    KLs are rounded, so that decisions do not depend on the last bits, and each is measured once.
     """
 
     def __init__(
@@ -212,16 +212,16 @@ class Judge:
         self._kls: dict[tuple[bool, tuple[int, ...]], float] = {}
 
     def reward(self, items: tuple[int, ...]) -> float:
-        """What a search is told."""
+        """The reward that a search sees."""
         self._progress()
         return self._bonus(items) - self.kl_rewarding(items)
 
     def check(self, items: tuple[int, ...]) -> float:
-        """What decides between finalists, and no search is told."""
+        """The reward on the checking half, which decides between finalists and no search sees."""
         return self._bonus(items) - self.kl_checking(items)
 
     def reward_and_check(self, items: tuple[int, ...]) -> float:
-        """`reward`, while the other KL, for the null of what is compared, costs no second quantization."""
+        """`reward`, after measuring the checking KL while the model is quantized from this set."""
         self.kl_checking(items)
         return self.reward(items)
 
@@ -235,7 +235,7 @@ class Judge:
 
     @property
     def halves(self) -> dict[str, Callable[[tuple[int, ...]], float]]:
-        """Both KLs by name."""
+        """Both KLs by the name of the half."""
         return {"rewarding": self.kl_rewarding, "checking": self.kl_checking}
 
     def _kl(self, items: tuple[int, ...], checking: bool) -> float:
@@ -251,10 +251,10 @@ class Judge:
 
 
 def compared(judge: Judge, ours: Search, theirs: Search, uniform: Search, rival: str) -> dict[str, Any]:
-    """The policy's set beside the rival's and random ones, each search's finalists told apart by the checking half.
+    """Compare the policy's set with the rival's and random ones; the checking half decides between finalists.
 
     Returns:
-        KLs on both halves, how alike the halves rank random sets, and sentences on who won and what it is worth.
+        KLs on both halves, the rank correlation of the halves over random sets, and a verdict in words.
     """
     from scipy.stats import spearmanr
 
@@ -291,7 +291,7 @@ def compared(judge: Judge, ours: Search, theirs: Search, uniform: Search, rival:
 
 
 def _reason(item: int, logits: NDArray[np.float64], ours: Search, kls: list[float]) -> dict[str, Any]:
-    """Why a sample is in the set: what the policy came to think of it, and how sets with and without it did."""
+    """The reason of a sample: its logit, and the mean KL of the sets tried with and without it."""
     inside = [kl for trial, kl in zip(ours.trials, kls, strict=True) if item in trial.items]
     outside = [kl for trial, kl in zip(ours.trials, kls, strict=True) if item not in trial.items]
     return {

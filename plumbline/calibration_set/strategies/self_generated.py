@@ -1,4 +1,4 @@
-"""Calibration texts that the base model writes itself: no document is needed, and none is shown to it."""
+"""Calibration texts that the base model generates itself, without any document."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Criteria:
     max_repeated: float
 
     def repeated(self, ids: NDArray[np.int32]) -> float:
-        """The larger share of repeated n-grams: in the whole text or in its last quarter."""
+        """The share of repeated n-grams in the whole text or in its last quarter, whichever is larger."""
         from plumbline.calibration_set.methods.own_text import repeated_share
 
         return max(repeated_share(part, self.ngram) for part in (ids, ids[-(-3 * len(ids) // 4) :]))
 
     def fault(self, text: Text, start: int) -> str:
-        """Why the text is dropped; empty where it is kept. The first `start` tokens are not the model's."""
+        """The reason to drop the text; empty: there is none. The first `start` tokens are not the model's."""
         own = text.ids[start:]
         if len(text.ids) < self.least:
             return "ended_early"
@@ -65,29 +65,28 @@ def select(
     ngram: Annotated[int, Field(ge=1)] = 4,
     max_repeated: Annotated[float, Field(ge=0, le=1)] = 0.7,
 ) -> Selection:
-    """Let the base model write the samples, token by token, from the special tokens that every sample begins with.
+    """Let the base model generate the samples, from the special tokens that every sample begins with.
 
-    Where samples begin with none, a text starts with a token of its own, strided over the vocabulary from a seeded
-    place, so that any number of texts spreads evenly. A degenerate text is dropped and counted.
+    If samples begin with none, every text starts with another token: a stride over the vocabulary from a seeded
+    offset, so that any number of texts spreads evenly. Degenerate texts are dropped and counted.
 
     Options:
-        length: tokens per sample, its start included; null: the median of the reference (production, or where none is
-            given the tuning split). Never more than the model's context.
-        shortest: a text that the model ends before it has this many tokens is dropped; null: half of `length`. The end
-            token itself is not kept, as the samples of documents have none.
-        temperatures: of the first tokens in turn; the last one holds to the end. A hot start makes the texts
-            different, the rest at 1 is the model's own distribution.
-        tries: at most this many attempts per sample asked for; what passed by then is given.
-        min_distinct: a text of fewer different tokens is dropped.
+        length: tokens per sample, including its start; null: the median of the reference (production, or the tuning
+            split if there is none). At most the model's context.
+        shortest: a text that the model ends with fewer tokens is dropped; null: half of `length`. The end token is
+            removed, as the samples of documents have none.
+        temperatures: of the first tokens in turn; the last one applies to the rest. A hot start makes the texts
+            different, and temperature 1 is the model's own distribution.
+        tries: most attempts per requested sample.
+        min_distinct: a text with fewer distinct tokens is dropped.
         ngram, max_repeated: a text is dropped if more than this share of its n-grams, or of those of its last quarter,
-            occurred before in it: the model writes in circles. (Of 557 samples of the bundled corpus none has more
-            than 0.64.)
+            occurred earlier in it. (Of 557 samples of the bundled corpus none has more than 0.64.)
 
-    Optimises: nothing; it is the model's own distribution, which may differ from production's. The checks against the
-    reference say how far.
-    Cost: n x length tokens, each a forward pass of one token for a batch, on one thread of a CPU: a text hangs on
-    every last bit before it. So the same seed gives the same texts with any number of threads; another processor,
-    device or version of torch may give others. A larger set begins with the smaller one.
+    Optimises: nothing; it samples the model's own distribution, which may differ from production's. The
+    representativeness checks measure how far.
+    Cost: n x length tokens, a forward pass of one token each for a batch, on one thread of a CPU, since a text depends
+    on every last bit before it. The same seed gives the same texts with any number of threads; another processor,
+    device or version of torch may give other texts. A larger set begins with the smaller one.
     Source: self-calibration, arXiv 2410.17170, with the decaying temperature of Carlini et al., 2012.07805; LLM-QAT,
     2305.17888; start tokens over the vocabulary and the test of distinct tokens as in NNCF's text generation.
 
@@ -139,7 +138,7 @@ def _reason(attempt: int, text: Text, prefix: int, temperature: float, criteria:
 
 
 def _length(pool: Pool, model: PreTrainedModel, length: int | None) -> tuple[int, int]:
-    """Tokens asked for, and the most that the model reads."""
+    """The requested length, and the longest that the model reads."""
     like = pool.reference if len(pool.reference) else pool
     requested = int(np.median(like.lengths)) if length is None else length
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -147,7 +146,7 @@ def _length(pool: Pool, model: PreTrainedModel, length: int | None) -> tuple[int
 
 
 class Writer:
-    """Writes attempts in whole batches, so that what attempt i gives depends on i and the seed alone."""
+    """Generates attempts in whole batches, so that attempt i depends on i and the seed alone."""
 
     def __init__(
         self, pool: Pool, model: PreTrainedModel, seed: int, tokens: int, temperatures: tuple[float, ...]
@@ -157,7 +156,7 @@ class Writer:
         self.start = _starts(pool, model, seed, self.never | self.end)
 
     def batch(self, first: int) -> tuple[list[Text], int]:
-        """The texts of the attempts from number `first` on, and how many tokens each was given to start from."""
+        """The texts of a batch of attempts from number `first` on, and the number of tokens of their start."""
         from plumbline.calibration_set.methods.own_text import BATCH, write
 
         attempts = range(first, first + BATCH)
@@ -168,7 +167,7 @@ class Writer:
 
 
 def _passing(writer: Writer, criteria: Criteria, n: int, most: int) -> tuple[list[tuple[int, Text]], int, Counter[str]]:
-    """The first n texts that pass, with the number of their attempt; attempts looked at; how many failed, by reason."""
+    """The first n texts that pass, with the number of their attempt; attempts checked; failures by reason."""
     from tqdm import tqdm
 
     taken: list[tuple[int, Text]] = []
@@ -193,12 +192,12 @@ def _passing(writer: Writer, criteria: Criteria, n: int, most: int) -> tuple[lis
 
 
 def _uniforms(seed: int, attempt: int, steps: int) -> NDArray[np.float64]:
-    """The numbers that decide an attempt, one per token; a longer text begins with the shorter one."""
+    """The uniform numbers of an attempt, one per token; a longer text begins with the shorter one."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, attempt]))).random(steps)
 
 
 def _special_tokens(model: PreTrainedModel) -> tuple[frozenset[int], frozenset[int]]:
-    """Tokens that no text holds (begin, pad), and those that end one."""
+    """The tokens that no text may contain (begin, pad), and those that end one."""
 
     def ids(name: str) -> frozenset[int]:
         settings = (model.generation_config, model.config.get_text_config())
@@ -212,7 +211,7 @@ def _special_tokens(model: PreTrainedModel) -> tuple[frozenset[int], frozenset[i
 def _starts(
     pool: Pool, model: PreTrainedModel, seed: int, special: frozenset[int]
 ) -> Callable[[int], NDArray[np.int32]]:
-    """Tokens that attempt i starts from."""
+    """A function from the number of an attempt to the tokens it starts with."""
     if pool.special_prefix:
         rows = np.flatnonzero(pool.table["n_special"].to_numpy())
         shared = pool.input_ids(rows[:1])[0][: pool.special_prefix].astype(np.int32)

@@ -1,4 +1,4 @@
-"""Greedy maximum coverage of production's tokens: every token that production uses often should occur in the set."""
+"""Greedy maximum coverage of production's tokens: frequent tokens of production should occur in the set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from plumbline.calibration_set.strategies.base import Pool, Selection
 DRAWS = 200
 SHOWN = 8
 BLOCK = 16_384
-"""Candidates whose gains are computed at once: what is in memory beside the counts."""
+"""Candidates whose gains are computed at once, which bounds memory beside the counts."""
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -36,29 +36,29 @@ def select(
     per_token: bool = False,
     candidates: Positive = 20_000,
 ) -> Selection:
-    """Choose the samples that cover most of production's token mass.
+    """Choose the samples that together cover the most of production's token mass.
 
     Options:
-        tau: how often a token should occur in the set before it counts as covered.
-        ngram: 1 covers tokens, 2 pairs of neighbouring tokens (many more kinds, slower to run dry).
-        per_token: take the sample that gains most per token of its own instead of most. Long samples cover more, so
-            without it the set is longer than production; with it shorter samples win, and n of them cover less in all.
-            With a fixed number of samples plain greedy keeps its bound, so there is no best of both as in CELF (where
-            the budget is in tokens).
-        candidates: samples of the pool that are looked at, a uniform draw; the notes say so where it is fewer than all.
+        tau: number of occurrences in the set at which a token counts as covered.
+        ngram: 1 covers tokens, 2 pairs of neighbouring tokens (many more kinds, so gains stay above 0 for longer).
+        per_token: choose the sample with the largest gain per token of its own. Without it, long samples are preferred
+            and the set is longer than production; with it, short ones are preferred and n of them cover less in total.
+            Plain greedy keeps its bound for a fixed number of samples, so the better of both, as in CELF (with a budget
+            in tokens), is not needed.
+        candidates: number of samples drawn uniformly from the pool; the notes report it.
 
     Optimises: f(A) = sum over v of p_v min(1, c_v(A) / tau), with p the reference's distribution over tokens
     (production's, else the tuning split's) and c_v(A) how often A has v. Monotone and submodular: without per_token at
-    least 1 - 1/e of the best set of the candidates. Special tokens count as any other. When every gain is 0, the rest
-    of the set is a random draw, and the notes say after how many.
-    Cost: token ids of the reference and of the candidates are read once, 8 bytes per candidate and kind of token it
-    has; then O(kinds of a sample) per gain. Whole numbers throughout: nothing depends on rounding or threads.
+    least 1 - 1/e of the best set of the candidates. Special tokens count as any other. Once every gain is 0, the
+    rest of the set is a random draw, and the notes say after how many samples.
+    Cost: token ids of the reference and of the candidates are read once; memory is 8 bytes per candidate and kind in
+    it; then O(kinds of a sample) per gain. All numbers are whole, so nothing depends on rounding or threads.
     Source: Nemhauser, Wolsey, Fisher 1978 (greedy); Leskovec et al. 2007 (CELF: lazy, and gain per cost); missing mass
     after Good 1953.
     """
     reference, name = reference_of(pool, "token_coverage")
     words = vocabulary(reference, ngram)
-    rows = rng.permutation(len(pool))[: max(n, candidates)].astype(np.int64)  # in random order: so ties break
+    rows = rng.permutation(len(pool))[: max(n, candidates)].astype(np.int64)  # in random order, which breaks ties
     counts = token_counts(pool, rows, words, tau)
     lengths = pool.lengths[rows]
     cover = TokenCoverage(counts, words.occurrences, tau, lengths if per_token else None)
@@ -122,7 +122,7 @@ class TokenCoverage:
 def _explain(
     taken: NDArray[np.int64], counts: Counts, words: Vocabulary, tau: int, whole: int
 ) -> tuple[list[dict[str, Any]], list[float]]:
-    """Why each sample was taken, and f after each."""
+    """The reason of each sample, and f after each."""
     cover = TokenCoverage(counts, words.occurrences, tau)
     seen = np.zeros(len(words.codes), dtype=bool)
     value = 0
@@ -161,7 +161,7 @@ def _random(
     whole: int,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """What random sets of n candidates get: medians."""
+    """Medians over random sets of n candidates."""
     draws = [rng.choice(len(lengths), n, replace=False) for _ in range(DRAWS)]
     return {
         "objective": float(np.median([_mass(counts, rows, words, tau) for rows in draws])) / (tau * whole),

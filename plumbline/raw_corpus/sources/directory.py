@@ -18,7 +18,7 @@ from plumbline.raw_corpus.params import Directory
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.source_file import Rejected, SourceFile, UnreadableFile
 
-UNFINISHED = (".part", ".tmp", ".crdownload", ".swp", "~")  # what editors and downloads write before the real name
+UNFINISHED = (".part", ".tmp", ".crdownload", ".swp", "~")  # temporary names of editors and downloads
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 
@@ -32,13 +32,13 @@ def source_files(
 ) -> Iterator[SourceFile]:
     """The files of a folder (or the one file that `folder` is), in order of their path.
 
-    Hidden files and unfinished ones are passed over; a file with another suffix, a link that leads nowhere, a link to a
-    folder and what is no file are rejected.
+    Hidden and unfinished files are skipped. Files with another suffix, broken links, links to folders and special files
+    are rejected.
     """
     single = folder.is_file()
     for relative in [folder.name] if single else sorted(file_names(folder)):
         path = folder if single else folder / relative
-        shown = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        shown = as_text(relative)
         domain = source.domain or domain_of(shown, name)
         suffix = suffix_of(shown)
         problem = None
@@ -47,7 +47,7 @@ def source_files(
         elif not path.exists():
             problem = "a link that leads nowhere"
         elif not path.is_file():
-            problem = "not a plain file"  # a pipe would be waited for
+            problem = "not a plain file"  # reading a pipe would block
         elif suffix is None:
             problem = f"expected one of {', '.join(SUFFIXES)}"
         if problem is not None:
@@ -62,8 +62,13 @@ def source_files(
         yield SourceFile(shown, digest, before[0], options, reading(path, cast(str, suffix), reader, before))
 
 
+def as_text(name: str) -> str:
+    """A file's name as text, with bytes that are not UTF-8 escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def domain_of(name: str, source: str) -> str:
-    """The first folder of a file's name within its source; the source's name for a file that is in none."""
+    """The first folder of a file's name within its source; the source's name for a file without a folder."""
     first, slash, _ = name.partition("/")
     return first if slash else source
 
@@ -74,12 +79,12 @@ def suffix_of(name: str) -> str | None:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a name is one that editors and downloads use before the real one."""
+    """Whether a name is a temporary one of editors or downloads."""
     return name.lower().endswith(UNFINISHED)
 
 
 def file_names(folder: Path) -> Iterator[str]:
-    """Relative paths of the files that count, in no order: none that is hidden, in a hidden folder, or unfinished."""
+    """Relative paths of all files, unordered, without hidden and unfinished ones and those in hidden folders."""
     for where, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
         links = [f for f in folders if os.path.islink(os.path.join(where, f))]  # noqa: PTH114, PTH118
@@ -95,7 +100,7 @@ def rejected(reason: str, detail: str) -> Callable[[], Iterator[Rejected]]:
 def reading(
     path: Path, suffix: str, reader: RowReader, before: tuple[int, int, int], max_bytes: int | None = None
 ) -> Callable[[], Iterator[Document | Rejected]]:
-    """Streams the rows of a file whose stamp is `before`.
+    """A function that streams the rows of a file whose stamp is `before`.
 
     Raises (when read):
         UnreadableFile: the file is not what its suffix says. RuntimeError: it changed while it was read.
@@ -138,7 +143,7 @@ def read_file(
 
 
 class _AtMost:
-    """The lines of a file, until they are more bytes than allowed: a small archive can hold lines for a week."""
+    """Reads lines of a file up to a number of bytes, since a small archive may unpack to a huge file."""
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
         self.file, self.limit, self.seen = file, limit, 0
@@ -169,14 +174,14 @@ def _parquet_rows(path: Path, reader: RowReader) -> Iterator[Document | Rejected
 
 
 def _python_values(column: pa.Array) -> list[object]:
-    """Values of a column; texts as bytes, because one that is not UTF-8 must cost its row and not the batch."""
+    """Values of a column; texts as bytes, so that invalid UTF-8 rejects its row and not the batch."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
     try:
         return cast(list[object], column.to_pylist())
-    except UnicodeDecodeError:  # within a chat: find the row
+    except UnicodeDecodeError:  # in a chat; convert row by row
         return [_python_value(item) for item in column]
 
 

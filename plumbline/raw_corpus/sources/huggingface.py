@@ -20,8 +20,8 @@ def source_files(
 ) -> Iterator[SourceFile]:
     """The dataset as one file, named `config/split`.
 
-    The digest of a hub dataset is that of its name and commit, so an unchanged one is not downloaded again; that of a
-    local folder (relative to `root`) is that of its files. `bytes` is 0 for a hub dataset: it is not known beforehand.
+    The digest of a hub dataset is over its name and commit, so an unchanged one is not downloaded again; that of a
+    local folder (relative to `root`) is over its files. `bytes` is 0 for a hub dataset, whose size is not known.
 
     Raises:
         ValueError: the revision of a hub dataset is not a commit.
@@ -37,7 +37,7 @@ def source_files(
         raise ValueError(
             f"params.yaml {key_of(name)}.revision: expected the 40 hex digits of a commit of {source.name}, "
             f"found {source.revision!r}; a branch would let the corpus change under the same parameters. The commit "
-            f"stands on the dataset's page on the hub, under 'Files and versions', 'History'"
+            f"is on the dataset's page on the hub, under 'Files and versions', 'History'"
         )
     virtual = "/".join(filter(None, (source.config, source.split)))
     domain = source.domain or name
@@ -50,7 +50,7 @@ def source_files(
     }
 
     def read() -> Iterator[Document | Rejected]:
-        from datasets import load_dataset  # seconds to import
+        from datasets import load_dataset  # takes seconds to import
 
         rows = load_dataset(
             str(folder) if folder.is_dir() else source.name,
@@ -60,7 +60,7 @@ def source_files(
             streaming=source.streaming,
         )
         columns = [c for c in dict.fromkeys(("messages", source.column)) if c in (rows.column_names or ())]
-        if columns:  # do not decode images and other columns that nobody reads
+        if columns:  # do not decode images and other unused columns
             rows = rows.select_columns(columns)
         for row, value in enumerate(itertools.islice(rows, source.limit)):
             yield reader.value(row, value)

@@ -1,4 +1,4 @@
-"""The files that were taken in from the inbox, read from the copies that are held of them."""
+"""The files taken in from the inbox, read from their copies in the store."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ INBOX = "inbox"
 
 
 def source_files(intake: Intake, store: InboxStore, params: CorpusParams) -> Iterator[SourceFile]:
-    """A file per entry of the intake, in order of name. None is opened before it is read.
+    """A file per entry of the intake, in order of name; files are opened when they are read.
 
-    A file more than `corpus.max_rejected` of whose rows are bad is held back as a whole (`SourceFile.max_rejected`).
+    A file with a share of rejected rows above `corpus.max_rejected` is quarantined (`SourceFile.max_rejected`).
     """
     for name, taken in intake.files.items():
         if taken.sha256 is None:
@@ -44,8 +44,8 @@ def _file(name: str, taken: Taken, store: InboxStore, params: CorpusParams) -> S
         path = store.find(name, cast(str, taken.sha256))
         if path is None:
             raise RuntimeError(
-                f"{INBOX}/{name} was taken in and is gone from the inbox, also under another name; put the file back, "
-                "or run `plumbline run`, which takes in what is there now"
+                f"{INBOX}/{name} was taken in, but neither its copy nor the file is there any more; put the file "
+                "back, or run `plumbline run`, which takes in the current files"
             )
         reader = RowReader(f"{INBOX}/{name}", domain, params.max_document_bytes)
         yield from reading(path, cast(str, suffix_of(name)), reader, stamp(path), params.max_file_bytes)()

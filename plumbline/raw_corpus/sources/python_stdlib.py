@@ -1,8 +1,8 @@
-"""The bundled default corpus: the standard library of the running Python, read from the interpreter.
+"""The default corpus: the standard library of the running Python, read from the interpreter.
 
-Two domains. *prose*: the docstrings of every module and class, the reference topics behind `help()`, and the docs of
-built-in types. *code*: the source of every module with its docstrings taken out, so the domains do not share text.
-Nothing of it is copied into the project.
+Two domains. *prose*: the docstrings of every module and class, the reference topics of `help()`, and the docs of
+built-in types. *code*: the source of every module without its docstrings, so that the domains share no text. Nothing is
+copied into the workspace.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plumbline.raw_corpus.file_hashes import FileHashes
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.source_file import Rejected, SourceFile
 
-# Tables that machines wrote, and packages that are tests or third-party code.
+# generated tables, tests and third-party code
 EXCLUDED = frozenset({"encodings", "pydoc_data", "site-packages", "dist-packages", "lib2to3", "idlelib", "ensurepip"})
 TESTS = frozenset({"test", "tests", "idle_test"})
 SHORTEST_DOCSTRING = 200  # characters; below that a module's prose is a line, not a document
@@ -32,8 +32,8 @@ def modules(include_tests: bool = False) -> Iterator[tuple[str, Path]]:
     """Dotted name and path of every pure-Python module of the standard library, in order of name.
 
     Args:
-        include_tests: also the interpreter's own test suite (where it is installed), which the corpus leaves out and
-            the training of the bundled model takes in.
+        include_tests: also the interpreter's test suite (if installed), which the training of the bundled model uses
+            and the corpus does not.
     """
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
@@ -68,7 +68,7 @@ def split_docstrings(source: str) -> tuple[str, str]:
         name = named[id(node)]
         prose.append(f"{name}\n{text}" if name else text)
         statement = node.body[0]
-        # A docstring that shares its line with other code stays: cutting it would cut the code too.
+        # keep a docstring that shares a line with code, as removing it would remove the code, too
         first, last = statement.lineno - 1, statement.end_lineno or statement.lineno
         if lines[first][: statement.col_offset].strip() == "" and lines[last - 1].rstrip().endswith(("'", '"')):
             lines[first:last] = [""] * (last - first)
@@ -82,12 +82,12 @@ def code_and_prose(include_tests: bool = False) -> Iterator[tuple[str, str, str]
             source = path.read_text(encoding="utf-8")
             prose, code = split_docstrings(source)
         except (UnicodeDecodeError, SyntaxError, ValueError):
-            continue  # the library carries a few files that are broken on purpose, for its own tests
+            continue  # a few files are invalid on purpose, for tests
         yield name, prose, code
 
 
 def topics() -> Iterator[tuple[str, str]]:
-    """(topic, text) of the language reference that `help()` shows."""
+    """(topic, text) of the language reference in `help()`."""
     from pydoc_data.topics import topics as texts
 
     for name in sorted(texts):
@@ -95,7 +95,7 @@ def topics() -> Iterator[tuple[str, str]]:
 
 
 def builtin_docs() -> Iterator[tuple[str, str]]:
-    """(module name, prose) of the modules written in C: their docstrings and those of what they hold."""
+    """(module name, prose) of the modules written in C: the docstrings of the module and its members."""
     for name in sorted(sys.builtin_module_names):
         module = importlib.import_module(name)
         parts = [inspect.getdoc(module) or ""]
@@ -112,12 +112,12 @@ def builtin_docs() -> Iterator[tuple[str, str]]:
 
 
 def source_files(name: str, max_document_bytes: int, hashes: FileHashes) -> Iterator[SourceFile]:
-    """The library as three files that exist nowhere: `docstrings` and `topics` (prose), `library` (code).
+    """The library as three virtual files: `docstrings` and `topics` (prose), `library` (code).
 
-    A document's group is the name of its module or topic, so a module's prose and its code fall into one split. What
-    is too short to be prose, or does not parse, is not part of the source; an empty module is a rejected row.
+    A document's group is its module or topic, so that a module's prose and code are in the same split. Short docstrings
+    and modules that do not parse are left out; an empty module is a rejected row.
     """
-    texts = functools.cache(lambda: list(code_and_prose()))  # parsed once for two files, and only if one is new
+    texts = functools.cache(lambda: list(code_and_prose()))  # parsed once for both files, and only if one is read
     paths = list(modules())
     library = [[module, hashes.sha256(path)] for module, path in paths]
     size = sum(path.stat().st_size for _, path in paths)

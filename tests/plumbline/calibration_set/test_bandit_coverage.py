@@ -263,7 +263,7 @@ def test_all_samples_equal(count: int, n: int, arms: int) -> None:
 
 
 def test_too_few_looks_say_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"looks = 3 samples cannot give n = 4; raise looks in params\.yaml"):
+    with pytest.raises(ValueError, match=r"looks = 3 is less than n = 4; raise looks in params\.yaml"):
         choose(planted(), 4, looks=3)
     with pytest.raises(ValueError, match="rival_draws"):
         get("bandit_coverage").options(rival_draws=0)

@@ -67,7 +67,7 @@ def test_a_third_party_strategy_is_found_by_its_entry_point(install: Install, sa
 
 def test_a_package_may_not_take_a_built_in_name(install: Install) -> None:
     install("random", LONGEST)
-    with pytest.raises(ValueError, match="brought by plumbline and by third_party_random"):
+    with pytest.raises(ValueError, match="provided by plumbline and by third_party_random"):
         get("random")
 
 

@@ -189,7 +189,9 @@ def test_what_was_taken_in_is_read_although_the_inbox_moved_on(folder: Folder, t
     shards = read_json(tmp_path / "corpus/manifest.json")["shards"]
     assert [(s["file"], s["sha256"]) for s in shards] == [(n, t.sha256) for n, t in intake.files.items()]
     gone = Intake({"x.txt": Taken("0" * 64, 5)})
-    with pytest.raises(RuntimeError, match="inbox/x.txt was taken in and is gone.*plumbline run"):
+    with pytest.raises(
+        RuntimeError, match="inbox/x.txt was taken in, but neither its copy nor the file.*plumbline run"
+    ):
         build_raw_corpus(params, tmp_path, tmp_path / "other", intake=gone)
 
 

@@ -203,6 +203,10 @@ def test_artifact_names_no_path_of_this_machine(tokenized: Tokenized, build: Bui
         assert pq.read_schema(path).names == ["sample_id", "split", "domain", "n_tokens"]
 
 
+def named(sample_ids: list[str]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(sample_ids, pa.string())])
+
+
 def test_reader_maps_rows_to_samples(tokenized: Tokenized, build: Build) -> None:
     out, _ = build(tokenized({"a": texts(0, 30), "b": texts(100, 20)}))
     both, pool = read_features(out), read_features(out, ["pool"])

@@ -155,7 +155,7 @@ def test_too_few_documents_or_resamples_are_refused() -> None:
     few = Documents(["a"] * 7, ["code"] * 7, np.ones(7, dtype=np.int64))
     with pytest.raises(ValueError, match="7 held-out documents are too few"):
         judge({}, few, params(), list(SCHEMES))
-    with pytest.raises(ValueError, match="cannot call any of 12.*at least 1200"):
+    with pytest.raises(ValueError, match="too few to find any of 12.*at least 1200"):
         judge({}, DOCUMENTS, params(confidence=0.99), list(SCHEMES))
 
 
