@@ -45,7 +45,7 @@ from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.running import RunningSite
 from plumbline.base_model.inputs import LinearInputs, linear_layers
 from plumbline.quantized_model.fold_search import find_folds
-from plumbline.quantized_model.folding import Changes, Fold, folded, scaled_site, shared, snapped
+from plumbline.quantized_model.folding import Fold, FoldedParameters, folded, scaled_site, shared, snapped
 from plumbline.quantized_model.scheme import quantizable_linears
 
 SMALL: dict[str, Any] = {
@@ -111,9 +111,9 @@ def ends(folds: dict[str, Fold], layer: str) -> dict[str, str]:
     return {site.rpartition(".")[2]: producer.rpartition(".")[2] for site, producer in parts.items()}
 
 
-def scaled(model: PreTrainedModel, folds: dict[str, Fold], dtype: torch.dtype = torch.float32) -> Changes:
+def scaled(model: PreTrainedModel, folds: dict[str, Fold], dtype: torch.dtype = torch.float32) -> FoldedParameters:
     """All folds with random scales in [1/4, 4]."""
-    changes = Changes(model)
+    changes = FoldedParameters(model)
     for number, fold in enumerate(folds.values()):
         g = torch.Generator().manual_seed(number)
         s = torch.exp2(4 * torch.rand(int(fold.rows.max()) + 1, generator=g) - 2)[fold.rows]
@@ -272,7 +272,7 @@ def test_a_bfloat16_norm_is_exact() -> None:
         model = build(kind).to(torch.bfloat16)
         folds, _ = find_folds(model, sites_of(model))
         fold = folds["model.layers.0.self_attn.q_proj"]
-        before = Changes(model)
+        before = FoldedParameters(model)
         w = before(f"{fold.producer}.weight") + fold.offset
         wanted = torch.exp2(torch.linspace(-3, 3, 32))
         s = snapped(before, fold, wanted, torch.bfloat16)
@@ -294,7 +294,7 @@ def test_a_zero_in_the_norm_gets_no_scale() -> None:
 def test_a_weight_that_overflows_is_not_folded() -> None:
     model = build("llama").to(torch.float16)
     folds, _ = find_folds(model, sites_of(model))
-    changes = Changes(model)
+    changes = FoldedParameters(model)
     assert not changes.add(folds["model.layers.0.mlp.down_proj"], torch.full((48,), 1e6))
     assert not changes.changed
 
@@ -302,7 +302,7 @@ def test_a_weight_that_overflows_is_not_folded() -> None:
 def test_rows_and_columns_of_a_linear_are_both_scaled() -> None:
     model = build("llama")
     folds, _ = find_folds(model, sites_of(model))
-    changes, W = Changes(model), model.model.layers[0].mlp.up_proj.weight.detach().double().numpy().copy()
+    changes, W = FoldedParameters(model), model.model.layers[0].mlp.up_proj.weight.detach().double().numpy().copy()
     s, t = torch.rand(32) + 0.5, torch.rand(48) + 0.5
     assert changes.add(folds["model.layers.0.mlp.gate_proj"], s)
     assert changes.add(folds["model.layers.0.mlp.down_proj"], t)
