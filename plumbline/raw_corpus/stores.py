@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from plumbline.artifact import sha256_file
-from plumbline.raw_corpus.sources.directory import SUFFIXES, file_names, is_unfinished
+from plumbline.raw_corpus.sources.names import SUFFIXES, file_names, is_unfinished
 
 IGNORED = ("README.md",)
 """Tells people what the inbox is for; no document."""
