@@ -43,7 +43,7 @@ def subject(root: Path, registry: Registry) -> DriftSubject | str:
     if not isinstance(source, Directory):
         return "no folder of production texts: corpus.production in params.yaml is not a directory"
     from plumbline.raw_corpus.file_hashes import stamp
-    from plumbline.raw_corpus.sources.directory import file_names
+    from plumbline.raw_corpus.sources.names import file_names
 
     folder = root / Path(source.path).expanduser()
     names = sorted(file_names(folder)) if folder.is_dir() else []

@@ -19,7 +19,8 @@ from plumbline.provenance.link import dig
 from plumbline.provenance.version_index import Known, known_models, known_sets
 from plumbline.raw_corpus.document import Document
 from plumbline.raw_corpus.rows import RowReader
-from plumbline.raw_corpus.sources.directory import SUFFIXES, read_file
+from plumbline.raw_corpus.sources.directory import read_file
+from plumbline.raw_corpus.sources.names import SUFFIXES
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.registry import registered_versions
 from plumbline.versioning.cache import cached, cached_folders

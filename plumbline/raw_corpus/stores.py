@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from plumbline.artifact import sha256_file
 from plumbline.distribution import install_command
-from plumbline.raw_corpus.sources.directory import SUFFIXES, as_text, file_names, is_unfinished
+from plumbline.raw_corpus.sources.names import SUFFIXES, as_text, file_names, is_unfinished
 
 IGNORED = ("README.md",)
 """Explains the inbox to people; not a document."""

@@ -38,7 +38,7 @@ def render(
     Args:
         verdict: the content of verdict.json.
         about: digests of the inputs.
-        made_by: digests of code and data by path, as `build_study` has them.
+        made_by: digests of the inputs by path, and the version of the code, as `build_study` has them.
         results: digests of the files that the page shows, by name.
         name: of the study in params.yaml, for the command that reproduces it.
     """
@@ -48,7 +48,7 @@ def render(
         .render(
             verdict=verdict,
             about=about,
-            made_by={path if "/" in path else f"plumbline/study/{path}": md5 for path, md5 in (made_by or {}).items()},
+            made_by=dict(made_by or {}),
             results=results or {},
             name=name,
             forest=forest(verdict),

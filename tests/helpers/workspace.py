@@ -31,7 +31,7 @@ class Workspace:
             "PLUMBLINE_ROOT": str(self.root),
             "DAGSTER_HOME": str(self.root / ".dagster"),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(self.root),
+            "PYTHONPATH": f"{self.root}{os.pathsep}{PROJECT}",
         }
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

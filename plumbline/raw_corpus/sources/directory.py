@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +16,8 @@ from plumbline.raw_corpus.file_hashes import FileHashes, stamp
 from plumbline.raw_corpus.params import Directory
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.source_file import Rejected, SourceFile, UnreadableFile
+from plumbline.raw_corpus.sources.names import SUFFIXES, as_text, file_names, suffix_of
 
-UNFINISHED = (".part", ".tmp", ".crdownload", ".swp", "~")  # temporary names of editors and downloads
-SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 
 
@@ -62,35 +60,10 @@ def source_files(
         yield SourceFile(shown, digest, before[0], options, reading(path, cast(str, suffix), reader, before))
 
 
-def as_text(name: str) -> str:
-    """A file's name as text, with bytes that are not UTF-8 escaped."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def domain_of(name: str, source: str) -> str:
     """The first folder of a file's name within its source; the source's name for a file without a folder."""
     first, slash, _ = name.partition("/")
     return first if slash else source
-
-
-def suffix_of(name: str) -> str | None:
-    """The longest of SUFFIXES that a name ends with."""
-    return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
-
-
-def is_unfinished(name: str) -> bool:
-    """Whether a name is a temporary one of editors or downloads."""
-    return name.lower().endswith(UNFINISHED)
-
-
-def file_names(folder: Path) -> Iterator[str]:
-    """Relative paths of all files, unordered, without hidden and unfinished ones and those in hidden folders."""
-    for where, folders, files in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        links = [f for f in folders if os.path.islink(os.path.join(where, f))]  # noqa: PTH114, PTH118
-        for file in files + links:
-            if not file.startswith(".") and not is_unfinished(file):
-                yield (Path(where) / file).relative_to(folder).as_posix()
 
 
 def rejected(reason: str, detail: str) -> Callable[[], Iterator[Rejected]]:

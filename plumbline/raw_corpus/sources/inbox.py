@@ -11,7 +11,8 @@ from plumbline.raw_corpus.intake import Intake, Taken
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.source_file import Rejected, SourceFile
-from plumbline.raw_corpus.sources.directory import domain_of, reading, rejected, suffix_of
+from plumbline.raw_corpus.sources.directory import domain_of, reading, rejected
+from plumbline.raw_corpus.sources.names import suffix_of
 from plumbline.raw_corpus.stores import InboxStore
 
 INBOX = "inbox"

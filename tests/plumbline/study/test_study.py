@@ -170,7 +170,7 @@ def test_the_artifact_says_what_was_found(finished: Path) -> None:
     assert cost["sets"] == 40 and cost["samples"] == 5 * 4 * (2 + 5) and cost["tokens"] > sum(sets.values())
     page = (finished / "study.html").read_text().replace("\u00a0%", " %")
     assert sha256_file(finished / "verdict.json") in page and sha256_file(finished / "documents.parquet") in page
-    assert '<th class="left" scope="row">plumbline/study/code</th>' in page
+    assert '<th class="left" scope="row">code</th>' in page
     assert found["headline"] in page and "http" not in page.replace("http://www.w3.org", "")
     for sentence in found["sentences"]:
         assert sentence in page

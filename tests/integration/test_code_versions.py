@@ -1,0 +1,129 @@
+"""Code versions in whole workspaces: they cover what really runs, and a change of the library shows at every door."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from plumbline.versioning.code import LIBRARY, Library, builder_of, code_version
+from plumbline.versioning.pipeline import assets_with_code
+from tests.integration.conftest import SMALL, Workspace
+
+pytestmark = pytest.mark.integration
+
+TRACE = """
+import contextlib, json, sys, threading
+from pathlib import Path
+import plumbline
+from plumbline.graph import step
+from plumbline.graph.materialize import materialize
+
+library, recording, files = Path(plumbline.__file__).parent, step.recording, set()
+
+def note(frame, event, argument):
+    if event == "call":
+        files.add(frame.f_code.co_filename)
+
+@contextlib.contextmanager
+def traced(*arguments):
+    with recording(*arguments) as begun:
+        threading.setprofile(note)
+        sys.setprofile(note)
+        try:
+            yield begun
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+
+step.recording = traced
+done = materialize(Path.cwd(), sys.argv[1], sys.argv[2] or None)
+assert not done.error, done.error
+paths = [Path(file).relative_to(library).with_suffix("") for file in files if file.startswith(f"{library}/")]
+names = {".".join((library.name, *path.parts)).removesuffix(".__init__") for path in paths}
+print(json.dumps(sorted(names)))
+"""
+PLUMBING = {"versioning", "tracking", "provenance", "graph", "cli", "params", "workspace"}
+"""Packages and modules that run along with a builder, and decide nothing of what it writes."""
+
+
+def run(workspace: Workspace, library: Path, *arguments: str, check: bool = True) -> str:
+    """A command in a workspace, with a copy of the library."""
+    environment = {**workspace.environment, "PYTHONPATH": f"{library.parent}{os.pathsep}{workspace.root}"}
+    done = subprocess.run(arguments, cwd=workspace.root, env=environment, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_version_covers_what_a_run_of_the_stage_runs(new_workspace: Callable[..., Workspace]) -> None:
+    choice, pair = "random-8", "random-8-w4a16-gptq"
+    workspace = new_workspace(
+        calibrations={choice: SMALL["calibrations"][choice]},
+        grid={"calibrations": [choice], "schemes": ["w4a16-gptq"]},
+        studies={"lengths": {**SMALL["studies"]["lengths"], "sizes": [4], "random_sets": 0}},
+    )
+    (workspace.root / "requested.yaml").write_text("requested: [lengths]\n")
+    (workspace.root / "traced_run.py").write_text(TRACE)
+    keys = dict.fromkeys(("calibration_choice", "calibration_set", "activation_stats"), choice)
+    keys |= {"quantized_model": pair, "evaluation": pair, "study": "lengths"}
+    stages = list(yaml.safe_load((workspace.root / "dvc.yaml").read_text())["stages"])
+    assert {*stages} == {"code_versions", *assets_with_code(workspace.root)}
+    library, missed = Library(), {}
+    for asset in stages[1:]:
+        output = run(workspace, LIBRARY, sys.executable, "traced_run.py", asset, keys.get(asset, ""))
+        modules = {name for name in json.loads(output.splitlines()[-1]) if not PLUMBING & {*name.split(".")[1:2]}}
+        assert any(name.startswith(f"plumbline.{asset}.") for name in modules)
+        missed[asset] = sorted(modules - library.modules(builder_of(asset)))
+    assert {asset: names for asset, names in missed.items() if names} == {}
+
+
+def test_a_changed_constant_shows_at_every_door_and_runs_what_it_changes(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "workspace")
+    library = Path(shutil.copytree(LIBRARY, tmp_path / "library" / "plumbline", ignore=shutil.ignore_patterns("*.pyc")))
+    python, dvc = (sys.executable, "-m", "plumbline.cli.main"), (sys.executable, "-m", "dvc")
+    assets = [name for name in assets_with_code(workspace.root) if name != "study"]
+
+    def stale_in_dvc() -> set[str]:
+        return {name.split("@")[0] for name in json.loads(run(workspace, library, *dvc, "status", "--json"))}
+
+    def dagster_versions() -> dict[str, str]:
+        script = (
+            "import json\nfrom orchestration.definitions import defs\n"
+            "graph = defs.resolve_asset_graph()\n"
+            "keys = graph.executable_asset_keys\n"
+            "print(json.dumps({key.to_user_string(): graph.get(key).code_version for key in keys}))"
+        )
+        return json.loads(run(workspace, library, sys.executable, "-c", script).splitlines()[-1])
+
+    assert "up to date" in run(workspace, library, *python, "status")
+    module = library / "calibration_report" / "bootstrap.py"
+    module.write_text(f"# why\n{module.read_text()}")
+    assert "up to date" in run(workspace, library, *python, "status")
+    assert stale_in_dvc() == {"code_versions"}
+    repro = run(workspace, library, *dvc, "repro")
+    assert "plumbline code-versions" in repro and "plumbline materialize" not in repro
+    assert stale_in_dvc() == set()
+
+    before = dagster_versions()
+    module.write_text(f"{module.read_text()}\nNEW = 1\n")
+    changed = {name for name in assets if code_version(name, Library(library)) != code_version(name)}
+    assert changed == {"calibration_report", "deployed_model"}
+    status = run(workspace, library, *python, "status", check=False)
+    assert {line for line in status.splitlines() if line in assets} == changed
+    assert status.count("the code changed") == len(changed)
+    after = dagster_versions()
+    assert {name for name in assets if after[name] != before[name]} == changed
+    repro = run(workspace, library, *dvc, "repro")
+    ran = {line.split()[-1] for line in repro.splitlines() if "plumbline materialize" in line}
+    assert ran == changed
+    assert stale_in_dvc() == set() and "up to date" in run(workspace, library, *python, "status")
+    lock = yaml.safe_load((workspace.root / "dvc.lock").read_text())["stages"]
+    for name in changed:
+        assert lock[name]["params"]["data/code_versions.yaml"] == {name: after[name]}
