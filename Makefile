@@ -1,12 +1,12 @@
-# make demo: set-up and the main job.  make test: set-up and the tests.  make ui, make mlflow: look at it.
+# make demo: setup, then the whole graph.  make test: setup, then the tests.  make ui, make mlflow: the web UIs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 EXTRAS ?= dev
-# The pip that comes with Python 3.11 spends three times as long on choosing versions; compiling every module of every
-# package beforehand costs a minute, and most of them are never imported.
+# The pip of Python 3.11 takes three times as long to resolve versions, hence the new pip below. --no-compile: compiling
+# every module of every package takes a minute, and most are never imported.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# `dvc repro` calls `python`; Dagster and MLflow keep their history in this folder.
+# `dvc repro` calls `python` from PATH; Dagster stores its history in DAGSTER_HOME.
 ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ignore::FutureWarning
 
 .PHONY: setup demo test integration lint ui mlflow repro clean
@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard plumbline/*/*
 demo: setup
 	@$(ENV) $(BIN)/plumbline run
 
-# A process per core, each with one thread.
+# One process per core, each with one thread.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 test: setup
