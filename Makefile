@@ -1,13 +1,13 @@
-# make demo: set-up and the main job.  make test: set-up and the tests.  make ui, make mlflow: look at it.
+# make demo: setup, then the whole graph.  make test: setup, then the tests.  make ui, make mlflow: the web UIs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 EXTRAS ?= dev
-# The pip that comes with Python 3.11 spends three times as long on choosing versions. Compiling 25,000 modules beforehand
-# costs a minute, and a fifth of them is ever imported: Python compiles those at first use, unless it is told to keep none.
+# The pip of Python 3.11 takes three times as long to resolve versions, hence the new pip below. --no-compile: compiling
+# every module of every package takes a minute, and most are never imported.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -r 20 -j 0 -x '/site-packages/(.*/tests?/|transformers/models/)' $(VENV)/lib
-# `dvc repro` calls `python`; Dagster and MLflow keep their history in this folder.
+# `dvc repro` calls `python` from PATH; Dagster stores its history in DAGSTER_HOME.
 ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ignore::FutureWarning
 
 .PHONY: setup demo test integration lint ui mlflow repro clean
@@ -29,7 +29,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard plumbline/*/*
 demo: setup
 	@$(ENV) $(BIN)/plumbline run
 
-# A process per core, each with one thread.
+# One process per core, each with one thread.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 test: setup

@@ -23,8 +23,8 @@ from plumbline.versioning.code import code_version
     code_version=code_version("activation_stats"),
     automation_condition=ON_NEW_INPUT,
     deps=[calibration_set],
-    description="What the base model's linear layers saw when it read the calibration set: ranges, moments, "
-    "histograms, Hessians, and which sample caused each extreme. Collected once, used by every scheme.",
+    description="Activation statistics of the base model's linear layers on the calibration set: ranges, moments, "
+    "histograms, Hessians, and the sample behind each extreme. Collected once, used by every scheme.",
 )
 def activation_stats(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.activation_stats.build import build_activation_stats

@@ -1,4 +1,4 @@
-"""The Dagster definition of `calibration_choice`: the only place where launch-time overrides enter."""
+"""The Dagster definition of `calibration_choice`, the only asset with launch-time overrides."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from plumbline.versioning.code import code_version
 
 
 class ChoiceOverrides(dg.Config):
-    """Launch-time changes to the choice's entry in params.yaml; what is left out stays as it is there."""
+    """Launch-time overrides of the choice's entry in params.yaml; omitted fields keep their values."""
 
     strategy: str | None = Field(default=None, description="Another strategy, by its registered name.")
     n: int | None = Field(default=None, description="Another number of samples.")
@@ -30,8 +30,8 @@ class ChoiceOverrides(dg.Config):
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("calibration_choice"),
     automation_condition=ON_NEW_INPUT,
-    description="The parameters of a calibration choice as they were really used: its entry in params.yaml, changed "
-    "by what was overridden at launch. Everything downstream reads this, so no override goes unrecorded.",
+    description="The effective parameters of a calibration choice: its entry in params.yaml with the overrides of the "
+    "launch. Everything downstream reads this asset, so every override is recorded.",
 )
 def calibration_choice(context: dg.AssetExecutionContext, config: ChoiceOverrides) -> Iterator[Any]:
     from plumbline.calibration_choice.build import build_calibration_choice

@@ -23,8 +23,8 @@ from plumbline.versioning.code import code_version
     code_version=code_version("calibration_set"),
     automation_condition=ON_NEW_INPUT,
     deps=[calibration_choice, tokenized_samples, sample_features],
-    description="The samples that a choice picked from the pool, in order, each with the reason it was picked, and how "
-    "well they represent production. Opens as a torch Dataset and as a datasets.Dataset.",
+    description="The samples that a choice picked from the pool, in order, with the reason for each, and how well they "
+    "represent production. Loads as a torch Dataset and as a datasets.Dataset.",
 )
 def calibration_set(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.calibration_set.build import build_calibration_set

@@ -27,9 +27,9 @@ from plumbline.versioning.code import code_version
     automation_condition=ON_NEW_INPUT,
     deps=[calibration_report, evaluation, quantized_model, calibration_set, tokenized_samples],
     description="Which model is the champion, and why. The best model of the grid under the deployed scheme is "
-    "compared with the champion on the same documents, and held to the checks below. The alias `champion` of the "
-    "registry moves to it only if it passes every one; otherwise the champion stays, and the record says which check "
-    "failed, and by how much.",
+    "compared with the champion on the same documents and has to pass the checks below. The registry alias `champion` "
+    "moves to it only if it passes all of them; otherwise the champion stays, and the record says which check failed, "
+    "and by how much.",
 )
 def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.deployed_model.build import build_deployed_model
@@ -40,11 +40,11 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.tracking.registry import open_registry
 
     def build(step: Step, key: str, out: Path) -> None:
-        asked = DeploymentParams.model_validate(step.params["deployment"])
+        deployment = DeploymentParams.model_validate(step.params["deployment"])
         registry = open_registry(step.root)
         build_deployed_model(
-            asked,
-            SchemeParams.model_validate(step.params[f"schemes.{asked.scheme}"]).model_dump(mode="json"),
+            deployment,
+            SchemeParams.model_validate(step.params[f"schemes.{deployment.scheme}"]).model_dump(mode="json"),
             list(GridParams.model_validate(step.params["grid"]).calibrations),
             ReportParams.model_validate(step.params["report"]),
             Inputs(
@@ -53,7 +53,7 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
                 sets=step.input("calibration_set"),
                 samples=step.input("tokenized_samples"),
                 report=step.input("calibration_report"),
-                serving=step.root / asked.serving if asked.serving else None,
+                serving=step.root / deployment.serving if deployment.serving else None,
             ),
             out,
             champion_of(step, registry),

@@ -23,8 +23,8 @@ from plumbline.versioning.code import code_version
     code_version=code_version("evaluation"),
     automation_condition=ON_NEW_INPUT,
     deps=[quantized_model, tokenized_samples],
-    description="How far a quantized model is from the base model on the report split, which no calibration choice may "
-    "see: KL divergence per token, perplexity, top-1 agreement, per domain. Also a run in MLflow.",
+    description="Divergence of a quantized model from the base model on the report split, which no calibration choice "
+    "can use: KL divergence per token, perplexity, top-1 agreement, per domain. Logged as a run in MLflow.",
 )
 def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.evaluation.build import build_evaluation

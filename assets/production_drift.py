@@ -1,4 +1,4 @@
-"""The Dagster definition of `production_drift`: an observation of live data, so it is no stage of DVC."""
+"""The Dagster definition of `production_drift`: an observation of live data, and therefore not a DVC stage."""
 
 import dagster as dg
 
@@ -17,25 +17,25 @@ CHECK = "production_is_what_the_champion_was_calibrated_on"
         dg.AssetCheckSpec(
             CHECK,
             asset="production_drift",
-            description="No metric of representativeness has left the range of random draws since the champion's "
-            "calibration set was chosen, and random draws come as near to production as they did. What fails "
-            "starts a run that calibrates anew, and says whether the corpus lacks such texts.",
+            description="No representativeness metric has left the range of random draws since the champion's "
+            "calibration set was chosen, and random draws are as close to production as they were then. A "
+            "failure starts a re-calibration, and says whether the corpus lacks such texts.",
         )
     ],
-    description="How far today's production texts (`corpus.production`) are from the texts that the champion was "
-    "calibrated on, beside how far they were when it was calibrated. Measured when new production texts come in; past "
-    "the limits under `drift:` in params.yaml a sensor starts a re-calibration.",
+    description="Distance of current production texts (`corpus.production`) from the champion's calibration texts, "
+    "compared with the distance at calibration. Measured when new production texts arrive; if it exceeds the limits "
+    "under `drift:` in params.yaml, a sensor starts a re-calibration.",
 )
 def production_drift() -> dg.MaterializeResult:
     from plumbline.graph.drift import measure
 
-    found = measure()
+    drift = measure()
     check = dg.AssetCheckResult(
         check_name=CHECK,
-        passed=not found["drifted"],
+        passed=not drift["drifted"],
         severity=dg.AssetCheckSeverity.WARN,
-        description=found["sentence"],
-        metadata={"metrics": dg.MetadataValue.json(found["metrics"])},
+        description=drift["sentence"],
+        metadata={"metrics": dg.MetadataValue.json(drift["metrics"])},
     )
-    shown = {key: found[key] for key in ("drifted", "sentence", "p_value", "production_samples", "champion")}
+    shown = {key: drift[key] for key in ("drifted", "sentence", "p_value", "production_samples", "champion")}
     return dg.MaterializeResult(metadata=as_metadata(shown), check_results=[check])

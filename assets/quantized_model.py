@@ -27,7 +27,7 @@ from plumbline.versioning.code import code_version
         for upstream in (calibration_set, activation_stats)
     ],
     description="The base model quantized under a scheme with the statistics of a calibration set: a Hugging Face "
-    "folder that transformers and vLLM load. calibration.json beside the weights says which samples made it.",
+    "folder that transformers and vLLM load. calibration.json beside the weights lists the calibration samples.",
 )
 def quantized_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.quantized_model.build import build_quantized_model

@@ -15,7 +15,7 @@ inbox = dg.AssetSpec(
     group_name="1_corpus",
     kinds={"file"},
     owners=OWNERS,
-    description="Files that people drop. A sensor watches; once a new file is complete, it starts one run.",
+    description="Text files that users add. A sensor launches a run once a new file is complete.",
 )
 
 
@@ -27,8 +27,8 @@ inbox = dg.AssetSpec(
     automation_condition=ON_NEW_INPUT,
     deps=[inbox],
     description="Every document of every source in params.yaml (production and out-of-domain texts first) and of the "
-    "inbox, one Parquet shard per file. A file that did not change is not read again; a bad row is set aside with its "
-    "file, row and reason, and counted.",
+    "inbox, one Parquet shard per file. Unchanged files are not read again. Bad rows are set aside with file, row and "
+    "reason, and counted.",
 )
 def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.graph.declared import require_declared

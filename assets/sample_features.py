@@ -19,8 +19,8 @@ from plumbline.versioning.code import code_version
     code_version=code_version("sample_features"),
     automation_condition=ON_NEW_INPUT,
     deps=[tokenized_samples],
-    description="What a strategy chooses by: length and sentence embedding of every sample, and what the base model "
-    "computes for some. Computed once per sample, and never again while embedder and base model stay.",
+    description="The features that strategies use: length and sentence embedding of every sample, and base-model "
+    "signatures of some. Computed once per sample, until embedder or base model change.",
 )
 def sample_features(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.sample_features.build import build_sample_features

@@ -21,7 +21,7 @@ MEASURING = (
     "plumbline.study.draws",
     "plumbline.study.measuring",
 )
-"""Code that decides what is measured, and not how results are judged and shown."""
+"""Modules that determine the measurements; a change in other modules reuses measured results."""
 
 
 @dg.asset(
@@ -31,8 +31,8 @@ MEASURING = (
     partitions_def=STUDIES,
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("study"),
-    deps=[tokenized_samples, sample_features],  # no automation: it takes long, so it runs when somebody asks for it
-    description="Is one way to choose calibration texts better than another? Rules against a baseline and controls, "
+    deps=[tokenized_samples, sample_features],  # no automation: a study takes long and runs on request
+    description="Is one rule for choosing calibration texts better than another? Rules against a baseline and controls "
     "over many paired draws, sizes and schemes, with confidence intervals. Runs on request: `plumbline study`.",
 )
 def study(context: dg.AssetExecutionContext) -> Iterator[Any]:

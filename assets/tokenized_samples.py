@@ -19,10 +19,9 @@ from plumbline.versioning.code import code_version
     code_version=code_version("tokenized_samples"),
     automation_condition=ON_NEW_INPUT,
     deps=[raw_corpus],
-    description="The documents as production would tokenize them: the base model's tokenizer, special tokens and chat "
-    "template, long documents cut by policy, each document in one of the splits pool, tuning, report and "
-    "production. "
-    "Every token that is lost on the way is counted by reason.",
+    description="The documents tokenized as in production: with the base model's tokenizer, special tokens and chat "
+    "template. Long documents are cut by policy. Each document is in one of the splits pool, tuning, report and "
+    "production. Every lost token is counted by reason.",
 )
 def tokenized_samples(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.tokenized_samples.build import build_tokenized_samples

@@ -1,1 +1,1 @@
-"""What runs by itself: definitions, checks, jobs, sensors."""
+"""The Dagster code location: definitions, checks, jobs, sensors."""

@@ -1,4 +1,4 @@
-"""What the UI shows as passed or failed after an asset was made."""
+"""The asset checks."""
 
 import dagster as dg
 
@@ -15,15 +15,15 @@ from plumbline.graph.check_result import as_result, data_folder, partitions
 
 @dg.asset_check(asset=raw_corpus, blocking=True)
 def every_row_is_accounted_for() -> dg.AssetCheckResult:
-    """Rows read = documents kept + rows set aside, in every source file and in total."""
+    """Rows read = documents + rows set aside, in every source file and in total."""
     return as_result(checks.every_row_is_accounted_for(data_folder()))
 
 
 @dg.asset_check(asset=raw_corpus)
 def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
-    """Every file that was dropped is part of the corpus; one that is not is named, with what is wrong and where.
+    """Every file of the inbox is part of the corpus; files that are not are listed with the reason.
 
-    A warning: the rest of the corpus does not wait for it.
+    A failure is a warning: it does not block the rest of the corpus.
     """
     return as_result(checks.no_file_of_the_inbox_is_held_back(data_folder()))
 
@@ -36,23 +36,23 @@ def every_token_is_accounted_for() -> dg.AssetCheckResult:
 
 @dg.asset_check(asset=calibration_set, blocking=True)
 def no_report_document_in_a_calibration_set(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Reported numbers come from documents that no calibration set contains."""
+    """No calibration set contains a document of the report split."""
     choices = partitions(context, calibration_set)
     return as_result(checks.no_report_document_in_a_calibration_set(data_folder(), choices))
 
 
 @dg.asset_check(asset=calibration_set, blocking=True)
 def calibration_set_was_tokenized_as_the_corpus_is(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Tokenizer, special tokens, chat template and truncation have one fingerprint from samples to set."""
+    """The calibration set has the tokenization fingerprint of the samples: tokenizer, special tokens, chat template."""
     choices = partitions(context, calibration_set)
     return as_result(checks.calibration_set_was_tokenized_as_the_corpus_is(data_folder(), choices))
 
 
 @dg.asset_check(asset=calibration_set)
 def calibration_set_represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """The set is no farther from production than random draws of its size, over all metrics of the panel at once.
+    """The set is no farther from production than random draws of its size, tested over all metrics of the panel.
 
-    A warning: to be different from production can be what a choice is for. One fair random draw in twenty is flagged.
+    A failure is a warning: a choice may differ from production on purpose, and one random draw in twenty is flagged.
     """
     choices = partitions(context, calibration_set)
     return as_result(checks.calibration_set_represents_production(data_folder(), choices))
@@ -60,41 +60,41 @@ def calibration_set_represents_production(context: dg.AssetCheckExecutionContext
 
 @dg.asset_check(asset=activation_stats)
 def every_site_saw_enough_tokens(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """No site saw fewer tokens than it has channels, as experts do that the router seldom chooses.
+    """Every site saw at least as many tokens as it has channels; rarely routed experts may not.
 
-    A warning: such a site's statistics leave directions of its input open (see activation_stats/starved.py).
+    A failure is a warning: with fewer tokens the Hessian of a site is singular (see activation_stats/starved.py).
     """
     return as_result(checks.every_site_saw_enough_tokens(data_folder(), partitions(context, activation_stats)))
 
 
 @dg.asset_check(asset=quantized_model, blocking=True)
 def model_carries_the_tokenizer_it_was_calibrated_with(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """The fingerprint in the quantized model is that of the samples."""
+    """The quantized model has the tokenization fingerprint of the samples."""
     pairs = partitions(context, quantized_model)
     return as_result(checks.model_carries_the_tokenizer_it_was_calibrated_with(data_folder(), pairs))
 
 
 @dg.asset_check(asset=quantized_model)
 def no_layer_fell_back(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Every layer was quantized by the method asked for; one that fell back is named."""
+    """Every layer was quantized by the requested method; layers that fell back are listed."""
     return as_result(checks.no_layer_fell_back(data_folder(), partitions(context, quantized_model)))
 
 
-def _gate(name: str, promise: str) -> dg.AssetChecksDefinition:
-    """What `deployed_model` held its candidate to, read back from the record.
+def _gate(name: str, description: str) -> dg.AssetChecksDefinition:
+    """A promotion gate of `deployed_model` as an asset check, read from promotion.json.
 
-    One that fails has kept the alias where it was. The run itself went well, and so did `dvc repro`: such a check is an
-    error, but not `blocking` in Dagster's sense, which would fail the run.
+    After a failed gate the alias has not moved, but the run itself and `dvc repro` succeeded. The check is therefore an
+    error, but not `blocking`, which would fail the run.
     """
 
-    @dg.asset_check(asset=deployed_model, name=name, description=promise)
+    @dg.asset_check(asset=deployed_model, name=name, description=description)
     def check() -> dg.AssetCheckResult:
         return as_result(checks.promotion_gate(data_folder(), name))
 
     return check
 
 
-GATE_CHECKS = [_gate(name, promise) for name, promise in GATES.items()]
+GATE_CHECKS = [_gate(name, description) for name, description in GATES.items()]
 
 CHECKS: list[dg.AssetChecksDefinition] = [
     every_row_is_accounted_for,

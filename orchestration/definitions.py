@@ -1,4 +1,4 @@
-"""Everything that Dagster loads: the assets in the order the data flows, their checks, and the sensors."""
+"""The Dagster definitions: assets in the order of the data flow, checks, jobs and sensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selections of assets that one launches by name."""
+"""Jobs: selections of assets that are launched by name."""
 
 import dagster as dg
 
@@ -9,20 +9,20 @@ from assets.study import study
 from assets.tokenized_samples import tokenized_samples
 from plumbline.graph.sensor_ticks import STUDY_JOB
 
-# Objects, not strings: string selections depend on the version of antlr that is installed.
+# Selection objects, because string selections depend on the installed version of antlr.
 INGEST = dg.define_asset_job(
     "ingest",
     dg.AssetSelection.assets(raw_corpus, tokenized_samples, sample_features),
-    description="Reads new source files, tokenizes and embeds what is new. What depends on it follows by automation.",
+    description="Reads new source files, tokenizes and embeds them. Downstream assets follow by automation.",
 )
 MEASURE_DRIFT = dg.define_asset_job(
     "measure_drift",
     dg.AssetSelection.assets(production_drift),
-    description="Compares today's production texts with the champion's calibration set.",
+    description="Compares current production texts with the champion's calibration set.",
 )
 STUDY = dg.define_asset_job(
     STUDY_JOB,
     dg.AssetSelection.assets(study),
-    description="Measure and judge the studies that were asked for (`plumbline study`); each goes on where it stopped.",
+    description="Runs the requested studies (`plumbline study`); an interrupted study is resumed.",
 )
 JOBS = [INGEST, MEASURE_DRIFT, STUDY]

@@ -1,4 +1,4 @@
-"""What starts runs by itself: the inbox, new inputs, and what DVC made behind Dagster's back."""
+"""The sensors: inbox, hub, drift, DVC, dead runs, and automation of downstream assets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ RUNNING = dg.DefaultSensorStatus.RUNNING
     job=INGEST,
     minimum_interval_seconds=5,
     default_status=RUNNING,
-    description="A new, changed or deleted file in the inbox leads to one run. A file that is still being written "
-    "waits, and holds up no other; the same content again, under whatever name, leads to none.",
+    description="Launches one run for new, changed or deleted files in the inbox. A file that is still being written "
+    "waits without blocking others; content that is in the corpus already, under any name, launches none.",
 )
 def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     return sensor_ticks.inbox_tick(context.instance)
@@ -25,7 +25,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
     job=INGEST,
     minimum_interval_seconds=3600,
     default_status=RUNNING,
-    description="A new revision of a Hugging Face dataset that `corpus` follows (`follow: main`) leads to a run.",
+    description="Launches a run for a new revision of a Hugging Face dataset that `corpus` follows (`follow: main`).",
 )
 def hub_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     return sensor_ticks.hub_tick(context.instance)
@@ -35,8 +35,8 @@ def hub_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Skip
     jobs=[MEASURE_DRIFT, INGEST],
     minimum_interval_seconds=30,
     default_status=RUNNING,
-    description="New production texts are compared with the champion's calibration set; past the limits a run "
-    "calibrates anew, and its tags say why.",
+    description="Compares new production texts with the champion's calibration set. If the drift exceeds the limits, "
+    "launches a re-calibration, whose tags give the reason.",
 )
 def drift_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     return sensor_ticks.drift_tick(context, measure=MEASURE_DRIFT.name, recalibrate=INGEST.name)
@@ -45,7 +45,7 @@ def drift_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=RUNNING,
-    description="Tells Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place.",
+    description="Reports to Dagster what `dvc repro`, `dvc checkout` or `dvc pull` changed.",
 )
 def dvc_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return sensor_ticks.dvc_tick(context)
@@ -54,7 +54,7 @@ def dvc_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=RUNNING,
-    description="Marks runs as failed whose process was killed, so that the queue goes on.",
+    description="Marks runs whose process was killed as failed, so that they do not block the queue.",
 )
 def dead_run_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return sensor_ticks.dead_run_tick(context.instance)
@@ -65,7 +65,7 @@ automation = dg.AutomationConditionSensorDefinition(
     target=dg.AssetSelection.all(),
     default_status=RUNNING,
     minimum_interval_seconds=15,
-    description="Runs what is downstream of new data, when the content of something it reads has changed.",
+    description="Runs downstream assets when the content of a dependency has changed.",
 )
 
 SENSORS = [inbox_sensor, hub_sensor, drift_sensor, dvc_sensor, dead_run_sensor, automation]

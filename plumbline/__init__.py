@@ -1,7 +1,7 @@
 """Plumbline: picks, proves and audits the calibration data behind quantized language models.
 
-For notebooks, `import plumbline` offers the functions of `plumbline.api`: choose, collect, quantize, simulate,
-divergence, save, and CalibrationDataset and load_calibration_set. PyTorch is imported when one of them is first used.
+For notebooks, `import plumbline` exports the functions of `plumbline.api`: choose, collect, quantize, simulate,
+divergence, save, load_calibration_set, and the class CalibrationDataset. PyTorch is imported on first use.
 """
 
 import os
@@ -30,9 +30,9 @@ __all__ = [
     "simulate",
 ]
 
-# Read when torch is imported, through whichever door. By default OpenMP's idle threads spin: as soon as another process
-# wants the same cores, every small operation waits for a whole time slice (measured on 2 busy cores: activation
-# statistics at 120 tokens/s, against 4,400 with this).
+# OpenMP reads this when torch is imported. By default its idle threads spin: as soon as another process needs the same
+# cores, every small operation waits for a whole time slice. Measured on 2 busy cores: activation statistics at 120
+# tokens/s, and 4,400 with this setting.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -41,8 +41,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    # Every module of the package imports this one. An import statement would make the notebook's functions, and with
-    # them nearly all modules, part of each stage's code version.
+    # Every module of the package imports this one. An import statement would make the API, and with it nearly all
+    # modules, part of the code version of every stage.
     return getattr(import_module(f"{__name__}.api"), name)
 
 

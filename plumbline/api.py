@@ -1,7 +1,7 @@
-"""What `import plumbline` offers a notebook: choose calibration samples, collect, quantize, judge.
+"""The functions of `import plumbline` for notebooks: choose calibration samples, collect, quantize, compare.
 
-Samples are lists of token ids, as a tokenizer's `input_ids` are; models are causal language models of transformers.
-Each function is what the graph runs, without a workspace, files or provenance.
+Samples are lists of token ids, like a tokenizer's `input_ids`. Models are causal language models of transformers.
+The functions are those of the graph, without workspace, files or provenance.
 """
 
 from __future__ import annotations
@@ -55,30 +55,30 @@ Samples = Sequence[Sequence[int]]
 """Token ids per sample."""
 BATCH_TOKENS = 4096
 LOGITS_BYTES = 0
-"""Of the base model's logits kept in memory: none, they are used once."""
+"""Limit of cached base-model logits in bytes: none, because they are used once."""
 
 
 def choose(
     samples: Samples | str | Path, strategy: str = "random", n: int = 128, *, seed: int = 0, **options: Any
 ) -> list[list[int]]:
-    """Choose n calibration samples: their token ids, in order.
+    """Choose n calibration samples; returns their token ids, in order.
 
     Args:
-        samples: the samples to choose among; or a folder in a workspace, whose pool is chosen from.
-        strategy: a name that `plumbline strategies` lists. Some read embeddings, activations or the base model, which
-            only a workspace has.
+        samples: the samples to choose from, or a folder in a workspace to choose from its pool.
+        strategy: a name from `plumbline strategies`. Some need embeddings, activations or the base model, which only a
+            workspace has.
         seed: the same seed, samples and options give the same choice.
-        options: of the strategy (`plumbline strategies NAME`), and `domains` and `allow_fewer` of every choice.
+        options: options of the strategy (`plumbline strategies NAME`), and the general options `domains` and
+            `allow_fewer`.
 
     Raises:
-        ValueError: no such strategy or option, fewer than n samples to choose from, or the strategy reads what a list
-            of samples lacks.
+        ValueError: no such strategy or option, fewer than n samples, or the strategy needs a workspace.
     """
-    asked = resolve("notebook", {"strategy": strategy, "n": n, "seed": seed, **options})
+    choice = resolve("notebook", {"strategy": strategy, "n": n, "seed": seed, **options})
     pool = _workspace_pool(Path(samples)) if isinstance(samples, str | Path) else pool_of(samples)
-    among = of_domains(pool, asked["domains"], asked["name"])
-    selection = choose_from(among, get(strategy), asked, len(pool))
-    chosen: list[list[int]] = joined(among, selection, asked["name"])["input_ids"].to_pylist()
+    candidates = of_domains(pool, choice["domains"], choice["name"])
+    selection = choose_from(candidates, get(strategy), choice, len(pool))
+    chosen: list[list[int]] = joined(candidates, selection, choice["name"])["input_ids"].to_pylist()
     return chosen
 
 
@@ -87,17 +87,15 @@ def collect(model: PreTrainedModel, samples: Samples, **settings: Any) -> Activa
 
     Args:
         model: the base model, in evaluation mode.
-        samples: of which each counts once, however often it occurs.
-        settings: of `statistics:` in params.yaml, such as `hessian=False`; see `StatisticsParams`.
+        samples: the calibration samples; duplicates are counted once.
+        settings: settings of `statistics:` in params.yaml, such as `hessian=False`; see `StatisticsParams`.
 
     Raises:
-        ValueError: the model is in training mode; an unknown setting; whatever `activation_stats.collect` refuses.
+        ValueError: the model is in training mode, a setting is unknown, or `activation_stats.collect` raises.
     """
     _require_evaluation_mode(model)
-    settings_of_all = StatisticsParams.model_validate(settings)
-    return collect_statistics(
-        model, list(_named(samples).items()), settings_of_all, base_model_digest="", fingerprint=""
-    )
+    params = StatisticsParams.model_validate(settings)
+    return collect_statistics(model, list(_named(samples).items()), params, base_model_digest="", fingerprint="")
 
 
 def quantize(
@@ -106,26 +104,26 @@ def quantize(
     scheme: Mapping[str, Any] | SchemeParams,
     samples: Samples | None = None,
 ) -> Quantized:
-    """Quantize the base model's Linears; the model itself stays as it is.
+    """Quantize the base model's Linears; the model itself is not changed.
 
     Args:
         statistics: from `collect` on this model.
         scheme: as under `schemes:` in params.yaml, such as `{"method": "gptq", "weight_bits": 4, "group_size": 128}`.
-        samples: the calibration samples again, which a scheme with `propagate: quantized` runs.
+        samples: the calibration samples, required by schemes with `propagate: quantized`.
 
     Raises:
-        ValueError: the scheme does not suit the model or the statistics.
+        ValueError: the scheme does not fit the model or the statistics.
     """
     params = SchemeParams.model_validate(scheme)
     if params.propagate != "quantized":
         return quantize_model(model, statistics, params)
     if samples is None:
-        raise ValueError("propagate: quantized runs the calibration samples again; give them as `samples`")
+        raise ValueError("propagate: quantized runs the calibration samples again; pass them as `samples`")
     return propagated(model, list(_named(samples).items()), params, statistics)
 
 
 def simulate(model: PreTrainedModel, quantized: Quantized, scheme: Mapping[str, Any] | SchemeParams) -> PreTrainedModel:
-    """A copy of the base model that computes what the quantized model does, bit for bit, in the base model's dtype."""
+    """Return a copy of the base model, in its dtype, whose outputs equal the quantized model's bit for bit."""
     return simulate_model(model, quantized, SchemeParams.model_validate(scheme))
 
 
@@ -138,30 +136,32 @@ def save(
 ) -> None:
     """Write the quantized model as a folder in the compressed-tensors format, which transformers and vLLM load.
 
-    Unlike a model of the graph it has no calibration.json: nobody can audit which samples made it.
+    Unlike a model of the graph it has no calibration.json, so its samples cannot be audited.
 
     Args:
         base_folder: the base model's folder, whose tokenizer files are copied.
-        out: made if it does not exist.
+        out: the folder to write; created if it does not exist.
     """
     Path(out).mkdir(parents=True, exist_ok=True)
     export(model, quantized, SchemeParams.model_validate(scheme), Path(base_folder), Path(out))
 
 
 def divergence(base: PreTrainedModel, quantized: PreTrainedModel, samples: Samples) -> TokenDivergence:
-    """Compare two models on texts that neither was calibrated on: one entry per predicted token, sample after sample.
+    """Compare two models on held-out samples; returns an entry per predicted token, in order of the samples.
 
-    `.kl` is the KL divergence from the base model in nats, `.agree` whether both think the same token most probable;
-    `.kl.mean()` is the figure of the graph's table.
+    `.kl` is the KL divergence from the base model in nats, `.agree` whether both models predict the same token;
+    `.kl.mean()` is the KL in the graph's table.
 
     Raises:
-        ValueError: no token is predicted, the vocabularies differ, or a model answers with inf or NaN.
+        ValueError: no token is predicted, the vocabularies differ, or a model returns inf or NaN.
     """
     for model in (base, quantized):
         _require_evaluation_mode(model)
     tokens = [np.asarray(sample, dtype=np.int64) for sample in samples]
     if not any(len(ids) > 1 for ids in tokens):
-        raise ValueError("samples: expected one of at least two tokens, of which the second is predicted")
+        raise ValueError(
+            "samples: expected at least one sample of at least two tokens, because the first is not predicted"
+        )
     names = [str(number) for number in range(len(tokens))]
     work = list(batches(HeldOut(names, names, names, tokens, {}), BATCH_TOKENS))
     per_token, _ = measure(BaseLogits(lambda: base, work, LOGITS_BYTES), quantized, work)
@@ -179,11 +179,11 @@ def _workspace_pool(folder: Path) -> Pool:
 
 
 def _named(samples: Samples) -> dict[str, list[int]]:
-    """The samples by their ids."""
+    """Key the samples by their ids."""
     ids = [np.asarray(sample, dtype=np.int32) for sample in samples]
     return {sample_id(sample): sample.tolist() for sample in ids}
 
 
 def _require_evaluation_mode(model: PreTrainedModel) -> None:
     if model.training:
-        raise ValueError("the model is in training mode, in which dropout changes its answers; call model.eval() first")
+        raise ValueError("the model is in training mode, in which dropout changes its outputs; call model.eval() first")

@@ -1,4 +1,4 @@
-"""What every artifact on disk has in common: canonical JSON, deterministic Parquet, digests by content."""
+"""File formats of all artifacts: canonical JSON, deterministic Parquet, content digests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: keys sorted, no spaces, UTF-8, no NaN (raises ValueError)."""
+    """Serialize a value to canonical JSON: sorted keys, no spaces, UTF-8; NaN raises ValueError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -30,12 +30,12 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 (hex) of each named file of `folder`, by name, in order of name."""
+    """SHA-256 (hex) of the named files of `folder`, by name, sorted."""
     return {name: sha256_file(folder / name) for name in sorted(names)}
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` for people and for hashing: sorted keys, one space of indent, a final newline, no NaN."""
+    """Write `value` as readable, deterministic JSON: sorted keys, one space of indent, final newline, no NaN."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -44,7 +44,7 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        ValueError: it is not JSON; the message names file and line.
+        ValueError: the file is not JSON; the message names file and line.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -55,22 +55,22 @@ def read_json(path: Path) -> Any:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put `text` (UTF-8) in the place of what a file held, whole or not at all; for one writer at a time."""
+    """Replace the content of a file by `text` (UTF-8) atomically; for one writer at a time."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
 def write_table(path: Path, table: pa.Table, row_group_size: int = 4096) -> None:
-    """Write a Parquet file whose bytes depend on the table alone."""
-    import pyarrow.parquet as pq  # the other functions serve commands that start sooner without it
+    """Write a Parquet file whose bytes depend only on the table."""
+    import pyarrow.parquet as pq  # imported here: commands that use only the other functions start faster
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd", row_group_size=row_group_size, write_statistics=False)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Put an unchanged file of an earlier version into a new one without a second copy where the disk allows."""
+    """Hard-link an unchanged file into a new version of an artifact; copy it if the file system cannot link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

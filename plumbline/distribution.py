@@ -1,4 +1,4 @@
-"""The name under which Plumbline is installed, its version, and how an extra is installed."""
+"""Name, version and extras of the installed distribution."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 NAME = "plumbline-ptq"
-"""Of the distribution; `plumbline` on PyPI is another project. The package and the command are called plumbline."""
+"""Name of the distribution; `plumbline` on PyPI is another project. Package and command are named plumbline."""
 CHECKOUT = Path(__file__).resolve().parents[1]
-"""The repository's root where the package runs from a checkout, else the folder of installed packages."""
+"""The repository's root if the package runs from a checkout, else the folder of installed packages."""
 
 
 def version() -> str:
-    """The installed version; "unknown" where the package runs without having been installed."""
+    """The installed version; "unknown" if the package is not installed."""
     try:
         return version_of(NAME)
     except PackageNotFoundError:
@@ -26,7 +26,7 @@ def in_checkout() -> bool:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of Plumbline: in a checkout with its pinned versions, elsewhere by name."""
+    """The command that installs an extra; in a checkout with pinned versions."""
     if in_checkout():
         return f"pip install -c constraints.txt -e '.[{extra}]'"
     return f"pip install '{NAME}[{extra}]'"

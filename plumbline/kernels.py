@@ -1,4 +1,4 @@
-"""Loading the compiled kernels: absent, unloadable or of another version, PyTorch does the same work instead."""
+"""Loads the compiled kernels. If one is missing, unloadable or of another version, PyTorch is used instead."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _lock = Lock()
 
 
 def load(source: str, version: int) -> ctypes.CDLL | None:
-    """The library that was compiled from a C source of the package, or None where it cannot be used.
+    """Return the library compiled from a C source of the package, or None if it cannot be used.
 
-    Says once why it cannot. Each library exports `plumbline_version()`, the version of its interface.
+    The reason is logged once. Each library exports `plumbline_version()`, the version of its interface.
 
     Args:
-        source: its path in the package, such as `activation_stats/kernel.c`, compiled to `activation_stats/_kernel`.
+        source: its path in the package; `activation_stats/kernel.c`, say, is compiled to `activation_stats/_kernel`.
         version: the interface that the caller expects.
     """
-    with _lock:  # several threads may ask at once; the message appears once
+    with _lock:  # concurrent calls must log the reason only once
         return _load(PACKAGE / source, version)
 
 
@@ -52,9 +52,9 @@ def _load(source: Path, version: int) -> ctypes.CDLL | None:
 
 
 def implementation(source: str, version: int) -> str:
-    """`compiled` if the compiled library does the work on this machine, else `fallback`.
+    """Return `compiled` if the compiled library is used on this machine, else `fallback`.
 
-    A library may say by `plumbline_level()` that this processor lacks its instructions.
+    A library may export `plumbline_level()`, which is 0 if this processor lacks the required instructions.
     """
     library = load(source, version)
     level = getattr(library, "plumbline_level", None)

@@ -1,4 +1,4 @@
-"""The typed reading of params.yaml: every section is checked before anything runs."""
+"""Typed params.yaml: every section is validated before anything runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEADER = "# Entries of `studies:` in params.yaml that `plumbline study` was aske
 
 
 class GridParams(BaseModel):
-    """Which choices are quantized under which schemes, and compared."""
+    """The calibration choices and schemes whose pairs are quantized and compared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -105,12 +105,12 @@ class Params(BaseModel):
         return self
 
     def pairs(self) -> dict[str, tuple[str, str]]:
-        """(calibration, scheme) of every pair of the grid by its key, in order."""
+        """Key -> (calibration, scheme) of every pair of the grid, in order."""
         return {pair_key(c, s): (c, s) for c in self.grid.calibrations for s in self.grid.schemes}
 
 
 def pair_key(calibration: str, scheme: str) -> str:
-    """Partition key, DVC stage suffix and folder of a quantized model: as DVC joins the values of a matrix."""
+    """Partition key, DVC stage suffix and folder name of a quantized model, as DVC joins the values of a matrix."""
     return f"{calibration}-{scheme}"
 
 
@@ -118,7 +118,7 @@ def load_params(root: Path | None = None) -> Params:
     """Read params.yaml of the workspace.
 
     Raises:
-        ValueError: the file is missing, is not YAML, or a value is wrong: the message names file, place and value.
+        ValueError: the file is missing, is not YAML, or a value is invalid; the message names file, key and value.
     """
     path = (root or workspace_root()) / "params.yaml"
     if not path.is_file():
@@ -127,29 +127,29 @@ def load_params(root: Path | None = None) -> Params:
 
 
 def requested(root: Path | None = None) -> list[str]:
-    """The studies that somebody asked for, in order: the content of requested.yaml, which DVC reads, too."""
+    """The requested studies, in order, from requested.yaml, which DVC reads too."""
     path = (root or workspace_root()) / REQUESTED
-    found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-    return [str(name) for name in found.get("requested") or []]
+    content = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return [str(name) for name in content.get("requested") or []]
 
 
 def request(names: Sequence[str], root: Path | None = None) -> None:
-    """Ask for studies: from now on they are stages and partitions of the graph.
+    """Add studies to requested.yaml, which makes them stages and partitions of the graph.
 
     Raises:
-        ValueError: params.yaml has no such study, or its statistics cannot be those of a study.
+        ValueError: params.yaml has no such study, or its `statistics` do not fit studies.
     """
     params = load_params(root)
-    known = params.studies
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"studies: {unknown} not in params.yaml (there: {sorted(known)})")
+    studies = params.studies
+    if unknown := [name for name in names if name not in studies]:
+        raise ValueError(f"studies: {unknown} not in params.yaml (there: {sorted(studies)})")
     for name in names:
-        reads = {part for scheme in known[name].schemes for part in params.schemes[scheme].reads}
+        reads = {part for scheme in studies[name].schemes for part in params.schemes[scheme].reads}
         require_read_together(params.statistics, "histogram" in reads)
     before = requested(root)
-    after = [name for name in dict.fromkeys([*before, *names]) if name in known]
+    after = [name for name in dict.fromkeys([*before, *names]) if name in studies]
     if after != before:
-        from plumbline.artifact import replace_text  # with pyarrow, which not every command needs
+        from plumbline.artifact import replace_text  # imported here to keep commands fast
 
         path = (root or workspace_root()) / REQUESTED
         replace_text(path, HEADER + yaml.safe_dump({"requested": after}, default_flow_style=None))

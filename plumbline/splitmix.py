@@ -1,4 +1,4 @@
-"""Numbers that look random, from numbers that do not."""
+"""The SplitMix64 generator of pseudo-random numbers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def splitmix64(numbers: NDArray[np.uint64], seed: int = 0) -> NDArray[np.uint64]:
-    """The `numbers`-th outputs of the generator that starts at `seed` (SplitMix64; Steele, Lea, Flood 2014), uint64.
+    """Return the `numbers`-th outputs of SplitMix64 (Steele, Lea, Flood 2014) started at `seed`, as uint64.
 
     Args:
-        numbers: counted from 1, any shape.
+        numbers: positions in the sequence, counted from 1; any shape.
         seed: below 2^64.
     """
     z = numbers * GAMMA + np.uint64(seed)

@@ -1,4 +1,4 @@
-"""Which workspace the commands act in."""
+"""Finds the workspace that commands act in."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ MARKS = ("params.yaml", "dvc.yaml")
 
 
 class NoWorkspace(ValueError):
-    """There is no workspace where one is asked for; the message says how to get one."""
+    """No workspace was found; the message says how to select or create one."""
 
 
 def workspace_root() -> Path:
-    """The workspace: the folder that PLUMBLINE_ROOT names, else the nearest one upward from the current folder.
+    """Return the folder that PLUMBLINE_ROOT names, else the nearest workspace upward from the current folder.
 
     Raises:
         NoWorkspace: there is none.
@@ -24,13 +24,13 @@ def workspace_root() -> Path:
     if named:
         root = Path(named).resolve()
         if not (root / "params.yaml").is_file():
-            raise NoWorkspace(f"{VARIABLE} names {named}, which is no Plumbline workspace: it has no params.yaml")
+            raise NoWorkspace(f"{VARIABLE} names {named}, which is not a Plumbline workspace: it has no params.yaml")
         return root
     return workspace_above(Path.cwd())
 
 
 def workspace_above(folder: Path) -> Path:
-    """The nearest workspace: the folder itself, or else one of those that it lies in.
+    """Return the nearest workspace: the folder itself or one of its parents.
 
     Raises:
         NoWorkspace: there is none.
@@ -40,8 +40,8 @@ def workspace_above(folder: Path) -> Path:
         if is_workspace(candidate):
             return candidate
     raise NoWorkspace(
-        f"{start} lies in no Plumbline workspace (a folder with {' and '.join(MARKS)}); change into one, name one with "
-        f"`plumbline -C DIR` or {VARIABLE}, or make one with `plumbline init DIR`"
+        f"{start} is not in a Plumbline workspace (a folder with {' and '.join(MARKS)}); change into one, select one "
+        f"with `plumbline -C DIR` or {VARIABLE}, or create one with `plumbline init DIR`"
     )
 
 

@@ -1,6 +1,6 @@
-"""The files of a new workspace: those of the repository's own workspace, or of its copy in the installed package.
+"""The template of a new workspace: the repository's own workspace, or its copy in the installed package.
 
-setup.py runs this module by its path, so it imports nothing of Plumbline.
+setup.py runs this module by path, so it must not import Plumbline.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = "workspace_files"
-"""Beside this module in an installed package; a checkout has its own workspace instead, at its root."""
+"""Folder of the copy, beside this module. A checkout has none; its root is the workspace."""
 PATTERNS = (
     "assets/*.py",
     "orchestration/*.py",
@@ -24,22 +24,22 @@ PATTERNS = (
 
 
 def files_of(root: Path) -> list[str]:
-    """The template's files below a workspace, relative to it.
+    """Paths of the template's files, relative to the root.
 
     Raises:
-        FileNotFoundError: one is not there.
+        FileNotFoundError: a pattern matches no file.
     """
     files: list[str] = []
     for pattern in PATTERNS:
         matches = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file())
         if not matches:
-            raise FileNotFoundError(f"{root} has no {pattern}, which a workspace is made of; install Plumbline again")
+            raise FileNotFoundError(f"{root} has no {pattern}, which a workspace needs; reinstall Plumbline")
         files += matches
     return files
 
 
 def template_root() -> Path:
-    """The folder that holds the template."""
+    """The root folder of the template."""
     package = Path(__file__).resolve().parent
     copy = package / FOLDER
     return copy if copy.is_dir() else package.parent

@@ -1,6 +1,6 @@
-"""The commands of the audit: from a model to its documents, from a document to its models, and the history of both.
+"""The commands of the audit: `audit`, `affected`, `log`, `diff` and `sign`.
 
-Exit codes of all: 0 as hoped (verified, untouched, the same), 1 not so, 2 the command could not be understood.
+Exit status of all: 0 for the good result (verified, not affected, the same), 1 for the other, 2 for a usage error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """What cannot be understood ends a command with exit status 2 and a sentence."""
+    """Convert errors to usage errors: one sentence and exit status 2."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -33,22 +33,22 @@ def usage() -> Iterator[None]:
 
 
 def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
-    """Print a result for people or for machines."""
+    """Print a result as text or as JSON."""
     click.echo(json.dumps(result.as_dict(), indent=1, ensure_ascii=False) if as_json else render(result))
 
 
 @click.command()
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page for a reviewer.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page for a reviewer.")
 @click.option(
     "--restore",
     "restore_to",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Bring back the exact calibration set, statistics and parameters, from DVC's cache or remote.",
+    help="Restore the exact calibration set, statistics and parameters from DVC's cache or remote.",
 )
-@click.option("--reproduce", "again", is_flag=True, help="Run the chain again in a clean place: same bytes?")
+@click.option("--reproduce", "again", is_flag=True, help="Rerun the chain in a clean workspace and compare the bytes.")
 @click.option("--public-key", type=PEM, metavar="PEM", help="Also verify the signatures of `plumbline sign`.")
 @click.option("--signature", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
 @click.option("--statement", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
@@ -62,12 +62,12 @@ def audit(
     signature: Path | None,
     statement: Path | None,
 ) -> None:
-    """From a MODEL back to the documents: every digest is recomputed.
+    """Trace a MODEL back to its calibration documents; every digest is recomputed.
 
     MODEL is a folder, a registered model (models:/NAME@ALIAS or models:/NAME/VERSION), an MLflow run (runs:/ID), a
     folder of Hugging Face's cache (models--ORG--NAME), a weights file, or the DVC hash of a model's folder.
 
-    Exit status: 0 every link of the chain is verified, 1 one is not, 2 no such model.
+    Exit status: 0 every link of the chain is verified, 1 at least one is not, 2 no such model.
 
     \b
     Example: plumbline audit models:/plumbline@champion
@@ -84,49 +84,49 @@ def audit(
 
             beside = signature_paths(subject.place or subject.folder)
             signed = signature_links(public_key, signature or beside[0], statement or beside[1])
-        more, well = _further(subject, root, restore_to, again)
-        result = audit_subject(subject, root, signed)  # sees what restoring has fetched into the cache
+        more, succeeded = _further(subject, root, restore_to, again)
+        result = audit_subject(subject, root, signed)  # after restoring, which fetches objects into the cache
         if html is not None:
             from plumbline.provenance.page import write_page
 
             write_page(result, html, more, record_of(subject.folder))
-    told = {**result.as_dict(), **{name: part for name, (part, _) in more.items()}}
+    content = {**result.as_dict(), **{name: part for name, (part, _) in more.items()}}
     lines = [render(result), *(text for _, text in more.values())]
-    click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else "\n\n".join(lines))
-    sys.exit(0 if result.verified and well else 1)
+    click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else "\n\n".join(lines))
+    sys.exit(0 if result.verified and succeeded else 1)
 
 
 def _further(
     subject: Subject, root: Path, restore_to: Path | None, again: bool
 ) -> tuple[dict[str, tuple[Any, str]], bool]:
-    """What was asked for beside the audit: by name, for machines and for people; and whether it came out well."""
+    """Run --restore and --reproduce; returns name -> (JSON value, text), and whether all succeeded."""
     from plumbline.provenance.audit import UNFORESEEN, open_read_case
     from plumbline.provenance.text import render_reproduction, render_restored
 
     more: dict[str, tuple[Any, str]] = {}
-    well = True
+    succeeded = True
     if restore_to is not None:
         from plumbline.provenance.restore import restore
 
         try:
-            told = restore(open_read_case(subject.folder, root), restore_to)
-            more["restored"] = {"folder": str(restore_to), **told}, render_restored(restore_to, told)
+            summary = restore(open_read_case(subject.folder, root), restore_to)
+            more["restored"] = {"folder": str(restore_to), **summary}, render_restored(restore_to, summary)
         except UNFORESEEN as error:
-            more["restored"], well = ({"error": str(error)}, f"NOT RESTORED: {_why(error)}"), False
+            more["restored"], succeeded = ({"error": str(error)}, f"NOT RESTORED: {_why(error)}"), False
     if again:
         from plumbline.provenance.reproduce import reproduce
 
         try:
-            made = reproduce(open_read_case(subject.folder, root), lambda line: click.echo(line, err=True))
-            more["reproduced"] = made.as_dict(), render_reproduction(made)
-            well = well and made.same
+            reproduction = reproduce(open_read_case(subject.folder, root), lambda line: click.echo(line, err=True))
+            more["reproduced"] = reproduction.as_dict(), render_reproduction(reproduction)
+            succeeded = succeeded and reproduction.same
         except UNFORESEEN as error:
-            more["reproduced"], well = ({"error": str(error)}, f"NOT REPRODUCED: {_why(error)}"), False
-    return more, well
+            more["reproduced"], succeeded = ({"error": str(error)}, f"NOT REPRODUCED: {_why(error)}"), False
+    return more, succeeded
 
 
 def _why(error: Exception) -> str:
-    """The sentence of an error that was foreseen; of another, also its kind."""
+    """The message of an expected error; for an unexpected one also its type."""
     return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error!s:.200}"
 
 
@@ -136,16 +136,16 @@ def _why(error: Exception) -> str:
     "--as",
     "kind",
     type=click.Choice(["document", "file", "text", "source"]),
-    help="What WHAT is (default: the first of these that fits).",
+    help="How to read WHAT (default: the first that fits).",
 )
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def affected(what: str, kind: Kind | None, as_json: bool) -> None:
-    """Every calibration set, model and deployment that WHAT touched, in every version that is still known.
+    """List every calibration set, model and deployment with text of WHAT, earlier versions included.
 
     WHAT is a document's id (or the beginning of it), a file, a text (every document that contains it), or a source:
     a name under corpus.sources, or NAME/path of one of its files.
 
-    Exit status: 0 none, 1 something was touched (or cannot be ruled out), 2 nothing known is meant by WHAT.
+    Exit status: 0 none is affected, 1 at least one is (or cannot be ruled out), 2 WHAT matches nothing.
 
     \b
     Example: plumbline affected stdlib/library
@@ -156,15 +156,15 @@ def affected(what: str, kind: Kind | None, as_json: bool) -> None:
     from plumbline.provenance.affected_text import render_affected
 
     with usage():
-        found = affected_by(what, workspace_root(), kind)
-    answer(found, as_json, render_affected)
-    sys.exit(1 if found.touched else 0)
+        result = affected_by(what, workspace_root(), kind)
+    answer(result, as_json, render_affected)
+    sys.exit(1 if result.touched else 0)
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log(as_json: bool) -> None:
-    """The history of champions: when, which choice on which data, its figures, who promoted it and why.
+    """Show the history of champions: when, which choice on which data, its figures, who promoted it and why.
 
     Exit status: 0 there is a champion, 1 there is none, 2 MLflow does not answer.
 
@@ -183,13 +183,13 @@ def log(as_json: bool) -> None:
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--json", "as_json", is_flag=True, help="For machines, with every sample.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every sample.")
 def diff(a: str, b: str, as_json: bool) -> None:
-    """What differs between the chains of the models A and B: samples in and out, parameters, versions, figures.
+    """Compare the chains of the models A and B: samples, parameters, versions, figures.
 
-    A and B are whatever `plumbline audit` takes: folders, registered models, runs, weights files, DVC hashes.
+    A and B are references as for `plumbline audit`: folders, registered models, runs, weights files, DVC hashes.
 
-    Exit status: 0 nothing differs, 1 something does, 2 no such model.
+    Exit status: 0 nothing differs, 1 something differs, 2 no such model.
 
     \b
     Example: plumbline diff models:/plumbline/3 models:/plumbline@champion
@@ -199,22 +199,22 @@ def diff(a: str, b: str, as_json: bool) -> None:
     from plumbline.provenance.difference import difference, render_difference
 
     root = workspace_root()
-    with usage(), resolved(a, root) as of_a, resolved(b, root) as of_b:
-        cases = open_read_case(of_a.folder, root), open_read_case(of_b.folder, root)
-        found = difference(*cases, (of_a.shown, of_b.shown))
-    answer(found, as_json, render_difference)
-    sys.exit(0 if found.same else 1)
+    with usage(), resolved(a, root) as subject_a, resolved(b, root) as subject_b:
+        cases = open_read_case(subject_a.folder, root), open_read_case(subject_b.folder, root)
+        result = difference(*cases, (subject_a.shown, subject_b.shown))
+    answer(result, as_json, render_difference)
+    sys.exit(0 if result.same else 1)
 
 
 @click.command()
 @click.argument("model")
-@click.option("--key", type=PEM, required=True, metavar="PEM", help="A private key on an elliptic curve.")
-@click.option("--password", envvar="PLUMBLINE_KEY_PASSWORD", help="Of the key (or PLUMBLINE_KEY_PASSWORD).")
+@click.option("--key", type=PEM, required=True, metavar="PEM", help="Private key on an elliptic curve.")
+@click.option("--password", envvar="PLUMBLINE_KEY_PASSWORD", help="Password of the key (or PLUMBLINE_KEY_PASSWORD).")
 def sign(model: str, key: Path, password: str | None) -> None:
-    """Sign the folder of MODEL and the statement of its provenance, once its audit has verified every link.
+    """Sign the folder of MODEL and the statement of its provenance, if its audit verifies every link.
 
-    Beside the folder it writes NAME.sig, a signature over every file (OpenSSF model-signing), and NAME.intoto.json, the
-    chain as a signed in-toto statement with SLSA provenance. Needs the extra `signing`.
+    Writes two files beside the folder: NAME.sig, a signature over every file (OpenSSF model-signing), and
+    NAME.intoto.json, the chain as a signed in-toto statement with SLSA provenance. Needs the extra `signing`.
 
     Exit status: 0 signed, 1 the chain does not verify, 2 the key or the model cannot be used.
 
@@ -233,10 +233,10 @@ def sign(model: str, key: Path, password: str | None) -> None:
     with usage(), resolved(model, root) as subject:
         result = audit_subject(subject, root)
         if not result.verified:
-            click.echo(f"{render(result)}\n\nNOT SIGNED: a signature would vouch for a chain that does not verify.")
+            click.echo(f"{render(result)}\n\nNOT SIGNED: the chain is not verified.")
             sys.exit(1)
         if subject.place is None:
-            raise ValueError(f"{model}: only DVC's cache has this folder; `dvc checkout` it, and sign it where it lies")
+            raise ValueError(f"{model}: only DVC's cache has this folder; `dvc checkout` it and sign it there")
         paths = signature_paths(subject.place)
         sign_model(open_read_case(subject.folder, root), key, password, *paths)
     click.echo(f"signed {subject.shown}:\n  {paths[0]}  every file of the folder\n  {paths[1]}  its provenance")

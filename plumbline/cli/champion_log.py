@@ -1,4 +1,4 @@
-"""What `plumbline log` prints."""
+"""Text of `plumbline log`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from plumbline.tracking.registry import ALIAS
 
 
 def render_log(history: Champions) -> str:
-    """A paragraph per promotion, latest first."""
+    """Format the history: a paragraph per promotion, latest first."""
     lines = [f"models:/{history.model}@{ALIAS}: {len(history.promotions)} on record"]
-    for each in history.promotions:
-        before = f", before it version {each.from_version}" if each.from_version else ""
-        now = "  ← champion" if each.version == history.champion and each is history.promotions[0] else ""
-        lines += ["", f"{each.when}  {each.kind}: version {each.version}, {each.pair}{before}{now}"]
-        lines += wrapped(f"    who   {each.who}", " " * 10)
-        lines += wrapped(f"    why   {each.why}", " " * 10)
-        lines += wrapped(f"    data  {_data(each)}", " " * 10)
-        if each.figures:
-            lines += wrapped(f"    gave  {_figures(each.figures)}", " " * 10)
+    for promotion in history.promotions:
+        previous = f", previously version {promotion.from_version}" if promotion.from_version else ""
+        is_champion = promotion.version == history.champion and promotion is history.promotions[0]
+        mark = "  ← champion" if is_champion else ""
+        lines += [
+            "",
+            f"{promotion.when}  {promotion.kind}: version {promotion.version}, {promotion.pair}{previous}{mark}",
+        ]
+        lines += wrapped(f"    who   {promotion.who}", " " * 10)
+        lines += wrapped(f"    why   {promotion.why}", " " * 10)
+        lines += wrapped(f"    data  {_data(promotion)}", " " * 10)
+        if promotion.figures:
+            lines += wrapped(f"    gave  {_figures(promotion.figures)}", " " * 10)
     if history.remarks:
         lines += ["", *(line for remark in history.remarks for line in wrapped(f"note: {remark}", "      "))]
     if not history.promotions:
@@ -28,10 +32,10 @@ def render_log(history: Champions) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
-def _data(each: ChampionRecord) -> str:
-    name, strategy = each.choice.get("name", "?"), each.choice.get("strategy", "?")
-    counts = f"{each.data.get('samples', '?')} samples, {each.data.get('tokens', '?')} tokens"
-    return f"{name} ({strategy}): {counts}, set {each.data.get('digest', '?')[:16]}"
+def _data(promotion: ChampionRecord) -> str:
+    name, strategy = promotion.choice.get("name", "?"), promotion.choice.get("strategy", "?")
+    counts = f"{promotion.data.get('samples', '?')} samples, {promotion.data.get('tokens', '?')} tokens"
+    return f"{name} ({strategy}): {counts}, set {promotion.data.get('digest', '?')[:16]}"
 
 
 def _figures(figures: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""`plumbline strategies` and `schemes`: what params.yaml can name."""
+"""`plumbline strategies` and `schemes`: the strategies and schemes that params.yaml can use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from plumbline.workspace import workspace_root
 @click.command()
 @click.argument("name", required=False)
 def strategies(name: str | None) -> None:
-    """The ways to choose a calibration set; with a NAME, what one does and its options.
+    """List the strategies for choosing a calibration set; with a NAME, describe one and its options.
 
     \b
     Example: plumbline strategies embedding_cluster
@@ -22,11 +22,13 @@ def strategies(name: str | None) -> None:
     from plumbline.calibration_set.strategies import get, names
 
     if name is None:
-        for each in names():
-            strategy = get(each)
+        for strategy_name in names():
+            strategy = get(strategy_name)
             first = (getdoc(strategy.select) or "").split("\n\n")[0].replace("\n", " ").split(". ")[0].rstrip(".")
-            click.echo(f"{each:20} {first}{'' if strategy.package == 'plumbline' else f' ({strategy.package})'}")
-        click.echo("\nplumbline strategies NAME   what one does, its options, its cost and its source")
+            click.echo(
+                f"{strategy_name:20} {first}{'' if strategy.package == 'plumbline' else f' ({strategy.package})'}"
+            )
+        click.echo("\nplumbline strategies NAME   description, options, cost and source of one")
         return
     try:
         strategy = get(name)
@@ -35,13 +37,13 @@ def strategies(name: str | None) -> None:
     defaults = strategy.options.model_construct().model_dump(mode="json", warnings=False)
     entry = {f"{name.replace('_', '-')}-64": {"strategy": name, "n": 64, "seed": 0, **defaults}}
     click.echo(yaml.safe_dump(entry, default_flow_style=None, sort_keys=False, width=100))
-    click.echo(getdoc(strategy.select) or f"(package {strategy.package} does not say more)")
+    click.echo(getdoc(strategy.select) or f"(package {strategy.package} has no description)")
 
 
 @click.command()
 @click.argument("name", required=False)
 def schemes(name: str | None) -> None:
-    """The quantization schemes of params.yaml and what they are made of; with a NAME, one in full.
+    """List the quantization schemes of params.yaml and their fields; with a NAME, show one in full.
 
     \b
     Example: plumbline schemes w4a16-gptq

@@ -1,4 +1,4 @@
-"""`plumbline export` and `tasks`: what leaves the graph for other tools, and what they say about a model."""
+"""`plumbline export` and `tasks`: calibration sets for other quantizers, and benchmarks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from plumbline.workspace import workspace_root
 @click.command()
 @click.argument("choice")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "tool", type=click.Choice(["llm-compressor", "imatrix"]), required=True, help="Who reads it.")
+@click.option(
+    "--to", "tool", type=click.Choice(["llm-compressor", "imatrix"]), required=True, help="The tool to export to."
+)
 @click.option("--scheme", metavar="NAME", help="llm-compressor: the scheme of its recipe (default: the deployed one).")
 def export(choice: str, out: Path, tool: str, scheme: str | None) -> None:
-    """Hand the calibration set of CHOICE to another quantizer.
+    """Export the calibration set of CHOICE for another quantizer.
 
-    llm-compressor gets a folder OUT with the samples, a recipe and a script that runs both. llama.cpp gets a file OUT
-    with the importance matrix (imatrix) that the set's activation statistics amount to.
+    For llm-compressor, OUT is a folder with the samples, a recipe and a script that runs both. For llama.cpp, OUT is a
+    file with the importance matrix (imatrix) computed from the set's activation statistics.
 
     \b
     Example: plumbline export random-64 --to llm-compressor for-llm-compressor
@@ -34,7 +36,7 @@ def export(choice: str, out: Path, tool: str, scheme: str | None) -> None:
         if tool == "llm-compressor":
             click.echo(for_llm_compressor(root, choice, scheme or params.deployment.scheme, params.schemes, out))
         elif scheme is not None:
-            raise ValueError("--scheme goes with --to llm-compressor: an imatrix serves every type of llama.cpp")
+            raise ValueError("--scheme requires --to llm-compressor: an imatrix serves every type of llama.cpp")
         else:
             click.echo(for_imatrix(root, choice, BaseCheckpoint.of(params.model, root), out))
     except (ValueError, OSError, ImportError) as error:
@@ -43,18 +45,18 @@ def export(choice: str, out: Path, tool: str, scheme: str | None) -> None:
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--task", "tasks", multiple=True, required=True, help="Of lm-evaluation-harness (may be given several).")
+@click.option("--task", "tasks", multiple=True, required=True, help="Task of lm-evaluation-harness (repeatable).")
 @click.option(
-    "--include", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Task files of your own."
+    "--include", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder with your own task files."
 )
 @click.option(
     "--against",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The model to compare with (default: the base model of params.yaml).",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only so many items of each task.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of items per task.")
 @click.option("--batch-size", default=8, show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep every item's result here.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the result of every item.")
 def tasks(
     model: Path,
     tasks: tuple[str, ...],
@@ -64,7 +66,7 @@ def tasks(
     batch_size: int,
     out: Path | None,
 ) -> None:
-    """Does MODEL do worse at tasks? McNemar's test on paired items, Holm over the tasks.
+    """Test whether MODEL is worse at tasks than the base model: McNemar's test on paired items, Holm over the tasks.
 
     \b
     Example: plumbline tasks data/quantized_model/random-64-w4a16-gptq --task arc_easy --task hellaswag

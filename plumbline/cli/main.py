@@ -18,13 +18,13 @@ from plumbline.versioning.code import link_library
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
 GROUPS = (run, choices, audit, release, export, maintain, serve, stage)
-"""Modules with commands that act in a workspace; each lists them as COMMANDS."""
+"""Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
 ANYWHERE = ("init", "strategies")
 """Commands that need no workspace."""
 
 
 class OutsideWorkspace(click.ClickException):
-    """There is no workspace to act in."""
+    """The command is run outside of a workspace."""
 
     exit_code = 2
 
@@ -35,18 +35,18 @@ class OutsideWorkspace(click.ClickException):
     "folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="DIR",
-    help=f"Act in the workspace DIR (or {VARIABLE}); default: the one that the current folder lies in.",
+    help=f"The workspace (or {VARIABLE}); default: the one that contains the current folder.",
 )
 @click.version_option(distribution.version(), "--version", prog_name="plumbline", message="%(prog)s %(version)s")
 def main(folder: Path | None) -> None:
     """Picks, proves and audits the calibration data behind quantized language models.
 
     \b
-    plumbline init DIR                              make a workspace
+    plumbline init DIR                              create a workspace
     plumbline run                                   bring every artifact up to date, show the table
-    plumbline audit data/quantized_model/NAME       from a model back to its documents
-    plumbline study                                 does the choice matter, and how sure is that?
-    plumbline status                                what is out of date, and why
+    plumbline audit data/quantized_model/NAME       trace a model back to its documents
+    plumbline study                                 compare calibration strategies, with confidence intervals
+    plumbline status                                list what is out of date, and why
     """
     if folder is not None:
         try:
@@ -54,16 +54,16 @@ def main(folder: Path | None) -> None:
         except NoWorkspace as error:
             raise OutsideWorkspace(str(error)) from error
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # Read when tqdm is imported: a bar of any library appears only if it lasts, and seldom in a log file.
+    # tqdm reads these on import: progress bars appear only for long operations, and are updated rarely in log files.
     os.environ.setdefault("TQDM_DELAY", "2")
     os.environ.setdefault("TQDM_MININTERVAL", "0.2" if sys.stderr.isatty() else "20")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def in_workspace(command: click.Command) -> click.Command:
-    """The command, which first looks for its workspace: without one it ends with a sentence and exit status 2.
+    """Wrap a command so that it first finds its workspace; without one it fails with exit status 2.
 
-    Where the workspace is not the current folder, a line on stderr says which it is.
+    If the workspace is not the current folder, a line on stderr names it.
     """
     act = command.callback
     assert act is not None
@@ -78,7 +78,7 @@ def in_workspace(command: click.Command) -> click.Command:
             os.environ[VARIABLE] = str(root)  # absolute, for child processes in other folders
         if root != Path.cwd():
             click.echo(f"workspace: {root}", err=True)
-        with contextlib.suppress(OSError):  # a workspace that may only be read
+        with contextlib.suppress(OSError):  # a read-only workspace
             link_library(root)
         return act(*arguments, **options)
 

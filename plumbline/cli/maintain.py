@@ -1,4 +1,4 @@
-"""`plumbline verify` and `reconcile`: check the workspace, and bring Dagster's history up to what is in place."""
+"""`plumbline verify` and `reconcile`: verify the files of the workspace, and update Dagster's history."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from plumbline.workspace import workspace_root
 
 @click.command()
 def verify() -> None:
-    """Re-hash every artifact and every object of DVC's cache: DVC itself trusts read-only cache files.
+    """Re-hash every artifact and every object of DVC's cache, because DVC itself trusts read-only cache files.
 
-    Exit status 1 if one of them does not hold what its hash says.
+    Exit status 1 if the content of any does not match its hash.
 
     \b
     Example: plumbline verify
@@ -26,13 +26,13 @@ def verify() -> None:
         raise click.ClickException(str(error)) from error
     for line in wrong:
         click.echo(line)
-    click.echo(f"{len(wrong)} corrupted" if wrong else "every artifact and cache object holds what its hash says")
+    click.echo(f"{len(wrong)} corrupted" if wrong else "every artifact and cache object matches its hash")
     sys.exit(1 if wrong else 0)
 
 
 @click.command()
 def reconcile() -> None:
-    """Tell Dagster what `dvc repro`, `dvc checkout` or `dvc pull` put in place.
+    """Report to Dagster what `dvc repro`, `dvc checkout` or `dvc pull` changed.
 
     \b
     Example: dvc pull && plumbline reconcile
@@ -43,7 +43,7 @@ def reconcile() -> None:
 
     with instance() as history:
         names = report(history, load_definitions(workspace_root()))
-    click.echo(f"reported {len(names)} artifacts to Dagster" if names else "Dagster knows everything in dvc.lock")
+    click.echo(f"reported {len(names)} artifacts to Dagster" if names else "Dagster has every artifact in dvc.lock")
 
 
 COMMANDS = (verify, reconcile)

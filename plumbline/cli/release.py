@@ -1,4 +1,4 @@
-"""`plumbline promote`, `rollback` and `gc`: what people do to the registry and to what it rests on."""
+"""`plumbline promote`, `rollback` and `gc`: change the champion, and free DVC's cache."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--why", required=True, metavar="TEXT", help="The reason, which is kept with your name.")
-@click.option("--anyway", is_flag=True, help="Also a candidate that the last decision rejected.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason; it is recorded with your name.")
+@click.option("--anyway", is_flag=True, help="Promote it even if the last decision rejected it.")
 def promote(model: str, why: str, anyway: bool) -> None:
-    """Make MODEL the champion by hand: a pair of the grid, its folder, a version number, or models:/NAME/VERSION.
+    """Make MODEL the champion: a pair of the grid, its folder, a version number, or models:/NAME/VERSION.
 
-    Who (git's user, else the account), when and why are kept in the registry. Exit status 1 if nothing was promoted.
+    The registry records who (git's user, else the account), when and why. Exit status 1 if nothing was promoted.
 
     \b
     Example: plumbline promote random-64-w4a16-gptq --why "asked for by support, ticket 812"
@@ -38,22 +38,24 @@ def promote(model: str, why: str, anyway: bool) -> None:
         decision = read_json(record) if record.is_file() else {}
         if decision.get("model") == version.model and decision["decision"] == "rejected" and not anyway:
             failed = [check["sentence"] for check in decision["checks"] if not check["passed"]]
-            raise ValueError(f"{version.pair} was rejected: {' '.join(failed)} With --anyway it becomes the champion")
+            raise ValueError(f"{version.pair} was rejected: {' '.join(failed)} Use --anyway to promote it")
         entry = promotion.promote(registry, root, version.version, promotion.user_name(root), why)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if entry is None:
-        raise click.ClickException(f"{version.pair} (version {version.version}) is the champion already")
+        raise click.ClickException(f"{version.pair} (version {version.version}) is already the champion")
     _tell_dagster(registry)
-    click.echo(f"{version.pair} (version {entry.version}) is the champion; before: {_before(entry.from_version)}")
+    click.echo(
+        f"{version.pair} (version {entry.version}) is the champion; previously: {_version_label(entry.from_version)}"
+    )
 
 
 @click.command()
-@click.option("--why", required=True, metavar="TEXT", help="The reason, which is kept with your name.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason; it is recorded with your name.")
 def rollback(why: str) -> None:
-    """Give the alias `champion` back to the model that had it before.
+    """Move the alias `champion` back to the previous champion.
 
-    What was taken back is not promoted again by itself, only by `plumbline promote`.
+    The model that was rolled back is not promoted again automatically, only by `plumbline promote`.
 
     \b
     Example: plumbline rollback --why "answers in the wrong language since Tuesday"
@@ -70,19 +72,20 @@ def rollback(why: str) -> None:
         raise click.ClickException(str(error)) from error
     _tell_dagster(registry)
     click.echo(
-        f"{version.pair} (version {entry.version}) is the champion again; taken back: {_before(entry.from_version)}"
+        f"{version.pair} (version {entry.version}) is the champion again; "
+        f"rolled back: {_version_label(entry.from_version)}"
     )
 
 
 @click.command()
-@click.option("--cloud", is_flag=True, help="Also in DVC's default remote.")
-@click.option("--all-commits", is_flag=True, help="Also keep what any git commit names.")
-@click.option("--dry", is_flag=True, help="Only say what would go.")
+@click.option("--cloud", is_flag=True, help="Also delete from DVC's default remote.")
+@click.option("--all-commits", is_flag=True, help="Also keep what any git commit references.")
+@click.option("--dry", is_flag=True, help="Only list what would be deleted.")
 def gc(cloud: bool, all_commits: bool, dry: bool) -> None:
-    """Free DVC's cache of what neither the workspace nor a registered model rests on.
+    """Delete from DVC's cache what neither the workspace nor a registered model needs.
 
-    A bare `dvc gc -w` would delete the champion's weights as soon as the grid has moved on. What a version of the
-    registry was made from is kept until the version is deleted there.
+    `dvc gc -w` alone would delete the champion's weights as soon as the grid no longer contains it. Everything that a
+    registered version was made from is kept until that version is deleted from the registry.
 
     \b
     Example: plumbline gc --dry
@@ -98,14 +101,14 @@ def gc(cloud: bool, all_commits: bool, dry: bool) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(output)
-    click.echo(f"kept: the workspace, and what {len(versions)} registered versions rest on")
+    click.echo(f"kept: the workspace, and everything that {len(versions)} registered versions were made from")
 
 
 def version_named(registry: Registry, name: str, root: Path) -> ModelVersion:
-    """The registered version that a person means.
+    """Resolve a name to a registered version.
 
     Raises:
-        ValueError: nothing is registered under this name.
+        ValueError: no version is registered under this name.
     """
     from plumbline.provenance import dvc_digest
     from plumbline.tracking.model_version import ModelUri
@@ -119,17 +122,17 @@ def version_named(registry: Registry, name: str, root: Path) -> ModelVersion:
         return registry.version(name)
     folder = next((path for path in (Path(name), root / "data/quantized_model" / name) if path.is_dir()), None)
     if folder is None:
-        known = ", ".join(sorted({version.pair for version in registry.versions()})) or "none"
-        raise ValueError(f"{name} is no folder, no version and no pair of the grid; registered pairs: {known}")
+        pairs = ", ".join(sorted({version.pair for version in registry.versions()})) or "none"
+        raise ValueError(f"{name} is not a folder, a version or a pair of the grid; registered pairs: {pairs}")
     return registry.of_model(dvc_digest(folder))
 
 
-def _before(version: str | None) -> str:
+def _version_label(version: str | None) -> str:
     return "none" if version is None else f"version {version}"
 
 
 def _tell_dagster(registry: Registry) -> None:
-    """Show the champion on the asset, as an observation: the record of the last decision stays what it is."""
+    """Report the champion as an observation of the asset; the record of the last decision is unchanged."""
     import dagster as dg
 
     from plumbline.graph.champion import champion_metadata

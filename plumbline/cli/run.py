@@ -1,4 +1,4 @@
-"""`plumbline run`, `study` and `status`: bring the graph up to date, and say what is not."""
+"""`plumbline run`, `study` and `status`: bring the graph up to date, and list what is out of date."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plumbline.workspace import workspace_root
 
 
 @click.command()
-@click.option("--only", multiple=True, metavar="ASSET", help="Only this asset (may be given several times).")
+@click.option("--only", multiple=True, metavar="ASSET", help="Only this asset (repeatable).")
 def run(only: tuple[str, ...]) -> None:
     """Materialize what is missing or out of date, then show the results.
 
@@ -36,10 +36,10 @@ def run(only: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def study(names: tuple[str, ...]) -> None:
-    """Rules of choosing × sizes × draws × schemes: is one better, and how sure is that?
+    """Compare calibration strategies over sizes, draws and schemes, with confidence intervals.
 
-    NAME is an entry under `studies:` in params.yaml; without one, all of them. It takes many minutes; one that was
-    stopped goes on where it was.
+    NAME is an entry under `studies:` in params.yaml; default: all. A study takes many minutes; an interrupted one is
+    resumed.
 
     \b
     Example: plumbline study strategies
@@ -48,10 +48,10 @@ def study(names: tuple[str, ...]) -> None:
 
     root, started = workspace_root(), time.perf_counter()
     try:
-        asked = names or tuple(load_params(root).studies)
-        if not asked:
+        studies = names or tuple(load_params(root).studies)
+        if not studies:
             raise ValueError(f"{root / 'params.yaml'}: nothing under `studies:`; add an entry")
-        request(asked, root)  # before the graph is loaded, of which they become a part
+        request(studies, root)  # before the graph is loaded: requested studies are partitions of it
 
         from plumbline.graph.run import RunFailed, run_graph, with_upstream
     except ValueError as error:
@@ -64,13 +64,13 @@ def study(names: tuple[str, ...]) -> None:
     click.echo(_took(steps, seconds))
     from plumbline.cli.summary import show_study
 
-    for name in asked:
+    for name in studies:
         show_study(root, name)
 
 
 @click.command()
 def status() -> None:
-    """What is out of date, and why. Exit status 1 if anything is.
+    """List what is out of date, and why. Exit status 1 if anything is.
 
     \b
     Example: plumbline status || plumbline run
@@ -82,14 +82,14 @@ def status() -> None:
     root = workspace_root()
     new = waiting(root).as_dict()
     for name in new.get("waiting", []):
-        click.echo(f"inbox: {name} is not taken in yet")
+        click.echo(f"inbox: {name} is not in the corpus yet")
     for name in new.get("removed", []):
-        click.echo(f"inbox: {name} was deleted, and is still part of the corpus")
+        click.echo(f"inbox: {name} was deleted, but is still in the corpus")
     changed = changed_stages(root)
     for name, reasons in changed.items():
         click.echo(f"{name}\n    " + "\n    ".join(reasons))
     stale = f"{len(changed)} stages out of date: plumbline run" if changed else ""
-    click.echo(stale or ("the inbox has news: plumbline run" if new else "everything is up to date"))
+    click.echo(stale or ("the inbox has changes: plumbline run" if new else "everything is up to date"))
     if names := on_request(root):
         for name, why in changed_stages(root, *names).items():
             click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))

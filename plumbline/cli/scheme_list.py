@@ -1,4 +1,4 @@
-"""What `plumbline schemes` prints: the schemes of params.yaml in words, and the parts that a scheme is made of."""
+"""Text of `plumbline schemes`: the schemes of params.yaml in words, and the fields of a scheme."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from plumbline.quantized_model.params import SchemeParams
 
 WIDTH = 100
 PARTS = {
-    "method": "rtn (round to nearest), gptq, adaround: how the codes are found",
+    "method": "rtn (round to nearest), gptq, adaround: how codes are chosen",
     "weight_bits": "2, 3, 4 or 8; or mixed: {average_bits: 3.5} for widths per layer by sensitivity",
-    "group_size": "weights that share a scale, 128 say; without it one scale per output channel",
+    "group_size": "number of weights that share a scale, e.g. 128; default: one scale per output channel",
     "per_tensor": "true: one scale for the whole weight",
-    "symmetric": "false: a zero point beside each scale",
+    "symmetric": "false: with a zero point per scale",
     "range": "of the weights: minmax, percentile (with percentile: 99.9) or mse (least squared error)",
     "activations": "{range: minmax | percentile | mse, symmetric: …} static; {dynamic: true} per token",
-    "transform": "smoothquant (with smoothing: 0.5; for activations) or awq (for weights alone)",
-    "act_order": "gptq: the columns that see the most first",
-    "damping": "gptq, adaround: share of the mean Hessian diagonal added to it, 0.01",
-    "block_size": "gptq: columns between two updates; changes the speed, not the result",
-    "propagate": "gptq: quantized runs the set again, each layer behind the quantized ones",
-    "ignore": "Linears left in full precision: names, or re: and a regular expression; [lm_head]",
+    "transform": "smoothquant (with smoothing: 0.5; for activations) or awq (for weights only)",
+    "act_order": "gptq: columns with the largest Hessian diagonal first",
+    "damping": "gptq, adaround: fraction of the mean Hessian diagonal to add to it, 0.01",
+    "block_size": "gptq: columns per update; affects speed, not results",
+    "propagate": "gptq: quantized reruns the samples, each layer on the outputs of the quantized ones",
+    "ignore": "Linears kept in full precision: names, or re: and a regular expression; [lm_head]",
 }
-"""One line per field of `SchemeParams`; a test holds the two against each other."""
+"""One line per field of `SchemeParams`; a test compares the two."""
 
 
 def list_schemes(schemes: Mapping[str, SchemeParams], grid: Collection[str]) -> str:
-    """A line per scheme (* for those of the grid) and per part, at most `WIDTH` characters wide."""
+    """Format a line per scheme (* for those of the grid) and per field, at most `WIDTH` characters wide."""
     column = max(map(len, schemes)) + 3
     lines = []
     for name, scheme in schemes.items():
         lines.append(f"{name + (' *' if name in grid else ''):{column}}{_in_short(scheme)}")
-    lines += ["", "* in the grid: built by plumbline run. An entry under schemes: is made of"]
+    lines += ["", "* in the grid: built by plumbline run. Fields of an entry under schemes:"]
     lines += [f"{part:12} {line}" for part, line in PARTS.items()]
     return "\n".join([*lines, "", "plumbline schemes NAME   one scheme with all its defaults, in words"])
 
 
 def show_scheme(name: str, scheme: SchemeParams) -> str:
-    """The entry with every default, what it means, and where it runs."""
+    """Format the entry with every default, its description, and where it runs."""
     entry = yaml.safe_dump(
         {name: scheme.model_dump(mode="json")}, default_flow_style=None, sort_keys=False, width=WIDTH
     )
-    said = [in_words(scheme), *(f"{remark}." for remark in scheme.remarks)]
-    return "\n\n".join([entry.rstrip(), *(textwrap.fill(text, WIDTH) for text in said)])
+    paragraphs = [in_words(scheme), *(f"{remark}." for remark in scheme.remarks)]
+    return "\n\n".join([entry.rstrip(), *(textwrap.fill(text, WIDTH) for text in paragraphs)])
 
 
 def in_words(scheme: SchemeParams) -> str:
-    """As the report says it, before any model is known."""
+    """Describe a scheme as the report does, without a model."""
     size = "per tensor" if scheme.per_tensor else str(scheme.group_size or "per channel")
     return describe_scheme(scheme.model_dump(mode="json"), {size: 1}, {})
 

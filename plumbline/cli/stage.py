@@ -13,7 +13,7 @@ from plumbline.workspace import workspace_root
 @click.argument("asset")
 @click.argument("key", required=False)
 def materialize(asset: str, key: str | None) -> None:
-    """Make ASSET, or its partition KEY, whether or not it is out of date: the command of its stage in dvc.yaml.
+    """Materialize ASSET, or its partition KEY, even if it is up to date; the command of its stage in dvc.yaml.
 
     \b
     Example: plumbline materialize calibration_set random-64
@@ -21,21 +21,21 @@ def materialize(asset: str, key: str | None) -> None:
     from plumbline.graph.materialize import materialize as make
 
     try:
-        done = make(workspace_root(), asset, key)
+        result = make(workspace_root(), asset, key)
     except (KeyError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    for warning in done.warnings:
+    for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    if done.error:
-        click.echo(f"Error: {done.error}", err=True)
+    if result.error:
+        click.echo(f"Error: {result.error}", err=True)
         sys.exit(1)
 
 
 @click.command(name="code-versions")
 def code_versions() -> None:
-    """Write data/code_versions.yaml: the code version of each asset, as the library is installed now.
+    """Write data/code_versions.yaml: the code version of each asset in the installed library.
 
-    A stage is out of date once its version changes. Comments, docstrings and layout change none.
+    A stage is out of date when its code version changes. Comments, docstrings and formatting do not change it.
 
     \b
     Example: plumbline code-versions

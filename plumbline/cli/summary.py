@@ -1,4 +1,4 @@
-"""What `plumbline run` ends with: the table, the verdict, and where to look next."""
+"""The summary that `plumbline run` prints: the table, the verdict, and where to look next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plumbline.params import load_params
 
 
 def show(root: Path) -> None:
-    """Print choice × scheme with its figures, the verdict, then what to open and what to try."""
+    """Print the table of choice × scheme, the verdict, and what to open and try next."""
     console = Console(highlight=False)
     console.print(_table(root))
     scheme = load_params(root).deployment.scheme
@@ -37,23 +37,21 @@ def show(root: Path) -> None:
        plumbline ui       the graph and its history, http://127.0.0.1:3000
        plumbline mlflow   every evaluation as a run, http://127.0.0.1:5000
 [bold]Try[/bold]    {_activate(root)}plumbline audit data/quantized_model/{first}
-                      from a model back to the documents that calibrated it
+                      trace a model back to its calibration documents
        params.yaml    add a choice under calibrations: and its name under grid:
-       inbox/         drop texts of your own there; then plumbline run"""
+       inbox/         put your own texts there, then plumbline run"""
     )
 
 
 def _activate(root: Path) -> str:
-    """A line for who ran `make demo`, where the commands are not on the path yet."""
+    """The line that activates the environment of `make demo`, which is not on the path."""
     return "source .venv/bin/activate\n       " if root == CHECKOUT and in_checkout() else ""
 
 
 def _table(root: Path) -> Table:
     params = load_params(root)
     seconds = _seconds(list(params.pairs()))
-    table = Table(
-        title="Quantized model against base model, on documents that no choice has seen", title_justify="left"
-    )
+    table = Table(title="Quantized model against base model, on held-out documents", title_justify="left")
     for column in ("scheme", "calibration"):
         table.add_column(column, no_wrap=True)
     for column in ("KL", "perplexity", "top-1", "MB", "seconds"):
@@ -83,56 +81,54 @@ def _table(root: Path) -> Table:
 
 
 SHOWN_SIZES = 4
-"""Sizes that fit beside each other into 80 columns."""
+"""Number of sizes that fit into 80 columns."""
 
 
 def show_study(root: Path, name: str) -> None:
-    """Print a study: the headline, a row per rule and control under every scheme, and what to do next."""
-    found = read_json(root / "data" / "study" / name / "verdict.json")
+    """Print a study: the headline, a row per rule and control under every scheme, and the next step."""
+    verdict = read_json(root / "data" / "study" / name / "verdict.json")
     console = Console(highlight=False)
-    console.print(_table_of_study(found))
+    console.print(_table_of_study(verdict))
     advice = Table.grid(padding=(0, 1))
-    for of in found["recommendations"]:
-        advice.add_row("•", of["sentence"])
-    for of in found["representativeness"]["by_scheme"]:
-        advice.add_row("•", of["sentence"])
+    for answer in (*verdict["recommendations"], *verdict["representativeness"]["by_scheme"]):
+        advice.add_row("•", answer["sentence"])
     console.print(advice)
     console.print(
         f"""
 [bold]Look[/bold]   data/study/{name}/study.html      every comparison with its interval, in a browser
        data/study/{name}/verdict.json    the same for machines
        plumbline mlflow    every rule × size × scheme as a run
-[bold]Next[/bold]   {_next(found)}""",
+[bold]Next[/bold]   {_next(verdict)}""",
         soft_wrap=True,
     )
 
 
-def _table_of_study(found: Mapping[str, Any]) -> Table:
-    sizes = found["sizes"]
-    if len(sizes) > SHOWN_SIZES:  # evenly spread, the ends among them
+def _table_of_study(verdict: Mapping[str, Any]) -> Table:
+    sizes = verdict["sizes"]
+    if len(sizes) > SHOWN_SIZES:  # evenly spaced, including both ends
         sizes = [sizes[round(i * (len(sizes) - 1) / (SHOWN_SIZES - 1))] for i in range(SHOWN_SIZES)]
     table = Table(
-        title=found["headline"], title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=verdict["headline"], title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     for column in ("scheme", "rule"):
         table.add_column(column, no_wrap=True)
     for n in sizes:
         table.add_column(f"n = {n}", justify="right", no_wrap=True)
-    baseline = {(a["scheme"], a["n"]): a["kl_mean"] for a in found["arms"] if a["rule"] == found["baseline"]}
-    cells = {(c["scheme"], c["rule"], c["n"]): _cell(c) for c in (*found["comparisons"], *found["controls"])}
-    controls = list(dict.fromkeys(c["rule"] for c in found["controls"]))
-    rivals = [rule for rule in found["rules"] if rule != found["baseline"]]
-    for scheme in found["schemes"]:
-        table.add_row(scheme, found["baseline"], *(f"KL {baseline[scheme, n]:#.3g}" for n in sizes))
+    baseline = {(a["scheme"], a["n"]): a["kl_mean"] for a in verdict["arms"] if a["rule"] == verdict["baseline"]}
+    cells = {(c["scheme"], c["rule"], c["n"]): _cell(c) for c in (*verdict["comparisons"], *verdict["controls"])}
+    controls = list(dict.fromkeys(c["rule"] for c in verdict["controls"]))
+    rivals = [rule for rule in verdict["rules"] if rule != verdict["baseline"]]
+    for scheme in verdict["schemes"]:
+        table.add_row(scheme, verdict["baseline"], *(f"KL {baseline[scheme, n]:#.3g}" for n in sizes))
         rows = [(rule, [cells.get((scheme, rule, n), "") for n in sizes]) for rule in (*rivals, *controls)]
         rows = [(rule, row) for rule, row in rows if any(row)]
-        for place, (rule, row) in enumerate(rows):
+        for index, (rule, row) in enumerate(rows):
             shown = f"[dim]({rule})[/dim]" if rule in controls else rule
-            table.add_row("", shown, *row, end_section=place == len(rows) - 1)
+            table.add_row("", shown, *row, end_section=index == len(rows) - 1)
     table.caption = (
-        f"KL: mean divergence from the base model over {found['draws']} draws, nats per token; below it how much more "
-        f"or less each rule has than {found['baseline']}. Bold: better or worse, all comparisons considered together; "
-        "(...): controls"
+        f"KL: mean divergence from the base model over {verdict['draws']} draws, nats per token; below it the "
+        f"relative difference of each rule from {verdict['baseline']}. Bold: better or worse, corrected for all "
+        "comparisons; (...): controls"
     )
     table.caption_justify = "left"
     return table
@@ -143,29 +139,29 @@ def _cell(c: Mapping[str, Any]) -> str:
     return f"[bold]{text} {c['verdict']}[/bold]" if c["verdict"] in ("better", "worse") else text
 
 
-def _next(found: Mapping[str, Any]) -> str:
-    """What this study's outcome asks for."""
-    better = dict.fromkeys(c["rule"] for c in found["comparisons"] if c["verdict"] == "better")
+def _next(verdict: Mapping[str, Any]) -> str:
+    """The next step that the result suggests."""
+    better = dict.fromkeys(c["rule"] for c in verdict["comparisons"] if c["verdict"] == "better")
     if better:
-        of = found["rules"][next(iter(better))]
-        return f"params.yaml    a choice with strategy: {of['strategy']} under calibrations:, its name under grid:"
-    draws = [c["draws_needed"] for c in found["comparisons"] if c["draws_needed"] is not None]
-    if draws and min(draws) <= 20 * found["draws"]:
+        rule = verdict["rules"][next(iter(better))]
+        return f"params.yaml    a choice with strategy: {rule['strategy']} under calibrations:, its name under grid:"
+    draws = [c["draws_needed"] for c in verdict["comparisons"] if c["draws_needed"] is not None]
+    if draws and min(draws) <= 20 * verdict["draws"]:
         return (
             f"params.yaml    draws: {min(draws)} would settle the first open comparison, if it is as large as it looks"
         )
-    return f"keep {found['baseline']}; more texts to evaluate on (tokens_per_domain) would show smaller differences"
+    return f"keep {verdict['baseline']}; more texts to evaluate on (tokens_per_domain) would show smaller differences"
 
 
 def _seconds(pairs: list[str]) -> dict[str, str]:
-    """Seconds to quantize and to evaluate each pair, as Dagster's history has them."""
+    """Seconds to quantize and to evaluate each pair, from Dagster's history."""
     from plumbline.graph.instance import instance
 
-    found: dict[str, str] = {}
+    seconds: dict[str, str] = {}
     with instance() as history:
         for pair in pairs:
             parts = [seconds_of(history, asset, pair) for asset in ("quantized_model", "evaluation")]
-            known = [part for part in parts if part is not None]
-            if len(known) == len(parts):
-                found[pair] = f"{sum(known):.1f}"
-    return found
+            durations = [part for part in parts if part is not None]
+            if len(durations) == len(parts):
+                seconds[pair] = f"{sum(durations):.1f}"
+    return seconds

@@ -1,4 +1,4 @@
-"""`plumbline init`: a new workspace, which its owner edits."""
+"""`plumbline init`: creates a workspace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plumbline.workspace_template import files_of, template_root
 
 README = Path(__file__).with_name("workspace.md")
 PYPROJECT = """\
-# Dagster loads the graph from here; `pip install .` installs what it needs.
+# Dagster reads this file to load the graph; `pip install .` installs the dependencies.
 [project]
 name = "$project-workspace"
 version = "0"
@@ -31,21 +31,21 @@ module_name = "orchestration.definitions"
 code_location_name = "$location"
 """
 OWN = {".git"}
-"""What a folder may hold that becomes a workspace."""
+"""Entries that the folder of a new workspace may already have."""
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 def init(folder: Path) -> None:
-    """Make DIR a workspace: the graph, its settings and params.yaml, which you edit from then on.
+    """Create a workspace in DIR: the graph, its settings and params.yaml, for you to edit.
 
-    DIR does not exist yet, is empty, or holds .git alone.
+    DIR must not exist, or be empty except for .git.
 
     \b
     Example: plumbline init calibration && cd calibration && plumbline run
     """
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if in_the_way := [name for name in there if name not in OWN]:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if in_the_way := [name for name in names if name not in OWN]:
         shown = ", ".join(in_the_way[:5]) + (" …" if len(in_the_way) > 5 else "")
         raise click.ClickException(f"{folder} is not empty ({shown}); name an empty folder or a new one")
     write_workspace(folder)
@@ -56,7 +56,7 @@ def write_workspace(folder: Path) -> None:
     """Write the files of a workspace.
 
     Raises:
-        FileNotFoundError: the installed package lacks one of them.
+        FileNotFoundError: the installed package lacks a file.
     """
     from plumbline.params import HEADER, REQUESTED
     from plumbline.raw_corpus.intake import HEADER as INTAKE_HEADER
@@ -77,7 +77,7 @@ def write_workspace(folder: Path) -> None:
     texts = {
         "pyproject.toml": Template(PYPROJECT).substitute(values),
         "README.md": Template(README.read_text(encoding="utf-8")).substitute(values),
-        # The template's workspace may have taken in files and asked for studies; a new one has not.
+        # The template is the repository's own workspace, which may list inbox files and studies; a new one lists none.
         INTAKE: INTAKE_HEADER + yaml.safe_dump({"files": {}, "revisions": {}}),
         REQUESTED: HEADER + yaml.safe_dump({"requested": []}),
     }
@@ -86,11 +86,11 @@ def write_workspace(folder: Path) -> None:
 
 
 def next_steps(folder: Path) -> str:
-    """What to do with a new workspace."""
+    """The text that `plumbline init` prints."""
     steps = [] if folder.resolve() == Path.cwd() else [f"  cd {shlex.quote(str(folder))}"]
     if not (folder / ".git").exists():
-        steps.append("  git init         to keep its history; Plumbline works without git, too")
-    steps.append("  plumbline run    the whole graph on the bundled model and the standard library's texts, in minutes")
+        steps.append("  git init         to version it; optional")
+    steps.append("  plumbline run    build the graph for the bundled model and texts; takes minutes")
     steps.append("  plumbline ui     the graph in a browser")
     last = "Then put your model and your texts into params.yaml."
-    return "\n".join([f"{folder} is a workspace; its README.md says what is where. Next:", *steps, last])
+    return "\n".join([f"{folder} is a workspace; README.md describes its files. Next:", *steps, last])

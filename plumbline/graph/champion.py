@@ -1,4 +1,4 @@
-"""The champion in the graph: what a candidate is measured against, its promotion, and what Dagster shows of it."""
+"""The champion in the graph: its evaluation, the promotion of a candidate, and the metadata for Dagster."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from plumbline.versioning.recording import scratch as scratch_folder
 
 
 def champion_of(step: Step, registry: Registry) -> Champion | None:
-    """The model that carries the alias, with an evaluation on the documents that a candidate is evaluated on.
+    """Return the champion with an evaluation on the same documents as the candidate's; None if there is no champion.
 
-    That is the graph's own where the graph still holds this model; else the folder is brought back from DVC's cache by
-    its hash and evaluated, once per champion and report split (kept in `.plumbline/champion`).
+    If the workspace still has this model, its evaluation in the graph is used. Otherwise the model is restored from
+    DVC's cache by its hash and evaluated, once per champion and report split (cached in `.plumbline/champion`).
     """
     version = registry.champion()
     if version is None:
@@ -38,14 +38,14 @@ def champion_of(step: Step, registry: Registry) -> Champion | None:
 
 
 def models(root: Path) -> dict[str, str]:
-    """DVC hash of every pair's model, as dvc.lock has it."""
+    """DVC hash of the model of every pair, from dvc.lock."""
     lock = read_lock(root)
     entries = {pair: lock.get(stage_name("quantized_model", pair)) for pair in load_params(root).pairs()}
     return {pair: entry.md5 for pair, entry in entries.items() if entry is not None}
 
 
 def promote_candidate(step: Step) -> dict[str, Any]:
-    """Move the alias to the candidate if promotion.json says that it was promoted.
+    """Move the alias to the candidate if promotion.json says so.
 
     Returns:
         Metadata: as `champion_metadata`.
@@ -59,7 +59,7 @@ def promote_candidate(step: Step) -> dict[str, Any]:
 
 
 def champion_metadata(registry: Registry) -> dict[str, Any]:
-    """The champion, its version, who put it there and why, and the command that audits it."""
+    """Dagster metadata: the champion, its version, who promoted it and why, and the command that audits it."""
     champion = registry.champion()
     if champion is None:
         return {"champion": "none"}
@@ -89,7 +89,7 @@ def _evaluated(step: Step, version: ModelVersion) -> Champion:
             out.mkdir()
             Store(step.root).place(version.model, model)
             build_evaluation(params, base_model(step), model, samples, out)
-            shutil.rmtree(evaluation.parent, ignore_errors=True)  # of the champion or the report split before
+            shutil.rmtree(evaluation.parent, ignore_errors=True)  # evaluations of earlier champions or report splits
             evaluation.parent.mkdir(parents=True)
             out.rename(evaluation)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Between Dagster and the checks of plumbline.graph.checks: the partitions to check, and the result."""
+"""Adapts the checks of plumbline.graph.checks to Dagster: the partitions to check, and the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def partitions(context: dg.AssetCheckExecutionContext, asset: dg.AssetsDefinitio
 
 
 def as_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
-    """The outcome as Dagster records and shows it."""
+    """Convert an outcome to Dagster's result."""
     return dg.AssetCheckResult(
         passed=outcome.passed,
         severity=dg.AssetCheckSeverity.WARN if outcome.warn else dg.AssetCheckSeverity.ERROR,

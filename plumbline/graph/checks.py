@@ -1,6 +1,6 @@
-"""The promises that the UI shows as passed or failed, each read back from the artifacts on disk.
+"""The asset checks. Each reads the artifacts on disk.
 
-Every check takes the folder `data` of a workspace, those of a partitioned asset also the partitions to check.
+Every check takes the folder `data` of a workspace, and for a partitioned asset the partitions to check.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from plumbline.artifact import read_json
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What a check has to say about the artifacts on disk."""
+    """The result of a check."""
 
     passed: bool
     description: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     warn: bool = False
-    """Whether a failure is a warning and not an error."""
+    """A failure is a warning, not an error."""
 
 
 def every_row_is_accounted_for(data: Path) -> CheckOutcome:
@@ -34,13 +34,13 @@ def every_row_is_accounted_for(data: Path) -> CheckOutcome:
         if shard["rows"] != shard["documents"] + sum(shard["rejected"].values())
     ]
     totals = manifest["totals"]
-    aside = sum(totals["rejected"].values())
-    good = f"{totals['rows']} rows = {totals['documents']} documents + {aside} set aside"
+    rejected = sum(totals["rejected"].values())
+    good = f"{totals['rows']} rows = {totals['documents']} documents + {rejected} set aside"
     return _outcome(wrong, good, totals)
 
 
 def no_file_of_the_inbox_is_held_back(data: Path) -> CheckOutcome:
-    """Every file of the inbox is part of the corpus; one that is not is named, with what is wrong and where."""
+    """Every file of the inbox is part of the corpus; files that are not are listed with the reason."""
     from plumbline.raw_corpus.summary import quarantine
 
     manifest = read_json(data / "raw_corpus" / "manifest.json")
@@ -50,7 +50,7 @@ def no_file_of_the_inbox_is_held_back(data: Path) -> CheckOutcome:
         f"{row['file']}" + (f" row {row['row']}" if row["row"] != "" else "") + f": {row['why']}" for row in held_back
     ]
     more = [f"and {len(sentences) - 5} more"] if len(sentences) > 5 else []
-    description = "; ".join([*sentences[:5], *more]) or f"none of {files} files"
+    description = "; ".join([*sentences[:5], *more]) or f"all {files} files of the inbox are in the corpus"
     return CheckOutcome(not held_back, description, {"files": files, "held_back": held_back}, warn=True)
 
 
@@ -60,7 +60,9 @@ def every_token_is_accounted_for(data: Path) -> CheckOutcome:
     lost = {reason: loss["tokens"] for reason, loss in counts["lost"].items()}
     wrong = []
     if counts["tokens_in"] != counts["tokens_out"] + sum(lost.values()):
-        wrong.append(f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {lost} lost: they do not add up")
+        wrong.append(
+            f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {lost} lost: the counts do not add up"
+        )
     good = f"{counts['tokens_in']} tokens = {counts['tokens_out']} in samples + {sum(lost.values())} lost"
     return _outcome(wrong, good, {"lost": counts["lost"]})
 
@@ -83,7 +85,7 @@ def no_report_document_in_a_calibration_set(data: Path, choices: Iterable[str]) 
 
 
 def calibration_set_was_tokenized_as_the_corpus_is(data: Path, choices: Iterable[str]) -> CheckOutcome:
-    """The fingerprint of the tokenization in every calibration set is that of the samples."""
+    """Every calibration set has the tokenization fingerprint of the samples."""
     from plumbline.tokenized_samples.reader import fingerprint_of
 
     expected = fingerprint_of(data / "tokenized_samples")
@@ -96,7 +98,7 @@ def calibration_set_was_tokenized_as_the_corpus_is(data: Path, choices: Iterable
 
 
 def calibration_set_represents_production(data: Path, choices: Iterable[str]) -> CheckOutcome:
-    """No set is farther from production than random draws of its size, over all metrics of the panel at once."""
+    """No set is farther from production than random draws of its size, tested over all metrics of the panel."""
     wrong, good, sets = [], [], {}
     for choice in choices:
         result = read_json(data / "calibration_set" / choice / "representativeness.json")
@@ -116,7 +118,7 @@ def calibration_set_represents_production(data: Path, choices: Iterable[str]) ->
 
 
 def every_site_saw_enough_tokens(data: Path, choices: Iterable[str]) -> CheckOutcome:
-    """No site saw fewer tokens than it has channels."""
+    """Every site saw at least as many tokens as it has channels."""
     from plumbline.activation_stats.starved import sentence, starved_sites
 
     wrong, by_choice = [], {}
@@ -129,7 +131,7 @@ def every_site_saw_enough_tokens(data: Path, choices: Iterable[str]) -> CheckOut
 
 
 def model_carries_the_tokenizer_it_was_calibrated_with(data: Path, pairs: Iterable[str]) -> CheckOutcome:
-    """The fingerprint of the tokenization in every quantized model is that of the samples."""
+    """Every quantized model has the tokenization fingerprint of the samples."""
     from plumbline.tokenized_samples.reader import fingerprint_of
 
     expected = fingerprint_of(data / "tokenized_samples")
@@ -142,7 +144,7 @@ def model_carries_the_tokenizer_it_was_calibrated_with(data: Path, pairs: Iterab
 
 
 def no_layer_fell_back(data: Path, pairs: Iterable[str]) -> CheckOutcome:
-    """Every layer was quantized by the method asked for; one that fell back is named."""
+    """Every layer was quantized by the requested method; layers that fell back are listed."""
     wrong = [
         f"{pair}: {layer}"
         for pair in pairs
@@ -152,12 +154,12 @@ def no_layer_fell_back(data: Path, pairs: Iterable[str]) -> CheckOutcome:
 
 
 def promotion_gate(data: Path, name: str) -> CheckOutcome:
-    """One requirement that `deployed_model` put to its candidate, as the record has it."""
+    """The result of one promotion gate of `deployed_model`, from promotion.json."""
     record = read_json(data / "deployed_model" / "promotion.json")
     [gate] = [gate for gate in record["checks"] if gate["name"] == name]
-    about = {"candidate": record["pair"], "decision": record["decision"]}
-    about |= {"found": gate["found"], "limit": gate["limit"]}
-    metadata = {key: value for key, value in about.items() if value is not None and value not in ({}, [])}
+    fields = {"candidate": record["pair"], "decision": record["decision"]}
+    fields |= {"found": gate["found"], "limit": gate["limit"]}
+    metadata = {key: value for key, value in fields.items() if value is not None and value not in ({}, [])}
     return CheckOutcome(gate["passed"], gate["sentence"], metadata)
 
 

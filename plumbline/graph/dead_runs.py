@@ -1,4 +1,4 @@
-"""Runs whose process is gone: a killed worker leaves its run `started` for ever, and the queue waits for it."""
+"""Ends runs whose process died: a killed worker leaves its run `started`, which blocks the queue."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 def end_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
-    """Mark the runs as failed whose process no longer exists; returns their ids.
+    """Mark runs whose process no longer exists as failed; returns their ids.
 
-    A run writes its process id into its log. That says something only on the machine where it ran, so nothing is done
-    where the history is in a database that machines share: there the run launcher watches its workers.
+    A run logs its process id, which is valid only on the machine where it ran. Nothing is done if the history is in a
+    database that machines share: there the run launcher monitors its workers.
 
     Args:
-        home: the folder of dagster.yaml.
+        home: the folder that holds dagster.yaml.
     """
     if not history_is_local(home):
         return []
@@ -28,16 +28,16 @@ def end_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
         if pid is None or psutil.pid_exists(pid):
             continue
         current = instance.get_run_by_id(run.run_id)
-        if current is not None and current.status in UNFINISHED:  # it may have ended well since it was listed
+        if current is not None and current.status in UNFINISHED:  # it may have ended since it was listed
             instance.report_run_failed(
-                current, f"Process {pid} of this run is gone: killed, or out of memory. Run it again."
+                current, f"Process {pid} of this run no longer exists: killed, or out of memory. Run it again."
             )
             ended.append(run.run_id)
     return ended
 
 
 def history_is_local(home: Path) -> bool:
-    """Whether dagster.yaml leaves the history in SQLite files, which processes of one machine alone write."""
+    """Whether the history is in local SQLite files, the default of dagster.yaml."""
     path = home / "dagster.yaml"
     settings = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
     return "run_storage" not in settings and "sqlite" in settings.get("storage", ["sqlite"])

@@ -1,4 +1,4 @@
-"""Whether dvc.yaml lists what a step reads."""
+"""Checks that dvc.yaml lists what a step reads."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from plumbline.versioning.recording import Step
 
 
 def require_declared(step: Step, paths: Mapping[str, str]) -> None:
-    """Refuse a path that params.yaml names and that is no dependency: neither door would notice that it changed.
+    """Require paths named in params.yaml to be dependencies in dvc.yaml; otherwise changes to them go unnoticed.
 
     Args:
-        paths: what names it -> the path, absolute or relative to the workspace.
+        paths: parameter -> path, absolute or relative to the workspace.
 
     Raises:
-        ValueError: names the line to add.
+        ValueError: a path is not listed; the message says what to add.
     """
     declared = [(step.root / path).resolve() for path in step.inputs]
-    for what, path in paths.items():
-        place = (step.root / path).resolve()
-        if not any(place == dependency or dependency in place.parents for dependency in declared):
+    for parameter, path in paths.items():
+        resolved = (step.root / path).resolve()
+        if not any(resolved == dependency or dependency in resolved.parents for dependency in declared):
             stage = step.name.split("@")[0]
             raise ValueError(
-                f"{what} reads {path}, which dvc.yaml does not list: add it to the deps of {stage} there "
-                f"(deps: [..., {path}]), so that a change of it is seen"
+                f"{parameter} reads {path}, which dvc.yaml does not list: add it to the deps of {stage} there "
+                f"(deps: [..., {path}]), so that changes to it are noticed"
             )

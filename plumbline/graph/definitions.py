@@ -1,4 +1,4 @@
-"""The Dagster definitions of a workspace, as its pyproject.toml names them."""
+"""Loads the Dagster definitions of a workspace, which its pyproject.toml names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plumbline.versioning.pipeline import stage_names
 
 @lru_cache(maxsize=1)
 def load_definitions(root: Path) -> dg.Definitions:
-    """The definitions in the module that `[tool.dagster]` of the workspace's pyproject.toml names.
+    """Import the module that `[tool.dagster]` in pyproject.toml names, and return its definitions.
 
     Raises:
         ValueError: pyproject.toml names no module, or the module has no `defs`.
@@ -25,7 +25,7 @@ def load_definitions(root: Path) -> dg.Definitions:
     name = settings.get("tool", {}).get("dagster", {}).get("module_name")
     if not name:
         raise ValueError(f'{path}: expected [tool.dagster] with module_name = "orchestration.definitions"')
-    if sys.path[0] != str(root):  # first, or another workspace's modules of the same names would be imported
+    if sys.path[0] != str(root):  # ahead of modules of the same name from another workspace
         sys.path.insert(0, str(root))
     defs = getattr(importlib.import_module(name), "defs", None)
     if not isinstance(defs, dg.Definitions):
@@ -41,7 +41,7 @@ def stage_assets(root: Path) -> list[dg.AssetsDefinition]:
 
 
 def checks_of(root: Path, asset: dg.AssetsDefinition) -> list[dg.AssetChecksDefinition]:
-    """The checks that run along with an asset."""
+    """The checks of an asset."""
     checks = load_definitions(root).asset_checks or ()
     return [
         check

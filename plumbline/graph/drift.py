@@ -1,7 +1,7 @@
-"""Today's production against the champion's calibration set: what the drift sensor asks for, and what it reads.
+"""Drift of current production texts from the champion's calibration set.
 
-The measurement is a run of its own, since it tokenizes and embeds what is new; its result lies in
-`.plumbline/drift.json`, with what it was measured on.
+The drift sensor launches the measurement as a separate run, because it tokenizes and embeds new texts. The result and
+the key of what was measured are stored in `.plumbline/drift.json`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ RESULT = Path(".plumbline") / "drift.json"
 
 @dataclass(frozen=True)
 class DriftSubject:
-    """What is compared: a state of the production folder, and a champion."""
+    """The two sides of the comparison: a state of the production folder, and a champion."""
 
     production: str
-    """Digest of names, sizes and times of its files."""
+    """Digest of names, sizes and modification times of its files."""
     champion: ModelVersion
 
     @property
@@ -38,7 +38,7 @@ class DriftSubject:
 
 
 def subject(root: Path, registry: Registry) -> DriftSubject | str:
-    """What would be compared now, or why there is nothing to compare."""
+    """Return the subject of the next measurement, or the reason why there is none."""
     source = load_params(root).corpus.production
     if not isinstance(source, Directory):
         return "no folder of production texts: corpus.production in params.yaml is not a directory"
@@ -57,7 +57,7 @@ def subject(root: Path, registry: Registry) -> DriftSubject | str:
 
 
 def result(root: Path, subject: DriftSubject) -> dict[str, Any] | None:
-    """The last measurement, if it was of this subject."""
+    """Return the last measurement if it was of this subject, else None."""
     path = root / RESULT
     try:
         drift = read_json(path)
@@ -67,13 +67,13 @@ def result(root: Path, subject: DriftSubject) -> dict[str, Any] | None:
 
 
 def measure() -> dict[str, Any]:
-    """Measure the drift of today's production, and keep the result for the sensor.
+    """Measure the drift of current production texts, and store the result for the sensor.
 
-    Corpus, samples and features are made in a scratch folder as `ingest` would make them, out of the parts that are
-    there: only new production texts are tokenized and embedded.
+    Corpus, samples and features are built in a scratch folder as `ingest` would build them. Existing parts are reused,
+    so only new production texts are tokenized and embedded.
 
     Raises:
-        ValueError: there is nothing to compare, or the champion's calibration set is nowhere.
+        ValueError: there is nothing to compare, or the champion's calibration set cannot be found.
     """
     from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.calibration_set.pool import Sources
@@ -105,7 +105,7 @@ def measure() -> dict[str, Any]:
 
 
 def _calibration_set(root: Path, champion: ModelVersion, scratch: Path) -> Path:
-    """The set that the champion was calibrated on: the graph's where it is still that one, else out of DVC's cache."""
+    """The champion's calibration set: from the workspace if it is unchanged, else from DVC's cache."""
     for entry in read_lock(root).values():
         for path, md5 in entry.outs.items():
             if md5 == champion.calibration_set and (root / path).is_dir():

@@ -1,4 +1,4 @@
-"""The Dagster instance of a workspace: where its history lies."""
+"""The Dagster instance of a workspace, which stores its run history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-"""Run configuration of commands that show progress of their own; the event log has everything all the same."""
+"""Run configuration for commands that print their own progress; the event log stays complete."""
 
 
 def dagster_home(root: Path | None = None) -> Path:
@@ -24,7 +24,7 @@ def dagster_home(root: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def instance() -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance that holds this workspace's history."""
+    """Yield the Dagster instance of this workspace."""
     home = dagster_home()
     home.mkdir(parents=True, exist_ok=True)
     os.environ["DAGSTER_HOME"] = str(home)

@@ -1,9 +1,9 @@
-"""Taking in: what the sensors and `plumbline run` do before a run reads the inbox.
+"""Intake: updates intake.yaml from the inbox and the hub before a run reads the corpus.
 
-`intake.yaml` says what the corpus consists of; whether a run is needed is read off dvc.lock, which says what the last
-run read. So a daemon that is killed, restarted, or running twice has nothing to remember that could be lost: what it
-keeps beside (`.plumbline/intake.json`, under a lock) is since when each file has looked the same, and who asked for a
-run last.
+`intake.yaml` lists what the corpus consists of. A run is needed if it differs from what the last run read, according to
+dvc.lock. The sensors therefore hold no state that could be lost: a daemon may be killed, restarted, or run twice. The
+state file `.plumbline/intake.json`, under a lock, only stores since when each file has been unchanged and which process
+requested the last run.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from plumbline.versioning.digest import dvc_digest
 from plumbline.versioning.lock import read_lock
 
 SETTLED = 4.0
-"""Seconds for which a file must have looked the same before it counts as complete."""
+"""Seconds for which a file must stay unchanged before it counts as complete."""
 PATIENCE = 60.0
-"""The same for a file whose end is not one that its format has."""
+"""The same for a file that ends in the middle of a record."""
 CLAIM = 60.0
-"""Seconds after which a run that another daemon asked for, and that nobody has seen, is asked for again."""
+"""Seconds after which a run that another daemon requested, and that was never launched, is requested again."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A run that should be launched; asking for the same twice gives the same key."""
+    """A run that should be launched; requests for the same content have the same key."""
 
     key: str
     changes: dict[str, Any]
@@ -45,10 +45,11 @@ class Request:
 
 @contextlib.contextmanager
 def _state(root: Path, alone: float | None = None) -> Iterator[dict[str, Any]]:
-    """What is kept beside intake.yaml, for one process at a time; written back at the end, whole.
+    """Yield the content of the state file under its lock; write it back at the end.
 
     Args:
-        alone: whoever writes intake.yaml waits so many seconds (-1: as long as it takes) for a step that reads it.
+        alone: to write intake.yaml, seconds to wait for a step that reads it (-1: no limit). None: intake.yaml is not
+            written.
 
     Raises:
         filelock.Timeout: the step takes longer.
@@ -62,20 +63,20 @@ def _state(root: Path, alone: float | None = None) -> Iterator[dict[str, Any]]:
     with FileLock(locks / "intake.lock"), reader:
         state: dict[str, Any] = {}
         if path.is_file():
-            with contextlib.suppress(ValueError):  # a memory that is no JSON is no memory
+            with contextlib.suppress(ValueError):  # ignore a corrupt state file
                 state = json.loads(path.read_text(encoding="utf-8"))
         yield state
         replace_text(path, json.dumps(state))
 
 
 def take_in_now(root: Path) -> IntakeChanges:
-    """Take in what is in the inbox, without waiting whether it changes; a file that changes while it is read waits."""
+    """Take in the inbox without waiting for files to settle; a file that changes while it is read is skipped."""
     with _state(root, alone=-1) as state:
         return _take_in(root, state, lambda seen, _: True, time.time())
 
 
 def take_in_settled(root: Path, now: Callable[[], float] = time.time) -> IntakeChanges:
-    """Take in what has looked the same long enough.
+    """Take in the files that have been unchanged long enough.
 
     Raises:
         filelock.Timeout: a run is reading the corpus.
@@ -93,32 +94,32 @@ def _take_in(root: Path, state: dict[str, Any], settled: Callable[[Seen, float],
     store = store_of(params.inbox, root, params.max_file_bytes)
     path = root / INTAKE
     before = read_intake(path)
-    looked = store.look()
-    remembered: dict[str, dict[str, Any]] = {}
+    listing = store.look()
+    entries: dict[str, dict[str, Any]] = {}
     ready: dict[str, str | None] = {}
-    for name, seen in looked.items():
-        known = state.get("seen", {}).get(name, {})
-        same = known.get("stamp") == seen.stamp
-        remembered[name] = {"stamp": seen.stamp, "since": known["since"] if same else now}
-        if same and known.get("sha256") and store.place(known["sha256"]).is_file():
-            remembered[name]["sha256"] = ready[name] = known["sha256"]
-        elif settled(seen, now - remembered[name]["since"]):
+    for name, seen in listing.items():
+        previous = state.get("seen", {}).get(name, {})
+        same = previous.get("stamp") == seen.stamp
+        entries[name] = {"stamp": seen.stamp, "since": previous["since"] if same else now}
+        if same and previous.get("sha256") and store.place(previous["sha256"]).is_file():
+            entries[name]["sha256"] = ready[name] = previous["sha256"]
+        elif settled(seen, now - entries[name]["since"]):
             ready[name] = None
-    after, changes, contents = take_in(before, store, looked, ready)
+    after, changes, contents = take_in(before, store, listing, ready)
     for name, content in contents.items():
-        remembered[name]["sha256"] = content
-    state["seen"] = remembered
+        entries[name]["sha256"] = content
+    state["seen"] = entries
     if after != before or not path.is_file():
         write_intake(path, after)
     if changes:
         state["changes"] = changes.as_dict()
-    held = set(contents.values()) | {taken.sha256 or "" for taken in after.files.values()}
-    store.forget(held)
+    in_use = set(contents.values()) | {taken.sha256 or "" for taken in after.files.values()}
+    store.forget(in_use)
     return changes
 
 
 def follow(root: Path, newest: Callable[[str, str], str]) -> dict[str, str]:
-    """Ask for the newest commit of every hub dataset that follows a branch; returns those that are new.
+    """Record the newest commit of every hub dataset that follows a branch; returns the new commits by source.
 
     Args:
         newest: (dataset, branch) -> commit.
@@ -132,8 +133,8 @@ def follow(root: Path, newest: Callable[[str, str], str]) -> dict[str, str]:
     commits = {name: newest(source.name, str(source.follow)) for name, source in followed.items()}
     with _state(root, alone=0) as state:
         before = read_intake(root / INTAKE)
-        now = {name: before.revisions.get(name, followed[name].revision) for name in commits}
-        new = {name: commit for name, commit in commits.items() if commit != now[name]}
+        current = {name: before.revisions.get(name, followed[name].revision) for name in commits}
+        new = {name: commit for name, commit in commits.items() if commit != current[name]}
         if new:
             write_intake(root / INTAKE, replace(before, revisions={**before.revisions, **new}))
             state["changes"] = {"revisions": [f"{name}: {commit}" for name, commit in new.items()]}
@@ -141,7 +142,7 @@ def follow(root: Path, newest: Callable[[str, str], str]) -> dict[str, str]:
 
 
 def hub_commit(dataset: str, branch: str, endpoint: str | None = None) -> str:
-    """The newest commit of a dataset on the hub.
+    """The newest commit of a branch of a dataset on the hub.
 
     Raises:
         OSError, httpx.HTTPError: the hub does not answer, or has no such dataset.
@@ -153,7 +154,7 @@ def hub_commit(dataset: str, branch: str, endpoint: str | None = None) -> str:
 
 
 def unread(root: Path) -> bool:
-    """Whether intake.yaml lists something else than the last run read."""
+    """Whether intake.yaml differs from what the last run read."""
     path = root / INTAKE
     entry = read_lock(root).get("raw_corpus")
     if entry is None:
@@ -163,10 +164,10 @@ def unread(root: Path) -> bool:
 
 
 def request(root: Path, launched: Callable[[str], bool], now: Callable[[], float] = time.time) -> Request | None:
-    """The run that reads what was taken in; None if the last run did, or if it was asked for already.
+    """Return the run that reads new intake; None if the last run read it, or if the run was requested already.
 
     Args:
-        launched: whether a run with this key exists, however it ended: one that failed is not tried again by itself.
+        launched: whether a run with this key exists, in any state: a failed run is not retried automatically.
     """
     with _state(root) as state:
         if not unread(root):
@@ -184,13 +185,13 @@ def request(root: Path, launched: Callable[[str], bool], now: Callable[[], float
 
 
 def waiting(root: Path) -> IntakeChanges:
-    """What a look at the inbox would take in, without taking it in; files that are unchanged are not read."""
+    """Return what the next intake would change, without changing it; unchanged files are not read."""
     params = load_params(root).corpus
     store = store_of(params.inbox, root, params.max_file_bytes)
     before: Intake = read_intake(root / INTAKE)
     with _state(root) as state:
-        known = {name: of for name, of in state.get("seen", {}).items() if of.get("sha256")}
-    looked = store.look()
-    new = [n for n, seen in looked.items() if not seen.problem and known.get(n, {}).get("stamp") != seen.stamp]
-    removed = [name for name, taken in before.files.items() if name not in looked and not taken.refused]
+        read = {name: entry for name, entry in state.get("seen", {}).items() if entry.get("sha256")}
+    listing = store.look()
+    new = [n for n, seen in listing.items() if not seen.problem and read.get(n, {}).get("stamp") != seen.stamp]
+    removed = [name for name, taken in before.files.items() if name not in listing and not taken.refused]
     return IntakeChanges(waiting=tuple(new), removed=tuple(removed))

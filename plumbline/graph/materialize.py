@@ -1,7 +1,7 @@
-"""One asset, materialized in this process: what the command of a DVC stage does.
+"""Materializes one asset in this process, for the command of its DVC stage.
 
-It runs the same code, checks, metadata and MLflow logging as Dagster's other doors; the run is kept in the workspace's
-Dagster history.
+Code, checks, metadata and MLflow logging are those of every other Dagster run, and the run is recorded in the
+workspace's Dagster history.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from plumbline.graph.instance import QUIET, instance
 
 @dataclass(frozen=True)
 class Materialized:
-    """How it ended."""
+    """The result of a materialization."""
 
     error: str
     """Empty if it succeeded."""
     warnings: tuple[str, ...]
-    """Sentences of the checks that did not pass and block nothing."""
+    """Descriptions of failed checks that do not block."""
 
 
 def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
     """Materialize an asset, or one partition of it.
 
     Raises:
-        ValueError: there is no such asset or partition, or a partition was expected.
+        ValueError: there is no such asset or partition, or the partition key is missing.
     """
     import dagster as dg
 
     from plumbline.graph.definitions import checks_of, stage_assets
     from plumbline.graph.run import failed_checks, failure
 
-    assets = {each.key.to_user_string(): each for each in stage_assets(root)}
+    assets = {definition.key.to_user_string(): definition for definition in stage_assets(root)}
     if asset not in assets:
-        raise ValueError(f"no asset is called {asset!r}; there are {', '.join(assets)}")
+        raise ValueError(f"no asset {asset!r}; assets: {', '.join(assets)}")
     definition = assets[asset]
     keys = definition.partitions_def.get_partition_keys() if definition.partitions_def else [None]
     if key not in keys:
-        known = ", ".join(str(each) for each in keys) if definition.partitions_def else "none: leave KEY out"
-        raise ValueError(f"{asset} has no partition {key!r}; it has {known}")
+        partitions = ", ".join(map(str, keys)) if definition.partitions_def else "none, so omit KEY"
+        raise ValueError(f"{asset} has no partition {key!r}; partitions: {partitions}")
     with instance() as history:
         result = dg.materialize(
             [definition, *checks_of(root, definition)],

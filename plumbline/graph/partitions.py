@@ -1,7 +1,7 @@
 """Partitions, computed from params.yaml.
 
-Choice × scheme is one dimension of named pairs with a static mapping to the choices: staleness and automation follow
-it per partition, which two-dimensional partitions do not give across assets of one dimension.
+Choice × scheme is one dimension of named pairs with a static mapping to the choices. Dagster tracks staleness and
+automation through it per partition, which it does not do between two-dimensional and one-dimensional partitions.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _params = load_params()
 CALIBRATIONS = dg.StaticPartitionsDefinition(list(_params.calibrations))
 PAIRS = dg.StaticPartitionsDefinition(list(_params.pairs()))
 STUDIES = dg.StaticPartitionsDefinition(requested())
-"""Those that were asked for; by default there is none."""
+"""The requested studies; none by default."""
 
 PAIRS_OF_CALIBRATION = dg.StaticPartitionMapping(
     {
-        calibration: [key for key, (of, _) in _params.pairs().items() if of == calibration]
+        calibration: [key for key, (choice, _) in _params.pairs().items() if choice == calibration]
         for calibration in _params.grid.calibrations
     }
 )
-"""Upstream a calibration choice, downstream every model that is quantized with it."""
+"""Calibration choice -> every pair that is quantized with it."""
 
 
 def split_pair(key: str) -> tuple[str, str]:

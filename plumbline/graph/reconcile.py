@@ -1,4 +1,4 @@
-"""dvc.lock -> Dagster: reports what came about outside Dagster, so that neither door finds the other's work stale."""
+"""Reports artifacts made outside Dagster to Dagster, from dvc.lock, so that it does not consider them stale."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from plumbline.workspace import workspace_root
 
 
 def reconcile(instance: dg.DagsterInstance, defs: dg.Definitions) -> list[str]:
-    """Report every dvc.lock entry whose content or code version Dagster's newest event does not carry.
+    """Report every dvc.lock entry that differs from Dagster's newest event in content or code version.
 
-    The code version is that of the code which made the output, read from the entry. Upstream comes first, so that
-    downstream events point behind it. Returns the names of the stages that were reported.
+    The code version is the one recorded in the entry. Assets are reported upstream first, because downstream events
+    point at upstream events. Returns the names of the reported stages.
     """
     lock = read_lock(workspace_root())
     graph = defs.resolve_asset_graph()
@@ -29,15 +29,14 @@ def reconcile(instance: dg.DagsterInstance, defs: dg.Definitions) -> list[str]:
                 continue
             record = instance.get_latest_data_version_record(key, partition_key=partition)
             tags = (record.event_log_entry.tags or {}) if record else {}
-            known = (tags.get("dagster/data_version"), tags.get("dagster/code_version"))
-            made = (entry.md5, entry.code_version)
-            if known == made:
+            versions = (tags.get("dagster/data_version"), tags.get("dagster/code_version"))
+            if versions == (entry.md5, entry.code_version):
                 continue
             event = dg.AssetMaterialization(
                 key,
                 partition=partition,
                 tags=provenance_tags(instance, set(node.parent_keys), entry),
-                metadata={"dvc_md5": made[0], "dvc_stage": stage, "front_door": "dvc"},
+                metadata={"dvc_md5": entry.md5, "dvc_stage": stage, "front_door": "dvc"},
             )
             instance.report_runless_asset_event(event)
             reported.append(stage)

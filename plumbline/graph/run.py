@@ -1,4 +1,4 @@
-"""`plumbline run`: bring every artifact up to date, in one process that loads nothing twice."""
+"""`plumbline run`: bring every artifact up to date, in one process that loads each model once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunFailed(RuntimeError):
 
 
 def ranges(keys: Sequence[str], wanted: set[str]) -> Iterator[list[str]]:
-    """The wanted keys as runs of neighbours in `keys`: Dagster runs a range of partitions at once."""
+    """Group the wanted keys into ranges of neighbours in `keys`, which Dagster runs at once."""
     for is_wanted, run in groupby(keys, key=wanted.__contains__):
         if is_wanted:
             yield list(run)
@@ -36,20 +36,20 @@ def ranges(keys: Sequence[str], wanted: set[str]) -> Iterator[list[str]]:
 def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], None] = print) -> int:
     """Materialize what is missing or out of date, upstream first; returns the number of steps that ran.
 
-    Whether a step is out of date is asked anew when its turn comes: an upstream step that ran again and made the same
-    bytes leaves what is downstream alone.
+    Whether a step is out of date is checked again before it runs: if an upstream step reproduced the same bytes,
+    downstream steps are skipped.
 
     Args:
-        only: these assets alone; none named: all but those that run on request.
+        only: the assets to run; empty: all except those that run on request.
 
     Raises:
-        RunFailed: a step failed; what was finished before stays.
+        RunFailed: a step failed; the steps that finished before are kept.
     """
     sweep(root)
     refresh_code_versions(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
         take_in_now(root)
-    left_alone = on_request(root) - set(only)
+    skipped = on_request(root) - set(only)
     changed = changed_stages(root, *only)
     if not changed:
         return 0
@@ -63,15 +63,15 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
     with instance() as history:
         for asset in stage_assets(root):
             name = asset.key.to_user_string()
-            if name in left_alone or (only and name not in only):
+            if name in skipped or (only and name not in only):
                 continue
             if steps:
                 changed = changed_stages(root, name)
             keys = list(asset.partitions_def.get_partition_keys()) if asset.partitions_def else [""]
             wanted = {key for key in keys if stage_name(name, key or None) in changed}
             for run in ranges(keys, wanted):
-                what = f"{name} {run[0]}" + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
-                announce(f"▸ {what}".rstrip())
+                shown = f"{name} {run[0]}" + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
+                announce(f"▸ {shown}".rstrip())
                 started = time.perf_counter()
                 tags = {"front_door": "plumbline run"}
                 if asset.partitions_def:
@@ -93,20 +93,20 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
 
 
 def with_upstream(root: Path, asset: str) -> list[str]:
-    """The names of an asset and of all that it is made from, upstream first."""
+    """The names of an asset and its upstream assets, upstream first."""
     import dagster as dg
 
     from plumbline.graph.definitions import load_definitions, stage_assets
 
     wanted = dg.AssetSelection.assets(asset).upstream().resolve(load_definitions(root).resolve_asset_graph())
-    return [made.key.to_user_string() for made in stage_assets(root) if made.key in wanted]
+    return [asset_def.key.to_user_string() for asset_def in stage_assets(root) if asset_def.key in wanted]
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """What went wrong in a run that did not succeed: the error of the step, or the sentences of the failed checks."""
+    """The error of a failed run: that of the failed step, or the descriptions of the failed checks."""
     for event in result.get_step_failure_events():
         error = event.step_failure_data.error
-        while error is not None and error.cause is not None:  # the user's error, not Dagster's wrapping of it
+        while error is not None and error.cause is not None:  # the original error, not Dagster's wrapper
             error = error.cause
         if error is not None:
             return f"{event.step_key}: {error.message.strip()}"
@@ -114,5 +114,5 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
 
 
 def failed_checks(result: dg.ExecuteInProcessResult) -> list[str]:
-    """The sentences of the checks that did not pass; those of a run that succeeded are warnings."""
+    """Descriptions of the failed checks; in a run that succeeded they are warnings."""
     return [f"check {e.check_name}: {e.description}" for e in result.get_asset_check_evaluations() if not e.passed]

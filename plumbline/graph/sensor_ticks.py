@@ -1,4 +1,4 @@
-"""What each sensor does at a tick: launch a run, report what happened elsewhere, or say why it does nothing."""
+"""The tick of each sensor: launch a run, report changes made outside Dagster, or say why nothing is done."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ UNFINISHED = [
         dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
     )
 ]  # fmt: skip
-READING = "a run is reading the corpus; what is new waits for its end"
+READING = "a run is reading the corpus; new files wait until it ends"
 CORPUS = dg.AssetKey("raw_corpus")
 INBOX = dg.AssetKey("inbox")
 
 
 def reading_the_corpus(instance: dg.DagsterInstance) -> bool:
-    """Whether a run that reads intake.yaml is waiting or running: it must not change under it."""
+    """Whether a run that reads intake.yaml is queued or running; the file must not change during the run."""
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     failed = dg.RunsFilter(tags={"dagster/will_retry": "true"}, statuses=[dg.DagsterRunStatus.FAILURE])
-    # A run whose process was killed runs again, a moment after it was found dead.
+    # A run whose process was killed is retried a moment after it is marked as failed.
     runs = [*runs, *(run for run in instance.get_runs(failed, limit=9) if "dagster/auto_retry_run_id" not in run.tags)]
     return any(
         "front_door" in run.tags or (run.asset_selection or {CORPUS}) & {CORPUS}
@@ -32,7 +32,7 @@ def reading_the_corpus(instance: dg.DagsterInstance) -> bool:
 
 
 def inbox_tick(instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
-    """Take in the files that are complete, and launch one run for every change of what the inbox holds."""
+    """Take in complete files, and launch one run per change of the inbox."""
     from plumbline.graph import intake
 
     if reading_the_corpus(instance):
@@ -55,13 +55,13 @@ def hub_tick(instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
         return dg.SkipReason(READING)
     try:
         new = intake.follow(workspace_root(), intake.hub_commit)
-    except Exception as error:  # whatever the network does: the next look comes
-        return dg.SkipReason(f"the hub cannot be asked: {type(error).__name__}: {error}")
-    return _ingest(instance, "hub") if new else dg.SkipReason("no dataset that is followed has a new revision")
+    except Exception as error:  # any network error: the next tick tries again
+        return dg.SkipReason(f"the hub cannot be reached: {type(error).__name__}: {error}")
+    return _ingest(instance, "hub") if new else dg.SkipReason("no followed dataset has a new revision")
 
 
 def _ingest(instance: dg.DagsterInstance, trigger: str, why: str = "") -> dg.SensorResult | dg.SkipReason:
-    """The run for what was taken in and no run has read, once."""
+    """Launch the run that reads new intake, once."""
     from plumbline.graph.intake import request
     from plumbline.raw_corpus.intake import INTAKE
     from plumbline.versioning.digest import dvc_digest
@@ -70,24 +70,28 @@ def _ingest(instance: dg.DagsterInstance, trigger: str, why: str = "") -> dg.Sen
         return instance.get_runs_count(dg.RunsFilter(tags={"dagster/run_key": key})) > 0
 
     root = workspace_root()
-    asked = request(root, launched)
-    if asked is None:
-        return dg.SkipReason(why or "everything that was taken in has its run")
-    changes = {name: dg.MetadataValue.json(value) for name, value in asked.changes.items()}
+    run_request = request(root, launched)
+    if run_request is None:
+        return dg.SkipReason(why or "a run was launched for all intake")
+    changes = {name: dg.MetadataValue.json(value) for name, value in run_request.changes.items()}
     tags = {"dagster/data_version": dvc_digest(root / INTAKE)}
     event = dg.AssetMaterialization(INBOX, metadata=changes, tags=tags)
-    run = dg.RunRequest(run_key=asked.key, tags={"plumbline/trigger": trigger})
+    run = dg.RunRequest(run_key=run_request.key, tags={"plumbline/trigger": trigger})
     return dg.SensorResult(run_requests=[run], asset_events=[event])
 
 
 def drift_tick(
     context: dg.SensorEvaluationContext, *, measure: str, recalibrate: str
 ) -> dg.SensorResult | dg.SkipReason:
-    """One measurement per state of the production folder, once two looks agree; one re-calibration per champion and
-    kind of drift: what it led to is for the checks of `deployed_model` to judge, and doing it again changes nothing.
+    """Launch a measurement of the drift, or a re-calibration if the last measurement found drift.
+
+    A state of the production folder is measured once, as soon as two ticks see the same state. Re-calibration runs once
+    per champion and set of drifted metrics; a repetition would give the same result. Whether the new model is deployed
+    is decided by the checks of `deployed_model`.
 
     Args:
-        measure: the job that measures; recalibrate: the job that calibrates anew.
+        measure: name of the job that measures.
+        recalibrate: name of the job that re-calibrates.
     """
     from plumbline.artifact import sha256_json
     from plumbline.graph.drift import result, subject
@@ -99,7 +103,7 @@ def drift_tick(
         return dg.SkipReason(compared)
     if context.cursor != compared.key:
         context.update_cursor(compared.key)
-        return dg.SkipReason("production texts or the champion changed; waiting until two looks agree")
+        return dg.SkipReason("production texts or the champion changed; waiting until two ticks see the same state")
     measured = result(root, compared)
     if measured is None:
         return dg.SensorResult([dg.RunRequest(f"drift-{compared.key}", job_name=measure)], cursor=compared.key)
@@ -118,7 +122,7 @@ def drift_tick(
 
 
 def dvc_tick(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Report what `dvc repro`, `dvc checkout` or `dvc pull` put in place since the last look."""
+    """Report what `dvc repro`, `dvc checkout` or `dvc pull` changed since the last tick."""
     from plumbline.graph.definitions import load_definitions
     from plumbline.graph.reconcile import reconcile
 
@@ -127,15 +131,19 @@ def dvc_tick(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     if stamp == (context.cursor or ""):
         return dg.SkipReason("dvc.lock has not changed")
     running = context.instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-    if running:  # its steps report their own output right after dvc.lock is written
-        return dg.SkipReason(f"{running} runs in progress; they report by themselves")
+    if running:  # its steps report their output themselves, right after dvc.lock is written
+        return dg.SkipReason(f"{running} runs in progress; they report their own output")
     names = reconcile(context.instance, load_definitions(workspace_root()))
     context.update_cursor(stamp)
-    return dg.SkipReason(f"reported {len(names)} artifacts that DVC made: {names[:5]}" if names else "all known")
+    return dg.SkipReason(
+        f"reported {len(names)} artifacts that DVC made: {names[:5]}"
+        if names
+        else "Dagster has every artifact in dvc.lock"
+    )
 
 
 def dead_run_tick(instance: dg.DagsterInstance) -> dg.SkipReason:
-    """Mark the runs as failed whose process is gone."""
+    """Mark runs whose process no longer exists as failed."""
     from plumbline.graph.dead_runs import end_dead_runs
     from plumbline.graph.instance import dagster_home
 

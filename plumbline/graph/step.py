@@ -1,4 +1,4 @@
-"""What every asset body does: record the step in DVC, build, and tell Dagster what came of it."""
+"""The body of every asset: record the step in DVC, build the artifact, and report it to Dagster."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ Build = Callable[[Step, str, Path], None]
 Summary = Callable[[Path], Mapping[str, Any]]
 """Folder of an artifact -> counts and names, JSON-able."""
 Overrides = Callable[[str], Mapping[str, Any]]
-"""Partition key -> the parameters that this launch changes."""
+"""Partition key -> parameters that this launch overrides."""
 After = Callable[[Step, str], Mapping[str, Any]]
-"""Runs once the output is published, for what needs its hash (MLflow); returns further metadata."""
+"""Runs after the output is published, for steps that need its hash (MLflow); returns further metadata."""
 
-# Single-run backfills are marked beta; what we need of them is covered by tests/integration.
+# Single-run backfills are marked beta; tests/integration covers what is used here.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`")
 
 OWNERS = ["team:plumbline"]
-PREVIEW_BYTES = 150_000  # metadata lives in the event log
+PREVIEW_BYTES = 150_000  # metadata is stored in the event log
 
 _A: Any = dg.AutomationCondition
-_OVERTAKEN = _A.any_deps_match(_A.newly_updated()).since(_A.newly_updated())
-"""Something it reads was made after it. Dagster compares the times of the two only in this form, so that a change
-which comes right behind a run, before the next look, is not taken for handled by it."""
+_UPSTREAM_IS_NEWER = _A.any_deps_match(_A.newly_updated()).since(_A.newly_updated())
+"""A dependency was updated after this asset. Dagster compares the two times only in this form. Otherwise a change that
+comes between the end of a run and the next tick would count as handled by that run."""
 _CHANGED = (
-    # A change of the inbox has a run of its own, from the inbox's sensor.
+    # The inbox sensor launches the run for a change of the inbox.
     _A.any_deps_match(_A.data_version_changed()).ignore(dg.AssetSelection.assets("inbox"))
     | _A.newly_missing()
     | _A.code_version_changed()
-).since(_A.newly_requested() | (_A.newly_updated() & ~_OVERTAKEN) | _A.initial_evaluation())
+).since(_A.newly_requested() | (_A.newly_updated() & ~_UPSTREAM_IS_NEWER) | _A.initial_evaluation())
 
 
 def _upstream_is_moving(levels: int) -> Any:
-    """Whether an ancestor up to that many steps away is running, or about to.
+    """Whether an ancestor at most `levels` steps away is running, or about to.
 
-    `will_be_requested()` would not do: it does not see across partitions of another kind.
+    `will_be_requested()` is not enough: it does not work across different partitions definitions.
     """
     moving = _CHANGED | _A.in_progress()
     condition = moving
@@ -67,18 +67,18 @@ def _upstream_is_moving(levels: int) -> Any:
 ON_NEW_INPUT = (
     _CHANGED
     & ~_A.any_deps_missing()
-    # An evaluation reads the samples at one step's distance, and at four by way of the calibration set: it waits.
+    # An evaluation depends on the samples directly and, through the calibration set, in four steps. It has to wait.
     & ~_upstream_is_moving(4)
-    # Passed, or not asked since: what `dvc pull` brought has not been checked here again.
+    # Passed, or not run since: artifacts from `dvc pull` have not been checked here.
     & _A.all_deps_match(_A.all_checks_match(_A.check_passed() | _A.missing(), blocking_only=True))
     & ~_A.in_progress()
 ).with_label("on new input")
-"""Runs a partition when the content of something it reads changed. `eager()` would also run it when an upstream asset
-was made again with the same bytes (dagster#25439)."""
+"""Runs a partition when the content of a dependency changed. `eager()` would also run it when an upstream asset was
+rebuilt with the same bytes (dagster#25439)."""
 
 
 @dataclass(frozen=True)
-class _Made:
+class _FinishedStep:
     key: str
     step: Step
     metadata: dict[str, Any]
@@ -90,13 +90,13 @@ def base_model(step: Step) -> BaseCheckpoint:
 
 
 def code_version(asset: str) -> str:
-    """Code version of an asset for its definition, as the library was when the definitions were loaded."""
+    """Code version of an asset, computed from the library as it was when the definitions were loaded."""
     return version_in(asset, _library(workspace_root()))
 
 
 @cache
 def _library(root: Path) -> Library:
-    with contextlib.suppress(OSError):  # a workspace that may only be read
+    with contextlib.suppress(OSError):  # a read-only workspace
         link_library(root)
     return library_of(root)
 
@@ -108,33 +108,33 @@ def materialize(
     overrides: Overrides | None = None,
     after: After | None = None,
 ) -> Iterator[dg.MaterializeResult | dg.AssetMaterialization]:
-    """Body of an asset: one DVC step per partition of the run.
+    """Run the body of an asset: one DVC step per partition of the run.
 
-    A run over several partitions (single-run backfill) loads models once. Dagster gives all its partitions one data
-    version; a second event per partition, right behind, carries the true one, so that staleness follows each.
+    A run over several partitions (single-run backfill) loads models once. Dagster gives all of them one data version.
+    A second event per partition follows with the correct one, so that staleness is tracked per partition.
     """
     asset = context.asset_key.to_user_string()
     keys = list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else [""]
-    made: list[_Made] = []
+    steps: list[_FinishedStep] = []
     try:
         for key in keys:
             with _logged(context):
-                made.append(_one(asset, key, build, summary, overrides, after))
+                steps.append(_one(asset, key, build, summary, overrides, after))
             if len(keys) > 1:
-                context.log.info(f"{asset} {key} ({len(made)} of {len(keys)}): {made[-1].step.md5}")
+                context.log.info(f"{asset} {key} ({len(steps)} of {len(keys)}): {steps[-1].step.md5}")
     except BaseException:
-        yield from (_event(context, m) for m in made)  # what was finished stays on record
+        yield from (_event(context, finished) for finished in steps)  # finished partitions stay on record
         raise
-    if len(made) == 1:
-        yield dg.MaterializeResult(data_version=dg.DataVersion(made[0].step.md5), metadata=made[0].metadata)
+    if len(steps) == 1:
+        yield dg.MaterializeResult(data_version=dg.DataVersion(steps[0].step.md5), metadata=steps[0].metadata)
     else:
-        yield dg.MaterializeResult(metadata={"partitions": len(made)})
-        yield from (_event(context, m) for m in made)
+        yield dg.MaterializeResult(metadata={"partitions": len(steps)})
+        yield from (_event(context, finished) for finished in steps)
 
 
 @contextlib.contextmanager
 def _logged(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """Have what the library logs in the log of the run within."""
+    """Forward the library's log messages to the log of the run."""
 
     class ToDagster(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -153,7 +153,7 @@ def _logged(context: dg.AssetExecutionContext) -> Iterator[None]:
 
 def _one(
     asset: str, key: str, build: Build, summary: Summary, overrides: Overrides | None, after: After | None
-) -> _Made:
+) -> _FinishedStep:
     started = time.perf_counter()
     name, changed = stage_name(asset, key or None), overrides(key) if overrides else {}
     unfinished = unfinished_mark(workspace_root(), name)
@@ -176,13 +176,15 @@ def _one(
         "path": dg.MetadataValue.path(str(step.out)),
     }
     metadata |= _plots(step.out)
-    return _Made(key, step, metadata)
+    return _FinishedStep(key, step, metadata)
 
 
-def _event(context: dg.AssetExecutionContext, made: _Made) -> dg.AssetMaterialization:
-    entry = read_lock(made.step.root)[made.step.name]
+def _event(context: dg.AssetExecutionContext, finished: _FinishedStep) -> dg.AssetMaterialization:
+    entry = read_lock(finished.step.root)[finished.step.name]
     tags = provenance_tags(context.instance, context.assets_def.asset_deps[context.asset_key], entry)
-    return dg.AssetMaterialization(context.asset_key, partition=made.key or None, tags=tags, metadata=made.metadata)
+    return dg.AssetMaterialization(
+        context.asset_key, partition=finished.key or None, tags=tags, metadata=finished.metadata
+    )
 
 
 def provenance_tags(
@@ -190,10 +192,10 @@ def provenance_tags(
     parents: set[dg.AssetKey],
     entry: Entry,
 ) -> dict[str, str]:
-    """The tags by which Dagster knows what a materialization was made from, read from a dvc.lock entry.
+    """Dagster's provenance tags of a materialization, from a dvc.lock entry.
 
-    Without them Dagster falls back to comparing timestamps. For a partitioned parent it compares what came after the
-    event pointer, so that is the parent's newest event of any partition.
+    Without them Dagster falls back to comparing timestamps. For a partitioned parent it looks at events after the event
+    pointer, so the pointer is the parent's newest event of any partition.
     """
     tags = {
         "dagster/data_version": entry.md5,
@@ -213,8 +215,10 @@ def provenance_tags(
 
 
 def as_metadata(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Dagster metadata of a summary: numbers (six digits) and words as they are, an address as a link, a list of rows
-    as a table, a list of sentences as a Markdown list, the rest as JSON. What is None or empty is left out.
+    """Convert a summary to Dagster metadata; entries that are None or empty are left out.
+
+    Numbers are rounded to six digits and words stay as they are. A URL becomes a link, a list of rows a table, a list
+    of sentences a Markdown list, everything else JSON.
     """
     metadata: dict[str, Any] = {}
     for name, value in summary.items():

@@ -1,4 +1,4 @@
-"""How long steps took, as Dagster's history has it: artifacts hold no seconds, or they would differ from run to run."""
+"""Durations of steps, from Dagster's history: in artifacts they would make the bytes differ from run to run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     import dagster as dg
 
 STEPS = {"selection": "calibration_set", "statistics": "activation_stats", "quantization": "quantized_model"}
-"""What a model costs before it is evaluated: its name, and the asset that takes the time."""
+"""Steps before the evaluation: name of the step -> asset whose duration it is."""
 
 
 def seconds_of(history: dg.DagsterInstance, asset: str, key: str | None) -> float | None:
-    """Seconds that the latest materialization took; None where it was not made here (`dvc pull`) or never."""
+    """Duration of the latest materialization in seconds; None if it was not made here (`dvc pull`) or never."""
     import dagster as dg
 
     record = history.get_latest_data_version_record(dg.AssetKey(asset), partition_key=key)
@@ -23,7 +23,7 @@ def seconds_of(history: dg.DagsterInstance, asset: str, key: str | None) -> floa
 
 
 def seconds_before(pair: str) -> Mapping[str, float]:
-    """Seconds by step of what led to a model; selection and statistics serve all schemes of the choice."""
+    """Seconds by step before the evaluation of a pair; all schemes of a choice share selection and statistics."""
     from plumbline.graph.instance import instance
     from plumbline.graph.partitions import split_pair
 

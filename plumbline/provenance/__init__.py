@@ -1,8 +1,8 @@
-"""From a quantized model back to the documents that shaped it, every digest recomputed.
+"""Audit of a quantized model back to its calibration documents; every digest is recomputed.
 
-`audit(model, root)` walks the chain of a folder, `resolved(reference, root)` finds the folder that a registry address,
-a run, a digest or a weights file means, `render` shows the result on one screen, `verify(root)` re-hashes a whole
-workspace, and `dvc_digest(path)` is DVC's hash of a file or folder, computed without DVC.
+`audit(model, root)` checks the chain of a folder. `resolved(reference, root)` resolves a registry URI, a run, a digest
+or a weights file to a folder. `render` formats the result as text. `verify(root)` re-hashes a whole workspace.
+`dvc_digest(path)` computes DVC's hash of a file or folder without DVC.
 """
 
 from plumbline.provenance.audit import audit, audit_subject

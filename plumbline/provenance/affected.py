@@ -1,4 +1,4 @@
-"""From a document forward: every calibration set, model and deployment that it touched."""
+"""Forward lineage: every calibration set, model and deployment that contains a document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from plumbline.provenance.link import dig
-from plumbline.provenance.version_index import Known, known_models, known_sets
+from plumbline.provenance.version_index import RecordedVersion, model_versions, set_versions
 from plumbline.raw_corpus.document import Document
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.sources.directory import read_file
@@ -28,22 +28,22 @@ from plumbline.versioning.cache import cached, cached_folders
 Kind = Literal["document", "file", "text", "source"]
 DOCUMENT = re.compile(r"[0-9a-f]{8,64}")
 LARGEST_DOCUMENT = 1 << 40
-"""A file is read whatever `corpus.max_document_bytes` says: it may have been another when the file was ingested."""
+"""In effect no limit: `corpus.max_document_bytes` may have been larger when the file was ingested."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is looked for."""
+class Query:
+    """The documents or sources to look for."""
 
     kind: Kind
     shown: str
     documents: frozenset[str] = frozenset()
-    """Ids of the documents that are meant."""
+    """Ids of the documents."""
     prefix: str = ""
-    """Of the sources that are meant: `NAME`, or `NAME/path`."""
+    """Prefix of the sources: `NAME`, or `NAME/path`."""
 
-    def meets(self, sample: Mapping[str, Any]) -> bool:
-        """The sample has text of what is meant."""
+    def matches(self, sample: Mapping[str, Any]) -> bool:
+        """Whether a sample contains text of these documents or sources."""
         listed = sample.get("doc_ids")
         if isinstance(listed, list) and self.documents & {str(document) for document in listed}:
             return True
@@ -52,38 +52,39 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Touched:
-    """A calibration set, a model or a deployment."""
+class AffectedVersion:
+    """A version of a calibration set or model with at least one matching sample."""
 
     name: str
     md5: str
     now: bool
     samples: int
-    """How many of its samples have text of what is meant."""
+    """Number of matching samples."""
     of: int
+    """Number of all samples."""
     tokens: int | None = None
-    """In those samples; None where they are not on record."""
+    """Tokens in the matching samples; None if they are not on record."""
     deployed: tuple[str, ...] = ()
-    """Registered versions of a model, with their aliases."""
+    """Registered versions of the model, with their aliases."""
 
 
 @dataclass
 class Affected:
-    """Everything that was touched."""
+    """Everything that the documents or sources affect."""
 
     what: str
     kind: Kind
     documents: list[str]
     corpus: list[str]
-    """Where the documents stand in the corpus now: source, row and domain."""
-    sets: list[Touched] = field(default_factory=list)
-    models: list[Touched] = field(default_factory=list)
+    """Where the documents are in the current corpus: source, row and domain."""
+    sets: list[AffectedVersion] = field(default_factory=list)
+    models: list[AffectedVersion] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    """What cannot be ruled out: registered versions without a record here; texts without a document."""
+    """What cannot be ruled out: registered versions without a record here, and samples without a document."""
 
     @property
     def touched(self) -> bool:
-        """Anything that was made from it, or may have been."""
+        """Whether anything is affected, or cannot be ruled out."""
         return bool(self.sets or self.models or self.unknown)
 
     @property
@@ -97,108 +98,113 @@ class Affected:
 
 
 def affected(what: str, root: Path, kind: Kind | None = None) -> Affected:
-    """Every version of every set and model, now and in DVC's cache, that has text of what is meant.
+    """Return every version of every set and model, current or in DVC's cache, that contains text of a reference.
 
     Args:
-        what: a document's id (or 8 hex digits of it), a file, a text, or a source (`NAME` or `NAME/path`).
-        kind: which of them; None: the first that fits, in this order.
+        what: a document's id (or at least its first 8 hex digits), a file, a text, or a source (`NAME` or `NAME/path`).
+        kind: how to read `what`; None: the first of document, file, source and text that fits.
 
     Raises:
-        ValueError: nothing known is meant by it.
+        ValueError: no document, file, source or text matches.
     """
-    wanted = _wanted(what, root, kind)
-    result = Affected(wanted.shown, wanted.kind, sorted(wanted.documents), _in_corpus(wanted, root))
+    query = _query(what, root, kind)
+    result = Affected(query.shown, query.kind, sorted(query.documents), _in_corpus(query, root))
     registered: dict[str, list[ModelVersion]] = {}
-    for version in registered_versions(root):
-        registered.setdefault(version.model, []).append(version)
-    for known in known_sets(root):
-        own = sum(sample.get("doc_ids") == [] for sample in known.samples)
-        if own and wanted.kind == "text":
-            result.unknown.append(f"calibration set {known.shown}: {own} samples that the base model wrote itself")
-        if hits := [sample for sample in known.samples if wanted.meets(sample)]:
+    for deployed in registered_versions(root):
+        registered.setdefault(deployed.model, []).append(deployed)
+    for version in set_versions(root):
+        written = sum(sample.get("doc_ids") == [] for sample in version.samples)
+        if written and query.kind == "text":
+            result.unknown.append(
+                f"calibration set {version.shown}: {written} samples that the base model wrote itself"
+            )
+        if hits := [sample for sample in version.samples if query.matches(sample)]:
             tokens = sum(int(sample.get("n_tokens") or 0) for sample in hits)
-            result.sets.append(Touched(known.name, known.md5, known.now, len(hits), len(known.samples), tokens))
+            result.sets.append(
+                AffectedVersion(version.name, version.md5, version.now, len(hits), len(version.samples), tokens)
+            )
     with_record = set()
-    for known in known_models(root):
-        with_record.add(known.md5)
-        if hits := [sample for sample in known.samples if wanted.meets(sample)]:
-            result.models.append(_model(known, len(hits), registered.get(known.md5, [])))
-    lost = [version.shown for md5, of in registered.items() if md5 not in with_record for version in of]
+    for version in model_versions(root):
+        with_record.add(version.md5)
+        if hits := [sample for sample in version.samples if query.matches(sample)]:
+            result.models.append(_model(version, len(hits), registered.get(version.md5, [])))
+    lost = [deployed.shown for md5, group in registered.items() if md5 not in with_record for deployed in group]
     result.unknown += [f"{name}: its record is neither in the workspace nor in DVC's cache" for name in lost]
     return result
 
 
-def _model(known: Known, hits: int, registered: list[ModelVersion]) -> Touched:
+def _model(model: RecordedVersion, hits: int, registered: list[ModelVersion]) -> AffectedVersion:
     deployed = tuple(version.shown for version in registered)
-    return Touched(known.name, known.md5, known.now, hits, len(known.samples), None, deployed)
+    return AffectedVersion(model.name, model.md5, model.now, hits, len(model.samples), None, deployed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is meant
+# The query
 
 
-def _wanted(what: str, root: Path, kind: Kind | None) -> Wanted:
+def _query(what: str, root: Path, kind: Kind | None) -> Query:
     if not what.strip() or "\0" in what:
-        raise ValueError("nothing was given: expected a document's id, a file, a text or a source")
+        raise ValueError("empty argument: expected a document's id, a file, a text or a source")
     readings = {"document": _by_id, "file": _by_file, "source": _by_source, "text": _by_text}
-    for each in [kind] if kind else list(readings):
-        found = readings[each](what, root)
-        if found is not None:
-            return found
-    if kind == "text":  # asked for by name, so that it is no misspelt source
-        return Wanted("text", f"the text {what[:60]!r}, which is in no document known here")
+    for reading in [kind] if kind else list(readings):
+        query = readings[reading](what, root)
+        if query is not None:
+            return query
+    if kind == "text":  # explicitly a text, so not a misspelt source
+        return Query("text", f"the text {what[:60]!r}, which no document here contains")
+    as_kind = "" if kind is None else f" (as a {kind})"
     raise ValueError(
-        f"{what[:80]!r}: no document, file, source or text of the corpus or of a calibration set here "
-        f"{'' if kind is None else f'(as a {kind}) '}is that; sources: {', '.join(_sources(root)) or 'none'}"
+        f"{what[:80]!r}{as_kind}: no such document, file, source or text in the corpus "
+        f"or in a calibration set; sources: {', '.join(_sources(root)) or 'none'}"
     )
 
 
-def _by_id(what: str, root: Path) -> Wanted | None:
+def _by_id(what: str, root: Path) -> Query | None:
     if not DOCUMENT.fullmatch(what):
         return None
-    found = {row["doc_id"] for shard in _shards(root) for row in _rows(shard) if row["doc_id"].startswith(what)}
-    for known in (*known_sets(root), *known_models(root)):
-        for sample in known.samples:
+    ids = {row["doc_id"] for shard in _shards(root) for row in _rows(shard) if row["doc_id"].startswith(what)}
+    for version in (*set_versions(root), *model_versions(root)):
+        for sample in version.samples:
             listed = sample.get("doc_ids")
-            found |= {d for d in listed or [] if str(d).startswith(what)} if isinstance(listed, list) else set()
-    if len(found) > 1:
-        some = ", ".join(sorted(found)[:2])
-        raise ValueError(f"{what} is the beginning of {len(found)} documents' ids, such as {some}; give more of it")
-    if found or len(what) == 64:  # one that nothing here knows has touched nothing
-        return Wanted("document", f"document {min(found, default=what)}", frozenset(found or {what}))
+            ids |= {d for d in listed or [] if str(d).startswith(what)} if isinstance(listed, list) else set()
+    if len(ids) > 1:
+        some = ", ".join(sorted(ids)[:2])
+        raise ValueError(f"{what} is the beginning of {len(ids)} documents' ids, such as {some}; give more digits")
+    if ids or len(what) == 64:  # an unknown id affects nothing
+        return Query("document", f"document {min(ids, default=what)}", frozenset(ids or {what}))
     return None
 
 
-def _by_file(what: str, root: Path) -> Wanted | None:
+def _by_file(what: str, root: Path) -> Query | None:
     try:
         path = Path(what) if Path(what).is_file() else root / what
         if not path.is_file():
             return None
-    except OSError:  # a text, too long for a name
+    except OSError:  # a text too long for a file name
         return None
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
     if suffix is None:
-        raise ValueError(f"{path}: expected one of {', '.join(SUFFIXES)}, which is what the corpus is read from")
-    found: set[str] = set()
+        raise ValueError(f"{path}: expected one of the corpus's formats: {', '.join(SUFFIXES)}")
+    ids: set[str] = set()
     rows = 0
     try:
         for column in _columns(root):
             for row in read_file(path, suffix, RowReader("file", "file", LARGEST_DOCUMENT, column)):
                 rows += 1
-                found |= {row.doc_id} if isinstance(row, Document) else set()
+                ids |= {row.doc_id} if isinstance(row, Document) else set()
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read: {str(error)[:200]}") from error
-    # Under its name in the corpus, too: it may have held other rows when it was ingested.
-    named = Wanted("source", what, prefix=what)
-    in_corpus = any(named.meets({"source": row["source"]}) for shard in _shards(root) for row in _rows(shard))
+    # Also search by its name in the corpus: it may have had other rows when it was ingested.
+    named = Query("source", what, prefix=what)
+    in_corpus = any(named.matches({"source": row["source"]}) for shard in _shards(root) for row in _rows(shard))
     prefix = what if in_corpus else ""
-    if not found and not prefix:
-        raise ValueError(f"{path} holds no document: {rows} rows, none of them readable")
-    return Wanted("file", f"the file {path.name}, {len(found)} document(s) now", frozenset(found), prefix)
+    if not ids and not prefix:
+        raise ValueError(f"{path} has no document: none of its {rows} rows is readable")
+    return Query("file", f"the file {path.name}, {len(ids)} document(s) now", frozenset(ids), prefix)
 
 
 def _columns(root: Path) -> list[str]:
-    """Names under which the sources of params.yaml keep their texts."""
+    """Names of the text columns of the sources in params.yaml."""
     with suppress(OSError, ValueError, yaml.YAMLError):
         sources = dig(yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")), "corpus", "sources")
         named = [dig(source, "column") for source in (sources or {}).values()]
@@ -206,37 +212,37 @@ def _columns(root: Path) -> list[str]:
     return ["text"]
 
 
-def _by_source(what: str, root: Path) -> Wanted | None:
-    wanted = Wanted("source", f"source {what}", prefix=what.rstrip("/"))
+def _by_source(what: str, root: Path) -> Query | None:
+    query = Query("source", f"source {what}", prefix=what.rstrip("/"))
     for shard in _shards(root):
         with suppress(OSError, ValueError, pa.ArrowException):
             sources = pq.read_table(shard, columns=["source"])["source"].unique().to_pylist()
-            if any(wanted.meets({"source": source}) for source in sources):
-                return _with_documents(wanted, root)
-    samples = (sample for known in (*known_sets(root), *known_models(root)) for sample in known.samples)
-    return wanted if any(wanted.meets(sample) for sample in samples) else None
+            if any(query.matches({"source": source}) for source in sources):
+                return _with_documents(query, root)
+    samples = (sample for version in (*set_versions(root), *model_versions(root)) for sample in version.samples)
+    return query if any(query.matches(sample) for sample in samples) else None
 
 
-def _with_documents(wanted: Wanted, root: Path) -> Wanted:
-    """Also the documents by their ids: a joined sample names the source of its first document only."""
+def _with_documents(query: Query, root: Path) -> Query:
+    """Add the ids of the documents: a joined sample names only the source of its first document."""
     rows = (row for shard in _shards(root) for row in _rows(shard))
-    found = {row["doc_id"] for row in rows if wanted.meets({"source": row["source"]})}
-    return Wanted(wanted.kind, f"{wanted.shown}, {len(found)} documents", frozenset(found), wanted.prefix)
+    ids = {row["doc_id"] for row in rows if query.matches({"source": row["source"]})}
+    return Query(query.kind, f"{query.shown}, {len(ids)} documents", frozenset(ids), query.prefix)
 
 
-def _by_text(what: str, root: Path) -> Wanted | None:
-    """Every document that contains the text, in whatever corpus is still known."""
-    found = set()
+def _by_text(what: str, root: Path) -> Query | None:
+    """Find every document that contains the text, in the current corpus and in those of DVC's cache."""
+    ids = set()
     for shard in _shards(root):
         with suppress(OSError, ValueError, KeyError, pa.ArrowException), pq.ParquetFile(shard) as file:
             for batch in file.iter_batches(columns=["doc_id", "text", "messages"]):
                 text = batch.column("text")
                 chats = batch.column("messages").to_pylist()
-                said = pa.array(["\n".join(m["content"] for m in chat or []) for chat in chats], pa.string())
+                chat_texts = pa.array(["\n".join(m["content"] for m in chat or []) for chat in chats], pa.string())
                 in_text = pc.fill_null(pc.match_substring(text, what), False)
-                hits = pc.or_(in_text, pc.match_substring(said, what))
-                found.update(pc.filter(batch.column("doc_id"), hits).to_pylist())
-    return Wanted("text", f"{len(found)} document(s) with the text {what[:60]!r}", frozenset(found)) if found else None
+                hits = pc.or_(in_text, pc.match_substring(chat_texts, what))
+                ids.update(pc.filter(batch.column("doc_id"), hits).to_pylist())
+    return Query("text", f"{len(ids)} document(s) with the text {what[:60]!r}", frozenset(ids)) if ids else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,7 +250,7 @@ def _by_text(what: str, root: Path) -> Wanted | None:
 
 
 def _shards(root: Path) -> Iterator[Path]:
-    """Every shard of the workspace, and of every corpus that DVC's cache has; each content once."""
+    """Every shard of the workspace and of the corpora in DVC's cache, without duplicates."""
     yield from sorted((root / "data/raw_corpus/shards").glob("*.parquet"))
     seen = set()
     for _, files in cached_folders(root):
@@ -263,15 +269,15 @@ def _rows(shard: Path) -> list[dict[str, Any]]:
     return []
 
 
-def _in_corpus(wanted: Wanted, root: Path) -> list[str]:
+def _in_corpus(query: Query, root: Path) -> list[str]:
     return [
         f"{row['source']} row {row['row']} ({row['domain']})"
         for shard in sorted((root / "data/raw_corpus/shards").glob("*.parquet"))
         for row in _rows(shard)
-        if row["doc_id"] in wanted.documents or (wanted.prefix and wanted.meets({"source": row["source"]}))
+        if row["doc_id"] in query.documents or (query.prefix and query.matches({"source": row["source"]}))
     ]
 
 
 def _sources(root: Path) -> list[str]:
-    found = {str(row["source"]).split("/")[0] for shard in _shards(root) for row in _rows(shard)}
-    return sorted(found)[:12]
+    names = {str(row["source"]).split("/")[0] for shard in _shards(root) for row in _rows(shard)}
+    return sorted(names)[:12]

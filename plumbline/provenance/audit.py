@@ -1,4 +1,4 @@
-"""The audit of one model: every link in order, none of which can end in a traceback."""
+"""The audit of one model: checks every link; errors in a check become a link, not a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plumbline.provenance.subject import Subject
 from plumbline.versioning.lock import read_lock
 
 UNFORESEEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError)
-"""What no check foresaw in a file that someone made to break it."""
+"""Errors that a check may raise on a malformed or forged file."""
 CHECKS: tuple[tuple[str, Callable[[Case], Link]], ...] = (
     ("record", model_links.record),
     ("weights", model_links.weights),
@@ -36,22 +36,22 @@ def audit(
 ) -> AuditResult:
     """Recompute every digest from a quantized model to the documents of its calibration set.
 
-    What the workspace does not hold any more is looked for in DVC's cache by its hash.
+    Artifacts that are no longer in the workspace are looked up in DVC's cache by their hash.
 
     Args:
         model: a model's folder, in the workspace or a copy elsewhere.
-        root: the workspace whose data, dvc.lock and DVC cache vouch for it. Nothing is downloaded or changed.
-        extra: further checks by name, which come first (the registry, a signature).
-        shown: what was audited, for people, where `model` is a temporary copy.
+        root: the workspace whose data, dvc.lock and DVC cache are compared with it. Nothing is downloaded or changed.
+        extra: further checks by name, reported first (the registry, a signature).
+        shown: display name, if `model` is a temporary copy.
         origin: where that copy is from.
 
     Returns:
-        A link per check, in order. Whatever the files hold, it is reported and not raised.
+        A link per check, in order. Malformed files are reported, not raised.
     """
     case, problem = open_case(model, root)
-    # Read before the others, which compare with it.
+    # `record` comes first: the other checks use the record that it reads.
     chain = tuple(_guarded(name, check, case) for name, check in CHECKS)
-    with contextlib.suppress(*UNFORESEEN):  # a forged record leads to them; what was found then stands
+    with contextlib.suppress(*UNFORESEEN):  # raised by a forged record; keep the links as they are
         chain = recover(case, chain)
     links = tuple(_guarded(name, check, case) for name, check in extra) + chain
     if problem:
@@ -60,7 +60,7 @@ def audit(
 
 
 def open_case(model: Path, root: Path) -> tuple[Case, str]:
-    """A case for these checks, and what is wrong with dvc.lock (empty: nothing)."""
+    """Open a case for the checks; also returns the error in dvc.lock, or an empty string."""
     try:
         return Case(model, root, read_lock(root)), ""
     except ValueError as error:
@@ -68,23 +68,23 @@ def open_case(model: Path, root: Path) -> tuple[Case, str]:
 
 
 def open_read_case(model: Path, root: Path) -> Case:
-    """A case whose record has been read, for what goes beyond an audit.
+    """Open a case and read its record, for commands that need more than an audit.
 
     Raises:
-        ValueError: the model carries no usable record.
+        ValueError: the model has no usable record.
     """
     case, _ = open_case(model, root)
     link = _guarded("record", model_links.record, case)
     if case.record is None:
-        raise ValueError(f"{model} carries no record that leads anywhere: {link.meaning}; {link.fix}")
+        raise ValueError(f"{model} has no usable record: {link.meaning}; {link.fix}")
     return case
 
 
 def audit_subject(subject: Subject, root: Path, extra: Sequence[tuple[str, Check]] = ()) -> AuditResult:
-    """`audit` of what a reference was resolved to, with the links that only this kind of reference has."""
-    of_subject = [(f"reference {i}", check) for i, check in enumerate(subject.extra)]
+    """Audit a resolved reference, including the links specific to its kind."""
+    subject_checks = [(f"reference {i}", check) for i, check in enumerate(subject.extra)]
     origin = "" if subject.shown == subject.reference else subject.shown
-    return audit(subject.folder, root, [*of_subject, *extra], subject.reference, origin)
+    return audit(subject.folder, root, [*subject_checks, *extra], subject.reference, origin)
 
 
 def _guarded(name: str, check: Callable[[Case], Link], case: Case) -> Link:
@@ -92,12 +92,12 @@ def _guarded(name: str, check: Callable[[Case], Link], case: Case) -> Link:
         return check(case)
     except UNFORESEEN as error:
         why = f"{type(error).__name__}: {error!s:.200}"
-        meaning = f"it cannot be checked, which no file that Plumbline wrote leads to ({why})"
+        meaning = f"could not be parsed; files written by Plumbline always can ({why})"
         return Link(name, "tampered", meaning, fix=model_links.RESTORE)
 
 
 def _about(case: Case) -> dict[str, Any]:
-    """What the model says of itself, for the head of the report."""
+    """The model's own description, for the head of the report."""
     choice, scheme = dig(case.record, "calibration_set", "choice"), dig(case.record, "scheme")
     samples = model_links.samples_of(case.record)
     return {

@@ -1,4 +1,4 @@
-"""The chain by hash: what a model was made from, whatever the workspace holds by now, and bringing that back."""
+"""Finds the upstream artifacts of a model by hash, also after the workspace has changed, and audits them."""
 
 from __future__ import annotations
 
@@ -27,58 +27,58 @@ RECOVERABLE: dict[str, tuple[str, Callable[[Case], Link]]] = {
 
 
 def chain_hashes(case: Case) -> dict[str, str]:
-    """DVC hash of everything that the model rests on, by its path in the workspace.
+    """DVC hashes of the model's upstream artifacts, by path in the workspace.
 
-    From the runs that DVC remembers; a set or statistics that no remembered run leads to are looked for in DVC's cache
-    by the digests that the model carries.
+    They come from the runs that DVC has on record. A set or statistics without a recorded run are searched in DVC's
+    cache by the digests in the model's record.
     """
-    made = case.made_by
-    found: dict[str, str] = {}
-    if made is not None:
-        for path, entry in case.history.ancestry(next(iter(made.outs.values())), next(iter(made.outs))).items():
-            found |= {dep: md5 for dep, md5 in entry.deps.items() if ARTIFACT.fullmatch(dep)}
-            found[path] = entry.outs[path]
-        found |= {dep: md5 for dep, md5 in made.deps.items() if ARTIFACT.fullmatch(dep)}
-    kinds = {path.rsplit("/", 1)[0] if path.count("/") > 1 else path for path in found}
+    run = case.made_by
+    hashes: dict[str, str] = {}
+    if run is not None:
+        for path, entry in case.history.ancestry(next(iter(run.outs.values())), next(iter(run.outs))).items():
+            hashes |= {dep: md5 for dep, md5 in entry.deps.items() if ARTIFACT.fullmatch(dep)}
+            hashes[path] = entry.outs[path]
+        hashes |= {dep: md5 for dep, md5 in run.deps.items() if ARTIFACT.fullmatch(dep)}
+    kinds = {path.rsplit("/", 1)[0] if path.count("/") > 1 else path for path in hashes}
     if {SET, STATS} <= kinds:
-        return found
+        return hashes
     for path, md5 in _by_content(case).items():
-        if found.setdefault(path, md5) == md5:
+        if hashes.setdefault(path, md5) == md5:
             for upstream, entry in case.history.ancestry(md5, path).items():
-                found.setdefault(upstream, entry.outs[upstream])
-    return found
+                hashes.setdefault(upstream, entry.outs[upstream])
+    return hashes
 
 
 def _by_content(case: Case) -> dict[str, str]:
-    """The set and the statistics in DVC's cache that the model's own digests name."""
+    """DVC hashes of the set and the statistics in DVC's cache whose digests the model records."""
     names = case.claims("calibration_set", "choice", "name") + case.claims("calibration_set", "name")
     digests = case.claims("calibration_set", "digest")
     header = dig(case.record, "statistics", "files", "header.json")
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     if not names or not data_links.NAME.fullmatch(names[0]):
-        return found
+        return hashes
     for md5, files in cached_folders(case.root):
         if {"samples.parquet", "manifest.json"} <= files.keys():
             data = cached_bytes(case.root, files["manifest.json"])
             if data and dig(parse_object(data), "digest") in digests:
-                found[f"{SET}/{names[0]}"] = md5
+                hashes[f"{SET}/{names[0]}"] = md5
         elif "header.json" in files and "stats.safetensors" in files:
             data = cached_bytes(case.root, files["header.json"])
             if data and sha256(data).hexdigest() == header:
-                found[f"{STATS}/{names[0]}"] = md5
-    return found
+                hashes[f"{STATS}/{names[0]}"] = md5
+    return hashes
 
 
 def recover(case: Case, links: tuple[Link, ...]) -> tuple[Link, ...]:
-    """The links anew, where something was missing from the workspace that DVC's cache has under its hash."""
+    """Check missing links again with artifacts from DVC's cache; returns all links."""
     wanting = {link.name for link in links if link.status == "missing"} & RECOVERABLE.keys()
     if not wanting or case.record is None:
         return links
     hashes = chain_hashes(case)
-    return tuple(_again(case, link, hashes) if link.name in wanting else link for link in links)
+    return tuple(_recheck(case, link, hashes) if link.name in wanting else link for link in links)
 
 
-def _again(case: Case, link: Link, hashes: Mapping[str, str]) -> Link:
+def _recheck(case: Case, link: Link, hashes: Mapping[str, str]) -> Link:
     asset, check = RECOVERABLE[link.name]
     candidates = [(path, md5) for path, md5 in hashes.items() if path == asset or path.startswith(f"{asset}/")]
     if asset == CORPUS and not candidates:
@@ -91,36 +91,38 @@ def _again(case: Case, link: Link, hashes: Mapping[str, str]) -> Link:
             try:
                 Store(case.root).place(md5, root / path)
             except (OSError, ValueError):
-                continue  # a damaged object; what is said about the workspace stands
-            elsewhere = replace(case, root=root, lock={}, hasher=Hasher())  # it remembers by inode
-            elsewhere.__dict__["made_by"] = None  # the content is what counts: its hash was checked as it was placed
-            found = check(elsewhere)
-        if found.status == "verified":
-            return replace(found, meaning=f"{found.meaning}; from DVC's cache, the workspace has moved on")
+                continue  # a damaged object; keep the link
+            restored = replace(case, root=root, lock={}, hasher=Hasher())  # a hasher caches by inode
+            restored.__dict__["made_by"] = None  # no lookup: the hash was checked when the content was placed
+            rechecked = check(restored)
+        if rechecked.status == "verified":
+            return replace(rechecked, meaning=f"{rechecked.meaning}; from DVC's cache, the workspace has changed since")
     return link
 
 
 def _corpora(case: Case) -> list[str]:
-    """Corpora in DVC's cache that hold all of the model's documents; the newest of dvc.lock first."""
+    """Corpora in DVC's cache that contain all of the model's documents; the one in dvc.lock first."""
     from plumbline.provenance.version_index import documents_in_cache
 
     wanted = documents_of(case.record)
-    now = {entry.outs.get(CORPUS) for entry in read_lock(case.root).values()}
-    found = [md5 for md5, files in cached_folders(case.root) if any(name.startswith("shards/") for name in files)]
+    current = {entry.outs.get(CORPUS) for entry in read_lock(case.root).values()}
+    corpora = [md5 for md5, files in cached_folders(case.root) if any(name.startswith("shards/") for name in files)]
     return [
-        md5 for md5 in sorted(found, key=lambda md5: md5 not in now) if wanted <= documents_in_cache(case.root, md5)
+        md5
+        for md5 in sorted(corpora, key=lambda md5: md5 not in current)
+        if wanted <= documents_in_cache(case.root, md5)
     ]
 
 
 def parameters(case: Case) -> dict[str, Any]:
-    """What every run of the chain was given, by stage: parameters, code version, and the hashes of what it read.
+    """Parameters, code version, dependencies and outputs of every run of the chain, by stage.
 
-    Empty where DVC remembers no run of this model.
+    Empty if DVC has no run of this model on record.
     """
-    made = case.made_by
-    if made is None:
+    run = case.made_by
+    if run is None:
         return {}
-    ancestry = case.history.ancestry(next(iter(made.outs.values())), next(iter(made.outs)))
+    ancestry = case.history.ancestry(next(iter(run.outs.values())), next(iter(run.outs)))
     return {
         entry.name: {
             "params": entry.params,

@@ -23,11 +23,11 @@ from plumbline.versioning.digest import differences, dvc_digest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 FIRST = 3
-"""How many of many are named."""
+"""Number of items that a message lists."""
 
 
 def _folder_of(case: Case, asset: str) -> tuple[str, str]:
-    """Path of the artifact of this model's calibration choice; and what is wrong with its name."""
+    """Path of the artifact of this model's calibration choice, and an error if the choice's name is unusable."""
     names = case.claims("calibration_set", "choice", "name") + case.claims("calibration_set", "name")
     paths = [f"data/{asset}/{name}" for name in names if NAME.fullmatch(name)]
     if not paths:
@@ -35,17 +35,16 @@ def _folder_of(case: Case, asset: str) -> tuple[str, str]:
     return next((path for path in paths if (case.root / path).is_dir()), paths[0]), ""
 
 
-def _other_content(case: Case, path: str, says_it_is: bool) -> Status:
-    """What it means that a folder of the workspace does not hold what the model was made from.
+def _other_content(case: Case, path: str, claims_identity: bool) -> Status:
+    """Status of a link whose folder in the workspace does not have the content that the model was made from.
 
-    Replaced by a legitimate other version, the original is merely not here; altered under the recorded hash, someone
-    changed it.
+    `missing` if a later run replaced the folder, `tampered` if its content differs from the recorded hash.
 
     Args:
-        says_it_is: the folder's own header claims to be what the model was made from.
+        claims_identity: whether the folder's own header claims to be the model's.
     """
     recorded, wanted = case.recorded(path), case.wanted(path)
-    if says_it_is:
+    if claims_identity:
         return "tampered"
     if recorded is None or dvc_digest(case.root / path, case.hasher) == recorded:
         return "missing"
@@ -53,7 +52,7 @@ def _other_content(case: Case, path: str, says_it_is: bool) -> Status:
 
 
 def base_model(case: Case) -> Link:
-    """The base model's files give the digest that the statistics were collected on."""
+    """Check that the base model's digest is the one that the statistics were collected on."""
     name, claims = "base model", case.claims("base_model", "digest")
     named = case.claims("base_model", "name")
     if not claims or not named:
@@ -66,24 +65,24 @@ def base_model(case: Case) -> Link:
         fix = "put it at the folder that params.yaml names, or download the hub revision"
         return Link(name, "missing", f"{named[0]} is not on this machine", claims[0], "", fix)
     try:
-        found = base_model_digest(folder)
+        digest = base_model_digest(folder)
     except (OSError, ValueError) as error:
         return Link(name, "missing", f"{named[0]}: {error}", claims[0], "", "restore the base model's folder")
-    if found in claims:
-        return Link(name, "verified", f"{named[0]}, every file that decides an activation", found, found)
+    if digest in claims:
+        return Link(name, "verified", f"{named[0]}, every file that affects activations", digest, digest)
     if folder == BUNDLED:
-        meaning = f"the {named[0]} that this version of Plumbline brings is another model"
-        return Link(name, "missing", meaning, claims[0], found, "install the version of Plumbline that it came with")
+        meaning = f"the {named[0]} bundled with this version of Plumbline is another model"
+        return Link(name, "missing", meaning, claims[0], digest, "install the version of Plumbline that bundled it")
     status: Status = "missing" if _was_replaced(case, folder) else "tampered"
     meaning = {
-        "missing": f"{named[0]} holds another model now, which dvc.lock records as such",
+        "missing": f"{named[0]} is now another model, as dvc.lock records",
         "tampered": f"{named[0]} is not the model that the statistics were collected on",
     }[status]
-    return Link(name, status, meaning, claims[0], found, "restore it (`git checkout`, or download the revision again)")
+    return Link(name, status, meaning, claims[0], digest, "restore it (`git checkout`, or download the revision again)")
 
 
 def _base_folder(case: Case, named: list[str]) -> Path | None:
-    """The folder of the base model: of the workspace, of the hub's cache, outside of both, or the bundled one."""
+    """The base model's folder: in the workspace, in the hub's cache, as configured, or the bundled one."""
     from plumbline.base_model.folder import BUNDLED
 
     for name in named:
@@ -97,7 +96,7 @@ def _base_folder(case: Case, named: list[str]) -> Path | None:
                 return Path(snapshot_download(name, revision=revision, local_files_only=True))
             except (OSError, ValueError):
                 continue
-    # A model outside the workspace is recorded by its folder's name alone.
+    # A model outside the workspace is recorded only by its folder's name.
     return _configured(case, named) or (BUNDLED if BUNDLED.name in named else None)
 
 
@@ -113,13 +112,13 @@ def _configured(case: Case, named: list[str]) -> Path | None:
 
 
 def _was_replaced(case: Case, folder: Path) -> bool:
-    """dvc.lock records the folder's present content as what a later run read: as its dependency, or, of the bundled
-    model, as a part of the library."""
+    """Whether a later run in dvc.lock read the folder's current content: as a dependency, or, for the bundled model, as
+    part of the library."""
     if folder.is_relative_to(LIBRARY):
         before = case.entry.code_version if case.entry else ""
-        now = code_version("quantized_model")
+        current = code_version("quantized_model")
         later = [entry for entry in case.lock.values() if entry.asset == "quantized_model" and entry is not case.entry]
-        return now != before and any(entry.code_version == now for entry in later)
+        return current != before and any(entry.code_version == current for entry in later)
     for entry in case.lock.values():
         for path, md5 in entry.deps.items():
             place = case.root / path
@@ -131,7 +130,7 @@ def _was_replaced(case: Case, folder: Path) -> bool:
 
 
 def statistics(case: Case) -> Link:
-    """The stored statistics are, byte by byte, those that the scales and the rounding came from."""
+    """Check that the stored statistics are byte for byte those that scales and rounding were computed from."""
     name = "statistics"
     recorded = dig(case.record or case.summary, "statistics", "files")
     claims = case.claims("statistics", "digest")
@@ -142,10 +141,10 @@ def statistics(case: Case) -> Link:
         return Link(name, "tampered", problem, claims[0], "", RESTORE)
     folder = case.root / path
     if not folder.is_dir():
-        return Link(name, "missing", f"{path} is not here", claims[0], "", how_to_restore(case, path))
+        return Link(name, "missing", f"{path} does not exist", claims[0], "", how_to_restore(case, path))
     files = {file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
-    found = sha256_json(files)
-    if found in claims:
+    digest = sha256_json(files)
+    if digest in claims:
         header = read_object(file_in(folder, "header.json"))
         wrong = [
             what
@@ -157,25 +156,25 @@ def statistics(case: Case) -> Link:
             if value not in claimed
         ]
         if wrong:
-            meaning = f"{path} was collected on another {' and '.join(wrong)} than the model says"
-            return Link(name, "tampered", meaning, claims[0], found, RESTORE)
+            meaning = f"{path} was collected on another {' and '.join(wrong)} than the model records"
+            return Link(name, "tampered", meaning, claims[0], digest, RESTORE)
         sites = header.get("sites")
         count = f"{len(sites)} sites, " if isinstance(sites, dict) else ""
-        return Link(name, "verified", f"{path}: {count}{header.get('tokens')} tokens", found, found)
+        return Link(name, "verified", f"{path}: {count}{header.get('tokens')} tokens", digest, digest)
     try:
-        says = read_object(file_in(folder, "header.json")).get("calibration_set") in case.claims(
+        claims_identity = read_object(file_in(folder, "header.json")).get("calibration_set") in case.claims(
             "calibration_set", "digest"
         )
     except (OSError, ValueError):
-        says = True
-    status = _other_content(case, path, says and case.recorded(path) in (None, case.wanted(path)))
+        claims_identity = True
+    status = _other_content(case, path, claims_identity and case.recorded(path) in (None, case.wanted(path)))
     changed = "; ".join(differences({k: str(v) for k, v in recorded.items()}, files)[:5])
     meaning = f"{path} {'was altered' if status == 'tampered' else 'now holds other statistics'}: {changed}"
-    return Link(name, status, meaning, claims[0], found, how_to_restore(case, path))
+    return Link(name, status, meaning, claims[0], digest, how_to_restore(case, path))
 
 
 def calibration_set(case: Case) -> Link:
-    """Every sample's id recomputed from its tokens; the ids in order, and the set's digest, are the recorded ones."""
+    """Recompute every sample's id from its tokens; compare ids, order and the set's digest with the record."""
     name, claims = "calibration set", case.claims("calibration_set", "digest")
     if not claims:
         return Link(name, "missing", "the model does not record its calibration set", fix=RESTORE)
@@ -184,40 +183,45 @@ def calibration_set(case: Case) -> Link:
         return Link(name, "tampered", problem, claims[0], "", RESTORE)
     folder = case.root / path
     if not folder.is_dir():
-        return Link(name, "missing", f"{path} is not here", claims[0], "", how_to_restore(case, path))
+        return Link(name, "missing", f"{path} does not exist", claims[0], "", how_to_restore(case, path))
     try:
         manifest = read_object(file_in(folder, "manifest.json"))
     except (OSError, ValueError) as error:
         manifest, problems = {}, [str(error)]
     else:
         problems = _contradictions(case, manifest)
-    wrong, found, tokens = _compare_samples(case, folder)
+    wrong, digest, tokens = _compare_samples(case, folder)
     problems += wrong
-    if found and found not in claims:
+    if digest and digest not in claims:
         problems.insert(0, "its samples are not those that the model was calibrated on")
-    if not problems and found:
+    if not problems and digest:
         expected = case.wanted(path) or case.recorded(path)
-        now = dvc_digest(folder, case.hasher)
-        if expected is None or now == expected:
+        folder_digest = dvc_digest(folder, case.hasher)
+        if expected is None or folder_digest == expected:
             count = f"{len(samples_of(case.record)) or manifest.get('samples')} samples, {tokens:,} tokens"
-            return Link(name, "verified", f"{path}: {count}, every id recomputed from its tokens", found, found)
+            return Link(name, "verified", f"{path}: {count}, every id recomputed from its tokens", digest, digest)
         before = cached_listing(case.root, expected)
-        what = ", ".join(differences(before, case.hasher.files(folder))) if before else "a file beside them changed"
+        what = ", ".join(differences(before, case.hasher.files(folder))) if before else "another file changed"
         return Link(
-            name, "tampered", f"{path}: the samples hold, but {what}", expected, now, how_to_restore(case, path)
+            name,
+            "tampered",
+            f"{path}: the samples are verified, but {what}",
+            expected,
+            folder_digest,
+            how_to_restore(case, path),
         )
     status = _other_content(case, path, not manifest or manifest.get("digest") in claims)
     meaning = (
         f"{path} {'was altered' if status == 'tampered' else 'now holds another set'}: {'; '.join(problems[:FIRST])}"
     )
-    return Link(name, status, meaning, claims[0], found, how_to_restore(case, path))
+    return Link(name, status, meaning, claims[0], digest, how_to_restore(case, path))
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """A file of the workspace; DVC may have put it there as a link into its cache."""
+    """Path of a file in the workspace, which may be DVC's link into its cache."""
     path = folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"{name} is not there")
+        raise FileNotFoundError(f"{name} does not exist")
     return path
 
 
@@ -233,7 +237,7 @@ def _contradictions(case: Case, manifest: dict[str, Any]) -> list[str]:
 
 
 def _compare_samples(case: Case, folder: Path) -> tuple[list[str], str, int]:
-    """What is wrong with samples.parquet; the set's digest recomputed from the tokens; the number of tokens."""
+    """Problems in samples.parquet, the set's digest recomputed from the tokens, and the number of tokens."""
     columns = ["sample_id", "doc_ids", "domain", "source", "input_ids"]
     try:
         table = pq.read_table(file_in(folder, "samples.parquet"), columns=columns)
@@ -242,13 +246,11 @@ def _compare_samples(case: Case, folder: Path) -> tuple[list[str], str, int]:
         rows = table.drop_columns(["input_ids"]).to_pylist()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         return [f"samples.parquet cannot be read ({str(error).splitlines()[0]:.120})"], "", 0
-    problems = [
-        f"row {i}: the tokens are not those of its id" for i, row in enumerate(rows) if row["sample_id"] != ids[i]
-    ]
+    problems = [f"row {i}: its tokens do not match its id" for i, row in enumerate(rows) if row["sample_id"] != ids[i]]
     if case.record_holds:
         listed = samples_of(case.record)
         problems += [
-            f"row {i}: {key} is {str(row[key])[:40]!r}, calibration.json says {str(sample.get(key))[:40]!r}"
+            f"row {i}: {key} is {str(row[key])[:40]!r}, calibration.json has {str(sample.get(key))[:40]!r}"
             for i, (row, sample) in enumerate(zip(rows, listed, strict=False))
             for key in ("sample_id", "doc_ids", "domain", "source")
             if row[key] != sample.get(key)
@@ -261,7 +263,7 @@ def _compare_samples(case: Case, folder: Path) -> tuple[list[str], str, int]:
 
 
 def documents(case: Case) -> Link:
-    """Every document that a sample came from is in the corpus, and its content has its id."""
+    """Check that every document of a sample is in the corpus, and that its content matches its id."""
     name, path = "documents", "data/raw_corpus"
     wanted, samples = documents_of(case.record), samples_of(case.record)
     if samples and all(sample.get("doc_ids") == [] for sample in samples):
@@ -270,31 +272,31 @@ def documents(case: Case) -> Link:
         return Link(name, "missing", "the model does not list its samples' documents", fix=RESTORE)
     corpus = case.root / path
     if not corpus.is_dir():
-        return Link(name, "missing", f"{path} is not here", fix=how_to_restore(case, path))
-    found, problems = _look_up(corpus, wanted)
-    absent = sorted(wanted - found)
+        return Link(name, "missing", f"{path} does not exist", fix=how_to_restore(case, path))
+    matching, problems = _look_up(corpus, wanted)
+    absent = sorted(wanted - matching)
     if not problems and not absent:
         return Link(name, "verified", f"{len(wanted)} documents in {path}, every id recomputed from its content")
     recorded = case.recorded(path)
     unrecorded = recorded is not None and dvc_digest(corpus, case.hasher) != recorded
     if absent:
         shown = ", ".join(doc[:12] for doc in absent[:FIRST])
-        problems.append(f"{len(absent)} of {len(wanted)} documents are not there (first {shown})")
+        problems.append(f"{len(absent)} of {len(wanted)} documents are missing (first {shown})")
     altered = len(problems) > bool(absent) or unrecorded
     if unrecorded:
         before = cached_listing(case.root, str(recorded))
         problems += differences(before, case.hasher.files(corpus))[:FIRST] if before else [f"{path} changed on disk"]
     status: Status = "tampered" if altered else "missing"
-    meaning = f"{'altered' if altered else 'the corpus has moved on'}: {'; '.join(problems[: 2 * FIRST])}"
+    meaning = f"{'altered' if altered else 'the corpus has changed since'}: {'; '.join(problems[: 2 * FIRST])}"
     return Link(name, status, meaning, fix=how_to_restore(case, path))
 
 
 def _look_up(corpus: Path, wanted: set[str]) -> tuple[set[str], list[str]]:
-    """Which of the documents are there with the right content, and what is wrong with others.
+    """Return the documents whose content matches their id, and the problems of the others.
 
-    Only row groups that hold one of them are read in full.
+    Only row groups that contain one of the documents are read in full.
     """
-    found: set[str] = set()
+    matching: set[str] = set()
     problems: list[str] = []
     for shard in sorted(corpus.glob("shards/*.parquet")):
         try:
@@ -308,11 +310,11 @@ def _look_up(corpus: Path, wanted: set[str]) -> tuple[set[str], list[str]]:
                     for row, stored in zip(rows, content.to_pylist(), strict=True):
                         chat = None if stored["messages"] is None else tuple(stored["messages"])
                         if document_id(stored["text"], chat) == ids[row]:
-                            found.add(ids[row])
+                            matching.add(ids[row])
                         else:
                             problems.append(
-                                f"{shard.name}: the content of document {ids[row][:12]} is not what its id says"
+                                f"{shard.name}: the content of document {ids[row][:12]} does not match its id"
                             )
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             problems.append(f"{shard.name} cannot be read ({str(error).splitlines()[0]:.120})")
-    return found, problems
+    return matching, problems

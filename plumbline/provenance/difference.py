@@ -1,4 +1,4 @@
-"""What differs between the chains of two models: samples, parameters, versions, figures."""
+"""Compares the chains of two models: samples, parameters, versions, figures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIRST = 8
 
 @dataclass(frozen=True)
 class Pair:
-    """A value in the one model and in the other."""
+    """A value in model A and in model B."""
 
     a: Any
     b: Any
@@ -39,7 +39,7 @@ class Pair:
 
 @dataclass
 class Difference:
-    """Everything in which two models' chains differ."""
+    """The differences between the chains of two models."""
 
     a: str
     b: str
@@ -48,15 +48,15 @@ class Difference:
     """Samples of A that B was not calibrated on: id, documents, source, domain."""
     only_b: list[dict[str, Any]]
     reordered: bool
-    """The same samples in another order."""
+    """Whether the same samples are in another order."""
     domains: dict[str, Pair] = field(default_factory=dict)
     """Samples per domain, where the counts differ."""
     parameters: dict[str, Pair] = field(default_factory=dict)
     versions: dict[str, Pair] = field(default_factory=dict)
     figures: dict[str, Pair] = field(default_factory=dict)
-    """Every figure that is known of both; they are compared, not tested: the report says what is noise."""
+    """Figures known for both models. They are not tested for significance; the report does that."""
     weights: bool = False
-    """The weights differ."""
+    """Whether the weights differ."""
 
     @property
     def same(self) -> bool:
@@ -69,29 +69,29 @@ class Difference:
 
 
 def difference(a: Case, b: Case, names: tuple[str, str]) -> Difference:
-    """Compare two models by their records, and by what DVC and MLflow know of their runs.
+    """Compare two models by their records and by their runs in DVC and MLflow.
 
     Args:
         a, b: cases whose records have been read.
-        names: of the two, for people.
+        names: display names of the two models.
     """
     rows_a, rows_b = samples_of(a.record), samples_of(b.record)
     ids_a, ids_b = [str(row.get("sample_id")) for row in rows_a], [str(row.get("sample_id")) for row in rows_b]
     in_a, in_b = set(ids_a), set(ids_b)
-    found = Difference(
+    result = Difference(
         *names,
         samples_in_both=len(in_a & in_b),
         only_a=[_row(row) for row, key in zip(rows_a, ids_a, strict=True) if key not in in_b],
         only_b=[_row(row) for row, key in zip(rows_b, ids_b, strict=True) if key not in in_a],
         reordered=in_a == in_b and ids_a != ids_b,
     )
-    found.domains = _differing(_count(rows_a), _count(rows_b), 0)
-    found.parameters = _differing(_parameters(a), _parameters(b))
-    found.versions = _differing(_versions(a), _versions(b))
+    result.domains = _differing(_count(rows_a), _count(rows_b), 0)
+    result.parameters = _differing(_parameters(a), _parameters(b))
+    result.versions = _differing(_versions(a), _versions(b))
     figures_a, figures_b = _figures(a), _figures(b)
-    found.figures = {k: Pair(figures_a[k], figures_b[k]) for k in FIGURES if k in figures_a and k in figures_b}
-    found.weights = dig(a.record, "model") != dig(b.record, "model")
-    return found
+    result.figures = {k: Pair(figures_a[k], figures_b[k]) for k in FIGURES if k in figures_a and k in figures_b}
+    result.weights = dig(a.record, "model") != dig(b.record, "model")
+    return result
 
 
 def _row(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,32 +112,32 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any], absent: Any = None) -
 
 
 def _parameters(case: Case) -> dict[str, Any]:
-    """The choice and the scheme of the record; what else the runs were given, where DVC remembers them."""
-    found: dict[str, Any] = {}
-    made = case.made_by
-    if made is not None:
-        for entry in case.history.ancestry(next(iter(made.outs.values())), next(iter(made.outs))).values():
+    """Choice and scheme from the record, and the other parameters of the runs that DVC has on record."""
+    parameters: dict[str, Any] = {}
+    run = case.made_by
+    if run is not None:
+        for entry in case.history.ancestry(next(iter(run.outs.values())), next(iter(run.outs))).values():
             for name, value in entry.params.items():
                 if not str(name).startswith(("calibrations.", "schemes.")):
-                    found |= _flat(str(name), value)
+                    parameters |= _flat(str(name), value)
     choice = _flat("choice", dig(case.record, "calibration_set", "choice"))
-    return choice | _flat("scheme", dig(case.record, "scheme")) | found
+    return choice | _flat("scheme", dig(case.record, "scheme")) | parameters
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {name: value}
-    return {key: of for part, inner in value.items() for key, of in _flat(f"{name}.{part}", inner).items()}
+    return {key: leaf for part, inner in value.items() for key, leaf in _flat(f"{name}.{part}", inner).items()}
 
 
 def _versions(case: Case) -> dict[str, Any]:
-    found = {name: dig(case.record, *keys) for name, keys in VERSIONS.items()}
-    found["corpus"] = chain_hashes(case).get(CORPUS)
-    return found
+    versions = {name: dig(case.record, *keys) for name, keys in VERSIONS.items()}
+    versions["corpus"] = chain_hashes(case).get(CORPUS)
+    return versions
 
 
 def _figures(case: Case) -> dict[str, float]:
-    """Of the evaluation of these very weights: in the workspace, else in MLflow."""
+    """Figures of the evaluation of these weights: from the workspace, else from MLflow."""
     weights = dig(case.record, "model")
     for file in sorted((case.root / "data/evaluation").glob("*/metrics.json")):
         with suppress(OSError, ValueError):
@@ -152,35 +152,35 @@ def _figures(case: Case) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# For people
+# Text
 
 
-def render_difference(found: Difference) -> str:
-    """The samples, then a line per parameter, version and figure that differs."""
-    lines = [f"A  {found.a}", f"B  {found.b}", ""]
-    if found.same:
+def render_difference(result: Difference) -> str:
+    """Format the samples, then a line per parameter, version and figure that differs."""
+    lines = [f"A  {result.a}", f"B  {result.b}", ""]
+    if result.same:
         return "\n".join(printable(line) for line in [*lines, "SAME: samples, parameters, versions and weights."])
     lines.append(
-        f"samples: {found.samples_in_both} in both, {len(found.only_a)} only in A, {len(found.only_b)} only in B"
-        + (", in another order" if found.reordered else "")
+        f"samples: {result.samples_in_both} in both, {len(result.only_a)} only in A, {len(result.only_b)} only in B"
+        + (", in another order" if result.reordered else "")
     )
-    for mark, rows in (("-", found.only_a), ("+", found.only_b)):
+    for mark, rows in (("-", result.only_a), ("+", result.only_b)):
         lines += [f"  {mark} {str(row['sample_id'])[:12]}  {row['source']} ({row['domain']})" for row in rows[:FIRST]]
         if len(rows) > FIRST:
             lines.append(f"  {mark} and {len(rows) - FIRST} more (--json has them all)")
     for title, pairs in (
-        ("samples by domain", found.domains),
-        ("parameters", found.parameters),
-        ("versions", found.versions),
+        ("samples by domain", result.domains),
+        ("parameters", result.parameters),
+        ("versions", result.versions),
     ):
         if pairs:
             lines += ["", title]
             shown = (f"  {k}: {_short(p.a)} → {_short(p.b)}" for k, p in pairs.items())
             lines += [line for text in shown for line in wrapped(text, "      ")]
-    if found.figures:
+    if result.figures:
         lines += ["", "figures (the report says which differences are more than noise)"]
-        lines += [f"  {k}: {p.a:.6g} → {p.b:.6g}{_change(p)}" for k, p in found.figures.items()]
-    lines += ["", f"DIFFERENT: the weights {'differ' if found.weights else 'are the same bytes'}."]
+        lines += [f"  {k}: {p.a:.6g} → {p.b:.6g}{_change(p)}" for k, p in result.figures.items()]
+    lines += ["", f"DIFFERENT: the weights {'differ' if result.weights else 'are the same bytes'}."]
     return "\n".join(printable(line) for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""What an audit finds, and what it works on."""
+"""The result of an audit, and the data that its checks share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Link:
     name: str
     status: Status
     meaning: str
-    """What was compared and what it means, in a sentence."""
+    """The result of the comparison, in a sentence."""
     expected: str = ""
     """Digest on record."""
     found: str = ""
@@ -40,13 +40,13 @@ class AuditResult:
     links: tuple[Link, ...]
     """Ordered from the model to the documents."""
     about: dict[str, Any] = field(default_factory=dict)
-    """What the model says of itself: choice, scheme, counts. As trustworthy as the link `record`."""
+    """The model's own description: choice, scheme, counts. Only as trustworthy as the link `record`."""
     origin: str = ""
-    """Where the folder is from, where the reference was no folder."""
+    """Where the folder is from; empty if the reference was a folder."""
 
     @property
     def verified(self) -> bool:
-        """Every link is."""
+        """Whether every link is verified."""
         return all(link.status == "verified" for link in self.links)
 
     @property
@@ -64,7 +64,7 @@ class AuditResult:
 
 @dataclass
 class Case:
-    """What the checks share. Nothing in `record` and `summary` may be trusted to have the right type."""
+    """The state that the checks share. Values in `record` and `summary` may have any type."""
 
     model: Path
     root: Path
@@ -74,17 +74,17 @@ class Case:
     summary: Any = None
     """`quantization_config.calibration` of config.json."""
     record_holds: bool = False
-    """The record is the one whose digest config.json names."""
+    """Whether the record is the one whose digest is in config.json."""
     hasher: Hasher = field(default_factory=Hasher)
 
     def claims(self, *keys: str) -> list[str]:
-        """What the model says under a key: one value; two where record and summary disagree; none."""
+        """The values under a key in record and summary: one, two if they differ, or none."""
         values = [dig(source, *keys) for source in (self.record, self.summary)]
         return list(dict.fromkeys(value for value in values if isinstance(value, str)))
 
     @cached_property
     def digest(self) -> str:
-        """DVC's hash of the model's folder; empty if that is not a folder of plain files."""
+        """DVC's hash of the model's folder; empty unless it is a folder of regular files."""
         try:
             links = any(path.is_symlink() for path in self.model.rglob("*"))
             return "" if links or not self.model.is_dir() else dvc_digest(self.model, self.hasher)
@@ -93,13 +93,13 @@ class Case:
 
     @cached_property
     def place(self) -> str:
-        """The model's path relative to the workspace; empty if it lies elsewhere."""
+        """The model's path relative to the workspace; empty if it is outside."""
         model, root = self.model.resolve(), self.root.resolve()
         return model.relative_to(root).as_posix() if model.is_relative_to(root) else ""
 
     @cached_property
     def entry(self) -> Entry | None:
-        """The stage in dvc.lock that made this model: the one whose output lies there, or has this content."""
+        """The dvc.lock entry of this model: an output with the same path or the same content."""
         for entry in self.lock.values():
             if self.place in entry.outs or self.digest in entry.outs.values():
                 return entry
@@ -107,25 +107,25 @@ class Case:
 
     @cached_property
     def history(self) -> History:
-        """Every run that DVC remembers in this workspace."""
+        """Every run that DVC has on record in this workspace."""
         return History(self.root)
 
     @cached_property
     def made_by(self) -> Entry | None:
-        """The run that made this model, also when dvc.lock has moved on from it."""
+        """The run that made this model, also if dvc.lock has a later run by now."""
         return self.entry or (self.history.maker(self.digest) if self.digest else None)
 
     def recorded(self, path: str) -> str | None:
-        """DVC hash that dvc.lock has for an output now."""
+        """DVC hash of an output in the current dvc.lock."""
         return next((entry.outs[path] for entry in self.lock.values() if path in entry.outs), None)
 
     def wanted(self, path: str) -> str | None:
-        """DVC hash that the run which made the model read at `path`."""
+        """DVC hash of `path` as the run that made the model read it."""
         return self.made_by.deps.get(path) if self.made_by else None
 
 
 def dig(value: Any, *keys: str) -> Any:
-    """`value[k1][k2]...`, or None where a step is no mapping or lacks the key."""
+    """`value[k1][k2]...`; None if a value is not a mapping or lacks the key."""
     for key in keys:
         if not isinstance(value, dict):
             return None
@@ -134,7 +134,7 @@ def dig(value: Any, *keys: str) -> Any:
 
 
 def how_to_restore(case: Case, path: str) -> str:
-    """Where the content that the model was made from can be had, as a command."""
+    """The command that restores the content that the model was made from."""
     wanted, recorded = case.wanted(path), case.recorded(path)
     if wanted is None and recorded is None:
         return f"audit inside the workspace that made the model, or copy its {path} here"
@@ -146,6 +146,6 @@ def how_to_restore(case: Case, path: str) -> str:
         return f"dvc {'checkout --force' if there else 'pull --force'} {path}"
     where = "DVC's cache has it" if cached(case.root, wanted) else "DVC's cache lacks it (try `dvc pull`)"
     return (
-        f"dvc.lock has moved on from {wanted}; {where}: `git log -S {wanted} -- dvc.lock` names the commit, then "
+        f"dvc.lock no longer names {wanted}; {where}: `git log -S {wanted} -- dvc.lock` names the commit, then "
         f"`git checkout COMMIT -- dvc.lock && dvc checkout --force {path}`"
     )

@@ -1,4 +1,4 @@
-"""An audit as one page that can be handed to a reviewer: nothing on it comes from anywhere else."""
+"""An audit as a self-contained HTML page for a reviewer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from plumbline.provenance.link import AuditResult
 from plumbline.provenance.model_links import samples_of
 
 MEANINGS = {
-    "registry": "The registered version is this very folder, and its tags say what the model says.",
-    "weights file": "The file is one of a model that is known here.",
-    "DVC's cache": "The folder was taken from DVC's store by its hash.",
-    "hub cache": "Every file of the snapshot holds what its name in the hub's cache says.",
-    "signature": "Whoever holds the private key signed every file of the folder as it is.",
-    "statement": "The signed in-toto statement says of this model what the model itself says.",
-    "record": "The model carries a list of what it was calibrated on; its digest is sealed in config.json.",
-    "weights": "The weights are those that were written when that list was written.",
+    "registry": "The registered version is this folder, and its tags agree with the model's record.",
+    "weights file": "The file belongs to a model that is known here.",
+    "DVC's cache": "The folder was restored from DVC's cache by its hash.",
+    "hub cache": "Every file of the snapshot has the content that its name in the hub's cache states.",
+    "signature": "The holder of the private key signed every file of the folder.",
+    "statement": "The signed in-toto statement agrees with the model's record.",
+    "record": "The model has a record of what it was calibrated on; config.json has the digest of that record.",
+    "weights": "The weights are those that were written together with the record.",
     "model folder": "No file was added, removed or changed since the model was made.",
-    "tokenizer": "The tokenizer is the one that cut the calibration texts into tokens.",
+    "tokenizer": "The tokenizer is the one that tokenized the calibration texts.",
     "base model": "The full-precision model is the one whose activations were measured.",
-    "statistics": "The stored statistics are those that scales and rounding came from.",
-    "calibration set": "The samples are those that the statistics saw; every id is the digest of its tokens.",
+    "statistics": "The stored statistics are those that scales and rounding were computed from.",
+    "calibration set": "The statistics were collected on these samples; every id is the digest of its tokens.",
     "documents": "The texts behind the samples are in the corpus; every id is the digest of its text.",
 }
-"""What each link shows, for a reader who has not seen Plumbline."""
+"""The meaning of each link, for a reader who does not know Plumbline."""
 
 
 def write_page(
@@ -36,15 +36,15 @@ def write_page(
 
     Args:
         path: the HTML file.
-        more: what was asked for beside the audit: by name, for machines and for people.
+        more: results of further options: name -> (JSON value, text).
         record: calibration.json of the model, for the list of its samples; its content is escaped.
     """
     page = environment(Path(__file__).parent).get_template("audit.html.j2")
-    text = page.render(
+    html = page.render(
         result=result,
         meanings=MEANINGS,
         counts={s: sum(link.status == s for link in result.links) for s in ("verified", "missing", "tampered")},
-        more={name: told for name, (_, told) in more.items()},
+        more={name: text for name, (_, text) in more.items()},
         samples=[_row(sample) for sample in samples_of(record)],
         choice=result.about["choice"].get("name"),
         strategy=result.about["choice"].get("strategy"),
@@ -52,11 +52,11 @@ def write_page(
         options={key: value for key, value in result.about["choice"].items() if value not in (None, {}, [], "")},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(html, encoding="utf-8")
 
 
 def _row(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample as the page shows it; nothing in it may be trusted to have the right type."""
+    """The fields of a sample that the page shows; their values may have any type."""
     documents = sample.get("doc_ids")
     return {
         "id": str(sample.get("sample_id", ""))[:16],

@@ -11,18 +11,18 @@ TAGS = {
     "hash.base_model": ("base_model", "digest"),
     "hash.tokenizer_fingerprint": ("fingerprint",),
 }
-"""Tags of a registered version, and where the model's own record says the same."""
+"""Tags of a registered version -> keys of the same value in the model's record."""
 
 
 def registry_link(version: ModelVersion, case: Case) -> Link:
-    """The audited folder is the registered one, and the version's tags say what the model's record says."""
+    """Check that the audited folder is the registered one and that the version's tags agree with the record."""
     name, wrong = "registry", []
     if case.digest != version.model:
-        wrong.append("the folder is not the one that was registered")
+        wrong.append("the folder is not the registered one")
     for tag, keys in TAGS.items():
         claims = case.claims(*keys)
         if tag in version.tags and claims and version.tags[tag] not in claims:
-            wrong.append(f"its tag {tag} is not what the model's record says")
+            wrong.append(f"its tag {tag} differs from the model's record")
     chosen = case.claims("calibration_set", "choice", "name") or case.claims("calibration_set", "name")
     wanted = case.wanted(f"data/calibration_set/{chosen[0]}") if chosen else None
     if wanted and version.tags.get(CALIBRATION, wanted) != wanted:

@@ -1,4 +1,4 @@
-"""`plumbline audit --reproduce`: the chain run again in a clean place; are the bytes the same?"""
+"""`plumbline audit --reproduce`: reruns the chain in a clean workspace and compares the bytes."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ class Reproduction:
     artifacts: tuple[Remade, ...]
     """Upstream first."""
     code: str
-    """Which code ran, in words."""
+    """Which code ran, for display."""
     start: str
-    """What it was made from, in words."""
+    """What the rerun started from, for display."""
     error: str = ""
-    """Why it ended early; empty if it did not."""
+    """Why the rerun failed; empty if it succeeded."""
 
     @property
     def same(self) -> bool:
-        """Every artifact has the bytes on record."""
-        return not self.error and bool(self.artifacts) and all(made.same for made in self.artifacts)
+        """Whether every artifact has the recorded bytes."""
+        return not self.error and bool(self.artifacts) and all(artifact.same for artifact in self.artifacts)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,47 +83,47 @@ class Reproduction:
 
 
 def reproduce(case: Case, announce: Callable[[str], None]) -> Reproduction:
-    """Run every step from the sources to the model again, with the code and the parameters of then.
+    """Rerun every step from the sources to the model, with the recorded code and parameters.
 
-    It happens in a temporary workspace with a cache of its own, so that nothing is reused and nothing here is changed.
+    The rerun uses a temporary workspace with its own cache: nothing is reused, and this workspace does not change.
 
     Args:
-        announce: is told what is going on, a line at a time.
+        announce: receives progress messages.
 
     Raises:
-        ValueError: DVC remembers no run that made this model.
+        ValueError: DVC has no run on record that made this model.
     """
-    made = case.made_by
-    if made is None:
+    run = case.made_by
+    if run is None:
         raise ValueError(
-            "DVC remembers no run that made this model, so there is nothing to run again: `dvc pull --run-cache`, or "
+            "DVC has no run on record that made this model, so there is nothing to rerun: `dvc pull --run-cache`, or "
             "reproduce inside the workspace that made it"
         )
-    path = next(iter(made.outs))
-    ancestry = case.history.ancestry(made.outs[path], path)
+    path = next(iter(run.outs))
+    ancestry = case.history.ancestry(run.outs[path], path)
     with tempfile.TemporaryDirectory(prefix="plumbline-reproduce-") as scratch:
         place = Path(scratch) / "workspace"
         place.mkdir()
         library, code = _lay_out_code(case, ancestry, place)
         start, assets = _lay_out_sources(case, ancestry, place)
-        _write_params(case, made, place)
-        announce(f"reproducing {path} in a clean place: {code}; {start}")
+        _write_params(case, run, place)
+        announce(f"reproducing {path} in a clean workspace: {code}; {start}")
         error = _run(place, library, assets, announce)
         return Reproduction(_compare(case, ancestry, place, assets), code, start, error)
 
 
 def _lay_out_code(case: Case, ancestry: Mapping[str, Entry], place: Path) -> tuple[Path, str]:
-    """The workspace's own code in the clean place; returns the library to run, and in words which code that is.
+    """Copy the workspace's code to the clean workspace; returns the library to run and a description of it.
 
-    That is the installed library if it has the recorded versions; else the one in the commit that recorded the model,
-    where that commit holds the library.
+    That is the installed library if it has the recorded versions, else the one in the commit that recorded the model,
+    if that commit contains the library.
     """
     recorded = {entry.asset: entry.code_version for entry in ancestry.values()}
     others = _other_versions(Library(), recorded)
     commit = case.history.commit_of(case.digest) if others else ""
     if commit and case.history.holds(commit, PACKAGE) and _extract(case.root, commit, place):
         library = place / PACKAGE
-        for compiled in LIBRARY.rglob("*.so"):  # without them, sums end in other bits
+        for compiled in LIBRARY.rglob("*.so"):  # without them, sums differ in their last bits
             copy = library / compiled.relative_to(LIBRARY)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(compiled, copy)
@@ -138,19 +138,19 @@ def _lay_out_code(case: Case, ancestry: Mapping[str, Entry], place: Path) -> tup
 
 
 def _other_versions(library: Library, recorded: Mapping[str, str]) -> list[str]:
-    """The assets of which a library has not the recorded code, in order."""
+    """The assets whose code version in a library differs from the recorded one, in order."""
 
     def version(asset: str) -> str:
         try:
             return code_version(asset, library)
-        except (ValueError, SyntaxError):  # a library of another time may have no such module
+        except (ValueError, SyntaxError):  # a library of another version may lack the module
             return ""
 
     return [asset for asset in ORDER if asset in recorded and version(asset) != recorded[asset]]
 
 
 def _extract(root: Path, commit: str, place: Path) -> bool:
-    """Write the workspace as a commit has it to an empty folder; whether git could."""
+    """Extract the workspace of a commit into an empty folder; returns whether git succeeded."""
     command = ["git", "-C", str(root), "archive", "--format=tar", commit]
     archive = subprocess.run(command, capture_output=True)
     if archive.returncode:
@@ -177,12 +177,12 @@ def _holds(path: Path, md5: str) -> bool:
 
 
 def _inside(path: str) -> bool:
-    """A relative path that does not lead out of the folder it is relative to."""
+    """Whether a path is relative and does not lead out of its folder."""
     return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
 def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> tuple[str, list[str]]:
-    """What the first step reads; where the sources have moved on, the corpus itself out of DVC's cache."""
+    """Copy what the first step reads; if the sources have changed since, place the corpus from DVC's cache instead."""
     assets = [asset for asset in ORDER if any(path.split("/")[1] == asset for path in ancestry)]
     used, _ = used_parameters(case)
     corpus = ancestry.get(CORPUS)
@@ -190,14 +190,14 @@ def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> 
     deps = {} if corpus is None else corpus.deps
     for dep, md5 in deps.items():
         if Path(dep).is_absolute() and _holds(Path(dep), md5):
-            continue  # read from where it is
+            continue  # read in place
         if not _inside(dep) or not _holds(case.root / dep, md5):
             moved.append(dep)
         elif (case.root / dep).is_dir():
             shutil.copytree(case.root / dep, place / dep, dirs_exist_ok=True)
         else:
             shutil.copyfile(case.root / dep, place / dep)
-    for folder in _named_folders(used):  # what params.yaml names and DVC does not hash
+    for folder in _named_folders(used):  # folders in params.yaml that are no DVC dependencies
         if _inside(folder) and (case.root / folder).is_dir() and not (place / folder).exists():
             (place / folder).parent.mkdir(parents=True, exist_ok=True)
             (place / folder).symlink_to((case.root / folder).resolve())
@@ -205,35 +205,39 @@ def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> 
         return "from the sources on", assets
     wanted = next((e.deps[CORPUS] for e in ancestry.values() if CORPUS in e.deps), "")
     Store(case.root, fetch=True).place(wanted, place / CORPUS)
-    why = f"the sources have moved on: {', '.join(moved)}" if moved else "DVC remembers no run that made the corpus"
+    why = (
+        f"the sources have changed since: {', '.join(moved)}"
+        if moved
+        else "DVC has no run on record that made the corpus"
+    )
     return f"from the corpus in DVC's cache on ({why})", [asset for asset in assets if asset != "raw_corpus"]
 
 
 def _named_folders(used: dict[str, Any]) -> list[str]:
-    """Folders that the parameters name: the base model, the inbox, the sources."""
+    """Folders in the parameters: the base model, the inbox, the sources."""
     corpus = used.get("corpus") or {}
     sources = [*(corpus.get("sources") or {}).values(), corpus.get("production"), corpus.get("out_of_domain")]
     named = [(used.get("model") or {}).get("name"), corpus.get("inbox"), *(dig(source, "path") for source in sources)]
     return [name for name in named if isinstance(name, str) and name]
 
 
-def _write_params(case: Case, made: Entry, place: Path) -> None:
-    """The parameters of then over those of now, and a grid of this one model."""
-    now: dict[str, Any] = {}
+def _write_params(case: Case, run: Entry, place: Path) -> None:
+    """Write params.yaml: the recorded parameters over the current ones, and a grid with only this model."""
+    current: dict[str, Any] = {}
     for folder in (place, case.root):
         if (folder / "params.yaml").is_file():
-            now = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+            current = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
             break
     used, _ = used_parameters(case)
-    choice = next(Path(dep).name for dep in made.deps if dep.startswith("data/calibration_set/"))
+    choice = next(Path(dep).name for dep in run.deps if dep.startswith("data/calibration_set/"))
     [scheme] = used["schemes"]
-    merged = {**now, **used, "studies": {}, "tracking": {}}
-    merged["calibrations"] = used.get("calibrations") or {choice: now["calibrations"][choice]}
+    merged = {**current, **used, "studies": {}, "tracking": {}}
+    merged["calibrations"] = used.get("calibrations") or {choice: current["calibrations"][choice]}
     merged["grid"], merged["deployment"] = {"calibrations": [choice], "schemes": [scheme]}, {"scheme": scheme}
-    merged["report"] = {**(now.get("report") or {}), "baseline": None}
+    merged["report"] = {**(current.get("report") or {}), "baseline": None}
     if isinstance(merged.get("model"), dict):
-        # A record of DVC's may not switch on what params.yaml does not: code that comes with a model.
-        trusted = bool((now.get("model") or {}).get("trust_remote_code"))
+        # Only the current params.yaml may enable code that comes with a model; a record in DVC's cache may be forged.
+        trusted = bool((current.get("model") or {}).get("trust_remote_code"))
         merged["model"] = {**merged["model"], "trust_remote_code": trusted}
     (place / "params.yaml").write_text(yaml.safe_dump(merged, sort_keys=False, allow_unicode=True), encoding="utf-8")
     requested = place / "requested.yaml"
@@ -241,7 +245,7 @@ def _write_params(case: Case, made: Entry, place: Path) -> None:
 
 
 def _run(place: Path, library: Path, assets: list[str], announce: Callable[[str], None]) -> str:
-    """Run the assets with a copy of the library; returns what went wrong, or nothing."""
+    """Run the assets with a library; returns the error, or an empty string."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment |= {
         "PLUMBLINE_ROOT": str(place),
@@ -261,8 +265,8 @@ def _run(place: Path, library: Path, assets: list[str], announce: Callable[[str]
         errors = process.stderr.read()
     if process.returncode == 0:
         return ""
-    said = [line for line in errors.splitlines() if line.strip()]
-    return f"the run ended with {process.returncode}: {' '.join(said[-3:])[-400:]}"
+    lines = [line for line in errors.splitlines() if line.strip()]
+    return f"the run ended with {process.returncode}: {' '.join(lines[-3:])[-400:]}"
 
 
 def _compare(case: Case, ancestry: Mapping[str, Entry], place: Path, assets: list[str]) -> tuple[Remade, ...]:
@@ -271,9 +275,9 @@ def _compare(case: Case, ancestry: Mapping[str, Entry], place: Path, assets: lis
         if path.split("/")[1] not in assets:
             continue
         expected, hasher = entry.outs[path], Hasher()
-        found = dvc_digest(place / path, hasher) if (place / path).exists() else ""
-        before = cached_listing(case.root, expected) if found and found != expected else None
+        digest = dvc_digest(place / path, hasher) if (place / path).exists() else ""
+        before = cached_listing(case.root, expected) if digest and digest != expected else None
         changed = differences(before, hasher.files(place / path)) if before else []
-        detail = ", ".join(changed[:4]) or ("" if found else "it was not made")
-        remade.append(Remade(path, found == expected, expected, found, detail))
+        detail = ", ".join(changed[:4]) or ("" if digest else "it was not made")
+        remade.append(Remade(path, digest == expected, expected, digest, detail))
     return tuple(remade)

@@ -1,4 +1,4 @@
-"""`plumbline audit --restore`: the exact set, statistics and parameters of a model, also when all has moved on."""
+"""`plumbline audit --restore`: the exact set, statistics and parameters of a model, also of an earlier one."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ README = "restored.json"
 def restore(case: Case, target: Path) -> dict[str, Any]:
     """Write the model's calibration set, statistics and parameters to a new folder, laid out as in a workspace.
 
-    They come from DVC's cache, or its remote, by hash; what is written is checked against the model's digests before
-    the folder gets its name.
+    The artifacts come from DVC's cache or remote by hash, and are checked against the model's digests before the
+    folder is renamed to `target`.
 
     Args:
-        case: with the record of the model.
+        case: a case whose record has been read.
         target: a folder that does not exist yet, or an empty one.
 
     Returns:
-        The content of restored.json: hashes and digests of what was brought back, and where the parameters are from.
+        The content of restored.json: hashes and digests of the restored artifacts, and the origin of the parameters.
 
     Raises:
-        ValueError: something cannot be had, or is not what the model was made from; nothing is left behind.
+        ValueError: an artifact cannot be restored, or is not what the model was made from; nothing is written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not an empty folder; name one that does not exist yet")
@@ -44,7 +44,7 @@ def restore(case: Case, target: Path) -> dict[str, Any]:
     absent = [asset for asset in WANTED if not any(path.startswith(f"{asset}/") for path in hashes)]
     if absent:
         raise Lacking(
-            f"no run that DVC remembers made this model, and DVC's cache has no {' and no '.join(absent)} with its "
+            f"DVC has no run on record that made this model, and DVC's cache has no {' and no '.join(absent)} with its "
             "digests; `dvc pull --run-cache`, or restore inside the workspace that made the model"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def restore(case: Case, target: Path) -> dict[str, Any]:
                 try:
                     store.place(md5, draft / path)
                     placed[path] = md5
-                except Lacking:  # the same parameters stand in the set's manifest
+                except Lacking:  # the set's manifest has the same parameters
                     shutil.rmtree(draft / path, ignore_errors=True)
         _require_same(case, draft)
         used, source = used_parameters(case)
@@ -70,7 +70,7 @@ def restore(case: Case, target: Path) -> dict[str, Any]:
             + yaml.safe_dump(used, sort_keys=False, allow_unicode=True),
             encoding="utf-8",
         )
-        told = {
+        summary = {
             "model": case.digest,
             "calibration_set": case.claims("calibration_set", "digest")[0],
             "statistics": case.claims("statistics", "digest")[0],
@@ -82,33 +82,37 @@ def restore(case: Case, target: Path) -> dict[str, Any]:
                 for name, run in parameters(case).items()
             },
         }
-        write_json(draft / README, told)
+        write_json(draft / README, summary)
         if target.exists():
             target.rmdir()
         draft.rename(target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return told
+    return summary
 
 
 def _require_same(case: Case, folder: Path) -> None:
-    """What was brought back has the digests that the model carries."""
-    elsewhere = replace(case, root=folder, lock={}, hasher=Hasher())
-    elsewhere.__dict__["made_by"] = None
+    """Require the restored artifacts to have the digests in the model's record.
+
+    Raises:
+        ValueError: one has another digest.
+    """
+    restored = replace(case, root=folder, lock={}, hasher=Hasher())
+    restored.__dict__["made_by"] = None
     for check in (data_links.calibration_set, data_links.statistics):
-        link = check(elsewhere)
+        link = check(restored)
         if link.status != "verified":
             raise ValueError(
-                f"{link.name}: what DVC has under the recorded hash is not what the model was made from "
-                f"({link.meaning}); `plumbline verify` names what was altered"
+                f"{link.name}: the content that DVC has under the recorded hash is not what the model was made from "
+                f"({link.meaning}); `plumbline verify` lists altered files"
             )
 
 
 def used_parameters(case: Case) -> tuple[dict[str, Any], str]:
-    """The sections of params.yaml as the model's runs were given them, launch-time overrides included; and from where.
+    """The parameters of the model's runs as sections of params.yaml, overrides included; and their origin.
 
-    Where DVC remembers no run, the choice and the scheme are those of calibration.json, and nothing else is known.
+    If DVC has no run on record, only the choice and the scheme are known, from calibration.json.
     """
     nested: dict[str, Any] = {}
     for run in parameters(case).values():

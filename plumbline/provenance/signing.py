@@ -20,13 +20,13 @@ MAKE_KEYS = (
 
 
 def signature_paths(model: Path) -> tuple[Path, Path]:
-    """Where the signature and the statement of a model lie: beside its folder, whose content stays as DVC has it."""
+    """Paths of a model's signature and statement: beside its folder, whose DVC hash must not change."""
     model = model.absolute()
     return model.with_name(f"{model.name}.sig"), model.with_name(f"{model.name}.intoto.json")
 
 
 def sign(case: Case, key: Path, password: str | None, signature: Path, envelope: Path) -> None:
-    """Sign the folder, and the in-toto statement of what it was made from. The chain should have been audited.
+    """Sign the folder and the in-toto statement of its provenance. Audit the chain first.
 
     Args:
         key: a private key in PEM, on an elliptic curve.
@@ -78,52 +78,54 @@ def _folder_link(case: Case, public_key: Path, signature: Path) -> Link:
 
     name = "signature"
     if not signature.is_file():
-        fix = f"plumbline sign {case.model.name} --key PRIVATE_KEY, by whoever vouches for it; or give --signature"
-        return Link(name, "missing", f"{signature.name} is not there, beside the folder", fix=fix)
+        fix = f"plumbline sign {case.model.name} --key PRIVATE_KEY, by the signer; or name the file with --signature"
+        return Link(name, "missing", f"{signature.name} does not exist beside the folder", fix=fix)
     try:
         verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(case.model, signature)
-    except Exception as error:  # whatever a forged bundle leads to
+    except Exception as error:  # a forged bundle may raise anything
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        meaning = f"{signature.name} is no signature by {public_key.name} over this folder: {why}"
-        return Link(name, "tampered", meaning, fix="get the folder and its signature again from who made them")
+        meaning = f"{signature.name} is not a signature of this folder by {public_key.name}: {why}"
+        return Link(name, "tampered", meaning, fix="get the folder and its signature again from the signer")
     return Link(name, "verified", f"{signature.name}: the holder of {public_key.name} signed every file of the folder")
 
 
 def _statement_link(case: Case, key: Any, public_key: Path, envelope: Path) -> Link:
     from securesystemslib.dsse import Envelope
 
-    name, fix = "statement", "get the statement again from who made it, or `plumbline sign` the model anew"
+    name, fix = "statement", "get the statement again from the signer, or `plumbline sign` the model again"
     if not envelope.is_file():
-        return Link(name, "missing", f"{envelope.name} is not there, beside the folder", fix=fix)
+        return Link(name, "missing", f"{envelope.name} does not exist beside the folder", fix=fix)
     try:
         sealed = Envelope.from_dict(json.loads(envelope.read_bytes()))
         sealed.verify([key], 1)
-        said = json.loads(sealed.payload)
-    except Exception as error:  # whatever a forged envelope leads to
+        signed = json.loads(sealed.payload)
+    except Exception as error:  # a forged envelope may raise anything
         why = " ".join(str(error).split())[:200] or type(error).__name__
         return Link(name, "tampered", f"{envelope.name} is not signed by {public_key.name}: {why}", fix=fix)
-    now = statement(case)
-    differing = [part for part in ("subject", "predicateType") if said.get(part) != now.get(part)]
-    # What DVC remembers may have been collected since; what the model itself says may not differ.
+    current = statement(case)
+    differing = [part for part in ("subject", "predicateType") if signed.get(part) != current.get(part)]
+    # DVC's records may have been garbage-collected since; the entries from the model's own record must agree.
     for part in ("externalParameters", "internalParameters", "buildType"):
-        if _of_build(said, part) != _of_build(now, part):
+        if _build_part(signed, part) != _build_part(current, part):
             differing.append(part)
-    if _own(said) != _own(now):
+    if _dependencies_on_record(signed) != _dependencies_on_record(current):
         differing.append("resolvedDependencies")
     if differing:
-        meaning = f"{envelope.name} is signed, and says something else of {', '.join(differing)} than the model does"
+        meaning = f"{envelope.name} is signed, but differs from the model's record in {', '.join(differing)}"
         return Link(name, "tampered", meaning, fix=fix)
-    return Link(name, "verified", f"{envelope.name}: signed by the holder of {public_key.name}, and as the model says")
+    return Link(
+        name, "verified", f"{envelope.name}: signed by the holder of {public_key.name}, agrees with the model's record"
+    )
 
 
-def _of_build(content: Any, part: str) -> Any:
+def _build_part(content: Any, part: str) -> Any:
     definition = (content.get("predicate") or {}).get("buildDefinition") or {}
     return definition.get(part)
 
 
-def _own(content: Any) -> list[Any]:
-    listed = _of_build(content, "resolvedDependencies") or []
-    return [each for each in listed if "dvc" not in (each.get("digest") or {})]
+def _dependencies_on_record(content: Any) -> list[Any]:
+    listed = _build_part(content, "resolvedDependencies") or []
+    return [dependency for dependency in listed if "dvc" not in (dependency.get("digest") or {})]
 
 
 def _private_key(path: Path, password: str | None) -> Any:
@@ -133,7 +135,7 @@ def _private_key(path: Path, password: str | None) -> Any:
     try:
         key = load_pem_private_key(path.read_bytes(), password.encode() if password else None)
     except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path}: no private key in PEM that opens ({error}); make one: {MAKE_KEYS}") from error
+        raise ValueError(f"{path}: not a usable private key in PEM format ({error}); make one: {MAKE_KEYS}") from error
     if not isinstance(key, EllipticCurvePrivateKey):
         raise ValueError(f"{path}: expected a key on an elliptic curve, found {type(key).__name__}: {MAKE_KEYS}")
     return key
@@ -148,7 +150,7 @@ def _public_key(path: Path) -> Any:
         key = load_pem_public_key(path.read_bytes())
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{path}: no public key in PEM ({error}); openssl ec -in key.pem -pubout -out key.pub"
+            f"{path}: not a public key in PEM format ({error}); openssl ec -in key.pem -pubout -out key.pub"
         ) from error
     if not isinstance(key, EllipticCurvePublicKey):
         raise ValueError(f"{path}: expected a key on an elliptic curve, found {type(key).__name__}: {MAKE_KEYS}")

@@ -1,4 +1,4 @@
-"""The chain as an in-toto statement with SLSA provenance, which other tools read, too."""
+"""The chain as an in-toto statement with SLSA provenance, for other tools."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ BUILDER = "urn:plumbline"
 
 
 def statement(case: Case) -> dict[str, Any]:
-    """What the model was made from: a subject per file of its folder, a dependency per link of its chain.
+    """Return the statement: a subject per file of the model's folder, a dependency per link of its chain.
 
-    Digests that are not those of one file's bytes are named by what they are over (`plumbline.calibration_set`), so
-    that nobody takes them for a file's. DVC's hashes come along where DVC remembers the run.
+    A digest that is not the SHA-256 of a file is named after its subject (`plumbline.calibration_set`), so that it is
+    not mistaken for one. DVC's hashes are included if DVC has the run on record.
 
     Raises:
         ImportError: in-toto-attestation is not installed.
@@ -34,15 +34,17 @@ def statement(case: Case) -> dict[str, Any]:
     record = case.record if isinstance(case.record, dict) else {}
 
     def descriptor(name: str, digest: dict[str, Any], annotations: Mapping[str, Any] | None = None) -> Any:
-        given = {key: str(value) for key, value in (annotations or {}).items() if value is not None}
-        return ResourceDescriptor(name=name, digest={k: str(v) for k, v in digest.items()}, annotations=given).pb
+        text_annotations = {key: str(value) for key, value in (annotations or {}).items() if value is not None}
+        return ResourceDescriptor(
+            name=name, digest={k: str(v) for k, v in digest.items()}, annotations=text_annotations
+        ).pb
 
     files = sorted(path for path in case.model.rglob("*") if path.is_file())
     subjects = [descriptor(p.relative_to(case.model).as_posix(), {"sha256": sha256_file(p)}) for p in files]
     base = dig(record, "base_model") or {}
     hashes = chain_hashes(case)
     statistics = dig(record, "statistics", "files") or {}
-    of_set = dig(record, "calibration_set") or {}
+    calibration_set = dig(record, "calibration_set") or {}
     documents: dict[str, dict[str, Any]] = {}
     for sample in samples_of(record):
         for document in sample.get("doc_ids") or []:
@@ -50,26 +52,26 @@ def statement(case: Case) -> dict[str, Any]:
     provenance = provenance_pb2.Provenance()
     build = provenance.build_definition
     build.build_type = BUILD_TYPE
-    build.external_parameters.update({"choice": of_set.get("choice"), "scheme": record.get("scheme")})
+    build.external_parameters.update({"choice": calibration_set.get("choice"), "scheme": record.get("scheme")})
     build.internal_parameters.update({"code_version": str(record.get("code_version"))})
-    of_base = {"name": base.get("name"), "revision": base.get("revision")}
+    base_annotations = {"name": base.get("name"), "revision": base.get("revision")}
     build.resolved_dependencies.extend(
         [
-            descriptor("base model", {"plumbline.base_model": base.get("digest")}, of_base),
+            descriptor("base model", {"plumbline.base_model": base.get("digest")}, base_annotations),
             descriptor("tokenizer", {"plumbline.tokenization": record.get("fingerprint")}),
             *(descriptor(f"activation statistics/{file}", {"sha256": statistics[file]}) for file in sorted(statistics)),
-            descriptor("calibration set", {"plumbline.calibration_set": of_set.get("digest")}),
+            descriptor("calibration set", {"plumbline.calibration_set": calibration_set.get("digest")}),
             *(descriptor(path, {"dvc": hashes[path]}) for path in sorted(hashes) if hashes[path] != case.digest),
-            *(descriptor("document", {"plumbline.document": each}, documents[each]) for each in sorted(documents)),
+            *(descriptor("document", {"plumbline.document": key}, documents[key]) for key in sorted(documents)),
         ]
     )
     provenance.run_details.builder.id = BUILDER
     provenance.run_details.builder.version.update({"plumbline": version()})
-    made = Statement(subjects, PREDICATE, MessageToDict(provenance))
-    made.validate()
-    return dict(MessageToDict(made.pb))
+    signable = Statement(subjects, PREDICATE, MessageToDict(provenance))
+    signable.validate()
+    return dict(MessageToDict(signable.pb))
 
 
 def payload(content: dict[str, Any]) -> bytes:
-    """The bytes that are signed; the same for the same statement."""
+    """The bytes to sign; equal for equal statements."""
     return json.dumps(content, sort_keys=True, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""From what a person types to the folder that is audited: a path, a registered model, a run, a digest, a file."""
+"""Resolves a reference to a model's folder: a path, a registered model, a run, a digest or a weights file."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ RUN = re.compile(r"(?:runs:/)?(?P<id>[0-9a-f]{32})")
 
 
 class Unresolvable(ValueError):
-    """No model is meant by what was given; the message says what was found and expected."""
+    """A reference that names no model; the message says what was found and expected."""
 
 
 @dataclass
 class Subject:
-    """What is audited."""
+    """The subject of an audit."""
 
     reference: str
-    """As it was given."""
+    """The reference as the user wrote it."""
     folder: Path
     """The model's folder, or a temporary copy with the same bytes."""
     shown: str
-    """Where the folder is from, for people."""
+    """Where the folder is from, for display."""
     extra: tuple[Callable[[Case], Link], ...] = ()
-    """Links that only this kind of reference has."""
+    """Checks specific to the kind of reference."""
     version: ModelVersion | None = None
     place: Path | None = None
-    """The folder beside which its signatures lie; None where only a temporary copy is at hand."""
+    """The folder beside which the signatures are; None if there is only a temporary copy."""
 
 
 @contextlib.contextmanager
 def resolved(reference: str, root: Path, fetch: bool = False) -> Iterator[Subject]:
-    """The model that a reference means. Temporary copies live as long as the context.
+    """Resolve a reference to a model. Temporary copies are deleted at the end of the context.
 
     Args:
         reference: a folder, a Hugging Face cache folder (`models--org--name`, or a snapshot in it), a weights file,
             `models:/name@alias`, `models:/name/version`, `runs:/ID` or a run's id, or a DVC hash (`....dir`).
-        fetch: look into DVC's remote, too, for a folder that the cache lacks.
+        fetch: also search DVC's remote for a folder that the cache lacks.
 
     Raises:
-        Unresolvable: there is no such thing.
+        Unresolvable: the reference names no model.
         TrackingError: MLflow has no such model or run.
     """
     with tempfile.TemporaryDirectory(prefix="plumbline-audit-") as scratch:
@@ -73,12 +73,12 @@ def _resolve(reference: str, store: Store, scratch: Path) -> Subject:
         uri = ModelUri.parse(reference)
         return _registered(reference, open_registry(root, read_only=True).resolve(uri), store, scratch)
     if not reference.strip():
-        raise Unresolvable(f"nothing was given: expected a folder, a file, models:/NAME@ALIAS or a run; {_known(root)}")
+        raise Unresolvable(f"empty reference: expected a folder, a file, models:/NAME@ALIAS or a run; {_known(root)}")
     path = Path(reference)
     try:
         path.exists()
-    except (OSError, ValueError) as error:  # too long, or with a NUL
-        raise Unresolvable(f"{reference[:80]!r} is no path: {error}") from error
+    except (OSError, ValueError) as error:  # too long, or with a NUL character
+        raise Unresolvable(f"{reference[:80]!r} is not a path: {error}") from error
     if path.is_dir():
         if (hub := _hub_snapshot(path)) is not None:
             return _from_hub(reference, hub, scratch)
@@ -89,11 +89,11 @@ def _resolve(reference: str, store: Store, scratch: Path) -> Subject:
         return _registered(reference, open_registry(root, read_only=True).of_run(match["id"]), store, scratch)
     if HASH.fullmatch(reference):
         return _from_cache(reference, reference, store, scratch)
-    if (root / reference).is_dir():  # a path in the workspace, given from elsewhere
+    if (root / reference).is_dir():  # a path relative to the workspace
         return Subject(reference, root / reference, reference, place=root / reference)
     raise Unresolvable(
-        f"{reference!r}: neither a folder nor a file is there, and it is no models:/NAME@ALIAS, models:/NAME/VERSION, "
-        f"runs:/ID or DVC hash; {_known(root)}"
+        f"{reference!r}: no such folder or file, and not of the form models:/NAME@ALIAS, models:/NAME/VERSION, "
+        f"runs:/ID or a DVC hash; {_known(root)}"
     )
 
 
@@ -109,32 +109,32 @@ def _known(root: Path) -> str:
 
 
 def _registered(reference: str, version: ModelVersion, store: Store, scratch: Path) -> Subject:
-    """The registered folder: where it was, if it is still that; else from DVC's cache by its hash."""
+    """Resolve a registered version to its path, or to a copy from DVC's cache if a later run replaced it."""
     extra = (lambda case: registry_link(version, case),)
     root = store.root
     place = root / version.path
     inside = bool(version.path) and place.resolve().is_relative_to(root.resolve())
     if inside and place.is_dir():
-        found = _digest(place)
+        digest = _digest(place)
         recorded = _recorded(root, version.path)
-        # Neither the registered version nor a legitimate later one: somebody altered it, which is to be reported.
-        if found == version.model or (found != recorded and recorded in (None, version.model)):
+        # Neither the registered version nor a later one from a run: the folder was altered, which the audit reports.
+        if digest == version.model or (digest != recorded and recorded in (None, version.model)):
             return Subject(reference, place, f"{version.path}, {version.shown}", extra, version, place)
     subject = _from_cache(reference, version.model, store, scratch)
-    shown, gone = f"{subject.shown}, {version.shown}", place if inside and not place.exists() else None
-    return Subject(reference, subject.folder, shown, (*subject.extra, *extra), version, gone)
+    shown, missing_place = f"{subject.shown}, {version.shown}", place if inside and not place.exists() else None
+    return Subject(reference, subject.folder, shown, (*subject.extra, *extra), version, missing_place)
 
 
 def _from_cache(reference: str, md5: str, store: Store, scratch: Path) -> Subject:
-    """A folder of which the hash is known, copied out of DVC's cache."""
+    """Copy a folder from DVC's cache by its hash."""
     name = "DVC's cache"
     try:
         store.place(md5, scratch)
     except (OSError, ValueError) as error:
-        fix = "`plumbline audit --restore DIR` asks the remote, too; or `dvc pull` in the commit that made it"
+        fix = "`plumbline audit --restore DIR` also searches the remote; or `dvc pull` in the commit that made it"
         problem = Link(name, "missing", f"{error}", md5, "", fix)
         return Subject(reference, scratch, f"DVC's cache, {md5}", (lambda case: problem,))
-    verified = Link(name, "verified", "the folder was taken from DVC's cache by its hash", md5, md5)
+    verified = Link(name, "verified", "the folder was restored from DVC's cache by its hash", md5, md5)
     return Subject(reference, scratch, f"DVC's cache, {md5}", (lambda case: verified,))
 
 
@@ -155,9 +155,9 @@ def _digest(folder: Path) -> str:
 
 
 def _from_weights(reference: str, path: Path, store: Store, scratch: Path) -> Subject:
-    """The model that has this file, by its digest: the file's own folder, the workspace, DVC's cache."""
+    """Find the model of a weights file by its digest: in the file's folder, the workspace, DVC's cache."""
     if not path.stat().st_size:
-        raise Unresolvable(f"{reference} is empty, so no digest leads from it to a model")
+        raise Unresolvable(f"{reference} is empty, so its digest identifies no model")
     root, sha256 = store.root, sha256_file(path)
 
     def link(where: str, others: Sequence[str] = ()) -> Callable[[Case], Link]:
@@ -168,11 +168,11 @@ def _from_weights(reference: str, path: Path, store: Store, scratch: Path) -> Su
 
     own = path.resolve().parent
     places = [own, *(folder for folder in sorted((root / MODELS).glob("*")) if folder.resolve() != own)]
-    if found := [folder for folder in places if sha256 in _weights_of(folder)]:
-        names = [f.relative_to(root).as_posix() if f.is_relative_to(root) else str(f) for f in found]
-        # Rounding to nearest reads no calibration data: several choices may have made these very bytes.
-        others = [] if found[0] == own else names[1:]
-        return Subject(reference, found[0], names[0], (link(names[0], others),), place=found[0])
+    if folders := [folder for folder in places if sha256 in _weights_of(folder)]:
+        names = [f.relative_to(root).as_posix() if f.is_relative_to(root) else str(f) for f in folders]
+        # Rounding to nearest reads no calibration data, so several choices may have the same weights.
+        others = [] if folders[0] == own else names[1:]
+        return Subject(reference, folders[0], names[0], (link(names[0], others),), place=folders[0])
     with path.open("rb") as file:
         md5 = hashlib.file_digest(file, "md5").hexdigest()
     for digest, files in cached_folders(root):
@@ -185,7 +185,7 @@ def _from_weights(reference: str, path: Path, store: Store, scratch: Path) -> Su
         f"no model of this workspace, and none in DVC's cache, has a file with the SHA-256 of {path.name}",
         "",
         sha256,
-        "audit inside the workspace that made it (PLUMBLINE_ROOT), after `dvc pull` there; an altered file is unknown",
+        "audit in the workspace that made it (PLUMBLINE_ROOT), after `dvc pull` there; an altered file cannot be found",
     )
     return Subject(reference, scratch, reference, (lambda case: missing,))
 
@@ -200,10 +200,10 @@ def _weights_of(folder: Path) -> list[Any]:
 
 
 def _hub_snapshot(path: Path) -> Path | None:
-    """The snapshot that is meant, if the folder is one of the hub's cache.
+    """Return the snapshot if the folder is one of the hub's cache, else None.
 
     Raises:
-        Unresolvable: it has several, and none is `main`.
+        Unresolvable: there are several snapshots, and refs/main names none of them.
     """
     path = path.absolute()
     if path.parent.name == "snapshots" and HUB_FOLDER.fullmatch(path.parent.parent.name):
@@ -217,13 +217,13 @@ def _hub_snapshot(path: Path) -> Path | None:
     if not chosen:
         raise Unresolvable(
             f"{path} holds {len(there)} snapshots ({', '.join(there[:4])}) and refs/main names "
-            f"{named or 'none of them'}; give {path.name}/snapshots/REVISION"
+            f"{named or 'none of them'}; name {path.name}/snapshots/REVISION"
         )
     return path / "snapshots" / chosen
 
 
 def _from_hub(reference: str, snapshot: Path, scratch: Path) -> Subject:
-    """A snapshot is links into `blobs`, each named by its digest: checked, then laid out as plain files."""
+    """Check the blobs of a snapshot against their names, which are digests, and lay the files out without links."""
     home, wrong, count = snapshot.parents[1].resolve(), [], 0
     scratch.mkdir(parents=True, exist_ok=True)
     for link in sorted(snapshot.rglob("*")):
@@ -235,10 +235,10 @@ def _from_hub(reference: str, snapshot: Path, scratch: Path) -> Subject:
         if link.is_dir() and not link.is_symlink():
             continue
         if not target.is_file() or not target.is_relative_to(home):
-            wrong.append(f"{name} leads out of the cache folder or nowhere")
+            wrong.append(f"{name} points outside the cache folder or to no file")
             continue
         if link.is_symlink() and not _blob_holds(target):
-            wrong.append(f"{name}: its blob {target.name[:12]} holds other bytes than its name says")
+            wrong.append(f"{name}: its blob {target.name[:12]} has other bytes than its name states")
         place = scratch / name
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -251,12 +251,12 @@ def _from_hub(reference: str, snapshot: Path, scratch: Path) -> Subject:
         fix = f"delete {snapshot.parents[1].name} from the hub's cache and download it again"
         link_ = Link("hub cache", "tampered", "; ".join(wrong[:5]), revision, "", fix)
     else:
-        link_ = Link("hub cache", "verified", f"{count} files of {shown}, each blob is what its name says", revision)
+        link_ = Link("hub cache", "verified", f"{count} files of {shown}, each blob matches its name", revision)
     return Subject(reference, scratch, shown, (lambda case: link_,), place=snapshot)
 
 
 def _blob_holds(blob: Path) -> bool:
-    """A blob is named by its SHA-256 (large files), or as git names it."""
+    """Whether a blob matches its name: the SHA-256 of a large file, or git's hash."""
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return sha256_file(blob) == blob.name
     if re.fullmatch(r"[0-9a-f]{40}", blob.name):

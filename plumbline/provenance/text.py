@@ -1,4 +1,4 @@
-"""An audit on one screen."""
+"""Text of `plumbline audit`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ INDENT = " " * 11
 
 
 def render(result: AuditResult) -> str:
-    """The chain from the model to its documents, a line per link, then the verdict and what to do.
+    """Format the chain from the model to its documents, a line per link, then the verdict and what to do.
 
-    Texts from the model are shown without control characters: a terminal must not obey them.
+    Control characters in texts from the model are removed, so that the terminal does not interpret them.
     """
     lines = [f"audit of {result.model}", *([f"  {result.origin}"] if result.origin else []), *_head(result.about), ""]
     for link in result.links:
@@ -54,40 +54,40 @@ def _link(link: Link) -> list[str]:
 def _verdict(result: AuditResult) -> list[str]:
     broken = {status: [link.name for link in result.links if link.status == status] for status in MARK}
     if result.verdict == "verified":
-        text = "VERIFIED: every digest from the weights to the documents was recomputed and is the recorded one."
+        text = "VERIFIED: every digest from the weights to the documents was recomputed and matches the record."
     elif result.verdict == "tampered":
         text = (
-            f"TAMPERED: {', '.join(broken['tampered'])}. Do not deploy this model or rely on its record; restore what "
-            "is named above, or make the model again (`plumbline run`)."
+            f"TAMPERED: {', '.join(broken['tampered'])}. Do not deploy this model or rely on its record; restore the "
+            "artifacts above, or make the model again (`plumbline run`)."
         )
     else:
         text = (
             f"NOT VERIFIED: {', '.join(broken['missing'])} could not be checked here. Nothing found contradicts the "
-            "record; bring back what is named above and audit again."
+            "record; restore the artifacts above and audit again."
         )
     return wrapped(text, "  ")
 
 
-def render_restored(folder: Path, told: Mapping[str, Any]) -> str:
-    """What was brought back, and where it is."""
+def render_restored(folder: Path, summary: Mapping[str, Any]) -> str:
+    """Format the result of --restore: the restored artifacts and their paths."""
     lines = [f"RESTORED to {folder}, each file checked against the model's digests:"]
-    lines += [f"  {path}  ({md5})" for path, md5 in told["dvc"].items()]
-    return "\n".join([*lines, f"  params.yaml  ({told['parameters']})"])
+    lines += [f"  {path}  ({md5})" for path, md5 in summary["dvc"].items()]
+    return "\n".join([*lines, f"  params.yaml  ({summary['parameters']})"])
 
 
-def render_reproduction(made: Reproduction) -> str:
-    """Which artifacts came out with the same bytes."""
-    lines = [f"run again in a clean place, {made.start}, with {made.code}"]
-    for each in made.artifacts:
-        lines.append(f"{'same bytes' if each.same else 'DIFFERS':<11}{each.path}")
-        if not each.same:
-            lines += wrapped(f"{INDENT}{each.detail or 'other bytes'}", INDENT)
-            lines += [f"{INDENT}expected {each.expected}", f"{INDENT}found    {each.found or 'nothing'}"]
-    if made.error:
-        lines += wrapped(f"NOT REPRODUCED: {made.error}", "  ")
-    elif made.same:
+def render_reproduction(reproduction: Reproduction) -> str:
+    """Format the result of --reproduce: which artifacts have the same bytes."""
+    lines = [f"rerun in a clean workspace, {reproduction.start}, with {reproduction.code}"]
+    for artifact in reproduction.artifacts:
+        lines.append(f"{'same bytes' if artifact.same else 'DIFFERS':<11}{artifact.path}")
+        if not artifact.same:
+            lines += wrapped(f"{INDENT}{artifact.detail or 'other bytes'}", INDENT)
+            lines += [f"{INDENT}expected {artifact.expected}", f"{INDENT}found    {artifact.found or 'nothing'}"]
+    if reproduction.error:
+        lines += wrapped(f"NOT REPRODUCED: {reproduction.error}", "  ")
+    elif reproduction.same:
         lines.append("REPRODUCED: the same bytes, from the first artifact to the model.")
     else:
-        first = next((each.path for each in made.artifacts if not each.same), "nothing was made")
+        first = next((artifact.path for artifact in reproduction.artifacts if not artifact.same), "nothing was made")
         lines.append(f"NOT REPRODUCED: the first difference is in {first}.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Every calibration set, model and corpus that the workspace, DVC's cache and MLflow's registry know."""
+"""Every version of every calibration set and model in the workspace and in DVC's cache, and cached corpora."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ COLUMNS = ["sample_id", "doc_ids", "domain", "source", "n_tokens"]
 
 
 @dataclass(frozen=True)
-class Known:
+class RecordedVersion:
     """A version of a calibration set or of a model."""
 
     name: str
-    """Of the calibration choice, or CALIBRATION-SCHEME."""
+    """Name of the calibration choice, or CALIBRATION-SCHEME."""
     md5: str
-    """DVC hash of its folder; empty if DVC does not know the folder."""
+    """DVC hash of its folder; empty if dvc.lock does not list the folder."""
     now: bool
-    """It is what the workspace holds now."""
+    """Whether it is the current version in the workspace."""
     record: dict[str, Any]
     """manifest.json, or calibration.json."""
     samples: tuple[dict[str, Any], ...]
@@ -37,12 +37,12 @@ class Known:
 
     @property
     def shown(self) -> str:
-        """Its name, and of an earlier version its hash."""
+        """The name; for an earlier version also the hash."""
         return self.name if self.now else f"{self.name} (earlier version {self.md5[:8]})"
 
 
-def known_sets(root: Path) -> Iterator[Known]:
-    """Every version of every calibration set: those of the workspace, then those that only DVC's cache has."""
+def set_versions(root: Path) -> Iterator[RecordedVersion]:
+    """Every version of every calibration set: first the workspace's, then those only in DVC's cache."""
     seen = set()
     recorded = _recorded(root)
     for folder in sorted((root / "data/calibration_set").glob("*")):
@@ -51,7 +51,7 @@ def known_sets(root: Path) -> Iterator[Known]:
             manifest = parse_object((folder / "manifest.json").read_bytes())
             rows = pq.read_table(folder / "samples.parquet", columns=COLUMNS).to_pylist()
             seen.add(recorded.get(path, ""))
-            yield Known(folder.name, recorded.get(path, ""), True, manifest, tuple(rows))
+            yield RecordedVersion(folder.name, recorded.get(path, ""), True, manifest, tuple(rows))
     for md5, files in cached_folders(root):
         if md5 in seen or not {"samples.parquet", "manifest.json"} <= files.keys():
             continue
@@ -60,11 +60,11 @@ def known_sets(root: Path) -> Iterator[Known]:
             samples = io.BytesIO(cached_bytes(root, files["samples.parquet"]) or b"")
             rows = pq.read_table(samples, columns=COLUMNS).to_pylist()
             name = (manifest.get("choice") or {}).get("name", "?")
-            yield Known(str(name), md5, False, manifest, tuple(rows))
+            yield RecordedVersion(str(name), md5, False, manifest, tuple(rows))
 
 
-def known_models(root: Path) -> Iterator[Known]:
-    """Every version of every model, by its own record; those of the workspace first."""
+def model_versions(root: Path) -> Iterator[RecordedVersion]:
+    """Every version of every model: first the workspace's, then those only in DVC's cache."""
     seen = set()
     recorded = _recorded(root)
     for folder in sorted((root / "data/quantized_model").glob("*")):
@@ -80,12 +80,12 @@ def known_models(root: Path) -> Iterator[Known]:
             yield _model("", md5, False, parse_object(cached_bytes(root, files[RECORD]) or b""))
 
 
-def _model(name: str, md5: str, now: bool, record: dict[str, Any]) -> Known:
+def _model(name: str, md5: str, now: bool, record: dict[str, Any]) -> RecordedVersion:
     from plumbline.provenance.link import dig
     from plumbline.provenance.model_links import samples_of
 
     pair = f"{dig(record, 'calibration_set', 'choice', 'name')}-{dig(record, 'scheme', 'name')}"
-    return Known(name or pair, md5, now, record, tuple(samples_of(record)))
+    return RecordedVersion(name or pair, md5, now, record, tuple(samples_of(record)))
 
 
 def _recorded(root: Path) -> dict[str, str]:
@@ -96,11 +96,11 @@ def _recorded(root: Path) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def documents_in_cache(root: Path, md5: str) -> frozenset[str]:
-    """Ids of the documents of a corpus that DVC's cache has; those of shards that it lacks are left out."""
-    found: set[str] = set()
-    for name, each in (cached_listing(root, md5) or {}).items():
-        path = cached(root, each)
+    """Ids of the documents of a corpus in DVC's cache; missing shards are skipped."""
+    ids: set[str] = set()
+    for name, file_md5 in (cached_listing(root, md5) or {}).items():
+        path = cached(root, file_md5)
         if name.startswith("shards/") and path:
             with suppress(OSError, ValueError, KeyError, pa.ArrowException):
-                found.update(pq.read_table(path, columns=["doc_id"])["doc_id"].to_pylist())
-    return frozenset(found)
+                ids.update(pq.read_table(path, columns=["doc_id"])["doc_id"].to_pylist())
+    return frozenset(ids)

@@ -1,4 +1,4 @@
-"""Where MLflow keeps the runs of a workspace."""
+"""The address of the MLflow store of a workspace."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from plumbline.tracking.params import TrackingParams
 from plumbline.tracking.store import TrackingError, sqlite_path
 
 DATABASE = "mlflow.db"
-"""The store of a workspace that names no other."""
+"""Default store: a SQLite file at the root of the workspace."""
 
 
 def tracking_address(root: Path, *, read_only: bool = False) -> TrackingParams:
-    """The section `tracking` of params.yaml with its address filled in.
+    """Return the section `tracking` of params.yaml with its address filled in.
 
     The address is `tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file of the workspace.
 
     Args:
-        read_only: for a command that only reads what is registered. Other sections of params.yaml may be invalid, or
-            the file absent; a SQLite store that is not there is an error, because opening it would create it.
+        read_only: for commands that only read the registry. Other sections of params.yaml may be invalid, or the file
+            absent. A missing SQLite store is an error, because opening it would create it.
 
     Raises:
         ValueError: params.yaml is invalid; a `TrackingError` if there is no store to read.
@@ -31,7 +31,7 @@ def tracking_address(root: Path, *, read_only: bool = False) -> TrackingParams:
     section = _section(root) if read_only else _checked_section(root)
     uri = section.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / DATABASE}"
     if read_only and uri.startswith("sqlite:") and not sqlite_path(uri).is_file():
-        raise TrackingError(f"no model is registered here: {uri} is not there; `plumbline run` makes it")
+        raise TrackingError(f"no model is registered in this workspace: {uri} does not exist; `plumbline run` makes it")
     return section.model_copy(update={"uri": uri})
 
 

@@ -1,4 +1,4 @@
-"""Each champion that the registry has had: when, which choice, which figures, which data, and why."""
+"""The history of champions: when, which choice, which figures, which data, and why."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class ChampionRecord:
-    """A champion, from when it became one."""
+    """A champion, as of its promotion."""
 
     kind: str
     """`promoted` or `rolled back`."""
     version: str
     from_version: str
-    """The champion before; empty if there was none, or nobody recorded it."""
+    """The previous champion; empty if there was none, or it was not recorded."""
     when: str
     """UTC."""
     who: str
@@ -50,9 +50,9 @@ class Champions:
     model: str
     promotions: tuple[ChampionRecord, ...]
     champion: str
-    """The version that carries the alias now; empty if none does."""
+    """The version that has the alias now; empty if none has."""
     remarks: tuple[str, ...] = ()
-    """What in the history cannot be read, or does not fit."""
+    """Entries of the history that cannot be read or contradict each other."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -60,7 +60,9 @@ class Champions:
 
 
 def champions(root: Path) -> Champions:
-    """The promotions that MLflow has on record; of a champion from before they were recorded, what is known.
+    """Return the promotions that MLflow has on record.
+
+    A champion that was promoted before promotions were recorded is listed with what is known of it.
 
     Raises:
         TrackingError: there is no registry, or it does not answer.
@@ -86,7 +88,7 @@ def champions(root: Path) -> Champions:
 
 
 def _reason_of_decision(root: Path, version: ModelVersion | None) -> str:
-    """The reason that the workspace's record of the last decision gives for a champion that no tag speaks of."""
+    """The reason in promotion.json, for a champion whose promotion no tag records."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         decision = json.loads((root / "data/deployed_model/promotion.json").read_text(encoding="utf-8"))
         if version is not None and decision["pair"] == version.tags.get("pair"):
@@ -129,7 +131,7 @@ def _section(run: RunData, prefix: str) -> dict[str, str]:
 
 
 def _time(when: str) -> str:
-    """A time in ISO 8601 as `2026-11-25 19:21 UTC`; another text as it is."""
+    """Format an ISO 8601 time as `2026-11-25 19:21 UTC`; any other text is returned unchanged."""
     with suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(when)
         moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,6 +1,6 @@
 """MLflow as the workspace uses it: a store, an experiment, a registered model.
 
-Only `MlflowClient` is used, never MLflow's active run, so that several partitions and processes cannot mix their runs.
+Only `MlflowClient` is used, never MLflow's active run: concurrent partitions and processes must not mix their runs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LOCAL_UI = "http://127.0.0.1:5000"
-"""Where `make mlflow` shows a SQLite store."""
+"""Where `plumbline mlflow` serves the UI of a SQLite store."""
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where runs and registered models are kept."""
+    """The MLflow store, experiment and registered model of a workspace."""
 
     uri: str
-    """`sqlite:////absolute/path/mlflow.db` or `http(s)://...`; a relative path would follow the working directory."""
+    """`sqlite:////absolute/path/mlflow.db` or `http(s)://...`; a relative path depends on the working directory."""
     experiment: str = "plumbline"
     registered_model: str = "plumbline"
 
@@ -39,18 +39,18 @@ class Tracking:
 
     @classmethod
     def of(cls, root: Path, *, read_only: bool = False) -> Tracking:
-        """MLflow as params.yaml has it; `read_only` as in `tracking_address`, with the same errors."""
+        """MLflow as configured in params.yaml; `read_only` and errors as in `tracking_address`."""
         address = tracking_address(root, read_only=read_only)
         return cls(str(address.uri), address.experiment, address.registered_model)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
-        """Address of a run's page; that of a SQLite store answers while `make mlflow` runs."""
+        """URL of a run's page; for a SQLite store it is served while `plumbline mlflow` runs."""
         base = self.uri.rstrip("/") if self.uri.startswith("http") else LOCAL_UI
         return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
 
     @contextlib.contextmanager
     def client(self) -> Iterator[MlflowClient]:
-        """A client, for as long as it is needed; errors of a server that does not answer say what to do."""
+        """Yield a client; raise `TrackingError` when the server does not answer."""
         client = opened(self.uri)
         try:
             with as_global_uri(self.uri):
@@ -64,13 +64,13 @@ class Tracking:
             raise
 
     def experiment_id(self, client: MlflowClient) -> str:
-        """The id of the experiment, which is created if there is none."""
+        """The id of the experiment, which is created if it does not exist."""
         experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None:
-            # On SQLite the artifacts lie beside the database; a server decides for itself.
-            place = None if self.uri.startswith("http") else (sqlite_path(self.uri).parent / "mlruns").as_uri()
-            with contextlib.suppress(mlflow_error()):  # another process was first
-                return str(client.create_experiment(self.experiment, artifact_location=place))
+            # With SQLite the artifacts are stored beside the database; a server has its own location.
+            location = None if self.uri.startswith("http") else (sqlite_path(self.uri).parent / "mlruns").as_uri()
+            with contextlib.suppress(mlflow_error()):  # another process created it first
+                return str(client.create_experiment(self.experiment, artifact_location=location))
             experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise TrackingError(

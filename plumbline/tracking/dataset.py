@@ -1,4 +1,4 @@
-"""A dataset in MLflow by name and DVC hash; imports MLflow, so it is imported where a run is logged."""
+"""A dataset in MLflow by name and DVC hash. Imports MLflow, so import it lazily."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plumbline.tracking.run import DatasetRecord
 
 
 class RecordedDataset(MetaDataset):  # type: ignore[misc]
-    """A dataset whose content is not read: its digest is DVC's hash, its source a path of the workspace."""
+    """A dataset whose content MLflow does not read: the digest is DVC's hash, the source a path in the workspace."""
 
     def __init__(self, dataset: DatasetRecord) -> None:
         source = get_dataset_source_from_json(json.dumps({"uri": dataset.path}), "local")
@@ -29,6 +29,6 @@ class RecordedDataset(MetaDataset):  # type: ignore[misc]
 
 
 def dataset_input(dataset: DatasetRecord) -> DatasetInput:
-    """A dataset as the input of a run."""
+    """Convert a dataset to the input of a run."""
     entity = RecordedDataset(dataset)._to_mlflow_entity()
     return DatasetInput(entity, [InputTag(MLFLOW_DATASET_CONTEXT, dataset.context)])

@@ -25,11 +25,11 @@ class EvaluationRecord:
     calibration: str
     scheme: str
     dvc_md5: str
-    """DVC hash of the evaluation's folder; the next two of the model's and of the calibration set's."""
+    """DVC hash of the evaluation's folder; the next two are those of the model and of the calibration set."""
     model_md5: str
     calibration_md5: str
     choice: Mapping[str, Any]
-    """Every parameter really used for the calibration choice."""
+    """Every parameter of the calibration choice, overrides included."""
     scheme_params: Mapping[str, Any]
     metrics: Mapping[str, float]
     hashes: Mapping[str, str]
@@ -40,7 +40,7 @@ class EvaluationRecord:
     counts: Mapping[str, Any] = field(default_factory=dict)
     """Rows and tokens in, out and lost by reason, nested by name."""
     rests_on: Mapping[str, str] = field(default_factory=dict)
-    """Path -> DVC hash of every artifact that the model was made from, for `plumbline gc`."""
+    """Path -> DVC hash of every upstream artifact of the model, for `plumbline gc`."""
 
     def as_run(self) -> RunRecord:
         """The run, identified by pair, evaluation and model."""
@@ -76,7 +76,7 @@ def log_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mapping[
     """Log an evaluation and register the model.
 
     Args:
-        seconds: by step, how long the model took before it was evaluated.
+        seconds: duration of each step upstream of the evaluation.
 
     Returns:
         Metadata: the page of the run, and the registered version.
@@ -87,7 +87,7 @@ def log_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mapping[
 
 
 def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mapping[str, float]) -> EvaluationRecord:
-    """What the artifacts and dvc.lock say of an evaluation."""
+    """Read the record of an evaluation from the artifacts and dvc.lock."""
     from plumbline.artifact import read_json
     from plumbline.params import load_params
     from plumbline.versioning.lock import read_lock, stage_name, upstream
@@ -127,7 +127,7 @@ def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mappi
 
 
 def evaluation_metrics(content: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json by name: overall, per domain, per length, per part, per layer."""
+    """The numbers of metrics.json by name: overall, per domain, per length bucket, per part, per layer."""
     from plumbline.evaluation.summary import bucket_name, layer_error_figures
     from plumbline.raw_corpus.document import OUT_OF_DOMAIN
 
@@ -146,7 +146,7 @@ def evaluation_metrics(content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def representativeness_metrics(content: Mapping[str, Any]) -> dict[str, float]:
-    """Percentile of each metric among random draws, per reference, and p over all metrics."""
+    """Percentile of each metric among random draws, per reference, and the p-value over all metrics."""
     metrics: dict[str, float] = {}
     for reference, block in content["references"].items():
         prefix = f"representativeness/{reference}"

@@ -1,6 +1,6 @@
-"""A registered version of a model, and the addresses that name one.
+"""A registered version of a model, and the URIs that name one.
 
-A model is registered by reference: MLflow holds its hashes, its path and its metrics, DVC holds its bytes.
+A model is registered by reference: MLflow stores its hashes, path and metrics, DVC stores its bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
 
 EVALUATION, MODEL, CALIBRATION = "dvc.md5", "model.md5", "calibration.md5"
-"""Tags of a registered version: DVC hashes of its folders."""
+"""Tags of a registered version: DVC hashes of the evaluation, the model and the calibration set."""
 RESTS_ON = "plumbline.rests_on"
 """Tag of a registered version: JSON, path -> DVC hash of every artifact from the corpus to the evaluation."""
 MODEL_URI = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[\w-]+)|/(?P<version>[0-9]+))")
@@ -30,7 +30,7 @@ class ModelUri:
 
     @classmethod
     def parse(cls, text: str) -> ModelUri:
-        """The parts of an address.
+        """Parse a URI.
 
         Raises:
             ValueError: it has another form.
@@ -48,10 +48,10 @@ class ModelUri:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """Which pair it is, and the DVC hashes of its folders; a tag that is not there is an empty string."""
+    """A version: its pair and the DVC hashes of its folders. A missing tag reads as an empty string."""
 
     name: str
-    """Of the registered model."""
+    """Name of the registered model."""
     version: str
     aliases: tuple[str, ...] = ()
     run_id: str = ""
@@ -61,7 +61,7 @@ class ModelVersion:
 
     @classmethod
     def of(cls, entity: MlflowModelVersion, aliases: tuple[str, ...]) -> ModelVersion:
-        """From MLflow's entity of a search, which lacks the aliases."""
+        """Convert MLflow's entity; the aliases are passed in, because a search leaves them out."""
         run_id, created = str(entity.run_id or ""), int(entity.creation_timestamp or 0)
         return cls(str(entity.name), str(entity.version), aliases, run_id, dict(entity.tags), created)
 
@@ -72,7 +72,7 @@ class ModelVersion:
 
     @property
     def path(self) -> str:
-        """Where the model lay in the workspace when it was registered."""
+        """The model's path in the workspace when it was registered."""
         return self.tags.get("path", "")
 
     @property
@@ -92,7 +92,7 @@ class ModelVersion:
 
     @property
     def rests_on(self) -> frozenset[str]:
-        """DVC hashes of every artifact that it was made from, its own and its evaluation's among them."""
+        """DVC hashes of all its upstream artifacts, of the model itself and of its evaluation."""
         chain: dict[str, Any] = json.loads(self.tags.get(RESTS_ON, "{}"))
         return frozenset({self.model, self.evaluation, self.calibration_set, *chain.values()} - {""})
 

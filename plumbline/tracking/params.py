@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class TrackingParams(BaseModel):
-    """Where MLflow keeps the runs; None: a SQLite file of this workspace."""
+    """The MLflow store; `uri: null` means a SQLite file of this workspace."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,8 +1,8 @@
-"""The champion of the registry: which version carries the alias, who put it there and why, and taking it back.
+"""Promotion and rollback of the champion, and their history.
 
 The history is an append-only list of tags on the registered model, `plumbline.promotion.<n>`, each the JSON of a
-`Promotion`. An entry is written before the alias moves: if a process is killed in between, the next one finds its own
-entry at the end of the list and moves the alias.
+`Promotion`. An entry is written before the alias moves: if a process is killed in between, the next attempt finds the
+same entry at the end of the list and only moves the alias.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 PROMOTED_BY, REASON, ENTRY = "plumbline.promoted_by", "plumbline.reason", "plumbline.promotion."
 NUMBERED = re.compile(re.escape(ENTRY) + r"([0-9]+)")
 MACHINE = "plumbline"
-"""Who promotes when no person does."""
+"""Recorded as `who` when the graph promotes."""
 LONGEST_REASON = 2000
 Kind = Literal["promoted", "rolled back"]
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """One move of the alias."""
+    """A move of the alias."""
 
     when: str
-    """UTC, ISO 8601; empty, as the next two, if it is not on record."""
+    """UTC, ISO 8601; empty if it is not on record."""
     version: str
     from_version: str | None
-    """The champion before."""
+    """The previous champion; None: there was none, or it is not on record."""
     who: str
     why: str
     kind: str
@@ -47,7 +47,7 @@ class Promotion:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Promotion:
-        """An entry of the list, also one that another version of Plumbline wrote."""
+        """Parse an entry of the list, also one written by another version of Plumbline."""
         texts = {name: str(entry.get(name) or "") for name in ("from_version", "who", "why", "kind")}
         kind, before = texts["kind"] or "promoted", texts["from_version"] or None
         return cls(_iso(entry.get("when")), str(entry["version"]), before, texts["who"], texts["why"], kind)
@@ -59,24 +59,24 @@ class PromotionHistory:
 
     entries: tuple[Promotion, ...] = ()
     remarks: tuple[str, ...] = ()
-    """What cannot be read, or does not fit."""
+    """Entries that cannot be read, contradict each other, or are missing."""
     last: int = 0
-    """The highest number on record, also of an entry that cannot be read."""
+    """The highest number on record, unreadable entries included."""
 
 
 def history(registry: Registry) -> PromotionHistory:
-    """The moves of the alias, from the tags of the registered model and of its versions."""
+    """Read the moves of the alias from the tags of the registered model and of its versions."""
     model = registry.model()
     tags = [version.tags for version in registry.versions()] if model else []
     return read_history([model.tags, *tags] if model else [])
 
 
 def read_history(tags: Iterable[Mapping[str, str]]) -> PromotionHistory:
-    """The entries in the order of their numbers, and what is wrong with them."""
+    """Parse the entries, sorted by number, and note what is wrong with them."""
     numbered: dict[int, dict[str, Any]] = {}
     remarks: list[str] = []
     last = 0
-    for key, value in ((key, value) for each in tags for key, value in each.items()):
+    for key, value in (item for mapping in tags for item in mapping.items()):
         match = NUMBERED.fullmatch(key)
         if match is None:
             continue
@@ -88,7 +88,7 @@ def read_history(tags: Iterable[Mapping[str, str]]) -> PromotionHistory:
         if not isinstance(entry, dict) or "version" not in entry:
             remarks.append(f"{key} is not a record of a promotion: {str(value)[:60]!r}")
         elif numbered.setdefault(int(match[1]), entry) != entry:
-            remarks.append(f"{key} says two different things")
+            remarks.append(f"{key} has two different values")
     if numbered and sorted(numbered) != list(range(min(numbered), max(numbered) + 1)):
         remarks.append(f"a promotion was removed: the numbers on record are {sorted(numbered)}")
     entries = tuple(Promotion.of(numbered[number]) for number in sorted(numbered))
@@ -96,7 +96,7 @@ def read_history(tags: Iterable[Mapping[str, str]]) -> PromotionHistory:
 
 
 def _iso(when: Any) -> str:
-    """A time on record as ISO 8601: text as it is, or milliseconds or seconds since 1970."""
+    """Convert a recorded time to ISO 8601: text unchanged, or a number of milliseconds or seconds since 1970."""
     if isinstance(when, int | float):
         with suppress(ValueError, OverflowError, OSError):
             moment = datetime.fromtimestamp(when / 1000 if when > 1e11 else when, UTC)
@@ -105,37 +105,37 @@ def _iso(when: Any) -> str:
 
 
 def promote(registry: Registry, root: Path, version: str, by: str, why: str) -> Promotion | None:
-    """Let the alias name a version, and record who wanted it and why; None: it names that version already.
+    """Move the alias to a version, and record who and why; returns None if the version has the alias already.
 
     Raises:
-        ValueError: no reason was given, or one too long.
+        ValueError: the reason is empty or too long.
         TrackingError: MLflow does not answer, or there is no such version.
     """
     return _move(registry, root, str(version), by, why, "promoted")
 
 
 def rollback(registry: Registry, root: Path, by: str, why: str) -> Promotion:
-    """Give the alias back to the version that had it before the champion was promoted.
+    """Move the alias back to the previous champion.
 
     Raises:
-        ValueError: there is no champion, or none before it.
+        ValueError: there is no champion, or no previous one.
         TrackingError: MLflow does not answer.
     """
     champion = registry.champion()
     if champion is None:
         raise ValueError(f"{registry.name} has no champion, so there is nothing to roll back")
     entries = history(registry).entries
-    before = [entry for entry in entries if entry.version == champion.version and entry.kind == "promoted"]
-    target = before[-1].from_version if before else None
+    promotions = [entry for entry in entries if entry.version == champion.version and entry.kind == "promoted"]
+    target = promotions[-1].from_version if promotions else None
     if target is None:
         raise ValueError(f"version {champion.version} ({champion.pair}) is the first champion: none came before it")
     entry = _move(registry, root, target, by, why, "rolled back")
-    assert entry is not None, "a version does not come before itself"
+    assert entry is not None, "a version is never its own predecessor"
     return entry
 
 
 def withdrawn(registry: Registry) -> dict[str, str]:
-    """DVC hash of every model that was taken back and not promoted since -> who took it back, and why."""
+    """DVC hash of every model that was rolled back and not promoted since -> who rolled it back, and why."""
     models = {version.version: version.model for version in registry.versions()}
     reasons: dict[str, str] = {}
     for entry in history(registry).entries:
@@ -147,10 +147,10 @@ def withdrawn(registry: Registry) -> dict[str, str]:
 
 
 def user_name(root: Path) -> str:
-    """The person at the keyboard: git's user of the workspace, else the account."""
+    """The name of the user: git's `user.name` in the workspace, else the account."""
     try:
-        asked = subprocess.run(["git", "config", "user.name"], cwd=root, capture_output=True, text=True, check=False)
-        name = asked.stdout.strip()
+        process = subprocess.run(["git", "config", "user.name"], cwd=root, capture_output=True, text=True, check=False)
+        name = process.stdout.strip()
     except OSError:
         name = ""
     try:
@@ -167,13 +167,13 @@ def _move(registry: Registry, root: Path, version: str, by: str, why: str, kind:
         raise ValueError(f"--why: expected 1 to {LONGEST_REASON} characters, found {len(why)}; say why")
     locks = root / ".plumbline" / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    registry.version(version)  # it must be there before anything is written
+    registry.version(version)  # raises before anything is written
     with FileLock(locks / "champion.lock"), registry.tracking.client() as client:
         model = registry.model()
-        now = model.aliases.get(ALIAS) if model else None
-        if now == version:
+        champion = model.aliases.get(ALIAS) if model else None
+        if champion == version:
             return None
-        entry = _record(registry, client, Promotion(_now(), version, now, by, why, kind))
+        entry = _record(registry, client, Promotion(_now(), version, champion, by, why, kind))
         client.set_model_version_tag(registry.name, version, PROMOTED_BY, entry.who)
         client.set_model_version_tag(registry.name, version, REASON, entry.why)
         client.set_registered_model_alias(registry.name, ALIAS, version)
@@ -181,7 +181,7 @@ def _move(registry: Registry, root: Path, version: str, by: str, why: str, kind:
 
 
 def _record(registry: Registry, client: MlflowClient, entry: Promotion) -> Promotion:
-    """Append an entry, unless a process that was killed before it moved the alias has written it; returns the entry."""
+    """Append an entry and return it; if a killed process wrote the same entry last, return that one."""
     recorded = history(registry)
     if recorded.entries:
         last = recorded.entries[-1]

@@ -1,6 +1,6 @@
-"""Reading what is registered: through MLflow's client, or out of a SQLite file without importing MLflow.
+"""Reading the registry: through MLflow's client, or from a SQLite file without importing MLflow.
 
-That import takes 2 CPU seconds and opening the store 1 more; the rest of `plumbline log` takes 0.3.
+Importing MLflow takes 2 CPU seconds and opening the store 1 more; the rest of `plumbline log` takes 0.3.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from plumbline.tracking.client import Tracking
 
 PAGE = 1000
-"""Versions asked for at once."""
+"""Versions per request."""
 SCHEMAS = frozenset({"dc11669786a5"})
-"""Revisions of MLflow's tables that `SqliteReader` knows; a file of any other is read through MLflow's client."""
+"""Revisions of MLflow's tables that `SqliteReader` can read; any other revision is read through MLflow's client."""
 
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """What belongs to all versions of a model."""
+    """A registered model: tags and aliases."""
 
     tags: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class RegisteredModel:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run logged."""
+    """Name, parameters and metrics of a run."""
 
     name: str = ""
     params: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class RunData:
 
 
 class Reader(Protocol):
-    """Reads a store; raises TrackingError where it cannot be read."""
+    """Reads a store; raises TrackingError if it cannot be read."""
 
     def model(self, name: str) -> RegisteredModel | None:
         """The registered model; None: nothing was registered under this name."""
@@ -56,11 +56,11 @@ class Reader(Protocol):
         """Its versions, with their aliases, in any order."""
 
     def run(self, run_id: str) -> RunData | None:
-        """A run; None: there is none of this id."""
+        """A run; None: there is no run with this id."""
 
 
 def reader(tracking: Tracking) -> Reader:
-    """The quickest reader that knows the store."""
+    """The fastest reader that supports the store."""
     if tracking.uri.startswith("sqlite:"):
         path = sqlite_path(tracking.uri)
         with contextlib.suppress(sqlite3.Error), _connected(path) as database:
@@ -93,7 +93,7 @@ class ClientReader:
         with self.tracking.client() as client:
             while True:
                 page = client.search_model_versions(f"name = '{name}'", max_results=self.page, page_token=token)
-                # A search leaves the aliases out.
+                # A search omits the aliases.
                 versions += [ModelVersion.of(entity, model.aliases_of(str(entity.version))) for entity in page]
                 token = page.token
                 if not token:

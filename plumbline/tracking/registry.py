@@ -16,7 +16,7 @@ class Registry:
     """The versions of one registered model.
 
     Raises (every method):
-        TrackingError: MLflow does not answer, or a version is not there.
+        TrackingError: MLflow does not answer, or there is no such version or run.
     """
 
     def __init__(self, tracking: Tracking, reader: Reader | None = None) -> None:
@@ -35,11 +35,11 @@ class Registry:
         return sorted(self.reader.versions(self.name), key=lambda version: int(version.version))
 
     def version(self, number: str) -> ModelVersion:
-        """The version of that number."""
+        """The version with this number."""
         return self.resolve(ModelUri(self.name, version=str(number)))
 
     def resolve(self, uri: ModelUri) -> ModelVersion:
-        """The version that an address names; of another registered model, too."""
+        """The version that a URI names, also one of another registered model."""
         for version in self.reader.versions(uri.name):
             if uri.alias in version.aliases if uri.alias else uri.version == version.version:
                 return version
@@ -62,7 +62,9 @@ class Registry:
         run = self.run(run_id)
         versions = [version for version in self.versions() if version.run_id == run_id]
         if not versions:
-            raise TrackingError(f"run {run_id} ({run.name}) registered no version of {self.name!r}: not an evaluation")
+            raise TrackingError(
+                f"run {run_id} ({run.name}) registered no version of {self.name!r}: it is not the run of an evaluation"
+            )
         return versions[-1]
 
     def run(self, run_id: str) -> RunData:
@@ -73,7 +75,7 @@ class Registry:
         return run
 
     def champion(self) -> ModelVersion | None:
-        """The version that carries the alias; None: no version does."""
+        """The version that has the alias; None: no version has it."""
         return next((version for version in self.versions() if ALIAS in version.aliases), None)
 
 
@@ -84,7 +86,7 @@ def open_registry(root: Path, *, read_only: bool = False) -> Registry:
 
 
 def registered_versions(root: Path) -> list[ModelVersion]:
-    """Every registered version, oldest first; none where there is no registry."""
+    """Every registered version, oldest first; empty if there is no registry."""
     try:
         return open_registry(root, read_only=True).versions()
     except TrackingError:

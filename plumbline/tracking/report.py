@@ -1,4 +1,4 @@
-"""The calibration report in MLflow: one run with every comparison and its interval, the page and the pictures."""
+"""The calibration report in MLflow: one run with every comparison and its interval, the page and the plots."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class ReportRecord:
     verdict: Mapping[str, Any]
     """The content of verdict.json."""
     dvc_md5: str
-    """Of the report's folder."""
+    """DVC hash of the report's folder."""
     artifacts: Sequence[Path]
-    """The page, its tables and pictures."""
+    """The page, its tables and plots."""
     tags: Mapping[str, str]
-    """Code version, Dagster's run, digests."""
+    """Code version, Dagster run, digests."""
 
     def as_run(self) -> RunRecord:
-        """The run, which stands beside those of the evaluations that the report compares."""
+        """The run, identified by stage and report."""
         names = ("baseline", "confidence", "resamples", "seed")
         return RunRecord(
             name=NAME,
@@ -60,7 +60,7 @@ def log_report(step: Step, dagster_run_id: str) -> dict[str, str]:
 
 
 def _metrics(verdict: Mapping[str, Any]) -> dict[str, float]:
-    """Mean KL per model; per comparison the relative difference, both with their ends, and the adjusted p-value."""
+    """Mean KL per model and relative difference per comparison, with interval ends, and the adjusted p-value."""
     verdicts = [c["verdict"] for c in verdict["comparisons"]]
     metrics: dict[str, Any] = {f"comparisons/{word}": verdicts.count(word) for word in dict.fromkeys(verdicts)}
     for pair, estimate in verdict["estimates"].items():

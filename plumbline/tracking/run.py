@@ -1,4 +1,4 @@
-"""What a run in MLflow holds, as values."""
+"""The content of an MLflow run, as dataclasses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_DESCRIPTION = 4000
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """The input of a run; its content stays where it is."""
+    """The input of a run, by reference."""
 
     name: str
     digest: str
@@ -25,7 +25,7 @@ class DatasetRecord:
     path: str
     """In the workspace."""
     context: str
-    """What it was used for."""
+    """Its use in the run, e.g. `calibration`."""
     rows: int | None = None
 
 
@@ -37,22 +37,22 @@ class ModelRecord:
     path: str
     """In the workspace."""
     digests: Mapping[str, str]
-    """By tag; of the logged model and of the registered version."""
+    """By tag; set on the logged model and on the registered version."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further tags of the registered version."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: what it is found by, and what it logs."""
+    """A run: its identity, and what it logs."""
 
     name: str
     identity: Mapping[str, str] = field(default_factory=dict)
-    """Tags that no other finished run of the experiment has together. Empty for a child."""
+    """Tags that together identify one finished run of the experiment. Empty for a child."""
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Finite numbers by name, e.g. `kl_mean/prose`; a character that MLflow refuses becomes `_`."""
+    """Finite numbers by name, e.g. `kl_mean/prose`; a character that MLflow rejects becomes `_`."""
     description: str = ""
     dataset: DatasetRecord | None = None
     artifacts: Sequence[Path] = ()
@@ -62,7 +62,7 @@ class RunRecord:
 
 
 def origin_tags(dagster_run_id: str, code_version: str, digests: Mapping[str, Any]) -> dict[str, str]:
-    """Tags that say which Dagster run and which code made the output, from what: `hash.*`."""
+    """Tags of the origin: Dagster run, code version, and digests as `hash.*`."""
     hashes = {f"hash.{name}": str(value) for name, value in flatten(digests).items()}
     return {"dagster.run_id": dagster_run_id, "code_version": code_version, **hashes}
 
@@ -73,12 +73,12 @@ def verdict_description(verdict: Mapping[str, Any]) -> str:
 
 
 def page_files(folder: Path) -> list[Path]:
-    """The page of an output, its tables and its plots."""
+    """The page of an output, its tables and plots."""
     return sorted(path for path in folder.iterdir() if path.suffix in (".html", ".json", ".png"))
 
 
 def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """Nested mappings as one level: {"a": {"b": 1}} -> {"a.b": 1}."""
+    """Flatten nested mappings: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -89,7 +89,7 @@ def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
 
 
 def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Nested values as parameters: {"a": {"b": 1}} under "c" -> {"c.a.b": "1"}."""
+    """Flatten nested values to parameters: {"a": {"b": 1}} under "c" -> {"c.a.b": "1"}."""
     return {
         f"{prefix}.{name}": value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
         for name, value in flatten(values).items()
@@ -97,19 +97,19 @@ def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def metric_names(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics under names that MLflow takes; two that would coincide stay apart by a number.
+    """Return the metrics under names that MLflow accepts; equal names get a number appended.
 
     Raises:
-        ValueError: a value is not a finite number; names the metric.
+        ValueError: a value is not a finite number; the message names the metric.
     """
     named: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"metric {name!r}: expected a finite number, found {value!r}")
         parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-        plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)[:240]
-        unique, n = plain, 1
+        accepted = "/".join("_" if part in ("", ".", "..") else part for part in parts)[:240]
+        unique, n = accepted, 1
         while unique in named:
-            unique, n = f"{plain}_{n + 1}", n + 1
+            unique, n = f"{accepted}_{n + 1}", n + 1
         named[unique] = float(value)
     return named

@@ -1,4 +1,4 @@
-"""Logging a run in MLflow: once per output, found again on a retry."""
+"""Logging a run in MLflow, once per output: a retry returns the run that exists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 BATCH = 100
-"""MLflow takes at most 100 parameters or tags in one call."""
+"""MLflow accepts at most 100 parameters or tags in one call."""
 SOURCE = {"mlflow.source.name": "plumbline", "mlflow.source.type": "LOCAL"}
 """Tags of every run."""
 VERSION = "model_version"
@@ -31,7 +31,7 @@ VERSION = "model_version"
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """Where a run is found."""
+    """The id and the page of a logged run."""
 
     run_id: str
     url: str
@@ -41,16 +41,16 @@ class LoggedRun:
 
 
 def log_run(tracking: Tracking, record: RunRecord) -> LoggedRun:
-    """Log a run with its children, and register its model; done once per identity.
+    """Log a run with its children and register its model, once per identity.
 
-    A finished run of the same identity is returned as it is. One that failed or was killed stays, and is logged anew.
+    A finished run of the same identity is returned unchanged. After a failed or killed run a new one is logged.
 
     Raises:
-        ValueError: a metric is not a number.
+        ValueError: a metric is not a finite number.
         TrackingError: the server does not answer, or the experiment was deleted.
     """
-    for each in (record, *record.children):
-        metric_names(each.metrics)  # raises before anything is written
+    for run_record in (record, *record.children):
+        metric_names(run_record.metrics)  # raises before anything is written
     with tracking.client() as client:
         experiment = tracking.experiment_id(client)
         earlier = _search(client, experiment, record.identity)
@@ -59,13 +59,13 @@ def log_run(tracking: Tracking, record: RunRecord) -> LoggedRun:
                 run_id, version = str(run.info.run_id), str(run.data.tags.get(VERSION, ""))
                 return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
         _end_dead_runs(client, tracking.registered_model, earlier)
-        writer = _Writer(client, experiment, tracking.registered_model)
+        writer = _RunWriter(client, experiment, tracking.registered_model)
         run_id, version = writer.write(record, {**SOURCE, "recorder": f"{socket.gethostname()}:{os.getpid()}"})
     return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
 
 
 @dataclass(frozen=True)
-class _Writer:
+class _RunWriter:
     client: MlflowClient
     experiment: str
     registered_model: str
@@ -82,22 +82,22 @@ class _Writer:
             dataset = dataset_input(record.dataset) if record.dataset else None
             if dataset:
                 self._log_dataset(run, dataset)
-            of_metrics = self._log_model(run, record.model, dataset) if record.model else {}
-            self._log_batches(run, record, of_metrics)
+            metric_links = self._log_model(run, record.model, dataset) if record.model else {}
+            self._log_batches(run, record, metric_links)
             for path in record.artifacts:
                 self.client.log_artifact(run, str(path), "plots" if path.suffix == ".png" else None)
             if record.model:
-                version = self._register(run, record.model, of_metrics["model_id"])
+                version = self._register(run, record.model, metric_links["model_id"])
                 self.client.set_tag(run, VERSION, version)
             for child in record.children:
                 self.write(child, {**SOURCE, "mlflow.parentRunId": run})
         return run, version
 
     def _log_dataset(self, run_id: str, dataset: DatasetInput) -> None:
-        """Name a dataset as the run's input.
+        """Log a dataset as the run's input.
 
-        MLflow looks for it and then inserts it, so of two processes that name a new one at once the later fails; the
-        second time it is found.
+        MLflow searches for the dataset and then inserts it without a lock. Of two processes that insert it at the same
+        time one fails; its second attempt finds the dataset.
         """
         try:
             self.client.log_inputs(run_id, [dataset])
@@ -107,28 +107,28 @@ class _Writer:
             self.client.log_inputs(run_id, [dataset])
 
     def _log_model(self, run_id: str, model: ModelRecord, dataset: DatasetInput | None) -> dict[str, str]:
-        """Log a model as the run's output; returns what its metrics are linked to."""
+        """Log a model as the run's output; returns the fields that link metrics to it."""
         from mlflow.entities import LoggedModelOutput
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
-        name = re.sub(r"[/:.%\"']", "-", model.name)  # what MLflow refuses in a model's name
+        name = re.sub(r"[/:.%\"']", "-", model.name)  # characters that MLflow rejects in a model's name
         tags = {MLFLOW_MODEL_IS_EXTERNAL: "true", **model.digests}
         logged = self.client.create_logged_model(self.experiment, name, run_id, tags)
         self.client.finalize_logged_model(logged.model_id, "READY")
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        linked = {"model_id": str(logged.model_id)}
+        metric_links = {"model_id": str(logged.model_id)}
         if dataset:
-            linked |= {"dataset_name": dataset.dataset.name, "dataset_digest": dataset.dataset.digest}
-        return linked
+            metric_links |= {"dataset_name": dataset.dataset.name, "dataset_digest": dataset.dataset.digest}
+        return metric_links
 
-    def _log_batches(self, run_id: str, record: RunRecord, of_metrics: Mapping[str, str]) -> None:
-        """Log parameters and metrics, as many at a time as MLflow takes."""
+    def _log_batches(self, run_id: str, record: RunRecord, metric_links: Mapping[str, str]) -> None:
+        """Log parameters and metrics in batches."""
         from mlflow.entities import Metric, Param
 
-        now = int(time.time() * 1000)
+        timestamp = int(time.time() * 1000)
         params = [Param(name, value) for name, value in sorted(record.params.items())]
         named = sorted(metric_names(record.metrics).items())
-        metrics = [Metric(name, value, now, 0, **of_metrics) for name, value in named]
+        metrics = [Metric(name, value, timestamp, 0, **metric_links) for name, value in named]
         for start in range(0, max(len(params), len(metrics)), BATCH):
             batch = slice(start, start + BATCH)
             self.client.log_batch(run_id, metrics=metrics[batch], params=params[batch])
@@ -137,7 +137,7 @@ class _Writer:
         try:
             self.client.get_registered_model(self.registered_model)
         except mlflow_error():
-            with contextlib.suppress(mlflow_error()):  # another process was first
+            with contextlib.suppress(mlflow_error()):  # another process created it first
                 self.client.create_registered_model(self.registered_model)
         tags = {"pair": model.name, "path": model.path, **model.digests, **model.tags}
         created = self.client.create_model_version(
@@ -148,7 +148,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _started(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """A run that ends as finished, or as failed where an error leaves the block; gives its id."""
+    """Start a run and yield its id; end it as finished, or as failed if the block raises."""
     run_id = str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
     try:
         yield run_id
@@ -160,13 +160,13 @@ def _started(client: MlflowClient, experiment: str, name: str, tags: Mapping[str
 
 
 def _search(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[Any]:
-    """Runs that carry all these tags."""
+    """Runs that have all these tags."""
     query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     return list(client.search_runs([experiment], query))
 
 
 def _end_dead_runs(client: MlflowClient, registered_model: str, runs: Sequence[Any]) -> None:
-    """End the runs whose process died before it could; they would stay RUNNING, with a version that nobody uses."""
+    """End runs whose process died and delete their versions; they would stay RUNNING for ever."""
     host = socket.gethostname()
     for run in runs:
         recorder_host, _, pid = run.data.tags.get("recorder", "").rpartition(":")

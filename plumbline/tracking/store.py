@@ -1,4 +1,4 @@
-"""Opening MLflow's store: quickly, quietly, not waiting for a server that is not there, and made if it is a file."""
+"""Opening MLflow's store: fast, without log output, and with short timeouts; a SQLite store is created."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 
 class TrackingError(ValueError):
-    """MLflow does not answer, or does not hold what was asked for; the message says what to do."""
+    """MLflow does not answer, or has no such model, version or run; the message says what to do."""
 
 
 def mlflow_error() -> type[Exception]:
-    """What MLflow raises."""
+    """The base class of MLflow's errors."""
     from mlflow.exceptions import MlflowException
 
     return MlflowException  # type: ignore[no-any-return]
 
 
 def sqlite_path(uri: str) -> Path:
-    """The file behind `sqlite:///...`."""
+    """The path in `sqlite:///...`."""
     return Path(uri.removeprefix("sqlite:///"))
 
 
 def unanswered(error: Exception) -> bool:
-    """Whether a server that cannot be reached is what MLflow complains of."""
+    """Whether an error means that the server cannot be reached."""
     return "API request to" in str(error) or "HTTPConnectionPool" in str(error)
 
 
 @lru_cache(maxsize=8)
 def opened(uri: str) -> MlflowClient:
-    """A client of a store; makes a SQLite store that does not exist yet."""
-    # Read when mlflow is imported; what the user has set wins. Nothing is sent anywhere, and a machine without git is
-    # no reason for a warning. A dead server is reported after seconds (by default after minutes).
+    """Return a client of a store; a SQLite store is created if it does not exist."""
+    # MLflow reads these on import; values that the user has set win. No telemetry, no warning on a machine without git,
+    # and a dead server is reported after seconds, by default after minutes.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -58,7 +58,7 @@ def opened(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Imports and mappings allocate much and free nothing: a third of their time would go into looking for garbage."""
+    """Disable garbage collection, which takes a third of the time of an import and frees nothing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -70,9 +70,9 @@ def _collector_paused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_global_uri(uri: str) -> Iterator[None]:
-    """MLflow's registry looks a logged model up at the process-wide address, whatever its client was opened with.
+    """Set the process-wide address: MLflow's registry looks up logged models there and ignores the client's address.
 
-    The environment variable that `set_tracking_uri` leaves behind would redirect other workspaces: it is put back.
+    `set_tracking_uri` also sets an environment variable. It is restored, or it would redirect other workspaces.
     """
     import mlflow
 
@@ -90,17 +90,17 @@ def as_global_uri(uri: str) -> Iterator[None]:
 
 
 def _create_database(path: Path) -> None:
-    """Make MLflow's tables by its own migrations, but in one file sync.
+    """Create MLflow's tables by its own migrations, with a single fsync.
 
-    70 migrations that each wait for the disk take 5 s; here they write to a file that nobody else sees, without
-    waiting, and the finished file gets its name at once. A crash on the way leaves no half-made database either.
+    70 migrations that each sync the disk take 5 s. Here they write to a private draft without syncing, and the finished
+    file is linked to its name. A crash leaves no partial database.
     """
     import sqlalchemy
     from mlflow.store.db import utils
 
     initialize = getattr(utils, "_initialize_tables", None)
     if initialize is None:
-        return  # an MLflow that has moved it makes the tables itself, on opening
+        return  # MLflow moved the function; it then creates the tables itself on opening
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         engine = sqlalchemy.create_engine(f"sqlite:///{draft}")
@@ -115,7 +115,7 @@ def _create_database(path: Path) -> None:
         engine.dispose()
         with draft.open("rb") as file:
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process was first
+        with contextlib.suppress(FileExistsError):  # another process created it first
             os.link(draft, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A study in MLflow: an experiment per base model, a run per study, and within it one per scheme × size × rule."""
+"""A study in MLflow: an experiment per base model, a run per study, a child run per scheme × size × rule."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class StudyRecord:
     verdict: Mapping[str, Any]
     """The content of verdict.json."""
     base_model: str
-    """As people call it; names the experiment."""
+    """Its short name, which is part of the experiment's name."""
     dvc_md5: str
     samples_md5: str
-    """Of tokenized_samples, which the sets were drawn from."""
+    """DVC hash of tokenized_samples, from which the sets were drawn."""
     schemes: Mapping[str, Mapping[str, Any]]
     artifacts: Sequence[Path]
     """The page, verdict.json and the plots."""
     tags: Mapping[str, str]
-    """Code version, Dagster's run, digests."""
+    """Code version, Dagster run, digests."""
     seconds: float | None = None
-    """Of this run, which need not have measured everything: a study goes on where it was."""
+    """Duration of this run, which may have measured only a part: an interrupted study is resumed."""
 
     def as_run(self) -> RunRecord:
         """The run, with a child per arm."""
@@ -51,8 +51,8 @@ class StudyRecord:
             name=self.name,
             identity={STAGE: f"study@{self.name}", OUTPUT: self.dvc_md5},
             tags=self.tags,
-            params=prefixed("study", _asked(self.verdict)),
-            metrics=_of_study(self),
+            params=prefixed("study", _settings(self.verdict)),
+            metrics=_study_metrics(self),
             description=verdict_description(self.verdict),
             dataset=DatasetRecord("tokenized_samples", self.samples_md5, "data/tokenized_samples", "study"),
             artifacts=self.artifacts,
@@ -75,7 +75,7 @@ class StudyRecord:
 
 
 def log_study(step: Step, name: str, dagster_run_id: str) -> dict[str, str]:
-    """Log a study as a run with a run within it per scheme, size and rule.
+    """Log a study as a run with a child run per scheme, size and rule.
 
     Returns:
         Metadata: the page of the run.
@@ -107,7 +107,7 @@ def log_study_record(tracking: Tracking, study: StudyRecord) -> LoggedRun:
 def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(name, what is logged) of every rule and control under every scheme and size.
 
-    Names begin alike and have numbers of one width, so that sorting by name keeps neighbours together.
+    Sizes in the names are zero-padded, so that sorting by name also sorts by size.
     """
     width = len(str(max(verdict["sizes"])))
     compared = {(c["scheme"], c["n"], c["rule"]): c for c in verdict["comparisons"]}
@@ -121,23 +121,27 @@ def _arms(verdict: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             "kind": "rule" if c else "baseline",
             "verdict": c["verdict"] if c else "baseline",
             "options": verdict["rules"][arm["rule"]],
-            "metrics": {**numbers, **_tested(c), **_by_domain(domains[arm["scheme"], arm["n"], arm["rule"]])},
+            "metrics": {
+                **numbers,
+                **_test_metrics(c),
+                **_domain_metrics(domains[arm["scheme"], arm["n"], arm["rule"]]),
+            },
             "sets": [draw["set"] for draw in arm["draws"]],
         }
         rows.append(row)
     for c in verdict["controls"]:
-        about = {key: c[key] for key in ("scheme", "n", "rule", "verdict")}
-        metrics = {"kl_mean": c["kl_mean"], **_tested(c)}
-        rows.append({**about, "kind": "control", "options": {}, "metrics": metrics, "sets": []})
+        fields = {key: c[key] for key in ("scheme", "n", "rule", "verdict")}
+        metrics = {"kl_mean": c["kl_mean"], **_test_metrics(c)}
+        rows.append({**fields, "kind": "control", "options": {}, "metrics": metrics, "sets": []})
     return [(f"{row['scheme']} n={row['n']:0{width}d} {row['rule']}", row) for row in rows]
 
 
-def _by_domain(domains: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+def _domain_metrics(domains: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     named = {f"{figure}/{name}": value for name, row in domains.items() for figure, value in row.items()}
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _tested(c: Mapping[str, Any] | None) -> dict[str, float]:
+def _test_metrics(c: Mapping[str, Any] | None) -> dict[str, float]:
     if c is None:
         return {}
     names = ("difference", "low", "high", "p_value", "p_adjusted", "smallest_difference", "detectable", "draws_needed")
@@ -149,7 +153,7 @@ def _tested(c: Mapping[str, Any] | None) -> dict[str, float]:
     return numbers
 
 
-def _of_study(study: StudyRecord) -> dict[str, float]:
+def _study_metrics(study: StudyRecord) -> dict[str, float]:
     verdict = study.verdict
     verdicts = [c["verdict"] for c in verdict["comparisons"]]
     words = ("better", "worse", "no difference detected", "identical")
@@ -165,6 +169,6 @@ def _of_study(study: StudyRecord) -> dict[str, float]:
     return {**numbers, "documents": verdict["documents"], "tokens": verdict["tokens"]}
 
 
-def _asked(verdict: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(verdict: Mapping[str, Any]) -> dict[str, Any]:
     names = ("baseline", "rules", "sizes", "schemes", "draws", "share", "seed", "confidence", "resamples")
     return {name: verdict[name] for name in names}

@@ -154,7 +154,7 @@ def test_the_champion_changes_only_for_a_better_one(history: tuple[Workspace, dg
     again = decide(group_size=128, weight_bits=8, range="mse")
     assert again["decision"] == "promoted"  # another model; the one that was taken back stays back
     uri = workspace.plumbline("promote", str(again["pair"]), "--why", "twice", check=False)
-    assert uri.returncode == 1 and "is the champion already" in uri.stderr
+    assert uri.returncode == 1 and "is already the champion" in uri.stderr
 
 
 def test_calibration_sets_follow_new_data_by_themselves(

@@ -93,7 +93,7 @@ def test_what_dvc_restores_without_running_is_reported(finished: Workspace, tmp_
     assert len(stale(workspace)) == len(workspace.lock())
     workspace.plumbline("reconcile")
     assert stale(workspace) == {}
-    assert "knows everything" in workspace.plumbline("reconcile").stdout
+    assert "has every artifact" in workspace.plumbline("reconcile").stdout
 
 
 OVERRIDE = """

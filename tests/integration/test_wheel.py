@@ -128,7 +128,7 @@ def test_the_wheel_holds_plumbline_alone_with_its_data(installed: Installed, tmp
 def test_the_checkout_is_out_of_reach_and_needs_a_workspace(installed: Installed, tmp_path: Path) -> None:
     for command in (["status"], ["run"], ["audit", CHAMPION], ["schemes"], ["log"]):
         done = installed.run(tmp_path, "plumbline", *command, status=2)
-        assert "lies in no Plumbline workspace" in done.stderr and not done.stdout
+        assert "is not in a Plumbline workspace" in done.stderr and not done.stdout
     assert "length_stratified" in installed.run(tmp_path, "plumbline", "strategies").stdout
     missing = "import plumbline.distribution as d; print(d.install_command('signing'))"
     assert installed.run(tmp_path, "python", "-c", missing).stdout == "pip install 'plumbline-ptq[signing]'\n"

@@ -79,7 +79,7 @@ def test_only_what_changed_is_reported(root: Path) -> None:
     assert ticks.tick() == "reported 1 artifacts that DVC made: ['raw_corpus']"
     assert ticks.content("raw_corpus") == "a grown corpus.dir"
     ticks.cursor = None  # a daemon that starts anew looks again, and finds nothing new
-    assert ticks.tick() == "all known"
+    assert ticks.tick() == "Dagster has every artifact in dvc.lock"
 
 
 def test_a_run_in_progress_reports_by_itself(root: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_run_in_progress_reports_by_itself(root: Path) -> None:
     write_lock(root, raw_corpus="corpus.dir")
     run = dg.DagsterRun(job_name="ingest", status=dg.DagsterRunStatus.STARTED)
     ticks.instance.add_run(run)
-    assert ticks.tick() == "1 runs in progress; they report by themselves"
+    assert ticks.tick() == "1 runs in progress; they report their own output"
     assert ticks.content("raw_corpus") is None
     ticks.instance.delete_run(run.run_id)
     assert "reported 1 artifacts" in ticks.tick()  # the look before has left no mark

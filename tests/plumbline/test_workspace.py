@@ -26,7 +26,7 @@ ARGUMENTS = {
     "materialize": ["raw_corpus"],
 }
 """What a command cannot be called without."""
-OUTSIDE = "lies in no Plumbline workspace"
+OUTSIDE = "is not in a Plumbline workspace"
 
 
 def make_workspace(root: Path, scheme: str = "w4") -> Path:

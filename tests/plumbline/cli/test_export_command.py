@@ -48,7 +48,7 @@ def test_it_says_what_was_written_and_what_comes_next(workspace: Path) -> None:
         (("random-64", "--to", "llm-compressor", "x"), "no calibration_set of 'random-64' in this workspace"),
         (("mine-4", "--to", "imatrix", "x.gguf"), "no activation_stats of 'mine-4' in this workspace"),
         (("mine-4", "--to", "llm-compressor", "x", "--scheme", "w5"), "no scheme 'w5' in params.yaml; it has"),
-        (("mine-4", "--to", "imatrix", "x", "--scheme", "w4a16-gptq"), "--scheme goes with --to llm-compressor"),
+        (("mine-4", "--to", "imatrix", "x", "--scheme", "w4a16-gptq"), "--scheme requires --to llm-compressor"),
     ],
 )
 def test_mistakes_are_answered_in_one_sentence(workspace: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -308,7 +308,7 @@ def test_a_set_that_was_replaced_is_verified_from_the_cache_and_missing_without_
     other_set(workspace)
     result = audit(workspace / MODEL, workspace)
     assert result.verified
-    assert "from DVC's cache, the workspace has moved on" in link(result, "calibration set").meaning
+    assert "from DVC's cache, the workspace has changed since" in link(result, "calibration set").meaning
 
     (workspace / ".dvc/cache/files/md5" / wanted[:2] / wanted[2:]).unlink()
     result = audit(workspace / MODEL, workspace)
@@ -349,7 +349,7 @@ def test_an_absent_folder_is_verified_from_the_cache_and_missing_without_it(
 def test_a_model_that_plumbline_did_not_make_is_said_to_be_one(workspace: Path) -> None:
     result = audit(workspace / "base", workspace)
     assert link(result, "record").status == "missing"
-    assert "does not say what it was calibrated on" in link(result, "record").meaning
+    assert "has no calibration record" in link(result, "record").meaning
     assert not result.verified
 
 

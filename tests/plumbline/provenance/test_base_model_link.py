@@ -27,7 +27,7 @@ def test_the_bundled_model_is_found_from_a_workspace_without_it(
 
 def test_another_bundled_model_is_not_tampering(tmp_path: Path) -> None:
     link = base_model(case(tmp_path, BUNDLED.name, "0" * 64))
-    assert link.status == "missing" and "this version of Plumbline brings is another model" in link.meaning
+    assert link.status == "missing" and "bundled with this version of Plumbline is another model" in link.meaning
 
 
 def test_a_model_outside_the_workspace_comes_before_the_bundled_one(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def a_document(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (one_token, "row 3: the tokens are not those of its id"),
+        (one_token, "row 3: its tokens do not match its id"),
         (lambda table: table.slice(0, 7), "7 samples, calibration.json lists 8"),
         (lambda table: table.take(pa.array([1, 0, 2, 3, 4, 5, 6, 7])), "row 0: sample_id"),
         (a_document, "row 0: doc_ids"),

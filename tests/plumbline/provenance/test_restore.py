@@ -193,7 +193,7 @@ def test_the_clean_place_has_the_code_and_parameters_of_then(
     place, used, words, start, assets = lay_out("moved")
     assert words.startswith("the recorded code, that of commit ")
     assert used == place / "plumbline" and (used / builder).read_text() == "then = 1\n"
-    assert "the sources have moved on: texts" in start and "raw_corpus" not in assets
+    assert "the sources have changed since: texts" in start and "raw_corpus" not in assets
     assert dvc_digest(place / CORPUS) == dvc_digest(workspace / CORPUS)
 
     git(workspace, "rm", "-rq", "--cached", "plumbline")
@@ -206,4 +206,4 @@ def test_the_clean_place_has_the_code_and_parameters_of_then(
 def test_reproducing_without_a_remembered_run_says_so(both: Path) -> None:
     (both / "dvc.lock").unlink()
     result = run(both, "audit", str(both / OTHER), "--reproduce")
-    assert result.exit_code == 1 and "NOT REPRODUCED: DVC remembers no run" in result.output
+    assert result.exit_code == 1 and "NOT REPRODUCED: DVC has no run on record" in result.output

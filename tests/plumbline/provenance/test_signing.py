@@ -89,7 +89,7 @@ def test_another_key_another_models_signature_and_none(signed: Path, keys: tuple
     replay = ["--signature", str(signed / f"{MODEL}.sig"), "--statement", str(envelope(signed))]
     found = links(signed, keys, *replay, model=OTHER)
     assert (found["signature"]["status"], found["statement"]["status"]) == ("tampered", "tampered")
-    assert "says something else of subject" in found["statement"]["meaning"]
+    assert "differs from the model's record in subject" in found["statement"]["meaning"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_signed_statement_that_hides_a_document_is_found(signed: Path, keys: t
     envelope(signed).write_text(json.dumps(sealed.to_dict()))
     found = links(signed, keys)
     assert (found["signature"]["status"], found["statement"]["status"]) == ("verified", "tampered")
-    assert "says something else of resolvedDependencies" in found["statement"]["meaning"]
+    assert "differs from the model's record in resolvedDependencies" in found["statement"]["meaning"]
 
 
 def test_a_chain_that_does_not_verify_is_not_signed(both: Path, keys: tuple[Path, Path]) -> None:
@@ -138,12 +138,15 @@ def test_a_chain_that_does_not_verify_is_not_signed(both: Path, keys: tuple[Path
 
 
 def test_keys_that_cannot_be_used_are_a_usage_error(both: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
-    for content, says in ((b"no key", "no private key in PEM"), (keys[1].read_bytes(), "no private key in PEM")):
+    for content, says in (
+        (b"no key", "not a usable private key in PEM"),
+        (keys[1].read_bytes(), "not a usable private key in PEM"),
+    ):
         (tmp_path / "bad.pem").write_bytes(content)
         result = run(both, "sign", str(both / MODEL), "--key", str(tmp_path / "bad.pem"))
         assert result.exit_code == 2 and says in " ".join(result.output.split())
     result = run(both, "audit", str(both / MODEL), "--public-key", str(keys[0]))
-    assert result.exit_code == 2 and "no public key in PEM" in " ".join(result.output.split())
+    assert result.exit_code == 2 and "not a public key in PEM" in " ".join(result.output.split())
 
 
 def test_without_the_extra_the_command_says_what_to_install(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -444,7 +444,7 @@ def test_json_without_end_is_not_read(both: Path, monkeypatch: pytest.MonkeyPatc
     path = both / MODEL / "calibration.json"
     path.write_bytes(path.read_bytes().rstrip()[:-1] + b" " * (1 << 17) + b"}")
     result = run(both, "audit", str(both / MODEL))
-    assert result.exit_code == 1 and "no record is above 65,536" in " ".join(result.output.split())
+    assert result.exit_code == 1 and "the limit for a record is 65,536" in " ".join(result.output.split())
 
 
 NO_MODELS = ["", "\0", "../../../etc/passwd\0", "/dev/null", "/dev/zero", "models:/", "models:/a/../b", "models:/x@y@z"]

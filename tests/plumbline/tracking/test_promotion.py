@@ -127,4 +127,4 @@ def test_entries_of_other_versions_are_read() -> None:
     expected = Promotion("2026-03-02T12:00:00+00:00", "2", None, "bob", "", "promoted")
     assert read_history([tags]).entries == (expected,)
     [remark] = read_history([tags, {"plumbline.promotion.1": '{"version": "3"}'}]).remarks
-    assert remark == "plumbline.promotion.1 says two different things"
+    assert remark == "plumbline.promotion.1 has two different values"
