@@ -50,7 +50,7 @@ C_TOKEN = re.compile(
 
 
 @dataclass(frozen=True)
-class _Source:
+class _ParsedModule:
     """What a module's text says, wherever the module lies."""
 
     digest: str
@@ -76,7 +76,7 @@ class Library:
         self._data_folders = {name.rpartition("/")[0] for name in self._files} - {
             name.rpartition("/")[0] for name in self._files if name.endswith(".py")
         }
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, _ParsedModule] = {}
         self._digests: dict[str, str] = {}
 
     def modules(self, *roots: str) -> set[str]:
@@ -152,7 +152,7 @@ class Library:
         candidates = (f"{place}/__init__.py", f"{place}.py") if parts else ("__init__.py",)
         return next((path for path in candidates if path in self._files), "") if package == PACKAGE else ""
 
-    def _source(self, name: str) -> _Source:
+    def _source(self, name: str) -> _ParsedModule:
         if name not in self._sources:
             path = self._file(name)
             data = (self.folder / path).read_bytes()
@@ -248,7 +248,7 @@ def link_library(root: Path) -> None:
 # Text without what decides nothing
 
 
-def _parse(data: bytes, module: str, path: str) -> _Source:
+def _parse(data: bytes, module: str, path: str) -> _ParsedModule:
     tree = ast.parse(data, path)
     _drop_docstrings(tree)
     imports, strings = set(), set()
@@ -262,7 +262,7 @@ def _parse(data: bytes, module: str, path: str) -> _Source:
             imports |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value):
             strings.add(node.value)
-    return _Source(
+    return _ParsedModule(
         hashlib.sha256(_normalized(tree).encode()).hexdigest(),
         tuple(sorted(name for name in imports if name.split(".")[0] == PACKAGE)),
         tuple(sorted(strings)),
@@ -343,13 +343,13 @@ def _own_digest() -> str:
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
-def _read_memo(path: Path) -> dict[str, _Source]:
+def _read_memo(path: Path) -> dict[str, _ParsedModule]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["by"] != _own_digest():
             return {}
         return {
-            key: _Source(each["digest"], tuple(each["imports"]), tuple(each["strings"]), int(each["interface"]))
+            key: _ParsedModule(each["digest"], tuple(each["imports"]), tuple(each["strings"]), int(each["interface"]))
             for key, each in content["sources"].items()
         }
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or corrupt: parse again

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from plumbline.calibration_set.methods.token_counts import reference_of
-from plumbline.calibration_set.strategies import Strategy, get
 from plumbline.calibration_set.strategies.base import Piece, Pool, Samples, Selection, generator
+from plumbline.calibration_set.strategies.registry import Strategy, get
 
 Weights = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 
