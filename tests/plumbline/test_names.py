@@ -10,15 +10,15 @@ from tests.helpers.paths import PROJECT
 PATHS = [path for root in ("plumbline", "assets", "orchestration") for path in sorted((PROJECT / root).rglob("*.py"))]
 TREES = {path.relative_to(PROJECT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in PATHS}
 LONGEST = 60
-"""Lines of a function, its docstring left out."""
+"""Lines of a function's body, without signature and docstring: the signature of a strategy lists its options."""
 LONG: dict[str, str] = {}
 """`file:function` that may be longer, and why it reads better whole."""
 VAGUE = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "stuff"}
 
 
-def lines_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    total = (function.end_lineno or function.lineno) - function.lineno + 1
+def lines_of_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     first = function.body[0]
+    total = (function.end_lineno or first.lineno) - first.lineno + 1
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
         total -= (first.end_lineno or first.lineno) - first.lineno + 1
     return total
@@ -35,10 +35,10 @@ def test_every_class_has_a_name_of_its_own() -> None:
 
 def test_no_function_is_long_without_a_reason() -> None:
     long = {
-        f"{path}:{node.name}": lines_without_docstring(node)
+        f"{path}:{node.name}": lines_of_body(node)
         for path, tree in TREES.items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_without_docstring(node) > LONGEST
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of_body(node) > LONGEST
     }
     assert {name: lines for name, lines in long.items() if name not in LONG} == {}
     assert set(LONG) <= set(long), "shorter by now, or gone: take it from the list"

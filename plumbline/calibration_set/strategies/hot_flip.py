@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -139,10 +139,7 @@ def select(
         "validation": validation.notes(test, weights_per_flip),
         "gradient": "at Ŵ" if validation.path is ROUNDED else "mean of four points between W and Ŵ",
         "objective": _objective_notes(objective, picks, random_sets),
-        "median_tokens": {
-            "chosen": float(np.median(lengths[scored_rows[picks]])),
-            "candidates": float(np.median(lengths[scored_rows])),
-        },
+        "median_tokens": _median_tokens(lengths[scored_rows], picks),
         "tokens_looked_at": int(np.minimum(lengths[scored_rows], tokens).sum()),
         "sensitivity": _sensitivity(scores.layers, production.phi, group_name),
         "instability": signs.summary(len(measured)),
@@ -327,6 +324,11 @@ def _sensitivity(layers: list[RoundedLayer], phi: NDArray[np.float32], name: Any
         "modules": [{"module": layers[i].name, "sensitivity": digits(of_module[i] ** 0.5)} for i in modules],
         "groups": [{"group": name(int(g)), "sensitivity": digits(squares[g] ** 0.5)} for g in groups],
     }
+
+
+def _median_tokens(lengths: NDArray[Any], picks: Sequence[int]) -> dict[str, float]:
+    """Median length of the chosen samples and of all candidates."""
+    return {"chosen": float(np.median(lengths[picks])), "candidates": float(np.median(lengths))}
 
 
 def _grid_notes(scores: FlipScores, bits: int) -> dict[str, Any]:
