@@ -1,1 +1,1 @@
-"""Side-by-side measurements; each is a command that prints a table."""
+"""Benchmarks; each module is a command that prints a table."""

@@ -1,13 +1,12 @@
-"""How often a verdict is wrong, and what it finds: `python -m benchmarks.false_alarms`.
+"""False-alarm rate and power of a study's verdict: `python -m benchmarks.false_alarms`.
 
-Random calibration sets are drawn, quantized and evaluated once (some seconds each; kept in .plumbline). Then, again
-and again, two groups of them that share no set are compared as a study compares two rules. Nothing distinguishes the
-groups, so each difference that is called is a false alarm, and there should be at most 5 % of them. With an effect
-planted (one group's KL times 1 + d, its noise as it was), the share called is the power, which is printed beside the
-computed one.
+Random calibration sets are drawn, quantized and evaluated once (some seconds each; cached in .plumbline). Each
+repetition compares two disjoint groups of them as a study compares two rules. The groups have the same distribution, so
+every difference called is a false alarm; at most 5 % are allowed. With a planted effect (one group's KL times 1 + d,
+with unchanged noise), the share called is the power, which is printed beside the computed one.
 
-The groups are drawn anew from one collection of sets. That repetitions share sets does no harm: simulated with normal
-values, the share called varies from collection to collection as it would if no set were used twice.
+All repetitions draw from one collection of sets. This does no harm: in a simulation with normal values, the share
+called varies between collections as if no set were used twice.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from plumbline.study.resampling import crossed_bootstrap
 
 PROJECT = Path(__file__).resolve().parents[1]
 FEWEST_DOCUMENTS = 8
-"""Of a stratum."""
+"""Fewest documents of a stratum."""
 SETS_AT_ONCE = 10
-"""Whose statistics are in memory together."""
+"""Sets whose statistics are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Collection:
 
 
 def groups(collection: Collection, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two groups of sets, each float64 (draws, D), that share none.
+    """Two disjoint groups of sets, each float64 (draws, D).
 
     Raises:
         ValueError: there are fewer than two groups' worth of sets.
@@ -55,7 +54,7 @@ def groups(collection: Collection, draws: int, rng: np.random.Generator) -> tupl
 
 
 def trials(collection: Collection, draws: int, repetitions: int, resamples: int, seed: int) -> list[Resampled]:
-    """Two groups compared, again and again; nothing distinguishes them."""
+    """Comparisons of two random groups without a true difference."""
     strata = strata_of(collection.domains, FEWEST_DOCUMENTS)
     rng = np.random.default_rng(seed)
     pairs = (groups(collection, draws, rng) for _ in range(repetitions))
@@ -63,7 +62,7 @@ def trials(collection: Collection, draws: int, repetitions: int, resamples: int,
 
 
 def planted(trial: Resampled, effect: float) -> Resampled:
-    """What the comparison gives when the rival's KL is multiplied by 1 + effect.
+    """The comparison with the rival's KL multiplied by 1 + effect.
 
     The ratio of the groups and its standard errors, those of the resamples included, grow by that factor; no t changes.
     """
@@ -72,18 +71,18 @@ def planted(trial: Resampled, effect: float) -> Resampled:
     return replace(trial, estimate=estimate, standard_error=error)
 
 
-def called(found: Sequence[Resampled], effect: float, level: float) -> int:
-    """In how many comparisons a planted effect is called."""
-    return sum(planted(trial, effect).p_value() <= level for trial in found)
+def called(comparisons: Sequence[Resampled], effect: float, level: float) -> int:
+    """Number of comparisons that call a planted effect."""
+    return sum(planted(trial, effect).p_value() <= level for trial in comparisons)
 
 
-def critical(found: Sequence[Resampled], level: float) -> float:
-    """How many standard errors a difference must have to be called, in half of the comparisons."""
-    return float(np.median([trial.half_width(1 - level) / trial.standard_error for trial in found]))
+def critical(comparisons: Sequence[Resampled], level: float) -> float:
+    """Median over the comparisons of the standard errors from which a difference is called."""
+    return float(np.median([trial.half_width(1 - level) / trial.standard_error for trial in comparisons]))
 
 
 def power(collection: Collection, draws: int, effect: float, critical: float) -> float:
-    """The chance to call a true relative difference, if sums over documents are normal: of a noncentral t.
+    """The power for a true relative difference, by the noncentral t distribution, if sums over documents are normal.
 
     Sets vary around their mean with coefficient of variation c, documents being the same for all, so the ratio of two
     independent groups varies with standard deviation (1 + effect) c sqrt(2 / draws), which is estimated with
@@ -93,38 +92,38 @@ def power(collection: Collection, draws: int, effect: float, critical: float) ->
 
     totals = collection.kl.sum(axis=1)
     error = (1 + effect) * totals.std(ddof=1) / totals.mean() * np.sqrt(2 / draws)
-    other_side = np.nan_to_num(nct.cdf(-critical, draws - 1, effect / error))  # NaN where it is next to nothing
+    other_side = np.nan_to_num(nct.cdf(-critical, draws - 1, effect / error))  # NaN where it is negligible
     return float(np.nan_to_num(nct.sf(critical, draws - 1, effect / error)) + other_side)
 
 
-def effect_found_with(collection: Collection, draws: int, critical: float, wanted: float) -> float:
-    """The relative increase that is called with probability `wanted`.
+def effect_found_with(collection: Collection, draws: int, critical: float, target_power: float) -> float:
+    """The relative increase that is called with probability `target_power`.
 
     Raises:
-        ValueError: none below 100 % is.
+        ValueError: it is above 100 %.
     """
     from scipy.optimize import brentq
 
-    return float(brentq(lambda effect: power(collection, draws, effect, critical) - wanted, 0.0, 1.0))
+    return float(brentq(lambda effect: power(collection, draws, effect, critical) - target_power, 0.0, 1.0))
 
 
-def interval(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+def interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact interval of a share (Clopper & Pearson 1934, Biometrika 26:404)."""
     from scipy.stats import binomtest
 
-    found = binomtest(count, of).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
+    bounds = binomtest(count, total).proportion_ci(confidence, method="exact")
+    return float(bounds.low), float(bounds.high)
 
 
 def measured(
-    samples: Path, scheme_name: str, sets: int, n: int, tokens_per_domain: int, kept: Path, first: int = 0
+    samples: Path, scheme_name: str, sets: int, n: int, tokens_per_domain: int, cache: Path, first: int = 0
 ) -> Collection:
-    """Random sets of n samples of the pool, quantized and evaluated; those that were measured before are read.
+    """Random sets of n samples of the pool, quantized and evaluated, or read from the cache.
 
     Args:
         samples: a tokenized_samples artifact of the model in params.yaml.
-        kept: folder for results.
-        first: number of the first set: others than those before it.
+        cache: folder for results.
+        first: number of the first set; the number seeds the draw.
     """
     from plumbline.activation_stats.multi_set import collect_together
     from plumbline.base_model.checkpoint import BaseCheckpoint
@@ -144,43 +143,46 @@ def measured(
     sources = Sources(samples, None, BaseCheckpoint.of(params.model, PROJECT))
     held_out = choose(samples, tokens_per_domain, limits.samples_per_document)
     conditions = [sources.base.digest(), held_out.digest, scheme.model_dump(mode="json"), n, sources.fingerprint]
-    path = kept / sha256_json(conditions)[:16]
+    path = cache / sha256_json(conditions)[:16]
     numbers = range(first, first + sets)
-    todo = [number for number in numbers if not (path / f"{number}.parquet").is_file()]
-    if todo:
+    missing = [number for number in numbers if not (path / f"{number}.parquet").is_file()]
+    if missing:
         model = sources.base.loaded()
         pool = sources.pool()
         work = list(batches(held_out, limits.batch_tokens))
         base = BaseLogits(lambda: model, work, limits.base_logits_bytes)
         documents = sorted(set(zip(held_out.doc_ids, held_out.domains, strict=True)))
         row = {document: index for index, document in enumerate(documents)}
-        of_sample = np.array([row[key] for key in zip(held_out.doc_ids, held_out.domains, strict=True)])
-        with tqdm(total=len(todo), desc="random sets", disable=None) as bar:
-            for start in range(0, len(todo), SETS_AT_ONCE):
-                part = todo[start : start + SETS_AT_ONCE]
+        document_of_sample = np.array([row[key] for key in zip(held_out.doc_ids, held_out.domains, strict=True)])
+        with tqdm(total=len(missing), desc="random sets", disable=None) as bar:
+            for start in range(0, len(missing), SETS_AT_ONCE):
+                part = missing[start : start + SETS_AT_ONCE]
                 rows = [np.random.default_rng([n, number]).choice(len(pool), n, replace=False) for number in part]
-                names = [pool.names(found) for found in rows]
+                names = [pool.names(set_rows) for set_rows in rows]
                 tokens = {
                     name: ids.tolist()
-                    for found, of_set in zip(rows, names, strict=True)
-                    for name, ids in zip(of_set, pool.input_ids(found), strict=True)
+                    for set_rows, set_names in zip(rows, names, strict=True)
+                    for name, ids in zip(set_names, pool.input_ids(set_rows), strict=True)
                 }
                 together = collect_together(model, tokens, names, settings.ignore)
-                for number, totals, of_set in zip(part, together, names, strict=True):
+                for number, totals, set_names in zip(part, together, names, strict=True):
                     if scheme.propagate == "quantized":
-                        drawn = [(name, tokens[name]) for name in sorted(of_set)]
+                        drawn = [(name, tokens[name]) for name in sorted(set_names)]
                         quantized = propagated(model, drawn, scheme, totals)
                     else:
                         quantized = quantize_model(model, totals, scheme)
-                    found, of_token = measure(base, simulate(model, quantized, scheme), work)
-                    write_table(path / f"{number}.parquet", document_table(found, of_sample[of_token], documents))
+                    divergence, sample_of_token = measure(base, simulate(model, quantized, scheme), work)
+                    write_table(
+                        path / f"{number}.parquet",
+                        document_table(divergence, document_of_sample[sample_of_token], documents),
+                    )
                     bar.update()
     tables = [pq.read_table(path / f"{number}.parquet") for number in numbers]
     return collection_of(tables)
 
 
 def collection_of(tables: Sequence[pa.Table]) -> Collection:
-    """The collection of what `document_table` gave per set; a document without a predicted token is left out."""
+    """The collection of one `document_table` per set, without documents that have no predicted token."""
     keep = tables[0]["n_tokens"].to_numpy() > 0
     domains = np.array(tables[0]["domain"].to_pylist())[keep]
     return Collection(np.stack([table["kl_sum"].to_numpy()[keep] for table in tables]), [str(d) for d in domains])
@@ -189,13 +191,13 @@ def collection_of(tables: Sequence[pa.Table]) -> Collection:
 @click.command()
 @click.option("--samples", type=click.Path(path_type=Path), default=PROJECT / "data" / "tokenized_samples")
 @click.option("--scheme", default="w4a16-gptq", show_default=True)
-@click.option("--sets", default=40, show_default=True, help="Random sets that are measured.")
-@click.option("--first", default=0, show_default=True, help="Number of the first set: other sets from there on.")
-@click.option("-n", "n", default=16, show_default=True, help="Samples of a set.")
-@click.option("--draws", default=10, show_default=True, help="Sets of a group.")
+@click.option("--sets", default=40, show_default=True, help="Random sets to measure.")
+@click.option("--first", default=0, show_default=True, help="Number of the first set; each number is another set.")
+@click.option("-n", "n", default=16, show_default=True, help="Samples per set.")
+@click.option("--draws", default=10, show_default=True, help="Sets per group.")
 @click.option("--repetitions", default=800, show_default=True)
 @click.option("--resamples", default=2000, show_default=True)
-@click.option("--tokens-per-domain", default=8192, show_default=True, help="Evaluated.")
+@click.option("--tokens-per-domain", default=8192, show_default=True, help="Held-out tokens per domain.")
 def main(
     samples: Path,
     scheme: str,
@@ -209,19 +211,20 @@ def main(
 ) -> None:
     """Print a row per planted effect; the first has none."""
     level = 0.05
-    kept = PROJECT / ".plumbline" / "false_alarms"
-    collection = measured(samples, scheme, sets, n, tokens_per_domain, kept, first)
+    cache = PROJECT / ".plumbline" / "false_alarms"
+    collection = measured(samples, scheme, sets, n, tokens_per_domain, cache, first)
     totals = collection.kl.sum(axis=1)
-    found = trials(collection, draws, repetitions, resamples, seed=0)
-    limit = critical(found, level)
+    comparisons = trials(collection, draws, repetitions, resamples, seed=0)
+    limit = critical(comparisons, level)
     print(
         f"{sets} random sets of {n} under {scheme}, {collection.kl.shape[1]} documents; KL varies by "
         f"{totals.std(ddof=1) / totals.mean():.2%} from set to set; groups of {draws}, {repetitions} repetitions; "
         f"called from {limit:.2f} standard errors on\n"
     )
     print("| planted | called different | share | 95 % interval | computed |\n|---:|---:|---:|---:|---:|")
-    for effect in (0.0, *(effect_found_with(collection, draws, limit, wanted) for wanted in (0.5, 0.8, 0.95))):
-        count = called(found, effect, level)
+    effects = [effect_found_with(collection, draws, limit, target_power) for target_power in (0.5, 0.8, 0.95)]
+    for effect in (0.0, *effects):
+        count = called(comparisons, effect, level)
         low, high = interval(count, repetitions)
         computed = f"{power(collection, draws, effect, limit):.1%}" if effect else f"at most {level:.0%}"
         share = f"{count / repetitions:.1%} | {low:.1%} to {high:.1%}"

@@ -1,10 +1,10 @@
-"""What a changed calibration set costs: `python -m benchmarks.incremental`.
+"""Cost of updating statistics for a changed calibration set: `python -m benchmarks.incremental`.
 
-A set is collected anew, and from the statistics of a set that shares 90 % of its samples: once 10 % came in addition,
-once 10 % left and as many came. Each round measures all of them, one right after the other, so that what else the
-machine does weighs on them alike; reported are medians of the rounds and of their ratios. Samples are as long as each
-other. Held against a collection of the whole set, integers and extremes must be the same bits; how far sums are apart
-is printed, and how many of them are the same to the last bit.
+The statistics of a set are collected anew, and updated from those of a set that shares 90 % of its samples: with 10 %
+added, and with 10 % replaced. Each round measures all three in turn, so that other load on the machine affects them
+alike; medians over the rounds of times and ratios are reported. All samples have the same length. Integers and extremes
+of an update must equal those of a collection anew; the largest difference of sums is printed, and the share of sums
+that are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def clocked(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def measure(model: PreTrainedModel, n: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Seconds of every way and round, and what the results have in common."""
+    """Seconds of every method and round, and how far the results differ."""
     tenth = n // 10
     samples = random_samples(n + tenth, tokens, int(model.config.vocab_size))
     old, added, swapped = samples[:n], samples, samples[tenth:]
@@ -71,7 +71,7 @@ def measure(model: PreTrainedModel, n: int, tokens: int, rounds: int) -> dict[st
     def renewed(some: Sequence[Sample]) -> ActivationStats:
         return updated(previous, model, some, SETTINGS, leaving=old, **ORIGIN)
 
-    previous = anew(old)  # also what warms caches up
+    previous = anew(old)  # also warms up caches
     ways = {
         "anew": lambda: anew(swapped),
         "10 % came": lambda: renewed(added),
@@ -86,20 +86,20 @@ def measure(model: PreTrainedModel, n: int, tokens: int, rounds: int) -> dict[st
     return {"seconds": seconds, **compared(results["10 % left, 10 % came"], results["anew"])}
 
 
-def compared(found: ActivationStats, expected: ActivationStats) -> dict[str, Any]:
-    """How far an update is from a collection anew.
+def compared(updated_stats: ActivationStats, expected: ActivationStats) -> dict[str, Any]:
+    """How far an update differs from a collection anew.
 
     Raises:
         AssertionError: an integer or an extreme differs.
     """
     same, sums, largest = 0, 0, 0.0
     for name, x in expected.sites.items():
-        y = found.sites[name]
+        y = updated_stats.sites[name]
         assert torch.equal(x.histogram.counts, y.histogram.counts) and x.histogram.first == y.histogram.first
-        for what in ("sample_tokens", "sample_min", "sample_max", "top_values", "top_positions", "top_channels"):
-            assert torch.equal(getattr(x, what), getattr(y, what)), (name, what)
-        for what in ("sum", "sum_abs", "sum_sq", "hessian"):
-            left, right = getattr(x, what), getattr(y, what)
+        for attribute in ("sample_tokens", "sample_min", "sample_max", "top_values", "top_positions", "top_channels"):
+            assert torch.equal(getattr(x, attribute), getattr(y, attribute)), (name, attribute)
+        for attribute in ("sum", "sum_abs", "sum_sq", "hessian"):
+            left, right = getattr(x, attribute), getattr(y, attribute)
             same += int((left == right).sum())
             sums += left.numel()
             largest = max(largest, float((left - right).abs().max() / left.abs().max()))
@@ -108,27 +108,30 @@ def compared(found: ActivationStats, expected: ActivationStats) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=130, help="of the set, a multiple of 10")
+    parser.add_argument("--samples", type=int, default=130, help="samples of the set, a multiple of 10")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=("bundled", "random"), default=["bundled", "random"])
-    given = parser.parse_args()
-    print(f"{given.samples} samples of {given.tokens} tokens, {torch.get_num_threads()} threads, {given.rounds} rounds")
-    for name in given.models:
+    arguments = parser.parse_args()
+    print(
+        f"{arguments.samples} samples of {arguments.tokens} tokens, {torch.get_num_threads()} threads, "
+        f"{arguments.rounds} rounds"
+    )
+    for name in arguments.models:
         model = load_model(BUNDLED, "cpu") if name == "bundled" else random_llama()
-        found = measure(model, given.samples, given.tokens, given.rounds)
+        figures = measure(model, arguments.samples, arguments.tokens, arguments.rounds)
         print(f"\n{'bundled, hidden 256' if name == 'bundled' else 'random, hidden 1024'}")
         print(f"{'':<24}{'wall':>10}{'CPU':>10}{'of anew':>10}{'CPU':>10}")
-        whole = found["seconds"]["anew"]
-        for way, rounds in found["seconds"].items():
+        whole = figures["seconds"]["anew"]
+        for way, rounds in figures["seconds"].items():
             wall, cpu = (statistics.median(values) for values in zip(*rounds, strict=True))
             ratios = (
                 statistics.median(a[kind] / b[kind] for a, b in zip(rounds, whole, strict=True)) for kind in (0, 1)
             )
             print(f"{way:<24}{wall:>8.2f} s{cpu:>8.2f} s" + "".join(f"{ratio:>10.3f}" for ratio in ratios))
         print(
-            f"counts and extremes as collected anew; sums at most {found['largest']:.1e} of the largest apart, "
-            f"{100 * found['same']:.2f} % of them the same bits"
+            f"counts and extremes equal those collected anew; sums differ by at most {figures['largest']:.1e} of "
+            f"the largest, {100 * figures['same']:.2f} % of them not at all"
         )
     print(f"\naim: 10 % new samples cost at most {AIM} of a collection")
 

@@ -1,12 +1,12 @@
-"""What 5 % more documents cost: `python -m benchmarks.incremental_pipeline --documents 200000`.
+"""Cost of adding 5 % of documents: `python -m benchmarks.incremental_pipeline --documents 200000`.
 
-A corpus of JSON lines is ingested, tokenized and embedded; then 5 % more documents come into the inbox. Timed are that
-increment (taking in, ingest, tokenization, embedding, as the `ingest` job does them) and all of it anew. Both must give
-the same bytes. Documents are made up: words by Zipf's law, lengths lognormal, a file per 1,000. Embedding every sample
-anew takes most of the time, on two cores half an hour for 200,000; `--embedder none` leaves it out.
+A corpus of JSON lines is ingested, tokenized and embedded; then 5 % more documents arrive in the inbox. Two runs are
+timed: the increment (intake, ingest, tokenization, embedding, as in the `ingest` job) and everything anew. Both must
+give the same bytes. Documents are synthetic: words by Zipf's law, lognormal lengths, 1,000 per file. Embedding takes
+most of the time, on two cores half an hour for 200,000 documents; `--embedder none` leaves it out.
 
-Statistics are not in the table: the pipeline collects those of a changed set anew, and `python -m
-benchmarks.incremental` measures the update by the samples that changed.
+Statistics are not included: the pipeline collects those of a changed set anew, and `python -m benchmarks.incremental`
+measures their update.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STAGES = ("raw_corpus", "tokenized_samples", "sample_features")
 
 
 def write_documents(folder: Path, first: int, count: int, words: int) -> None:
-    """`count` documents of about `words` words, a JSON line each, FILE to a file."""
+    """Write `count` documents of about `words` words as JSON lines, FILE per file."""
     letters = np.array(list("etaoinshrdlu"))
     vocabulary = ["".join(w) for w in np.random.default_rng(0).choice(letters, (20_000, 5))]
     zipf = np.cumsum(1 / np.arange(1, len(vocabulary) + 1))
@@ -73,25 +73,25 @@ def build(root: Path, name: str, previous: str | None, embed: bool) -> dict[str,
 
     def ingest(out: Path, before: Path | None) -> None:
         store = store_of(params.inbox, root, params.max_file_bytes)
-        taken = read_intake(root / INTAKE) if before else Intake()
-        looked = store.look()
-        known = {file: of.sha256 for file, of in taken.files.items()}
-        after, _, _ = take_in(taken, store, looked, {file: known.get(file) for file in looked})
+        intake = read_intake(root / INTAKE) if before else Intake()
+        files = store.look()
+        known_hashes = {file: entry.sha256 for file, entry in intake.files.items()}
+        after, _, _ = take_in(intake, store, files, {file: known_hashes.get(file) for file in files})
         write_intake(root / INTAKE, after)
         hashes = FileHashes(None if name == "anew" else root / ".plumbline" / "file_hashes.json")
         build_raw_corpus(params, root, out, before, hashes, after)
 
-    made = root / name
+    folder = root / name
     timed("raw_corpus", ingest)
     timed(
         "tokenized_samples",
-        lambda out, before: build_tokenized_samples(TokenizeParams(), BASE, made / "raw_corpus", out, before),
+        lambda out, before: build_tokenized_samples(TokenizeParams(), BASE, folder / "raw_corpus", out, before),
     )
     if embed:
         features = FeatureParams(signatures=None, matmul_precision="medium")
         timed(
             "sample_features",
-            lambda out, before: build_sample_features(features, BASE, made / "tokenized_samples", out, before),
+            lambda out, before: build_sample_features(features, BASE, folder / "tokenized_samples", out, before),
         )
     return seconds
 
@@ -100,16 +100,16 @@ def measure(root: Path, documents: int, words: int, embed: bool) -> dict[str, di
     """Seconds per stage of the increment and of everything anew.
 
     Raises:
-        AssertionError: the two do not give the same bytes.
+        AssertionError: the two give different bytes.
     """
     write_documents(root / "docs", 0, documents, words)
     (root / "inbox").mkdir()
     build(root, "before", None, embed)
     write_documents(root / "inbox", documents, round(ADDED * documents), words)
-    found = {"increment": build(root, "increment", "before", embed), "anew": build(root, "anew", None, embed)}
-    for stage in found["anew"]:
+    seconds = {"increment": build(root, "increment", "before", embed), "anew": build(root, "anew", None, embed)}
+    for stage in seconds["anew"]:
         assert dvc_digest(root / "increment" / stage) == dvc_digest(root / "anew" / stage), stage
-    return found
+    return seconds
 
 
 def main() -> None:
@@ -117,21 +117,21 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=4000)
     parser.add_argument("--words", type=int, default=150, help="median length of a document")
     parser.add_argument("--embedder", choices=("bundled", "none"), default="bundled")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="incremental-pipeline."))
     try:
-        found = measure(root, given.documents, given.words, given.embedder == "bundled")
+        seconds = measure(root, arguments.documents, arguments.words, arguments.embedder == "bundled")
     finally:
         shutil.rmtree(root)
-    print(f"{given.documents:,} documents and {ADDED:.0%} more, {given.words} words each")
+    print(f"{arguments.documents:,} documents and {ADDED:.0%} more, {arguments.words} words each")
     print(f"{'':<20}{'5 % more':>12}{'anew':>12}{'share':>8}")
-    rows = [*found["anew"], "together"]
-    for way in found.values():
+    rows = [*seconds["anew"], "together"]
+    for way in seconds.values():
         way["together"] = sum(way.values())
     for stage in rows:
-        more, anew = found["increment"][stage], found["anew"][stage]
+        more, anew = seconds["increment"][stage], seconds["anew"][stage]
         print(f"{stage:<20}{more:>10.2f} s{anew:>10.2f} s{more / anew:>8.3f}")
-    print(f"the same bytes either way; aim: at most {AIM} of everything anew")
+    print(f"both give the same bytes; aim: at most {AIM} of everything anew")
 
 
 if __name__ == "__main__":

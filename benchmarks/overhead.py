@@ -1,10 +1,10 @@
-"""What Dagster, DVC and MLflow add to a study: `python -m benchmarks.overhead`.
+"""Overhead of Dagster, DVC and MLflow in a study: `python -m benchmarks.overhead`.
 
-The study of params.yaml is run from nothing in a copy of this project, through `plumbline run`, with a clock around
-each stage and another around the pure function in it. Both are read in one run: between two runs, the speed of a shared
-machine drifts by more than the plumbing costs. What is outside the functions is the plumbing: starting the process,
-loading the definitions, recording in DVC, Dagster's events and checks, MLflow. Libraries that a function imports
-(torch, transformers) count as the function's.
+`plumbline run` executes the study of params.yaml from scratch in a copy of this project. Each stage is timed, and the
+pure function in it. Both times come from one run, because the speed of a shared machine drifts by more than the
+overhead between two runs. Everything outside the functions is overhead: starting the process, loading the definitions,
+recording in DVC, Dagster's events and checks, MLflow. The import of libraries by a function (torch, transformers)
+counts as its own time.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-MADE = (
+GENERATED = (
     ".git", ".venv", "data", "dvc.lock", ".plumbline", "mlflow.db*", "mlruns", "cache", "tmp", "__pycache__",
     "storage", "history", "schedules",
 )  # fmt: skip
-"""What a workspace made and what git keeps."""
+"""Generated files of a workspace and git's folder, which are not copied."""
 
 
 def fresh_copy(folder: Path) -> Path:
-    """The project without what it made, as a workspace of its own."""
-    shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns(*MADE))
+    """A copy of the project without generated files, as a separate workspace."""
+    shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns(*GENERATED))
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return folder
 
 
 def measure(folder: Path) -> tuple[float, dict[str, dict[str, float]]]:
-    """(seconds of the whole process, seconds per stage: whole and in its function)."""
+    """(seconds of the whole process, seconds per stage: in total and in its function)."""
     environment = {**os.environ, "PLUMBLINE_ROOT": str(folder), "PYTHONPATH": str(folder)}
     environment["DAGSTER_HOME"] = str(folder / ".dagster")
     command = [sys.executable, "-m", "benchmarks.timed_run"]

@@ -1,7 +1,7 @@
-"""llm-compressor's side of benchmarks/peers.py, run by the Python of its own environment: imports nothing of Plumbline.
+"""llm-compressor's side of benchmarks/peers.py, run in its own environment; imports nothing of Plumbline.
 
-It runs the script that `plumbline export --to llm-compressor` wrote, and prints one line of JSON: seconds, CPU seconds,
-memory, versions, and a digest of every sample that the model's embedding really saw.
+Runs the script that `plumbline export --to llm-compressor` wrote and prints one line of JSON: seconds, CPU seconds,
+memory, versions, and a digest of every sample that reached the model's embedding.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from benchmarks.peak_memory import peak_bytes  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="what `plumbline export` wrote")
+    parser.add_argument("folder", type=Path, help="folder written by `plumbline export`")
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--watch", action="store_true", help="record what the model sees")
+    parser.add_argument("--watch", action="store_true", help="record the samples that reach the model")
     arguments = parser.parse_args()
     import torch
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _load(path: Path) -> Any:
-    """The written script as a module: what is measured is what is handed over."""
+    """The exported script as a module, so that exactly this script is measured."""
     spec = importlib.util.spec_from_file_location("handed_over", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -78,8 +78,8 @@ def _load(path: Path) -> Any:
 def _watched(model: Any) -> dict[str, list[Any]]:
     """Lists that fill while the model runs.
 
-    `embedding`: SHA-256 of the token ids of every call, in order. `first_linear`: rows that the first Linear's hooks
-    were given, call by call: what a Hessian is summed over.
+    `embedding`: SHA-256 of the token ids of every call, in order. `first_linear`: shape of the rows in every call of
+    the first Linear, over which a Hessian is summed.
     """
     import torch
 

@@ -1,5 +1,8 @@
-"""Plumbline's side of benchmarks/peers.py, in a process of its own: the functions behind activation_stats and
-quantized_model, statistics written and read back between them as in production. Prints one line of JSON."""
+"""Plumbline's side of benchmarks/peers.py, run in a separate process.
+
+Runs the build functions of activation_stats and quantized_model; statistics are written to disk and read back as in
+production. Prints one line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("samples", type=Path, help="a calibration_set artifact")
     parser.add_argument("model", type=Path)
-    parser.add_argument("out", type=Path, help="gets statistics/ and a folder per scheme")
+    parser.add_argument("out", type=Path, help="output folder: statistics/ and a folder per scheme")
     parser.add_argument("schemes", type=json.loads, help="name -> entry of params.yaml, as JSON")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -72,7 +75,7 @@ def main() -> None:
 
 
 def _cpu() -> float:
-    """CPU seconds of this process and of those it started and waited for."""
+    """CPU seconds of this process and its finished children."""
     return sum(os.times()[:4])
 
 

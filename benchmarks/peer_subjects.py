@@ -1,8 +1,8 @@
-"""What the contenders of benchmarks/peers.py quantize: three models, their calibration samples, held-out text.
+"""The subjects of benchmarks/peers.py: three models, their calibration samples, and held-out text.
 
-The bundled model reads windows of documents that it was trained on, and is evaluated on documents of the report split.
-The two random Llamas are those of the project's first table, bfloat16 with 4,096 tokens in the vocabulary and heads of
-64 channels; their samples are random tokens, so of them only the times mean something.
+The bundled model is calibrated on windows of its training documents and evaluated on documents of the report split. The
+two random Llamas are bfloat16, with a vocabulary of 4,096 tokens and heads of 64 channels. Their samples are random
+tokens, so only their times are meaningful.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ BUNDLED_NAME = "bundled-6M"
 SUBJECTS = (BUNDLED_NAME, *RANDOM_LLAMAS)
 HEAD = 64
 FINGERPRINT = "0" * 64
-"""Of the tokenization; the samples here come from no corpus."""
+"""Placeholder for the tokenization fingerprint; these samples come from no corpus."""
 HELD_OUT_TOKENS = 24_576
-"""Evaluated per domain of the bundled model's report documents."""
+"""Tokens evaluated per domain of the report documents (bundled model)."""
 RANDOM_HELD_OUT = 8
 
 
@@ -49,10 +49,10 @@ class Subject:
 
 
 def subject(name: str, samples: int, length: int, work: Path, dtype: str = "bfloat16") -> Subject:
-    """Make a subject in `work`, or take the one that is there; the same seed gives the same bytes.
+    """A subject, created in `work` unless it exists there; deterministic.
 
     Args:
-        dtype: of the model: "bfloat16", or "float32", which represents the same weights.
+        dtype: dtype of the model, "bfloat16" or "float32"; the weights are the same.
     """
     folder = work / name
     calibration = folder / f"samples-{samples}x{length}"
@@ -101,7 +101,7 @@ def _read_held_out(file: Path) -> HeldOut:
 
 
 def write_set(folder: Path, name: str, samples: Sequence[np.ndarray]) -> None:
-    """A calibration_set artifact of these samples (int32 token ids), as far as statistics and models read it."""
+    """Write a calibration_set artifact of samples (int32 token ids), with the parts that statistics and models read."""
     names = [sample_id(ids) for ids in samples]
     columns = {
         "position": range(len(samples)),
@@ -114,9 +114,9 @@ def write_set(folder: Path, name: str, samples: Sequence[np.ndarray]) -> None:
         "reason": ["{}"] * len(samples),
         "parents": [[] for _ in samples],
     }
-    nothing = [None] * len(samples)
+    nulls = [None] * len(samples)
     table = pa.table(
-        {field.name: pa.array(columns.get(field.name, nothing), field.type) for field in SCHEMA}, schema=SCHEMA
+        {field.name: pa.array(columns.get(field.name, nulls), field.type) for field in SCHEMA}, schema=SCHEMA
     )
     write_table(folder / "samples.parquet", table)
     manifest = {
@@ -147,7 +147,7 @@ def _random_llama(name: str, folder: Path) -> None:
         dtype=torch.bfloat16,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    words = {f"<{i}>": i for i in range(VOCABULARY)}  # both contenders want a tokenizer to lie there; neither asks it
+    words = {f"<{i}>": i for i in range(VOCABULARY)}  # both contenders load a tokenizer; neither uses it
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<0>", pad_token="<2>").save_pretrained(folder)
 
@@ -162,9 +162,9 @@ def _windows(split: str, length: int) -> Iterator[tuple[str, str, list[np.ndarra
     prefix, suffix = np.array([tokenizer.bos_token_id], np.int32), np.array([], np.int32)
     for number, (domain, _, text) in enumerate(documents(split)):
         content = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-        found, _ = windows(content, prefix, suffix, params)
-        if found:
-            yield domain, f"{split}-{number}", [window.input_ids for window in found]
+        document_windows, _ = windows(content, prefix, suffix, params)
+        if document_windows:
+            yield domain, f"{split}-{number}", [window.input_ids for window in document_windows]
 
 
 def _document_windows(samples: int, length: int) -> list[np.ndarray]:
@@ -181,13 +181,13 @@ def _report_documents(length: int) -> list[tuple[str, str, np.ndarray]]:
     for domain, name, cut in _windows("report", length):
         by_domain.setdefault(domain, []).append((name, cut))
     chosen: list[tuple[str, str, np.ndarray]] = []
-    for domain, found in sorted(by_domain.items()):
+    for domain, documents in sorted(by_domain.items()):
         tokens = 0
-        for at in np.random.default_rng(0).permutation(len(found)):
-            name, cut = found[at]
-            few = cut[:4]  # of a long document its first windows: more documents tell more
-            chosen += [(domain, name, ids.astype(np.int64)) for ids in few]
-            tokens += sum(map(len, few))
+        for row in np.random.default_rng(0).permutation(len(documents)):
+            name, cut = documents[row]
+            first_windows = cut[:4]  # few windows per document, for more documents
+            chosen += [(domain, name, ids.astype(np.int64)) for ids in first_windows]
+            tokens += sum(map(len, first_windows))
             if tokens >= HELD_OUT_TOKENS:
                 break
     return chosen

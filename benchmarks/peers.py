@@ -1,17 +1,17 @@
 """GPTQ side by side with llm-compressor: `python -m benchmarks.peers [--samples 16 --repeats 1] [--peer FOLDER]`.
 
-The same model, samples, dtype and number of threads; W4A16 in groups of 128, symmetric, damping 0.01, blocks of 128,
-columns in order, lm_head left alone. Every run is a process of its own, and the two take turns. Plumbline writes its
-statistics and reads them back as in production, and collects histograms and extremes that GPTQ does not need;
-llm-compressor runs the script that `plumbline export` wrote, on the same token ids. Both end with a compressed folder,
-which transformers loads and one evaluation judges: KL to the base model on documents of the report split, with a
-bootstrap over documents. KL of random models on random tokens means nothing; it is not claimed.
+Both use the same model, samples, dtype and number of threads: W4A16 in groups of 128, symmetric, damping 0.01, blocks
+of 128, columns in order, lm_head in full precision. Every run is a separate process, and the contenders alternate.
+Plumbline writes its statistics and reads them back as in production, including histograms and extremes that GPTQ does
+not need; llm-compressor runs the script of `plumbline export` on the same token ids. Both write a compressed folder,
+which transformers loads for one evaluation: KL to the base model on documents of the report split, with a bootstrap
+over documents. No KL is claimed for random models, because random tokens make it meaningless.
 
-llm-compressor gets an environment of its own, in .plumbline/peers/venv, or the one that --peer names. What is finished
-is kept in .plumbline/peers, and a run that was stopped goes on there: --fresh starts anew. Where the processor has no
-units for bfloat16, Plumbline multiplies by way of float32 and llm-compressor does not, which alone is worth a factor of
-6 or more: --dtype float32 compares the two without that. With 128 samples, 2 cores:
-about 4 minutes for the bundled model, 4 for random-6M, 9 for random-51M, 4 for the sweep.
+llm-compressor runs in its own environment, .plumbline/peers/venv or the one of --peer. Finished measurements are stored
+in .plumbline/peers, and an interrupted run resumes there; --fresh starts anew. On a processor without bfloat16 units,
+Plumbline multiplies in float32 and llm-compressor does not, which alone gives a factor of 6 or more; --dtype float32
+compares the two without it. Time for 128 samples on 2 cores: about 4 minutes for the bundled model, 4 for random-6M, 9
+for random-51M, 4 for the sweep.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "w8a8-static": {"method": "rtn", "weight_bits": 8, "activations": {}},
     "w8a8-dynamic": {"method": "rtn", "weight_bits": 8, "activations": {"dynamic": True}},
 }
-"""Of the sweep: four of GPTQ at different widths and groups, four that round to nearest."""
+"""Schemes of the sweep: four of GPTQ with different widths and groups, four that round to nearest."""
 SWEPT = "bundled-6M"
 AIMS = {"bundled-6M": 10, "random-6M": 10, "random-51M": 5}
 SWEEP_AIM = 3
 LIMIT = 900
-"""Seconds until a run is stopped."""
+"""Seconds after which a run is stopped."""
 RESAMPLES, CONFIDENCE = 2000, 0.95
 ASK_VERSIONS = (
     "import json; from importlib.metadata import version; "
@@ -64,14 +64,14 @@ ASK_VERSIONS = (
 
 
 def peer_python(folder: Path | None = None) -> str | None:
-    """The Python of an environment with llm-compressor: of `folder`, PLUMBLINE_PEER or .plumbline/peers/venv."""
+    """The Python of an environment with llm-compressor, from `folder`, PLUMBLINE_PEER or .plumbline/peers/venv."""
     named = folder or os.environ.get("PLUMBLINE_PEER") or WORK / "venv"
     python = Path(named) / "bin" / "python"
     return str(python) if python.is_file() else None
 
 
-def made_environment() -> str:
-    """An environment for llm-compressor alone: it pins other versions of what Plumbline uses."""
+def create_environment() -> str:
+    """Create an environment for llm-compressor, which pins other versions of Plumbline's dependencies."""
     venv = WORK / "venv"
     print(
         f"installing {', '.join(REQUIREMENTS)} into {venv.relative_to(PROJECT)}; this takes a few minutes", flush=True
@@ -83,30 +83,30 @@ def made_environment() -> str:
 
 
 class Results:
-    """What is finished, in a JSON file: key -> figures."""
+    """Finished measurements in a JSON file: key -> figures."""
 
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
-        """Takes up what `file` holds if it was measured under the same settings."""
+        """Resumes from `file` if its settings are the same."""
         self.file, self.settings = file, dict(settings)
-        kept = read_json(file) if file.is_file() else {}
-        self.found: dict[str, Any] = kept["found"] if kept.get("settings") == self.settings else {}
+        stored = read_json(file) if file.is_file() else {}
+        self.figures: dict[str, Any] = stored["found"] if stored.get("settings") == self.settings else {}
 
     def get(self, key: str, measure: Any) -> Any:
-        """The figures under `key`, measured now if they are not there."""
-        if key not in self.found:
+        """The figures under `key`, measured now if they are missing."""
+        if key not in self.figures:
             started = time.perf_counter()
             print(f"  {key} ...", end="", flush=True)
-            self.found[key] = measure()
+            self.figures[key] = measure()
             print(f" {time.perf_counter() - started:.0f} s", flush=True)
-            write_json(self.file, {"settings": self.settings, "found": self.found})
-        return self.found[key]
+            write_json(self.file, {"settings": self.settings, "found": self.figures})
+        return self.figures[key]
 
 
 def run(command: Sequence[str], threads: int) -> dict[str, Any]:
-    """The last line that a contender's process prints, as JSON.
+    """Run a contender's process and parse the last line it prints as JSON.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: the process failed; the message holds the end of stderr.
     """
     environment = {
         **os.environ,
@@ -123,32 +123,32 @@ def run(command: Sequence[str], threads: int) -> dict[str, Any]:
 
 
 class Contest:
-    """The two contenders on one subject; models and hand-overs lie in a folder of the subject's own."""
+    """The two contenders on one subject; models and exports are written to `folder`."""
 
     def __init__(self, python: str, about: Subject, threads: int, folder: Path) -> None:
         self.python, self.about, self.threads, self.folder = python, about, threads, folder
 
     def model(self, contender: str, scheme: str) -> Path:
-        """Where the contender's quantized model lies once it has run."""
+        """The folder of a contender's quantized model."""
         return self.folder / contender / scheme
 
     def ours(self, schemes: Sequence[str]) -> dict[str, Any]:
         out = _empty(self.folder / OURS)
-        asked = json.dumps({name: SCHEMES[name] for name in schemes})
+        entries = json.dumps({name: SCHEMES[name] for name in schemes})
         command = [sys.executable, "-m", "benchmarks.peer_plumbline", str(self.about.samples), str(self.about.model)]
-        return run([*command, str(out), asked, "--threads", str(self.threads)], self.threads)
+        return run([*command, str(out), entries, "--threads", str(self.threads)], self.threads)
 
     def peer(self, scheme: str) -> dict[str, Any]:
         from plumbline.export.llm_compressor import hand_over
         from plumbline.quantized_model.params import SchemeParams
 
-        handed = _empty(self.folder / "handed-over" / scheme)
-        hand_over(self.about.samples, scheme, SchemeParams.model_validate(SCHEMES[scheme]), handed)
+        exported = _empty(self.folder / "handed-over" / scheme)
+        hand_over(self.about.samples, scheme, SchemeParams.model_validate(SCHEMES[scheme]), exported)
         command = [
             self.python,
             "-m",
             "benchmarks.peer_llm_compressor",
-            str(handed),
+            str(exported),
             str(self.about.model),
             str(_empty(self.model(PEER, scheme))),
         ]
@@ -156,7 +156,7 @@ class Contest:
         return {**figures, "passes": self._passes(figures.pop("seen"))}
 
     def _passes(self, seen: Mapping[str, Any]) -> int:
-        """How often llm-compressor read the samples of the set, each whole, in order.
+        """How many times llm-compressor read the samples of the set, each whole, in order.
 
         Raises:
             RuntimeError: it read something else.
@@ -172,12 +172,12 @@ class Contest:
 
     def quality(self) -> dict[str, Any]:
         """KL and perplexity of both models, and the difference of KL with its interval over documents."""
-        with contextlib.redirect_stderr(io.StringIO()):  # compressed-tensors draws bars that nothing switches off
+        with contextlib.redirect_stderr(io.StringIO()):  # compressed-tensors' progress bars cannot be disabled
             return evaluate(self.about, {name: self.model(name, ONE) for name in (PEER, OURS)})
 
 
 def evaluate(about: Subject, models: Mapping[str, Path]) -> dict[str, Any]:
-    """Figures per model, and `difference`: KL of the second less KL of the first, in nats per token, with interval."""
+    """Figures per model, and the difference in KL, second minus first, in nats per token, with its interval."""
     from plumbline.base_model.load import load_model
     from plumbline.calibration_report.bootstrap import bootstrap_ratio, strata_of
     from plumbline.calibration_report.verdict import FEWEST_DOCUMENTS
@@ -190,30 +190,32 @@ def evaluate(about: Subject, models: Mapping[str, Path]) -> dict[str, Any]:
     base = BaseLogits(lambda: load_model(about.model, "cpu"), work, 2**31)
     documents = sorted(set(zip(about.held_out.domains, about.held_out.doc_ids, strict=True)))
     row = {document: index for index, document in enumerate(documents)}
-    of_sample = np.array([row[key] for key in zip(about.held_out.domains, about.held_out.doc_ids, strict=True)])
-    found: dict[str, Any] = {}
+    document_of_sample = np.array(
+        [row[key] for key in zip(about.held_out.domains, about.held_out.doc_ids, strict=True)]
+    )
+    results: dict[str, Any] = {}
     kl: list[np.ndarray] = []
     tokens = np.zeros(0)
     for name, folder in models.items():
         measured, sample_of_token = measure(base, load_model(folder, "cpu"), work)
-        of_token = of_sample[sample_of_token]
-        kl.append(np.bincount(of_token, weights=measured.kl, minlength=len(documents)))
-        tokens = np.bincount(of_token, minlength=len(documents)).astype(float)
-        found[name] = figures(measured)
+        document_of_token = document_of_sample[sample_of_token]
+        kl.append(np.bincount(document_of_token, weights=measured.kl, minlength=len(documents)))
+        tokens = np.bincount(document_of_token, minlength=len(documents)).astype(float)
+        results[name] = figures(measured)
     strata = strata_of([domain for domain, _ in documents], FEWEST_DOCUMENTS)
     (difference,) = bootstrap_ratio((kl[1] - kl[0])[None], tokens, strata, RESAMPLES, 0)
     half = difference.half_width(CONFIDENCE)
-    return {**found, "difference": difference.estimate, "half": half, "documents": len(documents)}
+    return {**results, "difference": difference.estimate, "half": half, "documents": len(documents)}
 
 
 def _code() -> str:
-    """A digest of Plumbline's sources: figures of other code are not taken up."""
+    """A digest of Plumbline's sources, so that figures of other code are not reused."""
     files = [path for path in (PROJECT / "assets").rglob("*") if path.suffix in (".py", ".c", ".h")]
     return sha256_json(sha256_files(PROJECT, [str(path.relative_to(PROJECT)) for path in files]))
 
 
 def _quiet() -> None:
-    """No bars and no advice between the lines of this benchmark."""
+    """Disable progress bars and advice of libraries."""
     import datasets
     from transformers.utils import logging
 
@@ -229,7 +231,7 @@ def _empty(folder: Path) -> Path:
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
-    """Median, and the range where there are several."""
+    """The median, with the range of several values."""
     middle = f"{_short(statistics.median(values))}{unit}"
     return middle if len(values) < 2 else f"{middle} ({_short(min(values))}–{_short(max(values))})"
 
@@ -246,12 +248,12 @@ COLUMNS = {
 }
 
 
-def times_table(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
-    """Lines: per subject both contenders and the ratio of their medians."""
+def times_table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """The lines of a table: both contenders per subject and the ratio of their medians."""
     lines = [f"{'':<11}{'seconds':<15}" + "".join(f"{title:>17}" for title, _ in COLUMNS.values())]
-    for name, runs in found.items():
+    for name, runs in results.items():
         for contender in (PEER, OURS):
-            cells = [spread([got[key] / unit for got in runs[contender]]) for key, (_, unit) in COLUMNS.items()]
+            cells = [spread([run[key] / unit for run in runs[contender]]) for key, (_, unit) in COLUMNS.items()]
             lines.append(f"{name if contender == PEER else '':<11}{contender:<15}" + "".join(f"{c:>17}" for c in cells))
         ratios = [f"{_ratio(runs, key):.1f}x" for key in COLUMNS]
         ratios[0] = f"{ratios[0]}, aim {AIMS[name]}x"
@@ -260,34 +262,34 @@ def times_table(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) 
 
 
 def _ratio(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> float:
-    peer, ours = (statistics.median(got[key] for got in runs[name]) for name in (PEER, OURS))
+    peer, ours = (statistics.median(run[key] for run in runs[name]) for name in (PEER, OURS))
     return float(peer / ours)
 
 
-def quality_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lines: KL and perplexity of both, the difference with its interval, and whether it is no worse."""
+def quality_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The lines of a table: KL and perplexity of both contenders, and the difference with its interval and verdict."""
     lines = [f"{'':<12}{'':<16}{'KL, nats':>12}{'perplexity':>12}{'base':>9}{'top-1':>8}"]
-    for name, got in found.items():
+    for name, figures in results.items():
         for contender in (PEER, OURS):
-            f = got[contender]
+            f = figures[contender]
             cells = f"{f['kl_mean']:>12.5f}{f['perplexity_quantized']:>12.3f}{f['perplexity_base']:>9.3f}"
             lines.append(f"{name if contender == PEER else '':<12}{contender:<16}{cells}{f['top1_agreement']:>8.3f}")
-        d, half = got["difference"], got["half"]
+        d, half = figures["difference"], figures["half"]
         word = "better" if d + half < 0 else "worse" if d - half > 0 else "no difference"
         claim = word if name == SWEPT else "random tokens: no claim"
-        interval = f"± {half:.5f} ({CONFIDENCE:.0%}, {got['documents']} documents)"
+        interval = f"± {half:.5f} ({CONFIDENCE:.0%}, {figures['documents']} documents)"
         lines.append(f"{'':<12}{'difference':<16}{d:>+12.5f} {interval}: {claim}")
     return lines
 
 
-def sweep_table(found: Mapping[str, Any], one: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Lines: seconds of eight schemes against the seconds of one, for both."""
-    peer, parts = found[PEER], found[OURS]["parts"]
+def sweep_table(results: Mapping[str, Any], single_runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The lines of a table: seconds of eight schemes relative to those of one, for both contenders."""
+    peer, parts = results[PEER], results[OURS]["parts"]
     lines = [f"{'':<22}{PEER:>16}{OURS:>14}   seconds without load"]
     lines.append(f"{'statistics':<22}{'':>16}{parts['statistics']:>14.1f}")
     lines += [f"{name:<22}{peer[name]['work']:>16.1f}{parts[name]:>14.1f}" for name in SCHEMES]
-    whole = {PEER: sum(got["work"] for got in peer.values()), OURS: found[OURS]["work"]}
-    single = {name: statistics.median(got["work"] for got in one[name]) for name in (PEER, OURS)}
+    whole = {PEER: sum(run["work"] for run in peer.values()), OURS: results[OURS]["work"]}
+    single = {name: statistics.median(run["work"] for run in single_runs[name]) for name in (PEER, OURS)}
     lines.append(f"{'all eight':<22}{whole[PEER]:>16.1f}{whole[OURS]:>14.1f}")
     times = {name: whole[name] / single[name] for name in whole}
     lines.append(f"{'against one':<22}{times[PEER]:>15.1f}x{times[OURS]:>13.1f}x   aim {SWEEP_AIM}x")
@@ -298,17 +300,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512, help="tokens of a sample (512)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns that each contender takes (3)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each contender (3)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the models (bfloat16)")
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=SUBJECTS, metavar="NAME")
-    parser.add_argument("--no-sweep", action="store_true", help="leave out the eight schemes")
-    parser.add_argument("--peer", type=Path, help="an environment that has llm-compressor")
-    parser.add_argument("--fresh", action="store_true", help="forget what is finished")
+    parser.add_argument("--no-sweep", action="store_true", help="skip the eight schemes")
+    parser.add_argument("--peer", type=Path, help="an environment with llm-compressor")
+    parser.add_argument("--fresh", action="store_true", help="discard finished measurements")
     arguments = parser.parse_args()
     _quiet()
     started = time.perf_counter()
-    python = peer_python(arguments.peer) or made_environment()
+    python = peer_python(arguments.peer) or create_environment()
     versions = run([python, "-c", ASK_VERSIONS], arguments.threads)
     settings = {
         "samples": arguments.samples,
@@ -340,7 +342,7 @@ def main() -> None:
     size = f"{arguments.samples} x {arguments.length} tokens, {arguments.threads} threads"
     print(f"\nGPTQ W4A16 g128, {arguments.dtype}, {size}")
     print(", ".join(f"{key} {value}" for key, value in versions.items()))
-    passes = {got["passes"] for runs in times.values() for got in runs[PEER]}.pop()
+    passes = {figures["passes"] for runs in times.values() for figures in runs[PEER]}.pop()
     print(f"llm-compressor's forward passes saw the samples of the set, each whole and in order, {passes} times\n")
     tables = [times_table(times), quality_table(quality)]
     if sweep is not None:

@@ -1,7 +1,7 @@
-"""How often the panel of representativeness is wrong, and what it finds: `python -m benchmarks.representativeness`.
+"""False-alarm rate and power of the representativeness panel: `python -m benchmarks.representativeness`.
 
-Fair random sets of the pool are judged as every calibration set is: each flag is a false alarm, and there should be at
-most 5 % of them. Then sets with a planted defect are judged, and the share that is flagged is its power.
+Random sets of the pool are tested as every calibration set is. Every flag is a false alarm; at most 5 % are allowed.
+For sets with a planted defect, the share of flagged sets is the power.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _rows(panel: Panel, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def fair(panel: Panel, n: int, rng: np.random.Generator) -> Part:
-    """As the strategy `random` draws."""
+    """A set as the strategy `random` draws it."""
     return panel.population.take(_rows(panel, n, rng))
 
 
@@ -44,24 +44,24 @@ def _without_a_domain(panel: Panel, n: int, rng: np.random.Generator) -> NDArray
 
 
 def without_a_domain(panel: Panel, n: int, rng: np.random.Generator) -> Part:
-    """From all domains but the second largest of the pool."""
+    """A set without the second largest domain of the pool."""
     return panel.population.take(_without_a_domain(panel, n, rng))
 
 
 def truncated(panel: Panel, n: int, rng: np.random.Generator) -> Part:
-    """Every sample is cut to half the median length of the pool, its tokens thinned out in proportion."""
+    """Samples cut to half the median length of the pool, with token counts thinned in proportion."""
     part = fair(panel, n, rng)
     limit = int(np.median(panel.population.lengths)) // 2
-    kept = np.minimum(part.lengths, limit)
+    lengths = np.minimum(part.lengths, limit)
     counts = part.counts.copy()
-    counts.data = rng.binomial(counts.data, np.repeat(kept / part.lengths, np.diff(counts.indptr)))
+    counts.data = rng.binomial(counts.data, np.repeat(lengths / part.lengths, np.diff(counts.indptr)))
     counts.eliminate_zeros()
-    by_domain = part.domain_tokens * kept[:, None] // part.lengths[:, None]
-    return Part(kept, by_domain, part.fold, part.first, counts, part.embeddings)  # activations are not followed
+    by_domain = part.domain_tokens * lengths[:, None] // part.lengths[:, None]
+    return Part(lengths, by_domain, part.fold, part.first, counts, part.embeddings)  # without activations
 
 
 def other_tokenizer(panel: Panel, n: int, rng: np.random.Generator) -> Part:
-    """Token ids as of another vocabulary of the same size: shuffled, but for the special token at the beginning."""
+    """Token ids shuffled as by another vocabulary of the same size, except for the special token at the beginning."""
     part = fair(panel, n, rng)
     size = part.counts.shape[1]
     first = int(np.bincount(part.first).argmax())
@@ -73,13 +73,13 @@ def other_tokenizer(panel: Panel, n: int, rng: np.random.Generator) -> Part:
 
 
 def near_duplicates(panel: Panel, n: int, rng: np.random.Generator) -> Part:
-    """An eighth of the samples, each eight times."""
+    """A set of n / 8 samples, each eight times."""
     rows = _rows(panel, max(1, n // 8), rng)
     return panel.population.take(np.resize(rows, n))
 
 
 def half_prose(panel: Panel, n: int, rng: np.random.Generator) -> Part:
-    """Half of the set lacks the second domain: a mild defect."""
+    """A mild defect: half of the set lacks the second largest domain."""
     second = _without_a_domain(panel, n // 2, rng)
     others = np.setdiff1d(np.arange(len(panel.population)), second)
     return panel.population.take(np.concatenate([rng.choice(others, n - n // 2, replace=False), second]))
@@ -100,38 +100,38 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=PROJECT / "data", help="folder with the artifacts")
     parser.add_argument("--sets", type=int, default=200, help="sets of each kind")
     parser.add_argument("--n", type=int, nargs="+", default=[16, 64, 256], help="samples of a set")
-    given = parser.parse_args()
-    features = given.data / "sample_features"
-    samples = given.data / "tokenized_samples"
+    arguments = parser.parse_args()
+    features = arguments.data / "sample_features"
+    samples = arguments.data / "tokenized_samples"
     sources = Sources(samples, features if features.is_dir() else None)
     started = time.perf_counter()
     panel = prepared(sources).panels[0]
     print(f"against {panel.name}: {len(panel.metrics)} metrics, prepared in {time.perf_counter() - started:.1f} s")
     drawn = panel
     if any(isinstance(aspect, Activations) for aspect in panel.aspects):
-        # sets are drawn from the samples with a stored signature, which need no forward pass: they too are a uniform
-        # draw of the pool, but the random sets of the other metrics are drawn from all of it
+        # Draw from the samples with a stored signature, which need no forward pass. They are a uniform draw of the
+        # pool; the null of the other metrics draws from the whole pool.
         pool = sources.pool()
-        known = replace(panel.population.take(pool.signed), signatures=pool.signatures(pool.signed))
-        drawn = replace(panel, population=known)
+        with_signatures = replace(panel.population.take(pool.signed), signatures=pool.signatures(pool.signed))
+        drawn = replace(panel, population=with_signatures)
     print()
     print(f"{'set':<32}{'n':>5}{'flagged':>10}{'95 % interval':>18}   flagged most often by")
-    for n in given.n:
+    for n in arguments.n:
         started = time.perf_counter()
         null = panel.null(n)
         print(f"null of {panel.draws} draws in {time.perf_counter() - started:.1f} s")
         for name, draw in DRAWS.items():
             flags, by = 0, dict.fromkeys(panel.metrics, 0)
-            for number in range(given.sets):
+            for number in range(arguments.sets):
                 values = panel.measure(draw(drawn, n, np.random.default_rng([7, n, number])))
-                p, each = family_wise(values, {metric: null[metric] for metric in values})
+                p, adjusted_p = family_wise(values, {metric: null[metric] for metric in values})
                 flags += p <= LEVEL
-                for metric, (_, adjusted) in each.items():
+                for metric, (_, adjusted) in adjusted_p.items():
                     by[metric] += adjusted <= LEVEL
-            low, high = binomtest(flags, given.sets).proportion_ci()
+            low, high = binomtest(flags, arguments.sets).proportion_ci()
             often = sorted((metric for metric in by if by[metric]), key=lambda metric: -by[metric])
-            most = ", ".join(f"{metric} {by[metric] / given.sets:.0%}" for metric in often[:4])
-            print(f"{name:<32}{n:>5}{flags / given.sets:>10.1%}{low:>10.1%} to {high:>5.1%}   {most}", flush=True)
+            most = ", ".join(f"{metric} {by[metric] / arguments.sets:.0%}" for metric in often[:4])
+            print(f"{name:<32}{n:>5}{flags / arguments.sets:>10.1%}{low:>10.1%} to {high:>5.1%}   {most}", flush=True)
 
 
 if __name__ == "__main__":

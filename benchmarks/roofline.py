@@ -1,10 +1,10 @@
-"""How far from the machine's limit: `python -m benchmarks.roofline [--samples 32] [--rounds 3] [--cpu]`.
+"""Share of the machine's peak that is reached: `python -m benchmarks.roofline [--samples 32] [--rounds 3] [--cpu]`.
 
-The limit is the rate of a matrix product measured in the same run: for the collection of statistics bfloat16, or
-float32 where the processor has no units for bfloat16; float64 for GPTQ's solver, on as many threads. Collection is
-timed as `collect` with one part after the other switched on, in turns with the plain forward pass; the fastest of the
-rounds counts. What it computes is counted by formula: 2 m n k a matrix product, half of that for attention (causal) and
-for Hessians (symmetric). Where time goes that no formula has is told apart by subtraction.
+The limit is the rate of a matrix product in the same run, on as many threads: in bfloat16 for the collection of
+statistics, or float32 if the processor has no bfloat16 units; in float64 for GPTQ's solver. `collect` is timed with its
+parts enabled one after the other, alternating with the plain forward pass; the fastest round counts. Operations are
+counted by formula: 2 m n k per matrix product, half of that for attention (causal) and Hessians (symmetric). The time
+of other parts is computed by subtraction.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from plumbline.quantized_model.quantize import quantize_model
 
 LENGTH = 512
 NO_HISTOGRAM = 1e-9
-"""Share of the tokens: none of a run of this size."""
+"""Share of the tokens in the histogram, small enough for none."""
 STEPS: dict[str, tuple[StatisticsParams, float]] = {
     "+ min, max, sums": (StatisticsParams(hessian=False, histogram_share=NO_HISTOGRAM, top_k=1), 1.25),
     "+ Hessians": (StatisticsParams(histogram_share=NO_HISTOGRAM, top_k=1), 1.6),
     "+ histogram, 8 largest": (StatisticsParams(), 1.8),
 }
-"""Settings that switch on one part after the other, and how many times the plain forward pass each may take."""
+"""Settings that enable one part after the other, with the time allowed relative to the plain forward pass."""
 ENOUGH = 0.5
-"""Share of the limit that collecting everything is to reach at hidden 1024."""
+"""Target share of the limit for collecting everything at hidden 1024."""
 SHAPES = ((2048, 1024, 1024), (2048, 1024, 2816), (2048, 2816, 1024), (2048, 2048, 2048))
-"""(m, k, n) of the products that look for the best rate."""
+"""(m, k, n) of the matrix products that measure the limit."""
 
 Tasks = Mapping[str, Callable[[], object]]
 Clock = Callable[[], float]
@@ -67,23 +67,23 @@ class Work:
 
 
 def cpu_clock() -> float:
-    """CPU seconds of this process, shared out among its threads: what the clock on the wall would show undisturbed."""
+    """CPU seconds of this process per thread: the wall time on an undisturbed machine."""
     return time.process_time() / torch.get_num_threads()
 
 
 def best(tasks: Tasks, rounds: int, clock: Clock) -> dict[str, float]:
-    """Seconds of each task, the fastest of `rounds`; they take turns, so that all see the same machine."""
-    found = dict.fromkeys(tasks, float("inf"))
+    """Seconds of each task, the fastest of `rounds`; tasks alternate, so that other load affects them alike."""
+    fastest = dict.fromkeys(tasks, float("inf"))
     for _ in range(rounds):
         for name, task in tasks.items():
             started = clock()
             task()
-            found[name] = min(found[name], clock() - started)
-    return found
+            fastest[name] = min(fastest[name], clock() - started)
+    return fastest
 
 
 def matrix_rate(dtype: torch.dtype, rounds: int, clock: Clock) -> float:
-    """FLOP/s of the fastest of a few matrix products on the threads that torch has now."""
+    """FLOP/s of the fastest of a few matrix products on torch's current threads."""
     rate = 0.0
     for m, k, n in SHAPES:
         a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
@@ -94,13 +94,13 @@ def matrix_rate(dtype: torch.dtype, rounds: int, clock: Clock) -> float:
 
 
 def work_of(model: PreTrainedModel, samples: int) -> Work:
-    """What a pass over samples of LENGTH tokens computes: matrices and attention of the decoder, Hessians of inputs."""
+    """The operations of a pass over samples of LENGTH tokens: decoder matrices and attention, Hessians of inputs."""
     tokens = samples * LENGTH
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"}
     matrices = sum(2.0 * tokens * linear.weight.numel() for linear in linears.values())
     config = model.config
     attention = 2.0 * tokens * LENGTH * config.hidden_size * config.num_hidden_layers
-    first = ("q_proj", "o_proj", "gate_proj", "down_proj")  # the others read what one of these reads
+    first = ("q_proj", "o_proj", "gate_proj", "down_proj")  # one Linear per site
     inputs = [linear.in_features for name, linear in linears.items() if name.endswith(first)]
     return Work(matrices + attention, sum(float(tokens) * width * (width + 1) for width in inputs))
 
@@ -121,7 +121,7 @@ def passes(model: PreTrainedModel, ids: list[list[int]]) -> dict[str, Callable[[
 
 
 def collection_lines(title: str, seconds: Mapping[str, float], work: Work, rate: float, aims: bool) -> list[str]:
-    """The table of one model."""
+    """The lines of the table of one model."""
     forward = seconds["plain forward pass"]
     lines = [f"{title:<46}{'seconds':>9}{'x forward':>10}{'aim':>6}{'GFLOP':>8}{'GFLOP/s':>9}{'of limit':>9}"]
     for name, took in seconds.items():
@@ -134,7 +134,7 @@ def collection_lines(title: str, seconds: Mapping[str, float], work: Work, rate:
 
 
 def spent_lines(seconds: Mapping[str, float], work: Work, rate: float) -> list[str]:
-    """What the seconds of collecting everything are spent on, in percent."""
+    """The lines that split the time of collecting everything, in percent."""
     plain, sums, hessians, everything = seconds.values()
     ideal, triangle = work.forward / rate, work.hessians / rate
     parts = {
@@ -180,7 +180,7 @@ def solver_lines(stats: ActivationStats, model: PreTrainedModel, rounds: int, cl
 
 
 def solver_shares(solve: Callable[[], object], clock: Clock) -> dict[str, float]:
-    """What the time of one call is spent on, as shares of it."""
+    """The shares of the parts of a solve in its time."""
     clocked = {
         "Cholesky factor": (gptq_module, "factor"),
         "products": (solver, "add_product"),
@@ -193,7 +193,7 @@ def solver_shares(solve: Callable[[], object], clock: Clock) -> dict[str, float]
 
     def with_clock(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            if inside:  # the factor's own products are part of the factor
+            if inside:  # products of the factor count as the factor
                 return function(*arguments, **named)
             inside.append(what)
             began = clock()
@@ -209,8 +209,8 @@ def solver_shares(solve: Callable[[], object], clock: Clock) -> dict[str, float]
         began = clock()
         solve()
         whole = clock() - began
-    found = {what: took / whole for what, took in seconds.items() if took}
-    return {**found, "the rest": 1 - sum(found.values())}
+    shares = {what: took / whole for what, took in seconds.items() if took}
+    return {**shares, "the rest": 1 - sum(shares.values())}
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
@@ -226,9 +226,9 @@ def _rows(model: nn.Module, members: tuple[str, ...]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=32, help=f"samples of {LENGTH} tokens (32)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of which the fastest counts (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the fastest counts (3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu", action="store_true", help="CPU seconds per thread, for a machine that others use, too")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU seconds per thread, for a shared machine")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     torch.set_num_threads(arguments.threads)
@@ -242,9 +242,9 @@ def main() -> None:
     for title, model in models.items():
         best(passes(model, ids[:1]), 1, clock)
         seconds = best(passes(model, ids), arguments.rounds, clock)
-        rate = max(rate, matrix_rate(dtype, arguments.rounds, clock))  # it may have been busy the first time
-        work, what = work_of(model, arguments.samples), f"{title}, {arguments.samples} x {LENGTH}"
-        print("\n".join(collection_lines(what, seconds, work, rate, aims=model is large)), "\n", flush=True)
+        rate = max(rate, matrix_rate(dtype, arguments.rounds, clock))  # the machine may have been busy the first time
+        work, heading = work_of(model, arguments.samples), f"{title}, {arguments.samples} x {LENGTH}"
+        print("\n".join(collection_lines(heading, seconds, work, rate, aims=model is large)), "\n", flush=True)
     print(f"limit: {rate / 1e9:.0f} GFLOP/s, the fastest {str(dtype)[6:]} product here on {arguments.threads} threads")
     print(f"aim: {ENOUGH:.0%} of the limit with everything at hidden 1024\n")
     samples = [(f"{row:04}", tokens) for row, tokens in enumerate(ids)]

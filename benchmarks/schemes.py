@@ -1,8 +1,8 @@
-"""What each scheme of params.yaml costs and gains on the bundled model: `python -m benchmarks.schemes`.
+"""Time, size and quality of each scheme of params.yaml on the bundled model: `python -m benchmarks.schemes`.
 
-One calibration set, its statistics once, then every scheme from them: seconds to quantize, bits per weight, and the KL
-divergence from the base model on held-out documents that the set does not hold. Models are simulated, which gives the
-logits of the exported ones bit for bit.
+Statistics of one calibration set are collected once and used for every scheme: seconds to quantize, bits per weight,
+and KL divergence from the base model on held-out documents. Models are simulated, which gives the logits of the
+exported ones bit for bit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def bits_per_weight(weights: Mapping[str, QuantizedWeight]) -> float:
-    """Codes, scales (16 bits) and zero points, over all quantized weights."""
+    """Bits of codes, scales (16 bits) and zero points per quantized weight."""
     numel = sum(weight.codes.numel() for weight in weights.values())
     codes = sum(weight.bits * weight.codes.numel() for weight in weights.values())
     scales = sum((16 + (0 if w.zero_point is None else w.bits)) * w.scale.numel() for w in weights.values())
@@ -42,9 +42,9 @@ def bits_per_weight(weights: Mapping[str, QuantizedWeight]) -> float:
 
 
 @click.command()
-@click.option("--samples", default=64, show_default=True, help="Of the calibration set.")
-@click.option("--length", default=512, show_default=True, help="Tokens of each.")
-@click.option("--only", multiple=True, metavar="SCHEME", help="Only this one (may be given several times).")
+@click.option("--samples", default=64, show_default=True, help="Samples of the calibration set.")
+@click.option("--length", default=512, show_default=True, help="Tokens per sample.")
+@click.option("--only", multiple=True, metavar="SCHEME", help="Run only this scheme (repeatable).")
 def main(samples: int, length: int, only: tuple[str, ...]) -> None:
     """Print a row per scheme."""
     about = subject(BUNDLED_NAME, samples, length, PROJECT / ".plumbline" / "schemes")
@@ -65,11 +65,11 @@ def main(samples: int, length: int, only: tuple[str, ...]) -> None:
             quantized = quantize_model(model, stats, schemes[name], factors)
         seconds = time.perf_counter() - started
         with torch.no_grad():
-            found = figures(measure(base, simulate(model, quantized, schemes[name]), work)[0])
+            results = figures(measure(base, simulate(model, quantized, schemes[name]), work)[0])
         bits = bits_per_weight({key: layer.weight for key, layer in quantized.layers.items()})
         print(
-            f"| `{name}` | {found['kl_mean']:.5f} | {found['perplexity_quantized']:.3f} | "
-            f"{100 * found['top1_agreement']:.1f} % | {bits:.2f} | {seconds:.1f} |",
+            f"| `{name}` | {results['kl_mean']:.5f} | {results['perplexity_quantized']:.3f} | "
+            f"{100 * results['top1_agreement']:.1f} % | {bits:.2f} | {seconds:.1f} |",
             flush=True,
         )
 

@@ -1,12 +1,13 @@
-"""Seconds and memory of choosing a calibration set: `python -m benchmarks.selection [--sizes ...] [--strategies ...]`.
+"""Time and memory of choosing a calibration set: `python -m benchmarks.selection [--sizes ...] [--strategies ...]`.
 
-Every figure is from a process of its own on a synthetic pool on disk (synthetic_pool.py). A strategy's seconds do not
-hold the opening of the pool, which has a line of its own; its memory does, with all imports. Beside them two libraries
-that do the same on embeddings held in memory: scikit-learn's k-means with the samples nearest to its centroids, and
-apricot's facility location. They are stopped at the time limit, and not started where their matrices exceed the memory.
+Every measurement runs in a separate process on a synthetic pool on disk (synthetic_pool.py). The seconds of a strategy
+exclude opening the pool, which has its own line; its memory includes that and all imports. For comparison, two
+libraries run on embeddings in memory: scikit-learn's k-means with the samples nearest to its centroids, and apricot's
+facility location. A measurement is stopped at the time limit, and a library whose matrices exceed the memory is not
+started.
 
-What reads activations looks at the samples whose signature is stored alone, at most `features.signatures.pool` of a
-pool of any size; its sizes are counts of those, and its signatures are synthetic and in memory.
+Strategies on activations read only samples with a stored signature, at most `features.signatures.pool` whatever the
+size of the pool. Their sizes count these samples, and their signatures are synthetic and in memory.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ ON_ACTIVATIONS: dict[str, dict[str, Any]] = {
 }
 LIBRARIES = ("scikit-learn KMeans", "scikit-learn MiniBatchKMeans", "apricot FacilityLocation")
 MAY_REPEAT = ("packed_windows", "scikit-learn KMeans", "scikit-learn MiniBatchKMeans")
-"""Several windows begin in one sample; and one sample may be the nearest to several centroids."""
+"""May choose a sample twice: windows can begin in one sample, and one sample can be nearest to several centroids."""
 MOST_SIGNED = 10_000
 MEMORY = 8 * 2**30
 """A library whose matrices would take more bytes than this is not started."""
 
 
 def measure(name: str, folder: Path, n: int) -> dict[str, float]:
-    """Choose n samples of the pool in `folder`: wall and CPU seconds, and the peak memory of this process in bytes."""
+    """Wall and CPU seconds of choosing n samples of the pool in `folder`, and peak memory of this process in bytes."""
     from plumbline.calibration_set.pool import Sources
 
     clock = time.perf_counter(), time.process_time()
@@ -88,8 +89,8 @@ def _strategy(name: str, pool: Pool, n: int) -> Callable[[], NDArray[np.int64]]:
 
     options = dict({**STRATEGIES, **ON_ACTIVATIONS}[name])
     if name in ON_ACTIVATIONS:
-        made = signatures([*pool.sample_ids, *pool.tuning.sample_ids[:512]])
-        readers = replace(pool.readers, signatures=made.by_id, signed=lambda: made.sample_ids)
+        signed = signatures([*pool.sample_ids, *pool.tuning.sample_ids[:512]])
+        readers = replace(pool.readers, signatures=signed.by_id, signed=lambda: signed.sample_ids)
         pool = replace(pool, readers=readers, tuning=replace(pool.tuning, readers=readers))
     strategy = get(options.pop("strategy"))
     filled = strategy.options.model_validate(options)
@@ -98,7 +99,7 @@ def _strategy(name: str, pool: Pool, n: int) -> Callable[[], NDArray[np.int64]]:
 
 
 def _library(name: str, pool: Pool, n: int) -> Callable[[], NDArray[np.int64]]:
-    """What others have for the same end; reading the embeddings into float32 counts, as they need it."""
+    """The selection by another library; includes reading the embeddings as float32, which it needs."""
 
     def facility_location() -> NDArray[np.int64]:
         x = pool.embeddings().astype(np.float32)
@@ -116,26 +117,26 @@ def _library(name: str, pool: Pool, n: int) -> Callable[[], NDArray[np.int64]]:
         return nearest_to_centroids
     from apricot import FacilityLocationSelection  # type: ignore[import-untyped]
 
-    few = np.random.default_rng(0).random((8, 4), dtype=np.float32)
-    FacilityLocationSelection(2, metric="cosine", random_state=0).fit(few)  # compiled at its first use
+    warm_up = np.random.default_rng(0).random((8, 4), dtype=np.float32)
+    FacilityLocationSelection(2, metric="cosine", random_state=0).fit(warm_up)  # compiles on first use
     return facility_location
 
 
 def measure_apart(name: str, folder: Path, n: int, limit: float) -> dict[str, float] | str:
-    """`measure` in a process of its own, or why there is no figure."""
+    """`measure` in a separate process, or the reason why it failed."""
     command = [sys.executable, "-m", "benchmarks.selection", "--measure", name, "--folder", str(folder), "-n", str(n)]
     try:
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=limit)
+        process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return f"over {limit:.0f} s"
-    if done.returncode:
-        return f"failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}"
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        return f"failed: {(process.stderr.strip().splitlines() or ['killed'])[-1]}"
+    figures: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
     return figures
 
 
 def why_not(name: str, size: int) -> str | None:
-    """Why a strategy is not measured at a size."""
+    """The reason why a strategy is not measured at a size; None if it is."""
     if name in ON_ACTIVATIONS and size > MOST_SIGNED:
         return "prefiltered"
     needed = {"apricot FacilityLocation": 8 * size * size, "scikit-learn KMeans": 8 * 384 * size}.get(name, 0)
@@ -144,32 +145,32 @@ def why_not(name: str, size: int) -> str | None:
 
 def growth(figures: Mapping[int, dict[str, float] | str]) -> float | None:
     """Slope of log CPU seconds over log N by least squares; None with fewer than two sizes."""
-    measured = [(size, found["cpu"]) for size, found in figures.items() if isinstance(found, dict)]
+    measured = [(size, measurement["cpu"]) for size, measurement in figures.items() if isinstance(measurement, dict)]
     if len(measured) < 2:
         return None
     x, y = np.log(np.array(measured)).T
     return float(np.polyfit(x, y, 1)[0])
 
 
-def table(found: Mapping[str, Mapping[int, dict[str, float] | str]], sizes: Sequence[int], n: int) -> Table:
+def table(results: Mapping[str, Mapping[int, dict[str, float] | str]], sizes: Sequence[int], n: int) -> Table:
     """Wall seconds, CPU seconds and memory of each strategy at each size."""
-    shown = Table(title=f"{n} samples chosen: wall / CPU seconds, peak memory", title_justify="left", box=box.SIMPLE)
-    shown.add_column("", no_wrap=True)
+    output = Table(title=f"{n} samples chosen: wall / CPU seconds, peak memory", title_justify="left", box=box.SIMPLE)
+    output.add_column("", no_wrap=True)
     for size in sizes:
-        shown.add_column(f"{size:,}", justify="right", no_wrap=True)
-    shown.add_column("growth", justify="right", no_wrap=True)
-    for name, figures in found.items():
+        output.add_column(f"{size:,}", justify="right", no_wrap=True)
+    output.add_column("growth", justify="right", no_wrap=True)
+    for name, figures in results.items():
         cells = []
         for size in sizes:
-            got = figures[size]
-            cells.append(got if isinstance(got, str) else _cell(got))
+            measurement = figures[size]
+            cells.append(measurement if isinstance(measurement, str) else _cell(measurement))
         slope = growth(figures)
-        shown.add_row(name, *cells, "" if slope is None else f"{slope:.2f}")
-    return shown
+        output.add_row(name, *cells, "" if slope is None else f"{slope:.2f}")
+    return output
 
 
-def _cell(got: dict[str, float]) -> str:
-    return f"{_short(got['seconds'])}/{_short(got['cpu'])} {got['bytes'] / 2**30:.1f}G"
+def _cell(measurement: dict[str, float]) -> str:
+    return f"{_short(measurement['seconds'])}/{_short(measurement['cpu'])} {measurement['bytes'] / 2**30:.1f}G"
 
 
 def _short(seconds: float) -> str:
@@ -182,14 +183,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--strategies", nargs="+", default=everything, choices=everything, metavar="NAME")
     parser.add_argument("-n", type=int, default=512, help="samples to choose (512)")
-    parser.add_argument("--limit", type=float, default=600, help="seconds until one measurement is stopped (600)")
-    parser.add_argument("--measure", choices=everything, help=argparse.SUPPRESS)  # what the processes are started with
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a measurement is stopped (600)")
+    parser.add_argument("--measure", choices=everything, help=argparse.SUPPRESS)  # used for the subprocesses
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.folder, arguments.n)))
         return
-    found: dict[str, dict[int, dict[str, float] | str]] = {name: {} for name in arguments.strategies}
+    results: dict[str, dict[int, dict[str, float] | str]] = {name: {} for name in arguments.strategies}
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as scratch:
             from benchmarks.synthetic_pool import write_pool
@@ -198,10 +199,10 @@ def main() -> None:
             write_pool(folder, size)
             for name in tqdm(arguments.strategies, f"{size:,} samples", disable=None):
                 reason = why_not(name, size)
-                found[name][size] = reason or measure_apart(name, folder, arguments.n, arguments.limit)
-    Console(width=None if sys.stdout.isatty() else 110).print(table(found, arguments.sizes, arguments.n))
-    print("growth: slope of log CPU seconds over log N. GiB: not started, its matrices would take so much memory.")
-    print(f"prefiltered: looks at 1,024 samples of any pool unless told otherwise, so measured up to {MOST_SIGNED:,}.")
+                results[name][size] = reason or measure_apart(name, folder, arguments.n, arguments.limit)
+    Console(width=None if sys.stdout.isatty() else 110).print(table(results, arguments.sizes, arguments.n))
+    print("growth: slope of log CPU seconds over log N. GiB: not started, its matrices need that much memory.")
+    print(f"prefiltered: reads 1,024 samples of any pool by default, so measured up to {MOST_SIGNED:,}.")
 
 
 if __name__ == "__main__":

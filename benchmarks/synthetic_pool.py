@@ -1,6 +1,6 @@
-"""A pool of any size, of random numbers, as the pipeline would leave it on disk: to measure how strategies scale.
+"""A random pool of any size, written to disk as by the pipeline, to measure how strategies scale.
 
-Lengths are lognormal, token ids follow Zipf's law, embeddings are a mixture of Gaussians brought to length 1.
+Lengths are lognormal, token ids follow Zipf's law, embeddings are a normalized mixture of Gaussians.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from plumbline.tokenized_samples.batches import SAMPLES
 
 SHARD = 65_536
 TUNING = 2048
-"""Samples of the tuning split, beside those of the pool."""
+"""Samples of the tuning split, in addition to the pool."""
 DIMENSION = 384
 TOPICS = 300
 VOCABULARY = 50_000
@@ -27,10 +27,10 @@ FINGERPRINT = "f" * 64
 
 
 def write_pool(folder: Path, n: int) -> None:
-    """`tokenized_samples` and `sample_features` of n samples in the pool and TUNING more in the tuning split."""
-    about = np.random.default_rng(0)
-    topics = about.standard_normal((TOPICS, DIMENSION)).astype(np.float32)
-    weights = about.dirichlet(np.full(TOPICS, 0.5))
+    """Write `tokenized_samples` and `sample_features` of n samples in the pool and TUNING more in the tuning split."""
+    rng_of_pool = np.random.default_rng(0)
+    topics = rng_of_pool.standard_normal((TOPICS, DIMENSION)).astype(np.float32)
+    weights = rng_of_pool.dirichlet(np.full(TOPICS, 0.5))
     zipf = np.cumsum(1 / np.arange(1, VOCABULARY))
     shards = []
     for number, start in enumerate(range(0, n + TUNING, SHARD)):
@@ -43,12 +43,12 @@ def write_pool(folder: Path, n: int) -> None:
         write_table(folder / "sample_features" / f"{name}.parquet", head)
         np.save(folder / "sample_features" / f"{name}.npy", _embeddings(len(rows), rng, topics, weights))
         shards.append({"shard": name, "samples": len(rows)})
-    nothing = {
+    no_duplicates = {
         "shard": pa.array([], pa.string()),
         "sample_id": pa.array([], pa.string()),
         "row": pa.array([], pa.int64()),
     }
-    write_table(folder / "tokenized_samples" / "duplicates.parquet", pa.table(nothing))
+    write_table(folder / "tokenized_samples" / "duplicates.parquet", pa.table(no_duplicates))
     accounting = {"fingerprint": FINGERPRINT, "fingerprint_parts": {}, "shards": shards}
     write_json(folder / "tokenized_samples" / "accounting.json", accounting)
     names = [shard["shard"] for shard in shards]
@@ -89,7 +89,7 @@ def _embeddings(
 def signatures(
     sample_ids: list[str], sites: int = 16, width: int = 256, cells: int = 64, sketch: int = 32, pooled: int = 64
 ) -> Signatures:
-    """Activation signatures of these samples with the sizes of a small model and the defaults of `features`."""
+    """Random activation signatures of samples, with the sizes of a small model and the defaults of `features`."""
     rng = np.random.default_rng(2)
     n = len(sample_ids)
     tokens = np.clip(np.exp(rng.normal(4.2, 0.8, n)), 8, 512).astype(np.int64)

@@ -1,4 +1,4 @@
-"""`plumbline run` with a clock on every stage and on the pure function in it. Writes seconds.json."""
+"""`plumbline run` with timers around every stage and the pure function in it; writes seconds.json."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from plumbline.workspace import workspace_root
 def main() -> None:
     whole: dict[str, float] = {}
     functions: dict[str, float] = {}
-    began: list[tuple[str, float]] = []
+    started_stages: list[tuple[str, float]] = []
     recording = step.recording
 
     @contextlib.contextmanager
     def clocked(root: Path, name: str, *arguments: Any) -> Iterator[Any]:
-        """What runs inside `recording` is the stage's pure function, nothing else."""
+        """`recording` with a timer around its body, which is the pure function of the stage."""
         with recording(root, name, *arguments) as begun:
             started = time.perf_counter()
             yield begun
@@ -31,9 +31,9 @@ def main() -> None:
 
     def announce(line: str) -> None:
         if line.startswith("▸"):
-            began.append((line.split()[1], time.perf_counter()))
+            started_stages.append((line.split()[1], time.perf_counter()))
         else:
-            name, started = began[-1]
+            name, started = started_stages[-1]
             whole[name] = whole.get(name, 0) + time.perf_counter() - started
 
     step.recording = clocked

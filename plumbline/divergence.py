@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 CHUNK_BYTES = 2**20
-"""Bytes of float32 logits processed at a time, which fit into a core's cache (the fastest of 1 to 16 MiB)."""
+"""Bytes of float32 logits processed at a time; they fit into a core's cache (1 MiB is the fastest of 1 to 16)."""
 LARGEST_SHIFT = 40.0
 """Above this, e^shift times the smallest float32 probability may not be negligible or finite."""
 
@@ -44,7 +44,7 @@ class TokenDivergence:
     def delta_p(self) -> np.ndarray:
         """float64 (N,): p_quantized(target) - p_base(target), the Δp of llama.cpp's `--kl-divergence` panel.
 
-        Computed from the difference of the log-likelihoods, which stays precise if the models hardly differ.
+        Computed from the difference of the log-likelihoods, which stays precise for nearly equal models.
         """
         change: np.ndarray = np.exp(-self.nll_base) * np.expm1(self.nll_base - self.nll_quantized)
         return change
@@ -71,8 +71,8 @@ def token_divergence(base: BasePrediction, quantized: torch.Tensor) -> TokenDive
     """Compare the quantized model's logits (N, vocabulary), any float dtype, with the base model's.
 
     With d = quantized - base logits and m = E_base[d]:  KL = log E_base[e^(d-m)] = log1p(E_base[expm1(d-m)]), because
-    both log-partition terms cancel. Unlike the sum of p (log p - log q) in float32, this stays precise if the two
-    models hardly differ, since it does not subtract two log-sum-exps of size 10 to get 1e-5. Rows with a shift above
+    both log-partition terms cancel. Unlike the sum of p (log p - log q) in float32, this stays precise for nearly
+    equal models: it does not subtract two log-sum-exps of size 10 to get 1e-5. Rows with a shift above
     `LARGEST_SHIFT` are computed by the definition in float64.
 
     Raises:
@@ -100,13 +100,13 @@ def _divergence(
     agree = quantized.argmax(-1) == top1
     probability = torch.softmax(base, -1)
     shift = quantized - base
-    shift -= shift.gather(-1, top1.unsqueeze(-1))  # an offset of all logits would cost precision of the mean
+    shift -= shift.gather(-1, top1.unsqueeze(-1))  # a common offset of all logits would cost precision in the mean
     shift -= (torch.linalg.vecdot(probability, shift) / probability.sum(-1)).unsqueeze(-1)
     largest = shift.amax(-1)
     shift_of_target = shift.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double()
     kl = torch.log1p(torch.linalg.vecdot(probability, shift.expm1_()).double())
     nll = nll_base + kl - shift_of_target
-    for row in torch.nonzero(~(largest <= LARGEST_SHIFT)).flatten().tolist():  # true for NaN, too
+    for row in torch.nonzero(~(largest <= LARGEST_SHIFT)).flatten().tolist():  # also true for NaN
         log_p = torch.log_softmax(base[row].double(), -1)
         log_q = torch.log_softmax(quantized[row].double(), -1)
         kl[row] = torch.dot(log_p.exp(), log_p - log_q)
@@ -120,10 +120,10 @@ def _chunks(logits: torch.Tensor) -> Iterator[slice]:
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def _require_finite(who: str, nll: torch.Tensor) -> None:
-    bad = int((~torch.isfinite(nll)).sum())
-    if bad:
+def _require_finite(model: str, nll: torch.Tensor) -> None:
+    n_bad = int((~torch.isfinite(nll)).sum())
+    if n_bad:
         raise ValueError(
-            f"{who} gives {bad} of {len(nll)} tokens of a batch logits that are not finite (inf or NaN); a "
+            f"{model} gives {n_bad} of {len(nll)} tokens of a batch logits that are not finite (inf or NaN); a "
             "float16 model that overflows needs bfloat16 or float32, a broken export needs to be quantized again"
         )

@@ -1,4 +1,4 @@
-"""deployed_model: reads the evaluations, models and sets under the deployed scheme; writes promotion.json."""
+"""deployed_model: decides on the promotion of the best candidate under the deployed scheme; writes promotion.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plumbline.deployed_model.promotion import FIGURES, Champion, Gate, Inputs
 
 
 def build_deployed_model(
-    asked: DeploymentParams,
+    deployment: DeploymentParams,
     scheme: Mapping[str, Any],
     calibrations: Sequence[str],
     report: ReportParams,
@@ -32,25 +32,24 @@ def build_deployed_model(
     noise. A champion is replaced only by a candidate that passes every gate.
 
     Args:
-        scheme: the parameters of `asked.scheme` in full.
-        champion: who carries the alias now; None: nobody.
+        scheme: the parameters of `deployment.scheme` in full.
+        champion: the current champion; None if there is none.
         models: DVC hash of each pair's model.
-        withdrawn: DVC hash of a model -> why it was taken back by hand.
-        previous: the record of an earlier decision: on the same inputs it stands, although the candidate is the
-            champion by now.
+        withdrawn: DVC hash of a model -> reason why a person rolled it back.
+        previous: folder of the last decision. It is reused if it promoted the candidate on the same inputs.
 
     Raises:
         FileNotFoundError: a choice was not evaluated under the scheme.
     """
     metrics = {
-        choice: read_json(inputs.evaluations / f"{choice}-{asked.scheme}/metrics.json") for choice in calibrations
+        choice: read_json(inputs.evaluations / f"{choice}-{deployment.scheme}/metrics.json") for choice in calibrations
     }
     best = promotion.choose_champion(metrics)
-    model = (models or {}).get(f"{best}-{asked.scheme}", "")
-    checks = _checks(asked, scheme, report, inputs, best, metrics[best], champion, trust_remote_code)
+    model = (models or {}).get(f"{best}-{deployment.scheme}", "")
+    checks = _checks(deployment, scheme, report, inputs, best, metrics[best], champion, trust_remote_code)
     checks.append(promotion.not_withdrawn((withdrawn or {}).get(model)))
     record = {
-        **_candidate(asked, inputs, best, metrics),
+        **_candidate(deployment, inputs, best, metrics),
         "model": model,
         "checks": [check.as_dict() for check in checks],
         "champion_before": None if champion is None else {"pair": champion.pair, "model": champion.model},
@@ -62,7 +61,7 @@ def build_deployed_model(
 
 
 def _checks(
-    asked: DeploymentParams,
+    deployment: DeploymentParams,
     scheme: Mapping[str, Any],
     report: ReportParams,
     inputs: Inputs,
@@ -72,30 +71,30 @@ def _checks(
     trust_remote_code: bool,
 ) -> list[Gate]:
     """The gates that are computed from the candidate's artifacts, quality first."""
-    pair = f"{best}-{asked.scheme}"
+    pair = f"{best}-{deployment.scheme}"
     evaluation, problem = (champion.evaluation, champion.problem) if champion else (None, "")
     return [
-        promotion.quality(inputs.evaluations / pair, evaluation, problem, asked, report),
+        promotion.quality(inputs.evaluations / pair, evaluation, problem, deployment, report),
         promotion.tokenization(inputs.models / pair, figures["fingerprint"], inputs.serving, trust_remote_code),
-        promotion.leak(inputs.sets / best, inputs.samples, asked),
-        promotion.fallbacks(figures, asked),
-        promotion.size_and_scheme(figures, asked, scheme),
+        promotion.leak(inputs.sets / best, inputs.samples, deployment),
+        promotion.fallbacks(figures, deployment),
+        promotion.size_and_scheme(figures, deployment, scheme),
     ]
 
 
 def _candidate(
-    asked: DeploymentParams, inputs: Inputs, best: str, metrics: Mapping[str, Mapping[str, Any]]
+    deployment: DeploymentParams, inputs: Inputs, best: str, metrics: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What promotion.json says of the candidate and of those it was chosen from."""
+    """The entries of promotion.json about the candidate and the models it was chosen from."""
     figures = metrics[best]
     return {
-        "pair": f"{best}-{asked.scheme}",
+        "pair": f"{best}-{deployment.scheme}",
         "calibration": best,
-        "scheme": asked.scheme,
-        "chosen": f"lowest mean KL divergence of {len(metrics)} calibration choices under {asked.scheme}",
+        "scheme": deployment.scheme,
+        "chosen": f"lowest mean KL divergence of {len(metrics)} calibration choices under {deployment.scheme}",
         "figures": {name: figures[name] for name in FIGURES},
         "candidates": {choice: row["kl_mean"] for choice, row in metrics.items()},
-        "verdict": [s for s in read_json(inputs.report / "verdict.json")["sentences"] if asked.scheme in s],
+        "verdict": [s for s in read_json(inputs.report / "verdict.json")["sentences"] if deployment.scheme in s],
         "weights": figures["weights"],
         "base_model": figures["base_model"],
         "fingerprint": figures["fingerprint"],

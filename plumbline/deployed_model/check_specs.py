@@ -1,4 +1,4 @@
-"""The checks between a candidate and the alias `champion`, in words; promotion.py computes them."""
+"""Descriptions of the checks that a candidate must pass for the alias `champion`; promotion.py computes them."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ GATES = {
     "`deployment.max_megabytes`.",
     "not_withdrawn": "Nobody took this model back by `plumbline rollback`.",
 }
-"""Name of each check and what it promises, in the order in which they are shown."""
+"""Name -> description of each check, in display order."""

@@ -1,8 +1,8 @@
 """Near-duplicates of calibration samples among the texts of the report split.
 
 Texts are compared by their 13-grams of tokens, as Brown et al. (2020, appendix C) search for training data in
-benchmarks. All 13-grams of a calibration set fit into an index, so overlaps are counted exactly, not estimated as by
-MinHash; the texts are streamed.
+benchmarks. An index holds all 13-grams of a calibration set, so overlaps are counted exactly, not estimated as with
+MinHash. The texts are streamed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def ngrams(ids: NDArray[np.int32]) -> NDArray[np.uint64]:
 
 
 class NgramIndex:
-    """The 13-grams of a calibration set, to compare it with one text after the other.
+    """An index of the 13-grams of a calibration set, for comparison with single texts.
 
     Args:
         samples: token ids, int32 (n_i,).
@@ -79,7 +79,7 @@ class NgramIndex:
 def near_duplicates(
     samples: Sequence[NDArray[np.int32]], texts: Iterable[tuple[str, NDArray[np.int32]]], threshold: float
 ) -> list[Overlap]:
-    """Texts that share at least `threshold` with a calibration sample, in order, each with the nearest sample.
+    """Texts whose overlap with a calibration sample is at least `threshold`, in order, each with the nearest sample.
 
     Args:
         samples: the calibration set's token ids.

@@ -1,4 +1,4 @@
-"""The promotion of a quantized model: the candidate, the gates that it must pass, and the decision."""
+"""Promotion of a quantized model: choice of the candidate, the gates that it must pass, and the decision."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Champion:
     model: str
     """DVC hash of its folder."""
     evaluation: Path | None
-    """Its evaluation on today's report split; None with `problem`."""
+    """Its evaluation on the current report split; None if there is a `problem`."""
     problem: str = ""
-    """Why it could not be evaluated there."""
+    """Reason why it could not be evaluated there."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Folders of the graph that the decision reads; those of `models` and `sets` hold a folder per pair and choice."""
+    """Folders that the decision reads; `models` and `sets` hold a folder per pair and per choice."""
 
     evaluations: Path
     models: Path
@@ -48,7 +48,7 @@ class Inputs:
 
 
 def choose_champion(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """The calibration choice with the lowest mean KL divergence on the report split; among equals the first named.
+    """The calibration choice with the lowest mean KL divergence on the report split; the first of equal ones.
 
     Args:
         metrics: metrics.json of each choice under the deployed scheme.
@@ -79,16 +79,16 @@ class Gate:
 
 
 def quality(
-    candidate: Path, champion: Path | None, problem: str, asked: DeploymentParams, report: ReportParams
+    candidate: Path, champion: Path | None, problem: str, deployment: DeploymentParams, report: ReportParams
 ) -> Gate:
-    """Paired over the documents of the report split, as the verdict of the report is.
+    """Gate: mean KL is not worse than the champion's, paired over the documents of the report split as in the verdict.
 
     Args:
-        candidate: its evaluation.
+        candidate: the candidate's evaluation.
         champion: the champion's evaluation on the same documents; None: there is no champion, or, with `problem`, it
             could not be evaluated.
     """
-    name, limit = "quality_not_worse_than_the_champion", {"relative_high": asked.max_worse}
+    name, limit = "quality_not_worse_than_the_champion", {"relative_high": deployment.max_worse}
     if champion is None:
         return Gate(name, not problem, problem or "There is no champion yet to compare with.", None, limit)
     scheme = str(read_json(candidate / "metrics.json")["scheme"]["name"])
@@ -97,50 +97,50 @@ def quality(
         study = read_study(["champion", "candidate"], [scheme], both)
     except ValueError as error:
         return Gate(name, False, f"Candidate and champion cannot be compared: {error}", None, limit)
-    [found] = judge(study, report.model_copy(update={"baseline": "champion"}))["comparisons"]
+    [comparison] = judge(study, report.model_copy(update={"baseline": "champion"}))["comparisons"]
     documents = len(study.tokens)
-    if found["verdict"] == "identical":
-        return Gate(name, True, "The candidate's weights are the champion's, byte for byte.", found, limit)
-    if "relative" not in found or found["relative"]["high"] is None:
+    if comparison["verdict"] == "identical":
+        return Gate(name, True, "The candidate's weights are the champion's, byte for byte.", comparison, limit)
+    if "relative" not in comparison or comparison["relative"]["high"] is None:
         sentence = f"{documents} documents are too few to tell; evaluate more (evaluation.tokens_per_domain, splits)."
-        return Gate(name, False, sentence, found, limit)
-    middle, low, high = (100 * found["relative"][part] for part in ("difference", "low", "high"))
-    passed = found["difference"] < 0 and found["relative"]["high"] <= asked.max_worse
-    allowed = "lower is asked" if middle >= 0 else f"at most {100 * asked.max_worse:+.2g} % is allowed at its end"
+        return Gate(name, False, sentence, comparison, limit)
+    middle, low, high = (100 * comparison["relative"][part] for part in ("difference", "low", "high"))
+    passed = comparison["difference"] < 0 and comparison["relative"]["high"] <= deployment.max_worse
+    allowed = "lower is asked" if middle >= 0 else f"at most {100 * deployment.max_worse:+.2g} % is allowed at its end"
     sentence = (
         f"Mean KL {middle:+.2f} % against the champion's on {documents} documents ({report.confidence:.0%} interval "
         f"{low:+.2f} to {high:+.2f} %)" + ("." if passed else f"; {allowed} (deployment.max_worse).")
     )
-    return Gate(name, passed, sentence, found, limit)
+    return Gate(name, passed, sentence, comparison, limit)
 
 
 def tokenization(model: Path, fingerprint: str, serving: Path | None, trust_remote_code: bool = False) -> Gate:
-    """The fingerprint recomputed from the tokenizer that is served, under the policy of the calibration.
+    """Gate: the served tokenizer gives the fingerprint of the calibration, under the same policy.
 
     Args:
         model: the candidate's folder.
-        fingerprint: of the samples that it is evaluated on.
-        serving: the folder of the tokenizer as served; None: the candidate's.
+        fingerprint: fingerprint of the samples that the candidate is evaluated on.
+        serving: folder of the tokenizer in production; None: the candidate's folder.
     """
     from transformers import AutoTokenizer
 
     record = read_json(model / "calibration.json")
     where = "the model's own folder" if serving is None else "the folder deployment.serving"
-    name, asked = "tokenized_as_it_is_served", record["fingerprint"]
+    name, calibrated = "tokenized_as_it_is_served", record["fingerprint"]
     if serving is not None and not serving.is_dir():
-        return Gate(name, False, f"{where} does not exist; give the folder of the tokenizer.", None, asked)
+        return Gate(name, False, f"{where} does not exist; give the folder of the tokenizer.", None, calibrated)
     tokenizer = AutoTokenizer.from_pretrained(serving or model, trust_remote_code=trust_remote_code)
-    found, parts = tokenizer_fingerprint(tokenizer, policy_of(record["fingerprint_parts"]))
-    if found == asked == fingerprint:
-        return Gate(name, True, f"One fingerprint from the samples to {where}: {found[:12]}.", found, asked)
+    served, parts = tokenizer_fingerprint(tokenizer, policy_of(record["fingerprint_parts"]))
+    if served == calibrated == fingerprint:
+        return Gate(name, True, f"One fingerprint from the samples to {where}: {served[:12]}.", served, calibrated)
     wrong = [part for part, value in record["fingerprint_parts"].items() if parts.get(part) != value]
     why = f"{', '.join(wrong)} differ" if wrong else f"the samples have {fingerprint[:12]}"
-    sentence = f"Calibrated under fingerprint {asked[:12]}; the tokenizer in {where} gives {found[:12]}: {why}."
-    return Gate(name, False, sentence, found, asked)
+    sentence = f"Calibrated under fingerprint {calibrated[:12]}; the tokenizer in {where} gives {served[:12]}: {why}."
+    return Gate(name, False, sentence, served, calibrated)
 
 
-def leak(calibration_set: Path, samples: Path, asked: DeploymentParams) -> Gate:
-    """Report documents that the calibration set holds: by id, by tokens, and nearly."""
+def leak(calibration_set: Path, samples: Path, deployment: DeploymentParams) -> Gate:
+    """Gate: the calibration set holds no document of the report split, by id, by tokens, or as a near-duplicate."""
     chosen = read_calibration_set(calibration_set, ["sample_id", "doc_ids", "input_ids"])
     ids = set(chosen["doc_ids"].combine_chunks().flatten().to_pylist())
     sample_ids = set(chosen["sample_id"].to_pylist())
@@ -149,8 +149,8 @@ def leak(calibration_set: Path, samples: Path, asked: DeploymentParams) -> Gate:
 
     def texts() -> Any:
         for batch in iter_samples(samples, ["report"], ["doc_id", "sample_id", "input_ids"]):
-            of = zip(batch["doc_id"].to_pylist(), batch["sample_id"].to_pylist(), batch["input_ids"], strict=True)
-            for doc_id, sample_id, tokens in of:
+            rows = zip(batch["doc_id"].to_pylist(), batch["sample_id"].to_pylist(), batch["input_ids"], strict=True)
+            for doc_id, sample_id, tokens in rows:
                 documents.add(doc_id)
                 if doc_id in ids or sample_id in sample_ids:
                     exact.add(doc_id)
@@ -158,11 +158,11 @@ def leak(calibration_set: Path, samples: Path, asked: DeploymentParams) -> Gate:
                     yield doc_id, tokens.values.to_numpy()
 
     tokens_of = [row.values.to_numpy() for row in chosen["input_ids"].combine_chunks()]
-    found = near_duplicates(tokens_of, texts(), asked.near_duplicate)
+    overlaps = near_duplicates(tokens_of, texts(), deployment.near_duplicate)
     nearest: dict[str, Any] = {}
-    for each in sorted(found, key=lambda overlap: -overlap.share):
-        nearest.setdefault(each.document, each)
-    allowed = int(asked.max_near_duplicates * len(documents))
+    for overlap in sorted(overlaps, key=lambda item: -item.share):
+        nearest.setdefault(overlap.document, overlap)
+    allowed = int(deployment.max_near_duplicates * len(documents))
     passed = not exact and len(nearest) <= allowed
     compared = f"{len(documents)} report documents against {chosen.num_rows} calibration samples"
     sentence = f"{compared}: {len(exact)} exact, {len(nearest)} near-duplicates"
@@ -180,44 +180,48 @@ def leak(calibration_set: Path, samples: Path, asked: DeploymentParams) -> Gate:
     return Gate("no_report_text_in_the_calibration_set", passed, sentence, shown, {"near_duplicates": allowed})
 
 
-def fallbacks(metrics: Mapping[str, Any], asked: DeploymentParams) -> Gate:
-    """Layers that fell back, against the limit."""
+def fallbacks(metrics: Mapping[str, Any], deployment: DeploymentParams) -> Gate:
+    """Gate: no more layers than the limit fell back to another method."""
     layers = dict(metrics["fallbacks"])
-    passed = len(layers) <= asked.max_fallbacks
+    passed = len(layers) <= deployment.max_fallbacks
     shown = "; ".join(f"{layer}: {why}" for layer, why in list(layers.items())[:3])
-    sentence = f"{len(layers)} layers fell back, {asked.max_fallbacks} may" + (f": {shown}." if layers else ".")
-    return Gate("layers_quantized_as_asked", passed, sentence, len(layers), asked.max_fallbacks)
+    sentence = f"{len(layers)} layers fell back, {deployment.max_fallbacks} may" + (f": {shown}." if layers else ".")
+    return Gate("layers_quantized_as_asked", passed, sentence, len(layers), deployment.max_fallbacks)
 
 
-def size_and_scheme(metrics: Mapping[str, Any], asked: DeploymentParams, scheme: Mapping[str, Any]) -> Gate:
-    """The scheme as params.yaml has it now, and the weights' size.
+def size_and_scheme(metrics: Mapping[str, Any], deployment: DeploymentParams, scheme: Mapping[str, Any]) -> Gate:
+    """Gate: the model has the current scheme of params.yaml, and its weights are within the size limit.
 
     Args:
-        scheme: the parameters of `asked.scheme`.
+        scheme: the parameters of `deployment.scheme`.
     """
     name = "size_and_scheme_as_asked"
-    made = {key: value for key, value in metrics["scheme"].items() if key != "name"}
+    candidate_scheme = {key: value for key, value in metrics["scheme"].items() if key != "name"}
     megabytes, base = metrics["weights_bytes"] / 1e6, metrics["base_weights_bytes"] / 1e6
-    limit = {"scheme": asked.scheme, "megabytes": asked.max_megabytes or base}
-    found = {"scheme": metrics["scheme"]["name"], "megabytes": megabytes}
-    if made != dict(scheme) or metrics["scheme"]["name"] != asked.scheme:
-        wrong = sorted(key for key in {*made, *scheme} if made.get(key) != scheme.get(key)) or ["name"]
-        sentence = f"Made under {metrics['scheme']['name']}, not as schemes.{asked.scheme} is now: {', '.join(wrong)}."
-        return Gate(name, False, sentence, found, limit)
-    if asked.max_megabytes is not None:
-        passed, allowed = megabytes <= asked.max_megabytes, f"{asked.max_megabytes:g} MB (deployment.max_megabytes)"
+    limit = {"scheme": deployment.scheme, "megabytes": deployment.max_megabytes or base}
+    actual = {"scheme": metrics["scheme"]["name"], "megabytes": megabytes}
+    if candidate_scheme != dict(scheme) or metrics["scheme"]["name"] != deployment.scheme:
+        keys = {*candidate_scheme, *scheme}
+        wrong = sorted(key for key in keys if candidate_scheme.get(key) != scheme.get(key)) or ["name"]
+        sentence = (
+            f"Made under {metrics['scheme']['name']}, not as schemes.{deployment.scheme} is now: {', '.join(wrong)}."
+        )
+        return Gate(name, False, sentence, actual, limit)
+    if deployment.max_megabytes is not None:
+        passed = megabytes <= deployment.max_megabytes
+        allowed = f"{deployment.max_megabytes:g} MB (deployment.max_megabytes)"
     else:
         passed, allowed = megabytes < base, f"less than the base model's {base:.1f} MB"
     return Gate(
-        name, passed, f"{asked.scheme} as asked, {megabytes:.1f} MB of weights; asked: {allowed}.", found, limit
+        name, passed, f"{deployment.scheme} as asked, {megabytes:.1f} MB of weights; asked: {allowed}.", actual, limit
     )
 
 
 def not_withdrawn(why: str | None) -> Gate:
-    """A model that a person took back is not put back by a machine.
+    """Gate: no person has rolled back this model.
 
     Args:
-        why: the person's reason; None: nobody did.
+        why: the reason given; None if nobody rolled it back.
     """
     if why is None:
         return Gate("not_withdrawn", True, "Nobody took this model back.")
@@ -226,11 +230,11 @@ def not_withdrawn(why: str | None) -> Gate:
 
 
 def decide(record: Mapping[str, Any], checks: Sequence[Gate], champion: Champion | None) -> dict[str, Any]:
-    """`decision`, and `why` in a sentence.
+    """The decision and its reason, as `decision` and `why`.
 
     Args:
         record: `pair`, `model` and `chosen` of the candidate.
-        checks: its gates, quality first.
+        checks: the candidate's gates, quality first.
     """
     pair = record["pair"]
     failed = [check for check in checks if not check.passed]
@@ -240,10 +244,10 @@ def decide(record: Mapping[str, Any], checks: Sequence[Gate], champion: Champion
     if same and champion is not None:
         decision, why = "kept", f"{champion.pair} is the champion, and the candidate has its weights."
     elif failed:
-        kept = f"{champion.pair} stays" if champion and champion.pair != pair else "the earlier one stays"
-        kept = kept if champion else "there is none"
+        champion_after = f"{champion.pair} stays" if champion and champion.pair != pair else "the earlier one stays"
+        champion_after = champion_after if champion else "there is none"
         decision = "rejected"
-        why = f"{pair} does not become the champion ({kept}): " + " ".join(check.sentence for check in failed)
+        why = f"{pair} does not become the champion ({champion_after}): " + " ".join(check.sentence for check in failed)
     elif champion is None:
         decision, why = "promoted", f"{pair}: {record['chosen']}; there was no champion."
     else:
@@ -253,7 +257,7 @@ def decide(record: Mapping[str, Any], checks: Sequence[Gate], champion: Champion
 
 
 def decided_before(previous: Path | None, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The earlier record, if it promoted this candidate on the very same inputs."""
+    """The previous record, if it promoted this candidate on the same inputs; else None."""
     path = previous / "promotion.json" if previous else None
     if path is None or not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What the UI shows of a deployed_model, from its file."""
+"""Summary of a deployed_model for the UI, from its file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plumbline.artifact import read_json
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The decision and why, the candidate with its figures, whom it was chosen from, and every check."""
+    """The decision with its reason, the candidate with its figures, all candidates, and every check."""
     record = read_json(folder / "promotion.json")
     return {
         "decision": record["decision"],

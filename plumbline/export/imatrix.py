@@ -1,13 +1,13 @@
-"""Activation statistics as an importance matrix of llama.cpp: sum of x^2 per input channel, and how many x there were.
+"""Activation statistics as an importance matrix of llama.cpp: sum of x^2 per input channel, and number of tokens.
 
-The file is what `llama-imatrix` writes (llama.cpp, tools/imatrix/imatrix.cpp, `save_imatrix`) and `llama-quantize`,
-`llama-imatrix --in-file` read: GGUF with general.type "imatrix", the keys imatrix.datasets, .chunk_count and
-.chunk_size, and per weight the float32 tensors `<weight>.in_sum2`, (1, width) in numpy's order of dimensions, and
-`<weight>.counts`, (1, 1). A chunk there is a context full of tokens; here it is as long as the longest sample, and as
-in llama.cpp the number of chunks follows from the number of tokens. Checked with llama.cpp's own loader, compiled
-(common/imatrix-loader.cpp with ggml 0.25.3, as llama-cpp-python 0.3.36 brings them), and with the reader of gguf 0.19.
+The file has the format that `llama-imatrix` writes (llama.cpp, tools/imatrix/imatrix.cpp, `save_imatrix`) and
+`llama-quantize` and `llama-imatrix --in-file` read: GGUF with general.type "imatrix", the keys imatrix.datasets,
+.chunk_count and .chunk_size, and per weight the float32 tensors `<weight>.in_sum2`, (1, width) in numpy's order of
+dimensions, and `<weight>.counts`, (1, 1). In llama.cpp a chunk is a full context; here it has the length of the longest
+sample. As in llama.cpp, the number of chunks follows from the number of tokens. Checked with llama.cpp's own loader,
+compiled (common/imatrix-loader.cpp with ggml 0.25.3 of llama-cpp-python 0.3.36), and with the reader of gguf 0.19.
 
-llama.cpp reorders the output rows of q and k of a Llama; what these matrices read, and so this file, stays as it is.
+llama.cpp reorders the output rows of q and k of a Llama, but no input channels, so this file needs no reordering.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from plumbline.base_model.inputs import OUTPUT
 from plumbline.export.tensor_names import architecture_of, llama_cpp_names
 
 TENSOR_NAME = 63
-"""Longest name of a tensor in bytes (GGML_MAX_NAME with its final zero is 64)."""
+"""Longest name of a tensor in bytes (GGML_MAX_NAME, 64, includes the terminating zero)."""
 
 
 def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out: Path) -> dict[str, Any]:
-    """Write the importance matrix that stored statistics amount to. No path and no name of a machine goes into it.
+    """Write stored statistics as an importance matrix, which contains no path and no host name.
 
     Args:
         stats: an activation_stats artifact.
         model: folder of the base model, whose config.json names its architecture.
-        model_digest: of that folder; the statistics must have been collected with it.
+        model_digest: digest of that folder; the statistics must be of this model.
         choice: name of the calibration choice.
-        out: the file to make.
+        out: the file to write.
 
     Returns:
         tensors (weights covered), tokens, architecture.
@@ -44,8 +44,8 @@ def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out:
     Raises:
         FileExistsError: `out` exists.
         ModuleNotFoundError: the package gguf is not installed.
-        ValueError: statistics of another model; a model or a layer that llama.cpp names in no way known here; a layer
-            that no token reached.
+        ValueError: the statistics are of another model, llama.cpp has no known name for the architecture or a layer,
+            or no token reached a layer.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists; name a new file")
@@ -62,31 +62,31 @@ def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out:
         )
     config = read_json(model / "config.json")
     architecture = architecture_of(config)
-    # What layers put out (statistics.outputs) is no importance of a weight's columns.
+    # Statistics of outputs (statistics.outputs) say nothing about the columns of a weight.
     layers = [layer for site in collected.sites.values() for layer in site.members if not layer.endswith(OUTPUT)]
     names = llama_cpp_names(layers, architecture, config["num_hidden_layers"])
     sums = importance(collected, names)
     header = read_json(stats / store.HEADER)
-    _write(sums, _about(collected, header["calibration_set"], choice), out)
+    _write(sums, _metadata(collected, header["calibration_set"], choice), out)
     return {"tensors": len(sums), "tokens": int(collected.sample_tokens.sum()), "architecture": architecture}
 
 
 def importance(stats: ActivationStats, names: dict[str, str]) -> dict[str, tuple[NDArray[np.float32], int]]:
-    """Per weight in llama.cpp's words (sorted): (sum of x^2 (width,) float32, number of x).
+    """Per weight, sorted by its name in llama.cpp: (sum of x^2 (width,) float32, number of tokens).
 
     Args:
         names: module name of a Linear -> name of its weight; others are left out.
     """
-    found = {
+    sums = {
         names[layer]: (site.sum_sq.numpy().astype(np.float32), site.tokens)
         for site in stats.sites.values()
         for layer in site.members
         if layer in names
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(sums.items()))
 
 
-def _about(stats: ActivationStats, set_digest: str, choice: str) -> dict[str, Any]:
+def _metadata(stats: ActivationStats, set_digest: str, choice: str) -> dict[str, Any]:
     lengths = stats.sample_tokens
     chunk_size = int(lengths.max())
     return {
@@ -100,14 +100,13 @@ def _about(stats: ActivationStats, set_digest: str, choice: str) -> dict[str, An
     }
 
 
-def _write(sums: dict[str, tuple[NDArray[np.float32], int]], about: dict[str, Any], out: Path) -> None:
+def _write(sums: dict[str, tuple[NDArray[np.float32], int]], metadata: dict[str, Any], out: Path) -> None:
     import gguf
 
-    # The writer's own first key, general.architecture, stays out: an imatrix has none, and none of llama.cpp's readers
-    # asks for it.
+    # Drop the writer's first key, general.architecture: an imatrix has none, and no reader in llama.cpp needs it.
     writer = gguf.GGUFWriter(None, "")
     writer.kv_data[0].clear()
-    for key, value in about.items():
+    for key, value in metadata.items():
         if isinstance(value, list):
             writer.add_array(key, value)
         elif isinstance(value, int):

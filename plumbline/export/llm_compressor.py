@@ -1,10 +1,9 @@
 """A calibration set for llm-compressor: the samples as a `datasets` folder, a recipe, and the script that runs both.
 
-What must hold: llm-compressor reads every sample once, in order, with no token added and none cut off. Of its ways to
-take data (release 0.14, `datasets/utils.py`) only one does that. A `Dataset` gets a sampler of its own: shuffled
-without a seed, or longest first, and at most 512 samples unless told otherwise. A `DataLoader` is taken as it is. Text
-columns would be tokenized again, by another rule. So the samples go over as token ids, through a DataLoader of batch
-size 1.
+llm-compressor must read every sample once, in order, with no token added or cut off. Of its data inputs (release 0.14,
+`datasets/utils.py`) only a `DataLoader` guarantees that: it is used unchanged. A `Dataset` gets its own sampler,
+shuffled without a seed or longest first, with at most 512 samples by default. Text columns would be tokenized again, by
+another rule. So the samples are exported as token ids, for a DataLoader of batch size 1.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from plumbline.quantized_model.params import SchemeParams
 
 SAMPLES, RECIPE, SCRIPT, README = "samples", "recipe.yaml", "quantize.py", "README.md"
 CHECKED = "0.14.0.1"
-"""The release of llm-compressor with which benchmarks/peers.py compared what was handed over and what was read."""
+"""The release of llm-compressor for which benchmarks/peers.py verified that it reads exactly the exported samples."""
 
 
 def hand_over(calibration_set: Path, scheme_name: str, scheme: SchemeParams, out: Path) -> dict[str, Any]:
@@ -32,25 +31,25 @@ def hand_over(calibration_set: Path, scheme_name: str, scheme: SchemeParams, out
     Args:
         calibration_set: a calibration_set artifact.
         scheme_name, scheme: an entry of `schemes:`.
-        out: folder to make; may exist if it is empty.
+        out: the folder to write; may exist if it is empty.
 
     Returns:
         samples, tokens, shortest and longest sample in tokens, the set's digest.
 
     Raises:
-        FileExistsError: `out` holds something.
+        FileExistsError: `out` is not empty.
         ValueError: the set is damaged, or llm-compressor has no counterpart for the scheme.
     """
     steps = recipe(scheme_name, scheme)
     manifest = read_manifest(calibration_set)
     ids = read_calibration_set(calibration_set, ["input_ids"])["input_ids"].combine_chunks()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} holds something already; name a new folder")
+        raise FileExistsError(f"{out} is not empty; name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     _write_samples(ids, manifest["digest"], out / SAMPLES)
     (out / RECIPE).write_text(yaml.safe_dump(steps, sort_keys=False), encoding="utf-8")
     lengths = ids.value_lengths().to_numpy()
-    about = {
+    facts = {
         "samples": len(ids),
         "tokens": int(lengths.sum()),
         "shortest": int(lengths.min()),
@@ -59,7 +58,7 @@ def hand_over(calibration_set: Path, scheme_name: str, scheme: SchemeParams, out
         "digest": manifest["digest"],
         "fingerprint": manifest["fingerprint"],
     }
-    words = about | {
+    variables = facts | {
         "name": manifest["choice"]["name"],
         "scheme": scheme_name,
         "reads_samples": reads_samples(scheme),
@@ -72,17 +71,17 @@ def hand_over(calibration_set: Path, scheme_name: str, scheme: SchemeParams, out
         keep_trailing_newline=True,
     )
     for name in (SCRIPT, README):
-        (out / name).write_text(templates.get_template(f"{name}.j2").render(words), encoding="utf-8")
-    return about
+        (out / name).write_text(templates.get_template(f"{name}.j2").render(variables), encoding="utf-8")
+    return facts
 
 
 def _write_samples(ids: pa.ListArray, digest: str, folder: Path) -> None:
-    """`datasets.save_to_disk` of input_ids and attention_mask, all ones, one row per sample in the set's order."""
+    """Write input_ids and attention_mask (all ones) with `datasets.save_to_disk`, a row per sample, in order."""
     import datasets
 
     ones = pa.array(np.ones(len(ids.flatten()), dtype=np.int8))
     offsets = pa.array(np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())]), pa.int32())
     mask = pa.ListArray.from_arrays(offsets, ones)
     table = pa.table({"input_ids": ids, "attention_mask": mask})
-    # The fingerprint is datasets' name for a content; without one it would make up its own.
+    # datasets identifies content by its fingerprint, and would generate a random one.
     datasets.Dataset(table, fingerprint=digest[:16]).save_to_disk(str(folder))

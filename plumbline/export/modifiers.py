@@ -1,4 +1,4 @@
-"""A scheme of params.yaml in the words of llm-compressor: the modifiers of a recipe."""
+"""Translates a scheme of params.yaml into a recipe of llm-compressor."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
 
 OBSERVERS = {"minmax": "memoryless_minmax", "mse": "memoryless_mse"}
-"""Of weights. llm-compressor 0.14 has no observer that clips at a percentile."""
+"""Observers of weights by range rule. llm-compressor 0.14 has no observer that clips at a percentile."""
 
 
 def recipe(name: str, scheme: SchemeParams) -> dict[str, Any]:
-    """The recipe that makes llm-compressor 0.14 do what a scheme says, stage by stage.
+    """The recipe of llm-compressor 0.14 for a scheme.
 
-    Everything that has a default there and here is spelled out: llm-compressor's GPTQ, for one, reorders the columns
-    unless told not to.
+    It sets every parameter that has a default, because defaults differ: llm-compressor's GPTQ reorders the columns, for
+    example.
 
     Args:
-        name: of the scheme, for the message.
+        name: name of the scheme, for error messages.
 
     Returns:
         The content of recipe.yaml.
 
     Raises:
-        ValueError: a part of the scheme that llm-compressor lacks or that means something else there.
+        ValueError: llm-compressor does not support a parameter of the scheme, or interprets it differently.
     """
-    for part, reason in _foreign(scheme).items():
+    for part, reason in _unsupported(scheme).items():
         raise ValueError(
             f"scheme {name!r}: {part} has no counterpart in llm-compressor ({reason}); name another scheme of "
             "params.yaml with --scheme"
@@ -52,25 +52,25 @@ def recipe(name: str, scheme: SchemeParams) -> dict[str, Any]:
 
 
 def reads_samples(scheme: SchemeParams) -> bool:
-    """Whether llm-compressor runs the model over samples for such a scheme at all."""
+    """Whether llm-compressor needs samples for a scheme."""
     static = scheme.activations is not None and not scheme.activations.dynamic
     return scheme.method == "gptq" or scheme.transform is not None or static
 
 
-def _foreign(scheme: SchemeParams) -> dict[str, str]:
-    """What a recipe cannot say, with the reason."""
-    found = {}
+def _unsupported(scheme: SchemeParams) -> dict[str, str]:
+    """The parameters of a scheme that a recipe cannot express: parameter -> reason."""
+    reasons = {}
     if scheme.method == "adaround":
-        found["method: adaround"] = "it learns roundings with AutoRound, another objective"
+        reasons["method: adaround"] = "it learns roundings with AutoRound, another objective"
     if scheme.mixed is not None:
-        found["mixed"] = "it takes widths layer by layer from the user"
+        reasons["mixed"] = "it takes widths layer by layer from the user"
     if scheme.transform == "awq":
-        found["transform: awq"] = "its AWQ searches on other losses and does not run without an accelerator"
+        reasons["transform: awq"] = "its AWQ searches on other losses and does not run without an accelerator"
     if scheme.range == "percentile":
-        found["range: percentile"] = "it has minmax and mse"
+        reasons["range: percentile"] = "it has minmax and mse"
     if scheme.activations is not None and not scheme.activations.dynamic and scheme.activations.range != "minmax":
-        found[f"activations.range: {scheme.activations.range}"] = "its static ranges of activations are minmax"
-    return found
+        reasons[f"activations.range: {scheme.activations.range}"] = "its static ranges of activations are minmax"
+    return reasons
 
 
 def _weights(scheme: SchemeParams) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _weights(scheme: SchemeParams) -> dict[str, Any]:
 
 
 def _activations(activations: ActivationParams) -> dict[str, Any]:
-    # "minmax", the default there, is a moving average that depends on the order of the samples.
+    # The default observer, "minmax", is a moving average, which depends on the order of the samples.
     return {
         "num_bits": activations.bits,
         "type": "int",

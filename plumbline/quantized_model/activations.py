@@ -1,4 +1,4 @@
-"""How the input of a quantized Linear is rounded: static, from the stored statistics of a site, or token by token."""
+"""Rounding of a quantized Linear's input, with a static scale from the site's statistics or a scale per token."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from plumbline.quantized_model.ranges import SHRINKS
 
 
 def activation_range(site: InputStatistics, params: ActivationParams) -> tuple[float, float]:
-    """The range that a static activation scale is to cover, from what the statistics hold of a site.
+    """The range that a static activation scale covers, from the statistics of a site.
 
-    Percentiles and errors come from the histogram: `percentile` is off by at most 2^-(m+1) relative (m mantissa bits),
-    `mse` takes the values of a bucket to be spread evenly over the bfloat16 numbers in it.
+    `percentile` and `mse` read the histogram. A percentile is off by at most 2^-(m+1) relative (m mantissa bits); `mse`
+    assumes that the values of a bucket are spread evenly over its bfloat16 numbers.
 
     Returns:
         (low, high), low <= 0 <= high.
 
     Raises:
-        ValueError: the range is not finite, or the statistics hold no histogram, which the rule reads.
+        ValueError: the range is not finite, or the statistics lack the histogram that the rule reads.
     """
     low, high = float(site.min.min()), float(site.max.max())
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -35,10 +35,10 @@ def activation_range(site: InputStatistics, params: ActivationParams) -> tuple[f
     low, high = min(0.0, low), max(0.0, high)
     if params.range == "minmax":
         return low, high
-    found = site.histogram
-    if found is None or not bool(found.counts.any()):
+    histogram = site.histogram
+    if histogram is None or not bool(histogram.counts.any()):
         raise ValueError(
-            "the statistics hold no histogram, which activations.range percentile and mse read: use range: minmax"
+            "the statistics hold no histogram, which activations.range percentile and mse need: use range: minmax"
         )
     if params.range == "percentile":
         stats = cast("SiteStats", site)
@@ -48,8 +48,8 @@ def activation_range(site: InputStatistics, params: ActivationParams) -> tuple[f
         inner = (quantile(stats, (100 + sign * params.percentile) / 200) for sign in (-1, 1))
         inner_low, inner_high = (float(x) for x in inner)
         return min(0.0, inner_low), max(0.0, inner_high)
-    values, counts = _spread(found)
-    values, dtype = values.clamp(low, high), getattr(torch, found.dtype)
+    values, counts = _spread(histogram)
+    values, dtype = values.clamp(low, high), getattr(torch, histogram.dtype)
     shares = torch.tensor(SHRINKS, dtype=torch.float64)
     scale, zero = scale_and_zero(low * shares, high * shares, params.bits, params.symmetric, dtype)
     scale, zero = scale.double().unsqueeze(-1), zero.double().unsqueeze(-1)
@@ -59,7 +59,7 @@ def activation_range(site: InputStatistics, params: ActivationParams) -> tuple[f
 
 
 def activation_scale(low: float, high: float, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Static scale and zero point that cover [low, high] and zero; q, k and v share a site, hence both.
+    """Static scale and zero point of a grid that covers [low, high] and zero; Linears of one site share them.
 
     Args:
         low, high: the range, see `activation_range`.
@@ -76,7 +76,7 @@ def activation_scale(low: float, high: float, bits: int, symmetric: bool, dtype:
 
 
 def quantize_activation(x: Tensor, scale: Tensor, bits: int, zero_point: Tensor | None = None) -> Tensor:
-    """Round activations to the static grid and back, all in x's dtype: what runs in front of a W8A8 Linear."""
+    """Round activations to the static grid and back, all in x's dtype, as in front of a W8A8 Linear."""
     if zero_point is None:
         return round_to_grid(x, scale, bits) * scale
     zero = zero_point.to(x.dtype)
@@ -86,21 +86,21 @@ def quantize_activation(x: Tensor, scale: Tensor, bits: int, zero_point: Tensor 
 def quantize_per_token(x: Tensor, bits: int) -> Tensor:
     """Round every token of x to a symmetric grid of its own and back, all in x's dtype.
 
-    A token is what the first two dimensions tell apart, as in compressed-tensors: of x (batch, tokens, width) each
-    vector; x (rows, width), which a router makes, has one scale.
+    The first two dimensions index the tokens, as in compressed-tensors: x (batch, tokens, width) has a scale per
+    vector, x (rows, width), as behind a router, a single scale.
     """
     magnitude = x.abs()
     absmax = magnitude.amax(tuple(range(2, x.ndim)), keepdim=True) if x.ndim > 2 else magnitude.amax()
     return quantize_activation(x, symmetric_scale(absmax, bits, x.dtype), bits)
 
 
-def _spread(found: Histogram) -> tuple[Tensor, Tensor]:
-    """A site's values over all channels and how many there are of each: both (n,) float64, values rising."""
-    whole = torch.zeros(histograms.n_buckets(found.mantissa_bits), dtype=torch.float64)
-    whole[found.first : found.first + found.counts.shape[1]] = found.counts.sum(0).double()
+def _spread(histogram: Histogram) -> tuple[Tensor, Tensor]:
+    """The values of a site over all channels, ascending, and their counts: both (n,) float64."""
+    whole = torch.zeros(histograms.n_buckets(histogram.mantissa_bits), dtype=torch.float64)
+    whole[histogram.first : histogram.first + histogram.counts.shape[1]] = histogram.counts.sum(0).double()
     # Each bucket holds 2^(7 - m) bfloat16 numbers; the middle one and the open ends stay whole.
-    parts = 1 << (7 - found.mantissa_bits)
-    w = histograms.OCTAVES << found.mantissa_bits
+    parts = 1 << (7 - histogram.mantissa_bits)
+    w = histograms.OCTAVES << histogram.mantissa_bits
     fine = (
         whole[:1],
         whole[1 : w + 1].repeat_interleave(parts) / parts,
@@ -108,5 +108,5 @@ def _spread(found: Histogram) -> tuple[Tensor, Tensor]:
         whole[w + 2 : 2 * w + 2].repeat_interleave(parts) / parts,
         whole[2 * w + 2 :],
     )
-    counts, values = torch.cat(fine), histograms.midpoints(7, found.dtype)
+    counts, values = torch.cat(fine), histograms.midpoints(7, histogram.dtype)
     return values[counts > 0], counts[counts > 0]

@@ -1,20 +1,20 @@
-"""AWQ: scale up the weight channels that large activations meet, so that rounding hurts them less.
+"""AWQ: scale up the weight channels that multiply large activations, which reduces their rounding error.
 
 Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan, Han: AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5: for a
-site with W the weights of its Linears, s = mean|X|^alpha per channel, and alpha in [0, 1] is the one of least
+site with W the weights of its Linears, s = mean|X|^alpha per channel, and alpha in [0, 1] minimizes
 
     L(s) = || (Q(W diag(s)) diag(s)^-1 - W) X ||^2 = tr(D S D^T),  D = Q(W diag(s)) diag(s)^-1 - W,  S = sum of x x^T.
 
-The authors measure L on sampled tokens; with S stored it is the error over all of them, without a forward pass. Q is
-round to nearest on the scheme's grid and range, of the folded weight as the model's dtype holds it. As theirs, s is
-divided by the root of its largest times its smallest value. Unlike theirs, L of q, k and v is that of their own outputs
-(theirs: of the attention block), which is what the stored statistics say. Then weights are clipped, q and k too
-(theirs: not), which pays: see clipping.py. On the bundled model, W4A16 in groups of 128, the KL
-divergence of round to nearest is 0.0366, with scales 0.0365, with scales and clipping 0.0265.
+The authors measure L on sampled tokens. From the stored S it is computed over all tokens, without a forward pass. Q
+rounds the folded weight, in the model's dtype, to nearest on the scheme's grid. As in the authors' code, s is divided
+by sqrt(max(s) min(s)). There are two differences: L of q, k and v is the error of their own outputs (authors: of the
+attention block), because the stored statistics give that; and the weights of q and k are clipped, too (authors: not),
+see clipping.py. KL divergence on the bundled model, W4A16 in groups of 128: round to nearest 0.0366, with scales
+0.0365, with scales and clipping 0.0265.
 
-Powers of two for s would fold without any rounding, but are too coarse: on the bundled model with groups of 128 they
-gain nothing (alpha 0 is chosen everywhere) where free scales lower L by 2 % (4 bits; the model has no outliers) and the
-KL divergence by 5 % (3 bits). SmoothQuant loses a third of its gain by them. So s is free.
+s is not restricted to powers of two. They would fold exactly, but are too coarse: on the bundled model with groups of
+128 they gain nothing (alpha is 0 at every site), while free scales lower L by 2 % (4 bits; the model has no outliers)
+and the KL divergence by 5 % (3 bits). SmoothQuant would lose a third of its gain.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from plumbline.quantized_model.smoothquant import OVERFLOW, members_dtype, sites
 
 STEPS = 20
 ALPHAS = tuple(step / STEPS for step in range(STEPS + 1))
-"""0 is rounding to nearest as it is: L of the result is never larger."""
+"""0 leaves the weights unscaled, so the smallest L is never larger than that of round to nearest."""
 SCREENED_ROWS = 128
-"""Of each Linear, evenly spread, for all alphas; the best few and 0 are then computed in full."""
+"""Rows of each Linear, evenly spread, on which all alphas are compared; `FINALISTS` and 0 are compared on all rows."""
 FINALISTS = 4
-"""On the bundled model what they gain in L (mean of logarithms) is 0.96 to 0.99 of what all alphas in full gain."""
+"""Their gain in L (mean of logarithms, bundled model) is 0.96 to 0.99 of that of all alphas on all rows."""
 BLOCK = 512
-"""Columns of S at once."""
+"""Columns of S multiplied at a time."""
 
 Round = Callable[[Tensor], Tensor]
-"""Weights (rows, in), the model's dtype, to what the quantized model multiplies with."""
+"""Rounds weights (rows, in), in the model's dtype, to those that the quantized model multiplies with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +57,10 @@ class Choice:
     """The scale of one site.
 
     Attributes:
-        alpha: the chosen one; 0: the site is left as it is.
+        alpha: the chosen exponent; 0: the site is not scaled.
         s: (width,) float32.
         error: L(s) of all Linears of the site.
-        before: L(1).
+        before: L(1), the error without scaling.
     """
 
     alpha: float
@@ -76,14 +76,14 @@ def awq(
     scheme: SchemeParams,
     bits: Mapping[str, int] | None = None,
 ) -> Transform:
-    """Find the scale of every site that can be folded into what comes before, then clip the weights of all.
+    """Scale every site whose scale can be folded into its producer, then clip the weights of all sites.
 
     Args:
-        model: the base model; not changed, and not run but for the check of `find_folds`.
-        linears: those that are quantized, by name.
-        stats: of the calibration set; sums of magnitudes and second moments are read.
+        model: the base model; not changed, and run only by the check of `find_folds`.
+        linears: the Linears to quantize, by name.
+        stats: of the calibration set; reads sums of magnitudes and second moments.
         scheme: grid and range of the weights.
-        bits: of each Linear, where the scheme is mixed.
+        bits: width of each Linear under a mixed scheme.
     """
     folds, unfolded = find_folds(model, sites_read_by(linears, stats))
     sizes = layer_group_sizes(linears, scheme)
@@ -91,13 +91,13 @@ def awq(
         name: Grid(scheme.weight_bits if bits is None else bits[name], sizes[name], scheme.symmetric, scheme.per_tensor)
         for name in linears
     }
-    unwanted = {name: reason for name, fold in folds.items() if (reason := why_not(fold, linears, scheme))}
-    unfolded |= unwanted
-    wanted = {name: fold for name, fold in folds.items() if name not in unwanted}
+    refused = {name: reason for name, fold in folds.items() if (reason := why_not(fold, linears, scheme))}
+    unfolded |= refused
+    accepted = {name: fold for name, fold in folds.items() if name not in refused}
     parameters = FoldedParameters(model)
     scales: dict[str, Tensor] = {}
     facts: dict[str, dict[str, float]] = {}
-    for name, chosen in _search(parameters, wanted, linears, stats, scheme, grids).items():
+    for name, chosen in _search(parameters, accepted, linears, stats, scheme, grids).items():
         if chosen.alpha and not parameters.add(folds[name], chosen.s):
             unfolded[name] = OVERFLOW
             continue
@@ -119,19 +119,19 @@ def _search(
     scheme: SchemeParams,
     grids: Mapping[str, Grid],
 ) -> dict[str, Choice]:
-    """The scale of every site of `folds`, by its name.
+    """The scale of every site of `folds`, by site name.
 
-    Sites do not wait for each other: a Linear's own site is searched before, and its rows are divided by s after, which
-    its rounding goes along with.
+    Sites are searched independently. Folding the scale of the next site divides rows of a Linear, and the grids of
+    these rows scale with them.
     """
 
     def search(name: str) -> Choice:
         site, fold = stats.sites[name], folds[name]
         members = [member for member in site.members if member in linears]
         dtype = members_dtype(linears, site)
-        tried = [snapped(parameters, fold, s, dtype) for s in scales_of(site, fold)]
+        candidates = [snapped(parameters, fold, s, dtype) for s in scales_of(site, fold)]
         weights = [parameters.weight(member) for member in members]
-        return choose(tried, weights, site, dtype, rounding(grids[members[0]], scheme))
+        return choose(candidates, weights, site, dtype, rounding(grids[members[0]], scheme))
 
     costs = [float(stats.sites[name].width) ** 2 * len(fold.readers) for name, fold in folds.items()]
     return dict(zip(folds, in_parallel([partial(search, name) for name in folds], costs), strict=True))
@@ -140,7 +140,7 @@ def _search(
 def _clip(
     transform: Transform, linears: Mapping[str, nn.Linear], stats: Statistics, grids: Mapping[str, Grid]
 ) -> dict[str, Tensor]:
-    """The weights of all Linears that read a site, cut off, by name."""
+    """The clipped weights of all Linears that read a site, by name."""
     sites = sites_read_by(linears, stats)
 
     def clip(name: str) -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ def _clip(
 
 
 def why_no_clipping(scheme: SchemeParams) -> str | None:
-    """Why weights are not clipped under a scheme; None: they are."""
+    """The reason why a scheme does not clip weights; None if it does."""
     if scheme.method != "rtn":
         return f"none: {scheme.method} rounds towards the weights as they are"
     if scheme.range != "minmax":
@@ -166,56 +166,56 @@ def why_no_clipping(scheme: SchemeParams) -> str | None:
 def scales_of(site: InputStatistics, fold: Fold) -> list[Tensor]:
     """s (width,) float32 for every alpha of `ALPHAS`.
 
-    A channel that is never used gets the smallest scale of the others, so that it does not widen their grid. Channels
-    behind one row of the producer share their mean magnitude.
+    A dead channel gets the smallest scale of the others, so that it does not widen their grid. Channels that come from
+    one row of the producer share their mean magnitude.
     """
     magnitude = shared(site.sum_abs.double() / max(site.tokens, 1), fold.rows, "mean")
     used = magnitude > 0
     if not bool(used.any()):
         return [torch.ones(site.width, device=magnitude.device)] * len(ALPHAS)
     magnitude = torch.where(used, magnitude, magnitude[used].min())
-    found = []
+    scales = []
     for alpha in ALPHAS:
         s = magnitude**alpha
-        found.append((s / (s.max() * s.min()).sqrt()).float())
-    return found
+        scales.append((s / (s.max() * s.min()).sqrt()).float())
+    return scales
 
 
 def choose(
-    tried: Sequence[Tensor], weights: Sequence[Tensor], site: InputStatistics, dtype: torch.dtype, round: Round
+    candidates: Sequence[Tensor], weights: Sequence[Tensor], site: InputStatistics, dtype: torch.dtype, round: Round
 ) -> Choice:
-    """The scale of least L among those of `ALPHAS`; of equal ones the first.
+    """The scale with the smallest L; the first of equal ones.
 
     Args:
-        tried: one s (width,) per alpha; that of 0 is all ones.
+        candidates: s (width,) of every alpha; that of 0 is all ones.
         weights: (out, width) float32 of the Linears that read the site.
-        site: the Hessian is read.
+        site: its Hessian is read.
         dtype: of the stored weights.
         round: Q.
     """
-    assert site.hessian is not None  # `require_statistics` refuses schemes that lack it
+    assert site.hessian is not None  # checked by `require_statistics`
     U = doubled_upper(site.hessian.to(weights[0].device))
 
     def error(s: Tensor, W: Sequence[Tensor]) -> float:
         return sum(quadratic(round((w * s).to(dtype)).float() / s - w, U) for w in W)
 
     screened = [_spread_rows(W) for W in weights]
-    errors = [error(s, screened) for s in tried]
+    errors = [error(s, screened) for s in candidates]
     if any(len(part) < len(W) for part, W in zip(screened, weights, strict=True)):
-        order = sorted(range(len(tried)), key=lambda i: (errors[i], i))
+        order = sorted(range(len(candidates)), key=lambda i: (errors[i], i))
         final = {0, *order[:FINALISTS]}
-        errors = [error(s, weights) if i in final else torch.inf for i, s in enumerate(tried)]
-    best = min(range(len(tried)), key=lambda i: (errors[i], i))
-    return Choice(ALPHAS[best], tried[best], errors[best], errors[0])
+        errors = [error(s, weights) if i in final else torch.inf for i, s in enumerate(candidates)]
+    best = min(range(len(candidates)), key=lambda i: (errors[i], i))
+    return Choice(ALPHAS[best], candidates[best], errors[best], errors[0])
 
 
 def rounding(grid: Grid, scheme: SchemeParams) -> Round:
-    """Q of a scheme."""
+    """The rounding Q of a scheme."""
     return lambda W: dequantize(rtn(W, grid, scheme.range, scheme.percentile))
 
 
 def doubled_upper(S: Tensor) -> Tensor:
-    """U (in, in) float32 with D U D^T = D S D^T on the diagonal: blocks above the diagonal twice, none below."""
+    """U (in, in) float32 with diag(D U D^T) = diag(D S D^T): blocks above the diagonal doubled, those below zero."""
     U = S.to(torch.float32, copy=True)
     for start in range(0, len(U), BLOCK):
         U[:start, start : start + BLOCK] *= 2
@@ -224,7 +224,7 @@ def doubled_upper(S: Tensor) -> Tensor:
 
 
 def quadratic(D: Tensor, U: Tensor) -> float:
-    """tr(D S D^T) of `doubled_upper(S)`, half the products of a full one; rows are summed in float64."""
+    """tr(D S D^T) from U = `doubled_upper(S)`, which takes half the products; rows are summed in float64."""
     total = 0.0
     for start in range(0, len(U), BLOCK):
         stop = min(start + BLOCK, len(U))

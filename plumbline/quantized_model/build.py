@@ -1,5 +1,4 @@
-"""quantized_model: reads statistics, calibration set and base model; writes a Hugging Face folder, without a forward
-pass."""
+"""quantized_model: quantizes the base model from the statistics of a calibration set; writes a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.record import layer_record
 
 FORMAT = 1
-"""Of calibration.json."""
+"""Format version of calibration.json."""
 _FACTORS = Factors()
-"""Of the Hessians of `_loaded_stats`, so that the schemes of one run share them, too."""
+"""Factors of the Hessians of `_loaded_stats`, shared by the schemes of one run."""
 
 
 def build_quantized_model(
@@ -51,8 +50,8 @@ def build_quantized_model(
         code_version: of this step, written into the model.
 
     Raises:
-        ValueError: statistics, calibration set and model do not belong together (both sides are named), a width does
-            not suit the scheme, or the statistics lack what the method reads.
+        ValueError: statistics, calibration set and model do not belong together (the message names both digests), a
+            width does not suit the scheme, or the statistics lack what the method reads.
     """
     header, manifest = read_json(stats / store.HEADER), read_manifest(calibration_set)
     _require_same("base model", base.digest(), header["base_model"]["digest"])
@@ -80,7 +79,7 @@ def build_quantized_model(
     samples = read_calibration_set(calibration_set, ["sample_id", "doc_ids", "source", "domain"]).to_pylist()
     record = {
         **origin,
-        # what the fingerprint is made of, so that a copy far from its workspace can be checked, too
+        # lets an audit recompute the fingerprint of a copy outside its workspace
         "fingerprint_parts": manifest["fingerprint_parts"],
         "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
         **_results(quantized, header),
@@ -92,7 +91,7 @@ def build_quantized_model(
 
 
 def _results(quantized: Quantized, header: Mapping[str, Any]) -> dict[str, Any]:
-    """What calibration.json says of the layers.
+    """The results per layer for calibration.json.
 
     Args:
         header: of the statistics.
@@ -108,13 +107,13 @@ def _results(quantized: Quantized, header: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _loaded_stats(stats: Path, digest: str) -> ActivationStats:
-    """The last statistics stay loaded, so that the schemes of one run share them; `digest` tells a new version."""
+    """Load statistics; the last ones are cached for the schemes of one run, `digest` invalidates the cache."""
     return store.load(stats)
 
 
-def _require_same(what: str, given: str, collected: str) -> None:
-    if given != collected:
+def _require_same(name: str, current: str, collected: str) -> None:
+    if current != collected:
         raise ValueError(
-            f"{what}: {given[:16]} is to be used here, but the statistics were collected with {collected[:16]}; run "
+            f"{name}: {current[:16]} is used here, but the statistics were collected with {collected[:16]}; run "
             "activation_stats again"
         )

@@ -1,9 +1,9 @@
-"""Weights cut off where the finer grid gains more for the output than the few largest weights lose.
+"""Clipping: cut off the largest weights of a group where the finer grid reduces the error of the output.
 
-AWQ's second search (Lin et al., arXiv 2306.00978): for every group of weights that share a scale, the range is shrunk
-step by step, and the one of least output error of the group alone is kept, || (Q(w) - w) x_g ||^2 = d S_gg d^T with
-S_gg the group's block of the second moments. A group wider than `BLOCK` counts block by block, as if its blocks were
-not correlated.
+This is AWQ's second search (Lin et al., arXiv 2306.00978). The range of every group of weights that share a scale is
+shrunk step by step. The range with the smallest output error of the group alone is used, || (Q(w) - w) x_g ||^2 =
+d S_gg d^T with S_gg the group's block of the second moments. The error of a group wider than `BLOCK` is the sum over
+its blocks, as if these were not correlated.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from torch import Tensor
 from plumbline.quantized_model.grid import Grid, round_to_grid, scale_and_zero
 
 SHARES = tuple(step / 20 for step in range(20, 10, -1))
-"""Of the whole range, largest first; of equal errors the first one wins. Those of AWQ; smaller ones gain nothing."""
+"""Shares of the whole range, as in AWQ, largest first; the first of equal errors wins. Smaller ones gain nothing."""
 BLOCK = 128
 CHUNK = 1 << 17
-"""Weights at once: they stay in the cache of a core."""
+"""Weights processed at a time, few enough for the cache of a core."""
 
 
 def clipped(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
-    """A weight whose minmax grid is the one of least output error, group by group.
+    """A clipped weight: its minmax grid has the smallest output error, group by group.
 
     Args:
         weight: (out, in), the model's dtype.
-        hessian: (in, in), S of what it reads.
+        hessian: (in, in), S of its input.
         grid: with a scale per group or per output channel.
 
     Returns:
-        (out, in), the model's dtype; a dead channel counts for nothing.
+        (out, in), the model's dtype. Dead channels have no influence.
     """
     rows, columns = weight.shape
     group = grid.group_size or columns
     block = next(size for size in range(min(BLOCK, group), 0, -1) if group % size == 0)
     S = hessian.to(weight.device).view(columns // block, block, columns // block, block)
     S = torch.stack([S[i, :, i] for i in range(columns // block)]).float()
-    found = torch.empty_like(weight)
+    result = torch.empty_like(weight)
     step = max(1, CHUNK // columns)
     for start in range(0, rows, step):
         W = weight[start : start + step].float().view(-1, columns // group, group)
@@ -58,5 +58,5 @@ def clipped(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
             least = torch.where(better, lost, least)
             best_low, best_high = torch.where(better, a, best_low), torch.where(better, b, best_high)
         cut = W.clamp(best_low.unsqueeze(-1), best_high.unsqueeze(-1))
-        found[start : start + step] = cut.view(-1, columns).to(weight.dtype)
-    return found
+        result[start : start + step] = cut.view(-1, columns).to(weight.dtype)
+    return result

@@ -1,7 +1,7 @@
-/* Coordinate descent over the codes of a weight; descent.py calls it and says what is computed.
+/* Coordinate descent over the codes of a weight; descent.py calls it and defines the algorithm.
  *
- * Plain C: no Python and no PyTorch headers, no state, no threads. A product and a difference are rounded one after the
- * other (no fused multiply-add), so that PyTorch computes the same bits.
+ * Plain C: no Python and no PyTorch headers, no state, no threads. A product and a difference are rounded
+ * separately (no fused multiply-add), so that PyTorch computes the same bits.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -18,18 +18,18 @@
 #define VECTORS
 #endif
 
-enum { VERSION = 1 }; /* of this interface */
+enum { VERSION = 1 }; /* of this interface; descent.py refuses any other */
 
 EXPORT int plumbline_version(void) { return VERSION; }
 
-enum { BLOCK = 64 }; /* columns whose rows of S stay in the cache while all rows of the weight go by */
+enum { BLOCK = 64 }; /* columns whose rows of S stay in the cache while all rows of the weight are processed */
 
 typedef struct {
     int64_t column;
     double step;
 } Change;
 
-/* g[k] -= step * S[column][k], change after change, for k in [from, to). Two at a time: g is read and written once. */
+/* g[k] -= step * S[column][k] for each change, k in [from, to). Two changes at a time: g is read and written once. */
 VECTORS static void subtract(double *restrict g, const double *S, int64_t n, const Change *changes, int64_t count,
                              int64_t from, int64_t to) {
     int64_t i = 0;
@@ -47,21 +47,21 @@ VECTORS static void subtract(double *restrict g, const double *S, int64_t n, con
     }
 }
 
-/* Returns the number of changes, or -1 where memory is short. `levels` + row * row_stride + (column / group) * count
- * holds the weights that the codes first ... first + count - 1 stand for, rising. */
+/* Returns the number of changes, or -1 if memory runs out. `levels` + row * row_stride + (column / group) * count
+ * holds the weights that the codes first ... first + count - 1 stand for, ascending. */
 EXPORT int64_t plumbline_descend(const double *S, int64_t n, double *G, int8_t *codes, int64_t rows,
                                  const double *levels, int64_t row_stride, int64_t group, int64_t first, int64_t count,
                                  double margin, int64_t sweeps) {
-    const int64_t most = BLOCK * count; /* a column moves one way only within a block */
+    const int64_t most = BLOCK * count; /* within a block, a column moves in one direction only */
     Change *changes = malloc(sizeof(Change) * (size_t)most);
-    char *still = malloc((size_t)rows + 1), *moved = malloc((size_t)rows + 1);
+    char *settled = malloc((size_t)rows + 1), *moved = malloc((size_t)rows + 1);
     int64_t total = 0, open = 1;
-    if (!changes || !still || !moved) {
-        free(changes), free(still), free(moved);
+    if (!changes || !settled || !moved) {
+        free(changes), free(settled), free(moved);
         return -1;
     }
     for (int64_t r = 0; r < rows; r++)
-        still[r] = 0;
+        settled[r] = 0;
     for (int64_t sweep = 0; sweep < sweeps && open; sweep++) {
         open = 0;
         for (int64_t r = 0; r < rows; r++)
@@ -69,10 +69,10 @@ EXPORT int64_t plumbline_descend(const double *S, int64_t n, double *G, int8_t *
         for (int64_t start = 0; start < n; start += BLOCK) {
             const int64_t stop = start + BLOCK < n ? start + BLOCK : n;
             for (int64_t r = 0; r < rows; r++) {
-                if (still[r])
+                if (settled[r])
                     continue;
                 double *g = G + r * n;
-                int64_t found = 0;
+                int64_t n_changes = 0;
                 for (int64_t j = start; j < stop; j++) {
                     const double *level = levels + r * row_stride + (j / group) * count;
                     const double s = S[j * n + j];
@@ -80,7 +80,7 @@ EXPORT int64_t plumbline_descend(const double *S, int64_t n, double *G, int8_t *
                         continue;
                     for (;;) {
                         const int64_t code = codes[r * n + j] - first, to = g[j] > 0 ? code + 1 : code - 1;
-                        if (to < 0 || to >= count || found == most)
+                        if (to < 0 || to >= count || n_changes == most)
                             break;
                         const double step = level[to] - level[code];
                         const double gain = g[j] > 0 ? 2 * g[j] : -2 * g[j];
@@ -88,21 +88,21 @@ EXPORT int64_t plumbline_descend(const double *S, int64_t n, double *G, int8_t *
                         if (!(cost > 0) || !(gain > margin * cost))
                             break;
                         codes[r * n + j] = (int8_t)(to + first);
-                        changes[found].column = j, changes[found].step = step;
-                        subtract(g, S, n, changes + found, 1, start, stop);
-                        found++;
+                        changes[n_changes].column = j, changes[n_changes].step = step;
+                        subtract(g, S, n, changes + n_changes, 1, start, stop);
+                        n_changes++;
                     }
                 }
-                if (found) {
-                    subtract(g, S, n, changes, found, 0, start);
-                    subtract(g, S, n, changes, found, stop, n);
-                    moved[r] = 1, total += found, open = 1;
+                if (n_changes) {
+                    subtract(g, S, n, changes, n_changes, 0, start);
+                    subtract(g, S, n, changes, n_changes, stop, n);
+                    moved[r] = 1, total += n_changes, open = 1;
                 }
             }
         }
         for (int64_t r = 0; r < rows; r++)
-            still[r] |= !moved[r];
+            settled[r] |= !moved[r];
     }
-    free(changes), free(still), free(moved);
+    free(changes), free(settled), free(moved);
     return total;
 }

@@ -1,8 +1,7 @@
-"""Exact coordinate descent over the codes of a weight, for tr(R S R^T) with R = W - what the codes stand for.
+"""Exact coordinate descent over the codes of a weight: minimizes tr(R S R^T) with R = W - dequantized codes.
 
-One definition in two implementations that give the same bits: `descent.c`, compiled when Plumbline is installed, and
-PyTorch. Compiled, a code that stays costs a comparison and one that changes a row of S; on the bundled model's layers
-that is about 20 times as fast.
+Two implementations give the same bits: `descent.c`, compiled when Plumbline is installed, and PyTorch. In C, a code
+that does not change costs a comparison, and one that does a row of S: about 20 times as fast on the bundled model.
 """
 
 from __future__ import annotations
@@ -18,27 +17,26 @@ from plumbline import kernels
 from plumbline.quantized_model.grid import QuantizedWeight, code_range, dequantize
 
 MARGIN = 1 + 1e-9
-"""A change must gain that much more than nothing: far above rounding errors of the gradient, far below what counts."""
+"""A code changes if its gain exceeds its cost by this factor: above rounding errors, otherwise negligible."""
 VERSION = 1
-"""Of the interface of descent.c."""
+"""Interface version of descent.c."""
 SWEEPS = 1000
-"""At most; real layers need 5 to 40."""
+"""Largest number of sweeps; real layers need 5 to 40."""
 ROWS = 256
-"""Rows worked on at once: bounds the memory for gradients and levels."""
+"""Rows processed at a time, which bounds the memory for gradients and levels."""
 
 
 def descend(W: Tensor, S: Tensor, start: QuantizedWeight) -> tuple[Tensor, Tensor]:
-    """Codes from which no step of a single one to the next grid point lowers tr(R S R^T), starting at `start`.
+    """Improve the codes of `start` until no move of a single code to the next grid point lowers tr(R S R^T).
 
-    Columns are gone through in order, again and again; a code moves to the next grid point whenever that lowers the
-    row's r S r^T. Moving the weight by d changes it by d (d S_jj - 2 (r S)_j) exactly, so every change is a gain and
-    the end is never worse than the start. Rows do not interact. Along one column the objective is a parabola, so that
-    a point better than both its neighbours is the best of the column.
+    Each sweep visits the columns in order; a code moves to the next grid point whenever that lowers the row's r S r^T.
+    Moving a weight by d changes it by exactly d (d S_jj - 2 (r S)_j), so the result is never worse than the start. Rows
+    do not interact. Along one column the objective is a parabola: a point better than both neighbours is the optimum.
 
     Args:
         W: (out, in), the model's dtype.
         S: (in, in), float64, symmetric.
-        start: codes, scales and zero points; only codes change. Where S_jj is zero they stay.
+        start: codes, scales and zero points; only codes change, and only where S_jj is positive.
 
     Returns:
         (out, in) int8 codes, and (out,) float64 r S r^T of every row.
@@ -48,10 +46,10 @@ def descend(W: Tensor, S: Tensor, start: QuantizedWeight) -> tuple[Tensor, Tenso
     codes = start.codes.clone(memory_format=torch.contiguous_format)
     first, columns = code_range(start.bits)[0], len(S)
     lost = []
-    for begin in range(0, len(codes), ROWS):
-        part = slice(begin, begin + ROWS)
-        one = slice(None) if start.grid.per_tensor else part
-        scale, zero = start.scale[one], None if start.zero_point is None else start.zero_point[one]
+    for first_row in range(0, len(codes), ROWS):
+        part = slice(first_row, first_row + ROWS)
+        scale_rows = slice(None) if start.grid.per_tensor else part
+        scale, zero = start.scale[scale_rows], None if start.zero_point is None else start.zero_point[scale_rows]
         levels, w, q = _levels(scale, zero, start.bits), W[part].double(), codes[part]
         G = (w - dequantize(QuantizedWeight(q, scale, start.grid, zero))) @ S
         if function is None:
@@ -61,13 +59,13 @@ def descend(W: Tensor, S: Tensor, start: QuantizedWeight) -> tuple[Tensor, Tenso
             stride = 0 if start.grid.per_tensor else groups * count
             pointers = S.data_ptr(), columns, G.data_ptr(), q.data_ptr(), len(G), levels.data_ptr()
             if function(*pointers, stride, columns // groups, first, count, MARGIN, SWEEPS) < 0:
-                raise MemoryError("no memory for a list of changed codes")
+                raise MemoryError("out of memory for the list of changed codes")
         lost.append(((w - dequantize(QuantizedWeight(q, scale, start.grid, zero))) * G).sum(1))
     return codes, torch.cat(lost)
 
 
 def _levels(scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
-    """(rows, groups, 2^bits) float64: what every code stands for, the product rounded to the scale's dtype."""
+    """(rows, groups, 2^bits) float64: the weight that every code stands for, rounded to the scale's dtype."""
     low, high = code_range(bits)
     codes = torch.arange(low, high + 1, dtype=scale.dtype, device=scale.device)
     steps = codes.expand(*scale.shape, -1) if zero is None else codes - zero.to(scale.dtype).unsqueeze(-1)
@@ -75,7 +73,7 @@ def _levels(scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
 
 
 def _descend(S: Tensor, G: Tensor, codes: Tensor, levels: Tensor) -> None:
-    """descent.c in PyTorch, column by column over all rows; G (rows, in), R S, and codes change."""
+    """descent.c in PyTorch, column by column over all rows; changes codes and G = R S (rows, in) in place."""
     first, count = -(levels.shape[2] // 2), levels.shape[2]
     group = len(S) // levels.shape[1]
     used = [j for j, s in enumerate(S.diagonal().tolist()) if s > 0]
@@ -103,7 +101,7 @@ def _descend(S: Tensor, G: Tensor, codes: Tensor, levels: Tensor) -> None:
 
 @cache
 def library() -> Any:
-    """The compiled `plumbline_descend`; None where there is none."""
+    """The compiled `plumbline_descend`; None if it is not available."""
     loaded = kernels.load("quantized_model/descent.c", VERSION)
     if loaded is None:
         return None

@@ -1,4 +1,4 @@
-"""A Hugging Face folder in the compressed-tensors format, which transformers and vLLM load."""
+"""Writing a quantized model as a Hugging Face folder in the compressed-tensors format."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ def export(
 ) -> list[str]:
     """Write config.json, the safetensors weights, and the tokenizer and generation settings of the base model.
 
-    Only the state dict is compressed, layer by layer; `model` itself is not touched and not run.
+    Only the state dict is compressed, layer by layer; `model` is neither changed nor run.
 
     Args:
         model: the base model.
         quantized: from `quantize_model` of that model; parameters that it does not name are stored as they are.
         scheme: of `quantized`; read for the activations.
-        base_folder: where the base model's files lie; tokenizer and generation settings are copied byte by byte.
+        base_folder: folder of the base model; tokenizer and generation settings are copied byte by byte.
         out: an existing folder.
 
     Returns:
         Names of the weight files, sorted.
 
     Raises:
-        ValueError: a static activation scale is missing, or a parameter is none of the model's.
+        ValueError: a static activation scale is missing, or the model has no parameter of that name.
     """
     static = scheme.activations is not None and not scheme.activations.dynamic
-    without = [name for name, layer in quantized.layers.items() if static and layer.input_scale is None]
-    if without:
-        raise ValueError(f"{without[0]} has no static activation scale, which the scheme asks for in every layer")
+    unscaled = [name for name, layer in quantized.layers.items() if static and layer.input_scale is None]
+    if unscaled:
+        raise ValueError(f"{unscaled[0]} has no static activation scale, which the scheme needs in every layer")
     weights = {name: layer.weight for name, layer in quantized.layers.items()}
     config = quantization_config(model, weights, scheme.activations)
     state: dict[str, Tensor] = dict(model.state_dict())
-    if strange := sorted(set(quantized.parameters) - set(state)):
-        raise ValueError(f"{strange[0]} is no parameter of {type(model).__name__}, so it cannot be replaced")
+    if unknown := sorted(set(quantized.parameters) - set(state)):
+        raise ValueError(f"{unknown[0]} is no parameter of {type(model).__name__}, so it cannot be replaced")
     state.update({name: value.detach().clone().contiguous() for name, value in quantized.parameters.items()})
     for name, layer in quantized.layers.items():
         del state[f"{name}.weight"]
         tensors = compress(layer.weight, _scheme(layer.weight, ["Linear"], scheme.activations))
-        # q, k and v share one scale; safetensors store no aliases
+        # clone: q, k and v share one scale, and safetensors store no aliases
         if layer.input_scale is not None:
             tensors["input_scale"] = layer.input_scale.clone()
         if layer.input_zero_point is not None:
@@ -73,30 +73,30 @@ def export(
     model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE, save_original_format=original)
     ModelCompressor(config).update_config(str(out))
     if any(needs_dequantize(layer.weight.grid, scheme) for layer in quantized.layers.values()):
-        written = read_json(out / "config.json")
-        written["quantization_config"]["dequantize"] = True
-        write_json(out / "config.json", written)
+        config_json = read_json(out / "config.json")
+        config_json["quantization_config"]["dequantize"] = True
+        write_json(out / "config.json", config_json)
     for path in sorted({path for pattern in COPIED for path in base_folder.glob(pattern) if path.is_file()}):
         shutil.copyfile(path, out / path.name)
     return sorted(path.name for path in out.glob("*.safetensors"))
 
 
 def needs_dequantize(grid: Grid, scheme: SchemeParams) -> bool:
-    """Whether `from_pretrained` must decompress while it loads, which `dequantize: true` in config.json tells it.
+    """Whether config.json needs `dequantize: true`, which makes `from_pretrained` decompress while it loads.
 
-    Zero points of packed weights are packed, too. transformers 5.23 with compressed-tensors 0.20 makes room for
-    unpacked ones in the model it loads into, and fails on the shapes; decompressing each weight as it is read does not.
-    That way knows one config group only, and would drop activation scales, of which packed weights have none. A model
-    loaded so is saved again in full width. vLLM does not read the key; it reads packed zero points of 4 and 8 bits.
+    Zero points of packed weights are packed, too. transformers 5.23 with compressed-tensors 0.20 allocates unpacked
+    ones in the model it loads into, and fails on the shapes; decompressing each weight as it is read works. That path
+    supports one config group only, and drops activation scales, which packed weights do not have. A model loaded this
+    way is saved again in full width. vLLM ignores the key; it reads packed zero points of 4 and 8 bits.
     """
     return not grid.symmetric and not grid.per_tensor and scheme.activations is None
 
 
 def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, Tensor]:
-    """The tensors that stand for a weight on disk, by compressed-tensors' own compressor.
+    """The tensors that represent a weight on disk, made by compressed-tensors' own compressor.
 
-    That compressor divides by the scale and rounds once more. In float32 this gives back every code exactly; in the
-    model's bfloat16 it would not, so the scale is put back into the model's dtype afterwards.
+    The compressor divides by the scale and rounds again. In float32 this reproduces every code exactly; in the model's
+    bfloat16 it would not. So it gets float32 and the scale is stored in the model's dtype afterwards.
     """
     rows = weight.codes.shape[0]
     scale, zero, codes = weight.scale.float(), weight.zero_point, weight.codes.float()
@@ -107,8 +107,8 @@ def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, T
     if weight.grid.per_tensor:
         scale, stored, zero = scale.view(1), stored.view(1), None if zero is None else zero.view(1)
     tensors = {"weight": dense, "weight_scale": scale} | ({} if zero is None else {"weight_zero_point": zero})
-    found: dict[str, Tensor] = BaseCompressor.get_value_from_registry(str(scheme.format)).compress(tensors, scheme)
-    return {**found, "weight_scale": stored}
+    compressed: dict[str, Tensor] = BaseCompressor.get_value_from_registry(str(scheme.format)).compress(tensors, scheme)
+    return {**compressed, "weight_scale": stored}
 
 
 def quantization_config(
@@ -116,8 +116,8 @@ def quantization_config(
 ) -> QuantizationConfig:
     """The `quantization_config` of config.json.
 
-    One grid: it targets every Linear. Several (of bits or group sizes): each names its layers, by the last part of
-    their names where that suffices. (A group for "Linear" beside named ones would load, but with a warning that the
+    A single grid targets every Linear. Several grids (widths or group sizes) list their layers, by the last part of the
+    names where that is unambiguous. (A group for "Linear" beside named ones would load, but with a warning that the
     names match nothing.)
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -141,7 +141,7 @@ def quantization_config(
 def add_provenance(out: Path, weight_files: Iterable[str], record: dict[str, Any], summary: dict[str, Any]) -> None:
     """Write calibration.json beside the weights and its summary into config.json.
 
-    The summary stands there twice, word for word: in `quantization_config`, where quantization tools look, and at the
+    config.json holds the summary twice: in `quantization_config`, where quantization tools look, and at the
     top level as `calibration`, because `model.save_pretrained` of transformers 5.23 rebuilds `quantization_config` from
     the keys it knows and drops all others.
 

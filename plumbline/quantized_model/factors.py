@@ -1,8 +1,8 @@
-"""The factor of a Hessian that a GPTQ solve needs, made once for all schemes of a calibration set.
+"""The factor of a Hessian that a GPTQ solve needs, computed once for all schemes of a calibration set.
 
 GPTQ (Frantar et al., arXiv 2210.17323) walks through the Cholesky factor of the inverse Hessian. Chee, Cai, Kuleshov
 and De Sa (QuIP, arXiv 2307.13304, theorem 6) show that the same codes come from the factor of the Hessian itself,
-H = L^T D L with L unit lower triangular: column j is to become w_j + sum over k < j of (w_k - q_k) L_jk. Nothing is
+H = L^T D L with L unit lower triangular: the target of column j is w_j + sum over k < j of (w_k - q_k) L_jk. Nothing is
 inverted, which halves the work.
 """
 
@@ -20,10 +20,10 @@ from torch import Tensor
 from plumbline.quantized_model.solver import factor_backwards
 
 DAMPING_STEP = 2.0
-"""Factor by which the damping grows while the Hessian is not positive definite, up to 1, the mean diagonal: at most
-twice what it takes, in few tries."""
+"""Factor by which the damping grows while the Hessian is not positive definite, up to 1, the mean diagonal. The result
+is at most twice the smallest sufficient damping."""
 MAX_BYTES = 2 << 30
-"""What `Factors` keeps by default."""
+"""Default size limit of `Factors`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +33,9 @@ class Factor:
     Attributes:
         L: (in, in) float64, lower triangular, ones on the diagonal.
         D: (in,) float64, positive.
-        added: (in,) float64: damping * mean on every channel, and the mean once more on one that was never used.
-        damping: share of the mean diagonal that it took.
-        order: (in,) int64, the channel that is solved first, second ...; None: as they come.
+        added: (in,) float64: damping * mean on every channel, plus the mean on a dead channel.
+        damping: share of the mean diagonal that was added.
+        order: (in,) int64, the channel that is solved first, second ...; None: original order.
     """
 
     L: Tensor
@@ -50,7 +50,9 @@ class Factor:
 
 
 def factor(S: Tensor, damping: float, act_order: bool = False, device: torch.device | None = None) -> Factor | None:
-    """Factor a damped Hessian; the mean is over the channels that were used, the others get it and no coupling.
+    """Factor a damped Hessian.
+
+    The mean diagonal is taken over the channels in use. A dead channel gets the mean on its diagonal.
 
     Args:
         S: (in, in), symmetric, at least one diagonal entry not zero.
@@ -59,7 +61,7 @@ def factor(S: Tensor, damping: float, act_order: bool = False, device: torch.dev
         device: where to compute; None: where S is.
 
     Returns:
-        None where S is not finite, or not positive definite at any damping up to 1.
+        The factor; None if S is not finite, or not positive definite at any damping up to 1.
     """
     S = S.to(S.device if device is None else device, torch.float64)
     diagonal = S.diagonal()
@@ -73,9 +75,9 @@ def factor(S: Tensor, damping: float, act_order: bool = False, device: torch.dev
         H = S.clone() if order is None else S[order][:, order]
         added = added if order is None else added[order]
         H.diagonal().add_(added)
-        found = factor_backwards(H)
-        if found is not None:
-            return Factor(*found, added, share, order)
+        decomposition = factor_backwards(H)
+        if decomposition is not None:
+            return Factor(*decomposition, added, share, order)
     return None
 
 
@@ -88,12 +90,11 @@ def _dampings(first: float) -> Iterator[float]:
 
 
 class Factors:
-    """Keeps factors while the Hessian that they were made of is alive and unchanged, up to a number of bytes.
+    """A cache of Hessian factors, limited in bytes; an entry is valid while its Hessian is alive and unchanged.
 
-    A factor is found again by the identity of the tensor S, its version (which PyTorch counts up with every change in
-    place) and a digest of its diagonal and of the sum of every row, never by a name: statistics of another set cannot
-    hit. When the room is used up, what is there stays and later factors are not kept: schemes take the sites in the
-    same order every time, and throwing out the oldest would then never find anything.
+    The key is the identity of the tensor S, its version (which PyTorch increments with every change in place) and a
+    digest of its diagonal and row sums, never a name: statistics of another set cannot hit. A full cache accepts no new
+    entries and evicts none: schemes visit the sites in the same order, so evicting the oldest would never yield a hit.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
@@ -103,34 +104,34 @@ class Factors:
 
     @property
     def bytes(self) -> int:
-        """Of the factors kept."""
+        """Size of the cached factors."""
         with self._lock:
             return sum(stored.bytes for _, _, stored in self._entries.values())
 
     def get(
         self, S: Tensor, damping: float, act_order: bool = False, device: torch.device | None = None
     ) -> Factor | None:
-        """As `factor` of the same arguments, from what is kept where it is."""
+        """`factor` of the same arguments, from the cache if possible."""
         key, digest = (id(S), float(damping), act_order, str(device or S.device)), _digest(S)
         with self._lock:
-            self._forget_the_dead()
+            self._drop_dead_entries()
             entry = self._entries.get(key)
             if entry is not None and entry[0]() is S and entry[1] == digest:
                 return entry[2]
             self._entries.pop(key, None)
-        made = factor(S, damping, act_order, device)
-        if made is not None:
+        computed = factor(S, damping, act_order, device)
+        if computed is not None:
             with self._lock:
-                if self.bytes + made.bytes <= self.max_bytes:
-                    self._entries[key] = weakref.ref(S), digest, made
-        return made
+                if self.bytes + computed.bytes <= self.max_bytes:
+                    self._entries[key] = weakref.ref(S), digest, computed
+        return computed
 
-    def _forget_the_dead(self) -> None:
+    def _drop_dead_entries(self) -> None:
         for key in [key for key, (alive, _, _) in self._entries.items() if alive() is None]:
             del self._entries[key]
 
 
 def _digest(S: Tensor) -> bytes:
-    """Of what a change to S would hardly leave alone: version, shape, diagonal, sum of every row."""
+    """Digest of what almost any change to S alters: version, shape, dtype, device, diagonal, row sums."""
     figures = torch.stack((S.diagonal(), S.sum(1))).cpu().contiguous().numpy().tobytes()
     return hashlib.sha256(f"{S._version} {tuple(S.shape)} {S.dtype} {S.device}".encode() + figures).digest()

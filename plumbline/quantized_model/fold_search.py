@@ -1,16 +1,16 @@
-"""Which module produces the input of a Linear, found by trying: no table of model types.
+"""Find the module that produces the input of a Linear, by experiment instead of a table of model types.
 
-One decoder layer at a time, in float64 (float32 where its code cannot), with its real weights, over a few random hidden
-states: no text, no statistics, and no more memory than that layer. Candidates for a site are the norm whose output is
-the very tensor that its Linears read, and the Linears that ran before. A candidate is right when, after folding a
-random scale into it,
+Each decoder layer runs alone in float64 (float32 if its code does not support that), with its real weights, over some
+random hidden states. This needs no text, no statistics, and no more memory than the layer. Candidates of a site are the
+norm whose output tensor its Linears read, and the Linears that ran before. A candidate is correct if, after folding a
+random scale s into it,
 
-- what the Linears read is x / s, so everything between is homogeneous: act(gate) * up in up, attention in v, ReLU, but
-  not GELU or a norm; and
-- the decoder layer as a whole computes what it did, and its other Linears read what they did: nobody else reads the
-  norm (a router, experts, a residual).
+- the Linears read x / s: everything between is homogeneous, as act(gate) * up is in up, attention in v, or ReLU, unlike
+  GELU or a norm; and
+- the output of the decoder layer and the inputs of its other Linears are unchanged: nothing else (a router, experts, a
+  residual) reads the norm.
 
-A norm's (1 + w), biases, several Linears on one norm and heads of v that several queries share come out the same way.
+The same check covers norms with (1 + w), biases, several Linears on one norm and heads of v that queries share.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from plumbline.base_model.own_modules import with_own_modules
 from plumbline.quantized_model.folding import Fold, folded
 
 TOKENS = 16
-"""Of the check: a channel behind a ReLU is on for at least one of them, or nothing is known about it."""
+"""Tokens of the check; a channel behind a ReLU must be positive for at least one of them to be checked."""
 SEED = 2211
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
-"""Relative to a channel's largest value. Norms compute in float32 whatever they are given, and what a layer adds may be
-small beside what it adds it to; a wrong fold is wrong by up to a factor of 2."""
+"""Relative to a channel's largest value. It allows for norms that compute in float32 whatever their input, and for a
+layer whose output is small beside the residual. A wrong fold is off by up to a factor of 2."""
 
 Key = tuple[int, int]
-"""Where a tensor lies and how many elements it has: a reshaped view is the same."""
+"""Address of a tensor's data and number of elements; equal for reshaped views."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Event:
-    """A module of the decoder layer ran."""
+    """One call of a module of the decoder layer."""
 
     name: str
     reads: Key
     gives: Key
     x: Tensor | None
-    """(tokens, width) what a Linear read, a copy."""
+    """(tokens, width), a copy of a Linear's input; None for other modules."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ class _Pass:
     out: Tensor
     events: tuple[_Event, ...]
     """In the order in which the modules finished."""
-    kept: tuple[Tensor, ...]
-    """Keeps the memory of every tensor taken, so that a `Key` stands for one of them."""
+    tensors: tuple[Tensor, ...]
+    """All inputs and outputs; holding them keeps their memory in use, so that a `Key` stays unique."""
 
     def reading(self, name: str) -> _Event | None:
         return next((event for event in self.events if event.name == name and event.x is not None), None)
@@ -81,23 +81,23 @@ class _Block:
         self.modules = dict(layer.named_modules())
 
     def parameter(self, name: str) -> Tensor | None:
-        """By its name in the model."""
+        """A parameter by its name in the model."""
         return self.state.get(name.removeprefix(f"{self.name}."))
 
     @torch.no_grad()
     def run(self, changed: Mapping[str, Tensor] | None = None) -> _Pass:
-        """One pass with some parameters (by name in the model) replaced."""
+        """Run the layer with some parameters (by name in the model) replaced."""
         events: list[_Event] = []
-        kept: list[Tensor] = []
+        tensors: list[Tensor] = []
 
         def watch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             x, y = _first_tensor((*args, *kwargs.values())), _first_tensor((output,))
             if x is None or y is None:
                 return
-            kept.extend((x, y))
+            tensors.extend((x, y))
             is_linear = isinstance(module, nn.Linear) and x.numel() > 0
-            seen = x.reshape(-1, x.shape[-1]).clone() if is_linear else None
-            events.append(_Event(f"{self.name}.{names[id(module)]}", _key(x), _key(y), seen))
+            linear_input = x.reshape(-1, x.shape[-1]).clone() if is_linear else None
+            events.append(_Event(f"{self.name}.{names[id(module)]}", _key(x), _key(y), linear_input))
 
         names = {id(module): name for name, module in self.modules.items() if name}
         leaves = [m for m in self.modules.values() if any(True for _ in m.parameters(recurse=False)) and id(m) in names]
@@ -108,39 +108,39 @@ class _Block:
         finally:
             for handle in handles:
                 handle.remove()
-        return _Pass(out[0] if isinstance(out, tuple) else out, tuple(events), tuple(kept))
+        return _Pass(out[0] if isinstance(out, tuple) else out, tuple(events), tuple(tensors))
 
 
 def find_folds(model: PreTrainedModel, sites: Mapping[str, Sequence[str]]) -> tuple[dict[str, Fold], dict[str, str]]:
-    """Where the scale of each site can be folded to.
+    """The fold of each site: where its scale goes.
 
     Args:
-        sites: site name -> the Linears that read it and are to be quantized.
+        sites: site name -> the Linears to quantize that read it.
 
     Returns:
-        Site -> its fold, in the order in which the sites are read in the forward pass; site -> why there is none.
+        Site name -> fold, in the order of the forward pass; site name -> reason why it has none.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     try:
         decoder = Decoder(with_own_modules(model))  # other threads may quantize the same model
         start = decoder.start([i % vocabulary for i in range(TOKENS)])
     except ValueError as error:
-        reason = str(error).split(". Say")[0]  # what to change in params.yaml is about collecting statistics
+        reason = str(error).split(". Say")[0]  # the rest is advice for collecting statistics
         return {}, dict.fromkeys(sites, f"no fold can be checked: {reason}")
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     tied = {name for name, p in model.named_parameters(remove_duplicate=False) if uses[id(p)] > 1}
     heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
     folds: dict[str, Fold] = {}
-    why = dict.fromkeys(sites, "it is read outside the decoder layers, where nothing is folded")
+    unfolded = dict.fromkeys(sites, "it is read outside the decoder layers, where nothing is folded")
     with one_thread():
         for layer, name, call in zip(decoder.layers, decoder.names, start.calls, strict=True):
             inside = {site: members for site, members in sites.items() if members[0].startswith(f"{name}.")}
             if not inside:
                 continue
-            found, reasons = _folds_within(partial(_Block, layer, name, start.hidden, call, heads), inside, tied)
-            folds |= found
-            why = {site: reason for site, reason in why.items() if site not in found} | reasons
-    return folds, why
+            layer_folds, reasons = _folds_within(partial(_Block, layer, name, start.hidden, call, heads), inside, tied)
+            folds |= layer_folds
+            unfolded = {site: reason for site, reason in unfolded.items() if site not in layer_folds} | reasons
+    return folds, unfolded
 
 
 def _folds_within(
@@ -159,46 +159,47 @@ def _folds_within(
     site_of = {member: site for site, members in sites.items() for member in members}
     order = {event.name: index for index, event in reversed(list(enumerate(base.events)))}
     folds: dict[str, Fold] = {}
-    why: dict[str, str] = {}
+    unfolded: dict[str, str] = {}
     for site in sorted(sites, key=lambda site: order.get(sites[site][0], len(order))):
-        found = _fold_of(block, base, site, sites[site], site_of, tied)
-        if isinstance(found, Fold):
-            folds[site] = found
+        fold = _fold_of(block, base, site, sites[site], site_of, tied)
+        if isinstance(fold, Fold):
+            folds[site] = fold
         else:
-            why[site] = found
+            unfolded[site] = fold
     if folds and not _all_together(block, base, folds):
-        why |= dict.fromkeys(folds, "its fold is right alone, but not together with the others of its decoder layer")
+        reason = "its fold is right alone, but not together with the others of its decoder layer"
+        unfolded |= dict.fromkeys(folds, reason)
         folds = {}
-    return folds, why
+    return folds, unfolded
 
 
 def _fold_of(
     block: _Block, base: _Pass, site: str, members: Sequence[str], site_of: Mapping[str, str], tied: set[str]
 ) -> Fold | str:
-    """The fold that passes the check, or why none does."""
+    """The fold that passes the check, or the reason why none does."""
     event = base.reading(members[0])
     if event is None or event.x is None:
         return "no token of the check reached it"
     readers = tuple(other.name for other in base.events if other.x is not None and other.reads == event.reads)
     if missing := [name for name in members if name not in readers]:
         return f"{missing[0]} reads another tensor than {members[0]} in the check"
-    if strange := [name for name in readers if site_of.get(name, site) != site]:
-        return f"{strange[0]} reads the same tensor, but has statistics of its own"
-    if both := [name for name in readers if f"{name}.weight" in tied]:
-        return f"{both[0]} shares its weight with another module"
-    tried, elsewhere = [], None
+    if foreign := [name for name in readers if site_of.get(name, site) != site]:
+        return f"{foreign[0]} reads the same tensor, but has statistics of its own"
+    if shared := [name for name in readers if f"{name}.weight" in tied]:
+        return f"{shared[0]} shares its weight with another module"
+    tried, reason = [], None
     for fold in _candidates(block, base, event, readers):
         if any(f"{fold.producer}.{part}" in tied for part in ("weight", "bias")):
-            elsewhere = f"{fold.producer} shares its weight with another module"
+            reason = f"{fold.producer} shares its weight with another module"
             continue
         is_scaled, is_same = _check(block, base, fold, event)
         if is_scaled and is_same:
             return fold
         if is_scaled:
-            elsewhere = f"something besides {', '.join(readers)} depends on what {fold.producer} gives"
+            reason = f"something besides {', '.join(readers)} depends on what {fold.producer} gives"
         tried.append(fold.producer)
-    if elsewhere is not None:
-        return elsewhere
+    if reason is not None:
+        return reason
     if not any(other.gives == event.reads for other in base.events) and event.reads == _key(block.hidden):
         return "it is the residual stream itself, which every later layer reads"
     names = ", ".join(dict.fromkeys(tried))
@@ -225,10 +226,10 @@ def _candidates(block: _Block, base: _Pass, event: _Event, readers: tuple[str, .
 
 
 def _row_maps(module: nn.Module, width: int, heads: int | None) -> Iterator[Tensor]:
-    """(width,) int64 each: which output channels of a Linear may stand behind the channels of a site.
+    """The possible maps from the channels of a site to output channels of a Linear, (width,) int64 each.
 
-    All of them in order; heads that are repeated, as transformers' repeat_kv does; the last half (up behind gate) or
-    the first; the last part of q, k and v in one, whether they lie one after the other or head by head.
+    All channels in order; repeated heads, as by transformers' repeat_kv; the second half (up after gate) or the first;
+    v in a fused q, k and v, stored one after the other or head by head.
     """
     assert isinstance(module, nn.Linear)
     rows = module.out_features
@@ -242,8 +243,8 @@ def _row_maps(module: nn.Module, width: int, heads: int | None) -> Iterator[Tens
     size = width // heads
     v = (rows - width) // 2 if rows > width else rows
     if rows != width and rows - v in (0, width + v) and v % size == 0 and v and heads % (v // size) == 0:
-        each = torch.arange(rows - v, rows).view(-1, size)
-        yield each.repeat_interleave(heads // len(each), 0).flatten()
+        head_rows = torch.arange(rows - v, rows).view(-1, size)
+        yield head_rows.repeat_interleave(heads // len(head_rows), 0).flatten()
     if rows == 3 * width:
         yield torch.arange(rows).view(heads, 3, size)[:, 2].flatten()
 
@@ -256,13 +257,13 @@ def _scale(fold: Fold, seed: int) -> Tensor:
 
 
 def _check(block: _Block, base: _Pass, fold: Fold, event: _Event) -> tuple[bool, bool]:
-    """Whether the readers read x / s, and whether the decoder layer computes what it did."""
+    """Whether the readers read x / s, and whether the decoder layer is otherwise unchanged."""
     s = _scale(fold, SEED)
-    then = block.run(folded(block.parameter, fold, s))
-    seen = then.reading(event.name)
-    if event.x is None or seen is None or seen.x is None or seen.x.shape != event.x.shape:
+    scaled_pass = block.run(folded(block.parameter, fold, s))
+    scaled_event = scaled_pass.reading(event.name)
+    if event.x is None or scaled_event is None or scaled_event.x is None or scaled_event.x.shape != event.x.shape:
         return False, False
-    return _close(seen.x * s, event.x), _is_same(block, base, then, event.reads)
+    return _close(scaled_event.x * s, event.x), _is_same(block, base, scaled_pass, event.reads)
 
 
 def _all_together(block: _Block, base: _Pass, folds: Mapping[str, Fold]) -> bool:
@@ -277,10 +278,10 @@ def _all_together(block: _Block, base: _Pass, folds: Mapping[str, Fold]) -> bool
 
 
 def _is_same(block: _Block, base: _Pass, then: _Pass, scaled: Key | None = None) -> bool:
-    """Whether two passes have one result and, given the tensor that is scaled, all Linears read the same but there."""
-    # What the layer adds may be small beside what it is added to.
-    added, now = (x.out - block.hidden if x.out.shape == block.hidden.shape else x.out for x in (base, then))
-    if not _close(now, added):
+    """Whether two passes have the same output and, with `scaled`, all Linears but the readers of it the same input."""
+    # Without the residual, beside which the layer's own output may be small.
+    added, added_after = (x.out - block.hidden if x.out.shape == block.hidden.shape else x.out for x in (base, then))
+    if not _close(added_after, added):
         return False
     if scaled is None:
         return True
@@ -309,13 +310,13 @@ def _first_tensor(values: Sequence[Any]) -> Tensor | None:
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
-        if isinstance(value, tuple | list) and (found := _first_tensor(value)) is not None:
-            return found
+        if isinstance(value, tuple | list) and (tensor := _first_tensor(value)) is not None:
+            return tensor
     return None
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """All floating-point tensors in something in another dtype."""
+    """A nested structure with all its floating-point tensors in another dtype."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, tuple | list):

@@ -1,12 +1,12 @@
-"""Scales of the channels of an activation, moved into the weights: what SmoothQuant and AWQ share.
+"""Folding of channel scales into weights, for SmoothQuant and AWQ.
 
-A site x is read by some Linears. With x' = x / s and W' = W diag(s) they compute what they did. x' comes out of the
-model itself, without anything to do at run time, once the norm or Linear that produces x is divided by s: the exported
-model is a plain Hugging Face model. Which module that is, `fold_search.find_folds` finds out and checks.
+The Linears that read a site x compute the same from x' = x / s and W' = W diag(s). Dividing the norm or Linear that
+produces x by s makes the model produce x' itself. Nothing is left to do at run time: the exported model is a plain
+Hugging Face model. `fold_search.find_folds` finds and checks the producer.
 
-What is stored has the model's dtype. s is not bound to powers of two, which would be exact in bfloat16 but coarse (see
-`awq`): instead, s in front of a norm is the quotient of the norm's weight and what is stored for it (`snapped`), so
-that the norm is exact; weights are computed in float32 and rounded once, after all folding.
+Stored parameters have the model's dtype. s is not restricted to powers of two, which would be exact in bfloat16 but too
+coarse (see `awq`). Instead, s behind a norm is the quotient of the norm's weight and the weight stored for it
+(`snapped`), so the norm is exact. Weights are computed in float32 and rounded once, after all folding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from plumbline.activation_stats.histogram import Histogram
 from plumbline.quantized_model.input_statistics import InputStatistics
 
 Parameter = Callable[[str], Tensor | None]
-"""A parameter in float32 or wider by its name in the state dict, as it stands; None: there is none of that name."""
+"""The current value of a parameter, in float32 or wider, by its name in the state dict; None if there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Fold:
     """Where the scale of a site goes.
 
     Attributes:
-        producer: the norm or Linear that the site comes out of, by its module name.
-        offset: what a norm adds to its weight before it multiplies (1 in Gemma's (1 + w)); 0 otherwise.
+        producer: module name of the norm or Linear whose output becomes the site.
+        offset: constant that a norm adds to its weight (1 in Gemma's (1 + w)); 0 otherwise.
         rows: (width,) int64, the producer's output channel behind each channel of the site; a head of v that several
             heads of queries share occurs several times.
         readers: every Linear that reads the site, quantized or not.
@@ -47,16 +47,16 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class Transform:
-    """Scales that were found, and everything that folding them changed.
+    """The scales of a model and all parameters that folding them changed.
 
     Attributes:
-        scales: site name -> s (width,) float32, positive: its readers now read x / s.
-        weights: Linear name -> (out, in) in the model's dtype, after all folding: what is to be quantized.
+        scales: site name -> s (width,) float32, positive: its readers read x / s.
+        weights: Linear name -> (out, in) in the model's dtype, after all folding: the weights to quantize.
         parameters: every other parameter that changed (norms, biases, Linears that the scheme leaves in full
             precision), by its name in the state dict, in the model's dtype.
-        unfolded: site name -> why it was left alone.
+        unfolded: site name -> reason why it was not scaled.
         facts: JSON-able, for the record.
-        rows: name of a Linear that a scale was folded into -> (out,) float32, what its rows were divided by.
+        rows: name of a Linear that a scale was folded into -> (out,) float32, the divisors of its rows.
     """
 
     scales: dict[str, Tensor]
@@ -69,10 +69,12 @@ class Transform:
 
 @dataclass(frozen=True, eq=False)
 class ScaledSite:
-    """The statistics of x / s. Sums, extremes and second moments are those of the divided values, up to rounding.
+    """The statistics of x / s.
 
-    The histogram's counts move to the bucket of their old bucket's midpoint over s, which is off by 2^-(m+1) relative
-    once more: percentiles are within 2^-m (m mantissa bits).
+    Sums, extremes and second moments are those of the divided values, up to rounding.
+
+    A histogram count moves to the bucket of its midpoint over s, which adds a relative error of 2^-(m+1): percentiles
+    are within 2^-m (m mantissa bits).
     """
 
     site: InputStatistics
@@ -118,8 +120,8 @@ class ScaledSite:
 
     @cached_property
     def histogram(self) -> Histogram | None:
-        found = self.site.histogram
-        return None if found is None else _divided_histogram(found, self.s)
+        histogram = self.site.histogram
+        return None if histogram is None else _divided_histogram(histogram, self.s)
 
 
 def scaled_site(site: InputStatistics, s: Tensor) -> ScaledSite:
@@ -132,10 +134,10 @@ def scaled_site(site: InputStatistics, s: Tensor) -> ScaledSite:
 
 
 def folded(parameter: Parameter, fold: Fold, s: Tensor) -> dict[str, Tensor]:
-    """The parameters that change where x becomes x / s, by name, in the dtype in which they are given.
+    """The parameters that change when x becomes x / s, by name, in the dtype of `parameter`.
 
     Args:
-        parameter: the parameters as they stand.
+        parameter: returns the current value of a parameter.
         s: (width,), positive, equal where `fold.rows` is.
     """
     changed: dict[str, Tensor] = {}
@@ -153,55 +155,55 @@ def folded(parameter: Parameter, fold: Fold, s: Tensor) -> dict[str, Tensor]:
 
 
 def snapped(parameter: Parameter, fold: Fold, s: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest s that `dtype` holds exactly in the weight of the norm; s itself where the producer is a Linear.
+    """The nearest s for which the norm's weight is exact in `dtype`; s itself if the producer is a Linear.
 
-    On the device of the weight, whereas statistics are on the CPU. 1 where the weight, or what would be stored for it,
-    is zero.
+    1 where the weight, or the weight to store, is zero. The result is on the device of the weight (statistics are on
+    the CPU).
     """
     weight = _present(parameter, f"{fold.producer}.weight")
     if weight.dim() > 1:
         return s.to(weight.device)
     w, s = weight + fold.offset, s.to(weight.device)
     stored = (w / s - fold.offset).to(dtype).float() + fold.offset
-    found = w / stored
-    return torch.where((w * stored > 0) & found.isfinite(), found, 1.0)
+    exact = w / stored
+    return torch.where((w * stored > 0) & exact.isfinite(), exact, 1.0)
 
 
 def shared(values: Tensor, rows: Tensor, reduce: str) -> Tensor:
-    """Channels behind one row of the producer get one value, the "mean" or "amax" of theirs: (width,), same dtype."""
+    """Values (width,) with those of channels behind one row of the producer replaced by their "mean" or "amax"."""
     rows = rows.to(values.device)
-    together = values.new_zeros(int(rows.max()) + 1).scatter_reduce(0, rows, values, reduce, include_self=False)
-    return together[rows]
+    reduced = values.new_zeros(int(rows.max()) + 1).scatter_reduce(0, rows, values, reduce, include_self=False)
+    return reduced[rows]
 
 
 class FoldedParameters:
-    """The parameters of a model, as they stand after some folding."""
+    """The current parameters of a model while scales are folded into it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.original = dict(model.named_parameters(remove_duplicate=False))
         self.changed: dict[str, Tensor] = {}
-        """By name in the state dict, float32."""
+        """Changed parameters by name in the state dict, float32."""
         self.rows: dict[str, Tensor] = {}
         """As in `Transform`."""
 
     def __call__(self, name: str) -> Tensor | None:
-        """A `Parameter`."""
+        """The current value of a parameter, as in `Parameter`."""
         if name in self.changed:
             return self.changed[name]
         return self.original[name].detach().float() if name in self.original else None
 
     def weight(self, linear: str) -> Tensor:
-        """(out, in) float32."""
+        """The current weight of a Linear, (out, in) float32."""
         return _present(self, f"{linear}.weight")
 
     def add(self, fold: Fold, s: Tensor) -> bool:
-        """Fold s in; False, and nothing changed, where a result is not finite in the model's dtype."""
-        found = folded(self, fold, s)
-        if not all(bool(value.to(self.original[name].dtype).isfinite().all()) for name, value in found.items()):
+        """Fold s in. False if a result is not finite in the model's dtype; then nothing is changed."""
+        changed = folded(self, fold, s)
+        if not all(bool(value.to(self.original[name].dtype).isfinite().all()) for name, value in changed.items()):
             return False
-        self.changed.update(found)
-        W = found[f"{fold.producer}.weight"]
+        self.changed.update(changed)
+        W = changed[f"{fold.producer}.weight"]
         if W.dim() > 1:
             self.rows[fold.producer] = W.new_ones(len(W)).index_copy(0, fold.rows, s.to(W.dtype))
         return True
@@ -213,23 +215,23 @@ class FoldedParameters:
         unfolded: dict[str, str],
         facts: dict[str, Any],
     ) -> Transform:
-        """All of it in the model's dtype."""
+        """The result of all folding, in the model's dtype."""
         stored = {name: value.to(self.original[name].dtype) for name, value in self.changed.items()}
         weights = {name: stored.pop(f"{name}.weight", module.weight.detach()) for name, module in linears.items()}
         return Transform(scales, weights, stored, unfolded, facts, self.rows)
 
 
 def _present(parameter: Parameter, name: str) -> Tensor:
-    found = parameter(name)
-    if found is None:
+    value = parameter(name)
+    if value is None:
         raise ValueError(f"the model has no parameter {name}")
-    return found
+    return value
 
 
-def _divided_histogram(found: Histogram, s: Tensor) -> Histogram:
-    midpoints = histograms.midpoints(found.mantissa_bits, found.dtype)
-    values = midpoints[found.first : found.first + found.counts.shape[1]].to(s.device)
-    target = histograms.bucket((values / s.unsqueeze(1)).float(), found.mantissa_bits)
-    counts = torch.zeros(len(s), histograms.n_buckets(found.mantissa_bits), dtype=torch.int64, device=s.device)
-    counts.scatter_add_(1, target.long(), found.counts.to(s.device))
-    return histograms.trimmed(counts, 0, found.mantissa_bits, found.dtype)
+def _divided_histogram(histogram: Histogram, s: Tensor) -> Histogram:
+    midpoints = histograms.midpoints(histogram.mantissa_bits, histogram.dtype)
+    values = midpoints[histogram.first : histogram.first + histogram.counts.shape[1]].to(s.device)
+    target = histograms.bucket((values / s.unsqueeze(1)).float(), histogram.mantissa_bits)
+    counts = torch.zeros(len(s), histograms.n_buckets(histogram.mantissa_bits), dtype=torch.int64, device=s.device)
+    counts.scatter_add_(1, target.long(), histogram.counts.to(s.device))
+    return histograms.trimmed(counts, 0, histogram.mantissa_bits, histogram.dtype)

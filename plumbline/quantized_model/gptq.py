@@ -1,11 +1,11 @@
-"""GPTQ: round column by column, let the columns still to come make up for the error.
+"""GPTQ: round column by column and compensate each error in the columns that follow.
 
 Frantar, Ashkboos, Hoefler, Alistarh: GPTQ, arXiv 2210.17323, Algorithm 1, in the form of Chee et al., QuIP, arXiv
 2307.13304, theorem 6 (see plumbline/quantized_model/factors.py). W the weights, S = sum of x x^T (the paper's H up to a
 factor that cancels), H = S plus damping = L^T D L.
 
-Computed in float64: single precision moves about one code in 10^5 with the way a matrix product is cut up, and the same
-inputs must give the same bytes. Call it on one thread (`one_thread`, `in_parallel`): then every sum has one order.
+Computed in float64, because the same inputs must give the same bytes: in float32, the blocking of a matrix product
+changes about one code in 10^5. Call it on one thread (`one_thread`, `in_parallel`), which fixes the order of every sum.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from plumbline.quantized_model.ranges import Ranges, weight_range
 from plumbline.quantized_model.rtn import grid_of, to_nearest
 
 LEAF = 32
-"""Columns that are solved one by one before the next ones are brought up to date by one matrix product."""
+"""Columns that are solved one by one before one matrix product updates the next ones."""
 ROWS = 2048
-"""Rows solved at once (they do not interact): a leaf of them stays in the cache of a core."""
+"""Rows solved at a time (they do not interact), so that a leaf stays in the cache of a core."""
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A solved weight and how it came about.
+    """A quantized weight and how it was solved.
 
     Attributes:
         weight: the codes and scales.
-        damping: share of the mean diagonal that was added, larger than asked where that was not positive definite; None
-            after a fallback.
-        dead: input channels that the calibration set never used (they are rounded to nearest).
-        fallback: why the weight was rounded to nearest instead; None: it was not.
-        lost: (out,) float64, the squared output error of every row over the calibration set, diag(dW S dW^T): a
-            by-product of the solver; None after a fallback.
+        damping: share of the mean diagonal that was added, larger than the parameter if that was not positive definite;
+            None after a fallback.
+        dead: number of input channels that the calibration set never used (they are rounded to nearest).
+        fallback: reason why the weight was rounded to nearest instead; None if it was not.
+        lost: (out,) float64, the squared output error of every row over the calibration set, diag(dW S dW^T), computed
+            by the solver; None after a fallback.
     """
 
     weight: QuantizedWeight
@@ -64,26 +64,26 @@ def gptq(
 ) -> Solution:
     """Quantize a weight, or several that read the same input stacked along dimension 0 (rows do not interact).
 
-    Scales of a group come from its weights as they stand, compensated, when it is entered. With `act_order` a group is
-    not entered at one time, so they come from the original weight, as does a scale per channel or per tensor; codes are
-    returned in the original order of the channels (compressed-tensors: actorder "static", which needs no g_idx).
+    The scale of a group is computed from its compensated weights when the solver reaches the group. With `act_order`
+    the columns of a group are not consecutive, so scales come from the original weight, as do per-channel and
+    per-tensor scales. Codes are returned in the original order (compressed-tensors: actorder "static", which needs no
+    g_idx).
 
     Args:
         weight: (out, in), the model's dtype, which the scale takes.
         hessian: (in, in), S = sum over tokens of x x^T, symmetric.
         tokens: number of tokens in S.
         grid: bits, group size (it divides `in`), symmetry, one scale per tensor or not.
-        damping: share of the mean diagonal added to the diagonal; doubles while that is not positive definite.
-        block_size: at most so many columns (and at most `LEAF`) are solved one by one before the next ones are brought
-            up to date by a matrix product. It changes the speed, not the result.
-        act_order: solve the columns in falling order of diag(S), equal ones by index.
-        factors: where factors of this Hessian may be kept for other schemes; the result is the same.
-        ranges: finds scale and zero point of the weights (..., group) that share them; None: from the smallest to the
-            largest.
+        damping: share of the mean diagonal added to the diagonal; doubles until the Hessian is positive definite.
+        block_size: columns (at most `LEAF`) that are solved one by one before a matrix product updates the next ones.
+            It changes the speed, not the result.
+        act_order: solve the columns in descending order of diag(S), equal ones by index.
+        factors: cache of Hessian factors, shared between schemes; it does not change the result.
+        ranges: computes scale and zero point of weights (..., group) that share them; None: minmax.
 
     Returns:
-        The solution. Without tokens, or with a Hessian that no damping up to 1 makes positive definite, it is round to
-        nearest and says so.
+        The solution. Without tokens, or with a Hessian that no damping up to 1 makes positive definite, the weight is
+        rounded to nearest, and `fallback` gives the reason.
 
     Raises:
         ValueError: shapes do not fit, or the group size does not divide the width.
@@ -112,7 +112,7 @@ def gptq(
 
 
 def solve_flops(rows: int, columns: int) -> float:
-    """Multiplications and additions of one solve: the Cholesky factor, and every column's share of all after it."""
+    """Floating-point operations of one solve: the Cholesky factor and the updates of all later columns."""
     return columns**3 / 3 + rows * columns**2
 
 
@@ -122,11 +122,11 @@ def _solve(weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int) -> 
     scale, zero = grid_of(weight, grid, ranges) if static else (None, None)
     parts = []
     for start in range(0, rows, ROWS):
-        given = None
+        static_grid = None
         if scale is not None and zero is not None:
-            one = slice(None) if grid.per_tensor else slice(start, start + ROWS)
-            given = scale[one], zero[one]
-        parts.append(_solve_rows(weight[start : start + ROWS], F, grid, ranges, leaf, given))
+            scale_rows = slice(None) if grid.per_tensor else slice(start, start + ROWS)
+            static_grid = scale[scale_rows], zero[scale_rows]
+        parts.append(_solve_rows(weight[start : start + ROWS], F, grid, ranges, leaf, static_grid))
     codes, scales, zeros, lost = (torch.cat(part) for part in zip(*parts, strict=True))
     if F.order is not None:
         codes = torch.empty_like(codes).index_copy_(1, F.order, codes)
@@ -138,12 +138,15 @@ def _solve(weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int) -> 
 
 
 def _solve_rows(
-    weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int, given: tuple[Tensor, Tensor] | None
+    weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int, static_grid: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """codes (rows, in) in the solver's order, scale and zero point (rows, groups), and what is lost (rows,).
+    """Codes (rows, in) in the solver's order, scale and zero point (rows, groups), and squared errors (rows,).
 
-    Transposed: a column of W is a contiguous row here. B holds, per column, first the weight plus what the solved
-    columns before it ask it to make up for, then, once it is solved itself, its total error w - q.
+    Matrices are transposed, so that a column of W is contiguous. Before a column is solved, B holds its target, the
+    weight plus the compensation of earlier errors; afterwards, its total error w - q.
+
+    Args:
+        static_grid: scale and zero point of these rows; None: computed per group.
     """
     W = (weight if F.order is None else weight[:, F.order]).t().contiguous()
     B = W.to(torch.float64)
@@ -151,19 +154,19 @@ def _solve_rows(
     width = grid.group_size or columns
     group = torch.arange(columns, device=W.device) if F.order is None else F.order
     group = group // width
-    if given is None:
+    if static_grid is None:
         scale = torch.empty(columns // width, rows, dtype=weight.dtype, device=W.device)
         zero = torch.empty(columns // width, rows, dtype=torch.float32, device=W.device)
     else:
-        scale, zero = (x.expand(rows, -1).t().contiguous() for x in given)
+        scale, zero = (x.expand(rows, -1).t().contiguous() for x in static_grid)
     s, z = scale.to(torch.float64), None if grid.symmetric else zero.to(torch.float64)
     codes = torch.empty(columns, rows, dtype=torch.int8, device=W.device)
     R = torch.empty(leaf, rows, dtype=torch.float64, device=W.device)
     lost = torch.zeros(rows, dtype=torch.float64, device=W.device)
     solve = solver.solve_columns if solver.solves_columns(W, leaf) else _one_by_one
-    for a, middle, b in _steps(0, columns, columns if given is not None else width, leaf):
+    for a, middle, b in _steps(0, columns, columns if static_grid is not None else width, leaf):
         if middle == b:  # enter the group [a, b)
-            if given is None:
+            if static_grid is None:
                 C = B[a:b]
                 if a:
                     C = solver.solve_lower(F.L[a:b, a:b], C - W[a:b]).add_(W[a:b])
@@ -172,7 +175,7 @@ def _solve_rows(
                 s[g] = scale[g]
                 if z is not None:
                     z[g] = zero[g]
-        elif middle > a:  # what [a, middle) leaves to [middle, b)
+        elif middle > a:  # pass the errors of [a, middle) on to [middle, b)
             solver.add_product(B[middle:b], F.L[middle:b, a:middle], B[a:middle])
         else:
             solve(W[a:b], B[a:b], F.L[a:b, a:b], group[a:b], s, z, grid.bits, codes[a:b], R[: b - a])
@@ -182,11 +185,11 @@ def _solve_rows(
 
 
 def _steps(a: int, b: int, width: int, leaf: int) -> Iterator[tuple[int, int, int]]:
-    """The order of work on the columns [a, b), halved again and again at boundaries of groups, later of leaves.
+    """The schedule of the columns [a, b), bisected recursively at group boundaries, then at leaf boundaries.
 
     Yields:
         (a, b, b): enter the group [a, b). (a, a, b): solve the columns [a, b), all of one group, one by one.
-        (a, middle, b): bring [middle, b) up to date with [a, middle), which is solved.
+        (a, middle, b): update [middle, b) with the errors of [a, middle), which is solved.
     """
     if b - a > width:
         unit = width
@@ -206,7 +209,7 @@ def _steps(a: int, b: int, width: int, leaf: int) -> Iterator[tuple[int, int, in
 def _one_by_one(
     W: Tensor, B: Tensor, L: Tensor, group: Tensor, s: Tensor, z: Tensor | None, bits: int, codes: Tensor, R: Tensor
 ) -> None:
-    """Solve the columns of a leaf in place: `codes` and R, the error of each against what it was to become."""
+    """Solve the columns of a leaf; writes `codes`, B and R, the error of each column against its target."""
     low, high = code_range(bits)
     for j, g in enumerate(group.tolist()):
         w, r, q = B[j], R[j], B[j] / s[g]
@@ -215,9 +218,9 @@ def _one_by_one(
         codes[j] = q.round_().clamp_(low, high)
         if z is not None:
             q.sub_(z[g])
-        # The model multiplies with the product rounded to its own dtype: that error is made up for, too.
+        # The model multiplies with the product rounded to its own dtype; compensate that error, too.
         running = q.mul_(s[g]).to(W.dtype).to(torch.float64)
         torch.sub(w, running, out=r)
         torch.sub(W[j], running, out=w)
-        # A product and a sum, each rounded: what solver.c does, to the bit.
+        # Round product and sum separately: bit for bit as in solver.c.
         B[j + 1 :].add_(L[j + 1 :, j].unsqueeze(1) * w)

@@ -1,4 +1,4 @@
-"""The integer grids of compressed-tensors: scales, zero points, codes and what they stand for."""
+"""The integer grids of compressed-tensors: scales, zero points, codes and dequantized values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Grid:
     Attributes:
         bits: width of a code, 2 to 8.
         group_size: input channels that share a scale; None: all of them.
-        symmetric: the grid is centred on zero; otherwise a zero point goes with each scale.
+        symmetric: the grid is centred on zero; otherwise each scale has a zero point.
         per_tensor: one scale for the whole weight (then `group_size` is None).
     """
 
@@ -31,8 +31,8 @@ class QuantizedWeight:
 
     Attributes:
         codes: int8 (out, in), within [-2^(bits-1), 2^(bits-1) - 1].
-        scale: (out, in / group_size), or (out, 1) per channel, or (1, 1) per tensor; in the model's dtype, because that
-            is what is stored.
+        scale: (out, in / group_size), or (out, 1) per channel, or (1, 1) per tensor; in the model's dtype, in which
+            it is stored.
         grid: bits, group size, symmetry.
         zero_point: int8, the shape of `scale`, within the range of the codes; None where the grid is symmetric.
     """
@@ -51,12 +51,13 @@ class QuantizedWeight:
         return self.grid.group_size
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
-        """The output channels [start, stop): the members of a site are solved stacked and taken apart again.
+        """The output channels [start, stop), to split the stacked members of a site.
 
-        A scale per tensor belongs to the rows that it was made for: such weights are not stacked.
+        Raises:
+            ValueError: a per-tensor scale, which belongs to all rows together.
         """
         if self.grid.per_tensor:
-            raise ValueError("a weight with one scale has no rows to take apart; quantize each layer by itself")
+            raise ValueError("a weight with one scale cannot be split into rows; quantize each layer separately")
         zero = None if self.zero_point is None else self.zero_point[start:stop].contiguous()
         codes, scale = self.codes[start:stop].contiguous(), self.scale[start:stop].contiguous()
         return QuantizedWeight(codes, scale, self.grid, zero)
@@ -68,7 +69,7 @@ def code_range(bits: int) -> tuple[int, int]:
 
 
 def scale_and_zero(low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that cover a range, as compressed-tensors' `calculate_qparams` makes them.
+    """Scale and zero point that cover a range, as compressed-tensors' `calculate_qparams` computes them.
 
     Symmetric: absmax / ((2^bits - 1) / 2): +absmax itself lies half a step above the largest code and clips.
     Asymmetric: the range is widened to hold zero, (high - low) / (2^bits - 1), and zero falls on a code.

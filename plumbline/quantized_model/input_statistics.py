@@ -1,4 +1,4 @@
-"""What quantizing reads of the statistics of a calibration set, as protocols."""
+"""Protocols of the statistics that quantization reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plumbline.activation_stats.params import StatisticsParams
 
 
 class InputStatistics(Protocol):
-    """What quantizing reads about one site: an input that some Linears share. `SiteStats` (activation_stats) has it."""
+    """Statistics of a site, an input that some Linears share; implemented by `activation_stats.sketch.SiteStats`."""
 
     @property
     def members(self) -> tuple[str, ...]: ...
@@ -37,7 +37,7 @@ class InputStatistics(Protocol):
 
 
 class Statistics(Protocol):
-    """What quantizing reads of the statistics of a calibration set."""
+    """Statistics of a calibration set."""
 
     @property
     def sites(self) -> Mapping[str, InputStatistics]: ...

@@ -1,4 +1,4 @@
-"""The result of quantization: a quantized Linear, and a model of them."""
+"""The result of quantization: a quantized Linear and a quantized model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from plumbline.quantized_model.grid import QuantizedWeight
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A quantized Linear and what there is to say about it.
+    """A quantized Linear and how it was quantized.
 
     Attributes:
         weight: codes, scales and zero points.
         input_scale: static activation scale, shape (1,); None where activations are not quantized, or dynamically.
-        group_size: the one used, which may be a divisor of the scheme's; None: per channel or per tensor.
+        group_size: the group size used, possibly smaller than the scheme's; None: per channel or per tensor.
         damping: GPTQ, AdaRound: share of the mean Hessian diagonal that was added.
-        dead: GPTQ, AdaRound: input channels that the calibration set never used.
-        fallback: why it was rounded to nearest although the scheme says otherwise; None: it was not.
+        dead: GPTQ, AdaRound: number of input channels that the calibration set never used.
+        fallback: reason why it was rounded to nearest instead of by the scheme's method; None if it was not.
         error: relative output error on the calibration set, tr(dW S dW^T) / tr(W S W^T), of the weight alone, against
-            the base model's weight whatever was folded into it; None where there is no Hessian.
+            the base model's weight before any folding; None without a Hessian.
         input_zero_point: int8, shape (1,); None where the activations' grid is symmetric or there is none.
     """
 
@@ -38,13 +38,13 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A quantized model beside the base model that it was made from.
+    """The quantized layers and changed parameters of a base model.
 
     Attributes:
         layers: by module name of a Linear, in the model's order.
         parameters: every other parameter that a transform changed (norm weights, biases), by its name in the state
             dict, in the model's dtype.
-        notes: what else there is to say, JSON-able: facts of the transform, of the bits per layer, of propagation.
+        notes: JSON-able facts about the transform, the bits per layer and the propagation.
     """
 
     layers: dict[str, Layer]

@@ -1,15 +1,15 @@
-"""Bits per layer under a size budget: few where the statistics say that little is lost, more where much is.
+"""Bits per layer under a size budget, allocated by the measured sensitivity of the layers.
 
-What a width costs a site is measured, not assumed: some rows of its layers are rounded as the scheme says, and the
-error is counted where all layers meet, in the residual stream. A layer that writes to it (attention's output, the
-feed-forward's last) puts tr(dW S dW^T) there. The layers before it (q, k, v; gate, up) change what it writes by about
-their own relative error, so theirs counts times tr(W S W^T) of the writer. Either is taken relative to what the stream
-holds by then, all that was written up to there, because the norms that read it divide by that.
+The loss of a site at a width is measured: some rows of its layers are quantized by the scheme, and their error is
+expressed as an error of the residual stream. A layer that writes to the stream (the output projections of attention and
+MLP) adds tr(dW S dW^T). Layers before it (q, k, v; gate, up) change its output by about their own relative error, so
+theirs is multiplied by tr(W S W^T) of the writer. Both are divided by the energy of the stream at that point, the sum
+of all outputs written so far, because the norms that read the stream divide by it.
 
-Checked on the bundled model, one site quantized at a time (24 sites, GPTQ of 2, 3 and 4 bits, groups of 64), against
-the measured KL on held-out text: rank correlation 0.94 over all, 0.74 to 0.77 within a width. Without dividing by the
-stream: 0.88 and 0.56 to 0.61. A layer's own output error: 0.85 and 0.32 to 0.38, relative to its output 0.87 and 0.31
-to 0.35. Measured by rounding to nearest where GPTQ is to round, correlations within a width are lower by 0.1.
+Rank correlation with the measured KL on held-out text, one site quantized at a time (bundled model, 24 sites, GPTQ with
+2, 3 and 4 bits, groups of 64): 0.94 over all, 0.74 to 0.77 within a width. Not divided by the stream: 0.88 and 0.56 to
+0.61. A layer's own output error: 0.85 and 0.32 to 0.38; relative to its output: 0.87 and 0.31 to 0.35. Measuring a GPTQ
+scheme by round to nearest lowers the correlation within a width by 0.1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from plumbline.quantized_model.quantize_site import quantize_site
 from plumbline.quantized_model.scheme import layer_group_sizes
 
 ROWS = 192
-"""Output channels of a layer that its sensitivity is measured on, spread evenly."""
+"""Output channels, spread evenly, on which the sensitivity of a layer is measured."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Allocation:
 
     Attributes:
         bits: of the codes, by module name of a Linear; layers that read one input share a width.
-        facts: for the record, JSON-able: the budget, what of it was used, the predicted error and that of every uniform
-            width, layers per width, and layers that no token reached.
+        facts: JSON-able, for calibration.json: budget, bits used, predicted error, that of every uniform width, layers
+            per width, and layers that no token reached.
     """
 
     bits: dict[str, int]
@@ -55,13 +55,13 @@ class Allocation:
 def allocate(
     linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams, factors: Factors | None = None
 ) -> Allocation:
-    """Choose the widths that lose least, in sum over all sites, among those whose codes fit into the budget.
+    """Choose the widths with the smallest total loss whose codes fit into the budget.
 
     Args:
-        linears: that the scheme quantizes, by name, in the model's order.
+        linears: the Linears to quantize, by name, in the model's order.
         stats: with Hessians.
-        scheme: with `mixed`; its method, range and granularity are those that are measured.
-        factors: of Hessians, shared with other schemes; the result is the same.
+        scheme: with `mixed`; losses are measured with its method, range and granularity.
+        factors: cache of Hessian factors, shared between schemes; it does not change the result.
 
     Raises:
         ValueError: the budget is below the smallest width.
@@ -77,12 +77,13 @@ def allocate(
     with one_thread():
         targets = writers(linears, by_site)
         energy = {name: output_energy(linears[name].weight, sites.get(name)) or 0.0 for name in dict.fromkeys(targets)}
-        stream, reached = {}, 0.0
+        stream, stream_energy = {}, 0.0
         for name, added in energy.items():
-            stream[name] = reached = reached + added
-        known = [energy[name] / stream[name] for name in energy if energy[name] > 0]
-        usual = sum(known) / len(known) if known else 1.0  # for a layer that no token reached
-        shares = [energy[name] / stream[name] if energy[name] > 0 else usual for name in targets]
+            stream[name] = stream_energy = stream_energy + added
+        measured_shares = [energy[name] / stream[name] for name in energy if energy[name] > 0]
+        # for a layer that no token reached
+        default_share = sum(measured_shares) / len(measured_shares) if measured_shares else 1.0
+        shares = [energy[name] / stream[name] if energy[name] > 0 else default_share for name in targets]
         losses = np.array(
             [
                 [
@@ -95,8 +96,8 @@ def allocate(
         )
     numbers = [sum(linears[n].weight.numel() for n in names) for names in by_site.values()]
     chosen = cheapest(losses, numbers, widths, mixed.average_bits)
-    at = {name: widths[k] for names, k in zip(by_site.values(), chosen, strict=True) for name in names}
-    bits = {name: at[name] for name in linears}
+    width_of = {name: widths[k] for names, k in zip(by_site.values(), chosen, strict=True) for name in names}
+    bits = {name: width_of[name] for name in linears}
     facts = {
         "budget_bits": mixed.average_bits,
         "average_bits": round(sum(bits[n] * linears[n].weight.numel() for n in bits) / sum(numbers), 4),
@@ -110,15 +111,14 @@ def allocate(
 
 
 def writers(linears: Mapping[str, nn.Linear], by_site: Mapping[str, Sequence[str]]) -> list[str]:
-    """For every site the layer whose output its error ends up in: the next one of its decoder layer, or itself, that
-    writes to the residual stream.
+    """For every site the layer that writes its error to the residual stream, in the same decoder layer.
 
-    That is a layer by itself at its input, not the first of the decoder layer, as many channels out as the first takes
-    in. Where none follows, a site counts by its own output.
+    A writer is the only layer at its input, not the first of its decoder layer, and has as many output channels as the
+    first has input channels. A site without a writer counts by its own output.
     """
     firsts = [names[0] for names in by_site.values()]
     groups = [_decoder_layer(name) for name in firsts]
-    found = []
+    writer_names = []
     for i, (names, group) in enumerate(zip(by_site.values(), groups, strict=True)):
         first = groups.index(group)
         width = linears[firsts[first]].in_features
@@ -128,8 +128,8 @@ def writers(linears: Mapping[str, nn.Linear], by_site: Mapping[str, Sequence[str
             if k >= max(i, first + 1) and groups[k] == group and len(other) == 1
             if linears[other[0]].out_features == width
         ]
-        found.append(after[0] if after else names[0])
-    return found
+        writer_names.append(after[0] if after else names[0])
+    return writer_names
 
 
 def _decoder_layer(name: str) -> str:
@@ -140,7 +140,7 @@ def _decoder_layer(name: str) -> str:
 
 @torch.no_grad()
 def output_energy(weight: Tensor, site: InputStatistics | None) -> float | None:
-    """tr(W S W^T), what a layer puts out over the calibration set; None where no token came by."""
+    """tr(W S W^T), the energy of a layer's output over the calibration set; None if no token reached it."""
     if site is None or site.hessian is None or site.tokens == 0:
         return None
     W = _some_rows(weight).double()
@@ -158,7 +158,7 @@ def error_at(
 ) -> float:
     """Relative output error of one layer, (out, in), quantized by the scheme with `width` bits.
 
-    tr(dW S dW^T) / tr(W S W^T) of at most `ROWS` rows; all channels count alike, S = I, where no token came by.
+    tr(dW S dW^T) / tr(W S W^T) of at most `ROWS` rows; S = I if no token reached the layer.
     """
     grid = Grid(width, group_size, scheme.symmetric, scheme.per_tensor)
     rows = weight.detach() if scheme.per_tensor else _some_rows(weight)
@@ -182,10 +182,10 @@ def cheapest(losses: np.ndarray, numbers: Sequence[int], widths: Sequence[int], 
         losses: (sites, widths) float64, not negative.
         numbers: weights per site.
         widths: bits per weight.
-        average_bits: over all weights, that must not be exceeded.
+        average_bits: largest average over all weights.
 
     Returns:
-        Per site which of the widths it gets: the least sum of losses with sum(number * width) <= the budget.
+        Index of the width of every site: the smallest sum of losses with sum(number * width) <= the budget.
 
     Raises:
         ValueError: not even the smallest width everywhere fits.
@@ -201,7 +201,7 @@ def cheapest(losses: np.ndarray, numbers: Sequence[int], widths: Sequence[int], 
     n, k = losses.shape
     room = np.outer([number // unit for number in numbers], widths).astype(np.float64)
     one_each = np.kron(np.eye(n), np.ones(k))
-    # All sizes are whole numbers, so that half a unit of room more lets nothing else in, whatever the tolerances.
+    # All sizes are whole numbers: half a unit more admits no other solution, but allows for the solver's tolerances.
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(room.reshape(1, -1), -np.inf, budget + 0.5)]
     result = milp(
         losses.ravel() / max(losses.max(), np.finfo(np.float64).tiny),
@@ -211,7 +211,7 @@ def cheapest(losses: np.ndarray, numbers: Sequence[int], widths: Sequence[int], 
         options={"mip_rel_gap": 0.0},
     )
     if result.x is None:
-        raise RuntimeError(f"bits per layer: the solver ended with {result.message!r}")
+        raise RuntimeError(f"bits per layer: the solver failed: {result.message!r}")
     chosen = result.x.reshape(n, k).argmax(1).tolist()
     assert sum(number // unit * widths[c] for number, c in zip(numbers, chosen, strict=True)) <= budget
     return chosen

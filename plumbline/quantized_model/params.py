@@ -12,20 +12,20 @@ RangeRule = Literal["minmax", "percentile", "mse"]
 
 
 class ActivationParams(BaseModel):
-    """How the input of every quantized Linear is rounded while the model runs.
+    """Rounding of the input of every quantized Linear at run time.
 
     Raises:
-        pydantic.ValidationError: the parts do not go together.
+        pydantic.ValidationError: parameters contradict each other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bits: Literal[8] = 8
     dynamic: bool = False
-    """True: a scale per token, found at run time. False: one per tensor, from the statistics."""
+    """True: a scale per token, computed at run time. False: one per tensor, from the statistics."""
     symmetric: bool = True
     range: RangeRule = "minmax"
-    """Static: the whole range, one that clips what lies beyond `percentile`, or the one of least squared error."""
+    """Static scales: the whole range, the range up to `percentile`, or that of least squared error."""
     percentile: float = Field(default=99.99, gt=50, le=100)
 
     @model_validator(mode="after")
@@ -33,7 +33,7 @@ class ActivationParams(BaseModel):
         _require_percentile_acts(self, "activations.")
         if self.dynamic and self.range != "minmax":
             raise ValueError(
-                f"activations.range {self.range} with dynamic: true: a dynamic scale is found per token at run time "
+                f"activations.range {self.range} with dynamic: true: a dynamic scale is computed per token at run time "
                 "and reads no statistics; remove range, or remove dynamic"
             )
         if self.dynamic and not self.symmetric:
@@ -49,7 +49,7 @@ class MixedParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     average_bits: float = Field(gt=2, lt=8)
-    """Codes only, over all quantized weights; scales come on top."""
+    """Average over all quantized weights, of codes only; scales come on top."""
     widths: tuple[Literal[2, 3, 4, 8], ...] = (2, 3, 4, 8)
 
     @model_validator(mode="after")
@@ -64,17 +64,17 @@ class MixedParams(BaseModel):
 
 
 class SchemeParams(BaseModel):
-    """A quantization scheme: bit widths, granularity, and how scales and codes are found.
+    """A quantization scheme: bit widths, granularity, and how scales and codes are computed.
 
     Raises:
-        pydantic.ValidationError: the parts do not go together; the message says why and what to write instead. It is
-            raised where params.yaml is read, before anything runs.
+        pydantic.ValidationError: parameters contradict each other; the message says why and what to write instead. It
+            is raised when params.yaml is read, before anything runs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["rtn", "gptq", "adaround"]
-    """How codes are found: to nearest, or so that the errors of a layer's weights make up for each other."""
+    """Round each weight to nearest, or a layer's weights jointly to minimize its output error."""
     weight_bits: Literal[2, 3, 4, 8] = 4
     group_size: int | None = Field(default=None, gt=0)
     """Input channels that share a scale; None: one scale per output channel. Where it does not divide the width, the
@@ -84,20 +84,20 @@ class SchemeParams(BaseModel):
     symmetric: bool = True
     """False: a zero point beside each scale."""
     range: RangeRule = "minmax"
-    """Of the weights that share a scale."""
+    """Range of the weights that share a scale."""
     percentile: float = Field(default=99.9, gt=50, le=100)
     activations: ActivationParams | None = None
     """None: activations stay in the model's precision (A16)."""
     transform: Literal["smoothquant", "awq"] | None = None
-    """Channel scales moved from activations into weights first, folded into what comes before."""
+    """Channel scales moved from activations into weights before rounding, and folded into the producers."""
     smoothing: float = Field(default=0.5, ge=0, le=1)
     """SmoothQuant: alpha, the share of the range that moves into the weights."""
     mixed: MixedParams | None = None
-    """In place of one `weight_bits`."""
+    """Bits per layer, instead of `weight_bits`."""
     propagate: Literal["full_precision", "quantized"] = "full_precision"
-    """GPTQ: "quantized" runs the samples again, each layer behind the ones that are already quantized."""
+    """GPTQ: "quantized" collects the statistics of each layer again, behind the quantized layers before it."""
     act_order: bool = False
-    """GPTQ: columns in falling order of the Hessian's diagonal."""
+    """GPTQ: columns in descending order of the Hessian's diagonal."""
     damping: float = Field(default=0.01, gt=0, le=1)
     """GPTQ and AdaRound: share of the mean Hessian diagonal added to it."""
     block_size: int = Field(default=128, gt=0)
@@ -107,30 +107,30 @@ class SchemeParams(BaseModel):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Which parts of the statistics it reads: "hessian" (second moments), "histogram", "sums", "ranges"."""
+        """The parts of the statistics that are read: "hessian" (second moments), "histogram", "sums", "ranges"."""
         static = self.activations is not None and not self.activations.dynamic
-        found = {
+        is_read_by_part = {
             "hessian": self.method != "rtn" or self.mixed is not None or self.transform == "awq",
             "histogram": static and self.activations is not None and self.activations.range != "minmax",
             "sums": self.transform == "awq",
             "ranges": static or self.transform == "smoothquant",
         }
-        return tuple(name for name, is_read in found.items() if is_read)
+        return tuple(name for name, is_read in is_read_by_part.items() if is_read)
 
     @property
     def remarks(self) -> list[str]:
-        """Where what the scheme makes can run, as far as that is less than everywhere; transformers loads all of it."""
-        found = []
+        """Restrictions on where the quantized model runs; transformers loads all of them."""
+        remarks = []
         widths = {self.weight_bits} if self.mixed is None else set(self.mixed.widths)
         if self.activations is None and not widths <= {4, 8}:
-            found.append("vLLM has kernels for packed weights of 4 and 8 bits; other widths load in transformers")
+            remarks.append("vLLM has kernels for packed weights of 4 and 8 bits; other widths load in transformers")
         if self.activations is None and self.per_tensor:
-            found.append("vLLM reads packed weights with a scale per group or output channel, not per tensor")
+            remarks.append("vLLM reads packed weights with a scale per group or output channel, not per tensor")
         if self.activations is not None and not self.symmetric:
-            found.append("vLLM reads 8-bit weights beside quantized activations without zero points only")
+            remarks.append("vLLM reads 8-bit weights beside quantized activations without zero points only")
         if self.activations is not None and not self.activations.symmetric:
-            found.append("vLLM calls static activations with a zero point implemented, but untested")
-        return found
+            remarks.append("vLLM calls static activations with a zero point implemented, but untested")
+        return remarks
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
@@ -168,15 +168,15 @@ class SchemeParams(BaseModel):
             )
 
     def _require_percentile_leaves_something_out(self) -> None:
-        """The ceil(p n)-th smallest of n weights is not the largest if n >= 1 / (1 - p); twice that on two sides."""
+        """Refuse groups of less than 1 / (1 - p) weights (asymmetric: 2 / (1 - p)): their p-quantile is the largest."""
         if self.range != "percentile" or self.group_size is None:
             return
         left_out = (100 - Fraction(repr(self.percentile))) / (1 if self.symmetric else 2)
         if left_out * self.group_size < 100:
-            fewest = f"of {math.ceil(100 / left_out)} weights or more" if left_out else "never (100 is all)"
+            fewest = f"in groups of {math.ceil(100 / left_out)} weights or more" if left_out else "below 100"
             raise ValueError(
-                f"range: percentile with percentile {self.percentile:g} and group_size {self.group_size}: something is "
-                f"left out {fewest}; lower the percentile, make groups larger, or write range: mse"
+                f"range: percentile with percentile {self.percentile:g} and group_size {self.group_size}: it clips "
+                f"something only {fewest}; lower the percentile, make groups larger, or write range: mse"
             )
 
     def _require_zero_points_load(self) -> None:
@@ -191,8 +191,8 @@ class SchemeParams(BaseModel):
     def _require_transform_suits(self) -> None:
         if self.transform == "smoothquant" and self.activations is None:
             raise ValueError(
-                "transform: smoothquant moves range from activations that are rounded into the weights, and here no "
-                "activations are rounded; add activations, or write transform: awq"
+                "transform: smoothquant moves range from quantized activations into the weights, and this scheme "
+                "quantizes no activations; add activations, or write transform: awq"
             )
         if self.transform == "awq" and self.activations is not None:
             raise ValueError(
@@ -206,7 +206,7 @@ class SchemeParams(BaseModel):
             )
         if self.transform is not None and self.propagate == "quantized":
             raise ValueError(
-                f"transform: {self.transform} with propagate: quantized: the scales are found from statistics of the "
+                f"transform: {self.transform} with propagate: quantized: the scales come from statistics of the "
                 "full-precision model; remove one of them"
             )
 

@@ -1,14 +1,14 @@
-"""`propagate: quantized`: each layer is quantized from what it really reads, behind layers that are quantized already.
+"""`propagate: quantized`: quantize each layer from its inputs behind the quantized layers before it.
 
-Frantar et al. (GPTQ, arXiv 2210.17323, section 4) walk through the model like this. The samples stream through one
-decoder layer after the other; within a layer, one site after the other (q, k, v, then o, then gate and up, then
-down; GPTQ's `--true-sequential`). Every site takes a pass through its layer, and the layer one more. The objective
-stays plain GPTQ's: the full-precision weight's output for the input as it is now.
+As in Frantar et al. (GPTQ, arXiv 2210.17323, section 4), the samples stream through one decoder layer after the other;
+within a layer, one site after the other is quantized (q, k, v, then o, then gate and up, then down; GPTQ's
+`--true-sequential`). Every site takes a pass through its layer, and the layer one more. The objective is that of GPTQ:
+the output of the full-precision weight for the current input.
 
-It gains little over stored statistics. Bundled model, 64 samples of 512 tokens, groups of 64, KL on held-out text:
-3 bits 0.0653 stored, 0.0650 propagated; 4 bits 0.01313 and 0.01299. On calibration samples 1 to 2 % less KL. All sites
-of a layer at once (two passes instead of five) takes half the time and gains less on calibration samples at 4 bits
-and nothing at 3.
+The gain over stored statistics is small. Bundled model, 64 samples of 512 tokens, groups of 64, KL on held-out text:
+3 bits 0.0653 stored, 0.0650 propagated; 4 bits 0.01313 and 0.01299. On the calibration samples KL is 1 to 2 % lower.
+Quantizing all sites of a layer at once (two passes instead of five) takes half the time; on the calibration samples it
+gains less at 4 bits and nothing at 3.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from plumbline.quantized_model.quantize_site import quantize_site
 from plumbline.quantized_model.simulate import rounding
 
 REPORTED = 16
-"""Samples, spread evenly over the calibration set, that the gain is measured on."""
+"""Samples, spread evenly over the calibration set, on which the gain is measured."""
 UNREAD = 1e-9
-"""Share of the tokens that go into a histogram nobody reads."""
+"""Share of the tokens in the histogram if the scheme does not read it."""
 
 log = logging.getLogger(__name__)
 Solve = Callable[[SiteStats | None, tuple[str, ...]], Mapping[str, Layer]]
@@ -60,7 +60,7 @@ def propagated(
 ) -> Quantized:
     """Quantize layer by layer, each from statistics that are collected behind the quantized layers before it.
 
-    Linears outside the decoder layers are quantized from the stored statistics. In memory beside the model: the hidden
+    Linears outside the decoder layers are quantized from the stored statistics. Memory beside the model: the hidden
     states of the samples and a copy of one decoder layer.
 
     Args:
@@ -68,11 +68,11 @@ def propagated(
         samples: the calibration set; their order does not matter.
         scheme: with `propagate: quantized`.
         stats: of the calibration set and the base model; their settings are used here, too.
-        masks: the tokens that count, for samples of which not all do.
+        masks: the tokens that count, if not all tokens of the samples do.
 
     Returns:
-        The model, with in `notes["propagate"]` what it was good for: mean KL (nats per token) and relative error of the
-        last layer's output on some of the calibration samples themselves, with stored and with propagated statistics.
+        The model. `notes["propagate"]` holds the gain: mean KL (nats per token) and relative error of the last layer's
+        output on some of the calibration samples, with stored and with propagated statistics.
 
     Raises:
         ValueError: the model cannot be run layer by layer, or masks are missing.
@@ -81,8 +81,8 @@ def propagated(
     settings = stats.settings
     if settings.tokens != "all" and masks is None:
         raise ValueError(
-            "propagate: quantized with statistics.tokens: assistant needs the mask of every sample, and none was "
-            "given; remove propagate from the scheme, or set statistics.tokens: all"
+            "propagate: quantized with statistics.tokens: assistant needs the mask of every sample, and there "
+            "is none; remove propagate from the scheme, or set statistics.tokens: all"
         )
     if "histogram" not in scheme.reads:
         settings = settings.model_copy(update={"histogram_share": UNREAD})
@@ -95,13 +95,13 @@ def propagated(
 
     ordered = in_order(model, samples)
     watch = _Watch(Decoder(with_own_modules(model)), ordered, stored, scheme)
-    found = dict(stored.layers)
+    layers_by_name = dict(stored.layers)
     for number, layers in walk(watch.decoder, ordered, list(weights), settings, solve, scheme, masks):
-        found |= layers
+        layers_by_name |= layers
         watch.through(number, layers)
     notes = dict(stored.notes) | {"propagate": watch.result()}
     log.info("propagate: quantized took %.1f s", time.perf_counter() - began)
-    return replace(stored, layers=found, notes=notes)
+    return replace(stored, layers=layers_by_name, notes=notes)
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def walk(
         Number of the decoder layer, and its Linears.
     """
     hidden: list[Tensor] = []
-    calls = _Calls(decoder)
+    calls = _LayerCalls(decoder)
     for row, (_, ids) in enumerate(ordered):
         hidden.append(calls.begin(row, ids))
     for number, prefix in enumerate(decoder.names):
@@ -134,14 +134,14 @@ def walk(
             if name.startswith(f"{prefix}.")
         }
         layers: dict[str, Layer] = {}
-        for members in _order(layer, inside, hidden[0], calls.of(number, 0, ordered[0][1])):
+        for members in _order(layer, inside, hidden[0], calls.call(number, 0, ordered[0][1])):
             watched = {name: inside[name] for name in members}
             totals = Totals(ordered, settings, "", "", masks)
             inputs = LinearInputs(watched, totals.add)
             with inputs.hooked():
                 for row, (sample_id, ids) in enumerate(totals.samples()):
                     inputs.begin(sample_id, len(ids))
-                    run(layer, hidden[row], calls.of(number, row, ids))
+                    run(layer, hidden[row], calls.call(number, row, ids))
             sites = {site.members[0]: site for site in totals.result(inputs.members(), watched).sites.values()}
             with one_thread():
                 solved = solve(sites.get(members[0]), members)
@@ -150,17 +150,17 @@ def walk(
                 put(inside[name], quantized, scheme)
         yield number, layers
         for row, (_, ids) in enumerate(ordered):
-            hidden[row] = run(layer, hidden[row], calls.of(number, row, ids))
+            hidden[row] = run(layer, hidden[row], calls.call(number, row, ids))
 
 
 def run(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-    """The output (1, tokens, width) of a decoder layer that is not the model's own."""
+    """The output (1, tokens, width) of a copy of a decoder layer."""
     out = layer(hidden, *call.positional, **call.keywords)
     return out[0] if isinstance(out, tuple) else out
 
 
 def put(linear: nn.Module, layer: Layer, scheme: SchemeParams) -> None:
-    """Let a Linear compute what the quantized one does, as in `simulate`."""
+    """Make a Linear compute what the quantized one does, as in `simulate`."""
     linear.get_parameter("weight").copy_(dequantize(layer.weight))
     if scheme.activations is not None:
         linear.register_forward_pre_hook(rounding(scheme.activations.bits, layer.input_scale, layer.input_zero_point))
@@ -177,29 +177,29 @@ def _order(layer: nn.Module, inside: Mapping[str, nn.Module], hidden: Tensor, ca
     return reached + [(name,) for name in inside if name not in seen]
 
 
-class _Calls:
-    """What the layers are called with for each sample: kept by the number of tokens, where that decides."""
+class _LayerCalls:
+    """The arguments of the decoder layers for each sample, cached by its number of tokens."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self.kept: dict[int, tuple[Call, ...]] = {}
-        self.other: set[int] = set()
-        """Samples that are called otherwise than the first one of their length; asked for again each time."""
+        self.calls_by_length: dict[int, tuple[Call, ...]] = {}
+        self.exceptions: set[int] = set()
+        """Samples whose arguments differ from those of the first sample of their length; not cached."""
 
     def begin(self, row: int, ids: Sequence[int]) -> Tensor:
         start = self.decoder.start(ids)
-        kept = self.kept.setdefault(len(ids), start.calls)
-        if not all(same(one, other) for one, other in zip(kept, start.calls, strict=True)):
-            self.other.add(row)
+        first_calls = self.calls_by_length.setdefault(len(ids), start.calls)
+        if not all(same(first, other) for first, other in zip(first_calls, start.calls, strict=True)):
+            self.exceptions.add(row)
         return start.hidden
 
-    def of(self, number: int, row: int, ids: Sequence[int]) -> Call:
-        calls = self.decoder.start(ids).calls if row in self.other else self.kept[len(ids)]
+    def call(self, number: int, row: int, ids: Sequence[int]) -> Call:
+        calls = self.decoder.start(ids).calls if row in self.exceptions else self.calls_by_length[len(ids)]
         return calls[number]
 
 
 class _Watch:
-    """Some samples through the base model, the one quantized from stored statistics, and the propagated one."""
+    """Runs some samples through the base model, the model quantized from stored statistics, and the propagated one."""
 
     def __init__(self, decoder: Decoder, ordered: Sequence[Sample], stored: Quantized, scheme: SchemeParams) -> None:
         n = min(REPORTED, len(ordered))
@@ -209,15 +209,15 @@ class _Watch:
         self.base, self.before, self.after = list(starts), list(starts), list(starts)
 
     def through(self, number: int, layers: Mapping[str, Layer]) -> None:
-        """Move on by one decoder layer, which was quantized as `layers`."""
-        given = [self.decoder.start(ids).calls[number] for ids in self.samples]
-        self.base = [self.decoder.run(number, x, call) for x, call in zip(self.base, given, strict=True)]
+        """Advance all three by a decoder layer; `layers` are its quantized Linears."""
+        calls = [self.decoder.start(ids).calls[number] for ids in self.samples]
+        self.base = [self.decoder.run(number, x, call) for x, call in zip(self.base, calls, strict=True)]
         prefix = f"{self.decoder.names[number]}."
         for stream, chosen in (("before", self.stored.layers), ("after", layers)):
             layer = copy.deepcopy(self.decoder.layers[number])
             for name in layers:
                 put(layer.get_submodule(name.removeprefix(prefix)), chosen[name], self.scheme)
-            setattr(self, stream, [run(layer, x, call) for x, call in zip(getattr(self, stream), given, strict=True)])
+            setattr(self, stream, [run(layer, x, call) for x, call in zip(getattr(self, stream), calls, strict=True)])
 
     def result(self) -> dict[str, Any]:
         sums = {"stored": [0.0, 0.0], "propagated": [0.0, 0.0]}

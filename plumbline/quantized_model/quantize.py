@@ -1,4 +1,4 @@
-"""From the statistics of a calibration set to a quantized model: transform, bits per layer, rounding, activations."""
+"""Quantizing a model from the statistics of a calibration set: bits per layer, transform, rounding, activations."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def quantize_model(
     scheme: SchemeParams,
     factors: Factors | None = None,
 ) -> Quantized:
-    """Quantize every Linear that the scheme takes from its site's statistics, without running the model.
+    """Quantize every Linear that the scheme selects, from the statistics of its site, without running the model.
 
-    The members of a site are solved stacked: rows do not interact, and a Hessian is factored once for q, k and v.
+    The members of a site are solved stacked: rows do not interact, and q, k and v share one factor of the Hessian.
 
     Args:
         model: the base model; not changed.
         stats: of the calibration set.
-        factors: of Hessians, shared between the schemes of one calibration set; None: nothing to share.
+        factors: cache of Hessian factors, shared between the schemes of a calibration set; None: no cache.
 
     Raises:
-        ValueError: the scheme does not suit the model or the statistics, or it propagates, which `propagated` does;
-            nothing was computed then.
+        ValueError: the scheme does not suit the model or the statistics, or has `propagate: quantized`, which
+            `propagated` implements. Raised before anything is computed.
     """
     if scheme.propagate == "quantized":
         raise ValueError("propagate: quantized runs the calibration set again: call propagate.propagated instead")
@@ -56,7 +56,7 @@ def quantize_model(
     for name in linears:
         by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
     notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
-    with one_thread():  # sums of matrix products come out in one order whatever the number of cores
+    with one_thread():  # fixes the order of sums whatever the number of cores
         bits = _bits(linears, stats, scheme, notes, factors)
     transform = _transform(model, linears, stats, scheme, bits, notes)
 
@@ -73,9 +73,9 @@ def quantize_model(
         solve_flops(sum(linears[n].out_features for n in names), linears[names[0]].in_features)
         for names in by_site.values()
     ]
-    found = {name: layer for layers in in_parallel(tasks, costs) for name, layer in layers.items()}
+    layers = {name: layer for part in in_parallel(tasks, costs) for name, layer in part.items()}
     parameters = {} if transform is None else dict(transform.parameters)
-    return Quantized({name: found[name] for name in linears}, parameters, notes)
+    return Quantized({name: layers[name] for name in linears}, parameters, notes)
 
 
 def _bits(
@@ -113,15 +113,15 @@ def _transform(
 def _quantize_transformed(
     transform: Transform, members: dict[str, Tensor], site: InputStatistics | None, grid: Grid, scheme: SchemeParams
 ) -> dict[str, Layer]:
-    """`quantize_site` of the folded weights behind the scaled input; errors against the weights as they were."""
+    """`quantize_site` with folded weights and scaled input; errors are relative to the original weights."""
     scales = transform.scales.get(next(iter(members)) if site is None else site.members[0])
     folded = {name: transform.weights.get(name, W) for name, W in members.items()}
     scaled = site if site is None or scales is None else scaled_site(site, scales)
-    found = {}
+    layers = {}
     for name, layer in quantize_site(folded, scaled, grid, scheme).items():
         s = 1.0 if scales is None else scales.to(folded[name].device)
-        # Rows are divided by the scales of the site behind them.
-        back = transform.rows[name].unsqueeze(1) if name in transform.rows else 1.0
-        running = dequantize(layer.weight).float() / s * back
-        found[name] = replace(layer, error=relative_error(members[name], running, site))
-    return found
+        # Undo the scale of the next site, which divided the rows.
+        row_divisors = transform.rows[name].unsqueeze(1) if name in transform.rows else 1.0
+        running = dequantize(layer.weight).float() / s * row_divisors
+        layers[name] = replace(layer, error=relative_error(members[name], running, site))
+    return layers

@@ -1,4 +1,4 @@
-"""The Linears that read one input, quantized from the statistics of that input."""
+"""Quantizing the Linears of a site, which read one input, from its statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from plumbline.quantized_model.rtn import rtn
 
 NO_TOKENS = "no tokens reached this layer"
 SHOWN_ROWS = 192
-"""Of a layer whose error is shown."""
+"""Rows of a layer on which the reported error is computed."""
 
 
 def quantize_site(
@@ -41,7 +41,7 @@ def _quantize_stacked(
     members: dict[str, Tensor], site: InputStatistics | None, grid: Grid, scheme: SchemeParams, factors: Factors | None
 ) -> dict[str, Layer]:
     W = torch.cat(list(members.values()))
-    found = _rounded(W, site, grid, scheme, factors)
+    solution = _rounded(W, site, grid, scheme, factors)
     scale, zero = None, None
     activations = scheme.activations
     if activations is not None and not activations.dynamic and site is not None:
@@ -50,10 +50,12 @@ def _quantize_stacked(
         zero = None if activations.symmetric else zero
     layers, start = {}, 0
     for name, weight in members.items():
-        part = found.weight if len(members) == 1 else found.weight.rows(start, start + len(weight))
-        lost = None if found.lost is None else found.lost[start : start + len(weight)]
+        part = solution.weight if len(members) == 1 else solution.weight.rows(start, start + len(weight))
+        lost = None if solution.lost is None else solution.lost[start : start + len(weight)]
         error = relative_error(weight, dequantize(part), site, lost)
-        layers[name] = Layer(part, scale, grid.group_size, found.damping, found.dead, found.fallback, error, zero)
+        layers[name] = Layer(
+            part, scale, grid.group_size, solution.damping, solution.dead, solution.fallback, error, zero
+        )
         start += len(weight)
     return layers
 
@@ -67,14 +69,14 @@ def _rounded(
     if site is None or site.hessian is None:
         return Solution(nearest(), None, W.shape[1], NO_TOKENS)
     ranges = ranges_of(grid, scheme, W.dtype)
-    given = W, site.hessian, site.tokens, grid, scheme.damping
+    problem = W, site.hessian, site.tokens, grid, scheme.damping
     if scheme.method == "adaround":
-        return adaround(*given, factors=factors, ranges=ranges)
-    return gptq(*given, scheme.block_size, scheme.act_order, factors=factors, ranges=ranges)
+        return adaround(*problem, factors=factors, ranges=ranges)
+    return gptq(*problem, scheme.block_size, scheme.act_order, factors=factors, ranges=ranges)
 
 
 def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges | None:
-    """What GPTQ calls for scale and zero point of a group; None: minmax."""
+    """The function that computes scale and zero point of a group in GPTQ; None: minmax."""
     if scheme.range == "minmax":
         return None
     return partial(
@@ -90,12 +92,12 @@ def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges | 
 def relative_error(
     W: Tensor, running: Tensor, site: InputStatistics | None, lost: Tensor | None = None
 ) -> float | None:
-    """tr(dW S dW^T) / tr(W S W^T) of one Linear, dW = W - running; None where there is no Hessian.
+    """tr(dW S dW^T) / tr(W S W^T) of one Linear, dW = W - running; None without a Hessian.
 
-    In float32, and of at most `SHOWN_ROWS` rows spread evenly: it is shown and decides nothing.
+    In float32, on at most `SHOWN_ROWS` rows, spread evenly: the error is reported and influences nothing.
 
     Args:
-        lost: (out,) diag(dW S dW^T), where the solver has found it already.
+        lost: (out,) diag(dW S dW^T), if the solver computed it.
     """
     if site is None or site.hessian is None:
         return None

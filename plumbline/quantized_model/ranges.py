@@ -1,9 +1,9 @@
-"""Which range the codes of some weights are to cover: all of it, most of it, or the best of it.
+"""Scale and zero point of groups of weights: the rules for the range that the codes cover.
 
-`minmax` covers everything. `percentile` leaves out a given share of the values. `mse` takes, of the whole range and
-smaller ones in steps of a hundredth, the one of least squared error: the idea of llm-compressor's mse observer (there
-with the 2.4th power and down to 0.8; squares are what the output error of a layer is made of, and few bits want much
-smaller ranges: the best 2-bit grid for normally distributed weights ends at half of the largest of 128).
+`minmax` covers the whole range. `percentile` leaves out a share of the values. `mse` shrinks the range in steps of a
+hundredth and takes the one of least squared error, as llm-compressor's mse observer does with the 2.4th power and down
+to 0.8. Plumbline takes squares, because the output error of a layer is a sum of squares, and goes further, because few
+bits need much smaller ranges: the best 2-bit grid for normally distributed weights ends at half of the largest of 128.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from plumbline.quantized_model.params import RangeRule
 SHRINKS = tuple(step / 100 for step in range(100, 19, -1))
 """Shares of the whole range that `mse` tries."""
 CHUNK = 1 << 16
-"""Roundings that `mse` tries at once: they stay in the cache of a core."""
+"""Values that `mse` rounds at a time, few enough for the cache of a core."""
 
 Ranges = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From the weights that share a scale, (..., group), to scale and zero point (...,)."""
+"""Computes scale and zero point (...,) of the weights (..., group) that share them."""
 
 
 def weight_range(
@@ -43,8 +43,8 @@ def weight_range(
         symmetric: centre the grid on zero.
         dtype: of the model, in which the scale is stored.
         rule: see the module.
-        percentile: of the magnitudes (symmetric), or the middle that stays, with as much left out on either side. The
-            p-quantile of n values is the ceil(p * n)-th smallest, so it acts where more than 1 / (1 - p) share a scale.
+        percentile: of the magnitudes (symmetric), or the share in the middle that is covered (asymmetric). The
+            p-quantile of n values is the ceil(p * n)-th smallest, so it acts if more than 1 / (1 - p) share a scale.
 
     Returns:
         scale (in `dtype`, positive) and zero point (float32 integers, 0 where symmetric), each (...,).
@@ -61,7 +61,7 @@ def weight_range(
 
 
 def _inner(values: Tensor, percentile: float, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """(...,) each: the ends of what stays."""
+    """The ends of the range without the outliers, (...,) each."""
     n = values.shape[-1]
     if symmetric:
         high = values.abs().kthvalue(_rank(percentile, n), dim=-1).values
@@ -77,7 +77,7 @@ def _rank(percentile: float | Fraction, n: int) -> int:
 
 
 def _best_share(values: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> Tensor:
-    """(groups,): which of `SHRINKS` gives each group (groups, group) the least squared error; the largest of equals."""
+    """(groups,): the share in `SHRINKS` of least squared error for each of (groups, group); the largest of equals."""
     best = torch.empty_like(low)
     shares = torch.tensor(SHRINKS, dtype=low.dtype, device=low.device).unsqueeze(1)
     step = max(1, CHUNK // (values.shape[-1] * len(SHRINKS)))

@@ -1,4 +1,4 @@
-"""A layer in calibration.json."""
+"""The entry of a layer in calibration.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def layer_record(layer: Layer) -> dict[str, Any]:
-    """The entry of a layer; what is None, zero or false is left out."""
+    """The entry of a layer in calibration.json, without values that are None, zero or false."""
     record: dict[str, Any] = {"bits": layer.weight.bits, "group_size": layer.group_size}
     extra = {
         "per_tensor": layer.weight.grid.per_tensor or None,
@@ -27,6 +27,6 @@ def granularity(layer: Mapping[str, Any]) -> str:
     """How many weights share a scale, in words or as a number.
 
     Args:
-        layer: of calibration.json.
+        layer: entry of calibration.json.
     """
     return "per tensor" if layer.get("per_tensor") else str(layer["group_size"] or "per channel")

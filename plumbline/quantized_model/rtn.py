@@ -1,4 +1,4 @@
-"""Round to nearest: no calibration; the yardstick for every method that has one."""
+"""Round to nearest, the baseline without calibration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rtn(weight: Tensor, grid: Grid, range: RangeRule = "minmax", percentile: flo
         percentile: acts with that range.
 
     Raises:
-        ValueError: the group size does not divide the width (`scheme.group_size_for` finds one that does).
+        ValueError: the group size does not divide the width (`scheme.group_size_for` returns one that does).
     """
     if grid.group_size is not None and weight.shape[1] % grid.group_size:
         raise ValueError(
@@ -44,11 +44,11 @@ def to_nearest(weight: Tensor, grid: Grid, ranges: Ranges) -> QuantizedWeight:
 
 
 def grid_of(weight: Tensor, grid: Grid, ranges: Ranges) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (float32) of every group of an (out, in) weight as it stands: (out, groups) or (1, 1)."""
+    """Scale and zero point (float32) of every group of a weight (out, in): (out, groups) or (1, 1)."""
     return ranges(_grouped(weight, grid))
 
 
 def _grouped(weight: Tensor, grid: Grid) -> Tensor:
-    """(out, groups, group) or (1, 1, all), float32."""
+    """The weight by groups: (out, groups, group), or (1, 1, out * in) per tensor; float32."""
     W = weight.to(torch.float32)
     return W.reshape(1, 1, -1) if grid.per_tensor else W.reshape(len(W), -1, grid.group_size or W.shape[1])

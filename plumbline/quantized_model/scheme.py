@@ -1,4 +1,4 @@
-"""What a scheme means for one model: which Linears it takes, and with which group size."""
+"""Applying a scheme to a model: which Linears are quantized, and with which group size."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def quantizable_linears(model: nn.Module, ignore: tuple[str, ...]) -> dict[str, 
     for entry in ignore:
         if entry != "lm_head" and not any(is_match(name, module, entry) for name, module in linears.items()):
             raise ValueError(f"ignore entry {entry!r} matches no Linear; the model has {_some(list(linears))}")
-    taken = {
+    selected = {
         name: module for name, module in match_named_modules(model, ["Linear"], ignore) if isinstance(module, nn.Linear)
     }
-    if not taken:
-        what = f"no Linear to quantize in {type(model).__name__} after ignore {list(ignore)}"
+    if not selected:
+        problem = f"no Linear to quantize in {type(model).__name__} after ignore {list(ignore)}"
         if any(isinstance(module, Conv1D) for module in model.modules()):
             raise ValueError(
-                f"{what}: its layers are transformers' Conv1D, which compressed-tensors does not store; quantize a "
+                f"{problem}: its layers are transformers' Conv1D, which compressed-tensors does not store; quantize a "
                 "model of Linears, or take its statistics to another quantizer (plumbline export)"
             )
-        raise ValueError(f"{what}; shorten ignore")
-    shared = [name for name, module in taken.items() if _tied(model, module)]
+        raise ValueError(f"{problem}; shorten ignore")
+    shared = [name for name, module in selected.items() if _tied(model, module)]
     if shared:
         raise ValueError(f"{_some(shared)} shares its weight with the input embedding; add it to the scheme's ignore")
-    return taken
+    return selected
 
 
 def group_size_for(width: int, group_size: int | None, bits: int) -> int | None:
-    """The group size used at an input width: the scheme's, or the largest divisor of the width below it.
+    """The group size for an input width: the scheme's, or the largest divisor of the width below it.
 
     None (one scale per output channel) stays None.
 
     Raises:
-        ValueError: only groups so small remain that the scales outweigh the saving (a prime width, say).
+        ValueError: the divisor is so small that the scales need more room than the codes save (a prime width, say).
     """
     if group_size is None:
         return None
@@ -61,8 +61,8 @@ def group_size_for(width: int, group_size: int | None, bits: int) -> int | None:
 def layer_group_sizes(linears: Mapping[str, nn.Linear], scheme: SchemeParams) -> dict[str, int | None]:
     """Group size per Linear.
 
-    Packed zero points load only where all layers have one group size (see `export.quantization_config`): it divides
-    all widths then.
+    Packed zero points load only if all layers have one group size (see `export.quantization_config`), so with zero
+    points it must divide all widths.
 
     Raises:
         ValueError: a width does not suit the scheme; the message names the layer.

@@ -1,4 +1,4 @@
-"""Our own simulation of the quantized model: what the exported folder must compute when transformers loads it."""
+"""Simulation of the quantized model: computes what transformers computes from the exported folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
         simulated.get_parameter(name).copy_(value)
     for name, layer in quantized.layers.items():
         linear = simulated.get_submodule(name)
-        assert isinstance(linear, nn.Linear)  # only those are quantized
+        assert isinstance(linear, nn.Linear)  # only Linears are quantized
         linear.weight.copy_(dequantize(layer.weight))
         if scheme.activations is not None:
             scale, zero = layer.input_scale, layer.input_zero_point
@@ -48,11 +48,13 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
 def rounding(
     bits: int, scale: Tensor | None, zero: Tensor | None
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A forward pre-hook that rounds the first argument of a Linear; per token if `scale` is None."""
+
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0]
         if scale is None:
             return (quantize_per_token(x, bits), *args[1:])
-        at = None if zero is None else zero.to(x.device)
-        return (quantize_activation(x, scale.to(x.device), bits, at), *args[1:])
+        zero_on_device = None if zero is None else zero.to(x.device)
+        return (quantize_activation(x, scale.to(x.device), bits, zero_on_device), *args[1:])
 
     return hook

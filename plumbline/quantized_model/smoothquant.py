@@ -1,8 +1,8 @@
 """SmoothQuant: move part of the activations' range into the weights before both are rounded to 8 bits.
 
 Xiao, Lin, Seznec, Wu, Demouth, Han: SmoothQuant, arXiv 2211.10438, equation 4: s_j = max|X_j|^a / max|W_j|^(1-a) for
-channel j of a site, over all Linears that read it; x' = x / s and W' = W diag(s). Here every site is smoothed whose
-scale can be folded (the paper: the inputs of attention and of the MLP), and static activation ranges are those of x'.
+channel j of a site, over all Linears that read it; x' = x / s and W' = W diag(s). Every site whose scale can be folded
+is smoothed (the paper: the inputs of attention and of the MLP), and static activation ranges are those of x'.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from plumbline.quantized_model.params import SchemeParams
 def smoothquant(
     model: PreTrainedModel, linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams
 ) -> Transform:
-    """Smooth every site of a model whose scale can be folded into what comes before.
+    """Smooth every site of a model whose scale can be folded into its producer.
 
     Args:
-        model: the base model; not changed, and not run but for the check of `find_folds`.
-        linears: those that are quantized, by name.
-        stats: of the calibration set; extremes per channel are read.
+        model: the base model; not changed, and run only by the check of `find_folds`.
+        linears: the Linears to quantize, by name.
+        stats: of the calibration set; reads minimum and maximum per channel.
         scheme: `smoothing` is alpha.
     """
     folds, unfolded = find_folds(model, sites_read_by(linears, stats))
@@ -55,12 +55,12 @@ OVERFLOW = "a folded weight is not finite in the model's dtype"
 
 
 def smoothing_scale(site: InputStatistics, weights: list[Tensor], fold: Fold, alpha: float) -> Tensor:
-    """s (width,) float32, on the CPU as statistics are; 1 for a channel that is never used or that no weight reads.
+    """s (width,) float32, on the CPU, as statistics are; 1 for a channel that is never used or has only zero weights.
 
     Args:
-        site: min and max are read.
+        site: its min and max are read.
         weights: (out, width) of the quantized Linears that read the site.
-        fold: channels that come from one row of the producer share the larger ranges.
+        fold: channels that come from one row of the producer share the largest range.
     """
     X = shared(_absmax(site), fold.rows, "amax")
     W = shared(torch.stack([w.abs().amax(0) for w in weights]).amax(0).double().to(X.device), fold.rows, "amax")
@@ -69,9 +69,9 @@ def smoothing_scale(site: InputStatistics, weights: list[Tensor], fold: Fold, al
 
 
 def sites_read_by(linears: Mapping[str, nn.Linear], stats: Statistics) -> dict[str, tuple[str, ...]]:
-    """The sites that a quantized Linear reads, with those Linears."""
-    found = {name: tuple(m for m in site.members if m in linears) for name, site in stats.sites.items()}
-    return {name: members for name, members in found.items() if members}
+    """The quantized Linears that read each site, for sites that have any."""
+    readers = {name: tuple(m for m in site.members if m in linears) for name, site in stats.sites.items()}
+    return {name: members for name, members in readers.items() if members}
 
 
 def members_dtype(linears: Mapping[str, nn.Linear], site: InputStatistics) -> torch.dtype:
@@ -79,7 +79,7 @@ def members_dtype(linears: Mapping[str, nn.Linear], site: InputStatistics) -> to
 
 
 def why_not(fold: Fold, linears: Mapping[str, nn.Linear], scheme: SchemeParams) -> str | None:
-    """Why a fold that is correct is not wanted under this scheme; None: it is."""
+    """The reason why a scheme cannot use a correct fold; None if it can."""
     if scheme.per_tensor and fold.producer in linears:
         return f"the one scale of {fold.producer} (per_tensor: true) would have to cover rows of other magnitudes"
     return None

@@ -1,21 +1,21 @@
-/* What GPTQ spends its time on, in float64; solver.py calls it.
+/* The inner loops of GPTQ, in float64; solver.py calls them.
  *
- * plumbline_solver_columns  The columns of a leaf, one by one: in PyTorch a dozen passes over memory per column, here
- *                           none, because a strip of rows stays in the first-level cache until all columns of the leaf
- *                           are solved. Every operation is a single one in the order of `_one_by_one` in gptq.py, and
- *                           products are not fused with sums (-ffp-contract=off): both give the same bits.
- * plumbline_solver_product  C += A B: PyTorch's MKL leaves AVX-512 unused on processors that are not Intel's. Every sum
- *                           has the same order wherever it stands in C, whatever the shapes around it.
+ * plumbline_solver_columns  Solves the columns of a leaf one by one. PyTorch takes a dozen passes over memory per column;
+ *                           here a strip of rows stays in the first-level cache until all columns of the leaf are
+ *                           solved. Operations have the order of `_one_by_one` in gptq.py, and products are not fused
+ *                           with sums (-ffp-contract=off): both give the same bits.
+ * plumbline_solver_product  C += A B, because PyTorch's MKL does not use AVX-512 on processors of other makers than Intel.
+ *                           The order of a sum depends neither on its place in C nor on the shapes.
  *
- * Plain C: no Python and no PyTorch headers, no state, no threads. Instructions beyond the baseline are in functions of
- * their own, which run only where the processor has them.
+ * Plain C: no Python and no PyTorch headers, no state, no threads. Instructions beyond the baseline are in separate
+ * functions, which run only if the processor supports them.
  */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define VERSION 1 /* of this interface; solver.py refuses another */
+#define VERSION 1 /* of this interface; solver.py refuses any other */
 #define EXPORT __attribute__((visibility("default")))
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__)
@@ -41,7 +41,7 @@ static inline double bfloat16_to_double(uint16_t bits) {
     return value;
 }
 
-/* To nearest, ties to even, of a finite value. */
+/* Round a finite value to bfloat16, to nearest, ties to even. */
 static inline double through_bfloat16(double value) {
     float narrow = (float)value;
     uint32_t bits;
@@ -54,11 +54,11 @@ static inline double through_bfloat16(double value) {
 /* Solve `columns` <= LEAF columns of `rows` rows.
  *
  * W       columns x rows, the weight itself, bfloat16 or float32; rows of the matrix lie `rows` apart, as in B, codes, R
- * B       columns x rows: in, what each column is to become; out, its total error W - q
+ * B       columns x rows: in, the target of each column; out, its total error W - q
  * L       columns x columns, unit lower triangular, its rows `stride` apart: column k gets L[k][j] * error of column j
  * group   per column, which row of s and z is its scale and zero point
  * s, z    groups x rows; z is NULL where the grid is symmetric
- * codes   out. R: out, the error against what each column was to become
+ * codes   out. R: out, the error of each column against its target
  */
 ANY EXPORT void plumbline_solver_columns(
     int64_t rows, int64_t columns, const void *W, int bfloat16, double *B, const double *L, int64_t stride,
@@ -153,9 +153,9 @@ WIDE static void block(int64_t depth, const double *a, const double *b, double *
  *
  * A       m x depth: element (i, k) at a_row * i + a_column * k
  * B       depth x n, rows b_row apart. C: m x n, rows c_row apart; it overlaps neither A nor B
- * lower   other than 0: blocks of C that lie wholly above the diagonal are left alone
+ * lower   nonzero: blocks of C entirely above the diagonal are not updated
  *
- * Returns 0, or 1 where memory ran out, and then C is as it was.
+ * Returns 0, or 1 if memory runs out; then C is unchanged.
  */
 WIDE EXPORT int plumbline_solver_product(
     int64_t m, int64_t n, int64_t depth, const double *A, int64_t a_row, int64_t a_column, const double *B,

@@ -1,8 +1,8 @@
-"""The linear algebra of GPTQ in float64: in solver.c where it was compiled and the processor runs it, else in PyTorch.
+"""The linear algebra of GPTQ in float64: in solver.c if it is compiled and the processor supports it, else in PyTorch.
 
-Both solve the columns of a leaf to the same bits. Products differ in the last bits of a sum, which changes a code only
-where a weight lies within about 1e-13 of the middle between two: no test or measurement has met one. On one thread (see
-`one_thread` and `in_parallel` in plumbline/base_model) either is the same every time.
+Both give the same bits for the columns of a leaf. Matrix products differ in the last bits of a sum, which changes a
+code only if a weight is within about 1e-13 of the midpoint between two; no test or measurement has met one. On one
+thread (see `one_thread` and `in_parallel` in plumbline/base_model) each implementation is deterministic.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from plumbline import kernels
 from plumbline.quantized_model.grid import code_range
 
 VERSION = 1
-"""Of the interface of solver.c."""
+"""Interface version of solver.c."""
 BLOCK = 128
-"""Rows and columns of the diagonal blocks that LAPACK factors or inverts; everything else is matrix products."""
+"""Rows and columns of the diagonal blocks that LAPACK factors or inverts; the rest is matrix products."""
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """`solver.c`, where it was compiled; says once which implementation is used."""
+    """The compiled `solver.c`, None if it is not available; logs once which implementation is used."""
     loaded = kernels.load("quantized_model/solver.c", VERSION)
     if loaded is None:
         return None
@@ -42,14 +42,17 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def wide_library() -> ctypes.CDLL | None:
-    """`library()` where this processor has the instructions of its matrix product."""
+    """`library()` if the processor has the instructions for its matrix product, else None."""
     loaded = library()
     return loaded if loaded is not None and loaded.plumbline_solver_wide() else None
 
 
 def add_product(C: Tensor, A: Tensor, B: Tensor, sign: float = 1.0, lower: bool = False) -> None:
-    """C += sign * A B in place, float64; C and B have contiguous rows; with `lower` what lies above C's diagonal may be
-    left alone."""
+    """C += sign * A B in place, float64; the rows of C and B are contiguous.
+
+    Args:
+        lower: C may be left unchanged above the diagonal.
+    """
     if not C.numel() or not A.numel():
         return
     loaded = wide_library() if C.device.type == "cpu" else None
@@ -64,7 +67,7 @@ def add_product(C: Tensor, A: Tensor, B: Tensor, sign: float = 1.0, lower: bool 
         *(sign, lower),
     )
     if failed:
-        raise MemoryError("no memory for the buffers of a matrix product")
+        raise MemoryError("out of memory for the buffers of a matrix product")
 
 
 def factor_backwards(H: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -80,7 +83,7 @@ def factor_backwards(H: Tensor) -> tuple[Tensor, Tensor] | None:
     D = torch.empty(n, dtype=H.dtype, device=H.device)
     for b in reversed(range(0, n, BLOCK)):
         e = min(b + BLOCK, n)
-        # LAPACK factors from the first row on and reads what lies below the diagonal: the block is turned round.
+        # LAPACK factors from the first row on and reads the lower triangle, so the block is flipped.
         flipped, info = torch.linalg.cholesky_ex(H[b:e, b:e].t().flip(0, 1))
         if int(info) != 0:
             return None
@@ -110,7 +113,7 @@ def solve_lower(L: Tensor, Z: Tensor) -> Tensor:
 
 
 def solves_columns(W: Tensor, leaf: int) -> bool:
-    """Whether `solve_columns` takes leaves of so many columns of this weight."""
+    """Whether `solve_columns` supports leaves of `leaf` columns of this weight."""
     if W.device.type != "cpu" or W.dtype not in (torch.bfloat16, torch.float32):
         return False
     loaded = library()
@@ -128,7 +131,10 @@ def solve_columns(
     codes: Tensor,
     R: Tensor,
 ) -> None:
-    """`gptq._one_by_one`; W, B, codes, R (columns, rows), s, z (groups, rows) and the rows of L are contiguous."""
+    """The compiled `gptq._one_by_one`.
+
+    W, B, codes, R (columns, rows), s, z (groups, rows) and the rows of L must be contiguous.
+    """
     loaded = library()
     assert loaded is not None
     low, high = code_range(bits)

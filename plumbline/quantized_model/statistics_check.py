@@ -1,4 +1,4 @@
-"""What a scheme asks of the statistics, refused before anything is computed."""
+"""Checks that the statistics hold what a scheme reads, before anything is computed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from plumbline.quantized_model.input_statistics import Statistics
 from plumbline.quantized_model.params import SchemeParams
 
-HOW = {
+PARTS = {
     "hessian": ("second moments", "set statistics.hessian: true in params.yaml"),
     "histogram": ("a histogram of activations", "write activations: {range: minmax}"),
     "sums": ("mean magnitudes", "use another transform"),
@@ -17,7 +17,7 @@ HOW = {
 def require_statistics(names: Iterable[str], stats: Statistics, scheme: SchemeParams) -> None:
     """Refuse statistics that lack what the scheme reads about the Linears `names`.
 
-    A layer without statistics is a fallback where no token came by, and a mistake otherwise.
+    A layer without statistics is a fallback if no token reached it, and an error otherwise.
 
     Raises:
         ValueError: names the layer, what is missing and the line of params.yaml to change.
@@ -29,9 +29,9 @@ def require_statistics(names: Iterable[str], stats: Statistics, scheme: SchemePa
     for name in names:
         site = sites.get(name)
         if site is None and name not in stats.unreached:
-            what = f"method {scheme.method}" if scheme.method != "rtn" else "the scheme"
+            reader = f"method {scheme.method}" if scheme.method != "rtn" else "the scheme"
             raise ValueError(
-                f"{name} has no statistics, which {what} reads: take it out of statistics.ignore in params.yaml, or "
+                f"{name} has no statistics, which {reader} reads: take it out of statistics.ignore in params.yaml, or "
                 "add it to the scheme's ignore"
             )
         if site is None and static:
@@ -41,8 +41,8 @@ def require_statistics(names: Iterable[str], stats: Statistics, scheme: SchemePa
             )
         if site is None:
             continue
-        held = {"hessian": site.hessian, "histogram": site.histogram, "sums": getattr(site, "sum_abs", None)}
+        stored = {"hessian": site.hessian, "histogram": site.histogram, "sums": getattr(site, "sum_abs", None)}
         for part in scheme.reads:
-            if part in HOW and held[part] is None:
-                what, do = HOW[part]
-                raise ValueError(f"the statistics hold no {part} of {name}: the scheme reads {what}; {do}")
+            if part in PARTS and stored[part] is None:
+                description, fix = PARTS[part]
+                raise ValueError(f"the statistics hold no {part} of {name}: the scheme reads {description}; {fix}")

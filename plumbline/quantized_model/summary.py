@@ -1,4 +1,4 @@
-"""What the UI shows of a quantized_model, from its files."""
+"""Summary of a quantized_model for the UI, from its files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from plumbline.artifact import read_json
 from plumbline.quantized_model.record import granularity
 
 BITS = {"BF16": 16, "F16": 16, "F32": 32, "F64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "F8_E4M3": 8}
-"""Of a value, by safetensors' name of its type."""
+"""Bits of a value, by safetensors' name of its dtype."""
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Sizes, bits per weight, layer errors, fallbacks, what stayed in full precision, and a row per layer."""
+    """Sizes, bits per weight, layer errors, fallbacks, modules in full precision, and a row per layer."""
     record = read_json(folder / "calibration.json")
     layers, notes = record["layers"], record["notes"]
     errors = {name: layer["relative_error"] for name, layer in layers.items() if "relative_error" in layer}
@@ -47,20 +47,20 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def bits_per_weight(folder: Path, files: Iterable[str], layers: Mapping[str, Any]) -> float:
-    """Bits on disk of everything that stands for the quantized weights, per weight; no tensor of weights is read."""
+    """Bits on disk per quantized weight: codes, scales, zero points and shapes. Reads headers, no tensor of weights."""
     bits = weights = 0
     for file in files:
         with safe_open(folder / file, framework="np") as tensors:
             for key in tensors.keys():  # noqa: SIM118
-                layer, _, what = key.rpartition(".")
-                if layer not in layers or what == "bias":
+                layer, _, tensor = key.rpartition(".")
+                if layer not in layers or tensor == "bias":
                     continue
                 stored = tensors.get_slice(key)
                 size = math.prod(stored.get_shape())
                 bits += size * BITS[stored.get_dtype()]
-                if what == "weight_shape":
+                if tensor == "weight_shape":
                     weights += math.prod(tensors.get_tensor(key).tolist())
-                elif what == "weight":  # not packed
+                elif tensor == "weight":  # not packed
                     weights += size
     return round(bits / weights, 4)
 
@@ -78,7 +78,7 @@ def _row(name: str, layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _transform(notes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Without the figures of every site, which stand in calibration.json."""
+    """The facts of the transform without the figures per site, which are in calibration.json."""
     if "transform" not in notes:
         return None
     facts = notes["transform"]
@@ -88,5 +88,5 @@ def _transform(notes: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _in_order(layer: str) -> list[tuple[bool, int, str]]:
-    """Layer 2 before layer 10."""
+    """Sort key that puts layer 2 before layer 10."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", layer)]

@@ -98,7 +98,7 @@ def test_recipe_and_readme_say_the_scheme(calibration_set: Path, tmp_path: Path)
 def test_what_lies_there_is_not_overwritten(calibration_set: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="holds something"):
+    with pytest.raises(FileExistsError, match="is not empty"):
         hand_over(calibration_set, "w4a16-gptq", GPTQ, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
