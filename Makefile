@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-# `dvc repro` calls `python`; Dagster and MLflow keep their history in this folder.
+# `dvc repro` calls `plumbline`; Dagster and MLflow keep their history in this folder.
 ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ignore::FutureWarning
 
 .PHONY: setup demo test integration lint ui mlflow repro clean
@@ -15,6 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt plumbline/activation_stats/kernel
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV); the first time takes a few minutes."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c 'import pathlib, plumbline.versioning.code as code; code.link_library(pathlib.Path.cwd())'  # for `dvc repro`
 	@touch $@
 
 demo: setup

@@ -11,7 +11,7 @@ from plumbline.deployed_model.promote import Champion
 from plumbline.params import load_params
 from plumbline.tracking.model_version import Version
 from plumbline.tracking.promotion import Registry
-from plumbline.versioning.code import code_version
+from plumbline.versioning.code import code_versions
 from plumbline.versioning.lock import read_lock, stage_name
 from plumbline.versioning.object_store import Store
 from plumbline.versioning.recording import Step
@@ -45,7 +45,7 @@ def models(root: Path) -> dict[str, str]:
 
 
 def _evaluated(step: Step, version: Version, evaluate: Evaluate) -> Champion:
-    code = code_version("evaluation")
+    code = code_versions(step.root, ["evaluation"])
     conditions = [step.inputs["data/tokenized_samples"], step.params["evaluation"], step.params["model"], code]
     kept = step.root / ".plumbline" / "champion" / sha256_json([version.model, *conditions])[:32]
     if kept.is_dir():
