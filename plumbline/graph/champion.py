@@ -12,7 +12,7 @@ from plumbline.evaluation.params import EvaluationParams
 from plumbline.graph.step import base_model
 from plumbline.params import load_params
 from plumbline.tracking.model_version import ModelUri, ModelVersion
-from plumbline.tracking.promotion import MACHINE, history, promote
+from plumbline.tracking.promotion import MACHINE, Registry, history, promote
 from plumbline.tracking.registry import ALIAS, Registry, open_registry
 from plumbline.versioning.code import code_version
 from plumbline.versioning.lock import read_lock, stage_name

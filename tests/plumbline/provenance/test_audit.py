@@ -21,8 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plumbline.artifact import sha256_file, write_json, write_table
-from plumbline.provenance import audit, dvc_digest, render, verify
+from plumbline.provenance import audit, data_links, dvc_digest, render, verify
+from plumbline.provenance.link import Case
 from plumbline.versioning.digest import Hasher
+from plumbline.versioning.lock import Entry
 from tests.helpers.small_chain import (
     CHOICE,
     CORPUS,
@@ -550,3 +552,19 @@ def test_verify_lists_an_absent_output_and_reads_the_configured_cache(workspace:
 def test_verify_does_not_call_a_folder_sound_in_which_nothing_is_recorded(tmp_path: Path) -> None:
     [wrong] = verify(tmp_path)
     assert wrong.path == "dvc.lock"
+
+
+@pytest.mark.parametrize(("now", "later", "replaced"), [("b", "b", True), ("b", "a", False), ("a", "a", False)])
+def test_a_bundled_model_that_an_upgrade_brought_is_no_tampering(
+    now: str, later: str, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's code version covers it: another model, made since, has the version of today."""
+
+    def entry(key: str, code_version: str) -> Entry:
+        name = f"quantized_model@{key}"
+        return Entry(name, "", {f"data/quantized_model/{key}": key}, {}, {}, code_version)
+
+    lock = {each.name: each for each in (entry("old", "a"), entry("new", later))}
+    case = Case(tmp_path / "data/quantized_model/old", tmp_path, lock)
+    monkeypatch.setattr(data_links, "code_version", lambda asset: now)
+    assert data_links._was_replaced(case, data_links.LIBRARY / "base_model/llama-stdlib-6m") is replaced
