@@ -210,7 +210,7 @@ def evaluate(about: Subject, models: Mapping[str, Path]) -> dict[str, Any]:
 
 def _code() -> str:
     """A digest of Plumbline's sources, so that figures of other code are not reused."""
-    files = [path for path in (PROJECT / "assets").rglob("*") if path.suffix in (".py", ".c", ".h")]
+    files = [path for path in (PROJECT / "plumbline").rglob("*") if path.suffix in (".py", ".c", ".h")]
     return sha256_json(sha256_files(PROJECT, [str(path.relative_to(PROJECT)) for path in files]))
 
 

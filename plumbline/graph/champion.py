@@ -12,9 +12,9 @@ from plumbline.evaluation.params import EvaluationParams
 from plumbline.graph.step import base_model
 from plumbline.params import load_params
 from plumbline.tracking.model_version import ModelUri, ModelVersion
-from plumbline.tracking.promotion import MACHINE, Registry, history, promote
+from plumbline.tracking.promotion import MACHINE, history, promote
 from plumbline.tracking.registry import ALIAS, Registry, open_registry
-from plumbline.versioning.code import code_version
+from plumbline.versioning.code import code_versions
 from plumbline.versioning.lock import read_lock, stage_name
 from plumbline.versioning.object_store import Store
 from plumbline.versioning.recording import Step
@@ -78,7 +78,7 @@ def _evaluated(step: Step, version: ModelVersion) -> Champion:
     from plumbline.evaluation.build import build_evaluation
 
     params, samples = EvaluationParams.model_validate(step.params["evaluation"]), step.input("tokenized_samples")
-    code = code_version("evaluation")
+    code = code_versions(step.root, ["evaluation"])
     conditions = [step.inputs["data/tokenized_samples"], step.params["evaluation"], step.params["model"], code]
     evaluation = step.root / ".plumbline" / "champion" / sha256_json([version.model, *conditions])[:32]
     if evaluation.is_dir():

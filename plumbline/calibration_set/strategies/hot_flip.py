@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -326,7 +326,7 @@ def _sensitivity(layers: list[RoundedLayer], phi: NDArray[np.float32], name: Any
     }
 
 
-def _median_tokens(lengths: NDArray[Any], picks: Sequence[int]) -> dict[str, float]:
+def _median_tokens(lengths: NDArray[Any], picks: NDArray[np.int64]) -> dict[str, float]:
     """Median length of the chosen samples and of all candidates."""
     return {"chosen": float(np.median(lengths[picks])), "candidates": float(np.median(lengths))}
 
