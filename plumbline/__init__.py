@@ -1,7 +1,7 @@
 """Plumbline: picks, proves and audits the calibration data behind quantized language models.
 
 For notebooks, `import plumbline` exports the functions of `plumbline.api`: choose, collect, quantize, simulate,
-divergence, save, load_calibration_set, and the class CalibrationDataset. PyTorch is imported on first use.
+compare, save, load_calibration_set, and the class CalibrationDataset. PyTorch is imported on first use.
 """
 
 import os
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         CalibrationDataset,
         choose,
         collect,
-        divergence,
+        compare,
         load_calibration_set,
         quantize,
         save,
@@ -23,7 +23,7 @@ __all__ = [
     "CalibrationDataset",
     "choose",
     "collect",
-    "divergence",
+    "compare",
     "load_calibration_set",
     "quantize",
     "save",

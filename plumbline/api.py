@@ -44,7 +44,7 @@ __all__ = [
     "CalibrationDataset",
     "choose",
     "collect",
-    "divergence",
+    "compare",
     "load_calibration_set",
     "quantize",
     "save",
@@ -146,7 +146,7 @@ def save(
     export(model, quantized, SchemeParams.model_validate(scheme), Path(base_folder), Path(out))
 
 
-def divergence(base: PreTrainedModel, quantized: PreTrainedModel, samples: Samples) -> TokenDivergence:
+def compare(base: PreTrainedModel, quantized: PreTrainedModel, samples: Samples) -> TokenDivergence:
     """Compare two models on held-out samples; returns an entry per predicted token, in order of the samples.
 
     `.kl` is the KL divergence from the base model in nats, `.agree` whether both models predict the same token;

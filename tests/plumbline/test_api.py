@@ -47,13 +47,13 @@ def test_from_texts_to_a_judged_model(
     statistics = plumbline.collect(model, chosen)
     quantized = plumbline.quantize(model, statistics, GPTQ)
     simulated = plumbline.simulate(model, quantized, GPTQ)
-    result = plumbline.divergence(model, simulated, texts[50:])
+    result = plumbline.compare(model, simulated, texts[50:])
     assert len(result.kl) == sum(len(text) - 1 for text in texts[50:])
     assert 0 < result.kl.mean() < 0.1
-    assert not plumbline.divergence(model, model, texts[50:]).kl.any()
+    assert not plumbline.compare(model, model, texts[50:]).kl.any()
     plumbline.save(model, quantized, GPTQ, folder, tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
-    assert np.array_equal(plumbline.divergence(model, loaded, texts[50:]).kl, result.kl)
+    assert np.array_equal(plumbline.compare(model, loaded, texts[50:]).kl, result.kl)
 
 
 def test_what_is_chosen_are_the_samples_that_the_seed_draws(texts: list[list[int]]) -> None:
@@ -85,7 +85,7 @@ def test_empty_samples_and_a_model_in_training_mode_are_refused(model: PreTraine
     with pytest.raises(ValueError, match=r"samples\[1\]: expected a list of token ids"):
         plumbline.choose([[1], []], n=1)
     with pytest.raises(ValueError, match="at least two tokens"):
-        plumbline.divergence(model, model, [[1]])
+        plumbline.compare(model, model, [[1]])
     model.train()
     try:
         with pytest.raises(ValueError, match="training mode"):
@@ -96,6 +96,8 @@ def test_empty_samples_and_a_model_in_training_mode_are_refused(model: PreTraine
 
 def test_the_package_offers_what_the_api_does_and_waits_for_torch() -> None:
     assert plumbline.__all__ == api.__all__ and set(api.__all__) <= set(dir(plumbline))
+    modules = {path.stem for path in Path(plumbline.__file__).parent.iterdir()}
+    assert not modules & set(plumbline.__all__)  # once imported, such a module would take the function's place
     with pytest.raises(AttributeError, match="has no attribute 'choos'"):
         _ = plumbline.choos  # type: ignore[attr-defined]
     code = "import sys, plumbline; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'plumbline.api')))"
