@@ -96,6 +96,8 @@ def test_empty_samples_and_a_model_in_training_mode_are_refused(model: PreTraine
 
 def test_the_package_offers_what_the_api_does_and_waits_for_torch() -> None:
     assert plumbline.__all__ == api.__all__ and set(api.__all__) <= set(dir(plumbline))
+    modules = {path.stem for path in Path(plumbline.__file__).parent.iterdir()}
+    assert not modules & set(plumbline.__all__)  # once imported, such a module would take the function's place
     with pytest.raises(AttributeError, match="has no attribute 'choos'"):
         _ = plumbline.choos  # type: ignore[attr-defined]
     code = "import sys, plumbline; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'plumbline.api')))"
