@@ -82,7 +82,10 @@ def test_what_cannot_be_drawn_names_the_rule(small: Small) -> None:
             {"rules": {"random": {"strategy": "random"}, "rtn": {"strategy": "random"}}},
             "rtn is a name that every study",
         ),
-        ({"rules": {"random": {"strategy": "random", "n": 3}, "b": {"strategy": "random"}}}, "n is varied by the study"),
+        (
+            {"rules": {"random": {"strategy": "random", "n": 3}, "b": {"strategy": "random"}}},
+            "n is varied by the study",
+        ),
     ],
 )
 def test_params_that_do_not_go_together(small: Small, wrong: dict, said: str) -> None:
