@@ -105,7 +105,7 @@ def apportion(weights: Mapping[str, Fraction], n: int) -> dict[str, int]:
 
 def split(weights: Mapping[str, Fraction], n: int, have: Mapping[str, int]) -> dict[str, int]:
     """Split n as `apportion` does; what exceeds a domain's samples is split again over the domains with more."""
-    take = dict.fromkeys(weights, 0)
+    take = {name: min(quota, have[name]) for name, quota in apportion(weights, n).items()}
     while left := n - sum(take.values()):
         with_more = {name: weight for name, weight in weights.items() if take[name] < have[name]}
         if not with_more:

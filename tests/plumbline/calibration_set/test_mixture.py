@@ -71,6 +71,14 @@ def test_what_one_lacks_the_others_give(weights: dict[str, Fraction], n: int, da
     assert split(weights, n, dict.fromkeys(weights, 1000)) == asked
 
 
+def test_an_empty_domain_costs_the_others_none_of_their_quotas() -> None:
+    weights = {name: Fraction(weight) for name, weight in {"c": 7, "d": 7, "e": 7, "f": 11, "a": 17, "b": 2}.items()}
+    quotas = apportion(weights, 5)
+    for empty in weights:
+        taken = split(weights, 5, {name: 0 if name == empty else 60 for name in weights})
+        assert sum(taken.values()) == 5 and all(taken[name] >= quotas[name] for name in weights if name != empty)
+
+
 def test_ties_go_to_the_larger_weight_then_to_the_name() -> None:
     assert apportion({"a": Fraction(1), "b": Fraction(3)}, 2) == {"a": 0, "b": 2}
     assert apportion({"b": Fraction(1), "a": Fraction(1), "c": Fraction(1)}, 4) == {"b": 1, "a": 2, "c": 1}
