@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plumbline.activation_stats.histogram import Histogram, n_buckets, trimmed
 from plumbline.activation_stats.kernel import HessianSums, columns
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.base_model.inputs import LinearInputs, linear_layers, network_of, require_finite, require_readable
+from plumbline.histogram import Histogram, n_buckets, trimmed
 
 Normalization = Literal["token", "sequence"]
 

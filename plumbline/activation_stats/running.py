@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plumbline.activation_stats import histogram as histograms
+from plumbline import histogram as histograms
 from plumbline.activation_stats import kernel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import NOBODY, SiteStats

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from plumbline.activation_stats import histogram as histograms
-from plumbline.activation_stats.histogram import Histogram
+from plumbline import histogram as histograms
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.histogram import Histogram
 
 NOBODY = -1
 """Position and channel of an empty place among the largest magnitudes of a sample."""

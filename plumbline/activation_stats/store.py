@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from plumbline.activation_stats.histogram import Histogram
 from plumbline.activation_stats.kernel import mirrored
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats, SiteStats
 from plumbline.activation_stats.tensor_file import TensorFile
 from plumbline.artifact import read_json, write_json
+from plumbline.histogram import Histogram
 
 FORMAT = 2
 TENSORS, HEADER = "stats.safetensors", "header.json"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from plumbline.activation_stats.histogram import Histogram
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.histogram import Histogram
 from plumbline.quantized_model.activations import activation_range, activation_scale
 from plumbline.quantized_model.adaround import adaround
 from plumbline.quantized_model.gptq import Solution, gptq

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from plumbline.activation_stats import kernel
-from plumbline.activation_stats.histogram import bucket, counted
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.base_model.inputs import UNKNOWN
+from plumbline.histogram import bucket, counted
 
 LENGTHS = (300, 1, 40, 257)
 
