@@ -30,9 +30,8 @@ from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.base_model.bfloat16 import has_units
-from plumbline.base_model.load import load_model
+from plumbline.base_model.load import BUNDLED, load_model
 from plumbline.base_model.one_thread import one_thread
-from plumbline.base_model.score import BUNDLED
 from plumbline.quantized_model import gptq as gptq_module
 from plumbline.quantized_model import solver
 from plumbline.quantized_model.gptq import gptq, solve_flops

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.peer_subjects import write_set
 from benchmarks.peers import peer_python
-from plumbline.base_model.score import BUNDLED
+from plumbline.base_model.load import BUNDLED
 from plumbline.export.llm_compressor import hand_over
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.tokenized_samples.batches import sample_id
