@@ -12,6 +12,7 @@ import click
 
 from plumbline.cli import audit as audit_commands
 from plumbline.cli import release as release_commands
+from plumbline.cli import statistics as statistics_commands
 from plumbline.workspace import workspace_root
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-for command in (*audit_commands.COMMANDS, *release_commands.COMMANDS):
+for command in (*audit_commands.COMMANDS, *release_commands.COMMANDS, *statistics_commands.COMMANDS):
     main.add_command(command)
 
 
