@@ -149,7 +149,8 @@ def test_another_dtype_or_width_is_refused() -> None:
         site.add(torch.zeros(1, 43), 0, "a")
     with pytest.raises(ValueError, match="torch.bfloat16 42 wide for sample a"):
         site.add(torch.zeros(1, 42).bfloat16(), 0, "a")
-    site.tokens[0] = 2**31 - 2
+    site.add(torch.zeros(1, 43).bfloat16(), 0, "a")
+    site.sets[0].tokens[0] = 2**31 - 2
     with pytest.raises(ValueError, match="more than 2147483647 tokens in one shard, .*raise statistics.shards"):
         site.add(torch.zeros(2, 43).bfloat16(), 0, "a")
 
