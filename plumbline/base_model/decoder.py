@@ -82,11 +82,9 @@ class Decoder:
         hidden, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
         return Start(hidden, calls)
 
-    @torch.no_grad()
     def run(self, number: int, hidden: Tensor, call: Call) -> Tensor:
         """The output (1, tokens, width) of one layer for hidden states (1, tokens, width)."""
-        out = self.layers[number](hidden, *call.positional, **call.keywords)
-        return out[0] if isinstance(out, tuple) else out
+        return run_layer(self.layers[number], hidden, call)
 
     def finish(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
         """What the model without its vocabulary projection makes of the last layer's output, as a rule its norm.
@@ -165,6 +163,13 @@ class Decoder:
         if len(calls) != len(self.layers):
             raise _Broken(f"{len(calls)} of its {len(self.layers)} layers were called")
         return first[0], tuple(calls), out
+
+
+@torch.no_grad()
+def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+    """The output (1, tokens, width) of a decoder layer, a model's own or a copy, for hidden states of that shape."""
+    out = layer(hidden, *call.positional, **call.keywords)
+    return out[0] if isinstance(out, tuple) else out
 
 
 class _Broken(ValueError):

@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
-from plumbline.base_model.decoder import Call, Decoder, same
+from plumbline.base_model.decoder import Call, Decoder, run_layer
+from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.inputs import LinearInputs
 from plumbline.base_model.own_modules import with_own_modules
@@ -125,9 +126,9 @@ def walk(
         Number of the decoder layer, and its Linears.
     """
     hidden: list[Tensor] = []
-    calls = _Calls(decoder)
-    for row, (_, ids) in enumerate(ordered):
-        hidden.append(calls.begin(row, ids))
+    calls = DecoderCalls(decoder)
+    for _, ids in ordered:
+        hidden.append(calls.begin(ids))
     for number, prefix in enumerate(decoder.names):
         layer = copy.deepcopy(decoder.layers[number])
         inside = {
@@ -136,7 +137,7 @@ def walk(
             if name.startswith(f"{prefix}.")
         }
         found: dict[str, Layer] = {}
-        order = _order(layer, inside, hidden[0], calls.of(number, 0, ordered[0][1]))
+        order = _order(layer, inside, hidden[0], calls.call(number, ordered[0][1]))
         left = list(order)
         while left:
             now = left[:1] if sequential else left
@@ -147,7 +148,7 @@ def walk(
             with inputs.hooked():
                 for row, (sample_id, ids) in enumerate(totals.samples()):
                     inputs.begin(sample_id, len(ids))
-                    run(layer, hidden[row], calls.of(number, row, ids))
+                    run_layer(layer, hidden[row], calls.call(number, ids))
             sites = {site.members[0]: site for site in totals.result(inputs.members(), watched).sites.values()}
             tasks = [partial(solve, sites.get(names_[0]), names_) for names_ in now]
             for solved in in_parallel(tasks):
@@ -156,13 +157,7 @@ def walk(
                     put(inside[name], quantized, scheme)
         yield number, found
         for row, (_, ids) in enumerate(ordered):
-            hidden[row] = run(layer, hidden[row], calls.of(number, row, ids))
-
-
-def run(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-    """The output (1, tokens, width) of a decoder layer that is not the model's own."""
-    out = layer(hidden, *call.positional, **call.keywords)
-    return out[0] if isinstance(out, tuple) else out
+            hidden[row] = run_layer(layer, hidden[row], calls.call(number, ids))
 
 
 def put(linear: nn.Module, layer: Layer, scheme: SchemeParams) -> None:
@@ -177,31 +172,10 @@ def _order(layer: nn.Module, inside: Mapping[str, nn.Module], hidden: Tensor, ca
     inputs = LinearInputs(inside, lambda site, x, positions: None)
     with inputs.hooked():
         inputs.begin("")
-        run(layer, hidden, call)
+        run_layer(layer, hidden, call)
     reached = list(inputs.members().values())
     seen = {name for names in reached for name in names}
     return reached + [(name,) for name in inside if name not in seen]
-
-
-class _Calls:
-    """What the layers are called with for each sample: kept by the number of tokens, where that decides."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.kept: dict[int, tuple[Call, ...]] = {}
-        self.other: set[int] = set()
-        """Samples that are called otherwise than the first one of their length; asked for again each time."""
-
-    def begin(self, row: int, ids: Sequence[int]) -> Tensor:
-        start = self.decoder.start(ids)
-        kept = self.kept.setdefault(len(ids), start.calls)
-        if not all(same(one, other) for one, other in zip(kept, start.calls, strict=True)):
-            self.other.add(row)
-        return start.hidden
-
-    def of(self, number: int, row: int, ids: Sequence[int]) -> Call:
-        calls = self.decoder.start(ids).calls if row in self.other else self.kept[len(ids)]
-        return calls[number]
 
 
 class _Watch:
@@ -223,7 +197,9 @@ class _Watch:
             layer = copy.deepcopy(self.decoder.layers[number])
             for name in layers:
                 put(layer.get_submodule(name.removeprefix(prefix)), chosen[name], self.scheme)
-            setattr(self, stream, [run(layer, x, call) for x, call in zip(getattr(self, stream), given, strict=True)])
+            setattr(
+                self, stream, [run_layer(layer, x, call) for x, call in zip(getattr(self, stream), given, strict=True)]
+            )
 
     def result(self) -> dict[str, Any]:
         sums = {"stored": [0.0, 0.0], "propagated": [0.0, 0.0]}
