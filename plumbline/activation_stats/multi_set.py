@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import SiteStats
+from plumbline.base_model.bfloat16 import wide_products
 from plumbline.base_model.inputs import LinearInputs, linear_layers, network_of, require_readable
 
 
@@ -69,7 +70,7 @@ def collect_together(
     network, device = network_of(model, layers), next(model.parameters()).device
     running = _RunningSets(settings, histogram=mantissa_bits is not None)
     inputs = LinearInputs(layers, running.add)
-    with inputs.hooked():
+    with wide_products(model), inputs.hooked():
         for name in sorted(holders):  # the order in which `collect` adds up
             ids = samples[name]
             require_readable(model, name, ids)

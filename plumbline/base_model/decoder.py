@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plumbline.base_model.bfloat16 import wide_products
+
 HIDDEN = "hidden_states"
 Handed = Callable[[int, Tensor], Tensor]
 """(number of a layer, what it was called with) -> what its stand-in hands on."""
@@ -158,7 +160,7 @@ class Decoder:
             return forward
 
         device = self.model.get_input_embeddings().weight.device
-        with _replaced(self.layers, stand_in):
+        with wide_products(network), _replaced(self.layers, stand_in):
             out = network(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
         if len(calls) != len(self.layers):
             raise _Broken(f"{len(calls)} of its {len(self.layers)} layers were called")
@@ -168,7 +170,8 @@ class Decoder:
 @torch.no_grad()
 def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     """The output (1, tokens, width) of a decoder layer, a model's own or a copy, for hidden states of that shape."""
-    out = layer(hidden, *call.positional, **call.keywords)
+    with wide_products(layer):
+        out = layer(hidden, *call.positional, **call.keywords)
     return out[0] if isinstance(out, tuple) else out
 
 

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-import plumbline.base_model.bfloat16  # noqa: F401  # changes nn.Linear where bfloat16 is slow
 from plumbline.artifact import sha256_file, sha256_json
+from plumbline.base_model.bfloat16 import with_wide_products
 from plumbline.base_model.params import ModelParams
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -103,7 +103,7 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
     )
     require_complete(folder, info["missing_keys"])
     model.requires_grad_(False)
-    return model.eval().to(target)
+    return with_wide_products(model.eval().to(target))
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
