@@ -19,6 +19,7 @@ from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.base_model.bfloat16 import wide_products
 from plumbline.base_model.inputs import LinearInputs, linear_layers, network_of, require_readable
+from plumbline.base_model.threads import settle_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,7 @@ def collect_together(
     settings = StatisticsParams(ignore=tuple(ignore), normalization=normalization)
     if mantissa_bits is not None:
         settings = settings.model_copy(update={"mantissa_bits": mantissa_bits})
+    settle_threads()
     holders = _holders(sets)
     layers = linear_layers(model, ignore)
     network, device = network_of(model, layers), next(model.parameters()).device

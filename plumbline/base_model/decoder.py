@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plumbline.base_model.bfloat16 import wide_products
+from plumbline.base_model.threads import settle_threads
 
 HIDDEN = "hidden_states"
 Handed = Callable[[int, Tensor], Tensor]
@@ -63,6 +64,7 @@ class Decoder:
         Raises:
             ValueError: the model has no list of layers.
         """
+        settle_threads()
         self.model = model
         self.name, self.layers = _layers(model)
         self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from plumbline.artifact import sha256_file, sha256_json
 from plumbline.base_model.bfloat16 import with_wide_products
 from plumbline.base_model.params import ModelParams
+from plumbline.base_model.threads import settle_threads
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -92,6 +93,7 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
             asked for and there is none.
     """
     require_weights(folder)
+    settle_threads()
     target = torch_device(device)
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
