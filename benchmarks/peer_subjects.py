@@ -154,8 +154,8 @@ def _random_llama(name: str, folder: Path) -> None:
 
 def _windows(split: str, length: int) -> Iterator[tuple[str, str, list[np.ndarray]]]:
     """(domain, name, windows as production would cut them) of every document of a split."""
+    from benchmarks.bundled_model.train import documents
     from plumbline.base_model.load import load_tokenizer
-    from plumbline.base_model.train import documents
 
     tokenizer = load_tokenizer(BUNDLED)
     params = TokenizeParams(max_length=length)

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
+from plumbline.base_model.bfloat16 import wide_products
 from plumbline.base_model.inputs import LinearInputs, network_of, output_layers, watched_layers
+from plumbline.base_model.threads import settle_threads
 
 
 @torch.no_grad()
@@ -49,11 +51,12 @@ def collect(
             an unknown token; no layer to observe; an activation that is not finite or not a 16- or 32-bit float;
             layers that share an input for one sample and not for another.
     """
+    settle_threads()
     totals = Totals(in_order(model, samples), settings, base_model_digest, fingerprint, masks)
     layers, outputs = watched_layers(model, settings.ignore), output_layers(model, settings.outputs)
     network, device = network_of(model, {**layers, **outputs}), next(model.parameters()).device
     inputs = LinearInputs(layers, totals.add, outputs)
-    with inputs.hooked():
+    with wide_products(model), inputs.hooked():
         for sample_id, ids in totals.samples():
             inputs.begin(sample_id, len(ids))
             network(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)

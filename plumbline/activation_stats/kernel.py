@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plumbline import histogram as histograms
 from plumbline import kernels
-from plumbline.activation_stats import histogram as histograms
 
 VERSION = 3
 """Of the interface of kernel.c."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from plumbline.activation_stats import histogram as histograms
+from plumbline import histogram as histograms
 from plumbline.activation_stats import kernel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import NOBODY, SiteStats
@@ -13,7 +15,10 @@ from plumbline.base_model.inputs import UNKNOWN, require_finite
 
 
 class RunningSite:
-    """Totals on the device of the activations; `result` brings them to the CPU."""
+    """Totals of one set of samples, or of several sets that share samples, on the device of the activations.
+
+    A sample's activations are read once, whatever the number of sets that hold it.
+    """
 
     def __init__(
         self,
@@ -24,33 +29,35 @@ class RunningSite:
         settings: StatisticsParams,
         n: int,
         hessian: bool | None = None,
+        histogram: bool = True,
     ) -> None:
-        """Totals of `n` samples.
-
+        """
         Args:
+            n: rows of each set. Extremes and token counts are kept by row: a row is a sample, or all samples of a set.
             hessian: whether there is one; None: as the settings say. The outputs of layers have none.
+            histogram: whether there is one.
         """
         if dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise ValueError(f"site {name!r}: activations in {dtype}; load the model in bfloat16, float16 or float32")
-        self.name, self.width, self.dtype, self.settings = name, width, dtype, settings
-        buckets = histograms.n_buckets(settings.mantissa_bits)
-        self.counts = torch.zeros(width, buckets, dtype=torch.int32, device=device)
-        self.sums = torch.zeros(3, width, dtype=torch.float64, device=device)  # of x, |x|, x^2
+        self.name, self.width, self.dtype, self.device = name, width, dtype, device
+        self.settings, self.n, self.histogram = settings, n, histogram
+        self.sets: dict[int, _SetSums] = {}
+        """By number, those that a token has reached."""
+        self._apart: Tensor | None = None
+        """Counts of one sample that several sets hold."""
         wanted = settings.hessian if hessian is None else hessian
         self.hessian = kernel.HessianSums(width, dtype, device) if wanted else None
-        self.tokens = [0] * n
-        self.min = torch.full((n, width), torch.inf, device=device)
-        self.max = torch.full((n, width), -torch.inf, device=device)
-        self.top_values = torch.zeros(n, settings.top_k, device=device)
-        self.top_positions = torch.full((n, settings.top_k), NOBODY, dtype=torch.int32, device=device)
-        self.top_channels = torch.full((n, settings.top_k), NOBODY, dtype=torch.int32, device=device)
 
-    def add(self, x: Tensor, row: int, sample_id: str, positions: Tensor | None = None) -> None:
-        """Add activations (tokens, width) of the sample with number `row`; a layer that runs twice adds twice.
+    def add(
+        self, x: Tensor, row: int, sample_id: str, positions: Tensor | None = None, sets: Sequence[int] = (0,)
+    ) -> None:
+        """Add activations (tokens, width) of a sample; a layer that runs twice adds twice.
 
         Args:
-            positions: (tokens,) int64: the token of the sample that each row belongs to, or UNKNOWN; None: they
-                follow those that the site has seen of this sample.
+            row: of the sample, in each of `sets`.
+            positions: (tokens,) int64: the token of the sample that each row of `x` belongs to, or UNKNOWN; None: they
+                follow those that the site has seen in this row.
+            sets: numbers of the sets that hold the sample.
 
         Raises:
             ValueError: one of them is not finite, or dtype or width changed.
@@ -62,42 +69,92 @@ class RunningSite:
             )
         if not len(x):
             return
-        if sum(self.tokens) + len(x) > torch.iinfo(self.counts.dtype).max:
-            raise ValueError(
-                f"site {self.name!r}: more than {torch.iinfo(self.counts.dtype).max} tokens in one shard, its counts "
-                "have 32 bits; raise statistics.shards in params.yaml"
-            )
+        holders = [self._set(number, len(x)) for number in sets]
         if positions is None:
-            positions = torch.arange(self.tokens[row], self.tokens[row] + len(x), device=x.device)
+            start = holders[0].tokens[row]
+            positions = torch.arange(start, start + len(x), device=x.device)
+        counts = self._counts(holders)
         place = torch.where(positions == UNKNOWN, torch.arange(len(x), device=x.device), positions)
         counted = histograms.counted(sample_id, place, self.settings.histogram_share)
-        found = kernel.columns(x, self.counts, self.settings.mantissa_bits, counted)
-        require_finite(self.name, sample_id, found.low, found.high)
-        self.sums += found.sums
-        places = kernel.Largest(self.top_values[row], self.top_positions[row], self.top_channels[row])
-        kernel.add_largest(places, x, torch.maximum(-found.low, found.high), positions)
-        torch.minimum(self.min[row], found.low, out=self.min[row])
-        torch.maximum(self.max[row], found.high, out=self.max[row])
-        self.tokens[row] += len(x)
+        columns = kernel.columns(x, counts, self.settings.mantissa_bits, counted)
+        require_finite(self.name, sample_id, columns.low, columns.high)
+        for holder in holders:
+            holder.add(x, row, columns, positions)
+            if counts is not None and holder.counts is not None and holder.counts is not counts:
+                holder.counts += counts
         if self.hessian is not None:
-            self.hessian.add(x, 1 / len(x) if self.settings.normalization == "sequence" else 1.0)
+            self.hessian.add(x, 1 / len(x) if self.settings.normalization == "sequence" else 1.0, sets)
 
-    def result(self, members: tuple[str, ...]) -> SiteStats:
-        """The statistics; nothing can be added afterwards."""
-        sums = self.sums.cpu()
+    def result(self, members: tuple[str, ...], number: int = 0) -> SiteStats:
+        """The statistics of a set; nothing can be added to it afterwards."""
+        totals = self.sets[number]
+        sums = totals.sums.cpu()
+        histogram = None
+        if totals.counts is not None:
+            dtype = str(self.dtype).removeprefix("torch.")
+            histogram = histograms.trimmed(totals.counts.cpu(), 0, self.settings.mantissa_bits, dtype)
+            totals.counts = None  # the largest part
         return SiteStats(
             members=members,
-            sample_tokens=torch.tensor(self.tokens, dtype=torch.int64),
+            sample_tokens=torch.tensor(totals.tokens, dtype=torch.int64),
             sum=sums[0],
             sum_abs=sums[1],
             sum_sq=sums[2],
-            histogram=histograms.trimmed(
-                self.counts.cpu(), 0, self.settings.mantissa_bits, str(self.dtype).removeprefix("torch.")
-            ),
-            hessian=None if self.hessian is None else self.hessian.result(),
-            sample_min=self.min.cpu(),
-            sample_max=self.max.cpu(),
-            top_values=self.top_values.cpu(),
-            top_positions=self.top_positions.cpu(),
-            top_channels=self.top_channels.cpu(),
+            histogram=histogram,
+            hessian=None if self.hessian is None else self.hessian.result(number),
+            sample_min=totals.min.cpu(),
+            sample_max=totals.max.cpu(),
+            top_values=totals.top_values.cpu(),
+            top_positions=totals.top_positions.cpu(),
+            top_channels=totals.top_channels.cpu(),
         )
+
+    def _set(self, number: int, tokens: int) -> _SetSums:
+        """The sums of a set, which has room for `tokens` more."""
+        if number not in self.sets:
+            counts = self._no_counts() if self.histogram else None
+            self.sets[number] = _SetSums(self.width, self.n, self.settings.top_k, counts, self.device)
+        largest = torch.iinfo(torch.int32).max
+        if sum(self.sets[number].tokens) + tokens > largest:
+            raise ValueError(
+                f"site {self.name!r}: more than {largest} tokens in one shard, its counts have 32 bits; raise "
+                "statistics.shards in params.yaml"
+            )
+        return self.sets[number]
+
+    def _counts(self, holders: Sequence[_SetSums]) -> Tensor | None:
+        """Where a sample is counted: in the counts of its set, or apart where several sets hold it."""
+        if not self.histogram:
+            return None
+        if len(holders) == 1:
+            return holders[0].counts
+        self._apart = self._no_counts() if self._apart is None else self._apart.zero_()
+        return self._apart
+
+    def _no_counts(self) -> Tensor:
+        buckets = histograms.n_buckets(self.settings.mantissa_bits)
+        return torch.zeros(self.width, buckets, dtype=torch.int32, device=self.device)
+
+
+class _SetSums:
+    """What is added up for one set."""
+
+    def __init__(self, width: int, n: int, top_k: int, counts: Tensor | None, device: torch.device) -> None:
+        self.counts = counts
+        self.tokens = [0] * n
+        self.sums = torch.zeros(3, width, dtype=torch.float64, device=device)  # of x, |x|, x^2
+        self.min = torch.full((n, width), torch.inf, device=device)
+        self.max = torch.full((n, width), -torch.inf, device=device)
+        self.top_values = torch.zeros(n, top_k, device=device)
+        self.top_positions = torch.full((n, top_k), NOBODY, dtype=torch.int32, device=device)
+        self.top_channels = torch.full((n, top_k), NOBODY, dtype=torch.int32, device=device)
+
+    def add(self, x: Tensor, row: int, columns: kernel.Columns, positions: Tensor) -> None:
+        """Add activations (tokens, width), whose extremes and sums are `columns`, to everything but the counts."""
+        self.sums += columns.sums
+        if self.top_values.shape[1]:
+            places = kernel.Largest(self.top_values[row], self.top_positions[row], self.top_channels[row])
+            kernel.add_largest(places, x, torch.maximum(-columns.low, columns.high), positions)
+        torch.minimum(self.min[row], columns.low, out=self.min[row])
+        torch.maximum(self.max[row], columns.high, out=self.max[row])
+        self.tokens[row] += len(x)

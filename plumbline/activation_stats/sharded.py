@@ -23,6 +23,7 @@ from plumbline.activation_stats.store import HEADER, load, save_parts
 from plumbline.activation_stats.totals import shards
 from plumbline.artifact import read_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.threads import product_threads
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,12 @@ def collected_by_workers(
 def _threads(model: Path, workers: int) -> int:
     """Threads of each worker: their share of the processors, where that cannot change a bit.
 
-    It can in float32: MKL's product of a matrix of few rows differs in its last bit with the number of threads (seen
-    with 5 to 11 rows on 2). There a worker has as many threads as the one process would.
+    It can in float32 (see base_model/threads.py). There a worker has as many threads as the one process would.
     """
     config = read_json(model / "config.json")
     if config.get("dtype", config.get("torch_dtype")) != "bfloat16":
-        return torch.get_num_threads()
-    return max(1, torch.get_num_threads() // workers)
+        return product_threads()
+    return max(1, product_threads() // workers)
 
 
 def merged(folders: Sequence[Path], settings: StatisticsParams) -> Iterator[ActivationStats]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from plumbline.activation_stats import histogram as histograms
-from plumbline.activation_stats.histogram import Histogram
+from plumbline import histogram as histograms
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.histogram import Histogram
 
 NOBODY = -1
 """Position and channel of an empty place among the largest magnitudes of a sample."""
@@ -23,7 +23,11 @@ NOBODY = -1
 
 @dataclass(frozen=True, eq=False)
 class SiteStats:
-    """One site: an activation x (tokens, width) that one or more linear layers read. n is the number of samples."""
+    """One site: an activation x (tokens, width) that one or more linear layers read.
+
+    n is the number of samples, or 1 where all samples of a set are described together (multi_set.py): then every
+    "sample" below is the set.
+    """
 
     members: tuple[str, ...]
     """The modules that read it, in the order of the forward pass; the first names the site."""
@@ -35,7 +39,8 @@ class SiteStats:
     """(width,) float64: sum of |x|."""
     sum_sq: Tensor
     """(width,) float64: sum of x^2."""
-    histogram: Histogram
+    histogram: Histogram | None
+    """None where nobody asked for it, which is in multi_set.py alone."""
     hessian: Tensor | None
     """(width, width) float64: S = sum of x x^T, symmetric to the bit; None where `hessian: false`."""
     sample_min: Tensor
@@ -214,8 +219,15 @@ def quantile(site: SiteStats, q: float, per_channel: bool = False, absolute: boo
         low, high = torch.where((low <= 0) & (high >= 0), 0.0, torch.minimum(low.abs(), high.abs())), magnitude
     if not per_channel:
         low, high = low.min(), high.max()
-    found = histograms.quantile(site.histogram, q, per_channel, absolute).clamp(low, high)
-    return high if q == 1 else low if q == 0 and not absolute else found
+    values = histograms.quantile(counted(site), q, per_channel, absolute).clamp(low, high)
+    return high if q == 1 else low if q == 0 and not absolute else values
+
+
+def counted(site: SiteStats) -> Histogram:
+    """The histogram of a site that has one, as all of ActivationStats do."""
+    if site.histogram is None:
+        raise ValueError(f"site {site.members[0]!r} was collected without a histogram")
+    return site.histogram
 
 
 def _require_same_origin(a: ActivationStats, b: ActivationStats) -> None:
@@ -242,7 +254,7 @@ def _combined(a: SiteStats, b: SiteStats, sign: int, rows: Callable[[Tensor, Ten
         a.sum + sign * b.sum,
         a.sum_abs + sign * b.sum_abs,
         a.sum_sq + sign * b.sum_sq,
-        histograms.add(a.histogram, b.histogram, sign),
+        histograms.add(counted(a), counted(b), sign),
         None if a.hessian is None or b.hessian is None else torch.add(a.hessian, b.hessian, alpha=sign),
         rows(a.sample_min, b.sample_min),
         rows(a.sample_max, b.sample_max),
@@ -255,7 +267,7 @@ def _combined(a: SiteStats, b: SiteStats, sign: int, rows: Callable[[Tensor, Ten
 def _nothing(like: SiteStats, n: int) -> SiteStats:
     """The site for `n` samples of which no token came by."""
     top_k = like.top_values.shape[1]
-    kind = like.histogram
+    kind = counted(like)
     return SiteStats(
         like.members,
         torch.zeros(n, dtype=torch.int64),

@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from plumbline.activation_stats.histogram import Histogram
 from plumbline.activation_stats.kernel import mirrored
 from plumbline.activation_stats.params import StatisticsParams
-from plumbline.activation_stats.sketch import ActivationStats, SiteStats
+from plumbline.activation_stats.sketch import ActivationStats, SiteStats, counted
 from plumbline.activation_stats.tensor_file import TensorFile
 from plumbline.artifact import read_json, write_json
+from plumbline.histogram import Histogram
 
 FORMAT = 2
 TENSORS, HEADER = "stats.safetensors", "header.json"
@@ -53,14 +53,15 @@ def save_parts(parts: Iterable[ActivationStats], folder: Path, provenance: Mappi
             for name, site in part.sites.items():
                 for what, tensor in _tensors(site).items():
                     file.add(f"{name}:{what}", tensor)
+                histogram = counted(site)
                 sites[name] = {
                     "members": list(site.members),
                     "width": site.width,
                     "tokens": site.tokens,
                     "samples": site.samples,
                     "hessian": site.hessian is not None,
-                    "dtype": site.histogram.dtype,
-                    "first_bucket": site.histogram.first,
+                    "dtype": histogram.dtype,
+                    "first_bucket": histogram.first,
                 }
             unreached += part.unreached
             first = first or replace(part, sites={})
@@ -84,13 +85,14 @@ def save_parts(parts: Iterable[ActivationStats], folder: Path, provenance: Mappi
 
 
 def _tensors(site: SiteStats) -> dict[str, Tensor]:
-    exact = getattr(torch, site.histogram.dtype)
+    histogram = counted(site)
+    exact = getattr(torch, histogram.dtype)
     rows = {
         "sample_tokens": site.sample_tokens,
         "sum": site.sum,
         "sum_abs": site.sum_abs,
         "sum_sq": site.sum_sq,
-        "histogram": _narrow(site.histogram.counts),
+        "histogram": _narrow(histogram.counts),
         "sample_min": site.sample_min.to(exact),
         "sample_max": site.sample_max.to(exact),
         "top_values": site.top_values.to(exact),

@@ -1,7 +1,5 @@
 """Statistics of a calibration set that changed by a few samples, from forward passes over those few only.
 
-    python -m plumbline.activation_stats.update PREVIOUS CALIBRATION_SET OUT
-
 Samples that left are run once more, so that their share of the sums can be taken out, and samples that came are run for
 the first time. Integers, extremes and the naming of the largest magnitudes come out as from a collection of the whole
 set, bit by bit. Sums need not: floating-point addition keeps its rounding errors when it is undone, about 1e-16 of the
@@ -11,10 +9,9 @@ and not on its inputs alone. The header of an updated folder names the calibrati
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +68,37 @@ def updated(
         ValueError: another model, tokenization or settings than those of `previous`; no sample in common; token ids of
             a sample that left are not given; whatever `collect`, `merge` and `retract` refuse.
     """
+    _require_same_origin(previous, base_model_digest, fingerprint, settings)
+    changes = change(previous, samples)
+    if len(changes.left) == len(previous.sample_ids):
+        raise ValueError("no sample of the previous statistics is in the new set: collect anew, it costs the same")
+    ids_of_leaving = dict(leaving)
+    if unknown := [sample_id for sample_id in changes.left if sample_id not in ids_of_leaving]:
+        raise ValueError(
+            f"{len(unknown)} samples left, first {unknown[0]}, and their token ids are not given: without another "
+            "forward pass their share cannot be taken out"
+        )
+    run = partial(
+        collect,
+        model,
+        settings=settings,
+        base_model_digest=base_model_digest,
+        fingerprint=fingerprint,
+        progress=progress,
+        masks=masks,
+    )
+    stats = previous
+    if changes.left:
+        stats = retract(stats, run([(sample_id, ids_of_leaving[sample_id]) for sample_id in changes.left]))
+    if changes.came:
+        came = set(changes.came)
+        stats = merge(stats, run([sample for sample in samples if sample[0] in came]))
+    return stats
+
+
+def _require_same_origin(
+    previous: ActivationStats, base_model_digest: str, fingerprint: str, settings: StatisticsParams
+) -> None:
     for what, before, now in (
         ("base model", previous.base_model_digest, base_model_digest),
         ("tokenization fingerprint", previous.fingerprint, fingerprint),
@@ -80,34 +108,6 @@ def updated(
             raise ValueError(
                 f"statistics of another origin cannot be updated: {what} {before} there, {now} asked for; collect anew"
             )
-    changes = change(previous, samples)
-    if len(changes.left) == len(previous.sample_ids):
-        raise ValueError("no sample of the previous statistics is in the new set: collect anew, it costs the same")
-    given = dict(leaving)
-    if unknown := [sample_id for sample_id in changes.left if sample_id not in given]:
-        raise ValueError(
-            f"{len(unknown)} samples left, first {unknown[0]}, and their token ids are not given: without another "
-            "forward pass their share cannot be taken out"
-        )
-
-    def of(some: Sequence[Sample]) -> ActivationStats:
-        return collect(
-            model,
-            some,
-            settings,
-            base_model_digest=base_model_digest,
-            fingerprint=fingerprint,
-            progress=progress,
-            masks=masks,
-        )
-
-    stats = previous
-    if changes.left:
-        stats = retract(stats, of([(sample_id, given[sample_id]) for sample_id in changes.left]))
-    if changes.came:
-        came = set(changes.came)
-        stats = merge(stats, of([sample for sample in samples if sample[0] in came]))
-    return stats
 
 
 def update(previous: Path, before: Path, after: Path, base: BaseCheckpoint, out: Path) -> dict[str, Any]:
@@ -155,34 +155,3 @@ def update(previous: Path, before: Path, after: Path, base: BaseCheckpoint, out:
         "came": len(changes.came),
         "stayed": len(new.samples) - len(changes.came),
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    from plumbline.params import load_params
-    from plumbline.workspace import workspace_root
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("previous", help="a choice whose statistics are there (data/activation_stats/CHOICE)")
-    parser.add_argument("calibration_set", help="the choice that statistics are wanted of")
-    parser.add_argument("out", type=Path, help="a folder for them, outside of data/")
-    given = parser.parse_args(arguments)
-    root = workspace_root()
-    sets, out = root / "data" / "calibration_set", given.out.resolve()
-    if (root / "data") in (out, *out.parents):
-        parser.error(f"{given.out} is in data/, which belongs to the pipeline; give a folder of your own")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        counts = update(
-            root / "data" / "activation_stats" / given.previous,
-            sets / given.previous,
-            sets / given.calibration_set,
-            BaseCheckpoint.of(load_params(root).model, root),
-            Path(scratch),
-        )
-        for path in sorted(Path(scratch).iterdir()):
-            path.replace(out / path.name)
-    print(f"{given.out}: {counts['left']} samples left, {counts['came']} came, {counts['stayed']} stayed")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plumbline.base_model.bfloat16 import wide_products
+from plumbline.base_model.threads import settle_threads
+
 HIDDEN = "hidden_states"
 Handed = Callable[[int, Tensor], Tensor]
 """(number of a layer, what it was called with) -> what its stand-in hands on."""
@@ -61,6 +64,7 @@ class Decoder:
         Raises:
             ValueError: the model has no list of layers.
         """
+        settle_threads()
         self.model = model
         self.name, self.layers = _layers(model)
         self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))
@@ -82,11 +86,9 @@ class Decoder:
         hidden, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
         return Start(hidden, calls)
 
-    @torch.no_grad()
     def run(self, number: int, hidden: Tensor, call: Call) -> Tensor:
         """The output (1, tokens, width) of one layer for hidden states (1, tokens, width)."""
-        out = self.layers[number](hidden, *call.positional, **call.keywords)
-        return out[0] if isinstance(out, tuple) else out
+        return run_layer(self.layers[number], hidden, call)
 
     def finish(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
         """What the model without its vocabulary projection makes of the last layer's output, as a rule its norm.
@@ -160,11 +162,19 @@ class Decoder:
             return forward
 
         device = self.model.get_input_embeddings().weight.device
-        with _replaced(self.layers, stand_in):
+        with wide_products(network), _replaced(self.layers, stand_in):
             out = network(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
         if len(calls) != len(self.layers):
             raise _Broken(f"{len(calls)} of its {len(self.layers)} layers were called")
         return first[0], tuple(calls), out
+
+
+@torch.no_grad()
+def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+    """The output (1, tokens, width) of a decoder layer, a model's own or a copy, for hidden states of that shape."""
+    with wide_products(layer):
+        out = layer(hidden, *call.positional, **call.keywords)
+    return out[0] if isinstance(out, tuple) else out
 
 
 class _Broken(ValueError):

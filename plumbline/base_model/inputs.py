@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-import plumbline.base_model.bfloat16  # noqa: F401  # changes nn.Linear where bfloat16 is slow
 from plumbline.base_model.experts import are_fused_experts, projections, routed_inputs
 from plumbline.base_model.patches import geometry, patches
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-import plumbline.base_model.bfloat16  # noqa: F401  # changes nn.Linear where bfloat16 is slow
+from plumbline.base_model.bfloat16 import with_wide_products
 from plumbline.base_model.folder import base_model_digest, require_weights
 from plumbline.base_model.params import Device
+from plumbline.base_model.threads import settle_threads
 
 
 def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
@@ -23,6 +24,7 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
             asked for and there is none.
     """
     require_weights(folder)
+    settle_threads()
     target = torch_device(device)
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -34,7 +36,7 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
     )
     require_complete(folder, info["missing_keys"])
     model.requires_grad_(False)
-    return model.eval().to(target)
+    return with_wide_products(model.eval().to(target))
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

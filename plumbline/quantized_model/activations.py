@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from plumbline.activation_stats import histogram as histograms
-from plumbline.activation_stats.histogram import Histogram
+from plumbline import histogram as histograms
 from plumbline.activation_stats.sketch import SiteStats, quantile
+from plumbline.histogram import Histogram
 from plumbline.quantized_model.grid import round_to_grid, scale_and_zero, symmetric_scale
 from plumbline.quantized_model.input_statistics import InputStatistics
 from plumbline.quantized_model.params import ActivationParams

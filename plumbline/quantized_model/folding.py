@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plumbline.activation_stats import histogram as histograms
-from plumbline.activation_stats.histogram import Histogram
+from plumbline import histogram as histograms
+from plumbline.histogram import Histogram
 from plumbline.quantized_model.input_statistics import InputStatistics
 
 Parameter = Callable[[str], Tensor | None]

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from plumbline.activation_stats.histogram import Histogram
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.histogram import Histogram
 
 
 class InputStatistics(Protocol):

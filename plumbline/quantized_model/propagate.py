@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
-from plumbline.base_model.decoder import Call, Decoder, same
+from plumbline.base_model.decoder import Call, Decoder, run_layer
+from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.inputs import LinearInputs
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
@@ -123,9 +124,9 @@ def walk(
         Number of the decoder layer, and its Linears.
     """
     hidden: list[Tensor] = []
-    calls = _LayerCalls(decoder)
-    for row, (_, ids) in enumerate(ordered):
-        hidden.append(calls.begin(row, ids))
+    calls = DecoderCalls(decoder)
+    for _, ids in ordered:
+        hidden.append(calls.begin(ids))
     for number, prefix in enumerate(decoder.names):
         layer = copy.deepcopy(decoder.layers[number])
         inside = {
@@ -134,14 +135,14 @@ def walk(
             if name.startswith(f"{prefix}.")
         }
         layers: dict[str, Layer] = {}
-        for members in _order(layer, inside, hidden[0], calls.call(number, 0, ordered[0][1])):
+        for members in _order(layer, inside, hidden[0], calls.call(number, ordered[0][1])):
             watched = {name: inside[name] for name in members}
             totals = Totals(ordered, settings, "", "", masks)
             inputs = LinearInputs(watched, totals.add)
             with inputs.hooked():
                 for row, (sample_id, ids) in enumerate(totals.samples()):
                     inputs.begin(sample_id, len(ids))
-                    run(layer, hidden[row], calls.call(number, row, ids))
+                    run_layer(layer, hidden[row], calls.call(number, ids))
             sites = {site.members[0]: site for site in totals.result(inputs.members(), watched).sites.values()}
             with one_thread():
                 solved = solve(sites.get(members[0]), members)
@@ -150,13 +151,7 @@ def walk(
                 put(inside[name], quantized, scheme)
         yield number, layers
         for row, (_, ids) in enumerate(ordered):
-            hidden[row] = run(layer, hidden[row], calls.call(number, row, ids))
-
-
-def run(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-    """The output (1, tokens, width) of a copy of a decoder layer."""
-    out = layer(hidden, *call.positional, **call.keywords)
-    return out[0] if isinstance(out, tuple) else out
+            hidden[row] = run_layer(layer, hidden[row], calls.call(number, ids))
 
 
 def put(linear: nn.Module, layer: Layer, scheme: SchemeParams) -> None:
@@ -171,31 +166,10 @@ def _order(layer: nn.Module, inside: Mapping[str, nn.Module], hidden: Tensor, ca
     inputs = LinearInputs(inside, lambda site, x, positions: None)
     with inputs.hooked():
         inputs.begin("")
-        run(layer, hidden, call)
+        run_layer(layer, hidden, call)
     reached = list(inputs.members().values())
     seen = {name for names in reached for name in names}
     return reached + [(name,) for name in inside if name not in seen]
-
-
-class _LayerCalls:
-    """The arguments of the decoder layers for each sample, cached by its number of tokens."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.calls_by_length: dict[int, tuple[Call, ...]] = {}
-        self.exceptions: set[int] = set()
-        """Samples whose arguments differ from those of the first sample of their length; not cached."""
-
-    def begin(self, row: int, ids: Sequence[int]) -> Tensor:
-        start = self.decoder.start(ids)
-        first_calls = self.calls_by_length.setdefault(len(ids), start.calls)
-        if not all(same(first, other) for first, other in zip(first_calls, start.calls, strict=True)):
-            self.exceptions.add(row)
-        return start.hidden
-
-    def call(self, number: int, row: int, ids: Sequence[int]) -> Call:
-        calls = self.decoder.start(ids).calls if row in self.exceptions else self.calls_by_length[len(ids)]
-        return calls[number]
 
 
 class _Watch:
@@ -217,7 +191,9 @@ class _Watch:
             layer = copy.deepcopy(self.decoder.layers[number])
             for name in layers:
                 put(layer.get_submodule(name.removeprefix(prefix)), chosen[name], self.scheme)
-            setattr(self, stream, [run(layer, x, call) for x, call in zip(getattr(self, stream), calls, strict=True)])
+            setattr(
+                self, stream, [run_layer(layer, x, call) for x, call in zip(getattr(self, stream), calls, strict=True)]
+            )
 
     def result(self) -> dict[str, Any]:
         sums = {"stored": [0.0, 0.0], "propagated": [0.0, 0.0]}

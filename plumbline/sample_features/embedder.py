@@ -60,9 +60,11 @@ def load(folder: Path, max_tokens: int) -> SentenceTransformer:
     """Load the embedder; it reads at most `max_tokens` of its tokens, and at most its own limit."""
     from sentence_transformers import SentenceTransformer
 
+    from plumbline.base_model.bfloat16 import with_wide_products
+
     model = SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})
     model.max_seq_length = min(max_tokens, model.max_seq_length or max_tokens)
-    return model.eval()
+    return with_wide_products(model.eval())
 
 
 def embed(

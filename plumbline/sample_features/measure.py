@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plumbline.activation_stats.histogram import bucket, n_buckets
 from plumbline.base_model.inputs import LinearInputs, network_of, require_finite, require_readable
+from plumbline.histogram import bucket, n_buckets
 from plumbline.sample_features.probe import CODE, Probe, channels
 from plumbline.sample_features.signatures import MANTISSA_BITS, Signatures, SignatureSite
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from plumbline.activation_stats.histogram import n_buckets
 from plumbline.activation_stats.multi_set import SetTotals, collect_together, hessian_bytes
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.totals import Sample
@@ -29,6 +28,7 @@ from plumbline.evaluation.base_logits import BaseLogits
 from plumbline.evaluation.held_out import HeldOut, HeldOutBatch, batches
 from plumbline.evaluation.measure import measure
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.histogram import n_buckets
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.propagate import propagated

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plumbline import kernels
 from plumbline.activation_stats import kernel
-from plumbline.activation_stats.histogram import n_buckets
+from plumbline.histogram import n_buckets
 from plumbline.quantized_model import descent, solver
 from plumbline.quantized_model.gptq import gptq
 from plumbline.quantized_model.grid import Grid

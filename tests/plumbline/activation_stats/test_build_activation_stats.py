@@ -9,15 +9,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
-from plumbline.activation_stats import memory
+from plumbline.activation_stats import memory, sharded
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.sharded import Shard, collect_shard, merged
 from plumbline.activation_stats.store import HEADER, TENSORS, load, save_parts
 from plumbline.activation_stats.summary import summary as summary_of
 from plumbline.artifact import read_json, write_json, write_table
+from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.streamed import StreamedModel
+from plumbline.base_model.threads import product_threads
 from plumbline.calibration_set.reader import SCHEMA, set_digest
 from tests.helpers.checkpoint import checkpoint
 
@@ -95,7 +98,7 @@ def test_shards_are_put_together_in_their_order(workspace: Path, tmp_path: Path,
             settings=settings,
             layerwise=layerwise,
             in_memory=0,
-            threads=torch.get_num_threads(),
+            threads=product_threads(),
             out=tmp_path / f"{number}",
         )
         folders.append(collect_shard(shard))
@@ -109,6 +112,27 @@ def test_shards_are_put_together_in_their_order(workspace: Path, tmp_path: Path,
     assert written(folders, "merged") == (tmp_path / "whole" / TENSORS).read_bytes()
     assert (tmp_path / "merged" / HEADER).read_bytes() == (tmp_path / "whole" / HEADER).read_bytes()
     assert written(folders[::-1], "reversed") != (tmp_path / "whole" / TENSORS).read_bytes()
+
+
+def test_a_library_that_changes_openmps_threads_changes_no_byte(workspace: Path, tmp_path: Path) -> None:
+    """As numba does when it is imported: then PyTorch names another number than MKL multiplies with."""
+    settings, before = StatisticsParams(), product_threads()
+    torch.set_num_threads(1)
+    try:
+        build(workspace, tmp_path / "before", settings)
+        with threadpool_limits(limits=2, user_api="openmp"), one_thread():
+            pass  # puts back what it finds
+        with threadpool_limits(limits=2, user_api="openmp"):
+            threads = sharded._threads(workspace / "model", 1)
+            build(workspace, tmp_path / "whole", settings)
+            build(workspace, tmp_path / "layerwise", settings, mode="layerwise")
+            (out := tmp_path / "shard").mkdir()
+            model, calibration_set = workspace / "model", workspace / "set"
+            collect_shard(Shard(0, 0, calibration_set, model, "cpu", False, settings, False, 0, threads, out))
+    finally:
+        torch.set_num_threads(before)
+    for name in ("whole", "layerwise", "shard"):
+        assert (tmp_path / name / TENSORS).read_bytes() == (tmp_path / "before" / TENSORS).read_bytes(), name
 
 
 def test_shards_change_sums_in_their_last_bits_and_nothing_else(workspace: Path, tmp_path: Path) -> None:

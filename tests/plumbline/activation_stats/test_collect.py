@@ -13,10 +13,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.histogram import bucket
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats, extremes, quantile
 from plumbline.base_model.inputs import UNKNOWN
+from plumbline.histogram import bucket
 
 Sample = tuple[str, list[int]]
 

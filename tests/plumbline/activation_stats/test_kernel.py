@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plumbline.activation_stats import kernel
-from plumbline.activation_stats.histogram import bucket, n_buckets
+from plumbline.histogram import bucket, n_buckets
 
 CPU = torch.device("cpu")
 

@@ -23,10 +23,11 @@ from transformers import (
 
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.hidden import HiddenStates
-from plumbline.activation_stats.layerwise import _Calls, layer_by_layer
+from plumbline.activation_stats.layerwise import guarded, layer_by_layer
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats, SiteStats
 from plumbline.base_model.decoder import Call
+from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.load import load_model
 from plumbline.base_model.streamed import StreamedModel
 
@@ -140,7 +141,7 @@ def test_same_bits_with_hidden_states_on_disk_and_few_tokens_counted(
 def test_same_bits_when_masks_are_too_many_to_keep(
     folders: dict[str, Path], samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plumbline.activation_stats.layerwise.CALLS", 1)
+    monkeypatch.setattr("plumbline.base_model.decoder_calls.KEPT_BYTES", 1)
     expected = ordinary(folders["qwen2"], samples, StatisticsParams())
     assert_identical(layerwise(folders["qwen2"], samples, StatisticsParams(), tmp_path), expected)
 
@@ -197,10 +198,10 @@ def test_calls_that_depend_on_the_tokens_are_asked_for_anew(
 
 def test_a_site_that_decoder_layers_share_is_refused() -> None:
     seen: list[str] = []
-    calls = _Calls(*[None] * 3)  # type: ignore[arg-type]
+    calls = DecoderCalls(None)  # type: ignore[arg-type]
     given, own = torch.zeros(1, 3, 4), torch.zeros(1, 3, 4)
     calls.current = (Call((), {"states": (given,)}),)
-    visit = calls.guarded(lambda site, x, positions: seen.append(site))
+    visit = guarded(lambda site, x, positions: seen.append(site), calls)
     visit("fine", own, None)
     with pytest.raises(ValueError, match="layer 'shared' reads what its decoder layer is called with .*mode: whole"):
         visit("shared", given, None)

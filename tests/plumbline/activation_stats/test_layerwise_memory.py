@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from plumbline.activation_stats.histogram import n_buckets
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.histogram import n_buckets
 from tests.helpers.paths import PROJECT
 
 LAYERS, WIDTH, INNER = 24, 512, 4096

@@ -30,7 +30,7 @@ def stats_of(activations: Activations, settings: StatisticsParams = SETTINGS) ->
         for row, sample in enumerate(ids):
             if len(x := activations[sample][number]):
                 site.add(x, row, sample)
-        if any(site.tokens):
+        if site.sets:
             sites[name] = site.result((name, name + "_too"))
         else:
             unreached += [name, name + "_too"]

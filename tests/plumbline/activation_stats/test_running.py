@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from plumbline.activation_stats import kernel
-from plumbline.activation_stats.histogram import bucket, counted
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.base_model.inputs import UNKNOWN
+from plumbline.histogram import bucket, counted
 
 LENGTHS = (300, 1, 40, 257)
 
@@ -149,7 +149,8 @@ def test_another_dtype_or_width_is_refused() -> None:
         site.add(torch.zeros(1, 43), 0, "a")
     with pytest.raises(ValueError, match="torch.bfloat16 42 wide for sample a"):
         site.add(torch.zeros(1, 42).bfloat16(), 0, "a")
-    site.tokens[0] = 2**31 - 2
+    site.add(torch.zeros(1, 43).bfloat16(), 0, "a")
+    site.sets[0].tokens[0] = 2**31 - 2
     with pytest.raises(ValueError, match="more than 2147483647 tokens in one shard, .*raise statistics.shards"):
         site.add(torch.zeros(2, 43).bfloat16(), 0, "a")
 

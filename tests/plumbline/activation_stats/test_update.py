@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from click.testing import CliRunner
 
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats, extremes
 from plumbline.activation_stats.store import HEADER, load
-from plumbline.activation_stats.update import Change, change, main, update, updated
+from plumbline.activation_stats.update import Change, change, update, updated
 from plumbline.artifact import read_json, write_json, write_table
+from plumbline.base_model.params import ModelParams
 from plumbline.calibration_set.reader import SCHEMA, set_digest
+from plumbline.cli.statistics import update_statistics
 from tests.helpers.checkpoint import checkpoint
 
 Sample = tuple[str, list[int]]
 SETTINGS = StatisticsParams()
+MODEL = ModelParams(name="model", device="cpu")
 EXACT = ("members", "sample_tokens", "sample_min", "sample_max", "top_values", "top_positions", "top_channels")
 SUMS = ("sum", "sum_abs", "sum_sq", "hessian")
 
@@ -111,38 +116,52 @@ def test_sets_without_a_sample_in_common_and_altered_samples_are_refused(llama: 
         renewed(previous, model, many[1:3], leaving=[("00", [7, 7])])
 
 
-def test_the_command_writes_statistics_that_say_where_they_come_from(
-    llama: Any, many: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+@pytest.fixture
+def workspace(llama: Any, many: list[Sample], tmp_path: Path) -> Path:
+    """Two calibration sets that share ten samples, and the statistics of each."""
     llama(torch.bfloat16).save_pretrained(tmp_path / "model")
-    digests, base = {}, checkpoint("model", tmp_path)
+    (tmp_path / "params.yaml").write_text("model: {name: model, device: cpu}\n")
     for name, rows in (("old", many[:12]), ("new", many[2:])):
         folder = tmp_path / "data" / "calibration_set" / name
         columns: dict[str, list[Any]] = {column: [None] * len(rows) for column in SCHEMA.names}
         columns |= {"sample_id": [sample_id for sample_id, _ in rows], "input_ids": [ids for _, ids in rows]}
         write_table(folder / "samples.parquet", pa.table(columns, schema=SCHEMA))
-        digests[name] = set_digest([sample_id for sample_id, _ in rows], "t" * 64)
+        digest = set_digest([sample_id for sample_id, _ in rows], "t" * 64)
         counts = {"samples": len(rows), "tokens": sum(len(ids) for _, ids in rows)}
-        write_json(folder / "manifest.json", {**counts, "fingerprint": "t" * 64, "digest": digests[name]})
+        write_json(folder / "manifest.json", {**counts, "fingerprint": "t" * 64, "digest": digest})
         (statistics := tmp_path / "data" / "activation_stats" / name).mkdir(parents=True)
-        build_activation_stats(SETTINGS, base, folder, statistics)
+        build_activation_stats(SETTINGS, checkpoint("model", tmp_path), folder, statistics)
+    return tmp_path
 
-    class Loaded:
-        def __init__(self) -> None:
-            self.model = base.params
 
-    monkeypatch.setattr("plumbline.params.load_params", lambda root: Loaded())
-    monkeypatch.setenv("PLUMBLINE_ROOT", str(tmp_path))
-    main(["old", "new", str(tmp_path / "mine")])
-    assert "2 samples left, 2 came, 10 stayed" in capsys.readouterr().out
-    found, expected = (read_json(tmp_path / where / HEADER) for where in ("mine", "data/activation_stats/new"))
-    assert found == {**expected, "updated_from": digests["old"]}
-    check_same(load(tmp_path / "mine"), load(tmp_path / "data" / "activation_stats" / "new"))
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [HEADER, "stats.safetensors"]
+def test_statistics_in_a_folder_say_which_set_they_were_updated_from(workspace: Path) -> None:
+    sets, statistics, out = (workspace / "data" / name for name in ("calibration_set", "activation_stats", "mine"))
+    out.mkdir()
+    counts = update(statistics / "old", sets / "old", sets / "new", checkpoint("model", workspace), out)
+    assert counts == {"left": 2, "came": 2, "stayed": 10}
+    header, expected = (read_json(folder / HEADER) for folder in (out, statistics / "new"))
+    assert header == {**expected, "updated_from": read_json(sets / "old" / "manifest.json")["digest"]}
+    check_same(load(out), load(statistics / "new"))
 
-    with pytest.raises(SystemExit):
-        main(["old", "new", str(tmp_path / "data" / "activation_stats" / "new")])
-    assert "which belongs to the pipeline" in capsys.readouterr().err
-    sets, statistics = tmp_path / "data" / "calibration_set", tmp_path / "data" / "activation_stats"
-    with pytest.raises(ValueError, match=f"set {digests['old'][:12]}, found {digests['new'][:12]}"):
-        update(statistics / "old", sets / "new", sets / "new", base, tmp_path / "mine")
+
+def test_statistics_of_another_set_are_refused(workspace: Path) -> None:
+    sets = workspace / "data" / "calibration_set"
+    old, new = (read_json(sets / name / "manifest.json")["digest"][:12] for name in ("old", "new"))
+    with pytest.raises(ValueError, match=f"set {old}, found {new}"):
+        statistics = workspace / "data" / "activation_stats" / "old"
+        update(statistics, sets / "new", sets / "new", checkpoint("model", workspace), workspace)
+
+
+def test_the_command_writes_into_a_folder_outside_of_data(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plumbline.params.load_params", lambda root: SimpleNamespace(model=MODEL))
+    monkeypatch.setenv("PLUMBLINE_ROOT", str(workspace))
+    done = CliRunner().invoke(update_statistics, ["old", "new", str(workspace / "mine")])
+    assert done.exit_code == 0 and "2 samples left, 2 came, 10 stayed" in done.output
+    check_same(load(workspace / "mine"), load(workspace / "data" / "activation_stats" / "new"))
+    assert sorted(path.name for path in (workspace / "mine").iterdir()) == [HEADER, "stats.safetensors"]
+
+    inside = workspace / "data" / "activation_stats" / "new"
+    refused = CliRunner().invoke(update_statistics, ["old", "new", str(inside)])
+    assert refused.exit_code == 1 and "which belongs to the pipeline" in refused.output
+    unknown = CliRunner().invoke(update_statistics, ["never", "new", str(workspace / "mine")])
+    assert unknown.exit_code == 1 and unknown.output.startswith("Error: ")

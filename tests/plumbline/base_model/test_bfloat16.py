@@ -1,12 +1,19 @@
-"""Linear layers in bfloat16 on a processor without units for it, against numpy in float64."""
+"""Linear layers in bfloat16 on a processor without units for it: against numpy in float64, and which layers are."""
 
 from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from plumbline.base_model import bfloat16
+from plumbline.base_model.bfloat16 import wide_linear, wide_products, with_wide_products
 
 
 def linear(width: int, rows: int, bias: bool) -> tuple[nn.Linear, torch.Tensor]:
@@ -17,6 +24,13 @@ def linear(width: int, rows: int, bias: bool) -> tuple[nn.Linear, torch.Tensor]:
     return layer.bfloat16(), torch.randn(3, 40, width, generator=generator).bfloat16()
 
 
+@pytest.fixture
+def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without the units, where a wide product shows: it is twice the ordinary one."""
+    monkeypatch.setattr(bfloat16, "has_units", lambda: False)
+    monkeypatch.setattr(bfloat16, "wide_linear", lambda *args, **names: 2 * functional.linear(*args, **names))
+
+
 @pytest.mark.parametrize("width", [1, 43, 512])
 @pytest.mark.parametrize("bias", [False, True])
 def test_every_product_is_exact_and_every_sum_is_rounded_once(width: int, bias: bool) -> None:
@@ -24,30 +38,87 @@ def test_every_product_is_exact_and_every_sum_is_rounded_once(width: int, bias: 
     W = layer.weight.double().numpy()
     b = layer.bias.double().numpy() if bias else 0.0
     exact = torch.from_numpy(x.double().numpy() @ W.T + b)
-    found = bfloat16.widened(layer, x)
-    assert found.dtype == torch.bfloat16 and found.shape == exact.shape
+    product = wide_linear(x, layer.weight, layer.bias)
+    assert product.dtype == torch.bfloat16 and product.shape == exact.shape
     magnitude = torch.from_numpy(abs(x.double().numpy()) @ abs(W.T) + abs(b))
     rounding = exact.abs() * 2**-8  # half a unit in the last of bfloat16's 8 places
-    assert bool(((found.double() - exact).abs() <= rounding + magnitude * width * 2**-24).all())
+    assert bool(((product.double() - exact).abs() <= rounding + magnitude * width * 2**-24).all())
 
 
 def test_what_is_not_bfloat16_or_has_few_rows_goes_the_usual_way() -> None:
     layer, x = linear(43, 24, True)
     few = x[0, : bfloat16.FEW - 1]
-    assert torch.equal(bfloat16.widened(layer, few), nn.functional.linear(few, layer.weight, layer.bias))
+    assert torch.equal(wide_linear(few, layer.weight, layer.bias), functional.linear(few, layer.weight, layer.bias))
     wide = layer.float()
-    assert torch.equal(bfloat16.widened(wide, x.float()), nn.functional.linear(x.float(), wide.weight, wide.bias))
+    expected = functional.linear(x.float(), wide.weight, wide.bias)
+    assert torch.equal(wide_linear(x.float(), wide.weight, wide.bias), expected)
 
 
-def test_gradients_flow_through_it() -> None:
+def test_gradients_flow_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfloat16, "has_units", lambda: False)
     layer, x = linear(43, 24, False)
-    layer.requires_grad_(True)
-    bfloat16.widened(layer, x).float().square().sum().backward()
+    with_wide_products(layer.requires_grad_(True))(x).float().square().sum().backward()
     y = x.double().view(-1, 43) @ layer.weight.detach().double().T
     expected = 2 * y.T @ x.double().view(-1, 43)
     assert layer.weight.grad is not None
     assert float((layer.weight.grad.double() - expected).abs().max() / expected.abs().max()) <= 2**-7
 
 
-def test_it_is_in_use_where_the_processor_lacks_the_units_and_nowhere_else() -> None:
-    assert (nn.Linear.forward is bfloat16.widened) is not bfloat16.has_units()
+def test_a_model_and_its_copies_have_it_and_no_other_model(doubled: None) -> None:
+    model, x = nn.Sequential(linear(43, 43, True)[0], nn.ReLU()), linear(43, 43, True)[1]
+    other, expected = copy.deepcopy(model), model(x)
+    assert with_wide_products(with_wide_products(model)) is model  # the second time changes nothing
+    assert torch.equal(model(x), 2 * expected) and torch.equal(other(x), expected)
+    twin = copy.deepcopy(model)
+    twin[0].weight.zero_()
+    assert torch.equal(model(x), 2 * expected)  # a copy multiplies with its own weight
+    assert torch.equal(twin(x), (2 * twin[0].bias).relu().expand_as(expected))
+
+
+def test_the_products_inside_of_a_layers_own_forward_are_wide_too(doubled: None) -> None:
+    """compressed-tensors replaces the `forward` of a Linear by one that rounds its input."""
+    layer, x = linear(43, 24, True)
+
+    def rounding(input: torch.Tensor) -> torch.Tensor:
+        return nn.Linear.forward(layer, input.round())
+
+    layer.__dict__["forward"] = rounding
+    expected = layer(x)
+    with wide_products(layer):
+        assert torch.equal(layer(x), 2 * expected)
+    assert layer.__dict__["forward"] is rounding and torch.equal(layer(x), expected)
+
+
+def test_a_callers_model_is_left_as_it_was(doubled: None) -> None:
+    layer, x = linear(43, 24, True)
+    expected = layer(x)
+    with pytest.raises(KeyError), wide_products(layer):
+        with wide_products(layer):  # as where a decoder layer runs within a pass of its model
+            pass
+        assert torch.equal(layer(x), 2 * expected)
+        raise KeyError
+    assert "forward" not in layer.__dict__ and torch.equal(layer(x), expected)
+    with_wide_products(layer)
+    with wide_products(layer):
+        pass
+    assert torch.equal(layer(x), 2 * expected)
+
+
+def test_nothing_is_wide_where_the_processor_has_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfloat16, "has_units", lambda: True)
+    layer, _ = linear(43, 24, True)
+    assert "forward" not in with_wide_products(layer).__dict__
+
+
+def test_importing_the_library_leaves_pytorch_alone() -> None:
+    """On a processor without the units, which the environment lets PyTorch and oneDNN believe."""
+    code = """
+import torch
+before = torch.nn.Linear.forward
+import plumbline.activation_stats.build, plumbline.quantized_model.build, plumbline.evaluation.evaluate
+from plumbline.base_model.bfloat16 import has_units
+assert torch.backends.cpu.get_cpu_capability() != "AVX2" or not has_units()
+assert torch.nn.Linear.forward is before
+"""
+    slow = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | slow, check=True)

@@ -40,7 +40,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from plumbline.activation_stats import histogram as histograms
+from plumbline import histogram as histograms
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.running import RunningSite
 from plumbline.base_model.inputs import LinearInputs, linear_layers

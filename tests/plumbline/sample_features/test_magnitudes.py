@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plumbline.activation_stats.histogram import midpoints, n_buckets
+from plumbline.histogram import midpoints, n_buckets
 from plumbline.sample_features.measure import Counter
 from plumbline.sample_features.probe import Probe
 from plumbline.sample_features.signature_reader import bucket_edges, magnitudes

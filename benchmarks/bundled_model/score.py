@@ -1,4 +1,4 @@
-"""What the bundled model is worth: `python -m plumbline.base_model.score [FOLDER]`.
+"""What the bundled model is worth: `python -m benchmarks.bundled_model.score [FOLDER]`.
 
 Bits per byte on the report split of the standard library, which the model has not seen, beside two honest rivals on the
 same documents: `xz -9` (of all of them as one file, the most it can make of them) and a token trigram model with
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from benchmarks.bundled_model.train import bits_per_byte, documents
 from plumbline.artifact import write_json
 from plumbline.base_model.folder import BUNDLED
-from plumbline.base_model.train import bits_per_byte, documents
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How the bundled base model was made: `python -m plumbline.base_model.train OUT`.
+"""How the bundled base model was made: `python -m benchmarks.bundled_model.train OUT`.
 
 A Llama of 6 M parameters with a byte-level BPE of its own, trained on the standard library of the running Python, on
 documents of the pool split only: tuning and report stay unseen. Hidden matrices by Muon (Jordan et al. 2024,
@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +115,67 @@ def bits_per_byte(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, te
     return bits / size
 
 
+def initialized(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The untrained model; residual outputs start small, as in GPT-2."""
+    model = LlamaForCausalLM(configuration(tokenizer))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data.mul_((2 * model.config.num_hidden_layers) ** -0.5)
+    return model
+
+
+class Training:
+    """The optimizers of the model: Muon for hidden matrices, AdamW for the rest, with their schedules."""
+
+    def __init__(self, model: LlamaForCausalLM, muon_lr: float, adam_lr: float, steps: int) -> None:
+        self.model, self.steps = model, steps
+        hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+        self.rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+        muon = torch.optim.Muon(hidden, lr=muon_lr, momentum=0.95, weight_decay=0.05)
+        adam = torch.optim.AdamW(self.rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizers = (muon, adam)
+        self.schedules = [
+            torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50, (steps - s) / (0.4 * steps)))
+            for o in self.optimizers
+        ]
+
+    def step(self, number: int, batch: torch.Tensor) -> tuple[list[float], int]:
+        """One step on a batch of rows of CONTEXT tokens: the loss of each part, and the number of tokens."""
+        if number < 0.8 * self.steps:  # attention over half the context costs half; the last fifth sees all of it
+            batch = batch.view(-1, CONTEXT // 2)
+        losses = []
+        chunks = torch.split(batch, 4096 // batch.shape[1])  # 4096 tokens at a time keep the logits in cache
+        for chunk in chunks:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = self.model(input_ids=chunk, use_cache=False).logits
+                loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), chunk[:, 1:].flatten())
+            torch.autograd.backward(loss / len(chunks))
+            losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(self.rest, 1.0)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        return losses, batch.numel()
+
+
+def train(training: Training, rows: Iterator[torch.Tensor], batch: int, score: Callable[[], float], out: Path) -> None:
+    """Take all steps; writes training_log.jsonl, and every 400 steps the model in float32."""
+    started, losses = time.perf_counter(), list[float]()
+    with (out / "training_log.jsonl").open("w") as log:
+        for step in tqdm(range(training.steps), mininterval=30):
+            of_step, tokens = training.step(step, torch.stack([next(rows) for _ in range(batch)]))
+            losses += of_step
+            if (step + 1) % 50 == 0:
+                row = {"step": step + 1, "tokens": (step + 1) * tokens, "loss": round(float(np.mean(losses)), 4)}
+                if (step + 1) % 400 == 0 or step + 1 == training.steps:
+                    row["tuning_bits_per_byte"] = round(score(), 4)
+                    training.model.save_pretrained(out / "float32")
+                row["seconds"] = round(time.perf_counter() - started)
+                print(json.dumps(row), file=log, flush=True)
+                losses.clear()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
@@ -132,52 +193,15 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.out)
     eos = [tokenizer.eos_token_id]
     streams = [np.array(ids + eos, dtype=np.uint16) for ids in tokenizer([text for _, _, text in pool])["input_ids"]]
+    repeats = [repeat for _, repeat, _ in pool]
     tuning = [text for _, _, text in documents("tuning")][:40]
 
-    model = LlamaForCausalLM(configuration(tokenizer))
-    for name, parameter in model.named_parameters():  # residual outputs start small, as in GPT-2
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            parameter.data.mul_((2 * model.config.num_hidden_layers) ** -0.5)
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    muon = torch.optim.Muon(hidden, lr=arguments.muon_lr, momentum=0.95, weight_decay=0.05)
-    adam = torch.optim.AdamW(rest, lr=arguments.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            o, lambda s: min(1.0, (s + 1) / 50, (arguments.steps - s) / (0.4 * arguments.steps))
-        )
-        for o in (muon, adam)
-    ]
-    n_tokens = sum(len(s) * r for s, (_, r, _) in zip(streams, pool, strict=True))
+    model = initialized(tokenizer)
+    n_tokens = sum(len(stream) * repeat for stream, repeat in zip(streams, repeats, strict=True))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {n_tokens:,} tokens an epoch")
-
-    log = (arguments.out / "training_log.jsonl").open("w")
-    rows = epochs(streams, [repeat for _, repeat, _ in pool], arguments.seed)
-    started, losses = time.perf_counter(), []
-    for step in tqdm(range(arguments.steps), mininterval=30):
-        batch = torch.stack([next(rows) for _ in range(arguments.batch)])
-        if step < 0.8 * arguments.steps:  # attention over half the context costs half; the last fifth sees all of it
-            batch = batch.view(-1, CONTEXT // 2)
-        chunks = torch.split(batch, 4096 // batch.shape[1])  # 4096 tokens at a time keep the logits in cache
-        for chunk in chunks:
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(input_ids=chunk, use_cache=False).logits
-                loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), chunk[:, 1:].flatten())
-            torch.autograd.backward(loss / len(chunks))
-            losses.append(loss.item())
-        torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        for optimizer, schedule in zip((muon, adam), schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-        if (step + 1) % 50 == 0:
-            row = {"step": step + 1, "tokens": (step + 1) * batch.numel(), "loss": round(float(np.mean(losses)), 4)}
-            if (step + 1) % 400 == 0 or step + 1 == arguments.steps:
-                row["tuning_bits_per_byte"] = round(bits_per_byte(model, tokenizer, tuning), 4)
-                model.save_pretrained(arguments.out / "float32")
-            row["seconds"] = round(time.perf_counter() - started)
-            print(json.dumps(row), file=log, flush=True)
-            losses.clear()
+    training = Training(model, arguments.muon_lr, arguments.adam_lr, arguments.steps)
+    rows = epochs(streams, repeats, arguments.seed)
+    train(training, rows, arguments.batch, lambda: bits_per_byte(model, tokenizer, tuning), arguments.out)
     model.to(torch.bfloat16).save_pretrained(arguments.out)
 
 

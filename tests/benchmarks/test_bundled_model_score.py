@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from plumbline.base_model.score import Trigram
+from benchmarks.bundled_model.score import Trigram
 
 VOCABULARY = 7
 STREAMS = [np.array(s) for s in ([1, 2, 3, 1, 2, 4, 1, 2, 3], [5, 1, 2, 3, 3, 3], [2, 4, 2, 4, 1], [6, 1, 1, 2, 3])]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plumbline.activation_stats.histogram import Histogram, add, bucket, midpoints, n_buckets, quantile, trimmed
+from plumbline.histogram import Histogram, add, bucket, midpoints, n_buckets, quantile, trimmed
 
 
 def histogram(x: torch.Tensor, mantissa_bits: int) -> Histogram:

@@ -1,0 +1,26 @@
+"""How many threads a matrix product uses, which in float32 decides its last bits.
+
+MKL sums a product of few rows in another order on another number of threads (seen with 5 to 11 rows on 2). It has a
+count of its own beside OpenMP's. `torch.set_num_threads` sets both, `torch.get_num_threads` reads OpenMP's alone, and
+other libraries set OpenMP's alone: threadpoolctl, and numba when it is imported. Until `torch.set_num_threads` was
+called, MKL follows OpenMP, so that the import of a library can change the bits of the next forward pass.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+MKL = re.compile(r"mkl_get_max_threads\(\) : (\d+)")
+
+
+def product_threads() -> int:
+    """The number of threads of a matrix product on the calling thread: MKL's, or torch's in a build without MKL."""
+    count = MKL.search(torch.__config__.parallel_info())
+    return int(count[1]) if count else torch.get_num_threads()
+
+
+def settle_threads() -> None:
+    """Keep the number of threads of matrix products as it is until `torch.set_num_threads` is called."""
+    torch.set_num_threads(product_threads())
