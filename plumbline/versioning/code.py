@@ -30,15 +30,19 @@ STAGE = "code_versions"
 """The stage of dvc.yaml that writes the versions."""
 VERSIONS = "data/code_versions.yaml"
 """Its output: a version per asset. Every other stage has its own version among its `params`."""
-BUILDERS = {
-    "raw_corpus": "plumbline.raw_corpus.ingest",
-    "tokenized_samples": "plumbline.tokenized_samples.tokenize",
-    "sample_features": "plumbline.sample_features.embed",
-    "calibration_choice": "plumbline.calibration_choice.choice",
-    "calibration_set": "plumbline.calibration_set.select",
-    "evaluation": "plumbline.evaluation.evaluate",
-    "calibration_report": "plumbline.calibration_report.report",
-    "deployed_model": "plumbline.deployed_model.promote",
+BUILDERS: dict[str, tuple[str, ...]] = {
+    "raw_corpus": ("plumbline.raw_corpus.ingest",),
+    "tokenized_samples": ("plumbline.tokenized_samples.tokenize", "plumbline.base_model.load"),
+    "sample_features": ("plumbline.sample_features.embed",),
+    "calibration_choice": ("plumbline.calibration_choice.choice",),
+    "calibration_set": ("plumbline.calibration_set.select",),
+    "evaluation": ("plumbline.evaluation.evaluate",),
+    "calibration_report": ("plumbline.calibration_report.report",),
+    "deployed_model": (
+        "plumbline.deployed_model.promote",
+        "plumbline.evaluation.evaluate",
+        "plumbline.quantized_model.params",
+    ),
 }
 """Assets whose builder is not yet in `plumbline.<asset>.build`."""
 INEXACT = {
@@ -206,9 +210,9 @@ def _files(folder: Path) -> Iterator[str]:
 # Versions
 
 
-def builder_of(asset: str) -> str:
-    """The module with the function that builds an asset."""
-    return BUILDERS.get(asset, f"plumbline.{asset}.build")
+def builders_of(asset: str) -> tuple[str, ...]:
+    """The module with the function that builds an asset, and others that its Dagster definition calls."""
+    return BUILDERS.get(asset, (f"plumbline.{asset}.build",))
 
 
 def code_version(asset: str, library: Library | None = None) -> str:
@@ -220,7 +224,7 @@ def code_version(asset: str, library: Library | None = None) -> str:
     Raises:
         ValueError: the library has no builder of that asset.
     """
-    return (library or Library()).digest(builder_of(asset))[:DIGITS]
+    return (library or Library()).digest(*builders_of(asset))[:DIGITS]
 
 
 def module_version(*modules: str) -> str:
