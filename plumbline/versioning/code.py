@@ -30,6 +30,8 @@ STAGE = "code_versions"
 """The stage of dvc.yaml that writes the versions."""
 VERSIONS = "data/code_versions.yaml"
 """Its output: a version per asset. Every other stage has its own version among its `params`."""
+ALSO_RUN = {"deployed_model": ("plumbline.evaluation.build", "plumbline.quantized_model.params")}
+"""Modules that the Dagster definition of an asset runs besides the asset's builder."""
 INEXACT = {
     "plumbline.activation_stats.kernel": "activation_stats/kernel.c",
     "plumbline.quantized_model.solver": "quantized_model/solver.c",
@@ -195,9 +197,9 @@ def _files(folder: Path) -> Iterator[str]:
 # Versions
 
 
-def builder_of(asset: str) -> str:
-    """The module with the function that builds an asset."""
-    return f"plumbline.{asset}.build"
+def builders_of(asset: str) -> tuple[str, ...]:
+    """The module with the function that builds an asset, and others that its Dagster definition runs."""
+    return (f"plumbline.{asset}.build", *ALSO_RUN.get(asset, ()))
 
 
 def code_version(asset: str, library: Library | None = None) -> str:
@@ -209,7 +211,7 @@ def code_version(asset: str, library: Library | None = None) -> str:
     Raises:
         ValueError: the library has no builder of that asset.
     """
-    return (library or Library()).digest(builder_of(asset))[:DIGITS]
+    return (library or Library()).digest(*builders_of(asset))[:DIGITS]
 
 
 def module_version(*modules: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plumbline.versioning.code import LIBRARY, Library, builder_of, code_version
+from plumbline.versioning.code import LIBRARY, Library, builders_of, code_version
 from plumbline.versioning.pipeline import assets_with_code
 from tests.integration.conftest import SMALL, Workspace
 
@@ -46,11 +46,9 @@ def traced(*arguments):
 step.recording = traced
 done = materialize(Path.cwd(), sys.argv[1], sys.argv[2] or None)
 assert not done.error, done.error
-paths = [Path(file).relative_to(library).with_suffix("") for file in files if file.startswith(f"{library}/")]
-names = {".".join((library.name, *path.parts)).removesuffix(".__init__") for path in paths}
-print(json.dumps(sorted(names)))
+print(json.dumps(sorted(file.removeprefix(f"{library}/") for file in files if file.startswith(f"{library}/"))))
 """
-PLUMBING = {"versioning", "tracking", "provenance", "graph", "cli", "params", "workspace"}
+PLUMBING = {"versioning", "tracking", "provenance", "graph", "cli", "params.py", "workspace.py"}
 """Packages and modules that run along with a builder, and decide nothing of what it writes."""
 
 
@@ -78,9 +76,13 @@ def test_a_version_covers_what_a_run_of_the_stage_runs(new_workspace: Callable[.
     library, missed = Library(), {}
     for asset in stages[1:]:
         output = run(workspace, LIBRARY, sys.executable, "traced_run.py", asset, keys.get(asset, ""))
-        modules = {name for name in json.loads(output.splitlines()[-1]) if not PLUMBING & {*name.split(".")[1:2]}}
-        assert any(name.startswith(f"plumbline.{asset}.") for name in modules)
-        missed[asset] = sorted(modules - library.modules(builder_of(asset)))
+        files = [Path(file) for file in json.loads(output.splitlines()[-1])]
+        assert any(file.parts[0] == asset for file in files)
+        modules = library.modules(*builders_of(asset))
+        names = {file: ".".join(("plumbline", *file.with_suffix("").parts)).removesuffix(".__init__") for file in files}
+        covered = {*library.data(modules), *(str(file) for file, name in names.items() if name in modules)}
+        plumbing = {str(file) for file in files if file.parts[0] in PLUMBING}
+        missed[asset] = sorted({*map(str, files)} - covered - plumbing)
     assert {asset: names for asset, names in missed.items() if names} == {}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from plumbline import kernels
 from plumbline.versioning import code
-from plumbline.versioning.code import LIBRARY, Library, builder_of, code_version, code_versions, link_library
+from plumbline.versioning.code import LIBRARY, Library, builders_of, code_version, code_versions, link_library
 from plumbline.versioning.pipeline import assets_with_code
 
 PROJECT = LIBRARY.parent
@@ -128,7 +128,7 @@ def test_files_that_no_module_imports_count(name: str, library: Path, memo: Path
 def test_every_asset_has_a_version_and_no_plumbing_in_it() -> None:
     library = Library()
     for asset in ASSETS:
-        modules = library.modules(builder_of(asset))
+        modules = library.modules(*builders_of(asset))
         assert "plumbline" in modules and f"plumbline.{asset}" in modules
         assert not {name for name in modules if {*name.split(".")[1:2]} & PLUMBING}, asset
 
@@ -203,7 +203,7 @@ def test_which_kernel_runs_is_part_of_the_version_where_bits_differ(
     monkeypatch: pytest.MonkeyPatch, memo: Path
 ) -> None:
     library = Library(memo=memo)
-    using = {asset for asset in ASSETS if library.modules(builder_of(asset)) & code.INEXACT.keys()}
+    using = {asset for asset in ASSETS if library.modules(*builders_of(asset)) & code.INEXACT.keys()}
     assert {"activation_stats", "quantized_model", "calibration_set"} <= using and "raw_corpus" not in using
     known = {}
     for answer in ("compiled", "fallback"):
