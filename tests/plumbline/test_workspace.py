@@ -22,6 +22,7 @@ ARGUMENTS = {
     "promote": ["a", "--why", "b"],
     "rollback": ["--why", "a"],
     "sign": ["a", "--key", "key.pem"],
+    "update-statistics": ["a", "b", "out"],
     "tasks": [".", "--task", "a"],
     "materialize": ["raw_corpus"],
 }

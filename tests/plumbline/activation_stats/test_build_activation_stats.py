@@ -127,8 +127,8 @@ def test_a_library_that_changes_openmps_threads_changes_no_byte(workspace: Path,
             build(workspace, tmp_path / "whole", settings)
             build(workspace, tmp_path / "layerwise", settings, mode="layerwise")
             (out := tmp_path / "shard").mkdir()
-            model, calibration_set = workspace / "model", workspace / "set"
-            collect_shard(Shard(0, 0, calibration_set, model, "cpu", False, settings, False, 0, threads, out))
+            base = checkpoint("model", workspace)
+            collect_shard(Shard(0, 0, workspace / "set", base, settings, False, 0, threads, out))
     finally:
         torch.set_num_threads(before)
     for name in ("whole", "layerwise", "shard"):

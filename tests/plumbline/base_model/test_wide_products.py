@@ -27,8 +27,8 @@ from plumbline.base_model.own_modules import with_own_modules
 from plumbline.base_model.streamed import StreamedModel
 from plumbline.quantized_model.export import export
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
+from tests.helpers.quantizing import quantize
 
 ORIGIN = {"base_model_digest": "", "fingerprint": ""}
 SCHEMES = {
@@ -117,11 +117,11 @@ def test_the_simulation_and_the_exported_folder(
     params = SchemeParams.model_validate(scheme)
     base = load_model(folder)
     stats = collect(base, samples, StatisticsParams(), **ORIGIN)
-    quantized = quantize_model(base, stats, params, samples)
+    quantized = quantize(base, stats, params, samples)
     export(base, quantized, params, folder, tmp_path)
     simulated = logits(simulate(base, quantized, params), tokens)
     assert torch.equal(logits(load_model(tmp_path), tokens), simulated)
     assert torch.equal(logits(with_own_modules(simulate(base, quantized, params)), tokens), simulated)
-    again = quantize_model(ordinary, stats, params, samples)  # what a caller built is quantized to the same
+    again = quantize(ordinary, stats, params, samples)  # what a caller built is quantized to the same
     assert torch.equal(logits(simulate(base, again, params), tokens), simulated)
     assert not torch.equal(logits(simulate(ordinary, quantized, params), tokens), simulated)  # and left as it was

@@ -134,7 +134,7 @@ def test_a_chain_that_does_not_verify_is_not_signed(both: Path, keys: tuple[Path
 
     md5 = dvc_digest(both / OTHER)  # sound, and nowhere but in a temporary copy
     result = run(both, "sign", md5, "--key", str(keys[0]))
-    assert result.exit_code == 2 and "sign it where it lies" in " ".join(result.output.split())
+    assert result.exit_code == 2 and "and sign it there" in " ".join(result.output.split())
 
 
 def test_keys_that_cannot_be_used_are_a_usage_error(both: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
