@@ -121,7 +121,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, root: Path, found: dict[str, Any]) ->
     done = CliRunner().invoke(main, ["study", "strategies"])
     assert done.exit_code == 0, done.output
     assert asked == [["upstream", WAITING]] and requested(root) == ["strategies"]
-    return done.output
+    return done.stdout
 
 
 def test_a_study_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
