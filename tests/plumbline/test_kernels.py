@@ -29,7 +29,7 @@ MANTISSA_BITS = 4
 
 
 def forget() -> None:
-    for cached in (kernel.library, solver.library, solver.wide_library, descent.library):
+    for cached in (kernels._load, kernel.library, solver.library, solver.wide_library, descent.library):
         cached.cache_clear()
 
 
