@@ -1,8 +1,8 @@
-"""A histogram of floating-point bit patterns: exact to merge, the same relative error at every percentile.
+"""A histogram of floating-point bit patterns: merges are exact, and every percentile has the same relative error.
 
-A bucket is a sign, an exponent and the top m bits of the mantissa, so that it spans a 2^-m part of its octave, and its
-midpoint is within 2^-(m+1) relative of everything in it. That is the logarithmic bucketing of DDSketch (Masson, Rim,
-Lee 2019, arXiv 1908.10693) with the logarithm read off the bits.
+A bucket is a sign, an exponent and the top m bits of the mantissa. It spans a 2^-m part of its octave, and its midpoint
+is within 2^-(m+1) relative of every value in it. This is the logarithmic bucketing of DDSketch (Masson, Rim, Lee 2019,
+arXiv 1908.10693) with the logarithm read from the bits.
 
 The window is 40 octaves on either side of zero, 2^-20 <= |x| < 2^20. In ascending order the buckets are
 
@@ -12,7 +12,7 @@ The window is 40 octaves on either side of zero, 2^-20 <= |x| < 2^20. In ascendi
     w + 2 .. 2w + 1       2^-20 <= x < 2^20
     2w + 2                x >= 2^20
 
-A value wider than bfloat16 falls into the bucket of its leading bits, so that bfloat16, float16 and float32 share one
+A value wider than bfloat16 falls into the bucket of its leading bits, so bfloat16, float16 and float32 share one
 definition.
 """
 
@@ -40,24 +40,24 @@ class Histogram:
     counts: Tensor
     """(channels, buckets) int64."""
     first: int
-    """Number of the bucket that column 0 counts."""
+    """Bucket number of column 0."""
     mantissa_bits: int
     dtype: str
-    """Of the activations that were counted: "bfloat16", "float16" or "float32"."""
+    """Dtype of the counted activations: "bfloat16", "float16" or "float32"."""
 
 
 def n_buckets(mantissa_bits: int) -> int:
-    """Buckets before trimming: both signs, the two open ends and the middle."""
+    """Number of buckets before trimming: both signs, the two open ends and the middle."""
     return 2 * (OCTAVES << mantissa_bits) + 3
 
 
 def bucket(x: Tensor, mantissa_bits: int) -> Tensor:
-    """Number of the bucket of every element of `x` (bfloat16, float16 or float32; no NaN): int16, same shape."""
+    """Bucket number of every element of `x` (bfloat16, float16 or float32; no NaN): int16, same shape."""
     if x.dtype == torch.bfloat16:
         bits = x.view(torch.int16)
     else:
         bits = (x.float().view(torch.int32) >> 16).to(torch.int16)
-    # Sign-magnitude to two's complement: -x becomes ~bits(x), and order of integers is order of values.
+    # Sign-magnitude to two's complement: -x becomes ~bits(x), and the integers are ordered as the values are.
     code = bits >> 15
     code &= 0x7FFF
     code ^= bits
@@ -70,16 +70,16 @@ def bucket(x: Tensor, mantissa_bits: int) -> Tensor:
 
 
 def counted(sample_id: str, positions: Tensor, share: float) -> Tensor | None:
-    """Which tokens a histogram reads that reads only a share of them.
+    """Mask of the tokens that a histogram of a share of the tokens counts.
 
-    Decided token by token from a hash of sample and position, so that parts
-    counted apart add up to a single pass, and taking a sample away takes what it gave.
+    A hash of sample and position decides for each token. So histograms of parts add up to that of a single pass, and
+    retracting a sample subtracts exactly its counts.
 
     Args:
-        positions: (tokens,) int64 in the sample.
+        positions: (tokens,) int64: positions in the sample.
 
     Returns:
-        (tokens,) bool; None: all of them.
+        (tokens,) bool; None: all tokens.
     """
     if share >= 1:
         return None
@@ -89,7 +89,7 @@ def counted(sample_id: str, positions: Tensor, share: float) -> Tensor | None:
 
 
 def trimmed(counts: Tensor, first: int, mantissa_bits: int, dtype: str) -> Histogram:
-    """The histogram without empty columns at its ends, in int64; the one form of given contents."""
+    """The histogram in int64 without empty columns at its ends: equal contents have one representation."""
     occupied = counts.any(dim=0).nonzero().flatten()
     if not len(occupied):
         return Histogram(counts[:, :0].long(), 0, mantissa_bits, dtype)
@@ -98,10 +98,10 @@ def trimmed(counts: Tensor, first: int, mantissa_bits: int, dtype: str) -> Histo
 
 
 def add(a: Histogram, b: Histogram, sign: int = 1) -> Histogram:
-    """Counts of `a` plus (`sign` = -1: minus) those of `b`; exact.
+    """The exact sum of `a` and `b`, or with `sign` = -1 their difference.
 
     Raises:
-        ValueError: other buckets, dtype or number of channels, or a count would turn negative.
+        ValueError: buckets, dtype or number of channels differ, or a count would be negative.
     """
     kinds = [(h.mantissa_bits, h.dtype, h.counts.shape[0]) for h in (a, b)]
     if kinds[0] != kinds[1]:
@@ -117,13 +117,13 @@ def add(a: Histogram, b: Histogram, sign: int = 1) -> Histogram:
 def quantile(histogram: Histogram, q: float, per_channel: bool = False, absolute: bool = False) -> Tensor:
     """The ceil(q * N)-th smallest value, as the midpoint of its bucket.
 
-    Within 2^-(m+1) relative for 2^-20 <= |x| < 2^20 (exact for m = 7 and bfloat16); smaller ones come out as 0, larger
-    ones as infinite: `sketch.quantile` cuts those to the extremes that were really seen.
+    Accurate within 2^-(m+1) relative for 2^-20 <= |x| < 2^20 (exact for m = 7 and bfloat16). Smaller magnitudes give 0,
+    larger ones infinity: `sketch.quantile` clamps them to the observed extremes.
 
     Args:
         q: 0 (the smallest value) to 1 (the largest).
         per_channel: one value per channel, or one over all.
-        absolute: of |x| in place of x.
+        absolute: quantile of |x| instead of x.
 
     Returns:
         (channels,) or () float64.
@@ -147,17 +147,17 @@ def quantile(histogram: Histogram, q: float, per_channel: bool = False, absolute
         raise ValueError("nothing was counted: no token reached this site")
     rank = max(1, math.ceil(Fraction(repr(float(q))) * total))  # 0.07 * 100 is 7, not 7.000000000000001
     ranks = torch.full((counts.shape[0], 1), rank, dtype=torch.int64)
-    found = torch.searchsorted(counts.cumsum(dim=1), ranks).flatten()
-    chosen = values[found + first]
+    columns = torch.searchsorted(counts.cumsum(dim=1), ranks).flatten()
+    chosen = values[columns + first]
     return chosen if per_channel else chosen[0]
 
 
 def midpoints(mantissa_bits: int, dtype: str) -> Tensor:
-    """(n_buckets,) float64: the middle of every bucket, 0 in the middle one, infinite at the open ends."""
+    """Midpoint of every bucket, (n_buckets,) float64: 0 for the middle bucket, infinite for the open ends."""
     window, drop = OCTAVES << mantissa_bits, 7 - mantissa_bits
     codes = torch.arange(window, dtype=torch.int32) + ((127 + LOWEST_EXPONENT) << mantissa_bits)
     low = _value(codes << drop)
-    # The last member of a bucket: a bfloat16 stops short of the next bucket, a wider type comes arbitrarily near.
+    # Largest value of a bucket: in bfloat16 the one before the next bucket; wider types come arbitrarily near to it.
     last = _value(((codes + 1) << drop) - 1) if dtype == "bfloat16" else _value((codes + 1) << drop)
     middle = (low + last) / 2
     end = torch.tensor([torch.inf], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""activation_stats: reads a calibration set and the base model; writes stats.safetensors and header.json."""
+"""The activation_stats stage: reads a calibration set and the base model; writes stats.safetensors and header.json."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def build_activation_stats(
     out: Path,
     execution: ExecutionParams | None = None,
 ) -> None:
-    """Write the statistics of a calibration set; the same bytes however they are collected.
+    """Write the statistics of a calibration set; the bytes do not depend on how they are collected.
 
     Args:
-        execution: how they are collected; None: the default.
+        execution: how statistics are collected; None: the default.
 
     Raises:
-        ValueError: samples.parquet does not hold what manifest.json says, Ray is asked for and not installed, and
-            whatever `collect` refuses.
-        RuntimeError: a worker died and died again.
+        ValueError: samples.parquet does not match manifest.json, Ray is requested and not installed, or `collect`
+            raises it.
+        RuntimeError: the worker of a shard died in every attempt.
     """
     execution = execution or ExecutionParams()
     require_executor(execution)
@@ -65,11 +65,11 @@ def _collected(
     execution: ExecutionParams,
     scratch: Path,
 ) -> Iterator[ActivationStats]:
-    """The statistics in parts, collected as `execution` says: by workers, with the model whole, or layer by layer.
+    """Yield the statistics in parts, collected as `execution` says: by workers, whole, or layer by layer.
 
     Args:
         source: the content of `calibration_set`.
-        scratch: an existing folder that must be there until the last part came.
+        scratch: an existing folder that must exist until the last part is yielded.
     """
     mode = mode_of(execution, base, params)
     log.info("mode: %s, workers: %d", mode, execution.workers)

@@ -1,9 +1,9 @@
 """The forward pass over a calibration set, with a running total at the input of every linear layer.
 
-One sample at a time: what a sample contributes depends on that sample and the model alone, so shards add up to a
-single pass bit by bit, no pad exists that could reach a statistic, and every row of an activation has one owner.
-On a CPU batches of 8 x 512 tokens were no faster (6 M parameters, bfloat16, one core of an EPYC: 2.5 s for 64 samples
-either way; with all statistics 6.6 s).
+Samples are run one at a time. What a sample contributes depends only on that sample and the model, so shards add up to
+a single pass bit by bit. There is no padding that could reach a statistic, and every activation row belongs to one
+sample. On a CPU batches of 8 x 512 tokens were no faster (6 M parameters, bfloat16, one core of an EPYC: 2.5 s for
+64 samples either way; with all statistics 6.6 s).
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ def collect(
     progress: Callable[[int], object] | None = None,
     masks: Masks | None = None,
 ) -> ActivationStats:
-    """Run the full-precision model over the samples and sum up every distinct input of its layers.
+    """Run the full-precision model over the samples and return the statistics of every distinct layer input.
 
-    Layers are Linear, Conv1D, Conv2d and the experts of a mixture, one by one; see plumbline/base_model/inputs.py.
+    Layers are Linear, Conv1D, Conv2d and each expert of a mixture; see plumbline/base_model/inputs.py.
 
     The order of `samples` does not matter: they are read in order of their id, which fixes the order of every sum. The
-    vocabulary logits are not computed unless a layer after the decoder is asked for.
+    vocabulary logits are computed only if a layer after the decoder is observed.
 
     Args:
         model: in evaluation mode; weights and hooks are left as they were.
-        samples: (sample id, token ids) with ids that occur once.
+        samples: (sample id, token ids) with unique ids.
         settings: `ignore` names modules: a full name, its end after a dot, or a regular expression after "re:".
         progress: called after each sample with its number of tokens.
-        masks: the tokens that count, for samples of which not all do.
+        masks: the tokens that count, for samples in which not all do.
 
     Raises:
-        ValueError: no samples, an id that occurs twice, a sample that is empty, longer than the model reads or holds
+        ValueError: no samples; an id that occurs twice; a sample that is empty, is longer than the model reads or holds
             an unknown token; no layer to observe; an activation that is not finite or not a 16- or 32-bit float;
             layers that share an input for one sample and not for another.
     """

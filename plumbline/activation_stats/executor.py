@@ -1,7 +1,7 @@
-"""Jobs shared out among processes of this machine, by Python's own pool or by Ray.
+"""Distributes jobs among processes of this machine, by Python's own pool or by Ray.
 
-What a job returns is small (a path): results travel by file. A worker that dies takes nothing with it but its job,
-which is run again.
+A job returns something small (a path): results are passed in files. A worker that dies loses only its job, which is run
+again.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 ATTEMPTS = 2
-"""How often a job is begun whose worker dies, by either executor."""
+"""Number of attempts at a job whose worker dies, with either executor."""
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of one worker leave the processors to the others
+    "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of one worker leave the cores to the others
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 OBJECTS = 80 << 20
-"""Bytes that Ray sets aside for results; the least that it accepts."""
+"""Bytes that Ray reserves for results; the minimum it accepts."""
 
 
 def require_executor(execution: ExecutionParams) -> None:
     """Refuse an executor that is not installed.
 
     Raises:
-        ValueError: `ray` without its package.
+        ValueError: the executor is `ray` and Ray is not installed.
     """
     if execution.executor == "ray" and importlib.util.find_spec("ray") is None:
         raise ValueError(
@@ -54,15 +54,15 @@ def shared_out(
     execution: ExecutionParams,
     done: Callable[[Job], object] = lambda job: None,
 ) -> list[Result]:
-    """`work` of every job, in the order of the jobs, by `execution.workers` processes.
+    """The results of `work` for every job, in the order of the jobs, computed by `execution.workers` processes.
 
     Args:
-        work: importable by name in another process, as are jobs and results.
-        done: called here when a job is finished.
+        work: a function that another process can import by name, as it can the types of jobs and results.
+        done: called in this process when a job is finished.
 
     Raises:
-        RuntimeError: a job's workers died each time it was begun, or Ray does not start.
-        Exception: whatever `work` raised.
+        RuntimeError: a job's worker died in every attempt, or Ray does not start.
+        Exception: any that `work` raised.
     """
     require_executor(execution)
     with _environment(ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}):
@@ -76,7 +76,7 @@ def _by_pool(
     results: dict[int, Result] = {}
     _round(work, jobs, range(len(jobs)), workers, results, done)
     for number in [number for number in range(len(jobs)) if number not in results]:
-        # A pool that breaks does not say whose worker died: what it left undone is begun again one by one.
+        # A broken pool does not say which job's worker died, so unfinished jobs are run again one by one.
         _round(work, jobs, [number], 1, results, done)
         if number not in results:
             raise RuntimeError(_died(number, len(jobs)))
@@ -91,7 +91,7 @@ def _round(
     results: dict[int, Result],
     done: Callable[[Job], object],
 ) -> None:
-    # Spawned, not forked: a fork copies the locks of threads that it does not copy.
+    # Spawn, not fork: a fork copies held locks but not the threads that would release them.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(work, jobs[number]): number for number in numbers}
         for future in as_completed(futures):
@@ -154,7 +154,7 @@ def _died(number: int, of: int) -> str:
 
 @contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment within, for the processes that are started there."""
+    """Within the context, set environment variables for the processes that are started there."""
     before: dict[str, Any] = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

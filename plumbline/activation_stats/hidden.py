@@ -1,4 +1,4 @@
-"""The hidden states of every sample between two layers: in memory as far as allowed, the rest in a file."""
+"""The hidden states of every sample between two layers: in memory up to a limit, the rest in a file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 class HiddenStates:
-    """One tensor per row, of the same shape and dtype every time a row is written; on the CPU.
+    """One CPU tensor per row; a row keeps its shape and dtype when it is written again.
 
-    The file has no name, so that it is gone with the process however that ends.
+    The file has no name, so it disappears with the process however that ends.
     """
 
     def __init__(self, in_memory: int, scratch: Path) -> None:
         """Args:
-        in_memory: bytes that are kept in memory.
-        scratch: an existing folder, on the disk that takes the rest.
+        in_memory: bytes to keep in memory.
+        scratch: an existing folder for the rest.
         """
         self.left = in_memory
         self._kept: dict[int, Tensor] = {}
@@ -37,7 +37,7 @@ class HiddenStates:
 
     @property
     def on_disk(self) -> int:
-        """Bytes that did not stay in memory."""
+        """Bytes in the file."""
         return self._end
 
     def __setitem__(self, row: int, hidden: Tensor) -> None:

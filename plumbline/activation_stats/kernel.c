@@ -1,33 +1,33 @@
-/* The two passes over activations that PyTorch has no operator for on a CPU; kernel.py calls them.
+/* Two passes over activations that PyTorch has no CPU operator for; kernel.py calls them.
  *
- * plumbline_hessian   S += X^T X, its upper triangle alone. PyTorch rounds a bfloat16 product to 8 bits, and widens at
- *                     half the speed. Here the products are summed in float32 and the sum of a segment in float64.
+ * plumbline_hessian   S += X^T X, upper triangle only. PyTorch rounds a bfloat16 product to 8 bits, and
+ *                     widening first halves its speed. Here products are summed in float32, segments in float64.
  * plumbline_columns   minimum, maximum, sums and histogram of every channel while its values are in a register.
  *
- * Plain C: no Python and no PyTorch headers, no state. Instructions beyond the baseline are in functions of their own
+ * Plain C: no Python or PyTorch headers, no state. Instructions beyond the baseline are in functions of their own
  * (`target`), which run only at a level that plumbline_level() allows. Activations x are bfloat16, or float32 where
- * `wide`, which WITH_AVX512 does not do. Threads, where the compiler has OpenMP, share
- * out tiles and channels, never a sum: results do not depend on their number.
+ * `wide`, which WITH_AVX512 does not support. With OpenMP, threads divide tiles and channels among them, never a sum:
+ * results do not depend on the number of threads.
  */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#define VERSION 3 /* of this interface; kernel.py refuses another */
+#define VERSION 3 /* of this interface; kernel.py refuses any other */
 #define EXPORT __attribute__((visibility("default")))
 
 enum { NEITHER, WITH_AVX2, WITH_AVX512 }; /* levels */
 
 enum { PANEL = 48, STRIP = 32, BATCH = 256 };
-/* A panel is PANEL channels of packed activations, a strip STRIP channels as they come, read BATCH tokens at a time. */
+/* A panel is PANEL channels of packed activations, a strip STRIP unpacked channels, read BATCH tokens at a time. */
 
-enum { LOWEST = 127 - 20, OCTAVES = 40 }; /* histogram.py says what the octaves are */
+enum { LOWEST = 127 - 20, OCTAVES = 40 }; /* see histogram.py */
 
 EXPORT int plumbline_version(void) { return VERSION; }
 
 EXPORT int plumbline_panel(void) { return PANEL; }
 
-/* 32-bit words in which a pair of tokens is packed, per channel. */
+/* Number of 32-bit words per channel and packed pair of tokens. */
 EXPORT int plumbline_words(int level) { return level == WITH_AVX512 ? 1 : 2; }
 
 /* The bits of the value at `at`, as float32. */
@@ -47,7 +47,7 @@ static inline int64_t at_most(int64_t value, int64_t most) { return value < most
 #define HAVE_FAST 0
 #endif
 
-/* The highest level that this processor has instructions for: 0 none, 1 AVX2 and FMA, 2 AVX512-BF16. */
+/* The highest level that this processor supports: 0 none, 1 AVX2 and FMA, 2 AVX512-BF16. */
 EXPORT int plumbline_level(void) {
 #if HAVE_FAST
     __builtin_cpu_init();
@@ -78,8 +78,8 @@ EXPORT void plumbline_pack(const void *x, int64_t tokens, int64_t width, uint32_
 #endif
 }
 
-/* Add to the upper triangle of S (width, width) the products of packed segments, in their order; what is below the
- * diagonal afterwards means nothing. Segment i is pairs [starts[i], starts[i] + pairs[i]), its product times
+/* Add to the upper triangle of S (width, width) the products of packed segments, in their order. Entries below
+ * the diagonal are undefined afterwards. Segment i is pairs [starts[i], starts[i] + pairs[i]), its product times
  * weights[i]. */
 EXPORT void plumbline_hessian(double *S, int64_t width, const uint32_t *panels, int64_t capacity,
                               const int64_t *starts, const int64_t *pairs, const double *weights, int64_t segments,
@@ -100,8 +100,8 @@ EXPORT void plumbline_hessian(double *S, int64_t width, const uint32_t *panels, 
 #endif
 }
 
-/* Of x (tokens, width): low, high (width); sums (3, width) of x, |x|, x^2. Unless counts is NULL, count
- * into it (width, buckets) the tokens that `counted` marks (NULL: all). */
+/* Write for x (tokens, width): low, high (width); sums (3, width) of x, |x|, x^2. Unless counts (width, buckets) is
+ * NULL, add to it the values of the tokens that `counted` marks (NULL: all). */
 EXPORT void plumbline_columns(const void *x, int64_t tokens, int64_t width, float *low, float *high, double *sums,
                               uint32_t *counts, int bits, const uint8_t *counted, int threads, int level, int wide) {
 #if HAVE_FAST
@@ -114,12 +114,12 @@ EXPORT void plumbline_columns(const void *x, int64_t tokens, int64_t width, floa
 #endif
 }
 
-/* Let x (tokens, width) compete for k places, largest magnitude first, ties by position, then channel;
- * position -1 is an empty place. `peaks` (width): the largest magnitude of every channel. */
+/* Merge the largest magnitudes of x (tokens, width) into k places, largest first, ties by position, then channel;
+ * position -1 marks an empty place. `peaks` (width): the largest magnitude of every channel. */
 EXPORT void plumbline_largest(const void *x, int64_t tokens, int64_t width, const float *peaks,
                               const int64_t *positions, int64_t k, float *values, int32_t *places, int32_t *channels,
                               int wide) {
-    /* The k-th highest peak: k values at least reach it, so no channel below it holds one of the k largest. */
+    /* At least k values reach the k-th highest peak, so no channel below it holds one of the k largest. */
     float floor = -1.0f;
     if (k <= width) {
         float highest[k];
@@ -141,7 +141,7 @@ EXPORT void plumbline_largest(const void *x, int64_t tokens, int64_t width, cons
             float magnitude = value < 0 ? -value : value;
             if (places[k - 1] >= 0 && magnitude < last) continue;
             int64_t at = k;
-            for (; at > 0; at--) { /* ahead of which it belongs */
+            for (; at > 0; at--) { /* move down the places that rank behind it */
                 float other = values[at - 1] < 0 ? -values[at - 1] : values[at - 1];
                 int ahead = places[at - 1] < 0 || magnitude > other;
                 if (!ahead && magnitude == other)
@@ -154,7 +154,7 @@ EXPORT void plumbline_largest(const void *x, int64_t tokens, int64_t width, cons
     }
 }
 
-/* Write the upper triangle of S (width, width) over the lower one, in tiles that a cache holds. */
+/* Copy the upper triangle of S (width, width) over the lower one, in tiles that fit into a cache. */
 EXPORT void plumbline_mirror(double *S, int64_t width, int threads) {
     enum { TILE = 32 };
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)

@@ -1,9 +1,9 @@
 """The arithmetic of the statistics: products x^T x and column statistics of activations.
 
-Two implementations of one definition. bfloat16 and float32 on a CPU with AVX2 (bfloat16 also with AVX512-BF16) run in
-`kernel.c`, compiled when Plumbline is installed; everything else, and everything where there was no compiler, in
-PyTorch. Extremes and counts are the same integers either way; sums differ in the rounding of a float64 sum, Hessians in
-that of float32 sums.
+There are two implementations of one definition. `kernel.c`, compiled when Plumbline is installed, handles bfloat16 and
+float32 on a CPU with AVX2 (bfloat16 also with AVX512-BF16). PyTorch handles all else, and everything where there was no
+compiler. Extremes and counts are identical either way. Sums differ in the rounding of a float64 sum, Hessians in that
+of float32 sums.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from plumbline import histogram as histograms
 from plumbline import kernels
 
 VERSION = 3
-"""Of the interface of kernel.c."""
+"""Version of the interface of kernel.c."""
 SEGMENT = 256
-"""Tokens of a sample that kernel.c multiplies with sums in float32, before float64 takes over: keeps a product within
-1e-6 of sqrt(S_ii S_jj)."""
+"""Tokens of a sample whose products kernel.c sums in float32 before it adds the sum in float64. This keeps a product
+within 1e-6 of sqrt(S_ii S_jj)."""
 PRODUCT_ROWS = 2048
-"""The same for PyTorch, which sums in another order and comes as near with longer segments."""
+"""The same for PyTorch, which sums in another order and is as accurate with longer segments."""
 BUFFERED = 2048
-"""Tokens of a site that wait, packed, for their product: S is read and written once for all of them. At most
+"""Packed tokens of a site that are buffered before their product: S is read and written once for all of them. At most
 4 * BUFFERED * (width + 47) bytes, a small part of the 8 * width^2 of S where memory matters."""
 WITH_AVX2, WITH_AVX512 = 1, 2
-"""Levels of kernel.c: the instructions that it makes use of."""
+"""Levels of kernel.c: the instruction sets that it uses."""
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """`kernel.c`, where it was compiled and this processor runs it; says once which implementation is used."""
+    """The compiled `kernel.c`, or None without it or without AVX2; logs once which implementation is used."""
     log = logging.getLogger(__name__)
     loaded = kernels.load("activation_stats/kernel.c", VERSION)
     if loaded is None:
@@ -60,18 +60,18 @@ def library() -> ctypes.CDLL | None:
 
 
 def level() -> int:
-    """The instructions that kernel.c has here: WITH_AVX2, WITH_AVX512 or, without the library, 0."""
+    """The highest level of kernel.c on this processor: WITH_AVX2, WITH_AVX512 or, without the library, 0."""
     loaded = library()
     return 0 if loaded is None else int(loaded.plumbline_level())
 
 
 def level_for(dtype: torch.dtype) -> int:
-    """The instructions that it makes use of: those for bfloat16 alone are none for float32."""
+    """The level of kernel.c for this dtype: AVX512-BF16 helps bfloat16 alone."""
     return level() if dtype == torch.bfloat16 else min(level(), WITH_AVX2)
 
 
 def compiled(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
-    """The library, if activations of this kind go through it."""
+    """The library, if it handles activations of this dtype on this device; else None."""
     return library() if dtype in (torch.bfloat16, torch.float32) and device.type == "cpu" else None
 
 
@@ -79,10 +79,10 @@ def compiled(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
 
 
 class HessianSums:
-    """Totals S = sum of weight * x^T x, segment by segment in float64: the same bits whenever they are read.
+    """Totals S = sum of weight * x^T x, by segment in float64: the bits do not depend on when they are read.
 
-    There may be many totals, by number; what is added goes into some of them (all those of the sets that hold a
-    sample), and is packed once.
+    There may be many totals, by number. Activations are packed once and added to some of the totals (those of the sets
+    that hold the sample).
     """
 
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -91,7 +91,7 @@ class HessianSums:
         self.totals: dict[int, Tensor] = {}
         self.panels: Tensor | None = None
         self.waiting: list[tuple[int, int, float, Sequence[int]]] = []
-        """Segments: first pair of tokens, pairs, weight, the totals they belong to."""
+        """Segments: first pair of tokens, number of pairs, weight, totals to add to."""
 
     def add(self, x: Tensor, weight: float = 1.0, into: Sequence[int] = (0,)) -> None:
         """Add weight * x^T x of activations (tokens, width), all finite."""
@@ -152,7 +152,7 @@ class HessianSums:
         self.waiting.clear()
 
     def result(self, number: int = 0) -> Tensor:
-        """(width, width) float64 on the CPU, symmetric to the bit; this total is given away and starts anew."""
+        """The total (width, width), float64 on the CPU, exactly symmetric; it is removed here and starts anew."""
         self._flush()
         return mirrored(self.totals.pop(number).cpu())
 
@@ -167,20 +167,20 @@ def products(x: Tensor) -> list[Tensor]:
 
 _exact_lock = Lock()
 _exact_now: list[tuple[str, str]] = []
-"""Settings found by those who are within `_exact_products`; the first are what was there before."""
+"""Settings before each active `_exact_products`; the first are the ones to restore."""
 
 
 @contextmanager
 def _exact_products(dtype: torch.dtype) -> Iterator[None]:
-    """Let float32 matrix products read their operands as `dtype`, which is what they were made from.
+    """Within the context, let float32 matrix products read their operands as `dtype`, from which they were converted.
 
-    Converting back loses nothing, products are exact and are summed in float32, at the speed of the 16-bit units where
-    there are any. (A product of bfloat16 matrices would round every sum to 8 bits.) TF32 holds bfloat16 and float16
-    alike.
+    Converting back loses nothing. Products are exact and summed in float32, at the speed of the 16-bit units where
+    there are any. (A product of bfloat16 matrices would round every sum to 8 bits.) TF32 represents both bfloat16 and
+    float16 exactly.
     """
     cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
     cuda = torch.backends.cuda.matmul
-    with _exact_lock:  # the settings are the process's: of threads side by side, the last one restores them
+    with _exact_lock:  # the settings are process-wide: the last of several threads restores them
         _exact_now.append((cpu.fp32_precision, cuda.fp32_precision))
         cpu.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
         cuda.fp32_precision = "ieee" if dtype == torch.float32 else "tf32"
@@ -196,7 +196,7 @@ def _exact_products(dtype: torch.dtype) -> Iterator[None]:
 
 
 def mirrored(S: Tensor) -> Tensor:
-    """S (width, width) float64 on the CPU, contiguous: its upper triangle written over the lower one, in place."""
+    """S (width, width), contiguous float64 on the CPU, with its upper triangle copied over the lower one in place."""
     if (loaded := library()) is not None:
         loaded.plumbline_mirror(S.data_ptr(), len(S), torch.get_num_threads())
         return S
@@ -209,10 +209,10 @@ def mirrored(S: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What one pass over activations (tokens, width) gives."""
+    """Extremes and sums of activations (tokens, width), from one pass."""
 
     low: Tensor
-    """(width,) float32; not finite where one of the values is not."""
+    """(width,) float32: minimum; not finite where a value is not."""
     high: Tensor
     sums: Tensor
     """(3, width) float64: sums of x, |x| and x^2."""
@@ -222,22 +222,22 @@ def columns(x: Tensor, counts: Tensor | None = None, mantissa_bits: int = 0, cou
     """Extremes and sums of every channel of activations (tokens, width).
 
     Args:
-        counts: (width, buckets) int32: the values are counted into their buckets (see histogram.py).
-        counted: (tokens,) bool: the tokens that are; None: all.
+        counts: (width, buckets) int32, changed in place: counts of values per bucket (see histogram.py).
+        counted: (tokens,) bool: the tokens to count; None: all.
     """
     loaded = compiled(x.dtype, x.device)
     if loaded is None:
         return _columns(x, counts, mantissa_bits, counted)
     x = x.contiguous()
     tokens, width = x.shape
-    found = Columns(torch.empty(width), torch.empty(width), torch.empty(3, width, dtype=torch.float64))
+    result = Columns(torch.empty(width), torch.empty(width), torch.empty(3, width, dtype=torch.float64))
     loaded.plumbline_columns(
         x.data_ptr(),
         tokens,
         width,
-        found.low.data_ptr(),
-        found.high.data_ptr(),
-        found.sums.data_ptr(),
+        result.low.data_ptr(),
+        result.high.data_ptr(),
+        result.sums.data_ptr(),
         None if counts is None else counts.data_ptr(),
         mantissa_bits,
         None if counted is None else counted.data_ptr(),
@@ -245,20 +245,20 @@ def columns(x: Tensor, counts: Tensor | None = None, mantissa_bits: int = 0, cou
         level_for(x.dtype),
         x.dtype == torch.float32,
     )
-    return found
+    return result
 
 
 def _columns(x: Tensor, counts: Tensor | None, mantissa_bits: int, counted: Tensor | None) -> Columns:
     wide = x.double()
     sums = torch.stack([wide.sum(dim=0), wide.abs().sum(dim=0), wide.square().sum(dim=0)])
-    found = Columns(x.amin(dim=0).float() + 0.0, x.amax(dim=0).float() + 0.0, sums)  # no negative zero
-    if counts is not None and bool(found.low.isfinite().all()) and bool(found.high.isfinite().all()):
+    result = Columns(x.amin(dim=0).float() + 0.0, x.amax(dim=0).float() + 0.0, sums)  # no negative zero
+    if counts is not None and bool(result.low.isfinite().all()) and bool(result.high.isfinite().all()):
         read = x if counted is None else x[counted]
-        # One channel after the other: its few kilobytes of counts stay in the nearest cache meanwhile.
+        # Channel by channel, so that the few kilobytes of a channel's counts stay in the L1 cache.
         start = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)[:, None] * counts.shape[1]
         keys = (histograms.bucket(read, mantissa_bits).T.contiguous() + start).view(-1)
         counts.view(-1).index_add_(0, keys, torch.ones(1, dtype=counts.dtype, device=x.device).expand(len(keys)))
-    return found
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------- largest
@@ -266,7 +266,7 @@ def _columns(x: Tensor, counts: Tensor | None, mantissa_bits: int, counted: Tens
 
 @dataclass(eq=False)
 class Largest:
-    """The largest magnitudes that a sample showed at a site, largest first; ties by position, then channel."""
+    """The largest magnitudes of a sample at a site, largest first; ties by position, then channel."""
 
     values: Tensor
     """(k,) float32."""
@@ -277,7 +277,7 @@ class Largest:
 
 
 def add_largest(into: Largest, x: Tensor, peaks: Tensor, positions: Tensor) -> None:
-    """Let activations (tokens, width) compete for the places in `into`, which changes.
+    """Merge the largest magnitudes of activations (tokens, width) into `into`, in place.
 
     Args:
         peaks: (width,) float32: the largest magnitude of each channel of `x`.
@@ -301,7 +301,7 @@ def add_largest(into: Largest, x: Tensor, peaks: Tensor, positions: Tensor) -> N
         return
     places = len(into.values)
     k = min(places, x.numel())
-    # Only the k channels with the highest peaks (and whatever ties with the last) can hold one of the k largest.
+    # Only the k channels with the highest peaks (and ties with the last) can hold one of the k largest.
     channels = (peaks >= peaks.topk(min(k, x.shape[1])).values[-1]).nonzero().view(-1)
     part = x[:, channels].float()
     magnitude = part.abs()

@@ -1,7 +1,7 @@
 /* The passes of kernel.c on processors with AVX2 and FMA; included there.
  *
- * Activations of either type are worked on as float32: packed so, token after token. The product of two bfloat16 is
- * exact in float32, its square in float64, so that column sums are, bit for bit, those of kernel_avx512.h. */
+ * Activations of either type are packed and processed as float32, token by token. The product of two bfloat16 is exact
+ * in float32, its square in float64, so column sums are bit for bit those of kernel_avx512.h. */
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX2_INLINE AVX2 static inline __attribute__((always_inline))
 
@@ -40,7 +40,7 @@ AVX2 static void avx2_pack_panel(const void *x, int64_t tokens, int64_t width, i
         avx2_pack(x, tokens, width, panel, out, 0);
 }
 
-/* Add weight * (products of `tokens` tokens, summed in float32) to AVX2_ROWS x AVX2_COLUMNS entries of S, of which only
+/* Add weight * (products of `tokens` tokens, summed in float32) to AVX2_ROWS x AVX2_COLUMNS entries of S, of which
  * `rows` x `columns` exist. */
 AVX2_INLINE void
 avx2_block(double *S, int64_t width, int64_t rows, int64_t columns, const float *a, const float *b, int64_t tokens,
@@ -79,9 +79,9 @@ avx2_block(double *S, int64_t width, int64_t rows, int64_t columns, const float 
     }
 }
 
-/* The tile of S whose rows are the channels of panel i and whose columns are those of panel j >= i, without blocks that
- * are beyond the width or wholly below the diagonal. Of a segment, AVX2_COLUMNS channels stay in the nearest cache
- * while they are multiplied with all rows. */
+/* The tile of S whose rows are the channels of panel i and whose columns are those of panel j >= i, without blocks
+ * beyond the width or wholly below the diagonal. AVX2_COLUMNS channels of a segment stay in the L1 cache while they are
+ * multiplied with all rows. */
 AVX2 static void avx2_tile(double *S, int64_t width, int64_t i, int64_t j, const float *left, const float *right,
                            const int64_t *starts, const int64_t *pairs, const double *weights, int64_t segments) {
     for (int64_t segment = 0; segment < segments; segment++) {
@@ -109,8 +109,8 @@ AVX2_INLINE __m256i avx2_turned(__m256i bits) {
     return _mm256_xor_si256(bits, _mm256_srli_epi32(_mm256_srai_epi32(bits, 31), 1));
 }
 
-/* Tokens [start, stop) of the 8 channels from `channel` on, of which n exist; `number` gets the buckets of those that
- * are counted. Returns how many are. */
+/* Tokens [start, stop) of the 8 channels from `channel` on, of which n exist; writes the buckets of the counted
+ * tokens to `number` and returns how many there are. */
 AVX2_INLINE int64_t avx2_batch(const void *x, int64_t width, int64_t channel, int64_t n, int64_t start, int64_t stop,
                                Avx2Sums *sums, __m256i *least, __m256i *most, int counting, int bits,
                                const uint8_t *counted, uint16_t (*number)[8], const int wide) {
@@ -147,8 +147,8 @@ AVX2_INLINE int64_t avx2_batch(const void *x, int64_t width, int64_t channel, in
     return filled;
 }
 
-/* Channels [channel, channel + STRIP) of x, 8 at a time: as many rows as the nearest cache holds are read for all of
- * them before the next. */
+/* Channels [channel, channel + STRIP) of x, 8 at a time: a batch of rows that fits into the L1 cache is read for all
+ * channels before the next batch. */
 AVX2_INLINE void avx2_columns(const void *x, int64_t tokens, int64_t width, int64_t channel, float *low, float *high,
                               double *sums, uint32_t *counts, int bits, const uint8_t *counted, const int wide) {
     enum { PARTS = STRIP / 8 };
@@ -167,7 +167,7 @@ AVX2_INLINE void avx2_columns(const void *x, int64_t tokens, int64_t width, int6
             if (n <= 0) break;
             int64_t filled = avx2_batch(x, width, at, n, start, stop, &s[part], &least[part], &most[part],
                                         counts != NULL, bits, counted, number, wide);
-            for (int64_t c = 0; c < n && filled; c++) { /* its counts stay in the nearest cache */
+            for (int64_t c = 0; c < n && filled; c++) { /* its counts stay in the L1 cache */
                 uint32_t *count = counts + (at + c) * buckets;
                 for (int64_t i = 0; i < filled; i++) count[number[i][c]]++;
             }
@@ -186,7 +186,7 @@ AVX2_INLINE void avx2_columns(const void *x, int64_t tokens, int64_t width, int6
         _mm256_storeu_si256((__m256i *)extremes[1], avx2_turned(most[part]));
         for (int64_t c = 0; c < n; c++) {
             for (int which = 0; which < 3; which++) sums[which * width + at + c] = values[which][c];
-            low[at + c] = extremes[0][c] + 0.0f; /* no negative zero, as kernel.py does it */
+            low[at + c] = extremes[0][c] + 0.0f; /* no negative zero, as in kernel.py */
             high[at + c] = extremes[1][c] + 0.0f;
         }
     }

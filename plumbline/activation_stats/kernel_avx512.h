@@ -7,7 +7,7 @@ enum { ROWS = 8, LANES = 16, VECTORS = PANEL / LANES };
 /* A block of ROWS x PANEL sums is ROWS x VECTORS = 24 accumulators; with the 3 + 1 operands they fill 28 of the 32
  * registers, and 24 independent sums hide the instruction's latency. */
 
-/* A mask of the first n of `lanes` lanes; n may be negative or more than there are. */
+/* A mask of the first n of `lanes` lanes; n may be negative or exceed `lanes`. */
 static inline uint32_t first_bits(int64_t n, int lanes) {
     return n <= 0 ? 0 : (uint32_t)((1ull << at_most(n, lanes)) - 1);
 }
@@ -29,13 +29,13 @@ AVX512 static void avx512_pack_panel(const uint16_t *x, int64_t tokens, int64_t 
         }
 }
 
-/* ROWS x PANEL entries of S, for all segments one after the other: float32 sums within a segment, added in float64.
- * Of the panel's vectors only [from, to): constants, so that the sums are registers. */
+/* Add to ROWS x PANEL entries of S segment by segment: float32 sums within a segment, added in float64. Only vectors
+ * [from, to) of the panel: they are constants so that the sums stay in registers. */
 AVX512 static inline __attribute__((always_inline)) void
 avx512_vectors(const int from, const int to, double *S, int64_t width, int64_t rows, int64_t columns,
                const uint32_t *left, const uint32_t *right, const int64_t *starts, const int64_t *pairs,
                const double *weights, int64_t segments) {
-    for (int64_t r = 0; r < rows; r++) /* on its way from memory while the first segment is multiplied */
+    for (int64_t r = 0; r < rows; r++) /* prefetch S while the first segment is multiplied */
         for (int64_t c = from * LANES; c < columns; c += 8) _mm_prefetch((const char *)(S + r * width + c), _MM_HINT_T1);
     for (int64_t segment = 0; segment < segments; segment++) {
         const uint32_t *a = left + starts[segment] * PANEL, *b = right + starts[segment] * PANEL;
@@ -72,8 +72,8 @@ avx512_vectors(const int from, const int to, double *S, int64_t width, int64_t r
     }
 }
 
-/* Rows [row, row + ROWS) and the columns of one panel from `column` on, without vectors that are beyond the width or
- * wholly below the diagonal. */
+/* Rows [row, row + ROWS) and the columns of one panel from `column` on, without vectors beyond the width or wholly
+ * below the diagonal. */
 AVX512 static void avx512_block(double *S, int64_t width, int64_t row, int64_t column, const uint32_t *left,
                                 const uint32_t *right, const int64_t *starts, const int64_t *pairs,
                                 const double *weights, int64_t segments) {
@@ -117,8 +117,8 @@ AVX512 static void store16(double *out, int64_t n, const __m512d *values) {
     _mm512_mask_storeu_pd(out + 8, first_bits(n - 8, 8), values[1]);
 }
 
-/* Channels [channel, channel + STRIP) of x. The bits of a bfloat16, with those of a negative one turned over, are
- * integers in the order of the values: that gives extremes and buckets (NaNs end up beyond the infinities). */
+/* Channels [channel, channel + STRIP) of x. The bits of a bfloat16, inverted for negative values, are integers in
+ * the order of the values. They give extremes and buckets (NaNs end up beyond the infinities). */
 AVX512 static void avx512_strip(const uint16_t *x, int64_t tokens, int64_t width, int64_t channel, float *low,
                                 float *high, double *sums, uint32_t *counts, int bits, const uint8_t *counted) {
     int64_t n = at_most(width - channel, STRIP), n_low = at_most(n, 16), n_high = n - n_low;
@@ -151,7 +151,7 @@ AVX512 static void avx512_strip(const uint16_t *x, int64_t tokens, int64_t width
             code = _mm512_add_epi16(code, _mm512_set1_epi16((short)(window + 1)));
             _mm512_store_si512(number[filled++], code);
         }
-        for (int64_t c = 0; c < n && filled; c++) { /* one channel after the other: its counts stay in the nearest cache */
+        for (int64_t c = 0; c < n && filled; c++) { /* channel by channel: its counts stay in the L1 cache */
             uint32_t *count = counts + (channel + c) * buckets;
             for (int64_t i = 0; i < filled; i++) count[number[i][c]]++;
         }
@@ -166,7 +166,7 @@ AVX512 static void avx512_strip(const uint16_t *x, int64_t tokens, int64_t width
             __m256i code = half ? _mm512_extracti64x4_epi64(codes[i], 1) : _mm512_castsi512_si256(codes[i]);
             code = _mm256_xor_si256(code, _mm256_srli_epi16(_mm256_srai_epi16(code, 15), 1));
             __m512 value = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(code), 16);
-            value = _mm512_add_ps(value, _mm512_setzero_ps()); /* no negative zero, as kernel.py does it */
+            value = _mm512_add_ps(value, _mm512_setzero_ps()); /* no negative zero, as in kernel.py */
             _mm512_mask_storeu_ps((i ? high : low) + at, first_bits(m, LANES), value);
         }
     }

@@ -1,8 +1,8 @@
-"""Statistics of a model that does not fit into memory: all samples through one decoder layer, then through the next.
+"""Statistics of a model that does not fit into memory: runs all samples through one decoder layer, then the next.
 
-In memory at a time: the weights of one layer, the totals of its sites, and the hidden states of the samples, which go
-to disk where they are too many. The bits are those of `collect`, since every sample goes through the same operations
-one by one, and every sum has the same order.
+Memory holds the weights of one layer, the totals of its sites, and the hidden states of the samples, which go to disk
+beyond a limit. The bits are those of `collect`: every sample goes through the same operations by itself, and every sum
+has the same order.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ IN_MEMORY = 4 << 30
 """Bytes of hidden states that are kept in memory."""
 
 Names = Callable[[str], bool]
-"""Picks modules or weights by their name."""
+"""Selects modules or weights by name."""
 Run = Callable[[int, Sequence[int], LinearInputs], None]
-"""(row, token ids, what watches the layers) -> None: one sample through what is in memory."""
+"""(row, token ids, observer of the layers) -> None: runs one sample through the modules in memory."""
 
 
 def layer_by_layer(
@@ -43,14 +43,14 @@ def layer_by_layer(
     masks: Masks | None = None,
     in_memory: int = IN_MEMORY,
 ) -> Iterator[ActivationStats]:
-    """What `collect` returns, in parts: the sites of each decoder layer, then those outside the layers.
+    """Yield what `collect` returns, in parts: the sites of each decoder layer, then those outside the layers.
 
     Args:
         scratch: an existing folder for hidden states beyond `in_memory` bytes.
         progress: called after each sample and layer with the sample's number of tokens.
 
     Raises:
-        ValueError: whatever `collect` refuses, or a model that cannot be run layer by layer.
+        ValueError: as `collect`, or the model cannot be run layer by layer.
     """
     walk = _Walk(streamed, settings)
     ordered = in_order(streamed.model, samples)
@@ -69,7 +69,7 @@ def layer_by_layer(
 
 
 class _Walk:
-    """The decoder layers of a streamed model, and what of them is watched."""
+    """The decoder layers of a streamed model and the modules that are observed."""
 
     def __init__(self, streamed: StreamedModel, settings: StatisticsParams) -> None:
         model = streamed.model
@@ -82,34 +82,34 @@ class _Walk:
         self.calls = DecoderCalls(self.decoder, partial(streamed.present, self.around))
 
     def outside(self, name: str) -> bool:
-        """Whether a module or weight is in no decoder layer."""
+        """Whether a module or weight is outside the decoder layers."""
         return not _within(self.decoder.name)(name)
 
     def around(self, weight: str) -> bool:
-        """Whether a weight is needed outside the layers: not that of an output projection nobody looks at."""
+        """Whether a weight outside the layers is needed: that of an output projection only if it is observed."""
         return weight.startswith(self._prefix) and self.outside(weight)
 
     def begin(self, ordered: Sequence[Sample], hidden: HiddenStates) -> None:
-        """Fill in what the first layer reads of each sample."""
+        """Store the input of the first layer for each sample."""
         with self.streamed.present(self.around):
             for row, (_, ids) in enumerate(ordered):
                 hidden[row] = self.calls.begin(ids)
 
     def through(self, hidden: HiddenStates, number: int, row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
-        """One sample through one decoder layer."""
+        """Run one sample through one decoder layer."""
         x, call = hidden[row].to(self.streamed.device), self.calls.call(number, ids)
         with inputs.hooked():
             hidden[row] = self.decoder.run(number, x, call)
 
     def finish(self, hidden: HiddenStates, row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
-        """One sample through what comes before and after the layers."""
+        """Run one sample through the modules before and after the layers."""
         with inputs.hooked():
             self.decoder.around(self.network, ids, hidden[row].to(self.streamed.device))
 
     def observed(
         self, totals: Totals, inside: Names, present: Names, run: Run, progress: Callable[[int], object] | None
     ) -> ActivationStats:
-        """The statistics of the modules that `inside` picks, from `run` with the weights that `present` picks."""
+        """The statistics of the modules that `inside` selects, from `run` with the weights that `present` selects."""
         watched = {name: module for name, module in self.layers.items() if inside(name)}
         outputs = {name: module for name, module in self.outputs.items() if inside(name)}
         inputs = LinearInputs(watched, guarded(totals.add, self.calls), outputs)
@@ -123,12 +123,12 @@ class _Walk:
 
 
 def _within(module: str) -> Names:
-    """Whether a name is that of the module or of something in it."""
+    """A predicate: whether a name is that of the module or of something in it."""
     return lambda name: name == module or name.startswith(f"{module}.")
 
 
 def guarded(visit: Visit, calls: DecoderCalls) -> Visit:
-    """Refuse a site that decoder layers share, which `collect` would count once and this once per layer."""
+    """`visit`, refusing a site that decoder layers share: `collect` would count it once, this module once per layer."""
 
     def guard(site: str, x: Tensor, positions: Tensor | None) -> None:
         if calls.hold(x):

@@ -1,4 +1,4 @@
-"""Which tokens of a calibration set count: all, or of chats those that the assistant wrote (`statistics.tokens`)."""
+"""The tokens of a calibration set that count: all, or in chats those of the assistant (`statistics.tokens`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def masks_of(calibration_set: Path, settings: StatisticsParams) -> Masks | None:
     """The masks for `collect`; None where every token counts.
 
     Raises:
-        ValueError: the set was chosen before spans were kept, or no token of it counts.
+        ValueError: the set has no assistant spans, or none of its tokens counts.
     """
     if settings.tokens == "all":
         return None
@@ -45,10 +45,10 @@ def masks_of(calibration_set: Path, settings: StatisticsParams) -> Masks | None:
 
 
 def mask_of(spans: Sequence[int], tokens: int) -> NDArray[np.bool_]:
-    """(tokens,): True within the spans.
+    """Mask (tokens,): True within the spans.
 
     Raises:
-        ValueError: they are no ascending spans of that many tokens.
+        ValueError: the spans are not ascending or exceed the tokens.
     """
     edges = np.asarray(spans, np.int64)
     if len(edges) % 2 or (len(edges) and not (edges[0] >= 0 and edges[-1] <= tokens and (np.diff(edges) > 0).all())):
@@ -60,10 +60,10 @@ def mask_of(spans: Sequence[int], tokens: int) -> NDArray[np.bool_]:
 
 
 def counted(masks: Masks | None, samples: int, tokens: int) -> dict[str, int]:
-    """For the summary: how many tokens count, and how many samples count as a whole for lack of a mask.
+    """Number of tokens that count, and of samples that count as a whole because they have no mask; for the summary.
 
     Args:
-        tokens: of all samples.
+        tokens: number of tokens of all samples.
     """
     if masks is None:
         return {}

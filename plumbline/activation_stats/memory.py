@@ -1,4 +1,4 @@
-"""Whether a model and the totals of its sites fit into memory together."""
+"""Decides whether a model and the totals of its sites fit into memory together."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from plumbline.base_model.inputs import watched_layers
 from plumbline.base_model.load import torch_device
 
 SHARE = 0.8
-"""Of the free memory, what a collection may plan with."""
+"""Share of the free memory that a collection may use."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def mode_of(
     execution: ExecutionParams, base: BaseCheckpoint, settings: StatisticsParams
 ) -> Literal["whole", "layerwise"]:
-    """The mode that params.yaml asks for; for `auto` layerwise, where the whole would not fit and layers can be run
-    one at a time. Both give the same bytes."""
+    """The mode in params.yaml. `auto` is layerwise where the whole model would not fit and its layers can be run one at
+    a time. Both modes give the same bytes."""
     if execution.mode != "auto":
         return execution.mode
     device = torch_device(base.device)
     try:
         streamed = base.streamed("cpu")
         Decoder(streamed.model)
-    except ValueError:  # loading the whole says what is wrong, if anything is
+    except ValueError:  # if the model is broken, loading it whole reports why
         return "whole"
     needed = needed_bytes(streamed.model, settings) * execution.workers
     return "whole" if needed <= SHARE * free_bytes(device) else "layerwise"
 
 
 def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
-    """Bytes of weights and Hessians, were every layer a site of its own; weights may be on the meta device."""
+    """Upper bound on the bytes of weights and Hessians (one site per layer); weights may be on the meta device."""
     weights = {id(x): x.numel() * x.element_size() for x in model.parameters()}
     if not settings.hessian:
         return sum(weights.values())
@@ -50,12 +50,12 @@ def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
             hessians += 8 * weight.shape[1 if isinstance(layer, nn.Linear) else 0] ** 2
         else:
             hessians += 8 * max(x.shape[-1] for x in layer.parameters(recurse=False)) ** 2
-    # Several shards: the sum so far beside that of the next.
+    # With several shards, the sum so far and that of the next shard are both in memory.
     return sum(weights.values()) + hessians * (1 if settings.shards == 1 else 2)
 
 
 def free_bytes(device: str) -> int:
-    """Free memory of the device; on the CPU no more than the container is allowed."""
+    """Free memory of the device in bytes; on the CPU limited by the container."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     free = int(psutil.virtual_memory().available)

@@ -1,7 +1,7 @@
-"""Statistics of many calibration sets in one pass: a sample is read once for all the sets that hold it.
+"""Statistics of many calibration sets in one pass: a sample is run once for all the sets that hold it.
 
-Sets drawn again and again from one pool share most of their samples between them, and the forward pass is what costs.
-What quantizing reads is kept; the totals of a set are, bit by bit, those that `collect` gives for it alone.
+Sets drawn repeatedly from one pool share most of their samples, and the forward pass dominates the cost. Only what
+quantization reads is collected. The totals of a set are, bit by bit, those that `collect` gives for it alone.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from plumbline.base_model.threads import settle_threads
 
 @dataclass(frozen=True, eq=False)
 class SetTotals:
-    """All sites of one model over one set, without what belongs to one sample: these neither merge nor retract."""
+    """All sites of one model over one set, without rows per sample: these totals neither merge nor retract."""
 
     sites: Mapping[str, SiteStats]
-    """By name, sorted; only sites that saw a token."""
+    """By name, sorted; only sites that received a token."""
     unreached: tuple[str, ...]
-    """Modules that no token came by, sorted."""
+    """Modules that no token reached, sorted."""
     settings: StatisticsParams
-    """Those that `collect` would give the same totals under."""
+    """The settings under which `collect` gives the same totals."""
 
 
 @torch.no_grad()
@@ -45,23 +45,23 @@ def collect_together(
     normalization: Literal["token", "sequence"] = "token",
     mantissa_bits: int | None = None,
 ) -> list[SetTotals]:
-    """Run the full-precision model once over the samples that any set holds.
+    """Run the full-precision model once over the samples of all sets and return the totals of each set.
 
     Args:
         model: in evaluation mode; weights and hooks are left as they were.
         samples: token ids by sample id.
         sets: sample ids of each set; their order does not matter.
-        ignore: Linears that are not watched, as in `StatisticsParams`.
+        ignore: Linears that are not observed, as in `StatisticsParams`.
         progress: called after each sample with the number of sets that hold it.
-        normalization: of the Hessian, as in `StatisticsParams`.
-        mantissa_bits: those of a histogram; None: no histogram. One costs 4 * width * buckets bytes per site and set
-            (1283 buckets at 4 bits) and an addition of as many counts per sample and set.
+        normalization: normalization of the Hessian, as in `StatisticsParams`.
+        mantissa_bits: resolution of the histogram; None: no histogram. A histogram costs 4 * width * buckets bytes per
+            site and set (1283 buckets at 4 bits) and an addition of as many counts per sample and set.
 
     Returns:
-        The totals of every set. In memory at a time: a Hessian per site and set.
+        The totals of every set. All are in memory at once: one Hessian per site and set.
 
     Raises:
-        ValueError: a set is empty or names a sample twice; whatever `collect` refuses in model or samples.
+        ValueError: a set is empty or names a sample twice, or as `collect` for model and samples.
     """
     settings = StatisticsParams(ignore=tuple(ignore), normalization=normalization)
     if mantissa_bits is not None:
@@ -73,7 +73,7 @@ def collect_together(
     running = _RunningSets(settings, histogram=mantissa_bits is not None)
     inputs = LinearInputs(layers, running.add)
     with wide_products(model), inputs.hooked():
-        for name in sorted(holders):  # the order in which `collect` adds up
+        for name in sorted(holders):  # the order in which `collect` sums
             ids = samples[name]
             require_readable(model, name, ids)
             running.begin(name, holders[name])
@@ -99,7 +99,7 @@ def _holders(sets: Sequence[Sequence[str]]) -> dict[str, list[int]]:
 
 
 class _RunningSets:
-    """What `LinearInputs` visits, added up for every set that holds the current sample."""
+    """Adds the activations that `LinearInputs` visits to every set that holds the current sample."""
 
     def __init__(self, settings: StatisticsParams, histogram: bool) -> None:
         self.settings, self.histogram = settings, histogram
@@ -129,7 +129,7 @@ class _RunningSets:
 
 
 def hessian_bytes(model: PreTrainedModel, ignore: Sequence[str]) -> int:
-    """Bytes of one set's Hessians, were every layer a site of its own: an upper bound, known before any pass."""
+    """Upper bound on the bytes of one set's Hessians (one site per layer), without a forward pass."""
     total = 0
     for layer in linear_layers(model, ignore).values():
         weight = layer.weight

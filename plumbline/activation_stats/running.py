@@ -1,4 +1,4 @@
-"""The running totals of one site during a forward pass: each sample's activations go in once, in order."""
+"""The running totals of one site during forward passes: each sample's activations are added once, in order."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class RunningSite:
     ) -> None:
         """
         Args:
-            n: rows of each set. Extremes and token counts are kept by row: a row is a sample, or all samples of a set.
-            hessian: whether there is one; None: as the settings say. The outputs of layers have none.
-            histogram: whether there is one.
+            n: rows of each set. Extremes and token counts are stored by row: one sample, or all samples of a set.
+            hessian: whether to sum a Hessian; None: as in the settings. The outputs of layers have none.
+            histogram: whether to count a histogram.
         """
         if dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise ValueError(f"site {name!r}: activations in {dtype}; load the model in bfloat16, float16 or float32")
         self.name, self.width, self.dtype, self.device = name, width, dtype, device
         self.settings, self.n, self.histogram = settings, n, histogram
         self.sets: dict[int, _SetSums] = {}
-        """By number, those that a token has reached."""
+        """By number; only sets that a token has reached."""
         self._apart: Tensor | None = None
         """Counts of one sample that several sets hold."""
         wanted = settings.hessian if hessian is None else hessian
@@ -54,13 +54,13 @@ class RunningSite:
         """Add activations (tokens, width) of a sample; a layer that runs twice adds twice.
 
         Args:
-            row: of the sample, in each of `sets`.
-            positions: (tokens,) int64: the token of the sample that each row of `x` belongs to, or UNKNOWN; None: they
-                follow those that the site has seen in this row.
+            row: row of the sample in each of `sets`.
+            positions: (tokens,) int64: the token of the sample that each row of `x` belongs to, or UNKNOWN; None: the
+                rows follow those that were added to this row before.
             sets: numbers of the sets that hold the sample.
 
         Raises:
-            ValueError: one of them is not finite, or dtype or width changed.
+            ValueError: an activation is not finite, or dtype or width changed.
         """
         if x.dtype != self.dtype or x.shape[1] != self.width:
             raise ValueError(
@@ -86,14 +86,14 @@ class RunningSite:
             self.hessian.add(x, 1 / len(x) if self.settings.normalization == "sequence" else 1.0, sets)
 
     def result(self, members: tuple[str, ...], number: int = 0) -> SiteStats:
-        """The statistics of a set; nothing can be added to it afterwards."""
+        """The statistics of a set; nothing can be added to the set afterwards."""
         totals = self.sets[number]
         sums = totals.sums.cpu()
         histogram = None
         if totals.counts is not None:
             dtype = str(self.dtype).removeprefix("torch.")
             histogram = histograms.trimmed(totals.counts.cpu(), 0, self.settings.mantissa_bits, dtype)
-            totals.counts = None  # the largest part
+            totals.counts = None  # frees the largest part
         return SiteStats(
             members=members,
             sample_tokens=torch.tensor(totals.tokens, dtype=torch.int64),
@@ -110,7 +110,7 @@ class RunningSite:
         )
 
     def _set(self, number: int, tokens: int) -> _SetSums:
-        """The sums of a set, which has room for `tokens` more."""
+        """The sums of a set, after a check that its counts can take `tokens` more."""
         if number not in self.sets:
             counts = self._no_counts() if self.histogram else None
             self.sets[number] = _SetSums(self.width, self.n, self.settings.top_k, counts, self.device)
@@ -123,7 +123,7 @@ class RunningSite:
         return self.sets[number]
 
     def _counts(self, holders: Sequence[_SetSums]) -> Tensor | None:
-        """Where a sample is counted: in the counts of its set, or apart where several sets hold it."""
+        """The counts to add a sample to: those of its set, or separate ones where several sets hold it."""
         if not self.histogram:
             return None
         if len(holders) == 1:
@@ -137,7 +137,7 @@ class RunningSite:
 
 
 class _SetSums:
-    """What is added up for one set."""
+    """The running totals of one set."""
 
     def __init__(self, width: int, n: int, top_k: int, counts: Tensor | None, device: torch.device) -> None:
         self.counts = counts
@@ -150,7 +150,7 @@ class _SetSums:
         self.top_channels = torch.full((n, top_k), NOBODY, dtype=torch.int32, device=device)
 
     def add(self, x: Tensor, row: int, columns: kernel.Columns, positions: Tensor) -> None:
-        """Add activations (tokens, width), whose extremes and sums are `columns`, to everything but the counts."""
+        """Add activations (tokens, width) with extremes and sums `columns` to all totals except the counts."""
         self.sums += columns.sums
         if self.top_values.shape[1]:
             places = kernel.Largest(self.top_values[row], self.top_positions[row], self.top_channels[row])

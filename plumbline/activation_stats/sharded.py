@@ -1,7 +1,7 @@
-"""The shards of a calibration set collected by several processes, and put together as one process would have it.
+"""Collects the shards of a calibration set in several processes and merges them to the bytes of one process.
 
-A worker reads the set and the model by itself and leaves its shard's statistics in a folder; what comes back is the
-path. Sites are merged one at a time, in the order of the shards, so the bytes are those of one process.
+A worker reads the set and the model itself, writes its shard's statistics into a folder and returns the path. Sites are
+merged one at a time, in the order of the shards, so the bytes are those of one process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from plumbline.base_model.threads import product_threads
 
 @dataclass(frozen=True)
 class Shard:
-    """What a worker is told."""
+    """The job of a worker."""
 
     number: int
     """From 0."""
@@ -45,7 +45,7 @@ class Shard:
 
 
 def collect_shard(shard: Shard) -> Path:
-    """Collect the statistics of one shard into its folder, in whatever process this is."""
+    """Collect the statistics of one shard into its folder and return the folder."""
     torch.set_num_threads(shard.threads)
     source = read_source(shard.calibration_set, shard.settings)
     run = shards(sorted(source.samples, key=lambda sample: sample[0]), shard.settings.shards)[shard.number]
@@ -80,15 +80,16 @@ def collected_by_workers(
     scratch: Path,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[ActivationStats]:
-    """What `collect` returns for the set, site by site.
+    """Yield what `collect` returns for the set, site by site.
 
     Args:
-        scratch: an existing folder for the statistics of the shards, which must be there until the last site came.
+        scratch: an existing folder for the statistics of the shards, which must exist until the last site is
+            yielded.
         progress: called after each shard with its number of tokens.
 
     Raises:
-        RuntimeError: a worker died and died again.
-        ValueError: whatever `collect` refuses; Ray is asked for and not installed.
+        RuntimeError: the worker of a shard died in every attempt.
+        ValueError: as `collect`, or Ray is requested and not installed.
     """
     ordered = sorted(read_source(calibration_set, settings).samples, key=lambda sample: sample[0])
     jobs = []
@@ -114,9 +115,9 @@ def collected_by_workers(
 
 
 def _threads(model: Path, workers: int) -> int:
-    """Threads of each worker: their share of the processors, where that cannot change a bit.
+    """Threads of each worker: an equal share of the cores, where that cannot change a bit.
 
-    It can in float32 (see base_model/threads.py). There a worker has as many threads as the one process would.
+    In float32 it can (see base_model/threads.py), so there a worker has as many threads as a single process would.
     """
     config = read_json(model / "config.json")
     if config.get("dtype", config.get("torch_dtype")) != "bfloat16":
@@ -125,9 +126,9 @@ def _threads(model: Path, workers: int) -> int:
 
 
 def merged(folders: Sequence[Path], settings: StatisticsParams) -> Iterator[ActivationStats]:
-    """Statistics of shards on disk, merged in order, site by site; `settings` with the number of shards."""
-    found = reduce(merge, [load(folder, []) for folder in folders])
-    yield replace(found, settings=settings)
+    """Yield the statistics of shards on disk, merged in order, site by site; `settings` holds the number of shards."""
+    stats = reduce(merge, [load(folder, []) for folder in folders])
+    yield replace(stats, settings=settings)
     names = sorted({name for folder in folders for name in read_json(folder / HEADER)["sites"]})
     for name in names:
         site = reduce(merge, [load(folder, [name]) for folder in folders])

@@ -1,8 +1,8 @@
-"""What is known about the inputs of a model's linear layers, and how it adds up.
+"""Statistics of the inputs of a model's linear layers, and how to merge and retract them.
 
-Everything is kept so that it merges and retracts: integers and sums over tokens as totals, and extremes, which cannot
-be taken back from a total, as one row per sample. So `merge` and `retract` are exact for integers and extremes, and
-float64 additions and subtractions for the sums.
+Counts and sums over tokens are stored as totals. Extremes cannot be subtracted from a total, so they are stored as one
+row per sample. So `merge` and `retract` are exact for integers and extremes; for sums they are float64 additions and
+subtractions.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ NOBODY = -1
 class SiteStats:
     """One site: an activation x (tokens, width) that one or more linear layers read.
 
-    n is the number of samples, or 1 where all samples of a set are described together (multi_set.py): then every
-    "sample" below is the set.
+    n is the number of samples, or 1 where all samples of a set share a row (multi_set.py): then every "sample" below is
+    the set.
     """
 
     members: tuple[str, ...]
-    """The modules that read it, in the order of the forward pass; the first names the site."""
+    """The modules that read the activation, in the order of the forward pass; the first names the site."""
     sample_tokens: Tensor
-    """(n,) int64: tokens of each sample that came by; 0 where a router sent none."""
+    """(n,) int64: tokens of each sample that reached the site; 0 where a router sent none."""
     sum: Tensor
     """(width,) float64: sum of x."""
     sum_abs: Tensor
@@ -40,9 +40,9 @@ class SiteStats:
     sum_sq: Tensor
     """(width,) float64: sum of x^2."""
     histogram: Histogram | None
-    """None where nobody asked for it, which is in multi_set.py alone."""
+    """None where it was not requested, which only multi_set.py allows."""
     hessian: Tensor | None
-    """(width, width) float64: S = sum of x x^T, symmetric to the bit; None where `hessian: false`."""
+    """(width, width) float64: S = sum of x x^T, exactly symmetric; None where `hessian: false`."""
     sample_min: Tensor
     """(n, width) float32, exact; +inf for a sample without tokens here."""
     sample_max: Tensor
@@ -50,9 +50,9 @@ class SiteStats:
     top_values: Tensor
     """(n, top_k) float32: each sample's largest magnitudes with their sign, largest first."""
     top_positions: Tensor
-    """(n, top_k) int32: the token of the sample that each came from."""
+    """(n, top_k) int32: position in the sample of each magnitude."""
     top_channels: Tensor
-    """(n, top_k) int32: and the channel."""
+    """(n, top_k) int32: channel of each magnitude."""
 
     @property
     def width(self) -> int:
@@ -64,7 +64,7 @@ class SiteStats:
 
     @property
     def samples(self) -> int:
-        """Samples of which at least one token came by."""
+        """Number of samples with at least one token here."""
         return int((self.sample_tokens > 0).sum())
 
     @property
@@ -80,24 +80,24 @@ class SiteStats:
 
 @dataclass(frozen=True, eq=False)
 class ActivationStats:
-    """All sites of one model over one set of samples, which are in order of their id."""
+    """All sites of one model over one set of samples, in order of sample id."""
 
     base_model_digest: str
     fingerprint: str
-    """Of the tokenization."""
+    """Fingerprint of the tokenization."""
     settings: StatisticsParams
     sample_ids: tuple[str, ...]
     sample_tokens: Tensor
     """(n,) int64."""
     sites: Mapping[str, SiteStats]
-    """By the name of the first member, sorted; only sites that saw a token."""
+    """By the name of the first member, sorted; only sites that received a token."""
     unreached: tuple[str, ...]
-    """Modules that no token came by, sorted: an expert that the router never chose."""
+    """Modules that no token reached, sorted: experts that the router never chose."""
 
 
 @dataclass(frozen=True)
 class Extreme:
-    """A large magnitude and what caused it."""
+    """A large magnitude and its origin."""
 
     value: float
     sample_id: str
@@ -108,11 +108,11 @@ class Extreme:
 def merge(a: ActivationStats, b: ActivationStats) -> ActivationStats:
     """The statistics of the samples of `a` and `b` together; associative and commutative.
 
-    Integers and extremes come out as from a single pass, bit by bit; sums to the rounding of one float64 addition.
-    Settings are equal but for `shards`, which is about rounding alone; the result names the larger number.
+    Integers and extremes equal those of a single pass bit by bit; sums differ by the rounding of one float64 addition.
+    Settings must be equal except for `shards`, which affects rounding alone; the result has the larger number.
 
     Raises:
-        ValueError: other model, tokenization, settings or grouping of layers, or a sample that is in both.
+        ValueError: model, tokenization, settings or grouping of layers differ, or a sample is in both.
     """
     _require_same_origin(a, b)
     if both := set(a.sample_ids) & set(b.sample_ids):
@@ -139,21 +139,21 @@ def merge(a: ActivationStats, b: ActivationStats) -> ActivationStats:
 
 
 def retract(a: ActivationStats, b: ActivationStats) -> ActivationStats:
-    """What is left of `a` without the samples of `b`: `retract(merge(a, b), b)` is `a`.
+    """The statistics of `a` without the samples of `b`: `retract(merge(a, b), b)` is `a`.
 
-    Integers, extremes and the naming of the largest magnitudes exactly. A sum keeps the rounding error of the larger
-    total it was part of (about 1e-16 of that total); where every remaining value of a channel is zero the sums are
-    set to zero, so that a dead channel stays recognisable.
+    Integers, extremes and the origins of the largest magnitudes are exact. A sum keeps the rounding error of the larger
+    total that it was part of (about 1e-16 of that total). Where every remaining value of a channel is zero, its sums
+    are set to zero, so that a dead channel stays recognisable.
 
     Raises:
-        ValueError: other model, tokenization, settings or grouping of layers; a sample of `b` that is not in `a`, or
-            that shows other counts or extremes there.
+        ValueError: model, tokenization, settings or grouping of layers differ; a sample of `b` is not in `a`, or has
+            other counts or extremes there.
     """
     _require_same_origin(a, b)
     if strange := set(b.sample_ids) - set(a.sample_ids):
         raise ValueError(f"{len(strange)} samples to retract were never part of it, first {min(strange)}")
     gone = set(b.sample_ids)
-    kept = torch.tensor([i for i, sample in enumerate(a.sample_ids) if sample not in gone], dtype=torch.int64)
+    staying = torch.tensor([i for i, sample in enumerate(a.sample_ids) if sample not in gone], dtype=torch.int64)
     leaving = torch.tensor([i for i, sample in enumerate(a.sample_ids) if sample in gone], dtype=torch.int64)
     if missing := sorted(set(b.sites) - set(a.sites)):
         raise ValueError(f"site {missing[0]!r} is in what is to be retracted, but not in the whole")
@@ -170,7 +170,7 @@ def retract(a: ActivationStats, b: ActivationStats) -> ActivationStats:
                     "retracted, so it is not the same forward pass (another machine or library version?); collect "
                     "the remaining samples anew"
                 )
-        rest = _combined(site, part, -1, lambda x, _: x[kept])
+        rest = _combined(site, part, -1, lambda x, _: x[staying])
         if rest.tokens:
             sites[name] = _without_residue(rest)
         else:
@@ -179,8 +179,8 @@ def retract(a: ActivationStats, b: ActivationStats) -> ActivationStats:
         a.base_model_digest,
         a.fingerprint,
         a.settings,
-        tuple(a.sample_ids[i] for i in kept.tolist()),
-        a.sample_tokens[kept],
+        tuple(a.sample_ids[i] for i in staying.tolist()),
+        a.sample_tokens[staying],
         sites,
         tuple(sorted(unreached)),
     )
@@ -188,14 +188,14 @@ def retract(a: ActivationStats, b: ActivationStats) -> ActivationStats:
 
 def extremes(stats: ActivationStats, site: str) -> list[Extreme]:
     """The `top_k` largest magnitudes of a site, largest first; ties by sample id, position, channel."""
-    found = stats.sites[site]
+    totals = stats.sites[site]
     rows = [
         Extreme(value, sample, position, channel)
         for sample, *places in zip(
             stats.sample_ids,
-            found.top_values.tolist(),
-            found.top_positions.tolist(),
-            found.top_channels.tolist(),
+            totals.top_values.tolist(),
+            totals.top_positions.tolist(),
+            totals.top_channels.tolist(),
             strict=True,
         )
         for value, position, channel in zip(*places, strict=True)
@@ -207,8 +207,8 @@ def extremes(stats: ActivationStats, site: str) -> list[Extreme]:
 def quantile(site: SiteStats, q: float, per_channel: bool = False, absolute: bool = False) -> Tensor:
     """The q-quantile of a site's values (`absolute`: of their magnitudes), per channel or over all of them.
 
-    Off by at most 2^-(m+1) relative for magnitudes from 2^-20 to 2^20 (m mantissa bits); below, by less than 2^-20
-    absolute. Never beyond the smallest and largest value that was seen; q = 1 is the largest, exactly.
+    The error is at most 2^-(m+1) relative for magnitudes from 2^-20 to 2^20 (m mantissa bits), and less than 2^-20
+    absolute below. The result is never outside the observed extremes; q = 1 gives the largest value exactly.
 
     Returns:
         (width,) or () float64.
@@ -224,7 +224,7 @@ def quantile(site: SiteStats, q: float, per_channel: bool = False, absolute: boo
 
 
 def counted(site: SiteStats) -> Histogram:
-    """The histogram of a site that has one, as all of ActivationStats do."""
+    """The histogram of a site; every site of an ActivationStats has one."""
     if site.histogram is None:
         raise ValueError(f"site {site.members[0]!r} was collected without a histogram")
     return site.histogram
@@ -246,7 +246,7 @@ def _require_same_origin(a: ActivationStats, b: ActivationStats) -> None:
 
 
 def _combined(a: SiteStats, b: SiteStats, sign: int, rows: Callable[[Tensor, Tensor], Tensor]) -> SiteStats:
-    """Totals of `a` plus or minus those of `b`; rows per sample as `rows` picks them from both."""
+    """Totals of `a` plus or minus those of `b`; `rows` selects the rows per sample from both."""
     assert (a.hessian is None) == (b.hessian is None)  # the settings are the same
     return SiteStats(
         a.members,
@@ -265,7 +265,7 @@ def _combined(a: SiteStats, b: SiteStats, sign: int, rows: Callable[[Tensor, Ten
 
 
 def _nothing(like: SiteStats, n: int) -> SiteStats:
-    """The site for `n` samples of which no token came by."""
+    """The statistics of a site that no token of `n` samples reached."""
     top_k = like.top_values.shape[1]
     kind = counted(like)
     return SiteStats(
@@ -285,7 +285,7 @@ def _nothing(like: SiteStats, n: int) -> SiteStats:
 
 
 def _without_residue(site: SiteStats) -> SiteStats:
-    """Exact zeros where a subtraction left rounding errors of channels that are zero throughout."""
+    """The site with exact zeros for dead channels, where a subtraction may leave rounding errors."""
     dead = (site.min == 0) & (site.max == 0)
     hessian = site.hessian
     return replace(

@@ -1,4 +1,4 @@
-"""A calibration set as its statistics are collected from it."""
+"""Reads what activation statistics need of a calibration set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from plumbline.calibration_set.reader import read_calibration_set, read_manifest
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What is read of a calibration set."""
+    """The contents of a calibration set that statistics are collected from."""
 
     samples: list[Sample]
     masks: Masks | None
-    """Tokens that count, by sample; None: all of every sample."""
+    """Tokens that count, by sample; None: all tokens of every sample."""
     fingerprint: str
     digest: str
 
@@ -27,10 +27,10 @@ class Source:
 
 
 def read_source(calibration_set: Path, settings: StatisticsParams) -> Source:
-    """Samples and masks of a calibration set, as the settings want them.
+    """Samples and masks of a calibration set, under the settings.
 
     Raises:
-        ValueError: samples.parquet does not hold what manifest.json says, or not what its assistants wrote.
+        ValueError: samples.parquet does not match manifest.json, or lacks the assistant spans that the settings need.
     """
     manifest = read_manifest(calibration_set)
     table = read_calibration_set(calibration_set, ["sample_id", "input_ids"])

@@ -1,9 +1,9 @@
-"""Sites that saw too few tokens to be described: as a rule experts that a router seldom chooses.
+"""Sites with fewer tokens than channels: usually experts that a router seldom chooses.
 
-The Hessian of a site is a sum of one outer product per token, so with fewer tokens than channels it has no full rank:
-some directions of the input were never seen, and a method that solves with it (GPTQ, AdaRound) decides about them by
-damping alone. That is the limit here; it says that there are too few tokens, not that more would be enough.
-(GPTQModel falls back to rounding where a module saw under 0.5 % of the tokens, whatever its width.)
+The Hessian of a site is a sum of one outer product per token, so with fewer tokens than channels it does not have full
+rank. Some directions of the input were never observed, and a method that solves with the Hessian (GPTQ, AdaRound)
+decides about them by damping alone. Fewer tokens than this limit are too few; more are not necessarily enough.
+(GPTQModel falls back to rounding where a module received under 0.5 % of the tokens, whatever its width.)
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 
 
 def starved_sites(header: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Sites with fewer tokens than channels, the unreached with none, by name.
+    """Sites with fewer tokens than channels, by name; unreached modules have 0 tokens.
 
     Args:
         header: header.json of activation_stats.
 
     Returns:
-        {"tokens": ..., "width": ...} by site; of an unreached layer the width is not known and left out.
+        {"tokens": ..., "width": ...} by site; without "width" for an unreached layer, where it is unknown.
     """
-    found = {
+    starved = {
         name: {"tokens": int(site["tokens"]), "width": int(site["width"])}
         for name, site in header["sites"].items()
-        if site["tokens"] < site["width"] and not name.endswith(":output")  # of an output there is no Hessian
+        if site["tokens"] < site["width"] and not name.endswith(":output")  # outputs have no Hessian
     }
-    found |= {name: {"tokens": 0} for name in header["unreached"]}
-    return {name: found[name] for name in sorted(found)}
+    starved |= {name: {"tokens": 0} for name in header["unreached"]}
+    return {name: starved[name] for name in sorted(starved)}
 
 
 def starved_layers(header: Mapping[str, Any], layers: Collection[str]) -> dict[str, dict[str, int]]:
-    """`starved_sites` by layer, of these layers."""
+    """The entries of `starved_sites` by layer, for these layers."""
     sites = starved_sites(header)
     by_layer = {
         member: sites[name] for name in sites for member in header["sites"].get(name, {"members": [name]})["members"]
@@ -40,7 +40,7 @@ def starved_layers(header: Mapping[str, Any], layers: Collection[str]) -> dict[s
 
 
 def sentence(sites: Mapping[str, Mapping[str, int]]) -> str:
-    """For people: which, and how few."""
+    """A sentence that names the starved sites with the fewest tokens."""
     shown = [
         f"{name} (none)" if not site["tokens"] else f"{name} ({site['tokens']} tokens, {site['width']} channels)"
         for name, site in sorted(sites.items(), key=lambda item: (item[1]["tokens"], item[0]))

@@ -1,7 +1,7 @@
-"""ActivationStats on disk: stats.safetensors beside header.json, the same bytes for the same statistics.
+"""ActivationStats on disk: stats.safetensors and header.json, the same bytes for the same statistics.
 
-Stored small and exact: of the symmetric Hessian the upper triangle, row by row; of the histogram the occupied buckets
-in the narrowest integer that holds the largest count; extremes in the dtype of the activations.
+The files are small and exact. They hold the upper triangle of the symmetric Hessian, row by row; the occupied buckets
+of the histogram in the narrowest integer that holds the largest count; and extremes in the dtype of the activations.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def save(stats: ActivationStats, folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Write both files into an existing folder; see `save_parts`."""
+    """Write both files into an existing folder and return the header; see `save_parts`."""
     return save_parts([stats], folder, provenance)
 
 
 def save_parts(parts: Iterable[ActivationStats], folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Write statistics whose sites come in parts, of which one is in memory at a time: the bytes do not depend on it.
+    """Write statistics whose sites come in parts, one part in memory at a time; the bytes do not depend on the parts.
 
     Args:
         parts: statistics of the same samples with different sites, at least one.
-        folder: an existing one.
-        provenance: what the statistics do not know themselves, added to the header: name and revision of the base
-            model (joining its digest), digest of the calibration set.
+        folder: an existing folder.
+        provenance: entries of the header that the statistics do not hold: name and revision of the base model (beside
+            its digest), digest of the calibration set.
 
     Returns:
         The header.
@@ -105,10 +105,10 @@ def _tensors(site: SiteStats) -> dict[str, Tensor]:
 
 
 def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
-    """What `save` wrote, equal bit by bit.
+    """The statistics that `save` wrote, equal bit by bit.
 
     Args:
-        sites: names of those that are read, of which some may not be there; None: all.
+        sites: names of the sites to read; absent names are ignored. None: all.
 
     Raises:
         FileNotFoundError: one of the files is missing.
@@ -126,7 +126,7 @@ def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
     settings = StatisticsParams.model_validate(header["settings"])
     try:
         with safe_open(folder / TENSORS, framework="pt") as file:
-            found = {
+            statistics = {
                 name: _site(name, row, settings, file.get_tensor)
                 for name, row in header["sites"].items()
                 if sites is None or name in sites
@@ -142,14 +142,14 @@ def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
         settings,
         tuple(header["sample_ids"]),
         torch.tensor(header["sample_tokens"], dtype=torch.int64),
-        found,
+        statistics,
         tuple(header["unreached"]),
     )
 
 
 def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Callable[[str], Tensor]) -> SiteStats:
     def read(what: str) -> Tensor:
-        return tensor(f"{name}:{what}").clone()  # the file may be replaced while this is in use
+        return tensor(f"{name}:{what}").clone()  # the file may be replaced while the tensor is in use
 
     return SiteStats(
         members=tuple(row["members"]),
@@ -168,7 +168,7 @@ def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Ca
 
 
 def _symmetric(upper: Tensor, width: int) -> Tensor:
-    """(width, width) with the given upper triangle, row by row."""
+    """The symmetric matrix (width, width) with this upper triangle, stored row by row."""
     S, flat, start = np.empty((width, width)), upper.numpy(), 0
     for i in range(width):
         S[i, i:] = flat[start : start + width - i]

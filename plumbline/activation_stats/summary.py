@@ -1,4 +1,4 @@
-"""What the UI shows of activation_stats, from its files."""
+"""The summary of activation_stats that the UI shows, from its files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from plumbline.artifact import read_json
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Samples, tokens, sites, layers, sites without (enough) tokens, the largest magnitude with its site and sample."""
+    """Samples, tokens, sites, layers, unreached and starved sites, the largest magnitude with its site and sample."""
     header = read_json(folder / "header.json")
     return {
         "samples": header["samples"],
@@ -24,13 +24,13 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def _largest(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """The largest magnitude of all sites; of equal ones the first site by name, and there the first sample."""
+    """The largest magnitude of all sites; ties go to the first site by name, then the first sample."""
     from safetensors import safe_open
 
     largest: dict[str, Any] = {}
     with safe_open(folder / "stats.safetensors", framework="pt") as file:  # NumPy has no bfloat16
         for site in sorted(header["sites"]):
-            values = file.get_tensor(f"{site}:top_values").float()[:, 0]  # each sample's largest first
+            values = file.get_tensor(f"{site}:top_values").float()[:, 0]  # the largest of each sample comes first
             sample = int(values.abs().argmax())
             value = float(values[sample])
             if not largest or abs(value) > abs(largest["largest_value"]):

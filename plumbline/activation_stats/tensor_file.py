@@ -1,7 +1,7 @@
-"""A safetensors file that is written tensor by tensor, for contents that do not fit into memory together.
+"""Writes a safetensors file tensor by tensor, for contents that do not fit into memory together.
 
-safetensors' own writer wants every tensor at once, because the header comes first. Here the contents wait in a file
-without a name until all are known. The bytes are those that `safetensors.torch.save_file` writes.
+The header comes first, so safetensors' own writer needs every tensor at once. Here the contents go to an unnamed
+temporary file until all are known. The bytes are those that `safetensors.torch.save_file` writes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-# By the width of an element, then by name of the type: the order in which safetensors lays tensors out, widest first.
+# The order in which safetensors lays tensors out: widest element first, then by dtype.
 ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8")
 CODES = {
     torch.int64: "I64",
@@ -28,11 +28,11 @@ CODES = {
     torch.uint8: "U8",
 }
 PIECE = 16 << 20
-"""Bytes that are copied at a time."""
+"""Bytes to copy at a time."""
 
 
 class TensorFile:
-    """Use as a context; the file appears under its name in `finish`."""
+    """A context manager; `finish` writes the file under its name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,10 +48,10 @@ class TensorFile:
         self._waiting.close()
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor; it may be changed or freed afterwards.
+        """Add a tensor; it may be changed or freed afterwards.
 
         Raises:
-            ValueError: the name was given before, or a dtype that statistics do not have.
+            ValueError: the name was added before, or the dtype is not supported.
         """
         if name in self._places:
             raise ValueError(f"{self.path.name}: two tensors are named {name!r}")

@@ -1,8 +1,8 @@
-"""The running totals of many sites over many samples, shard after shard, in the one order that fixes every sum.
+"""The running totals of many sites over many samples, shard by shard, in a fixed order of summation.
 
-Samples are read in order of their id. Their number is cut into `statistics.shards` runs; each run is summed by itself,
-and the sums are merged in order. So the bits depend on the number of shards and on nothing else: not on who sums up a
-shard, and not on whether all layers run for a sample or all samples through a layer.
+Samples are read in order of their id. They are divided into `statistics.shards` runs; each run is summed by itself, and
+the sums are merged in order. So the bits depend only on the number of shards: not on which process sums a shard, and
+not on whether each sample runs through all layers or all samples through each layer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plumbline.base_model.inputs import OUTPUT, UNKNOWN, require_readable
 Sample = tuple[str, Sequence[int]]
 """(sample id, token ids)."""
 Masks = Mapping[str, Tensor]
-"""Sample id -> bool (tokens,): the tokens that count; all, where a sample is not in it."""
+"""Sample id -> bool (tokens,): the tokens that count; all tokens of a sample without a mask."""
 
 
 def in_order(model: PreTrainedModel, samples: Sequence[Sample]) -> list[Sample]:
@@ -44,14 +44,14 @@ def in_order(model: PreTrainedModel, samples: Sequence[Sample]) -> list[Sample]:
 
 
 def shards(ordered: Sequence[Sample], number: int) -> list[Sequence[Sample]]:
-    """`number` runs of as equal a length as possible; those that would be empty are left out."""
+    """Divide the samples into `number` runs of nearly equal length; empty runs are left out."""
     n = len(ordered)
     runs = [ordered[n * k // number : n * (k + 1) // number] for k in range(number)]
     return [run for run in runs if run]
 
 
 class Totals:
-    """What `LinearInputs` visits is added up here while `samples` is gone through."""
+    """Sums the activations that `LinearInputs` visits while the caller iterates over `samples`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Totals:
         self._merged: ActivationStats | None = None
 
     def samples(self) -> Iterator[Sample]:
-        """Every sample in order; what is added until the next one is asked for is the sample's."""
+        """Yield every sample in order; activations added before the next sample belong to this one."""
         self._merged = None
         for run in shards(self.ordered, self.settings.shards):
             self._n = len(run)
@@ -83,10 +83,10 @@ class Totals:
         """Add activations (..., width) of the current sample.
 
         Args:
-            positions: as of `Visit`.
+            positions: as in `Visit`.
 
         Raises:
-            ValueError: some tokens are masked, and which of them these rows are is not known.
+            ValueError: some tokens are masked, and it is unknown which tokens these rows are.
         """
         x = x.reshape(-1, x.shape[-1])
         if self._mask is not None:
@@ -101,12 +101,12 @@ class Totals:
                 positions = mask.nonzero().view(-1)
                 x = x[positions]
             else:
-                kept = mask[positions.to(x.device)]
-                x, positions = x[kept], positions.to(x.device)[kept]
+                unmasked = mask[positions.to(x.device)]
+                x, positions = x[unmasked], positions.to(x.device)[unmasked]
         if not len(x):
             return
         if site not in self._sites:
-            wanted = False if site.endswith(OUTPUT) else None  # nothing is multiplied with an output here
+            wanted = False if site.endswith(OUTPUT) else None  # an output needs no Hessian
             self._sites[site] = RunningSite(site, x.shape[-1], x.dtype, x.device, self.settings, self._n, wanted)
         if positions is None:
             self._sites[site].add(x, self._row, self._sample_id)
@@ -114,11 +114,11 @@ class Totals:
             self._sites[site].add(x, self._row, self._sample_id, positions)
 
     def result(self, members: Mapping[str, tuple[str, ...]], layers: Collection[str]) -> ActivationStats:
-        """The statistics, once `samples` has come to its end.
+        """The statistics, once `samples` is exhausted.
 
         Args:
             members: site -> the layers that read it.
-            layers: every layer that was watched.
+            layers: every observed layer.
         """
         assert self._merged is not None
         sites = {name: replace(site, members=members[name]) for name, site in self._merged.sites.items()}
@@ -126,7 +126,7 @@ class Totals:
         return replace(self._merged, sites=sites, unreached=tuple(sorted(set(layers) - reached)))
 
     def _shard(self, run: Sequence[Sample]) -> ActivationStats:
-        # Members are known when the last sample has been read. Each site's totals go as its result comes.
+        # Members are known only after the last sample. Each site's totals are freed as its result is made.
         sites = {name: self._sites.pop(name).result(()) for name in sorted(self._sites)}
         return ActivationStats(
             self.base_model_digest,

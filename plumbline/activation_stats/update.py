@@ -1,10 +1,10 @@
-"""Statistics of a calibration set that changed by a few samples, from forward passes over those few only.
+"""Updates the statistics of a calibration set that changed by a few samples, with forward passes over those alone.
 
-Samples that left are run once more, so that their share of the sums can be taken out, and samples that came are run for
-the first time. Integers, extremes and the naming of the largest magnitudes come out as from a collection of the whole
-set, bit by bit. Sums need not: floating-point addition keeps its rounding errors when it is undone, about 1e-16 of the
-total. That is why the pipeline never updates by itself: an artifact would depend on what happened to be there before,
-and not on its inputs alone. The header of an updated folder names the calibration set that it was updated from.
+Samples that left are run once more, so that their share of the sums can be subtracted; samples that came are run for
+the first time. Integers, extremes and the origins of the largest magnitudes equal those of a collection of the whole
+set, bit by bit. Sums may not: undoing a floating-point addition keeps its rounding error, about 1e-16 of the total. So
+the pipeline never updates by itself: an artifact would depend on an earlier one and not on its inputs alone. The header
+of an updated folder names the calibration set that it was updated from.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from plumbline.base_model.checkpoint import BaseCheckpoint
 
 @dataclass(frozen=True)
 class Change:
-    """What one set has and another has not."""
+    """The samples in which two sets differ, by id."""
 
     left: tuple[str, ...]
     came: tuple[str, ...]
 
 
 def change(previous: ActivationStats, samples: Sequence[Sample]) -> Change:
-    """Which samples left and which came, each in order of their ids."""
+    """The samples that left and those that came, each in order of their ids."""
     before, after = set(previous.sample_ids), {sample_id for sample_id, _ in samples}
     return Change(tuple(sorted(before - after)), tuple(sorted(after - before)))
 
@@ -54,7 +54,7 @@ def updated(
     progress: Callable[[int], object] | None = None,
     masks: Masks | None = None,
 ) -> ActivationStats:
-    """Statistics of `samples` from those of a similar set; only samples that left or came are run.
+    """Statistics of `samples`, updated from those of a similar set; only samples that left or came are run.
 
     Args:
         samples: all samples of the new set.
@@ -62,11 +62,11 @@ def updated(
         progress: called after each forward pass with the number of tokens.
 
     Returns:
-        Statistics of exactly these samples: all but the sums to the bit, the sums within 1e-9 relative.
+        Statistics of exactly these samples: sums within 1e-9 relative, all else bit by bit.
 
     Raises:
-        ValueError: another model, tokenization or settings than those of `previous`; no sample in common; token ids of
-            a sample that left are not given; whatever `collect`, `merge` and `retract` refuse.
+        ValueError: model, tokenization or settings differ from those of `previous`; no sample in common; token ids of a
+            sample that left are missing; or as `collect`, `merge` and `retract`.
     """
     _require_same_origin(previous, base_model_digest, fingerprint, settings)
     changes = change(previous, samples)
@@ -115,15 +115,15 @@ def update(previous: Path, before: Path, after: Path, base: BaseCheckpoint, out:
 
     Args:
         previous: folder of the statistics of `before`.
-        before: the calibration set that they were collected from.
-        after: the set that statistics are wanted of.
+        before: the calibration set that `previous` was collected from.
+        after: the calibration set to write statistics of.
         out: an existing folder.
 
     Returns:
-        How many samples left, came and stayed.
+        The numbers of samples that left, came and stayed.
 
     Raises:
-        ValueError: the statistics are not those of `before`; whatever `updated` refuses.
+        ValueError: the statistics are not those of `before`, or as `updated`.
     """
     header, stats = read_json(previous / HEADER), load(previous)
     old, new = read_source(before, stats.settings), read_source(after, stats.settings)

@@ -1,12 +1,12 @@
-"""Products of bfloat16 matrices on processors without units for them: widened to float32, rounded once.
+"""Products of bfloat16 matrices on processors without bfloat16 units: computed in float32, rounded once.
 
-PyTorch 2.13 multiplies bfloat16 fast where the processor has AVX512-BF16 or AMX. Elsewhere (most laptops) it takes
-about 7 times as long as for float32, which is most of a forward pass. A product of two bfloat16 is exact in float32, so
-that widening both, multiplying, and rounding the sums to bfloat16 computes what those units compute, up to the order of
-the sums.
+PyTorch 2.13 multiplies bfloat16 fast where the processor has AVX512-BF16 or AMX. Elsewhere (most laptops) a
+product takes about 7 times as long as in float32, which is most of a forward pass. The product of two bfloat16 numbers
+is exact in float32. So converting both matrices to float32, multiplying, and rounding the sums to bfloat16 gives what
+those units compute, up to the order of the sums.
 
-The Linears of one model multiply like that, and no others in the process: `with_wide_products` for a model of our own
-(whole, read layer by layer, or quantized), `wide_products` for a model of the caller's, which is left as it was.
+Only the Linears of one model are changed, not all in the process. `with_wide_products` changes a model that Plumbline
+loaded (whole, layer by layer, or quantized). `wide_products` changes a caller's model and restores it afterwards.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch.overrides import TorchFunctionMode
 Model = TypeVar("Model", bound=nn.Module)
 
 FEW = 16
-"""Rows below which the product is as fast as reading the weight, and widening it would cost more than that saves."""
+"""Number of rows below which widening the weight costs more than it saves: reading the weight dominates there."""
 WIDE = "plumbline_wide"
-"""Attribute of a `forward` whose product is wide; `functools.wraps` hands it on."""
+"""Attribute that marks a `forward` with wide products; `functools.wraps` copies it."""
 
 
 def wide_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # names of functional.linear
-    """x W^T + b; of bfloat16 on the CPU with float32 products and sums, rounded to bfloat16."""
+    """x W^T + b; for bfloat16 on the CPU computed in float32 and rounded to bfloat16."""
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or input.device.type != "cpu":
         return functional.linear(input, weight, bias)
     if input.numel() < FEW * input.shape[-1]:
@@ -49,8 +49,8 @@ def has_units() -> bool:
 
 
 def with_wide_products(model: Model) -> Model:
-    """The model itself; on a processor without the units its Linears, and those of its copies, multiply by
-    `wide_linear` from now on."""
+    """The model itself. On a processor without bfloat16 units, its Linears and those of its copies use `wide_linear`
+    from now on."""
     for linear in _narrow_linears(model):
         linear.__dict__["forward"] = MethodType(_wide(linear.forward), linear)
     return model
@@ -58,7 +58,7 @@ def with_wide_products(model: Model) -> Model:
 
 @contextmanager
 def wide_products(model: nn.Module) -> Iterator[None]:
-    """Let the model's Linears multiply as after `with_wide_products` within."""
+    """Within the context, make the model's Linears use `wide_linear`; restore them afterwards."""
     linears = _narrow_linears(model)
     own = {linear: linear.__dict__["forward"] for linear in linears if "forward" in linear.__dict__}
     try:
@@ -73,7 +73,7 @@ def wide_products(model: nn.Module) -> Iterator[None]:
 
 
 def _narrow_linears(model: nn.Module) -> list[nn.Linear]:
-    """The Linears that do not multiply by `wide_linear` and should; on a processor with the units none."""
+    """The Linears that should use `wide_linear` and do not yet; none on a processor with bfloat16 units."""
     if has_units():
         return []
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -81,10 +81,10 @@ def _narrow_linears(model: nn.Module) -> list[nn.Linear]:
 
 
 def _wide(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A Linear's own `forward`, a method again, whose product is `wide_linear`.
+    """A Linear's `forward`, as a method, with its product replaced by `wide_linear`.
 
-    What transformers puts around the product of a quantized Linear stays in place, and the Linear of a copied model
-    gets a method of its own.
+    What transformers adds around the product of a quantized Linear stays in place. It is a method so that the Linear of
+    a copied model binds its own.
     """
     narrow = forward.__func__ if isinstance(forward, MethodType) else None
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class BaseCheckpoint:
     """The base model as `model:` in params.yaml names it.
 
-    Nothing is downloaded, read or imported until it is needed, and a worker process can be given the value.
+    Nothing is downloaded, read or imported until it is needed. The value can be pickled for a worker process.
     """
 
     params: ModelParams
     root: Path
-    """The workspace, absolute; a relative `params.name` starts there."""
+    """The workspace, absolute; a relative `params.name` is resolved against it."""
 
     @classmethod
     def of(cls, params: ModelParams, root: Path = Path()) -> BaseCheckpoint:
@@ -35,12 +35,12 @@ class BaseCheckpoint:
 
     @cached_property
     def folder(self) -> Path:
-        """Its folder; a hub commit is downloaded on the first use. Raises as `model_folder`."""
+        """The model's folder; a hub commit is downloaded on first use. Raises as `model_folder`."""
         return model_folder(self.params, self.root)
 
     @property
     def name(self) -> str:
-        """What artifacts record: the name in params.yaml, of an absolute path its last part."""
+        """The name that artifacts record: that in params.yaml, or the last part of an absolute path."""
         path = Path(self.params.name)
         return path.name if path.is_absolute() else self.params.name
 
@@ -51,12 +51,12 @@ class BaseCheckpoint:
 
     @property
     def device(self) -> Device:
-        """As params.yaml has it: "auto", "cpu" or "cuda"."""
+        """The device in params.yaml: "auto", "cpu" or "cuda"."""
         return self.params.device
 
     @property
     def trust_remote_code(self) -> bool:
-        """Whether code that the model brings may run."""
+        """Whether the model's own code may run."""
         return self.params.trust_remote_code
 
     def digest(self) -> str:
@@ -79,7 +79,7 @@ class BaseCheckpoint:
         """The model with its weights left on disk. Raises as `StreamedModel`.
 
         Args:
-            device: where weights go while they are present; None: as params.yaml has it.
+            device: where weights are loaded to; None: the device in params.yaml.
         """
         from plumbline.base_model.streamed import StreamedModel
 

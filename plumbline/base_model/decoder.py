@@ -1,8 +1,8 @@
-"""The decoder layers of a causal LM one at a time: what they are called with, and one of them by itself.
+"""Runs the decoder layers of a causal LM one at a time, with the arguments that the model calls them with.
 
-The model's own code around the layers runs as it is; only the layers are replaced while it does, by stand-ins that note
-what they were called with and hand on what they were given. So every layer gets the mask, the position embeddings and
-whatever else its model gives it (a sliding window here, full attention there), and nothing is said twice.
+The model's own code around the layers runs unchanged. Meanwhile stand-ins replace the layers: they record their
+arguments and return the hidden states. So every layer gets the mask, the position embeddings and all else that its
+model passes to it (a sliding window here, full attention there), and none of that is implemented twice.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from plumbline.base_model.threads import settle_threads
 
 HIDDEN = "hidden_states"
 Handed = Callable[[int, Tensor], Tensor]
-"""(number of a layer, what it was called with) -> what its stand-in hands on."""
+"""(layer number, hidden states it was called with) -> hidden states that its stand-in returns."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What one layer is called with besides the hidden states."""
+    """The arguments of one layer besides the hidden states."""
 
     positional: tuple[Any, ...]
     keywords: dict[str, Any]
@@ -34,18 +34,18 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What a token sequence brings to the layers."""
+    """The inputs of the layers for one token sequence."""
 
     hidden: Tensor
-    """(1, tokens, width): what the first layer reads."""
+    """(1, tokens, width): input of the first layer."""
     calls: tuple[Call, ...]
-    """One per layer, in order; tensors that a model gives to several layers occur in all of their calls."""
+    """One per layer, in order; a tensor that the model passes to several layers is in all of their calls."""
 
 
 class Decoder:
-    """The decoder layers of a model, which stays whole and is left as it was after every call.
+    """The decoder layers of a model; every call leaves the model as it was.
 
-    For all token sequences and layers, the ordinary forward pass is, bit by bit,
+    For every token sequence, this computes the ordinary forward pass bit by bit:
 
         start = decoder.start(ids)
         hidden = start.hidden
@@ -68,17 +68,17 @@ class Decoder:
         self.model = model
         self.name, self.layers = _layers(model)
         self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))
-        """Full module name of every layer."""
+        """Full module names of the layers."""
         self._in_tuple = False
-        """Whether the model's code takes a layer's output out of a tuple."""
+        """Whether the model's code expects a layer to return a tuple."""
         self._checked = False
 
     def start(self, ids: Sequence[int]) -> Start:
-        """What the layers get for one token sequence; none of them runs.
+        """The inputs of the layers for one token sequence; no layer runs.
 
         Raises:
-            ValueError: the model does more between its layers than to hand on the hidden states, or what a layer is
-                called with depends on what an earlier one computed: it cannot be run layer by layer.
+            ValueError: the model cannot be run layer by layer: it does more between its layers than pass on the hidden
+                states, or a layer's arguments depend on an earlier layer's output.
         """
         if not self._checked:
             self._check(ids)
@@ -91,7 +91,7 @@ class Decoder:
         return run_layer(self.layers[number], hidden, call)
 
     def finish(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
-        """What the model without its vocabulary projection makes of the last layer's output, as a rule its norm.
+        """The base model's output for the last layer's output: usually the final norm, without vocabulary projection.
 
         Returns:
             (1, tokens, width).
@@ -99,11 +99,11 @@ class Decoder:
         return self._last(self.model.base_model, ids, hidden)[0]
 
     def logits(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
-        """(1, tokens, vocabulary) of the last layer's output."""
+        """The logits (1, tokens, vocabulary) for the last layer's output."""
         return self._last(self.model, ids, hidden).logits
 
     def around(self, network: nn.Module, ids: Sequence[int], hidden: Tensor) -> None:
-        """Run everything in `network` (the model or its base model) but the layers, for what its hooks see."""
+        """Run all of `network` (the model or its base model) except the layers, so that its hooks fire."""
         self._last(network, ids, hidden)
 
     def _last(self, network: nn.Module, ids: Sequence[int], hidden: Tensor) -> Any:
@@ -111,13 +111,13 @@ class Decoder:
         return self._pass(network, ids, lambda number, x: hidden if number == last else x)[2]
 
     def _check(self, ids: Sequence[int]) -> None:
-        """Find out whether outputs are wrapped in tuples, and refuse what cannot be run layer by layer."""
+        """Find out whether layers return tuples, and refuse a model that cannot be run layer by layer."""
         reasons: list[Exception] = []
         for self._in_tuple in (False, True):
             try:
                 _, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
                 break
-            except Exception as error:  # a model's code may choke on a tensor where it expects a tuple, or the reverse
+            except Exception as error:  # a model may fail on a tensor where it expects a tuple, or the reverse
                 reasons.append(error)
         else:
             if isinstance(reasons[0], _Broken):
@@ -140,7 +140,7 @@ class Decoder:
 
     @torch.no_grad()
     def _pass(self, network: nn.Module, ids: Sequence[int], handed: Handed) -> tuple[Tensor, tuple[Call, ...], Any]:
-        """One pass of `network` with stand-ins for the layers: (first hidden states, calls, output)."""
+        """Run `network` once with stand-ins for the layers; returns (first hidden states, calls, output)."""
         calls: list[Call] = []
         first: list[Tensor] = []
         expected: list[Tensor] = []
@@ -171,18 +171,18 @@ class Decoder:
 
 @torch.no_grad()
 def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-    """The output (1, tokens, width) of a decoder layer, a model's own or a copy, for hidden states of that shape."""
+    """The output (1, tokens, width) of a decoder layer (the model's own or a copy) for hidden states of that shape."""
     with wide_products(layer):
         out = layer(hidden, *call.positional, **call.keywords)
     return out[0] if isinstance(out, tuple) else out
 
 
 class _Broken(ValueError):
-    """The layers are not a chain."""
+    """The layers do not form a chain."""
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two calls, or what they hold, are equal bit by bit."""
+    """Whether two calls, or two of their arguments, are equal bit by bit."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b))
     if isinstance(a, Call) and isinstance(b, Call):
@@ -195,7 +195,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The largest list of modules that is not part of another one, by its full name."""
+    """Full name and modules of the outermost ModuleList with the most parameters."""
     lists = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
     }
@@ -213,7 +213,7 @@ def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _strange(value: Any) -> str:
-    """What about an argument makes it unfit to be noted once and given again; empty: nothing."""
+    """Why an argument cannot be recorded and passed again; empty: it can."""
     if isinstance(value, (tuple, list)) and value:
         return next((found for found in map(_strange, value) if found), "")
     if isinstance(value, dict) and value:
@@ -225,7 +225,7 @@ def _strange(value: Any) -> str:
 
 @contextmanager
 def _replaced(layers: nn.ModuleList, stand_in: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-    """Let every layer's `forward` be its stand-in within."""
+    """Within the context, replace every layer's `forward` by its stand-in."""
     try:
         for number, layer in enumerate(layers):
             layer.__dict__["forward"] = stand_in(number)

@@ -1,4 +1,4 @@
-"""What the decoder layers are called with for each sample, kept where that depends on its length alone."""
+"""The arguments of the decoder layers for each sample, cached by length where they depend on the length alone."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from plumbline.base_model.decoder import Call, Decoder
 
 KEPT_BYTES = 256 << 20
-"""Of masks and position embeddings that are kept in memory."""
+"""Bytes of masks and position embeddings that are kept in memory."""
 
 
 class DecoderCalls:
-    """What the layers are called with for each sample.
+    """The arguments of the layers for each sample.
 
-    As a rule that depends on the number of tokens alone, and is kept by it. It is looked at for every sample; where
-    two of one length differ, the model is asked again each time.
+    They usually depend on the number of tokens alone, and are cached by it. Every sample is compared with the cache.
+    Once two samples of one length differ, the model is run for each sample instead.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class DecoderCalls:
     ) -> None:
         """
         Args:
-            weights_present: has the weights around the layers in memory within, where they are not there anyway.
+            weights_present: context in which the weights outside the layers are in memory.
         """
         self.decoder, self.weights_present = decoder, weights_present
         self.digests: dict[int, str] = {}
@@ -39,7 +39,7 @@ class DecoderCalls:
         self.current: tuple[Call, ...] = ()
 
     def begin(self, ids: Sequence[int]) -> Tensor:
-        """The first layer's hidden states; call it once for each sample, with the weights around the layers there."""
+        """Input of the first layer. Call it once for each sample while the weights outside the layers are in memory."""
         start = self.decoder.start(ids)
         if self.by_length:
             digest = _digest([(call.positional, call.keywords) for call in start.calls], {})
@@ -51,7 +51,7 @@ class DecoderCalls:
         return start.hidden
 
     def call(self, number: int, ids: Sequence[int]) -> Call:
-        """What layer `number` is called with."""
+        """The arguments of layer `number`."""
         if not self.by_length or len(ids) not in self.kept:
             with self.weights_present():
                 self.current = self.decoder.start(ids).calls
@@ -62,7 +62,7 @@ class DecoderCalls:
         return self.current[number]
 
     def hold(self, x: Tensor) -> bool:
-        """Whether layers of the current sample are called with this tensor besides the hidden states."""
+        """Whether this tensor is an argument of the current sample's layers besides the hidden states."""
         return x.data_ptr() in {tensor.data_ptr() for tensor in _tensors_of(self.current)}
 
     def _keep(self, length: int, calls: tuple[Call, ...]) -> None:
@@ -95,7 +95,7 @@ def _size(calls: Sequence[Call]) -> int:
 
 
 def _digest(value: Any, seen: dict[int, str]) -> str:
-    """SHA-256 (hex) of what layers are called with; `seen` remembers tensors, which layers share."""
+    """SHA-256 (hex) of arguments of layers; `seen` caches the digests of tensors, which layers share."""
     if isinstance(value, Tensor):
         if id(value) not in seen:
             x = value.detach().cpu().contiguous()

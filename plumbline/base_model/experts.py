@@ -1,10 +1,10 @@
-"""Experts that a model stores as one tensor: which tokens each of them was sent, and what each of its products reads.
+"""Experts that a model stores as one tensor: the tokens routed to each expert, and the inputs of its products.
 
 Since version 5, transformers holds the experts of a layer in 3-dimensional parameters, `gate_up_proj` and `down_proj`
 with the expert first, and multiplies them in one of several ways (`integrations/moe.py`: a loop, batched or grouped
-products). No module sees the tokens of one expert, so they are picked here from the router's choice, which the experts'
-module is called with, and the input of `down_proj` is computed a second time: one product with `gate_up_proj` per
-expert, about a third of what the experts cost. The model's own computation is not touched.
+products). No module sees the tokens of one expert. So they are selected here by the router's choice, an argument of the
+experts' module. The input of `down_proj` is computed a second time: one product with `gate_up_proj` per expert, about a
+third of the cost of the experts. The model's own computation is unchanged.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SAID_BY_TRANSFORMERS = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
-"""What transformers' `use_experts_implementation` says of a class of experts, which makes them all alike."""
+"""Attributes that transformers' `use_experts_implementation` sets on a class of experts."""
 DOWN = "down_proj"
 
 
 def are_fused_experts(module: nn.Module) -> bool:
-    """Whether this is a module of experts whose arithmetic is known here."""
+    """Whether this is a module of fused experts of the supported form."""
     if not all(hasattr(module, name) for name in SAID_BY_TRANSFORMERS):
         return False
     weights = [getattr(module, name, None) for name in (_up(module), DOWN)]
@@ -30,7 +30,7 @@ def are_fused_experts(module: nn.Module) -> bool:
 
 
 def projections(name: str, module: Any) -> list[str]:
-    """Names for the weights of each expert of the module `name`, as if every expert were a module of two Linears."""
+    """Names of the weights of each expert of the module `name`, as if every expert were a module of two Linears."""
     experts = getattr(module, DOWN).shape[0]
     return [f"{name}.{expert}.{part}" for expert in range(experts) for part in (_up(module), DOWN)]
 
@@ -39,18 +39,18 @@ def projections(name: str, module: Any) -> list[str]:
 def routed_inputs(
     module: Any, hidden_states: Tensor, chosen: Tensor, watched: Container[str]
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What the weights of each expert are multiplied with.
+    """The activations that the weights of each expert are multiplied with.
 
     Args:
-        module: as `are_fused_experts` knows them.
+        module: one that `are_fused_experts` accepts.
         hidden_states: (tokens, width) or (1, tokens, width), of one sample.
-        chosen: (tokens, k) integers: the experts that the router sends each token to; a number beyond the last expert
-            is none.
-        watched: of `<expert>.<weight>`, those that are wanted.
+        chosen: (tokens, k) integers: the experts that the router chose for each token; a number beyond the last
+            expert means no expert.
+        watched: the `<expert>.<weight>` to yield.
 
     Yields:
-        (`<expert>.<weight>`, activations (n, width), positions (n,) int64 ascending), expert after expert, for those
-        that were sent a token.
+        (`<expert>.<weight>`, activations (n, width), positions (n,) int64 ascending), expert by expert, for experts
+        with at least one token.
     """
     x = hidden_states.reshape(-1, hidden_states.shape[-1])
     chosen = chosen.reshape(len(x), -1)

@@ -1,4 +1,4 @@
-"""The folder of the base model: where it is, what is in it, and its digest. Nothing here imports PyTorch."""
+"""The folder of the base model: its place, its contents and its digest. Nothing here imports PyTorch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def model_folder(params: ModelParams, root: Path) -> Path:
-    """The folder of the base model: a local one, or the snapshot of a hub commit (downloaded once, to the hub's cache).
+    """The folder of the base model: a local one, or the snapshot of a hub commit (downloaded once to the hub's cache).
 
     Args:
-        params: `name` is a folder (absolute, or relative to `root`) or else a hub id.
+        params: `name` is a folder (absolute, or relative to `root`) or a hub id.
         root: the workspace.
 
     Raises:
         FileNotFoundError: the folder does not exist, or has no config.json.
         ValueError: a hub id without the commit that pins it.
-        OSError: the hub cannot be reached, or does not have it.
+        OSError: the hub cannot be reached, or does not have the commit.
     """
     name, local = params.name, root / params.name
     if local.is_dir():
@@ -38,9 +38,9 @@ def model_folder(params: ModelParams, root: Path) -> Path:
     if not HUB_ID.fullmatch(name) or (root / name.split("/")[0]).is_dir():
         raise FileNotFoundError(f"model.name in params.yaml: no folder {name!r}; give an existing folder or a hub id")
     if params.revision is None or not COMMIT.fullmatch(params.revision):
-        given = "none" if params.revision is None else repr(params.revision)
+        revision = "none" if params.revision is None else repr(params.revision)
         raise ValueError(
-            f"model.revision in params.yaml: found {given}, expected the 40 hex digits of a commit. {name!r} is no "
+            f"model.revision in params.yaml: found {revision}, expected the 40 hex digits of a commit. {name!r} is no "
             f"folder here, so it is a hub id, and a branch or tag would let the model change under the same "
             f"parameters; the commits are listed at https://huggingface.co/{name}/commits"
         )
@@ -50,7 +50,7 @@ def model_folder(params: ModelParams, root: Path) -> Path:
     patterns = [*WEIGHTS, "*.json", *TOKENIZER, *code]
     try:
         snapshot = Path(huggingface_hub.snapshot_download(name, revision=params.revision, allow_patterns=patterns))
-    except OSError as error:  # every error of the hub's client is one
+    except OSError as error:  # every error of the hub's client is an OSError
         raise OSError(
             f"model {name!r} at {params.revision} did not come from the hub ({type(error).__name__}: {error}). Check "
             "name, revision and network, log in with `hf auth login` if it is gated, or give a local folder"
@@ -62,8 +62,8 @@ def model_folder(params: ModelParams, root: Path) -> Path:
 def base_model_digest(folder: Path) -> str:
     """SHA-256 (hex) over name and SHA-256 of every file that decides an activation.
 
-    config.json, generation_config.json, the safetensors with their index, and code that the model brings. Files are
-    read once per process as long as size and time of change stay the same.
+    These are config.json, generation_config.json, the safetensors with their index, and the model's own code. A file is
+    read once per process while its size and modification time stay the same.
 
     Raises:
         FileNotFoundError: no config.json.

@@ -1,7 +1,7 @@
-"""Independent tasks on as many threads as there are cores, each computing on one: the same bits as one after the other.
+"""Runs independent tasks side by side, each on one thread: the same bits as one after the other.
 
-A matrix product that is cut up among threads sums in an order that depends on their number. Tasks that do not share a
-sum can run side by side instead: PyTorch and BLAS hold no lock on the interpreter while they compute.
+A matrix product that is divided among threads sums in an order that depends on their number. Tasks that share no sum
+can run side by side instead: PyTorch and BLAS release the interpreter lock while they compute.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ T = TypeVar("T")
 def in_parallel(
     tasks: Sequence[Callable[[], T]], costs: Sequence[float] | None = None, workers: int | None = None
 ) -> list[T]:
-    """Call every task once; what they return, in the order of `tasks`.
+    """Call every task once and return the results in the order of `tasks`.
 
-    Tasks must not depend on each other, and must not change what another one reads.
+    Tasks must not depend on each other, and must not change what another task reads.
 
     Args:
-        tasks: functions without arguments. They run on other threads than the caller's, and so outside its
+        tasks: functions without arguments. They may run on other threads than the caller's, and so outside its
             `torch.no_grad()` and the like; gradients are off in them.
-        costs: of each task, in any unit: the most expensive ones start first, so that no long one is left for the end.
-        workers: threads; None: as many as PyTorch may use here, which is one within `one_thread` or within a task.
+        costs: cost of each task, in any unit. The most expensive tasks start first, so that no long one is left for
+            the end.
+        workers: number of threads; None: as many as PyTorch may use here, which is one within `one_thread` or a task.
 
     Raises:
-        Exception: the first one, in the order of `tasks`, that a task raised; tasks that had not started do not run.
+        Exception: the first, in the order of `tasks`, that a task raised; tasks that have not started do not run.
         KeyboardInterrupt: the same way, as soon as the running tasks are done.
     """
     workers = min(len(tasks), workers or torch.get_num_threads())

@@ -1,7 +1,7 @@
-"""The inputs of a model's linear layers during a forward pass, each distinct one once: q, k and v share theirs.
+"""The inputs of a model's linear layers during a forward pass, each distinct input once: q, k and v share one.
 
-Layers are Linear, transformers' Conv1D, Conv2d of one group (whose input is the patches that it reads), the routers of
-transformers' mixtures of experts, and each expert's weights, also where all experts are in one tensor (experts.py).
+Layers are Linear, transformers' Conv1D, Conv2d of one group (its input is the patches that it reads), the routers of
+transformers' mixtures of experts, and each expert's weights, also where one tensor holds all experts (experts.py).
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from plumbline.base_model.experts import are_fused_experts, projections, routed_
 from plumbline.base_model.patches import geometry, patches
 
 UNKNOWN = 2**31 - 1
-"""Position of a row that cannot be traced to a token: an expert that is a module of its own is handed a selection, and
-the rows of a convolution are patches."""
+"""Position of a row that cannot be traced to a token: an expert that is a module of its own reads a selection of
+tokens, and the rows of a convolution are patches."""
 EXPERT = re.compile(r"\bexperts\.\d+\b")
-"""In the name of a layer: it belongs to an expert that is a module of its own."""
+"""Matches the name of a layer of an expert that is a module of its own."""
 OUTPUT = ":output"
-"""Ends the name of a site that is a layer's output."""
+"""Suffix of the name of a site that is a layer's output."""
 
 Visit = Callable[[str, Tensor, Tensor | None], None]
-"""(name of the site, its activations (..., width), their positions): the site is named by the layer that read them
-first. Positions, int64 (rows,), say which token of the sample each row is, or UNKNOWN throughout; None: the rows are
-its tokens in order."""
+"""(name of the site, its activations (..., width), their positions). The first layer that reads the activations names
+the site. Positions, int64 (rows,), are the token of the sample that each row is, or UNKNOWN throughout; None: the rows
+are the sample's tokens in order."""
 
 
 def linear_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Module]:
-    """Every Linear and Conv1D by name, without the ignored ones.
+    """Every Linear and Conv1D that is not ignored, by name.
 
     Args:
         ignore: a module's full name, its end after a dot, or a regular expression after "re:".
 
     Raises:
-        ValueError: none is left.
+        ValueError: no layer is left.
     """
     layers = {
         name: module
@@ -57,15 +57,15 @@ def linear_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Modul
 
 
 def watched_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Module]:
-    """Everything whose input statistics describe, by name, without the ignored: see the head of this module.
+    """Every layer whose input is observed and that is not ignored, by name; the module's docstring lists the kinds.
 
-    The weights of fused experts appear one by one, `<experts>.<number>.gate_up_proj`, each with the module of all.
+    The weights of fused experts appear one by one, as `<experts>.<number>.gate_up_proj`, each with the shared module.
 
     Args:
         ignore: as for `linear_layers`; the name of a module of experts stands for all of them.
 
     Raises:
-        ValueError: none is left.
+        ValueError: no layer is left.
     """
     layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -84,9 +84,9 @@ def watched_layers(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Modu
 
 
 def left_out(model: nn.Module, ignore: Sequence[str]) -> dict[str, str]:
-    """Modules with weights that nothing is known about, not ignored, and why: nothing is left out silently."""
+    """Reason by name for each module that has weights, is not ignored and is still not observed."""
     watched = {id(module) for module in watched_layers(model, ignore).values()}
-    found = {}
+    reasons = {}
     for name, module in model.named_modules():
         shapes = [tuple(weight.shape) for weight in module.parameters(recurse=False) if weight.dim() > 1]
         if not shapes or id(module) in watched or isinstance(module, nn.Embedding) or matches(name, ignore):
@@ -95,19 +95,21 @@ def left_out(model: nn.Module, ignore: Sequence[str]) -> dict[str, str]:
             continue
         kind = type(module).__name__
         if isinstance(module, nn.Conv2d):
-            found[name] = f"{kind} of {module.groups} groups: only convolutions of one group are watched"
+            reasons[name] = f"{kind} of {module.groups} groups: only convolutions of one group are watched"
         elif any(len(shape) == 3 for shape in shapes) and "xpert" in kind:
-            found[name] = f"{kind}: experts in one tensor whose arithmetic is not known here; their inputs are not seen"
+            reasons[name] = (
+                f"{kind}: experts in one tensor whose arithmetic is not known here; their inputs are not seen"
+            )
         else:
-            found[name] = f"{kind} with weights {', '.join(map(str, shapes))}: what it reads is not known here"
-    return found
+            reasons[name] = f"{kind} with weights {', '.join(map(str, shapes))}: what it reads is not known here"
+    return reasons
 
 
 def output_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules whose output is to be described (`statistics.outputs`), by name.
+    """The modules whose output is observed (`statistics.outputs`), by name.
 
     Raises:
-        ValueError: a name fits no module.
+        ValueError: a name matches no module.
     """
     modules = dict(model.named_modules())
     for entry in names:
@@ -120,7 +122,7 @@ def output_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module
 
 
 def _reads_rows(module: nn.Module) -> bool:
-    """A layer that multiplies the last dimension of its one input: Linear, Conv1D, a router of transformers."""
+    """Whether a layer multiplies the last dimension of its one input: Linear, Conv1D, a router of transformers."""
     if isinstance(module, nn.Linear | Conv1D):
         return True
     weight = getattr(module, "weight", None)
@@ -128,7 +130,7 @@ def _reads_rows(module: nn.Module) -> bool:
 
 
 def matches(name: str, entries: Sequence[str]) -> bool:
-    """Whether one of the entries names this module: in full, by its end after a dot, or by "re:" and an expression."""
+    """Whether an entry names this module: in full, by its end after a dot, or by a regular expression after "re:"."""
     return any(
         re.match(entry[3:], name) is not None
         if entry.startswith("re:")
@@ -138,17 +140,17 @@ def matches(name: str, entries: Sequence[str]) -> bool:
 
 
 def network_of(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """What to call so that all of `layers` run: the decoder alone, without the vocabulary logits, where that does."""
+    """The module to call so that all of `layers` run: the decoder, without vocabulary logits, where that suffices."""
     decoder = model.base_model
     inside = {id(module) for module in decoder.modules()}
     return decoder if all(id(layer) in inside for layer in layers.values()) else model
 
 
 def require_readable(model: PreTrainedModel, sample_id: str, ids: Sequence[int]) -> None:
-    """Refuse what the model cannot read.
+    """Refuse a sample that the model cannot read.
 
     Raises:
-        ValueError: no tokens, more of them than the model reads, or one that it does not know.
+        ValueError: no tokens, more tokens than the model reads, or a token outside its vocabulary.
     """
     longest = getattr(model.config, "max_position_embeddings", None)
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -170,10 +172,10 @@ def require_finite(site: str, sample_id: str, *extremes: Tensor) -> None:
     """Refuse activations that are not finite.
 
     Args:
-        extremes: a value per channel (width,) each, inf or NaN where one of the channel's activations is.
+        extremes: tensors (width,) of one value per channel, inf or NaN where an activation of the channel is.
 
     Raises:
-        ValueError: names site, channel, sample and what to do.
+        ValueError: an activation is inf or NaN; names site, channel, sample and remedy.
     """
     finite = torch.stack([torch.isfinite(values) for values in extremes]).all(dim=0)
     if not bool(finite.all()):
@@ -184,7 +186,7 @@ def require_finite(site: str, sample_id: str, *extremes: Tensor) -> None:
 
 
 class LinearInputs:
-    """Finds out which layers share an input, and shows each distinct input once."""
+    """Finds the layers that share an input, and passes each distinct input to `visit` once."""
 
     def __init__(
         self, layers: Mapping[str, nn.Module], visit: Visit, outputs: Mapping[str, nn.Module] | None = None
@@ -192,27 +194,27 @@ class LinearInputs:
         """
         Args:
             layers: from `linear_layers` or `watched_layers`.
-            outputs: modules whose output is shown, too, as the site `<name>:output`.
+            outputs: modules whose output is visited, too, as the site `<name>:output`.
         """
         self.layers, self.visit, self.outputs = layers, visit, outputs or {}
         self.site_of: dict[str, str] = {}
-        """Layer -> its site, in the order in which the layers first ran."""
+        """Layer -> site, in the order in which the layers first ran."""
         self.sample_id = ""
         self.tokens: int | None = None
         self.seen: dict[tuple[Any, ...], tuple[weakref.ref[Tensor], int, str]] = {}
 
     def begin(self, sample_id: str, tokens: int | None = None) -> None:
-        """Call before each forward pass.
+        """Start a sample; call this before each forward pass.
 
         Args:
-            tokens: of the sample; an input with another number of rows is some selection of them.
+            tokens: number of tokens; an input with another number of rows is a selection of them.
         """
         self.sample_id, self.tokens = sample_id, tokens
         self.seen.clear()
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Watch the layers while inside."""
+        """Observe the layers within the context."""
         handles = []
         experts: dict[str, tuple[nn.Module, set[str]]] = {}
         for name, layer in self.layers.items():
@@ -286,7 +288,7 @@ class LinearInputs:
             if x.numel() == 0:
                 return
             self.site_of.setdefault(site, site)
-            if isinstance(module, nn.Conv2d):  # gives its channels in front
+            if isinstance(module, nn.Conv2d):  # its channels come first
                 self._show(site, x.movedim(-3, -1), True)
             else:
                 self._show(site, x, chosen)
@@ -294,7 +296,7 @@ class LinearInputs:
         return observe
 
     def _show(self, site: str, x: Tensor, chosen: bool) -> None:
-        """Show activations; `chosen`: their rows are not the sample's tokens in order."""
+        """Pass activations to `visit`; `chosen`: their rows are not the sample's tokens in order."""
         rows = x.numel() // x.shape[-1]
         if chosen or (self.tokens is not None and rows != self.tokens):
             self.visit(site, x, torch.full((rows,), UNKNOWN, dtype=torch.int64, device=x.device))
@@ -302,11 +304,11 @@ class LinearInputs:
             self.visit(site, x, None)
 
     def _site(self, name: str, x: Tensor, view: tuple[object, ...]) -> str:
-        """The layer that read this very tensor, in the same view, first in this forward pass."""
+        """The first layer of this forward pass that read this same tensor in the same view."""
         key = (x.data_ptr(), x.shape, x.stride(), x.dtype, view)
         if key in self.seen:
             earlier, version, site = self.seen[key]
-            # Dead: the memory was given to another tensor. Another version: it was written to in between.
+            # Dead reference: another tensor has the memory now. Other version: the tensor was written to in between.
             if earlier() is not None and version == x._version:
                 return site
         self.seen[key] = (weakref.ref(x), x._version, name)

@@ -1,4 +1,4 @@
-"""A folder's model and tokenizer, loaded by transformers."""
+"""Loads the model and tokenizer of a folder with transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
     Raises:
         FileNotFoundError: no config.json.
         ValueError: no safetensors (pickled weights run code when they are opened), a weight is missing, or "cuda" was
-            asked for and there is none.
+            requested and there is no GPU.
     """
     require_weights(folder)
     settle_threads()
@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """The model's own tokenizer.
 
     Raises:
-        FileNotFoundError: the folder has none.
+        FileNotFoundError: the folder has no tokenizer.
     """
     if not any(True for pattern in ("tokenizer*", "*.model", "vocab.*") for _ in folder.glob(pattern)):
         raise FileNotFoundError(
@@ -53,10 +53,10 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def loaded_model(folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
-    """`load_model`, but the last model stays loaded, so that the partitions of one run share it.
+    """The model as `load_model` returns it, cached so that the partitions of one run share it.
 
-    One model at a time: another folder, changed weights or another device push it out. It belongs to every caller:
-    leave weights, mode and hooks as they were.
+    The cache holds one model: another folder, changed weights or another device replace it. All callers share the
+    model: leave weights, mode and hooks as they were.
     """
     return _loaded(folder.resolve(), base_model_digest(folder), torch_device(device), trust_remote_code)
 
@@ -67,10 +67,10 @@ def _loaded(folder: Path, digest: str, device: Device, trust_remote_code: bool) 
 
 
 def require_complete(folder: Path, missing: Collection[str]) -> None:
-    """Refuse a checkpoint that lacks weights, in place of which transformers would go on with random numbers.
+    """Refuse a checkpoint that lacks weights: transformers would fill them with random numbers.
 
     Raises:
-        ValueError: any is missing.
+        ValueError: a weight is missing.
     """
     if missing:
         raise ValueError(
@@ -83,7 +83,7 @@ def torch_device(device: Device) -> Device:
     """ "cpu" or "cuda" for `model.device` in params.yaml.
 
     Raises:
-        ValueError: "cuda" where there is none.
+        ValueError: "cuda" without a GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("model.device in params.yaml: found 'cuda', but PyTorch sees no GPU; say 'auto' or 'cpu'")

@@ -1,4 +1,4 @@
-"""One CPU thread, where the order of a sum must not depend on how many there are."""
+"""Restricts computation to one CPU thread, so that the order of a sum does not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from plumbline.base_model.threads import product_threads
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch, BLAS and scikit-learn compute on one thread within, and put torch's number back afterwards."""
-    threads = product_threads()  # torch.get_num_threads may be what another library set
+    """Within the context, run torch, BLAS and scikit-learn on one thread; restore torch's number afterwards."""
+    threads = product_threads()  # torch.get_num_threads may return what another library set
     torch.set_num_threads(1)
     try:
         with threadpool_limits(limits=1):

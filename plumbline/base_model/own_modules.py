@@ -1,4 +1,4 @@
-"""A model that several threads change the modules of."""
+"""Copies of a model that share its weights, for threads that change modules."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def with_own_modules(model: Model) -> Model:
-    """A copy whose modules are its own and whose parameters and buffers are the model's.
+    """A copy with its own modules that shares the model's parameters and buffers.
 
-    One may hang hooks on it, replace a `forward` or swap parameters for a call while other threads run or copy the
-    model; it takes next to no memory.
+    A caller may add hooks, replace a `forward` or swap parameters for a call while other threads run or copy the model.
+    The copy takes almost no memory.
     """
     tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, dict(tensors))

@@ -1,4 +1,4 @@
-"""A convolution as a matrix product: the rows that its weight is multiplied with."""
+"""A convolution as a matrix product: the patches that its weight is multiplied with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """The patches of an image that a convolution reads.
 
     Args:
-        layer: of one group.
+        layer: a convolution of one group.
         x: (n, channels, height, width) or (channels, height, width).
 
     Returns:
@@ -30,17 +30,17 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def geometry(layer: nn.Conv2d) -> tuple[object, ...]:
-    """What decides the patches besides the image: convolutions that agree in it read the same."""
+    """What determines the patches besides the image: convolutions with equal geometry read the same patches."""
     return layer.kernel_size, layer.stride, layer.dilation, tuple(_padding(layer)), layer.padding_mode
 
 
 def _padding(layer: nn.Conv2d) -> list[int]:
-    """Left, right, top, bottom, as `functional.pad` wants it."""
+    """Padding as `functional.pad` takes it: left, right, top, bottom."""
     sides: list[int] = []
     for size, dilation, padding in zip(
         reversed(layer.kernel_size), reversed(layer.dilation), _per_dimension(layer.padding), strict=True
     ):
-        # "same" with an even reach puts what is left over behind, as torch does
+        # With "same" and odd total padding, the extra element goes to the end, as in torch.
         total = dilation * (size - 1) if padding == "same" else 2 * cast(int, padding)
         sides += [total // 2, total - total // 2]
     return sides

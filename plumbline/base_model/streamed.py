@@ -1,7 +1,7 @@
-"""A causal LM whose weights stay on disk until they are needed: for models that do not fit into memory.
+"""A causal LM whose weights stay on disk until they are needed, for models that do not fit into memory.
 
-The model is built on the meta device and every weight is read by transformers' own loader, so that names, dtypes and
-conversions (of a checkpoint's separate experts, say) are those of the ordinary way, `load_model`.
+The model is built on the meta device, and transformers' own loader reads every weight. So names, dtypes and conversions
+(of a checkpoint's separate experts, for example) are the same as in `load_model`.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class StreamedModel:
-    """A model in evaluation mode without its weights; buffers that no checkpoint holds (rotary angles) are there."""
+    """A model in evaluation mode without its weights; buffers that no checkpoint holds (rotary angles) are present."""
 
     def __init__(self, folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> None:
-        """Read names and shapes of the weights, none of the weights themselves.
+        """Read names and shapes of the weights, but no weight.
 
         Args:
-            device: where weights go while they are present.
+            device: where weights are loaded to.
 
         Raises:
             FileNotFoundError: no config.json.
-            ValueError: no safetensors, a weight is missing, a quantized checkpoint, or "cuda" where there is none.
+            ValueError: no safetensors, a weight is missing, a quantized checkpoint, or "cuda" without a GPU.
         """
         require_weights(folder)
         self.folder, self.device = folder, torch.device(torch_device(device))
         self.files = _files(folder)
-        """Name of a weight in the checkpoint -> the file that holds it."""
+        """Name of a weight in the checkpoint -> its file."""
         self.model = self._built(trust_remote_code)
         self.converters = get_model_conversion_mapping(self.model)
         self.names = {key: self._renamed(key) for key in self.files}
-        """Name in the checkpoint -> name in the model (of the first one, where it becomes several)."""
+        """Name in the checkpoint -> name in the model (the first, where one weight becomes several)."""
         self._initialize()
 
     @contextmanager
     def present(self, wanted: Callable[[str], bool]) -> Iterator[None]:
-        """Have the weights that `wanted` picks by their name in the model within; afterwards all is as it was."""
+        """Within the context, load the weights that `wanted` selects by name in the model; remove them afterwards."""
         before = dict(_weights(self.model))
         tied, stored = self._tied(), set(self.names.values())
         keys = [
@@ -80,7 +80,7 @@ class StreamedModel:
                     _put(self.model, name, before[name])
 
     def _tied(self) -> dict[str, str]:
-        """Weight -> the one that it is the same as, in both directions."""
+        """Weight -> the weight it is tied to, in both directions."""
         return {a: b for pair in self.model.all_tied_weights_keys.items() for a, b in (pair, pair[::-1])}
 
     def _built(self, trust_remote_code: bool) -> PreTrainedModel:
@@ -98,7 +98,7 @@ class StreamedModel:
         return model.requires_grad_(False).eval()
 
     def _renamed(self, key: str) -> str:
-        """The steps of transformers' loader, which picks what to load by the result."""
+        """Name in the model of a weight in the checkpoint, by the same steps as transformers' loader."""
         renamings = [entry for entry in self.converters if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self.converters if isinstance(entry, WeightConverter)]
         state, prefix = self.model.state_dict(), self.model.base_model_prefix
@@ -108,7 +108,7 @@ class StreamedModel:
         return name
 
     def _initialize(self) -> None:
-        """Refuse an incomplete checkpoint, and compute the buffers that are not in it."""
+        """Refuse an incomplete checkpoint, and compute the buffers that it does not hold."""
         info = self._load(list(self.files), torch.device("meta"))
         if info.mismatched_keys:
             name, found, expected = min(info.mismatched_keys)
@@ -120,7 +120,7 @@ class StreamedModel:
         info.missing_keys = {name for name in missing if tied.get(name, name) in missing}
         self.model._adjust_missing_and_unexpected_keys(info)
         require_complete(self.folder, info.missing_keys)
-        for _, tensor in _weights(self.model):  # nothing here is to be filled with random numbers
+        for _, tensor in _weights(self.model):  # else transformers fills it with random numbers
             tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)
         self.model.initialize_weights()
@@ -128,7 +128,7 @@ class StreamedModel:
             _put(self.model, name, buffer.to(self.device))
 
     def _load(self, keys: list[str], device: torch.device) -> Any:
-        """Read weights of the checkpoint into the model; returns transformers' loading report."""
+        """Load weights of the checkpoint into the model; returns transformers' loading report."""
         config = LoadStateDictConfig(
             pretrained_model_name_or_path=str(self.folder),
             device_map={"": device},
@@ -163,7 +163,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Everything that a checkpoint holds: parameters and persistent buffers by name, a shared one by all of its."""
+    """Parameters and persistent buffers by name; a shared tensor appears under each of its names."""
     apart = {name for name, _ in model.named_non_persistent_buffers()}  # type: ignore[operator]
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return [(name, tensor) for name, tensor in tensors if name not in apart]
@@ -182,7 +182,7 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 @contextmanager
 def _without_bar() -> Iterator[None]:
-    """No progress bar and no report for every handful of weights."""
+    """Within the context, turn off transformers' progress bar and loading reports."""
     shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(logging.ERROR)

@@ -1,9 +1,9 @@
-"""How many threads a matrix product uses, which in float32 decides its last bits.
+"""The number of threads of a matrix product, which in float32 decides its last bits.
 
-MKL sums a product of few rows in another order on another number of threads (seen with 5 to 11 rows on 2). It has a
-count of its own beside OpenMP's. `torch.set_num_threads` sets both, `torch.get_num_threads` reads OpenMP's alone, and
-other libraries set OpenMP's alone: threadpoolctl, and numba when it is imported. Until `torch.set_num_threads` was
-called, MKL follows OpenMP, so that the import of a library can change the bits of the next forward pass.
+The order in which MKL sums a product of few rows depends on the number of threads (seen with 5 to 11 rows on 2). MKL
+has its own count beside OpenMP's. `torch.set_num_threads` sets both; `torch.get_num_threads` reads only OpenMP's. Other
+libraries set only OpenMP's: threadpoolctl, and numba when it is imported. Until `torch.set_num_threads` is called, MKL
+follows OpenMP, so importing a library can change the bits of the next forward pass.
 """
 
 from __future__ import annotations

@@ -42,12 +42,12 @@ def resolve(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         strategy = get(params.strategy)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    given = dict(params.model_extra or {})
+    entries = dict(params.model_extra or {})
     allowed = sorted(strategy.options.model_fields)
-    for option in sorted(given.keys() - set(allowed)):
+    for option in sorted(entries.keys() - set(allowed)):
         raise ValueError(f"{where}: {_unknown_option(option, params.strategy, allowed)}")
     try:
-        options = strategy.options.model_validate(given)
+        options = strategy.options.model_validate(entries)
     except ValidationError as error:
         raise ValueError(f"{where}: {explain(error)}") from error
     core = params.model_dump(mode="json", include=set(ChoiceParams.model_fields))

@@ -15,14 +15,14 @@ def checked_fingerprint(quantized: Path, record: dict[str, Any], samples: Path) 
     Raises:
         ValueError: it is another; names both.
     """
-    expected, found = record["fingerprint"], fingerprint_of(samples)
-    if found != expected:
+    expected, fingerprint = record["fingerprint"], fingerprint_of(samples)
+    if fingerprint != expected:
         raise ValueError(
             f"tokenization differs: {quantized.name}/calibration.json was calibrated with fingerprint {expected}, "
-            f"{samples.name} has {found}. Build the calibration sets and quantized models again from these samples "
-            "(`plumbline run`), or restore the samples that belong to the model (`dvc checkout`)"
+            f"{samples.name} has {fingerprint}. Build the calibration sets and quantized models again from these "
+            "samples (`plumbline run`), or restore the samples that belong to the model (`dvc checkout`)"
         )
-    return str(found)
+    return str(fingerprint)
 
 
 def checked_base_model(quantized: Path, record: dict[str, Any], digest: str) -> str:
@@ -46,11 +46,13 @@ def checked_weights(quantized: Path, record: dict[str, Any]) -> dict[str, str]:
     Raises:
         ValueError: names the files that are not.
     """
-    found = sha256_files(quantized, (path.name for path in quantized.glob("*.safetensors")))
-    if found != record["model"]:
-        changed = sorted(name for name in {*found, *record["model"]} if found.get(name) != record["model"].get(name))
+    digests = sha256_files(quantized, (path.name for path in quantized.glob("*.safetensors")))
+    if digests != record["model"]:
+        changed = sorted(
+            name for name in {*digests, *record["model"]} if digests.get(name) != record["model"].get(name)
+        )
         raise ValueError(
             f"{quantized.name}: {', '.join(changed)} is not what calibration.json says was quantized; restore the "
             "folder with `dvc checkout`, or quantize again"
         )
-    return found
+    return digests

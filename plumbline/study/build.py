@@ -61,14 +61,14 @@ def build_study(
     }
     cache = ResultCache(scratch, {**about, "made by": dict(made_by), "statistics": settings.model_dump(mode="json")})
     plan = Plan(params, sources, held_out)
-    found = measure_cells(plan, schemes, settings, cache)
+    cells = measure_cells(plan, schemes, settings, cache)
     distances, why_not = measure_distances(plan, cache)
     documents, _ = documents_of(held_out)
     width = widest_layer(sources, schemes.values())
-    verdict = judge(Evidence(found, documents, width, plan.absent, distances, why_not), params, schemes)
+    verdict = judge(Evidence(cells, documents, width, plan.absent, distances, why_not), params, schemes)
     verdict = {**rounded(verdict), "digests": about}
     write_json(out / "verdict.json", verdict)
-    write_table(out / "documents.parquet", _table(found, documents))
+    write_table(out / "documents.parquet", _table(cells, documents))
     plot_differences(verdict, out / DIFFERENCE)
     plot_curve(verdict, out / CURVE)
     plot_domains(verdict, out / DOMAINS)

@@ -1,4 +1,4 @@
-"""DVC's cache: where it is, and the objects in it by their hash."""
+"""DVC's cache: its folder, and its objects by hash."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from plumbline.versioning.digest import HASH, Hasher
 
 
 def cache_folder(root: Path) -> Path:
-    """Where DVC keeps objects by hash, as DVC says: it reads the configuration of the machine, the user and the
-    workspace.
+    """The folder in which DVC keeps objects by hash.
+
+    DVC itself resolves it, from the configuration of the machine, the user and the workspace.
 
     Raises:
-        ValueError: its configuration cannot be read.
+        ValueError: DVC cannot read its configuration.
     """
     files = (root / ".dvc" / name for name in ("config", "config.local"))
     return _ask(root, *(path.stat().st_mtime_ns if path.is_file() else 0 for path in files))
@@ -29,21 +30,21 @@ def _ask(root: Path, *stamps: int) -> Path:
     from dvc.repo import Repo
 
     try:
-        with Repo(str(root), config={"core": {"no_scm": True}}) as repo:  # git has no say in where the cache is
+        with Repo(str(root), config={"core": {"no_scm": True}}) as repo:  # the cache's folder does not depend on git
             return Path(repo.cache.local.path)
     except NotDvcRepoError:
-        return root / ".dvc" / "cache" / "files" / "md5"  # nothing is there
+        return root / ".dvc" / "cache" / "files" / "md5"  # DVC's default; it is empty
     except ConfigError as error:
         raise ValueError(f"DVC cannot read its configuration of {root} ({error}); correct .dvc/config") from error
 
 
 def run_records(root: Path) -> Iterator[Path]:
-    """DVC's records of runs, one file each."""
+    """The files of DVC's run cache, one per run."""
     return (cache_folder(root).parents[1] / "runs").glob("*/*/*")
 
 
 def cached(root: Path, md5: str) -> Path | None:
-    """The object of that hash in DVC's cache, if it is there; its content is not checked."""
+    """Path of the object with this hash in DVC's cache; None if it is absent. Its content is not checked."""
     if not HASH.fullmatch(md5):
         return None
     path = cache_folder(root) / md5[:2] / md5[2:]
@@ -51,7 +52,7 @@ def cached(root: Path, md5: str) -> Path | None:
 
 
 def cached_listing(root: Path, md5: str) -> dict[str, str] | None:
-    """Relative path: MD5 of the files of a folder of which only the DVC hash is known; None if the cache lacks it."""
+    """Relative path -> MD5 of the files of a folder, by its DVC hash; None if its listing is absent or corrupt."""
     path = cached(root, md5)
     if path is None or not md5.endswith(".dir"):
         return None
@@ -62,14 +63,14 @@ def cached_listing(root: Path, md5: str) -> dict[str, str] | None:
 
 
 def cached_bytes(root: Path, md5: str) -> bytes | None:
-    """The bytes of one file in the cache, if it is there and sound."""
+    """The bytes of the file with this hash; None if the cache lacks it or its content has another hash."""
     path = cached(root, md5)
     data = path.read_bytes() if path else b""
     return data if path and hashlib.md5(data).hexdigest() == md5 else None
 
 
 def cached_folders(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(DVC hash, {relative path: MD5}) of every folder whose listing DVC's cache holds, in order of the hash."""
+    """(DVC hash, {relative path: MD5}) of every folder listing in DVC's cache, sorted by hash."""
     for path in sorted(cache_folder(root).glob("[0-9a-f][0-9a-f]/*.dir")):
         md5 = path.parent.name + path.name
         try:
@@ -81,10 +82,10 @@ def cached_folders(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def damaged(root: Path, md5: str, hasher: Hasher) -> list[str]:
-    """Objects in DVC's cache, relative to the workspace, that belong to an artifact and hold other bytes than they say.
+    """Paths of an artifact's objects in DVC's cache whose content does not match their hash.
 
-    With hard links the cache's file and the workspace's file are the same, so that whoever alters one alters both, and
-    `dvc checkout` brings back nothing.
+    With hard links the cache's file and the workspace's file are the same file. An edit of one then edits both, and
+    `dvc checkout` cannot restore it.
     """
     objects = {md5, *(cached_listing(root, md5) or {}).values()}
     paths = [(name, path) for name in sorted(objects) if (path := cached(root, name))]
@@ -92,5 +93,5 @@ def damaged(root: Path, md5: str, hasher: Hasher) -> list[str]:
 
 
 def relative(path: Path, root: Path) -> str:
-    """A path as shown to people: relative to the workspace where it lies in it."""
+    """A path for display: relative to the workspace if it lies inside it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

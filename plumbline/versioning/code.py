@@ -1,8 +1,8 @@
-"""Code versions: a digest per stage of the library code that can decide its output.
+"""Code versions: for each stage, a digest of the library code that can affect its output.
 
-The code of a stage is the module with its builder and every module of `plumbline` that this one imports, directly or
-not, wherever in a file. Comments, docstrings, layout and the order of imports do not count. Nothing is imported to
-compute a version.
+The code of a stage is its builder's module and every module of `plumbline` that it imports, directly or indirectly,
+anywhere in a file. Comments, docstrings, layout and the order of imports do not count. The modules are parsed, not
+imported.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ PACKAGE = "plumbline"
 LIBRARY = Path(__file__).resolve().parents[1]
 """The installed package `plumbline`."""
 LINK = ".plumbline/library"
-"""Link to it in a workspace, by which DVC sees that it changed."""
+"""Symbolic link to it in a workspace. DVC watches it to detect changes of the library."""
 STAGE = "code_versions"
 """The stage of dvc.yaml that writes the versions."""
 VERSIONS = "data/code_versions.yaml"
-"""Its output: a version per asset. Every other stage has its own version among its `params`."""
+"""The output of that stage: a version per asset. Every other stage names its own version in its `params`."""
 ALSO_RUN = {"deployed_model": ("plumbline.evaluation.build", "plumbline.quantized_model.params")}
 """Modules that the Dagster definition of an asset runs besides the asset's builder."""
 INEXACT = {
     "plumbline.activation_stats.kernel": "activation_stats/kernel.c",
     "plumbline.quantized_model.solver": "quantized_model/solver.c",
 }
-"""Modules whose compiled kernel and its fallback differ in the last bits: which one runs is part of the version."""
+"""Modules whose compiled kernel and fallback differ in the last bits. The version states which of the two runs."""
 DIGITS = 12
 MEMO = "code.json"
 MEMO_SIZE = 500
-"""Modules in the memo: those of the library, and some that were edited since."""
+"""Maximum number of modules in the memo: those of the library, and earlier texts of edited ones."""
 NAME = re.compile(r"(?![./])[\w.-]+(/[\w.-]+)*")
 """String constants that may name a module or a file."""
 QUOTED = re.compile(r"[\"']([\w.-]+)[\"']")
@@ -53,24 +53,28 @@ C_TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class _ParsedModule:
-    """What a module's text says, wherever the module lies."""
+    """What the version needs of a module's source."""
 
     digest: str
     """SHA-256 of its normalized syntax tree."""
     imports: tuple[str, ...]
-    """Names after `import` and `from`, and `module.name` for each name that is imported from one."""
+    """Names after `import` and `from`, and `module.name` for each name in `from module import name`."""
     strings: tuple[str, ...]
     """String constants that may name a module or a data file."""
     interface: int
-    """Its constant VERSION: the interface of a compiled kernel."""
+    """Its constant VERSION, the interface version of a compiled kernel; 0 without one."""
 
 
 class Library:
-    """The modules and data files of a copy of the package `plumbline`, as they are when first asked for."""
+    """The modules and data files of a copy of the package `plumbline`. Each file is read once, on first use."""
 
     def __init__(self, folder: Path | None = None, memo: Path | None = None) -> None:
-        """folder: None: the installed package. memo: a file with what was parsed before, by digest of the text; it
-        saves a second of parsing."""
+        """Read the names of the files and the memo.
+
+        Args:
+            folder: None: the installed package.
+            memo: file that caches parsed modules by the digest of their text; it saves a second of parsing.
+        """
         self.folder, self._memo = folder or LIBRARY, memo
         self._parsed = _read_memo(memo) if memo else {}
         self._must_save = False
@@ -82,12 +86,12 @@ class Library:
         self._digests: dict[str, str] = {}
 
     def modules(self, *roots: str) -> set[str]:
-        """The modules that these import, directly or not, with these.
+        """`roots` and every module that they import, directly or indirectly.
 
-        The package `plumbline` itself counts with its own code; what it offers to notebooks is not followed.
+        `plumbline/__init__.py` is included, but its imports are not followed: they serve notebooks.
 
         Raises:
-            ValueError: one of `roots` is not in the library.
+            ValueError: the library lacks one of `roots`.
         """
         if absent := [root for root in roots if not self._file(root)]:
             raise ValueError(
@@ -108,8 +112,10 @@ class Library:
         return reached
 
     def digest(self, *roots: str) -> str:
-        """SHA-256 (hex) over these modules, those that they import, the data files that these name, and the compiled
-        kernels that run where their fallback would give other bits."""
+        """SHA-256 (hex) of `roots`, the modules that they import and the data files that these name.
+
+        It includes the kernel that runs, compiled or fallback, where the two differ in the last bits.
+        """
         modules = sorted(self.modules(*roots))
         lines = [f"{name} {self._source(name).digest}" for name in modules]
         lines += [f"{name} {self._data_digest(name)}" for name in self.data(modules)]
@@ -118,10 +124,10 @@ class Library:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def data(self, modules: Iterable[str]) -> list[str]:
-        """Data files that the modules name, and those that these include, by their paths in the library.
+        """Paths in the library of the data files that the modules name, and of the files that these include.
 
-        A file lies beside the module that names it, or is named by its path in the library. A folder stands for all
-        its files, if none is a module.
+        A name is relative to the module's folder or to the library. The name of a folder without modules stands for
+        all its files.
         """
         places = {name: self._file(name).rpartition("/")[0] for name in modules}
         waiting = [path for name in places for path in self._named(self._source(name).strings, {places[name], ""})]
@@ -148,7 +154,7 @@ class Library:
         return kernels.implementation(INEXACT[module], self._source(module).interface)
 
     def _file(self, name: str) -> str:
-        """Path of a module in the library; empty if there is no such module."""
+        """Path of a module in the library; empty if the library lacks it."""
         package, *parts = name.split(".")
         place = "/".join(parts)
         candidates = (f"{place}/__init__.py", f"{place}.py") if parts else ("__init__.py",)
@@ -175,16 +181,16 @@ class Library:
 
     def _save(self) -> None:
         if self._memo and self._must_save:
-            last = list(self._parsed.items())[-MEMO_SIZE:]  # those in use stand at the end
+            last = list(self._parsed.items())[-MEMO_SIZE:]  # modules in use are the last ones
             content = {"by": _own_digest(), "sources": {key: asdict(source) for key, source in last}}
-            with contextlib.suppress(OSError):  # a workspace that may only be read
+            with contextlib.suppress(OSError):  # a read-only workspace
                 self._memo.parent.mkdir(parents=True, exist_ok=True)
                 replace_text(self._memo, json.dumps(content))
             self._must_save = False
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Relative paths of the files of the library; what Python or a compiler made is left out."""
+    """Relative paths of the files of the library, without compiled ones."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__"]
         place = Path(parent).relative_to(folder)
@@ -198,12 +204,12 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def builders_of(asset: str) -> tuple[str, ...]:
-    """The module with the function that builds an asset, and others that its Dagster definition runs."""
+    """The module that builds an asset, and the other modules that its Dagster definition runs."""
     return (f"plumbline.{asset}.build", *ALSO_RUN.get(asset, ()))
 
 
 def code_version(asset: str, library: Library | None = None) -> str:
-    """Code version of an asset as the library is now.
+    """Code version of an asset: the first digits of its digest.
 
     Args:
         library: None: the installed one.
@@ -215,7 +221,7 @@ def code_version(asset: str, library: Library | None = None) -> str:
 
 
 def module_version(*modules: str) -> str:
-    """The same of any modules of the installed library, by their names."""
+    """Code version of modules of the installed library, by their names."""
     return Library().digest(*modules)[:DIGITS]
 
 
@@ -225,16 +231,16 @@ def library_of(root: Path) -> Library:
 
 
 def code_versions(root: Path, assets: Iterable[str]) -> dict[str, str]:
-    """Code version of each asset as the library is now; the same versions as without a workspace, sooner."""
+    """Code version of each asset in the installed library. The workspace's memo only makes it faster."""
     library = library_of(root)
     return {asset: code_version(asset, library) for asset in assets}
 
 
 def link_library(root: Path) -> None:
-    """Let `.plumbline/library` in the workspace lead to the installed library, which DVC watches through it.
+    """Link `.plumbline/library` in the workspace to the installed library, so that DVC watches it.
 
     Raises:
-        OSError: the workspace cannot be written.
+        OSError: the workspace is not writable.
     """
     link = root / LINK
     if link.is_symlink() and link.readlink() == LIBRARY:
@@ -247,7 +253,7 @@ def link_library(root: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Text without what decides nothing
+# Source without what cannot affect an output
 
 
 def _parse(data: bytes, module: str, path: str) -> _ParsedModule:
@@ -282,7 +288,7 @@ def _is_version(node: ast.stmt) -> bool:
 
 
 def _drop_docstrings(tree: ast.Module) -> None:
-    """Remove every statement that is a text alone, anywhere: docstrings of modules, classes, functions, attributes."""
+    """Remove every statement that is only a string: docstrings of modules, classes, functions and attributes."""
     for node in ast.walk(tree):
         for field in ("body", "orelse", "finalbody"):
             block = getattr(node, field, None)
@@ -295,7 +301,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below one, without the blocks that only a type checker reads."""
+    """A node and all its descendants, without the bodies of `if TYPE_CHECKING`."""
     yield node
     children: Iterable[ast.AST] = ast.iter_child_nodes(node)
     if isinstance(node, ast.If) and "TYPE_CHECKING" in (getattr(node.test, "id", ""), getattr(node.test, "attr", "")):
@@ -305,7 +311,7 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _normalized(node: Any) -> str:
-    """A syntax tree as text: neighbouring imports in order, and no empty field, of which each Python has others."""
+    """A syntax tree as text. Adjacent imports are sorted. Empty fields, which vary by Python version, are omitted."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
         return f"{type(node).__name__}({','.join(f'{name}={_normalized(value)}' for name, value in fields)})"
@@ -328,7 +334,7 @@ def _in_order(nodes: list[Any]) -> Iterator[str]:
 
 
 def _c_tokens(text: str) -> Iterator[str]:
-    """The tokens of a C source; a directive is one, for its end of line counts."""
+    """The tokens of a C source. A directive is one token, because its end of line is significant."""
     without_comments = C_COMMENT.sub(lambda match: match[1] or " ", text.replace("\\\n", " "))
     for line in without_comments.splitlines():
         if line.lstrip().startswith("#"):
@@ -351,8 +357,10 @@ def _read_memo(path: Path) -> dict[str, _ParsedModule]:
         if content["by"] != _own_digest():
             return {}
         return {
-            key: _ParsedModule(each["digest"], tuple(each["imports"]), tuple(each["strings"]), int(each["interface"]))
-            for key, each in content["sources"].items()
+            key: _ParsedModule(
+                source["digest"], tuple(source["imports"]), tuple(source["strings"]), int(source["interface"])
+            )
+            for key, source in content["sources"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or corrupt: parse again
+    except (OSError, ValueError, KeyError, TypeError):  # absent or corrupt: parse again
         return {}

@@ -1,4 +1,4 @@
-"""DVC's hashes of the paths in a workspace, remembered while names, sizes and times of change stay the same."""
+"""DVC's hashes of paths in a workspace, cached while names, sizes, modification times and inodes stay the same."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ IGNORE = ".dvcignore"
 
 
 class DigestMemo:
-    """Hashes of what the stages of dvc.yaml read and write. DVC is asked for those that are not remembered."""
+    """Cached hashes of what the stages of dvc.yaml read and write. DVC computes those that are not in the cache."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._known: dict[str, list[str]] = {}
-        with contextlib.suppress(OSError, ValueError):  # none yet, or corrupt: ask DVC
+        with contextlib.suppress(OSError, ValueError):  # absent or corrupt: ask DVC
             content = json.loads((root / FILE).read_text(encoding="utf-8"))
             self._known = content if isinstance(content, dict) else {}
         self._now: dict[str, str | None] = {}
         self._must_save = False
 
     def get(self, path: str) -> str | None:
-        """DVC's hash of a path, which a stage of dvc.yaml names; None if nothing is there.
+        """DVC's hash of a path that a stage of dvc.yaml names; None if the path is absent.
 
-        It is looked at once: make another memo for a later look.
+        Each path is examined once per memo. Create another memo to see later changes.
         """
         if path not in self._now:
             self._now[path] = self._look(path) if (self.root / path).exists() else None
@@ -49,16 +49,18 @@ class DigestMemo:
         return md5
 
     def save(self) -> None:
-        """Write down what was asked for."""
+        """Write the new hashes to the workspace."""
         if self._must_save:
-            with contextlib.suppress(OSError):  # a workspace that may only be read
+            with contextlib.suppress(OSError):  # a read-only workspace
                 replace_text(self.root / FILE, json.dumps(self._known))
             self._must_save = False
 
 
 def _signature(root: Path, path: str) -> str:
-    """Digest of names, sizes, times of change and inodes of a file or of all files in a folder, and of the .dvcignore
-    files above it."""
+    """Digest of the names, sizes, modification times and inodes of a file, or of all files in a folder.
+
+    It covers the .dvcignore files of the folders above, too.
+    """
     place = root / path
     above = [root / Path(path).parent, *(root / Path(path).parent).parents]
     ignores = [folder / IGNORE for folder in above if folder.is_relative_to(root)]
@@ -72,7 +74,7 @@ def _stats(folder: Path | os.DirEntry[str], shown: str = "") -> Iterator[str]:
         for entry in entries:
             name = f"{shown}/{entry.name}"
             if entry.is_dir():
-                if entry.name != "__pycache__":  # changes with every start, and is not DVC's
+                if entry.name != "__pycache__":  # Python rewrites it; DVC ignores it
                     yield from _stats(entry, name)
             elif not entry.name.endswith(".pyc"):
                 yield _stat(entry, name)
@@ -81,6 +83,6 @@ def _stats(folder: Path | os.DirEntry[str], shown: str = "") -> Iterator[str]:
 def _stat(path: Path | os.DirEntry[str], shown: str) -> str:
     try:
         status = path.stat()
-    except OSError:  # a link that leads nowhere
+    except OSError:  # a broken link
         return f"{shown} -"
     return f"{shown} {status.st_size} {status.st_mtime_ns} {status.st_ino}"

@@ -1,8 +1,8 @@
-"""Collecting garbage in DVC's cache without losing what a registered model rests on.
+"""Garbage collection in DVC's cache that keeps the inputs of registered models.
 
-`dvc gc -w` keeps what dvc.lock names now. The champion is often older than that, and so is the one that `plumbline
-rollback` brings back: their weights, sets and statistics would be gone. Here DVC is told of them the way it is told of
-other projects that share a cache (`--projects`): a project made for the moment, which names their hashes.
+`dvc gc -w` keeps only what dvc.lock names now. The champion is often older, and so is the model that `plumbline
+rollback` restores: `dvc gc -w` would delete their weights, sets and statistics. A temporary DVC project names their
+hashes here. DVC keeps them because `--projects` lists it among the projects that share the cache.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from plumbline.versioning.digest import HASH
 
 
 def collect(root: Path, hashes: Collection[str], options: Sequence[str] = ()) -> str:
-    """Run `dvc gc -w` with these hashes kept, too; returns what DVC said.
+    """Run `dvc gc -w`, keep these hashes as well, and return DVC's summary.
 
     Args:
-        options: further ones of `dvc gc`, such as `--cloud` or `--dry`.
+        options: further options of `dvc gc`, such as `--cloud` or `--dry`.
 
     Raises:
-        RuntimeError: DVC failed; the message is its own.
+        RuntimeError: DVC failed, with DVC's message; or a hash is malformed.
     """
     with tempfile.TemporaryDirectory(prefix="plumbline-gc.") as name:
         project = Path(name)
@@ -41,7 +41,7 @@ def collect(root: Path, hashes: Collection[str], options: Sequence[str] = ()) ->
 
 
 def _project(folder: Path, cache: Path, hashes: Collection[str]) -> None:
-    """A DVC project without data, whose outputs are the hashes."""
+    """Create a DVC project without data whose outputs have these hashes."""
     new_project(folder, cache.resolve())
     for md5 in sorted(hashes):
         if not HASH.fullmatch(md5):

@@ -1,4 +1,4 @@
-"""dvc.lock, and single records in its form: what each stage read and wrote when it last ran."""
+"""dvc.lock, and single records in its format: what each stage read and wrote in its last run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FILE = "dvc.lock"
 MALFORMED = (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there
-    """YAML 1.2, as DVC has it: 1e-06 is a number."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml if installed
+    """Loader of YAML 1.2, as DVC reads it: 1e-06 is a number."""
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """The same for writing: a hash such as 41e1234 is quoted."""
+    """Dumper of YAML 1.2: it quotes a hash such as 41e1234."""
 
 
 for _kind in (_Loader, _Dumper):
@@ -33,7 +33,7 @@ for _kind in (_Loader, _Dumper):
 
 
 def dump(value: Any) -> str:
-    """YAML that DVC and we read alike."""
+    """A value as YAML that DVC and Plumbline read alike."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -44,34 +44,34 @@ class Entry:
     name: str
     cmd: str
     outs: dict[str, str]
-    """Path relative to the workspace: DVC hash."""
+    """Path relative to the workspace -> DVC hash."""
     deps: dict[str, str]
     params: dict[str, Any]
-    """Parameters by their dotted name in params.yaml."""
+    """Dotted name in params.yaml -> value."""
     code_version: str
-    """Of the code that made the output, which need not be today's; empty in a record of an older Plumbline."""
+    """Code version that produced the output; it may differ from the installed one. Empty in older records."""
 
     @property
     def md5(self) -> str:
-        """DVC hash of the output: of the first, where there are several."""
+        """DVC hash of the first output; empty without one."""
         return next(iter(self.outs.values()), "")
 
     @property
     def asset(self) -> str:
-        """The asset that the stage makes, or a partition of it."""
+        """The asset whose output, or partition, the stage produces."""
         return self.name.split("@")[0]
 
 
 def stage_name(asset: str, key: str | None = None) -> str:
-    """Name of the DVC stage that makes a partition of an asset."""
+    """Name of the DVC stage of an asset, or of one of its partitions."""
     return f"{asset}@{key}" if key else asset
 
 
 def read_lock(root: Path) -> dict[str, Entry]:
-    """The stages of dvc.lock by name; none without the file.
+    """The stages of dvc.lock by name; empty without the file.
 
     Raises:
-        ValueError: it is not a dvc.lock.
+        ValueError: the file is malformed.
     """
     path = root / FILE
     if not path.is_file():
@@ -92,7 +92,7 @@ def parse_lock(text: str) -> dict[str, Entry]:
     """The stages of a dvc.lock by name.
 
     Raises:
-        one of MALFORMED: it is not one.
+        one of MALFORMED: the text is malformed.
     """
     content = yaml.load(text, Loader=_Loader)
     stages = {} if content is None else content.get("stages") or {}
@@ -100,10 +100,10 @@ def parse_lock(text: str) -> dict[str, Entry]:
 
 
 def parse_run(text: str) -> Entry:
-    """A record of DVC's run cache, named by what the run made.
+    """A record of DVC's run cache, named after the run's first output.
 
     Raises:
-        one of MALFORMED: it is not one.
+        one of MALFORMED: the text is malformed.
     """
     stage = yaml.load(text, Loader=_Loader)
     out = next((str(item["path"]) for item in stage.get("outs") or []), "")
@@ -111,10 +111,10 @@ def parse_run(text: str) -> Entry:
 
 
 def entry_of(name: str, stage: Mapping[str, Any]) -> Entry:
-    """A stage's record as DVC writes it, in dvc.lock and in its run cache.
+    """A stage's record, from the mapping that DVC writes to dvc.lock and to its run cache.
 
     Raises:
-        one of MALFORMED: it is not one.
+        one of MALFORMED: the mapping is malformed.
     """
 
     def hashes(side: str) -> dict[str, str]:
@@ -131,9 +131,9 @@ def entry_of(name: str, stage: Mapping[str, Any]) -> Entry:
 
 
 def write_entry(root: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Set one record of dvc.lock, whose format is public; the file is replaced whole.
+    """Set one record of dvc.lock, whose format is public. The file is replaced as a whole.
 
-    For the holder of DVC's repository lock.
+    The caller must hold DVC's repository lock.
     """
     path = root / FILE
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) if path.is_file() else None
@@ -142,7 +142,7 @@ def write_entry(root: Path, name: str, record: Mapping[str, Any]) -> None:
 
 
 def upstream(root: Path, name: str) -> dict[str, str]:
-    """Path -> DVC hash of a stage's output and of every artifact that it was made from, as dvc.lock has them."""
+    """Path -> DVC hash, in dvc.lock, of a stage's output and of every artifact upstream of it."""
     lock = read_lock(root)
     makers = {path: stage for stage, entry in lock.items() for path in entry.outs}
     hashes: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Bringing content back by its DVC hash: from the cache, or from the remote; every byte is checked on the way."""
+"""Restore content by its DVC hash, from the cache or the remote. Every byte is checked."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from plumbline.versioning.digest import HASH, md5_of
 
 
 class Lacking(ValueError):
-    """Neither the cache nor a remote has the content; the message says what to do."""
+    """The content is in neither the cache nor a remote; the message says what to do."""
 
 
 class Store:
-    """DVC's objects of a workspace."""
+    """The objects in the DVC cache and remote of a workspace."""
 
     def __init__(self, root: Path, fetch: bool = False) -> None:
-        """fetch: look into the workspace's DVC remote for what the cache lacks, and keep it in the cache."""
+        """Set the workspace.
+
+        Args:
+            fetch: download what the cache lacks from the workspace's DVC remote into the cache.
+        """
         self.root, self.fetch = root, fetch
 
     def listing(self, md5: str) -> dict[str, str]:
-        """Relative path: MD5 of the files of a folder.
+        """Relative path -> MD5 of the files of a folder.
 
         Raises:
-            Lacking: it cannot be had.
-            ValueError: what is there is no listing of plain relative paths.
+            Lacking: the listing is unavailable.
+            ValueError: the object is corrupt, or is not a listing of relative paths inside the folder.
         """
         self._ensure(md5)
         try:
@@ -43,33 +47,33 @@ class Store:
         return files
 
     def place(self, md5: str, target: Path) -> None:
-        """Write the folder with this hash to `target`, which must not exist, or an empty one.
+        """Write the folder with this hash to `target`, which must be absent or empty.
 
         Raises:
-            Lacking: it, or a file of it, cannot be had.
-            ValueError: an object is damaged; nothing of it is left in `target`.
+            Lacking: the listing or a file is unavailable.
+            ValueError: an object is corrupt; its copy is removed from `target`.
         """
         files = self.listing(md5)
-        lacking = [each for each in files.values() if cached(self.root, each) is None]
+        lacking = [file_md5 for file_md5 in files.values() if cached(self.root, file_md5) is None]
         if self.fetch and lacking:
             self._pull(*lacking)
         target.mkdir(parents=True, exist_ok=True)
-        for name, each in files.items():
-            source = cached(self.root, each)
+        for name, file_md5 in files.items():
+            source = cached(self.root, file_md5)
             if source is None:
-                raise Lacking(self._lacks(each, f"{name} of {md5}"))
+                raise Lacking(self._lacks(file_md5, f"{name} of {md5}"))
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
-            if md5_of(path) != each:
+            if md5_of(path) != file_md5:
                 path.unlink()
-                shown = _shown(self.root, each)
+                shown = _shown(self.root, file_md5)
                 raise ValueError(f"{shown} ({name}) holds other bytes than its name says; delete it and `dvc pull`")
 
     def has(self, md5: str) -> bool:
-        """The cache has the folder and every file of it."""
+        """Whether the cache has the folder's listing and all its files."""
         files = cached_listing(self.root, md5)
-        return files is not None and all(cached(self.root, each) for each in files.values())
+        return files is not None and all(cached(self.root, file_md5) for file_md5 in files.values())
 
     def _ensure(self, md5: str) -> None:
         if not HASH.fullmatch(md5):
@@ -87,7 +91,7 @@ class Store:
         )
 
     def _pull(self, *hashes: str) -> None:
-        """Fetch objects. What the remote lacks shows when it is looked for, and what it has is checked when placed."""
+        """Download objects into the cache. Callers detect missing ones; `listing` and `place` check the content."""
         from dvc.config import NoRemoteError, RemoteConfigError
         from dvc.exceptions import DvcException
         from dvc.repo import Repo

@@ -1,6 +1,6 @@
-"""dvc.yaml: its stages as DVC resolves them, and DVC's own objects for them.
+"""dvc.yaml: its stages as DVC resolves them, and DVC's objects for them.
 
-DVC's `Repo` class is not a documented API, so dvc is pinned.
+DVC's `Repo` class is not a documented API, so the version of dvc is pinned.
 """
 
 from __future__ import annotations
@@ -32,44 +32,44 @@ RESOLVED = ".plumbline/stages.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of dvc.yaml, its variables filled in."""
+    """A stage of dvc.yaml with its variables resolved."""
 
     name: str
     cmd: str
     deps: list[str]
-    """Paths that it reads, parameters aside."""
+    """Paths that the stage reads, without parameters."""
     outs: list[str]
     params: dict[str, dict[str, Any]]
-    """File -> its parameters by their dotted name, with today's values. Code versions are not among them."""
+    """File -> dotted name -> current value, without code versions."""
     has_code: bool
-    """It is out of date once the code of its asset changes."""
+    """Whether the stage depends on the code version of its asset."""
 
     @property
     def asset(self) -> str:
-        """The asset that the stage makes, or a partition of it."""
+        """The asset whose output, or partition, the stage produces."""
         return self.name.split("@")[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What dvc.yaml says, read without DVC
+# dvc.yaml, read without DVC
 
 
 def stage_names(root: Path) -> list[str]:
-    """The stages of dvc.yaml in its order, without their partitions."""
+    """Names of the stages of dvc.yaml in its order, without partitions."""
     return list(_definitions(root))
 
 
 def on_request(root: Path) -> set[str]:
-    """Assets that run when somebody asks for them and are left alone otherwise: `meta: {on_request: true}` in dvc.yaml.
+    """Assets that run only on request: those with `meta: {on_request: true}` in dvc.yaml.
 
-    Their stages are listed in requested.yaml, none by default: a stage that is there and was never run would fail
-    `dvc pull`, and show as out of date for ever.
+    requested.yaml lists their stages, none by default. A stage that never ran would fail `dvc pull` and would always
+    be out of date.
     """
     return {name for name, stage in _definitions(root).items() if (stage.get("meta") or {}).get("on_request")}
 
 
 def assets_with_code(root: Path) -> list[str]:
-    """The assets whose stages depend on their code version; none where dvc.yaml has no stage `code_versions`."""
+    """The assets whose stages depend on their code version; empty if dvc.yaml has no stage `code_versions`."""
     stages = _definitions(root)
     if STAGE not in stages:
         return []
@@ -82,7 +82,7 @@ def _names_code(item: Any) -> bool:
 
 
 def _definitions(root: Path) -> dict[str, dict[str, Any]]:
-    """The stages by name; of one with partitions, what stands under `do`."""
+    """The stages by name; for a partitioned stage, the content of `do`."""
     stages = _content(root).get("stages") or {}
     return {name: stage.get("do", stage) for name, stage in stages.items()}
 
@@ -102,19 +102,20 @@ def _parse(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# As DVC resolves it
+# dvc.yaml, resolved by DVC
 
 
 def resolved(root: Path) -> dict[str, Stage]:
     """The stages of dvc.yaml by name, in its order.
 
-    DVC's answer is kept in the workspace under the content of all that it read, so that most commands need no DVC.
+    DVC's result is cached in the workspace, with the digests of all files that DVC read. Most commands then run
+    without DVC.
     """
     path = root / RESOLVED
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or corrupt: ask DVC
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or corrupt: ask DVC
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["by"] == _resolver() and content["files"] == _hashes(root, content["files"]):
-            return {each["name"]: Stage(**each) for each in content["stages"]}
+            return {stage["name"]: Stage(**stage) for stage in content["stages"]}
     stages = {name: _plain_stage(stage) for name, stage in pipeline(root).stages.items()}
     files = {FILE, "params.yaml", *_variables(root), *(file for stage in stages.values() for file in stage.params)}
     content = {
@@ -122,7 +123,7 @@ def resolved(root: Path) -> dict[str, Stage]:
         "files": _hashes(root, files),
         "stages": [asdict(stage) for stage in stages.values()],
     }
-    with contextlib.suppress(OSError):  # a workspace that may only be read
+    with contextlib.suppress(OSError):  # a read-only workspace
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(content, default=str))
     return stages
@@ -138,7 +139,7 @@ def _hashes(root: Path, names: Any) -> dict[str, str]:
 
 
 def _variables(root: Path) -> set[str]:
-    """Files that dvc.yaml names under `vars`, in all and in single stages."""
+    """Files that dvc.yaml names under `vars`, at the top level and in stages."""
     blocks = [_content(root).get("vars"), *(stage.get("vars") for stage in _definitions(root).values())]
     return {item.split(":")[0] for block in blocks for item in block or () if isinstance(item, str)}
 
@@ -159,13 +160,13 @@ def _plain_stage(stage: PipelineStage) -> Stage:
 
 
 def _values(item: Any) -> dict[str, Any]:
-    """Today's values of the parameters that a stage names, None for one that is absent; of all, if it names none."""
+    """Current values of the parameters that a stage names, or of all if it names none. An absent one is None."""
     values = plain(item.read_params())
     return {key: values.get(key) for key in item.params or values}
 
 
 def plain(value: Any) -> Any:
-    """A value of YAML in dictionaries and lists whose keys are texts."""
+    """A YAML value as plain dictionaries and lists, with strings as keys."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -176,20 +177,20 @@ def plain(value: Any) -> Any:
 
 
 class Pipeline:
-    """DVC's repository and its stages, resolved once for a dvc.yaml and a params.yaml.
+    """DVC's repository and its stages, resolved once per content of dvc.yaml and params.yaml.
 
-    DVC's own way, an index per command, parses dvc.yaml, params.yaml and dvc.lock in pure Python each time: over a
-    second per step, more than most steps take.
+    DVC itself builds an index per command. It parses dvc.yaml, params.yaml and dvc.lock in pure Python each time, which
+    takes over a second per step: longer than most steps.
     """
 
     def __init__(self, root: Path) -> None:
         from dvc.repo import Repo
 
         require_git_or_no_scm(root)
-        logging.getLogger("dvc").setLevel(logging.ERROR)  # "Updating lock file", "inbox is empty": nothing to act on
+        logging.getLogger("dvc").setLevel(logging.ERROR)  # hides "Updating lock file", "inbox is empty"
         self.root = root
         with contextlib.chdir(root):
-            # Without waiting, contention ends in a LockError after three seconds.
+            # Without _wait_for_lock, contention raises a LockError after three seconds.
             self.repo: Repo = Repo(str(root), _wait_for_lock=True)
             loaded = self.repo.stage.load_all(FILE) if (root / FILE).is_file() else []
             self.stages: dict[str, PipelineStage] = {stage.name: stage for stage in loaded}
@@ -209,14 +210,14 @@ class Pipeline:
         return self.stages[name]
 
     def digest(self, path: str) -> str | None:
-        """DVC's hash of what a stage reads or writes, as it is now; None if nothing is there."""
+        """DVC's current hash of a path that a stage reads or writes; None if the path is absent."""
         item = self._paths[path]
         with contextlib.chdir(self.root):
             return str(item.get_hash().value) if item.exists else None
 
 
 def pipeline(root: Path) -> Pipeline:
-    """DVC's objects for the stages as dvc.yaml and params.yaml are now."""
+    """DVC's objects for the stages of the current dvc.yaml and params.yaml."""
     files = [path for name in (FILE, "params.yaml", ".dvcignore", *_variables(root)) if (path := root / name).is_file()]
     return _pipeline(root, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
 

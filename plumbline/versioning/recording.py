@@ -1,4 +1,4 @@
-"""Running a stage: what it reads, publishing what it made, and recording both in dvc.lock."""
+"""Run a stage: hash its inputs, publish its output, and record both in dvc.lock."""
 
 from __future__ import annotations
 
@@ -24,35 +24,39 @@ if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
 DVC_STAGE = "DVC_STAGE"
-"""Set by `dvc repro` for the command of a stage: the stage's name."""
+"""Environment variable with the stage's name; `dvc repro` sets it for the stage's command."""
 
 
 class InputsChanged(RuntimeError):
-    """What a stage reads is not what its own stage recorded, or moved while the stage ran."""
+    """An input differs from what its own stage recorded, or changed while the stage ran."""
 
 
 @dataclass
 class Step:
-    """One run of one stage: what it reads, with which parameters, and where its output goes."""
+    """One run of one stage: its inputs, parameters and output."""
 
     name: str
     root: Path
     inputs: dict[str, str]
-    """Dependencies: path relative to the root -> DVC hash when the step began."""
+    """Path of a dependency, relative to the root -> DVC hash when the step began."""
     code_version: str
     params: dict[str, Any]
-    """Parameters by their dotted name in params.yaml, launch overrides included."""
+    """Dotted name in params.yaml -> value, launch overrides included."""
     out: Path
     previous: Path | None
-    """The last good output if the same code made it, for reuse of unchanged parts."""
+    """The last good output if the same code produced it, for the reuse of unchanged parts."""
     md5: str = ""
-    """DVC hash of the output once it is published."""
+    """DVC hash of the output, set once it is published."""
     seconds: float = 0.0
-    """What the step took, once it is published."""
+    """Duration of the step, set once its output is published."""
     reads: list[Any] = field(default_factory=list, repr=False)
 
     def input(self, asset: str, key: str | None = None) -> Path:
-        """Folder of an upstream artifact; declared in dvc.yaml, or this raises KeyError."""
+        """Folder of an upstream artifact.
+
+        Raises:
+            KeyError: dvc.yaml does not declare it among the stage's deps.
+        """
         path = f"data/{asset}/{key}" if key else f"data/{asset}"
         if path not in self.inputs and str(Path(path).parent) not in self.inputs:
             raise KeyError(f"{path} is not among the deps of {self.name} in dvc.yaml: {sorted(self.inputs)}")
@@ -64,11 +68,11 @@ class Step:
 
 
 def refresh_code_versions(root: Path) -> None:
-    """Bring data/code_versions.yaml and its record in dvc.lock up to date with the installed library.
+    """Update data/code_versions.yaml and its record in dvc.lock to the installed library.
 
-    Nothing is done where they are, or where dvc.yaml has no such stage.
+    Do nothing if they are up to date, or if dvc.yaml has no stage `code_versions`.
     """
-    with contextlib.suppress(OSError):  # a workspace that may only be read
+    with contextlib.suppress(OSError):  # a read-only workspace
         link_library(root)
     assets = assets_with_code(root)
     if not assets:
@@ -77,7 +81,7 @@ def refresh_code_versions(root: Path) -> None:
     if _is_recorded(root, text):
         return
     with scratch(root, STAGE) as folder:
-        if _is_recorded(root, text):  # another process did it meanwhile
+        if _is_recorded(root, text):  # another process has updated it meanwhile
             return
         step, file = _begin(root, STAGE, {}), folder / Path(VERSIONS).name
         file.write_text(text, encoding="utf-8")
@@ -99,7 +103,10 @@ def _is_recorded(root: Path, text: str) -> bool:
 
 
 def _require_current_code(root: Path, asset: str) -> None:
-    """Under `dvc repro`, which has run the stage `code_versions` and must not find another dvc.lock afterwards."""
+    """Raise InputsChanged unless data/code_versions.yaml has the installed code version of the asset.
+
+    `dvc repro` has already run the stage `code_versions`, and dvc.lock must not change under it.
+    """
     path = root / VERSIONS
     recorded = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
     if asset in assets_with_code(root) and recorded.get(asset) != code_versions(root, [asset])[asset]:
@@ -131,11 +138,11 @@ def _begin(root: Path, name: str, overrides: Mapping[str, Any]) -> Step:
 
 
 def _check_recorded(root: Path, name: str, inputs: Mapping[str, str]) -> None:
-    """Every input must hold what the stage that makes it recorded."""
+    """Raise InputsChanged unless every input has the hash that its own stage recorded."""
     recorded = {path: md5 for entry in read_lock(root).values() for path, md5 in entry.outs.items()}
     for path, md5 in inputs.items():
         held = {path: md5} if path in recorded else {}
-        if path not in recorded:  # a folder of partitions: each is somebody's output
+        if path not in recorded:  # a folder of partitions, each the output of a stage
             partitions = [out for out in recorded if Path(path) in Path(out).parents and (root / out).exists()]
             held = {out: dvc_digest(root / out, TRUSTING) for out in partitions}
         for out, now in held.items():
@@ -154,11 +161,11 @@ def _check_recorded(root: Path, name: str, inputs: Mapping[str, str]) -> None:
 def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None) -> Iterator[tuple[Step, Path]]:
     """Run one stage: yields (step, empty folder); on success the folder becomes the output and dvc.lock records it.
 
-    One writer per output through either door (a file lock); DVC's own lock is held only at both ends. A failure, here
-    or in DVC, leaves the last good output and its entry as they were.
+    A file lock allows one writer per output, under `dvc repro` as well. DVC's own lock is not held while the body runs.
+    After a failure, here or in DVC, the last good output and its entry are unchanged.
 
     Raises:
-        InputsChanged: an input is not what its stage recorded, or changed while the body ran.
+        InputsChanged: an input differs from what its stage recorded, or changed while the body ran.
     """
     if os.environ.get(DVC_STAGE):
         _require_current_code(root, name.split("@")[0])
@@ -172,7 +179,7 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
 
 @contextlib.contextmanager
 def scratch(root: Path, name: str) -> Iterator[Path]:
-    """An empty folder for one process at a time, on the file system of the outputs; gone at the end, if it is there."""
+    """An empty folder on the file system of the outputs, for one process at a time. It is removed at the end."""
     from filelock import FileLock
 
     locks, place = root / ".plumbline" / "locks", root / "data" / ".tmp"
@@ -180,7 +187,7 @@ def scratch(root: Path, name: str) -> Iterator[Path]:
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{name}.lock"):
         folder = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=place))
-        folder.chmod(0o755)  # mkdtemp gives 0700, which would travel with an artifact
+        folder.chmod(0o755)  # mkdtemp sets 0700, which the artifact would keep
         try:
             yield folder
         finally:
@@ -188,7 +195,7 @@ def scratch(root: Path, name: str) -> Iterator[Path]:
 
 
 def _publish(step: Step, made: Path, overridden: bool) -> None:
-    """Put a new folder or file in the place of the stage's output, and record it."""
+    """Replace the stage's output with a new folder or file, and record it."""
     dvc = pipeline(step.root)
     stage = dvc.stage(step.name)
     with contextlib.chdir(step.root), dvc.repo.lock:
@@ -214,7 +221,7 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
 
 
 def _record_of_reads(stage: PipelineStage) -> dict[str, Any]:
-    """The record of what a stage reads, whether or not its output is there."""
+    """The record of what a stage reads; its output may be absent."""
     outs, stage.outs = stage.outs, []
     try:
         return _record(stage)
@@ -229,16 +236,16 @@ def _record(stage: PipelineStage) -> dict[str, Any]:
 
 
 def _commit(repo: Repo, stage: PipelineStage, step: Step, overridden: bool) -> str:
-    """Put the output into DVC's cache and its entry into dvc.lock; returns its hash."""
+    """Add the output to DVC's cache and its entry to dvc.lock, and return its hash."""
     from dvc.dependency.param import ParamsDependency
     from dvc_data.hashfile.hash_info import HashInfo
 
     stage.save_outs()
     if os.environ.get(DVC_STAGE) == stage.addressing:
-        return str(stage.outs[0].hash_info.value)  # under `dvc repro`, which holds the output's lock and commits itself
+        return str(stage.outs[0].hash_info.value)  # `dvc repro` holds the output's lock and commits
     read = dict(step.reads)
     for dependency in stage.deps:
-        # Recorded is what the step began with: an edit of params.yaml or of the code meanwhile shows as modified.
+        # Record the inputs at the step's start, so that later edits of params.yaml or the code show as modified.
         dependency.hash_info = read.get(dependency.def_path, dependency.hash_info)
         if overridden and isinstance(dependency, ParamsDependency) and dependency.def_path != VERSIONS:
             dependency.hash_info = HashInfo("params", {key: step.params[key] for key in dependency.hash_info.value})
@@ -258,7 +265,7 @@ def _remove(path: Path) -> None:
 
 
 def sweep(root: Path) -> int:
-    """Remove what killed runs left in the scratch folder; returns how many folders. Skips steps that still run."""
+    """Remove the scratch folders of killed runs, and return their number. Steps that still run are skipped."""
     from filelock import FileLock, Timeout
 
     removed = 0

@@ -1,4 +1,4 @@
-"""What DVC remembers of every run: dvc.lock as it is, DVC's run cache, and dvc.lock in git's history."""
+"""DVC's records of every run: the current dvc.lock, DVC's run cache, and dvc.lock in git's history."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from plumbline.versioning.cache import run_records
 from plumbline.versioning.lock import MALFORMED, Entry, parse_lock, parse_run, read_lock
 
 ARTIFACT = re.compile(r"data/[a-z_]+(/[a-z0-9][a-z0-9_-]*)?")
-"""Where an artifact lies in a workspace. A record that names another place is nobody's that may be followed."""
+"""Path of an artifact in a workspace. Records that name any other path are ignored."""
 
 
 class History:
-    """Which run made an output, by the output's DVC hash. Nothing in it is trusted: contents are checked by digest."""
+    """Runs by the DVC hash of their outputs. The records are not trusted: callers check contents by digest."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def maker(self, md5: str, path: str = "") -> Entry | None:
-        """The run that made an output with this hash (at this path, if one is given); None if nobody remembers it."""
+        """The recorded run that produced an output with this hash, at this path if one is given; None without one."""
         for known in self._sources():
-            found = known.get(md5, [])
-            for entry in found:
+            entries = known.get(md5, [])
+            for entry in entries:
                 if not path or path in entry.outs:
                     return entry
         return None
 
     def ancestry(self, md5: str, path: str = "") -> dict[str, Entry]:
-        """The runs that an output rests on, itself included, by the path of what they made; upstream first.
+        """The runs upstream of an output, and its own, by the path of their output; upstream first.
 
-        What nobody remembers is left out; its hash stands among the `deps` of the run that read it.
+        Unrecorded runs are left out. The hashes of their outputs are in the `deps` of the runs that read them.
         """
-        found: dict[str, Entry] = {}
+        runs: dict[str, Entry] = {}
 
         def walk(md5: str, path: str) -> None:
             entry = self.maker(md5, path)
             outs = entry.outs.items() if entry else ()
             place = next((out for out, holds in outs if holds == md5 and ARTIFACT.fullmatch(out)), "")
-            if entry is None or not place or place in found:
+            if entry is None or not place or place in runs:
                 return
-            found[place] = entry  # before its inputs: a forged entry may name itself
+            runs[place] = entry  # before its inputs: a forged entry may name itself
             for dep, holds in sorted(entry.deps.items()):
                 if ARTIFACT.fullmatch(dep):
                     walk(holds, dep)
-            found[place] = found.pop(place)
+            runs[place] = runs.pop(place)
 
         walk(md5, path)
-        return found
+        return runs
 
     def _sources(self) -> Iterator[dict[str, list[Entry]]]:
-        """Cheapest first; a later one is read only if the earlier ones do not know."""
+        """Runs by output hash, cheapest source first. A later source is read only if the earlier ones lack the hash."""
         yield self._lock
         yield self._runs
         yield self._commits
@@ -72,14 +72,14 @@ class History:
 
     @cached_property
     def _commits(self) -> dict[str, list[Entry]]:
-        found: dict[str, list[Entry]] = {}
+        by_output: dict[str, list[Entry]] = {}
         for commit in _git(self.root, "log", "--all", "--format=%H", "--", "dvc.lock").split():
             for md5, entries in _by_output(_read_commit(self.root, commit)).items():
-                found.setdefault(md5, []).extend(entries)
-        return found
+                by_output.setdefault(md5, []).extend(entries)
+        return by_output
 
     def commit_of(self, md5: str) -> str:
-        """The newest commit whose dvc.lock names this hash; empty if there is none, or no git."""
+        """The newest commit whose dvc.lock names this hash; empty without one or without git."""
         commits = _git(self.root, "log", "--all", "--format=%H", "-S", md5, "--", "dvc.lock").split()
         for commit in commits:
             if md5 in _git(self.root, "show", f"{commit}:./dvc.lock"):
@@ -87,23 +87,23 @@ class History:
         return ""
 
     def holds(self, commit: str, path: str) -> bool:
-        """Whether a commit has a file or folder at this path in the workspace."""
+        """Whether a commit has a file or folder at this path of the workspace."""
         return bool(_git(self.root, "ls-tree", commit, "--", path))
 
 
 def _by_output(entries: Any) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {}
+    by_output: dict[str, list[Entry]] = {}
     for entry in entries:
         for md5 in entry.outs.values():
-            found.setdefault(md5, []).append(entry)
-    return found
+            by_output.setdefault(md5, []).append(entry)
+    return by_output
 
 
 def _read_run(path: Path) -> Entry | None:
     try:
         return parse_run(path.read_text(encoding="utf-8"))
     except (OSError, *MALFORMED):
-        return None  # half-written, or not DVC's
+        return None  # incomplete, or not written by DVC
 
 
 def _read_commit(root: Path, commit: str) -> list[Entry]:
@@ -114,7 +114,7 @@ def _read_commit(root: Path, commit: str) -> list[Entry]:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """What git prints; nothing where there is no git or no repository."""
+    """Git's output; empty without git or a repository."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace")
     except OSError:

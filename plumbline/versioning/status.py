@@ -1,4 +1,4 @@
-"""What is out of date, and why."""
+"""The stages that are out of date, and why."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from plumbline.versioning.pipeline import Stage, assets_with_code, on_request, p
 
 
 def unfinished_mark(root: Path, name: str) -> Path:
-    """A file that is there while a stage's output is published and what comes after that is not done."""
+    """Path of a mark that exists while a stage's output is published and the steps after it are unfinished."""
     return root / ".plumbline" / "unfinished" / name
 
 
 def changed_stages(root: Path, *assets: str) -> dict[str, list[str]]:
-    """Stages whose recorded inputs, parameters, code or output differ from what is there, each with the reasons.
+    """Stage -> why its recorded inputs, parameters, code or output differ from the current ones.
 
-    Direct changes only, as `dvc status` has them: what lies downstream of one is not in the result. Code versions are
-    those of the installed library, whatever data/code_versions.yaml says.
+    The result has direct changes only, like `dvc status`; stages downstream of a change are not in it. Code versions
+    are those of the installed library, not of data/code_versions.yaml.
 
     Args:
-        assets: ask about the stages of these assets only. None named: about all but those that run on request.
+        assets: only stages of these assets. Without any: all stages but those that run on request.
     """
     left_alone = on_request(root)
     versions = code_versions(root, assets_with_code(root))
@@ -40,7 +40,7 @@ def changed_stages(root: Path, *assets: str) -> dict[str, list[str]]:
 
 
 def _reasons(stage: Stage, entry: Entry | None, code_version: str, digests: DigestMemo) -> list[str]:
-    """Why a stage is out of date."""
+    """The reasons why a stage is out of date; empty if it is current."""
     if entry is None:
         return ["never run"]
     reasons = [] if entry.cmd == stage.cmd else ["the command changed"]

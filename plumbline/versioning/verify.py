@@ -1,4 +1,4 @@
-"""`plumbline verify`: every artifact and every object of DVC's cache, hashed again."""
+"""`plumbline verify`: hash every artifact and every object in DVC's cache again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from plumbline.versioning.lock import read_lock
 
 @dataclass(frozen=True)
 class Corrupted:
-    """Something on disk that is not what its hash says."""
+    """An artifact or object whose content does not match its hash."""
 
     path: str
-    """Relative to the workspace where it lies in it."""
+    """Relative to the workspace if it lies inside it."""
     expected: str
     found: str
-    """DVC hash of what is there; empty: nothing is there."""
+    """DVC hash of the content on disk; empty if it is absent."""
     what: str
 
     def __str__(self) -> str:
@@ -26,11 +26,11 @@ class Corrupted:
 
 
 def verify(root: Path) -> list[Corrupted]:
-    """Re-hash every output named in dvc.lock and every object of DVC's cache.
+    """Hash every output in dvc.lock and every object in DVC's cache again.
 
     Returns:
-        What is not as recorded, outputs first; empty when all is well. An output that is absent is listed, too; an
-        object that the cache lacks is not (it may be on the remote).
+        The corrupt ones, outputs first; empty if there are none. An absent output is listed. An object that the cache
+        lacks is not, because it may be on the remote.
 
     Raises:
         ValueError: dvc.lock cannot be read.
@@ -44,7 +44,7 @@ def verify(root: Path) -> list[Corrupted]:
     for path in sorted(cache.glob("[0-9a-f][0-9a-f]/*")):
         name = path.parent.name + path.name
         if not HASH.fullmatch(name):
-            continue  # a file that DVC was writing when it was killed
+            continue  # a partial file of a killed DVC process
         holds = hasher.file(path) + (".dir" if name.endswith(".dir") else "")
         if holds != name:
             what = (
@@ -58,9 +58,11 @@ def _check_out(root: Path, path: str, md5: str, hasher: Hasher) -> Corrupted | N
     place = root / path
     if not place.exists():
         return Corrupted(path, md5, "", f"not there; `dvc checkout {path}`, or `dvc pull {path}` if the cache lacks it")
-    found = dvc_digest(place, hasher)
-    if found == md5:
+    current_md5 = dvc_digest(place, hasher)
+    if current_md5 == md5:
         return None
     before = cached_listing(root, md5)
-    detail = ", ".join(differences(before, hasher.files(place))[:5]) if before and place.is_dir() else f"found {found}"
-    return Corrupted(path, md5, found, f"not what dvc.lock records ({detail}); `dvc checkout --force {path}`")
+    detail = (
+        ", ".join(differences(before, hasher.files(place))[:5]) if before and place.is_dir() else f"found {current_md5}"
+    )
+    return Corrupted(path, md5, current_md5, f"not what dvc.lock records ({detail}); `dvc checkout --force {path}`")
