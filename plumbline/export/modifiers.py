@@ -68,6 +68,10 @@ def _unsupported(scheme: SchemeParams) -> dict[str, str]:
         reasons["transform: awq"] = "its AWQ searches on other losses and does not run without an accelerator"
     if scheme.range == "percentile":
         reasons["range: percentile"] = "it has minmax and mse"
+    if scheme.range == "hessian":
+        reasons["range: hessian"] = "it has minmax and mse"
+    if scheme.signed_scale:
+        reasons["signed_scale"] = "its scales are positive"
     if scheme.activations is not None and not scheme.activations.dynamic and scheme.activations.range != "minmax":
         reasons[f"activations.range: {scheme.activations.range}"] = "its static ranges of activations are minmax"
     return reasons

@@ -210,8 +210,9 @@ def choose(
 
 
 def rounding(grid: Grid, scheme: SchemeParams) -> Round:
-    """The rounding Q of a scheme."""
-    return lambda W: dequantize(rtn(W, grid, scheme.range, scheme.percentile))
+    """The rounding Q of a scheme; `range: hessian` counts as mse, because the factor depends on the scales."""
+    rule = "mse" if scheme.range == "hessian" else scheme.range
+    return lambda W: dequantize(rtn(W, grid, rule, scheme.percentile, scheme.signed_scale))
 
 
 def doubled_upper(S: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ def descend(W: Tensor, S: Tensor, start: QuantizedWeight) -> tuple[Tensor, Tenso
         scale, zero = start.scale[scale_rows], None if start.zero_point is None else start.zero_point[scale_rows]
         levels, w, q = _levels(scale, zero, start.bits), W[part].double(), codes[part]
         G = (w - dequantize(QuantizedWeight(q, scale, start.grid, zero))) @ S
+        mirrored = _mirror(q, scale)
         if function is None:
             _descend(S, G, q, levels.expand(len(G), -1, -1))
         else:
@@ -60,16 +61,33 @@ def descend(W: Tensor, S: Tensor, start: QuantizedWeight) -> tuple[Tensor, Tenso
             pointers = S.data_ptr(), columns, G.data_ptr(), q.data_ptr(), len(G), levels.data_ptr()
             if function(*pointers, stride, columns // groups, first, count, MARGIN, SWEEPS) < 0:
                 raise MemoryError("out of memory for the list of changed codes")
+        if mirrored:
+            _mirror(q, scale)
         lost.append(((w - dequantize(QuantizedWeight(q, scale, start.grid, zero))) * G).sum(1))
     return codes, torch.cat(lost)
 
 
 def _levels(scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
-    """(rows, groups, 2^bits) float64: the weight that every code stands for, rounded to the scale's dtype."""
+    """(rows, groups, 2^bits) float64: the weights that the codes stand for, rising, rounded to the scale's dtype."""
     low, high = code_range(bits)
     codes = torch.arange(low, high + 1, dtype=scale.dtype, device=scale.device)
     steps = codes.expand(*scale.shape, -1) if zero is None else codes - zero.to(scale.dtype).unsqueeze(-1)
-    return (steps * scale.unsqueeze(-1)).double().contiguous()
+    levels = (steps * scale.unsqueeze(-1)).double()
+    return torch.where(scale.unsqueeze(-1) < 0, levels.flip(-1), levels).contiguous()
+
+
+def _mirror(codes: Tensor, scale: Tensor) -> bool:
+    """Exchange code q and -1 - q, in place, where the scale is negative, so that weights rise with codes.
+
+    Returns:
+        Whether there is a negative scale.
+    """
+    negative = scale < 0
+    if not bool(negative.any()):
+        return False
+    columns = negative.repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
+    codes.bitwise_xor_(-columns.to(torch.int8))
+    return True
 
 
 def _descend(S: Tensor, G: Tensor, codes: Tensor, levels: Tensor) -> None:

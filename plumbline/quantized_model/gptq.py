@@ -107,8 +107,15 @@ def gptq(
     if F is None:
         reason = f"Hessian not positive definite at any damping from {damping:g} to 1"
         return Solution(to_nearest(weight, grid, ranges), None, dead, reason)
-    solved, lost = _solve(weight, F, grid, ranges, min(LEAF, block_size))
+    importance = channel_importance(F, hessian)
+    solved, lost = _solve(weight, F, grid, ranges, importance, min(LEAF, block_size))
     return Solution(solved, F.damping, dead, None, lost)
+
+
+def channel_importance(F: Factor, S: Tensor) -> Tensor:
+    """(in,) float64: what the squared rounding error of each channel adds to the output error, D; 0 if it is dead."""
+    D = F.D if F.order is None else torch.empty_like(F.D).index_copy_(0, F.order, F.D)
+    return D.masked_fill(S.diagonal().to(D.device) == 0, 0.0)
 
 
 def solve_flops(rows: int, columns: int) -> float:
@@ -116,17 +123,19 @@ def solve_flops(rows: int, columns: int) -> float:
     return columns**3 / 3 + rows * columns**2
 
 
-def _solve(weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int) -> tuple[QuantizedWeight, Tensor]:
+def _solve(
+    weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, importance: Tensor, leaf: int
+) -> tuple[QuantizedWeight, Tensor]:
     rows = len(weight)
     static = F.order is not None or grid.group_size is None
-    scale, zero = grid_of(weight, grid, ranges) if static else (None, None)
+    scale, zero = grid_of(weight, grid, ranges, importance) if static else (None, None)
     parts = []
     for start in range(0, rows, ROWS):
         static_grid = None
         if scale is not None and zero is not None:
             scale_rows = slice(None) if grid.per_tensor else slice(start, start + ROWS)
             static_grid = scale[scale_rows], zero[scale_rows]
-        parts.append(_solve_rows(weight[start : start + ROWS], F, grid, ranges, leaf, static_grid))
+        parts.append(_solve_rows(weight[start : start + ROWS], F, grid, ranges, importance, leaf, static_grid))
     codes, scales, zeros, lost = (torch.cat(part) for part in zip(*parts, strict=True))
     if F.order is not None:
         codes = torch.empty_like(codes).index_copy_(1, F.order, codes)
@@ -138,7 +147,13 @@ def _solve(weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int) -> 
 
 
 def _solve_rows(
-    weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, leaf: int, static_grid: tuple[Tensor, Tensor] | None
+    weight: Tensor,
+    F: Factor,
+    grid: Grid,
+    ranges: Ranges,
+    importance: Tensor,
+    leaf: int,
+    static_grid: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes (rows, in) in the solver's order, scale and zero point (rows, groups), and squared errors (rows,).
 
@@ -171,7 +186,7 @@ def _solve_rows(
                 if a:
                     C = solver.solve_lower(F.L[a:b, a:b], C - W[a:b]).add_(W[a:b])
                 g = a // width
-                scale[g], zero[g] = ranges(C.t())
+                scale[g], zero[g] = ranges(C.t(), importance=importance[a:b])
                 s[g] = scale[g]
                 if z is not None:
                     z[g] = zero[g]

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RangeRule = Literal["minmax", "percentile", "mse"]
+WeightRangeRule = Literal["minmax", "percentile", "mse", "hessian"]
 
 
 class ActivationParams(BaseModel):
@@ -83,8 +84,11 @@ class SchemeParams(BaseModel):
     """One scale for the whole weight."""
     symmetric: bool = True
     """False: a zero point beside each scale."""
-    range: RangeRule = "minmax"
-    """Range of the weights that share a scale."""
+    signed_scale: bool = False
+    """Symmetric weights alone: a negative scale where the weights reach further to the positive side, so that the code
+    that a symmetric grid has on one side only is there."""
+    range: WeightRangeRule = "minmax"
+    """Range of the weights that share a scale; "hessian": of least error weighted by what GPTQ cannot compensate."""
     percentile: float = Field(default=99.9, gt=50, le=100)
     activations: ActivationParams | None = None
     """None: activations stay in the model's precision (A16)."""
@@ -149,6 +153,12 @@ class SchemeParams(BaseModel):
         ):
             if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} acts on method {' and '.join(methods)} only, not on {self.method}; remove it")
+        if self.range == "hessian" and self.method == "rtn":
+            raise ValueError(
+                "range: hessian weighs channels by the factor of the Hessian, which method: rtn does not read; write "
+                "range: mse, or method: gptq"
+            )
+        self._require_signed_scales_load()
         if self.transform != "smoothquant" and self.smoothing != type(self).model_fields["smoothing"].default:
             raise ValueError("smoothing acts on transform: smoothquant only; remove it")
         return self
@@ -177,6 +187,19 @@ class SchemeParams(BaseModel):
             raise ValueError(
                 f"range: percentile with percentile {self.percentile:g} and group_size {self.group_size}: it clips "
                 f"something only {fewest}; lower the percentile, make groups larger, or write range: mse"
+            )
+
+    def _require_signed_scales_load(self) -> None:
+        if not self.signed_scale:
+            return
+        if not self.symmetric:
+            raise ValueError(
+                "signed_scale: true with symmetric: false: a zero point places the grid already; remove one of them"
+            )
+        if self.activations is not None:
+            raise ValueError(
+                "signed_scale: true with quantized activations: kernels for integer products may require positive "
+                "scales, and 8-bit weights gain nothing; remove signed_scale"
             )
 
     def _require_zero_points_load(self) -> None:

@@ -63,7 +63,7 @@ def _quantize_stacked(
 def _rounded(
     W: Tensor, site: InputStatistics | None, grid: Grid, scheme: SchemeParams, factors: Factors | None
 ) -> Solution:
-    nearest = partial(rtn, W, grid, scheme.range, scheme.percentile)
+    nearest = partial(rtn, W, grid, scheme.range, scheme.percentile, scheme.signed_scale)
     if scheme.method == "rtn":
         return Solution(nearest(), None, 0, None)
     if site is None or site.hessian is None:
@@ -77,7 +77,7 @@ def _rounded(
 
 def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges | None:
     """The function that computes scale and zero point of a group in GPTQ; None: minmax."""
-    if scheme.range == "minmax":
+    if scheme.range == "minmax" and not scheme.signed_scale:
         return None
     return partial(
         weight_range,
@@ -86,6 +86,7 @@ def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges | 
         dtype=dtype,
         rule=scheme.range,
         percentile=scheme.percentile,
+        signed=scheme.signed_scale,
     )
 
 

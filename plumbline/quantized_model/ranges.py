@@ -4,27 +4,44 @@
 hundredth and takes the one of least squared error, as llm-compressor's mse observer does with the 2.4th power and down
 to 0.8. Plumbline takes squares, because the output error of a layer is a sum of squares, and goes further, because few
 bits need much smaller ranges: the best 2-bit grid for normally distributed weights ends at half of the largest of 128.
+
+`hessian` weighs the squared error of channel j by D_jj, where H = L^T D L is the factor that GPTQ walks through. GPTQ
+is Babai's nearest plane algorithm on the lattice of H (Chen et al., arXiv 2507.18553), and its output error is the sum
+of D_jj r_j^2 with r_j the rounding error of column j against its target. D_jj is what is left of the channel's second
+moment once the channels that are solved later have compensated for it. H_jj itself, E[x^2], overrates a channel that
+others can compensate. Relative output error of SmolLM2-135M with activation order, groups of 64, against minmax: 3 bits
+mse 0.80, weighted by H_jj 0.82, by the group's block of H 0.84, by D_jj 0.77; 4 bits 0.90, 0.97, 0.97, 0.88. The range
+may also grow, because a symmetric grid clips the positive end by half a step.
+
+A signed scale uses the code that a symmetric grid has on one side only: where the weights reach further to the positive
+side, the scale is negative, and the code -2^(bits-1) stands for the largest weight, as in the symmetric grids of
+AutoRound and GGUF. Any kernel that multiplies code and scale computes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from plumbline.quantized_model.grid import round_to_grid, scale_and_zero
-from plumbline.quantized_model.params import RangeRule
+from plumbline.quantized_model.grid import code_range, scale_and_zero
+from plumbline.quantized_model.params import WeightRangeRule
 
 SHRINKS = tuple(step / 100 for step in range(100, 19, -1))
 """Shares of the whole range that `mse` tries."""
+SHARES = tuple(step / 100 for step in range(121, 20, -3))
+"""Shares of the whole range that `hessian` tries; finer steps lower the error by 0.2 %."""
 CHUNK = 1 << 16
-"""Values that `mse` rounds at a time, few enough for the cache of a core."""
+"""Values rounded at a time, few enough for the cache of a core."""
 
-Ranges = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Computes scale and zero point (...,) of the weights (..., group) that share them."""
+
+class Ranges(Protocol):
+    """Computes scale and zero point (...,) of the weights (..., group) that share them."""
+
+    def __call__(self, values: Tensor, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 def weight_range(
@@ -32,8 +49,11 @@ def weight_range(
     bits: int,
     symmetric: bool,
     dtype: torch.dtype,
-    rule: RangeRule = "minmax",
+    rule: WeightRangeRule = "minmax",
     percentile: float = 99.9,
+    signed: bool = False,
+    *,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point of groups of weights.
 
@@ -45,19 +65,38 @@ def weight_range(
         rule: see the module.
         percentile: of the magnitudes (symmetric), or the share in the middle that is covered (asymmetric). The
             p-quantile of n values is the ceil(p * n)-th smallest, so it acts if more than 1 / (1 - p) share a scale.
+        signed: the scale may be negative, see the module; symmetric grids only. `minmax` and `percentile` then put the
+            code -2^(bits-1) on the end that lies further from zero; the other rules try both.
+        importance: not negative, of the shape of `values` or of its last dimensions: what a squared error counts in
+            `hessian`. None, or all zero in a group: every value counts the same.
 
     Returns:
-        scale (in `dtype`, positive) and zero point (float32 integers, 0 where symmetric), each (...,).
+        scale (in `dtype`, positive unless signed) and zero point (float32 integers, 0 where symmetric), each (...,).
     """
+    signed = signed and symmetric
     if rule == "percentile":
         low, high = _inner(values, percentile, symmetric)
     else:
         low, high = values.amin(-1), values.amax(-1)
-    if rule == "mse":
-        rows = values.reshape(-1, values.shape[-1])
-        share = _best_share(rows, low.reshape(-1), high.reshape(-1), bits, symmetric, dtype)
-        low, high = low * share.view_as(low), high * share.view_as(high)
-    return scale_and_zero(low, high, bits, symmetric, dtype)
+    if rule in ("minmax", "percentile"):
+        return _one_sided(low, high, bits, dtype) if signed else scale_and_zero(low, high, bits, symmetric, dtype)
+    shape, size = low.shape, values.shape[-1]
+    weights = None
+    if rule == "hessian" and importance is not None:
+        weights = importance.to(values.dtype).reshape(-1, size)
+        weights = torch.where((weights > 0).any(-1, keepdim=True), weights, 1.0)
+    shares = SHARES if rule == "hessian" else SHRINKS
+    flat = values.reshape(-1, size), low.reshape(-1), high.reshape(-1)
+    scale, zero = _least_error(*flat, weights, shares, bits, symmetric, signed, dtype)
+    return scale.view(shape), zero.view(shape)
+
+
+def _one_sided(low: Tensor, high: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The smallest signed scale whose grid covers the end that lies further from zero; the negative one of equals."""
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = (torch.where(high > -low, high, low) / code_range(bits)[0]).to(dtype)
+    scale = torch.where(scale == 0, torch.finfo(dtype).eps, scale)
+    return scale, torch.zeros_like(scale, dtype=torch.float32)
 
 
 def _inner(values: Tensor, percentile: float, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -76,19 +115,55 @@ def _rank(percentile: float | Fraction, n: int) -> int:
     return max(1, math.ceil(exact * n / 100))
 
 
-def _best_share(values: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> Tensor:
-    """(groups,): the share in `SHRINKS` of least squared error for each of (groups, group); the largest of equals."""
-    best = torch.empty_like(low)
-    shares = torch.tensor(SHRINKS, dtype=low.dtype, device=low.device).unsqueeze(1)
-    step = max(1, CHUNK // (values.shape[-1] * len(SHRINKS)))
-    for start in range(0, len(values), step):
+def _least_error(
+    values: Tensor,
+    low: Tensor,
+    high: Tensor,
+    weights: Tensor | None,
+    shares: tuple[float, ...],
+    bits: int,
+    symmetric: bool,
+    signed: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (groups,) of least squared error among shares of the range; the first of equals.
+
+    Args:
+        values: (groups, group).
+        low, high: (groups,), ends of the range.
+        weights: (periods, group), what a squared error counts: group i has those of row i modulo `periods`.
+        shares: candidates; a signed grid tries each with both signs, the positive ones first.
+    """
+    groups, size = values.shape
+    best_scale = torch.empty(groups, dtype=dtype, device=values.device)
+    best_zero = torch.zeros(groups, dtype=torch.float32, device=values.device)
+    step = max(1, CHUNK // size)
+    for start in range(0, groups, step):
         w, a, b = (x[start : start + step] for x in (values, low, high))
-        scale, zero = scale_and_zero(a * shares, b * shares, bits, symmetric, dtype)
-        s, z = scale.to(w.dtype).unsqueeze(-1), zero.to(w.dtype).unsqueeze(-1)
-        if symmetric:
-            q = round_to_grid(w, s, bits)
-        else:
-            q = round_to_grid(w, s, bits, z).sub_(z)
-        errors = q.mul_(s).sub_(w).square_().sum(-1)
-        best[start : start + step] = torch.where(errors == errors.amin(0), shares, 0.0).amax(0)
-    return best
+        v = None if weights is None else weights[torch.arange(start, start + len(w), device=w.device) % len(weights)]
+        q = torch.empty_like(w)
+        least = torch.full_like(a, torch.inf)
+        best, nought = scale_and_zero(a * shares[0], b * shares[0], bits, symmetric, dtype)
+        for sign in (1, -1) if signed else (1,):
+            for share in shares:
+                scale, zero = scale_and_zero(a * share, b * share, bits, symmetric, dtype)
+                scale = scale * sign
+                errors = _errors(w, v, scale, None if symmetric else zero, bits, q)
+                better = errors < least
+                least = torch.where(better, errors, least)
+                best, nought = torch.where(better, scale, best), torch.where(better, zero, nought)
+        best_scale[start : start + step], best_zero[start : start + step] = best, nought
+    return best_scale, best_zero
+
+
+def _errors(w: Tensor, v: Tensor | None, scale: Tensor, zero: Tensor | None, bits: int, q: Tensor) -> Tensor:
+    """(groups,): squared errors of w (groups, group), weighted by v, rounded to the grid; q is working memory."""
+    s = scale.to(w.dtype).unsqueeze(-1)
+    torch.div(w, s, out=q)
+    if zero is not None:
+        q.add_(zero.to(w.dtype).unsqueeze(-1))
+    q.round_().clamp_(*code_range(bits))
+    if zero is not None:
+        q.sub_(zero.to(w.dtype).unsqueeze(-1))
+    q.mul_(s).sub_(w).square_()
+    return (q if v is None else q.mul_(v)).sum(-1)

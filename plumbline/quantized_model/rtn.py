@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from plumbline.quantized_model.grid import Grid, QuantizedWeight, round_to_grid
-from plumbline.quantized_model.params import RangeRule
+from plumbline.quantized_model.params import WeightRangeRule
 from plumbline.quantized_model.ranges import Ranges, weight_range
 
 
-def rtn(weight: Tensor, grid: Grid, range: RangeRule = "minmax", percentile: float = 99.9) -> QuantizedWeight:
+def rtn(
+    weight: Tensor, grid: Grid, range: WeightRangeRule = "minmax", percentile: float = 99.9, signed_scale: bool = False
+) -> QuantizedWeight:
     """Round every weight to the nearest point of its group's grid.
 
     Args:
@@ -20,6 +22,7 @@ def rtn(weight: Tensor, grid: Grid, range: RangeRule = "minmax", percentile: flo
         grid: bits, group size (it divides `in`) or one scale per output channel or tensor, with or without zero points.
         range: which range of a group's weights the grid covers, see plumbline/quantized_model/ranges.py.
         percentile: acts with that range.
+        signed_scale: the scale may be negative.
 
     Raises:
         ValueError: the group size does not divide the width (`scheme.group_size_for` returns one that does).
@@ -29,7 +32,13 @@ def rtn(weight: Tensor, grid: Grid, range: RangeRule = "minmax", percentile: flo
             f"group size {grid.group_size} does not divide the width {weight.shape[1]}; take a divisor of it"
         )
     ranges = partial(
-        weight_range, bits=grid.bits, symmetric=grid.symmetric, dtype=weight.dtype, rule=range, percentile=percentile
+        weight_range,
+        bits=grid.bits,
+        symmetric=grid.symmetric,
+        dtype=weight.dtype,
+        rule=range,
+        percentile=percentile,
+        signed=signed_scale,
     )
     return to_nearest(weight, grid, ranges)
 
@@ -43,9 +52,16 @@ def to_nearest(weight: Tensor, grid: Grid, ranges: Ranges) -> QuantizedWeight:
     return QuantizedWeight(codes.reshape(weight.shape).to(torch.int8), scale, grid, zero_point)
 
 
-def grid_of(weight: Tensor, grid: Grid, ranges: Ranges) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (float32) of every group of a weight (out, in): (out, groups) or (1, 1)."""
-    return ranges(_grouped(weight, grid))
+def grid_of(weight: Tensor, grid: Grid, ranges: Ranges, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (float32) of every group of a weight (out, in): (out, groups) or (1, 1).
+
+    Args:
+        importance: (in,), what the squared error of a channel counts.
+    """
+    if importance is not None:
+        importance = importance.expand(len(weight), -1) if grid.per_tensor else importance.unsqueeze(0)
+        importance = _grouped(importance, grid)
+    return ranges(_grouped(weight, grid), importance=importance)
 
 
 def _grouped(weight: Tensor, grid: Grid) -> Tensor:

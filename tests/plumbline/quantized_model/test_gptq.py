@@ -196,7 +196,7 @@ def test_ranges_are_those_of_the_compensated_weights_when_the_group_is_entered()
     W, S = problem(6, 96, 300)
     calls = []
 
-    def ranges(values: Tensor) -> tuple[Tensor, Tensor]:
+    def ranges(values: Tensor, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         calls.append(values.clone())
         return weight_range(values, 4, False, torch.float32, "mse")
 
