@@ -49,6 +49,10 @@ REFUSED = [
     ({"method": "rtn", "weight_bits": 8, "activations": {"dynamic": True, "symmetric": False}}, "symmetric in kernels"),
     ({"method": "rtn", "weight_bits": 8, "activations": {"percentile": 99}}, "activations.percentile acts with"),
     ({"method": "rtn", "weight_bits": 5}, "weight_bits"),
+    ({"method": "rtn", "range": "hessian"}, "write range: mse, or method: gptq"),
+    ({"method": "gptq", "signed_scale": True, "symmetric": False}, "a zero point places the grid already"),
+    ({"method": "gptq", "weight_bits": 8, "activations": A8, "signed_scale": True}, "remove signed_scale"),
+    ({"method": "rtn", "weight_bits": 8, "activations": {"range": "hessian"}}, "activations"),
 ]
 
 
