@@ -90,7 +90,7 @@ def test_the_search_is_the_best_of_all_candidates_by_brute_force(seed, bits, kin
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_close_to_the_best_of_all_scales(bits: int) -> None:
-    """A scan of 4,000 scales of either sign finds 3 % less at most, and half a percent less on average."""
+    """A scan of 4,000 scales finds 6 % less at most, and half a percent less on average."""
     ratios = []
     for seed in range(20):
         values, importance = values_of(seed, 1, 32)
@@ -99,8 +99,8 @@ def test_close_to_the_best_of_all_scales(bits: int) -> None:
         top = np.abs(w).max() / ((2**bits - 1) / 2)
         every = min(error(w, v, sign * s, 0.0, bits) for s in np.linspace(0.15, 1.3, 2000) * top for sign in (1, -1))
         ratios.append(error(w, v, float(scale[0]), 0.0, bits) / every)
-    assert max(ratios) < 1.2
-    assert np.mean(ratios) < 1.05
+    assert max(ratios) < 1.07
+    assert np.mean(ratios) < 1.01
 
 
 @settings(max_examples=60, deadline=None)
@@ -179,6 +179,20 @@ def test_static_scales_are_those_of_the_weights_with_the_importance_of_their_cha
             assert torch.equal(solution.scale[row, g], scale)
             if solution.zero_point is not None:
                 assert torch.equal(solution.zero_point[row, g], zero.to(torch.int8))
+
+
+def test_a_group_that_is_entered_gets_the_importance_of_its_own_channels() -> None:
+    W, S = problem(6, 48, 300)
+    seen = []
+
+    def ranges(values: Tensor, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        seen.append(importance)
+        return weight_range(values, 3, True, torch.float32, "hessian", importance=importance)
+
+    gptq(W, S, 300, Grid(3, 16), ranges=ranges)
+    F = factor(S, 0.01)
+    assert F is not None
+    assert torch.equal(torch.cat(seen), F.D)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -268,7 +282,7 @@ def test_grid_of_repeats_the_importance_for_every_row() -> None:
 
 
 @torch.no_grad()
-def test_both_halve_the_divergence_of_real_models_at_few_bits(shared_data: Path, make_stats) -> None:
+def test_both_lower_the_divergence_of_a_real_model_at_few_bits(shared_data: Path, make_stats) -> None:
     """stories260K on TinyStories, groups of 32, activation order. KL divergence on 32 windows of other text:
     3 bits 0.48, mse 0.36, both 0.29; 4 bits 0.073, 0.061, 0.057. On SmolLM2-135M the gain is larger."""
     folder = shared_data / "models" / "stories260K"
