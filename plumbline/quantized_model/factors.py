@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,13 +73,21 @@ def factor(S: Tensor, damping: float, act_order: bool = False, device: torch.dev
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else None
     for share in _dampings(damping):
         added = share * mean + mean * dead
-        H = S.clone() if order is None else S[order][:, order]
+        H = S.clone() if order is None else _permuted(S, order)
         added = added if order is None else added[order]
         H.diagonal().add_(added)
         decomposition = factor_backwards(H)
         if decomposition is not None:
             return Factor(*decomposition, added, share, order)
     return None
+
+
+def _permuted(S: Tensor, order: Tensor) -> Tensor:
+    """S[order][:, order]; on the CPU by NumPy, which takes a quarter of the time that PyTorch needs for the columns."""
+    if S.device.type != "cpu":
+        return S[order][:, order]
+    rows = np.take(S.numpy(), order.numpy(), axis=0)
+    return torch.from_numpy(np.take(rows, order.numpy(), axis=1))
 
 
 def _dampings(first: float) -> Iterator[float]:

@@ -32,6 +32,8 @@ def quantize_model(
     stats: Statistics,
     scheme: SchemeParams,
     factors: Factors | None = None,
+    *,
+    errors: bool = True,
 ) -> Quantized:
     """Quantize every Linear that the scheme selects, from the statistics of its site, without running the model.
 
@@ -41,6 +43,7 @@ def quantize_model(
         model: the base model; not changed.
         stats: of the calibration set.
         factors: cache of Hessian factors, shared between the schemes of a calibration set; None: no cache.
+        errors: compute the relative error of every layer. It is reported and influences nothing.
 
     Raises:
         ValueError: the scheme does not suit the model or the statistics, or has `propagate: quantized`, which
@@ -65,8 +68,8 @@ def quantize_model(
         grid = Grid(bits[first], sizes[first], scheme.symmetric, scheme.per_tensor)
         members = {name: linears[name].weight.detach() for name in names}
         if transform is None:
-            return partial(quantize_site, members, site, grid, scheme, factors)
-        return partial(_quantize_transformed, transform, members, site, grid, scheme)
+            return partial(quantize_site, members, site, grid, scheme, factors, errors)
+        return partial(_quantize_transformed, transform, members, site, grid, scheme, errors)
 
     tasks = [task(names) for names in by_site.values()]
     costs = [
@@ -111,14 +114,21 @@ def _transform(
 
 
 def _quantize_transformed(
-    transform: Transform, members: dict[str, Tensor], site: InputStatistics | None, grid: Grid, scheme: SchemeParams
+    transform: Transform,
+    members: dict[str, Tensor],
+    site: InputStatistics | None,
+    grid: Grid,
+    scheme: SchemeParams,
+    errors: bool,
 ) -> dict[str, Layer]:
     """`quantize_site` with folded weights and scaled input; errors are relative to the original weights."""
     scales = transform.scales.get(next(iter(members)) if site is None else site.members[0])
     folded = {name: transform.weights.get(name, W) for name, W in members.items()}
     scaled = site if site is None or scales is None else scaled_site(site, scales)
-    layers = {}
-    for name, layer in quantize_site(folded, scaled, grid, scheme).items():
+    layers = quantize_site(folded, scaled, grid, scheme, errors=False)
+    if not errors:
+        return layers
+    for name, layer in layers.items():
         s = 1.0 if scales is None else scales.to(folded[name].device)
         # Undo the scale of the next site, which divided the rows.
         row_divisors = transform.rows[name].unsqueeze(1) if name in transform.rows else 1.0

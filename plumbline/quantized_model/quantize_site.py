@@ -30,17 +30,27 @@ def quantize_site(
     grid: Grid,
     scheme: SchemeParams,
     factors: Factors | None = None,
+    errors: bool = True,
 ) -> dict[str, Layer]:
-    """Quantize the weights (out, in) of Linears that read one input, whose statistics are `site` (None: no tokens)."""
+    """Quantize the weights (out, in) of Linears that read one input, whose statistics are `site` (None: no tokens).
+
+    Args:
+        errors: compute each layer's relative error, which is reported and influences nothing.
+    """
     parts = [{name: W} for name, W in members.items()] if grid.per_tensor else [dict(members)]
-    layers = [_quantize_stacked(part, site, grid, scheme, factors) for part in parts]
+    layers = [_quantize_stacked(part, site, grid, scheme, factors, errors) for part in parts]
     return {name: layer for part in layers for name, layer in part.items()}
 
 
 def _quantize_stacked(
-    members: dict[str, Tensor], site: InputStatistics | None, grid: Grid, scheme: SchemeParams, factors: Factors | None
+    members: dict[str, Tensor],
+    site: InputStatistics | None,
+    grid: Grid,
+    scheme: SchemeParams,
+    factors: Factors | None,
+    errors: bool,
 ) -> dict[str, Layer]:
-    W = torch.cat(list(members.values()))
+    W = torch.cat(list(members.values())) if len(members) > 1 else next(iter(members.values()))
     solution = _rounded(W, site, grid, scheme, factors)
     scale, zero = None, None
     activations = scheme.activations
@@ -52,7 +62,7 @@ def _quantize_stacked(
     for name, weight in members.items():
         part = solution.weight if len(members) == 1 else solution.weight.rows(start, start + len(weight))
         lost = None if solution.lost is None else solution.lost[start : start + len(weight)]
-        error = relative_error(weight, dequantize(part), site, lost)
+        error = relative_error(weight, dequantize(part), site, lost) if errors else None
         layers[name] = Layer(
             part, scale, grid.group_size, solution.damping, solution.dead, solution.fallback, error, zero
         )

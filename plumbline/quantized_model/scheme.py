@@ -33,7 +33,8 @@ def quantizable_linears(model: nn.Module, ignore: tuple[str, ...]) -> dict[str, 
                 "model of Linears, or take its statistics to another quantizer (plumbline export)"
             )
         raise ValueError(f"{problem}; shorten ignore")
-    shared = [name for name, module in selected.items() if _tied(model, module)]
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    shared = [name for name, module in selected.items() if id(module.weight) in embeddings]
     if shared:
         raise ValueError(f"{_some(shared)} shares its weight with the input embedding; add it to the scheme's ignore")
     return selected
@@ -92,11 +93,6 @@ def layer_group_sizes(linears: Mapping[str, nn.Linear], scheme: SchemeParams) ->
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return sizes
-
-
-def _tied(model: nn.Module, module: nn.Linear) -> bool:
-    embeddings = [other for other in model.modules() if isinstance(other, nn.Embedding)]
-    return any(other.weight is module.weight for other in embeddings)
 
 
 def _some(names: list[str]) -> str:

@@ -32,16 +32,20 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
     Raises:
         AttributeError: a name is no module or parameter of the model.
     """
-    simulated = copy.deepcopy(model)
+    # The copy takes the new weights where the base model has its own, so that those are not copied first.
+    weights: dict[int, nn.Parameter] = {}
+    for name, layer in quantized.layers.items():
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)  # only Linears are quantized
+        weight = dequantize(layer.weight).to(linear.weight)
+        weights[id(linear.weight)] = nn.Parameter(weight, linear.weight.requires_grad)
+    simulated = copy.deepcopy(model, dict(weights))
     for name, value in quantized.parameters.items():
         simulated.get_parameter(name).copy_(value)
-    for name, layer in quantized.layers.items():
-        linear = simulated.get_submodule(name)
-        assert isinstance(linear, nn.Linear)  # only Linears are quantized
-        linear.weight.copy_(dequantize(layer.weight))
-        if scheme.activations is not None:
-            scale, zero = layer.input_scale, layer.input_zero_point
-            linear.register_forward_pre_hook(rounding(scheme.activations.bits, scale, zero))
+    if scheme.activations is not None:
+        for name, layer in quantized.layers.items():
+            hook = rounding(scheme.activations.bits, layer.input_scale, layer.input_zero_point)
+            simulated.get_submodule(name).register_forward_pre_hook(hook)
     return simulated
 
 

@@ -245,7 +245,7 @@ class _Evaluator:
         if scheme.propagate == "quantized":
             quantized = propagated(self.model, inputs.samples, scheme, inputs.totals)
         else:
-            quantized = quantize_model(self.model, inputs.totals, scheme, factors)
+            quantized = quantize_model(self.model, inputs.totals, scheme, factors, errors=False)
         tokens, sample_of_token = measure(self.base, simulate(self.model, quantized, scheme), self.work)
         of_token = self.document_of_sample[sample_of_token]
         return Measured(
