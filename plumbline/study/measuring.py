@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -134,9 +134,10 @@ class _Work:
 
     def finish(self, evaluate: _Evaluator, advance: Callable[[], object], cell: Cell, inputs: _Inputs) -> None:
         """Measure the missing results of a cell, and store each in the cache."""
-        factors = Factors()
-        for name in self.missing[cell]:
-            scheme = self.uncalibrated[name] if cell == UNCALIBRATED else self.schemes[name]
+        by_name = self.uncalibrated if cell == UNCALIBRATED else self.schemes
+        schemes = {name: by_name[name] for name in self.missing[cell]}
+        factors = _factors(schemes.values())
+        for name, scheme in schemes.items():
             result = evaluate(inputs, scheme, factors)
             self.cache.store(result, **self._identity(cell, name))
             self.results[cell, name] = result
@@ -146,6 +147,13 @@ class _Work:
         if cell == UNCALIBRATED:
             return {"control": RTN, "scheme": self.uncalibrated[name].model_dump(mode="json")}
         return {**self.plan.identity(cell), "scheme": self.schemes[name].model_dump(mode="json")}
+
+
+def _factors(schemes: Collection[SchemeParams]) -> Factors:
+    """A cache of the factors of one set; one that holds nothing, if no factor is read twice."""
+    kinds = {(scheme.damping, scheme.act_order) for scheme in schemes}
+    twice = len(kinds) < len(schemes) or any(scheme.mixed is not None for scheme in schemes)
+    return Factors() if twice else Factors(max_bytes=0)
 
 
 class _Steps:

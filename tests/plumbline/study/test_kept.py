@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from plumbline.evaluation.held_out import HeldOut
-from plumbline.study.measuring import _parts, documents_of
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.study.measuring import _factors, _parts, documents_of
 from plumbline.study.result_cache import Measured, ResultCache
 from tests.helpers.study import Small
 
@@ -47,3 +48,12 @@ def test_cells_are_measured_in_as_few_parts_as_fit(small: Small) -> None:
     parts = list(_parts(todo, 7))
     assert [len(part) for part in parts] == [6, 7, 7, 6, 7, 7] and [cell for part in parts for cell in part] == todo
     assert list(_parts(todo, 100)) == [todo]
+
+
+def test_factors_are_cached_only_if_they_are_read_twice() -> None:
+    """Those of a 135 M model take 770 MB, and two cells are worked on at a time."""
+    w4, w3 = (SchemeParams(method="gptq", weight_bits=bits, group_size=64) for bits in (4, 3))
+    ordered = w4.model_copy(update={"act_order": True})
+    mixed = SchemeParams.model_validate({"method": "gptq", "group_size": 64, "mixed": {"average_bits": 3.5}})
+    for schemes, cached in (([w4, w3], True), ([w4, ordered], False), ([w4, w3, ordered], True), ([mixed], True)):
+        assert (_factors(schemes).max_bytes > 0) is cached
