@@ -108,6 +108,7 @@ def measure_cells(
             for part in _parts(todo, at_once):
                 inputs = _statistics(part, plan, model, settings, bits, advance)
                 in_parallel([partial(finish, cell, read) for cell, read in zip(part, inputs, strict=True)])
+                del inputs  # before those of the next part are collected
     return {key: work.results[key] for key in work.wanted}
 
 
