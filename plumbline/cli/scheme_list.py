@@ -17,8 +17,8 @@ PARTS = {
     "group_size": "number of weights that share a scale, e.g. 128; default: one scale per output channel",
     "per_tensor": "true: one scale for the whole weight",
     "symmetric": "false: with a zero point per scale",
-    "signed_scale": "true: scales may be negative, which gives the longer side of a group one code more",
-    "range": "of the weights: minmax, percentile (99.9), mse (least squared error) or hessian (weighted by it)",
+    "signed_scale": "true: scales may be negative: the longer side gets the extra code",
+    "range": "of the weights: minmax, percentile (percentile: 99.9), mse (least error), hessian",
     "activations": "{range: minmax | percentile | mse, symmetric: …} static; {dynamic: true} per token",
     "transform": "smoothquant (with smoothing: 0.5; for activations) or awq (for weights only)",
     "act_order": "gptq: columns with the largest Hessian diagonal first",
@@ -63,6 +63,7 @@ def _in_short(scheme: SchemeParams) -> str:
     )
     parts = [f"{bits} weights, {scales}"]
     parts += [] if scheme.symmetric else ["zero points"]
+    parts += ["signed scales"] if scheme.signed_scale else []
     parts += [] if scheme.range == "minmax" else [f"range {scheme.range}"]
     if scheme.activations is not None:
         kind = "per token" if scheme.activations.dynamic else f"static, {scheme.activations.range}"

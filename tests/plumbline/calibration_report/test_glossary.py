@@ -53,6 +53,14 @@ NEAREST = "each weight is rounded to the nearest value"
             "2-bit weights, one scale per group of 64 weights and a zero point beside it; of the weights that share a "
             f"scale, the range with the least squared error is taken; {NEAREST}.",
         ),
+        (
+            {"method": "gptq", "weight_bits": 3, "group_size": 64, "range": "hessian", "signed_scale": True},
+            {"64": 45},
+            {"3": 45},
+            "3-bit weights, one scale per group of 64 weights; scales may be negative; of the weights that share a "
+            "scale, the range with the least error is taken, weighted by what the columns that follow cannot make up "
+            f"for; {GPTQ}.",
+        ),
     ],
 )
 def test_a_scheme_in_words(entry: dict[str, Any], sizes: dict[str, int], bits: dict[str, int], said: str) -> None:

@@ -67,6 +67,8 @@ def test_smoothing_comes_before_rounding() -> None:
         ({"method": "gptq", "mixed": {"average_bits": 4}}, "mixed"),
         ({"method": "rtn", "transform": "awq"}, "transform: awq"),
         ({"method": "rtn", "range": "percentile"}, "range: percentile"),
+        ({"method": "gptq", "range": "hessian"}, "range: hessian"),
+        ({"method": "rtn", "signed_scale": True}, "signed_scale"),
         ({"method": "rtn", "weight_bits": 8, "activations": {"range": "mse"}}, "activations.range: mse"),
     ],
 )
