@@ -68,7 +68,10 @@ def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: M
     if transform := scheme.get("transform"):
         parts.append(TRANSFORMS.get(transform, transform))
     if scheme.get("propagate") == "quantized":
-        parts.append("each layer is solved behind the ones that are already quantized, so the set is run again")
+        parts.append(
+            "each layer is solved behind the ones that are already quantized, so the set is run again"
+            + (f", and undoes {scheme['correction']:.0%} of their error" if scheme.get("correction") else "")
+        )
     return "; ".join(parts) + "."
 
 

@@ -107,8 +107,8 @@ class SchemeParams(BaseModel):
     correction: float = Field(default=0.0, ge=0, le=1)
     """`propagate: quantized`: share of the error behind the earlier layers that the weights undo before they are
     rounded; 0.5 by default, 0 is plain GPTQ."""
-    act_order: bool = True
-    """GPTQ: columns in descending order of the Hessian's diagonal."""
+    act_order: bool = False
+    """GPTQ: columns in descending order of the Hessian's diagonal; true by default there."""
     damping: float = Field(default=0.01, gt=0, le=1)
     """GPTQ and AdaRound: share of the mean Hessian diagonal added to it."""
     block_size: int = Field(default=128, gt=0)
@@ -153,7 +153,7 @@ class SchemeParams(BaseModel):
         if entry.get("method") in ("gptq", "adaround"):
             eight = entry.get("weight_bits", 4) == 8 and entry.get("mixed") is None
             signed = entry.get("symmetric", True) is True and entry.get("activations") is None and not eight
-            defaults |= {"range": "hessian", "signed_scale": signed}
+            defaults |= {"range": "hessian", "signed_scale": signed, "act_order": entry["method"] == "gptq"}
         if entry.get("propagate") == "quantized":
             defaults["correction"] = CORRECTION
         return defaults | entry

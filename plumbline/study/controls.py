@@ -26,9 +26,9 @@ def without_calibration(scheme: SchemeParams) -> SchemeParams | None:
     """The scheme without calibration data; None if it reads none.
 
     Weights are rounded to nearest on the scheme's own grid (bits, group size, symmetry, sign, range; mse for a range
-    that reads the Hessian). Static activation
-    scales, which need texts, become dynamic ones, a scale per token at run time. Mixed bits, which depend on measured
-    sensitivity, become the largest of the scheme's widths within its budget.
+    that reads the Hessian). Static activation scales, which need texts, become dynamic ones, a scale per token at run
+    time. Mixed bits, which depend on measured sensitivity, become the largest of the scheme's widths within its
+    budget.
     """
     if not scheme.reads:
         return None

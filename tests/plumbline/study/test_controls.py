@@ -42,7 +42,7 @@ from tests.helpers.study import VOCABULARY, Small
         ),
         (
             {"method": "gptq", "mixed": MixedParams(average_bits=3.5)},
-            {"method": "rtn", "weight_bits": 3},
+            {"method": "rtn", "weight_bits": 3, "range": "mse", "signed_scale": True},
         ),
     ],
 )
