@@ -73,7 +73,8 @@ class Contest:
         settings, folder = recipes(tool, form)[recipe], self.model(tool, form, recipe)
         label = f"{form.name}, {recipe}"
         if tool != PLUMBLINE:
-            return self.measured(tool, label, settings, lambda: self.peer(tool, form, recipe), folder)
+            decisive = settings or LIKE_SCHEME
+            return self.measured(tool, label, decisive, lambda: self.peer(tool, form, recipe), folder)
         home = folder.parent
         shared = self.measured(tool, "statistics", {}, lambda: self.ours(without(home), {}), home / "statistics")
         own = self.measured(tool, label, settings, lambda: self._scheme(folder, settings), folder)
