@@ -22,7 +22,7 @@ from plumbline.quantized_model.params import SchemeParams
 
 SAMPLES, RECIPE, SCRIPT, README = "samples", "recipe.yaml", "quantize.py", "README.md"
 CHECKED = "0.14.0.1"
-"""The release of llm-compressor for which benchmarks/peers.py verified that it reads exactly the exported samples."""
+"""The release of llm-compressor for which benchmarks/peers verified that it reads exactly the exported samples."""
 
 
 def hand_over(calibration_set: Path, scheme_name: str, scheme: SchemeParams, out: Path) -> dict[str, Any]:
