@@ -24,6 +24,12 @@ SHORTEST = 2000
 """Characters; shorter articles are left out."""
 
 
+STORIES = "stories260K"
+"""A real model of 0.26 M weights; its text has no headings and is cut into pieces."""
+PIECE = 1500
+"""Characters of a piece, to the end of its line."""
+
+
 @dataclass(frozen=True)
 class Articles:
     """What is read and how much of it."""
@@ -34,11 +40,24 @@ class Articles:
     length: int = 512
     documents: int = 24
     document_tokens: int = 256
+    name: str = NAME
+    group_size: int = GROUP_SIZE
 
 
 def articles(text: str) -> list[str]:
     """The articles of a text in WikiText's form, " = Title = " before each, in order, without the short ones."""
     return [part for part in HEADING.split(text) if len(part) > SHORTEST]
+
+
+def pieces(text: str) -> list[str]:
+    """A text without headings, cut at ends of lines into pieces of `PIECE` characters or a little more."""
+    parts, current = [], ""
+    for line in text.splitlines(keepends=True):
+        current += line
+        if len(current) >= PIECE:
+            parts.append(current)
+            current = ""
+    return parts
 
 
 def split(documents: list[list[int]], settings: Articles) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
@@ -71,13 +90,15 @@ def split(documents: list[list[int]], settings: Articles) -> tuple[list[np.ndarr
 
 def subject_of_articles(settings: Articles, work: Path, dtype: str = "float32") -> Subject:
     """The real model with its samples, written to `work`; deterministic."""
-    folder = work / NAME
+    folder = work / settings.name
     model = recast(settings.model, folder / f"model-{dtype}", dtype)
     tokenizer = load_tokenizer(model)
-    ids = [tokenizer(article)["input_ids"] for article in articles(settings.texts.read_text(encoding="utf-8"))]
+    text = settings.texts.read_text(encoding="utf-8")
+    documents = articles(text) if HEADING.search(text) else pieces(text)
+    ids = [tokenizer(part)["input_ids"] for part in documents]
     samples, beginnings, rows = split(ids, settings)
     calibration = folder / f"samples-{settings.samples}x{settings.length}"
     calibration.mkdir(parents=True, exist_ok=True)
-    write_set(calibration, NAME, samples)
+    write_set(calibration, settings.name, samples)
     held_out = held_out_of(["articles"] * len(rows), [f"article-{row:04d}" for row in rows], beginnings)
-    return Subject(NAME, model, calibration, held_out, GROUP_SIZE)
+    return Subject(settings.name, model, calibration, held_out, settings.group_size)

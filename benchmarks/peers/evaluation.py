@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from benchmarks.peers.subjects import Subject
 from plumbline.base_model.load import load_model
@@ -36,12 +37,16 @@ class Judge:
 
     def sums(self, folder: Path) -> Sums:
         """Sums per document of the model in a folder."""
+        with contextlib.redirect_stderr(io.StringIO()):  # compressed-tensors' progress bars cannot be disabled
+            return self.sums_of(load_model(folder, "cpu"))
+
+    def sums_of(self, model: PreTrainedModel) -> Sums:
+        """Sums per document of a model."""
         held_out = self.about.held_out
         pairs = list(zip(held_out.domains, held_out.doc_ids, strict=True))
         documents = sorted(set(pairs))
         row = {document: index for index, document in enumerate(documents)}
-        with contextlib.redirect_stderr(io.StringIO()):  # compressed-tensors' progress bars cannot be disabled
-            measured, sample_of_token = measure(self._base, load_model(folder, "cpu"), self._work)
+        measured, sample_of_token = measure(self._base, model, self._work)
         document_of_token = np.array([row[pair] for pair in pairs])[sample_of_token]
 
         def total(values: np.ndarray) -> list[float]:

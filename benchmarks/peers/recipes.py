@@ -37,6 +37,7 @@ class Format:
 LIKE_SCHEME = {
     "act_order": True,
     "range": "minmax",
+    "signed_scale": False,
     "damping": 0.01,
     "block_size": 128,
     "propagate": "full_precision",
@@ -62,7 +63,7 @@ def plumbline(form: Format) -> dict[str, dict[str, Any]]:
     return {
         DEFAULT: default,
         LIKE: default | LIKE_SCHEME,
-        BEST: default | {"act_order": True, "range": "mse", "propagate": "quantized"},
+        BEST: default | {"propagate": "quantized"},
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,36 +20,62 @@ class _Reached(Exception):
     """The Linear has its input; the rest of the layer need not run."""
 
 
-def input_of(
-    layer: nn.Module, linear: str | None, hidden: Tensor, call: Call, outputs_of: Sequence[str] = ()
-) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Run a decoder layer until a Linear has its input.
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What a pass through a decoder layer showed.
+
+    Attributes:
+        inputs: of the wanted Linears that ran, by name within the layer, (tokens, in).
+        outputs: of the wanted Linears that ran, (tokens, out).
+        hidden: the layer's output (1, tokens, width); None if the pass was stopped before.
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    hidden: Tensor | None
+
+
+def observe(
+    layer: nn.Module,
+    hidden: Tensor,
+    call: Call,
+    inputs_of: Sequence[str] = (),
+    outputs_of: Sequence[str] = (),
+    stop_at: str | None = None,
+) -> Observed:
+    """Run a decoder layer and observe some of its Linears.
 
     Args:
-        linear: name within the layer; None: run the whole layer.
         hidden: (1, tokens, width).
-        outputs_of: names of Linears within the layer whose output is wanted.
-
-    Returns:
-        The input (tokens, in), None if the Linear was not reached, and the outputs of those that ran, by name.
+        inputs_of, outputs_of: names of Linears within the layer.
+        stop_at: the Linear whose input ends the pass; None: run the whole layer.
     """
-    inputs: list[Tensor] = []
-    outputs: dict[str, Tensor] = {}
+    seen = Observed({}, {}, None)
 
-    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        inputs.append(x.reshape(-1, x.shape[-1]))
-        raise _Reached
+    def read(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            seen.inputs[name] = x.reshape(-1, x.shape[-1])
+            if name == stop_at:
+                raise _Reached
+
+        return hook
+
+    def written(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            seen.outputs[name] = out.reshape(-1, out.shape[-1])
+
+        return hook
 
     with _hooks() as handles:
         for name in outputs_of:
-            keep = lambda module, args, out, name=name: outputs.__setitem__(name, out.reshape(-1, out.shape[-1]))  # noqa: E731
-            handles.append(layer.get_submodule(name).register_forward_hook(keep))
-        if linear is not None:
-            handles.append(layer.get_submodule(linear).register_forward_pre_hook(read, with_kwargs=True))
-        with suppress(_Reached):
-            run_layer(layer, hidden, call)
-    return (inputs[0] if inputs else None), outputs
+            handles.append(layer.get_submodule(name).register_forward_hook(written(name)))
+        for name in {*inputs_of, *([] if stop_at is None else [stop_at])}:
+            handles.append(layer.get_submodule(name).register_forward_pre_hook(read(name), with_kwargs=True))
+        try:
+            return replace(seen, hidden=run_layer(layer, hidden, call))
+        except _Reached:
+            return seen
 
 
 @contextmanager
@@ -100,10 +127,10 @@ def writers_of(
         for names, visits in sites.items()
         if len(names) == 1 and visits == 1 and layer.get_submodule(local[names[0]]).out_features == hidden.shape[-1]
     ]
-    _, outputs = input_of(layer, None, hidden, call, [local[name] for name in candidates])
-    output = run_layer(layer, hidden, call).double()
-    total = hidden.double() + sum(out.double() for out in outputs.values())
-    moved = (output - hidden.double()).norm()
-    if candidates and (output - total).norm() <= ADDS_UP * moved:
+    seen = observe(layer, hidden, call, outputs_of=[local[name] for name in candidates])
+    assert seen.hidden is not None
+    moved = seen.hidden.double() - hidden.double()
+    missing = moved - sum(out.double() for out in seen.outputs.values())
+    if candidates and missing.norm() <= ADDS_UP * moved.norm():
         return tuple(candidates), ""
     return (), "the layer adds more to the residual stream than its Linears' outputs: only their inputs are corrected"

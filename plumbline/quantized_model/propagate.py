@@ -32,7 +32,7 @@ from plumbline.quantized_model.input_statistics import Statistics
 from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.paired_streams import PairedSite, Streams
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.partial_pass import input_of, sites_of, writers_of
+from plumbline.quantized_model.partial_pass import observe, sites_of, writers_of
 from plumbline.quantized_model.propagation_gain import Gain
 from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.quantize_site import quantize_site
@@ -144,6 +144,8 @@ def walk(
         if streams.paired:
             writers, reason = writers_of(streams.original, local, sites, streams.base[0], call)
             part.uncorrected.update({prefix: reason} if reason else {})
+            firsts = [local[members[0]] for members, visits in sites.items() if visits]
+            streams.record(firsts, [local[name] for name in writers], (calls.call(number, ids) for _, ids in ordered))
         else:
             writers = ()
         for members, visits in sites.items():
@@ -161,7 +163,8 @@ def walk(
                     inputs.begin(sample_id, len(ids))
                     call = calls.call(number, ids)
                     if pair is None:
-                        input_of(streams.layer, local[first] if visits == 1 else None, streams.hidden[row], call)
+                        stop_at = local[first] if visits == 1 else None
+                        observe(streams.layer, streams.hidden[row], call, stop_at=stop_at)
                     else:
                         pair.add(row, call, None if masks is None else masks.get(sample_id), settings.normalization)
             with one_thread():

@@ -98,8 +98,10 @@ def observed(model: nn.Module, samples: list, number: int) -> dict[str, torch.Te
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-def test_the_moments_of_a_walk_are_those_of_whole_passes(llama, tokens) -> None:
+@pytest.mark.parametrize("recorded", [0, 1 << 30], ids=["recomputed", "recorded"])
+def test_the_moments_of_a_walk_are_those_of_whole_passes(llama, tokens, recorded, monkeypatch) -> None:
     """Rounds every Linear crudely as it goes, and compares each site with the partly rounded model."""
+    monkeypatch.setattr("plumbline.quantized_model.paired_streams.RECORDED_BYTES", recorded)
     if llama.dtype != torch.float32:
         pytest.skip("the reference is exact in float32 alone")
     samples = [(f"{row}", ids[: 20 + row].tolist()) for row, ids in enumerate(tokens[:4])]
