@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.base_model.decoder import Decoder
 from plumbline.quantized_model.correction import CrossMoments, CrossSums, corrected
@@ -17,8 +20,10 @@ from plumbline.quantized_model.grid import Grid, QuantizedWeight
 from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.partial_pass import sites_of, writers_of
-from plumbline.quantized_model.propagate import walk
+from plumbline.quantized_model.propagate import propagated, walk
+from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.quantize_site import quantize_site
+from plumbline.quantized_model.simulate import simulate
 
 SCHEME = SchemeParams.model_validate({"method": "gptq", "group_size": 4, "weight_bits": 3, "propagate": "quantized"})
 
@@ -160,3 +165,39 @@ def test_the_strength_belongs_to_propagation() -> None:
     with pytest.raises(ValueError, match="correction acts with propagate: quantized only"):
         SchemeParams.model_validate({"method": "gptq", "correction": 0.5})
     assert SchemeParams.model_validate(SCHEME.model_dump(mode="json")) == SCHEME
+
+
+@torch.no_grad()
+def test_each_part_lowers_the_divergence_of_a_real_model(shared_data: Path) -> None:
+    """stories260K on TinyStories, 3 bits in groups of 32. KL divergence on 24 held-out windows: GPTQ as of 2022 0.489,
+    with activation order 0.443, default 0.256, propagated without a correction 0.262, with it 0.171."""
+    folder = shared_data / "models" / "stories260K"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    text = (shared_data / "corpora/tinystories/tinystories_train_head.txt").read_text(encoding="utf-8")[:60_000]
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text)["input_ids"])
+    windows = ids[: 88 * 128].view(88, 128)
+    held_out, samples = windows[:24], [(f"{row:03}", window.tolist()) for row, window in enumerate(windows[24:])]
+    stats = collect(model, samples, StatisticsParams(), base_model_digest="", fingerprint="")
+    base = model(held_out).logits.log_softmax(-1)
+
+    def divergence(**entry: object) -> float:
+        scheme = SchemeParams.model_validate({"method": "gptq", "weight_bits": 3, "group_size": 32, **entry})
+        if scheme.propagate == "quantized":
+            quantized = propagated(model, samples, scheme, stats)
+        else:
+            quantized = quantize_model(model, stats, scheme)
+        other = simulate(model, quantized, scheme)(held_out).logits.log_softmax(-1)
+        return float((base.exp() * (base - other)).sum(-1).mean())
+
+    old = {"range": "minmax", "signed_scale": False}
+    found = {
+        "2022": divergence(**old, act_order=False),
+        "order": divergence(**old),
+        "default": divergence(),
+        "plain": divergence(propagate="quantized", correction=0),
+        "corrected": divergence(propagate="quantized"),
+    }
+    assert found["order"] < found["2022"], found
+    assert found["default"] < 0.7 * found["order"], found
+    assert found["plain"] < 1.05 * found["default"], found
+    assert found["corrected"] < 0.75 * found["default"], found
