@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.peer_subjects import BUNDLED_NAME, subject
+from benchmarks.peers.subjects import BUNDLED_NAME, subject
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.base_model.load import load_model

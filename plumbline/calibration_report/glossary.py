@@ -44,6 +44,7 @@ TRANSFORMS = {
 RANGES = {
     "percentile": "values beyond the {percentile:g}th percentile are cut off",
     "mse": "the range with the least squared error is taken",
+    "hessian": "the range with the least error is taken, weighted by what the columns that follow cannot make up for",
 }
 
 
@@ -67,7 +68,10 @@ def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: M
     if transform := scheme.get("transform"):
         parts.append(TRANSFORMS.get(transform, transform))
     if scheme.get("propagate") == "quantized":
-        parts.append("each layer is solved behind the ones that are already quantized, so the set is run again")
+        parts.append(
+            "each layer is solved behind the ones that are already quantized, so the set is run again"
+            + (f", and undoes {scheme['correction']:.0%} of their error" if scheme.get("correction") else "")
+        )
     return "; ".join(parts) + "."
 
 
@@ -100,6 +104,8 @@ def _scales(scheme: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
         text = f"one scale per group of {join(used)} weights"
     if not scheme.get("symmetric", True):
         text += " and a zero point beside it"
+    if scheme.get("signed_scale"):
+        text += "; scales may be negative"
     range_ = RANGES.get(scheme.get("range", "minmax"))
     return text + (f"; of the weights that share a scale, {range_.format(**scheme)}" if range_ else "")
 

@@ -17,14 +17,15 @@ PARTS = {
     "group_size": "number of weights that share a scale, e.g. 128; default: one scale per output channel",
     "per_tensor": "true: one scale for the whole weight",
     "symmetric": "false: with a zero point per scale",
-    "signed_scale": "true: scales may be negative, which gives the longer side of a group one code more",
-    "range": "of the weights: minmax, percentile (99.9), mse (least squared error) or hessian (weighted by it)",
+    "signed_scale": "scales may be negative: the longer side gets the extra code; gptq, adaround: true",
+    "range": "of the weights: minmax (rtn), percentile (percentile: 99.9), mse, hessian (others)",
     "activations": "{range: minmax | percentile | mse, symmetric: …} static; {dynamic: true} per token",
     "transform": "smoothquant (with smoothing: 0.5; for activations) or awq (for weights only)",
-    "act_order": "gptq: columns with the largest Hessian diagonal first",
+    "act_order": "gptq: columns with the largest Hessian diagonal first; true",
     "damping": "gptq, adaround: fraction of the mean Hessian diagonal to add to it, 0.01",
     "block_size": "gptq: columns per update; affects speed, not results",
     "propagate": "gptq: quantized reruns the samples, each layer on the outputs of the quantized ones",
+    "correction": "propagate: fraction of the error behind quantized layers that weights undo, 0.5",
     "ignore": "Linears kept in full precision: names, or re: and a regular expression; [lm_head]",
 }
 """One line per field of `SchemeParams`; a test compares the two."""
@@ -56,6 +57,13 @@ def in_words(scheme: SchemeParams) -> str:
     return describe_scheme(scheme.model_dump(mode="json"), {size: 1}, {})
 
 
+def _usual(scheme: SchemeParams) -> SchemeParams:
+    """A scheme with the defaults that follow from its method and grid."""
+    bits = {"mixed": scheme.mixed} if scheme.mixed is not None else {"weight_bits": scheme.weight_bits}
+    part = {"method": scheme.method, "symmetric": scheme.symmetric, "activations": scheme.activations}
+    return SchemeParams.model_validate(part | bits)
+
+
 def _in_short(scheme: SchemeParams) -> str:
     bits = f"{scheme.weight_bits}-bit" if scheme.mixed is None else f"{scheme.mixed.average_bits:g}-bit (mean)"
     scales = (
@@ -63,10 +71,13 @@ def _in_short(scheme: SchemeParams) -> str:
     )
     parts = [f"{bits} weights, {scales}"]
     parts += [] if scheme.symmetric else ["zero points"]
-    parts += [] if scheme.range == "minmax" else [f"range {scheme.range}"]
+    usual = _usual(scheme)
+    if scheme.signed_scale != usual.signed_scale:
+        parts.append("signed scales" if scheme.signed_scale else "unsigned")
+    parts += [] if scheme.range == usual.range else [f"range {scheme.range}"]
     if scheme.activations is not None:
         kind = "per token" if scheme.activations.dynamic else f"static, {scheme.activations.range}"
         parts.append(f"8-bit activations {kind}")
-    order = ", largest columns first" if scheme.act_order else ""
+    order = "" if scheme.act_order == usual.act_order else ", columns in order"
     again = ", propagated" if scheme.propagate == "quantized" else ""
     return f"{', '.join(parts)}; {scheme.transform + ' + ' if scheme.transform else ''}{scheme.method}{order}{again}"

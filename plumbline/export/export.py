@@ -29,7 +29,8 @@ def for_llm_compressor(root: Path, choice: str, scheme: str, schemes: Mapping[st
     return (
         f"{out}: {facts['samples']} samples, {facts['tokens']:,} tokens ({facts['shortest']} to {facts['longest']} "
         f"each), set {facts['digest'][:12]}, recipe for {scheme}\n"
-        f"next, where llmcompressor {CHECKED} is installed: python {out / 'quantize.py'} MODEL OUT"
+        + "".join(f"note: {line}\n" for line in facts["differences"])
+        + f"next, where llmcompressor {CHECKED} is installed: python {out / 'quantize.py'} MODEL OUT"
     )
 
 

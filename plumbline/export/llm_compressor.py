@@ -17,12 +17,12 @@ import pyarrow as pa
 import yaml
 
 from plumbline.calibration_set.reader import read_calibration_set, read_manifest
-from plumbline.export.modifiers import reads_samples, recipe
+from plumbline.export.modifiers import differences, reads_samples, recipe
 from plumbline.quantized_model.params import SchemeParams
 
 SAMPLES, RECIPE, SCRIPT, README = "samples", "recipe.yaml", "quantize.py", "README.md"
 CHECKED = "0.14.0.1"
-"""The release of llm-compressor for which benchmarks/peers.py verified that it reads exactly the exported samples."""
+"""The release of llm-compressor for which benchmarks/peers verified that it reads exactly the exported samples."""
 
 
 def hand_over(calibration_set: Path, scheme_name: str, scheme: SchemeParams, out: Path) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def hand_over(calibration_set: Path, scheme_name: str, scheme: SchemeParams, out
         out: the folder to write; may exist if it is empty.
 
     Returns:
-        samples, tokens, shortest and longest sample in tokens, the set's digest.
+        samples, tokens, shortest and longest sample in tokens, the set's digest, and what the recipe does otherwise
+        than the scheme.
 
     Raises:
         FileExistsError: `out` is not empty.
@@ -57,6 +58,7 @@ def hand_over(calibration_set: Path, scheme_name: str, scheme: SchemeParams, out
         "largest_id": int(ids.flatten().to_numpy().max()),
         "digest": manifest["digest"],
         "fingerprint": manifest["fingerprint"],
+        "differences": differences(scheme),
     }
     variables = facts | {
         "name": manifest["choice"]["name"],

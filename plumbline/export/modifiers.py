@@ -6,8 +6,9 @@ from typing import Any
 
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
 
-OBSERVERS = {"minmax": "memoryless_minmax", "mse": "memoryless_mse"}
-"""Observers of weights by range rule. llm-compressor 0.14 has no observer that clips at a percentile."""
+OBSERVERS = {"minmax": "memoryless_minmax", "mse": "memoryless_mse", "hessian": "memoryless_mse"}
+"""Observers of weights by range rule, or the nearest there is: llm-compressor 0.14 has none that reads the Hessian, and
+none that clips at a percentile."""
 
 
 def recipe(name: str, scheme: SchemeParams) -> dict[str, Any]:
@@ -51,6 +52,18 @@ def recipe(name: str, scheme: SchemeParams) -> dict[str, Any]:
     return {"quantization_stage": {"quantization_modifiers": modifiers}}
 
 
+def differences(scheme: SchemeParams) -> list[str]:
+    """What the recipe does otherwise than the scheme, in sentences; the samples are the same all the same."""
+    lines = []
+    if scheme.range == "hessian":
+        lines.append("range: hessian becomes its mse observer, which does not weigh channels")
+    if scheme.signed_scale:
+        lines.append("signed_scale: true is left out, because its scales are positive")
+    if scheme.correction:
+        lines.append("correction is left out: it calibrates each layer behind the quantized ones, without correcting")
+    return lines
+
+
 def reads_samples(scheme: SchemeParams) -> bool:
     """Whether llm-compressor needs samples for a scheme."""
     static = scheme.activations is not None and not scheme.activations.dynamic
@@ -68,10 +81,6 @@ def _unsupported(scheme: SchemeParams) -> dict[str, str]:
         reasons["transform: awq"] = "its AWQ searches on other losses and does not run without an accelerator"
     if scheme.range == "percentile":
         reasons["range: percentile"] = "it has minmax and mse"
-    if scheme.range == "hessian":
-        reasons["range: hessian"] = "it has minmax and mse"
-    if scheme.signed_scale:
-        reasons["signed_scale"] = "its scales are positive"
     if scheme.activations is not None and not scheme.activations.dynamic and scheme.activations.range != "minmax":
         reasons[f"activations.range: {scheme.activations.range}"] = "its static ranges of activations are minmax"
     return reasons

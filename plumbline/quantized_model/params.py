@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RangeRule = Literal["minmax", "percentile", "mse"]
 WeightRangeRule = Literal["minmax", "percentile", "mse", "hessian"]
+
+CORRECTION = 0.5
+"""Default strength of the correction: benchmarks/rounders.py found 0.25 to 1 within a few per cent of each other."""
 
 
 class ActivationParams(BaseModel):
@@ -86,9 +89,10 @@ class SchemeParams(BaseModel):
     """False: a zero point beside each scale."""
     signed_scale: bool = False
     """Symmetric weights alone: a negative scale where the weights reach further to the positive side, so that the code
-    that a symmetric grid has on one side only is there."""
+    that a symmetric grid has on one side only is there. GPTQ, AdaRound: true if the scheme allows it."""
     range: WeightRangeRule = "minmax"
-    """Range of the weights that share a scale; "hessian": of least error weighted by what GPTQ cannot compensate."""
+    """Range of the weights that share a scale; "hessian": of least error weighted by what GPTQ cannot compensate, which
+    is the default of GPTQ and AdaRound."""
     percentile: float = Field(default=99.9, gt=50, le=100)
     activations: ActivationParams | None = None
     """None: activations stay in the model's precision (A16)."""
@@ -100,8 +104,11 @@ class SchemeParams(BaseModel):
     """Bits per layer, instead of `weight_bits`."""
     propagate: Literal["full_precision", "quantized"] = "full_precision"
     """GPTQ: "quantized" collects the statistics of each layer again, behind the quantized layers before it."""
+    correction: float = Field(default=0.0, ge=0, le=1)
+    """`propagate: quantized`: share of the error behind the earlier layers that the weights undo before they are
+    rounded; 0.5 by default, 0 is plain GPTQ."""
     act_order: bool = False
-    """GPTQ: columns in descending order of the Hessian's diagonal."""
+    """GPTQ: columns in descending order of the Hessian's diagonal; true by default there."""
     damping: float = Field(default=0.01, gt=0, le=1)
     """GPTQ and AdaRound: share of the mean Hessian diagonal added to it."""
     block_size: int = Field(default=128, gt=0)
@@ -136,6 +143,21 @@ class SchemeParams(BaseModel):
             remarks.append("vLLM calls static activations with a zero point implemented, but untested")
         return remarks
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults_of_method(cls, entry: Any) -> Any:
+        """Fill in the defaults that depend on other fields, so that a record of the scheme holds what was used."""
+        if not isinstance(entry, dict):
+            return entry
+        defaults: dict[str, Any] = {}
+        if entry.get("method") in ("gptq", "adaround"):
+            eight = entry.get("weight_bits", 4) == 8 and entry.get("mixed") is None
+            signed = entry.get("symmetric", True) is True and entry.get("activations") is None and not eight
+            defaults |= {"range": "hessian", "signed_scale": signed, "act_order": entry["method"] == "gptq"}
+        if entry.get("propagate") == "quantized":
+            defaults["correction"] = CORRECTION
+        return defaults | entry
+
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
         _require_percentile_acts(self, "")
@@ -153,6 +175,8 @@ class SchemeParams(BaseModel):
         ):
             if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} acts on method {' and '.join(methods)} only, not on {self.method}; remove it")
+        if self.correction and self.propagate != "quantized":
+            raise ValueError("correction acts with propagate: quantized only; remove it, or add propagate: quantized")
         if self.range == "hessian" and self.method == "rtn":
             raise ValueError(
                 "range: hessian weighs channels by the factor of the Hessian, which method: rtn does not read; write "

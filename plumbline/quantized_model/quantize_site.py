@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from plumbline.quantized_model.activations import activation_range, activation_scale
 from plumbline.quantized_model.adaround import adaround
-from plumbline.quantized_model.factors import Factors
+from plumbline.quantized_model.correction import CrossMoments, corrected
+from plumbline.quantized_model.factors import Factors, factor
 from plumbline.quantized_model.gptq import Solution, gptq
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics
@@ -31,19 +33,46 @@ def quantize_site(
     scheme: SchemeParams,
     factors: Factors | None = None,
     errors: bool = True,
+    *,
+    cross: CrossMoments | None = None,
 ) -> dict[str, Layer]:
-    """Quantize the weights (out, in) of Linears that read one input, whose statistics are `site` (None: no tokens).
+    """Quantize the weights (out, in) of Linears that read one input.
 
     Args:
+        site: statistics of the input; None: no tokens.
+        factors: cache of Hessian factors.
         errors: compute each layer's relative error, which is reported and influences nothing.
+        cross: moments of the inherited error, to correct the weights by `scheme.correction` before they are rounded.
+            Reported errors are then those of the corrected weights.
     """
-    parts = [{name: W} for name, W in members.items()] if grid.per_tensor else [dict(members)]
-    layers = [_quantize_stacked(part, site, grid, scheme, factors, errors) for part in parts]
+    targets = dict(members)
+    if cross is not None and site is not None and site.hessian is not None:
+        targets = _corrected(members, cross, site.hessian, scheme)
+    parts = [[name] for name in members] if grid.per_tensor else [list(members)]
+    dtype = next(iter(members.values())).dtype
+    layers = [
+        _quantize_stacked({name: targets[name] for name in part}, dtype, site, grid, scheme, factors, errors)
+        for part in parts
+    ]
     return {name: layer for part in layers for name, layer in part.items()}
+
+
+def _corrected(
+    members: Mapping[str, Tensor], cross: CrossMoments, hessian: Tensor, scheme: SchemeParams
+) -> dict[str, Tensor]:
+    """The weights that undo the inherited error, float32; unchanged where the Hessian cannot be factored."""
+    W = torch.cat(list(members.values()))
+    F = factor(hessian, scheme.damping, scheme.act_order, W.device) if bool(hessian.diagonal().any()) else None
+    if F is None:
+        return dict(members)
+    lengths = [len(weight) for weight in members.values()]
+    rows = torch.split(corrected(W, cross, F, scheme.correction).float(), lengths)
+    return dict(zip(members, rows, strict=True))
 
 
 def _quantize_stacked(
     members: dict[str, Tensor],
+    dtype: torch.dtype,
     site: InputStatistics | None,
     grid: Grid,
     scheme: SchemeParams,
@@ -51,12 +80,12 @@ def _quantize_stacked(
     errors: bool,
 ) -> dict[str, Layer]:
     W = torch.cat(list(members.values())) if len(members) > 1 else next(iter(members.values()))
-    solution = _rounded(W, site, grid, scheme, factors)
+    solution = _rounded(W, dtype, site, grid, scheme, factors)
     scale, zero = None, None
     activations = scheme.activations
     if activations is not None and not activations.dynamic and site is not None:
         low, high = activation_range(site, activations)
-        scale, zero = activation_scale(low, high, activations.bits, activations.symmetric, W.dtype)
+        scale, zero = activation_scale(low, high, activations.bits, activations.symmetric, dtype)
         zero = None if activations.symmetric else zero
     layers, start = {}, 0
     for name, weight in members.items():
@@ -71,24 +100,29 @@ def _quantize_stacked(
 
 
 def _rounded(
-    W: Tensor, site: InputStatistics | None, grid: Grid, scheme: SchemeParams, factors: Factors | None
+    W: Tensor,
+    dtype: torch.dtype,
+    site: InputStatistics | None,
+    grid: Grid,
+    scheme: SchemeParams,
+    factors: Factors | None,
 ) -> Solution:
     nearest = partial(rtn, W, grid, scheme.range, scheme.percentile, scheme.signed_scale)
     if scheme.method == "rtn":
         return Solution(nearest(), None, 0, None)
     if site is None or site.hessian is None:
         return Solution(nearest(), None, W.shape[1], NO_TOKENS)
-    ranges = ranges_of(grid, scheme, W.dtype)
+    ranges = ranges_of(grid, scheme, dtype)
     problem = W, site.hessian, site.tokens, grid, scheme.damping
     if scheme.method == "adaround":
         return adaround(*problem, factors=factors, ranges=ranges)
-    return gptq(*problem, scheme.block_size, scheme.act_order, factors=factors, ranges=ranges)
+    solution = gptq(*problem, scheme.block_size, scheme.act_order, factors=factors, ranges=ranges)
+    # Scales are values of `dtype`; a corrected weight is float32, which gptq takes for their dtype.
+    return replace(solution, weight=replace(solution.weight, scale=solution.weight.scale.to(dtype)))
 
 
-def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges | None:
-    """The function that computes scale and zero point of a group in GPTQ; None: minmax."""
-    if scheme.range == "minmax" and not scheme.signed_scale:
-        return None
+def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges:
+    """The function that computes scale and zero point of a group in GPTQ."""
     return partial(
         weight_range,
         bits=grid.bits,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plumbline.quantized_model.activations import quantize_activation, quantize_per_token
 from plumbline.quantized_model.grid import dequantize
-from plumbline.quantized_model.layer import Quantized
+from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.params import SchemeParams
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -42,11 +42,20 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
     simulated = copy.deepcopy(model, dict(weights))
     for name, value in quantized.parameters.items():
         simulated.get_parameter(name).copy_(value)
-    if scheme.activations is not None:
-        for name, layer in quantized.layers.items():
-            hook = rounding(scheme.activations.bits, layer.input_scale, layer.input_zero_point)
-            simulated.get_submodule(name).register_forward_pre_hook(hook)
+    for name, layer in quantized.layers.items():
+        _round_input(simulated.get_submodule(name), layer, scheme)
     return simulated
+
+
+def put(linear: nn.Module, layer: Layer, scheme: SchemeParams) -> None:
+    """Make a Linear compute what the quantized one does, in place."""
+    linear.get_parameter("weight").copy_(dequantize(layer.weight))
+    _round_input(linear, layer, scheme)
+
+
+def _round_input(linear: nn.Module, layer: Layer, scheme: SchemeParams) -> None:
+    if scheme.activations is not None:
+        linear.register_forward_pre_hook(rounding(scheme.activations.bits, layer.input_scale, layer.input_zero_point))
 
 
 def rounding(

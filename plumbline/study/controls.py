@@ -25,16 +25,19 @@ from plumbline.tokenized_samples.reader import read_samples
 def without_calibration(scheme: SchemeParams) -> SchemeParams | None:
     """The scheme without calibration data; None if it reads none.
 
-    Weights are rounded to nearest on the scheme's own grid (bits, group size, symmetry, range). Static activation
-    scales, which need texts, become dynamic ones, a scale per token at run time. Mixed bits, which depend on measured
-    sensitivity, become the largest of the scheme's widths within its budget.
+    Weights are rounded to nearest on the scheme's own grid (bits, group size, symmetry, sign, range; mse for a range
+    that reads the Hessian). Static activation scales, which need texts, become dynamic ones, a scale per token at run
+    time. Mixed bits, which depend on measured sensitivity, become the largest of the scheme's widths within its
+    budget.
     """
     if not scheme.reads:
         return None
     grid = {
         name: getattr(scheme, name)
-        for name in ("group_size", "per_tensor", "symmetric", "range", "percentile", "ignore")
+        for name in ("group_size", "per_tensor", "symmetric", "signed_scale", "range", "percentile", "ignore")
     }
+    if scheme.range == "hessian":
+        grid["range"] = "mse"
     bits = scheme.weight_bits
     if scheme.mixed is not None:
         bits = max(width for width in scheme.mixed.widths if width <= scheme.mixed.average_bits)

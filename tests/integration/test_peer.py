@@ -1,4 +1,4 @@
-"""llm-compressor itself, on what was handed over. Skipped where benchmarks/peers.py has made no environment for it."""
+"""llm-compressor itself, on what was handed over. Skipped where benchmarks/peers has made no environment for it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.peer_subjects import write_set
-from benchmarks.peers import peer_python
+from benchmarks.peers.environments import Unavailable, python_of
+from benchmarks.peers.recipes import LLM_COMPRESSOR
+from benchmarks.peers.subjects import write_set
 from plumbline.base_model.folder import BUNDLED
 from plumbline.export.llm_compressor import hand_over
 from plumbline.quantized_model.params import SchemeParams
@@ -35,16 +36,18 @@ LENGTHS = (20, 512, 33, 300, 5, 300, 64)
 def test_llm_compressor_reads_every_sample_once_a_pass_whole_and_unpadded(
     scheme: dict[str, Any], passes: int, tmp_path: Path
 ) -> None:
-    python = peer_python()
-    if python is None:
-        pytest.skip("needs an environment with llm-compressor: python -m benchmarks.peers makes it, or PLUMBLINE_PEER")
+    try:
+        python = python_of(LLM_COMPRESSOR, install=False)
+    except Unavailable as problem:
+        pytest.skip(f"llm-compressor: {problem}")
     rng = np.random.default_rng(0)
     samples = [rng.integers(3, 6000, size=length, dtype=np.int32) for length in LENGTHS]
     (tmp_path / "set").mkdir()
     write_set(tmp_path / "set", "uneven", samples)
     hand_over(tmp_path / "set", "mine", SchemeParams.model_validate(scheme), tmp_path / "out")
-    command = [python, "-m", "benchmarks.peer_llm_compressor", tmp_path / "out", BUNDLED, tmp_path / "model"]
-    ran = subprocess.run([*map(str, command), "--watch"], cwd=PROJECT, capture_output=True, text=True)
+    arguments = [tmp_path / "out", BUNDLED, tmp_path / "model", "{}", "--watch"]
+    command = [python, "-m", "benchmarks.peers.contenders.llm_compressor", *map(str, arguments)]
+    ran = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     seen = json.loads(ran.stdout.splitlines()[-1])["seen"]
     assert seen["embedding"] == [sample_id(ids) for ids in samples] * passes

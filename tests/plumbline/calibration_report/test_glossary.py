@@ -23,7 +23,9 @@ NEAREST = "each weight is rounded to the nearest value"
             {"method": "gptq", "weight_bits": 4, "group_size": 128},
             {"128": 40, "43": 5},
             {"4": 45},
-            f"4-bit weights, one scale per group of 128 (40 layers) and 43 (5 layers) weights; {GPTQ}.",
+            "4-bit weights, one scale per group of 128 (40 layers) and 43 (5 layers) weights; scales may be negative; "
+            "of the weights that share a scale, the range with the least error is taken, weighted by what the columns "
+            f"that follow cannot make up for; {GPTQ}; columns that see the most come first.",
         ),
         (
             {"method": "rtn", "weight_bits": 8, "activations": {}},
@@ -53,6 +55,14 @@ NEAREST = "each weight is rounded to the nearest value"
             "2-bit weights, one scale per group of 64 weights and a zero point beside it; of the weights that share a "
             f"scale, the range with the least squared error is taken; {NEAREST}.",
         ),
+        (
+            {"method": "gptq", "weight_bits": 3, "group_size": 64, "range": "hessian", "signed_scale": True},
+            {"64": 45},
+            {"3": 45},
+            "3-bit weights, one scale per group of 64 weights; scales may be negative; of the weights that share a "
+            "scale, the range with the least error is taken, weighted by what the columns that follow cannot make up "
+            f"for; {GPTQ}; columns that see the most come first.",
+        ),
     ],
 )
 def test_a_scheme_in_words(entry: dict[str, Any], sizes: dict[str, int], bits: dict[str, int], said: str) -> None:
@@ -73,8 +83,7 @@ def test_the_widths_that_mixed_precision_came_to_are_named() -> None:
     [
         ({"method": "rtn", "weight_bits": 8, "activations": {}, "transform": "smoothquant"}, "SmoothQuant"),
         ({"method": "gptq", "transform": "awq"}, "AWQ"),
-        ({"method": "gptq", "act_order": True}, "columns that see the most come first"),
-        ({"method": "gptq", "propagate": "quantized"}, "the set is run again"),
+        ({"method": "gptq", "propagate": "quantized"}, "the set is run again, and undoes 50% of their error"),
     ],
 )
 def test_what_is_asked_for_is_said_and_nothing_else(entry: dict[str, Any], word: str) -> None:
@@ -83,6 +92,15 @@ def test_what_is_asked_for_is_said_and_nothing_else(entry: dict[str, Any], word:
 
     assert word in words(entry)
     assert word not in words({key: entry[key] for key in entry if key in ("method", "weight_bits", "activations")})
+
+
+def test_the_order_of_columns_is_gptqs_alone() -> None:
+    def words(**params: Any) -> str:
+        return describe_scheme(SchemeParams.model_validate(params).model_dump(mode="json"), {"per channel": 1}, {})
+
+    assert "columns that see the most come first" in words(method="gptq")
+    for params in ({"method": "gptq", "act_order": False}, {"method": "rtn"}, {"method": "adaround"}):
+        assert "come first" not in words(**params)
 
 
 def test_an_older_record_without_the_newer_fields_is_described_too() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks.peer_subjects import write_set
+from benchmarks.peers.subjects import write_set
 from plumbline.cli.main import main
 from tests.helpers.paths import PROJECT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peer_subjects import write_set
+from benchmarks.peers.subjects import write_set
 
 LENGTHS = (7, 512, 33, 600, 1, 64)
 """More than llm-compressor's defaults are kind to: uneven, not sorted."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from compressed_tensors.quantization import QuantizationArgs
 
-from plumbline.export.modifiers import reads_samples, recipe
+from plumbline.export.modifiers import differences, reads_samples, recipe
 from plumbline.quantized_model.params import SchemeParams
 
 
@@ -18,7 +18,8 @@ def modifiers(**scheme: Any) -> dict[str, Any]:
 
 
 def test_gptq_says_everything_that_has_another_default_there() -> None:
-    (settings,) = modifiers(method="gptq", weight_bits=4, group_size=128).values()
+    plain = {"range": "minmax", "signed_scale": False, "act_order": False}
+    (settings,) = modifiers(method="gptq", weight_bits=4, group_size=128, **plain).values()
     # GPTQModifier of llm-compressor 0.14: actorder "static", lm_head not ignored.
     assert settings["actorder"] is None and settings["ignore"] == ["lm_head"]
     assert (settings["dampening_frac"], settings["block_size"]) == (0.01, 128)
@@ -32,7 +33,19 @@ def test_gptq_says_everything_that_has_another_default_there() -> None:
         "dynamic": False,
         "observer": "memoryless_minmax",
     }
-    assert modifiers(method="gptq", act_order=True, group_size=128)["GPTQModifier"]["actorder"] == "static"
+    (settings,) = modifiers(method="gptq", group_size=128).values()
+    assert settings["actorder"] == "static"
+    assert settings["config_groups"]["group_0"]["weights"]["observer"] == "memoryless_mse"
+
+
+def test_what_the_recipe_does_otherwise_is_said() -> None:
+    def said(**scheme: Any) -> list[str]:
+        return differences(SchemeParams.model_validate(scheme))
+
+    assert said(method="rtn") == []
+    assert [line.split()[0] for line in said(method="gptq", propagate="quantized")] == [
+        *("range:", "signed_scale:", "correction")
+    ]
 
 
 @pytest.mark.parametrize(

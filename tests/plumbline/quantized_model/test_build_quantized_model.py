@@ -284,7 +284,7 @@ def test_propagation_counts_the_tokens_that_the_statistics_count(project, tmp_pa
     build_activation_stats(settings, checkpoint("base", project), tmp_path / "chats", stats)
     stored = {"method": "gptq", "weight_bits": 3, "group_size": 32}
     codes = []
-    for name, entry in (("stored", stored), ("propagated", stored | {"propagate": "quantized"})):
+    for name, entry in (("stored", stored), ("propagated", stored | {"propagate": "quantized", "correction": 0})):
         build(project, tmp_path / name, name, scheme_params=SchemeParams.model_validate(entry), **where)
         codes.append(load_file(tmp_path / name / "model.safetensors"))
     first, last = "model.layers.0.self_attn.q_proj.weight_packed", "model.layers.1.mlp.down_proj.weight_packed"

@@ -301,8 +301,8 @@ def test_both_lower_the_divergence_of_a_real_model_at_few_bits(shared_data: Path
 
     for bits, factor_of_minmax, factor_of_mse in ((3, 0.7, 0.9), (4, 0.85, 0.98)):
         minmax, mse, both = (
-            divergence(weight_bits=bits),
-            divergence(weight_bits=bits, range="mse"),
+            divergence(weight_bits=bits, range="minmax", signed_scale=False),
+            divergence(weight_bits=bits, range="mse", signed_scale=False),
             divergence(weight_bits=bits, range="hessian", signed_scale=True),
         )
         assert both < factor_of_minmax * minmax, (bits, minmax, mse, both)

@@ -26,6 +26,10 @@ from tests.helpers.study import VOCABULARY, Small
             },
             {"method": "rtn", "weight_bits": 3, "group_size": 16, "range": "mse", "symmetric": False},
         ),
+        (
+            {"method": "gptq", "weight_bits": 3, "group_size": 16, "range": "hessian", "signed_scale": True},
+            {"method": "rtn", "weight_bits": 3, "group_size": 16, "range": "mse", "signed_scale": True},
+        ),
         ({"method": "rtn", "weight_bits": 4, "transform": "awq"}, {"method": "rtn", "weight_bits": 4}),
         (
             {
@@ -38,7 +42,7 @@ from tests.helpers.study import VOCABULARY, Small
         ),
         (
             {"method": "gptq", "mixed": MixedParams(average_bits=3.5)},
-            {"method": "rtn", "weight_bits": 3},
+            {"method": "rtn", "weight_bits": 3, "range": "mse", "signed_scale": True},
         ),
     ],
 )

@@ -1,8 +1,8 @@
-"""The subjects of benchmarks/peers.py: three models, their calibration samples, and held-out text.
+"""The models that are quantized, their calibration samples, and held-out text.
 
 The bundled model is calibrated on windows of its training documents and evaluated on documents of the report split. The
 two random Llamas are bfloat16, with a vocabulary of 4,096 tokens and heads of 64 channels. Their samples are random
-tokens, so only their times are meaningful.
+tokens, so only their times are meaningful. articles.py has the real model.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ class Subject:
     model: Path
     samples: Path
     held_out: HeldOut
+    group_size: int = 128
+    """Input channels per scale; divides every width of the model."""
+
+    @property
+    def says_something(self) -> bool:
+        """Whether its KL means anything: random tokens do not."""
+        return self.name not in RANDOM_LLAMAS
 
 
 def subject(name: str, samples: int, length: int, work: Path, dtype: str = "bfloat16") -> Subject:
@@ -61,11 +68,11 @@ def subject(name: str, samples: int, length: int, work: Path, dtype: str = "bflo
     if not (calibration / "manifest.json").is_file() or not evaluated.is_file():
         _write_subject(name, samples, length, model, calibration, evaluated)
     if dtype != "bfloat16":
-        model = _recast(model, folder / f"model-{dtype}", dtype)
+        model = recast(model, folder / f"model-{dtype}", dtype)
     return Subject(name, model, calibration, _read_held_out(evaluated))
 
 
-def _recast(model: Path, folder: Path, dtype: str) -> Path:
+def recast(model: Path, folder: Path, dtype: str) -> Path:
     """The model with its tokenizer, stored in another dtype."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -96,7 +103,11 @@ def _write_subject(name: str, samples: int, length: int, model: Path, calibratio
 def _read_held_out(file: Path) -> HeldOut:
     table = pq.read_table(file)
     tokens = [np.array(ids, np.int64) for ids in table["input_ids"].to_pylist()]
-    domains, documents = table["domain"].to_pylist(), table["doc_id"].to_pylist()
+    return held_out_of(table["domain"].to_pylist(), table["doc_id"].to_pylist(), tokens)
+
+
+def held_out_of(domains: list[str], documents: list[str], tokens: list[np.ndarray]) -> HeldOut:
+    """Held-out samples of token ids (int64), each with its domain and document."""
     return HeldOut([sample_id(ids) for ids in tokens], documents, domains, tokens, {})
 
 

@@ -1,0 +1,1 @@
+"""Plumbline side by side with other quantizers: `python -m benchmarks.peers`."""
