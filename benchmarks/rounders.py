@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.peers.articles import NAME as REAL
 from benchmarks.peers.articles import STORIES, Articles, subject_of_articles
 from benchmarks.peers.evaluation import Judge, Sums, interval, verdict
 from benchmarks.peers.subjects import BUNDLED_NAME, Subject, subject
@@ -53,13 +54,15 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
-    """The models that are there."""
-    if arguments.stories:
+    """The models that are named."""
+    wanted = arguments.models or (STORIES, BUNDLED_NAME, REAL)
+    if arguments.stories and STORIES in wanted:
         yield subject_of_articles(
             Articles(arguments.stories, arguments.stories_texts, 64, 128, 48, 128, STORIES, 32), WORK
         )
-    yield subject(BUNDLED_NAME, arguments.samples, 512, WORK, "float32")
-    if arguments.smollm2:
+    if BUNDLED_NAME in wanted:
+        yield subject(BUNDLED_NAME, arguments.samples, 512, WORK, "float32")
+    if arguments.smollm2 and REAL in wanted:
         yield subject_of_articles(Articles(arguments.smollm2, arguments.texts), WORK)
 
 
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--stories", type=Path, help="folder of stories260K")
     parser.add_argument("--stories-texts", type=Path, help="its text")
     parser.add_argument("--samples", type=int, default=64, help="of the bundled model, 512 tokens each (64)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help=f"these alone: {STORIES}, {BUNDLED_NAME}, {REAL}")
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone")
     parser.add_argument("--out", type=Path, help="write the tables to this file, too")
