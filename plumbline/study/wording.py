@@ -144,7 +144,9 @@ def on_controls(controls: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -
             text += " Nonsense is called better than text: under this scheme it does not count how well texts represent"
             text += " production."
         elif by_control[NONSENSE] and not any(c["verdict"] == "worse" for c in by_control[NONSENSE]):
-            text += " Nonsense is never called worse: under this scheme no choice of texts can be expected to matter."
+            text += " Nonsense is never called worse: under this scheme no choice of texts can be expected to matter"
+            seen = [c["detectable"] for c in by_control[NONSENSE] if c["detectable"] is not None]
+            text += f" by {percent(min(seen))} or more, which could have been seen." if seen else "."
         texts.append(text)
     return texts
 
