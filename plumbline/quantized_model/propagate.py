@@ -104,7 +104,7 @@ def propagated(
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class PropagatedLayer:
     """A decoder layer whose Linears are quantized.
 
     Attributes:
@@ -127,7 +127,7 @@ def walk(
     solve: Solve,
     scheme: SchemeParams,
     masks: Masks | None = None,
-) -> Iterator[Part]:
+) -> Iterator[PropagatedLayer]:
     """Quantize the Linears `names` one decoder layer after the other.
 
     Args:
@@ -140,7 +140,7 @@ def walk(
         local = {name: name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")}
         call = calls.call(number, ordered[0][1])
         sites = sites_of(streams.layer, local, streams.hidden[0], call)
-        part = Part(number, {}, {})
+        part = PropagatedLayer(number, {}, {})
         if streams.paired:
             writers, reason = writers_of(streams.original, local, sites, streams.base[0], call)
             part.uncorrected.update({prefix: reason} if reason else {})

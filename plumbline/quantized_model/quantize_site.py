@@ -18,7 +18,7 @@ from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics
 from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.ranges import Ranges, weight_range
+from plumbline.quantized_model.ranges import ranges_of
 from plumbline.quantized_model.rtn import rtn
 
 NO_TOKENS = "no tokens reached this layer"
@@ -119,19 +119,6 @@ def _rounded(
     solution = gptq(*problem, scheme.block_size, scheme.act_order, factors=factors, ranges=ranges)
     # Scales are values of `dtype`; a corrected weight is float32, which gptq takes for their dtype.
     return replace(solution, weight=replace(solution.weight, scale=solution.weight.scale.to(dtype)))
-
-
-def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges:
-    """The function that computes scale and zero point of a group in GPTQ."""
-    return partial(
-        weight_range,
-        bits=grid.bits,
-        symmetric=grid.symmetric,
-        dtype=dtype,
-        rule=scheme.range,
-        percentile=scheme.percentile,
-        signed=scheme.signed_scale,
-    )
 
 
 def relative_error(

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from plumbline.quantized_model.grid import code_range, scale_and_zero
-from plumbline.quantized_model.params import WeightRangeRule
+from plumbline.quantized_model.grid import Grid, code_range, scale_and_zero
+from plumbline.quantized_model.params import SchemeParams, WeightRangeRule
 
 SHRINKS = tuple(step / 100 for step in range(100, 19, -1))
 """Shares of the whole range that `mse` tries."""
@@ -44,6 +45,19 @@ class Ranges(Protocol):
     """Computes scale and zero point (...,) of the weights (..., group) that share them."""
 
     def __call__(self, values: Tensor, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+
+def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges:
+    """The function that computes scale and zero point of a group in GPTQ."""
+    return partial(
+        weight_range,
+        bits=grid.bits,
+        symmetric=grid.symmetric,
+        dtype=dtype,
+        rule=scheme.range,
+        percentile=scheme.percentile,
+        signed=scheme.signed_scale,
+    )
 
 
 def weight_range(

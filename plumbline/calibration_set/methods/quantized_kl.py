@@ -23,6 +23,8 @@ from plumbline.calibration_set.strategies.base import Samples
 from plumbline.divergence import BasePrediction, predict, token_divergence
 from plumbline.quantized_model.gptq import gptq
 from plumbline.quantized_model.grid import Grid, dequantize
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.ranges import ranges_of
 from plumbline.quantized_model.scheme import group_size_for, quantizable_linears
 
 GIGABYTE = 2**30
@@ -170,6 +172,7 @@ class QuantizedKL:
         """
         linears = probe_linears(model, blocks)
         self.model, self.bits = model, bits
+        self.scheme = SchemeParams.model_validate({"method": "gptq", "weight_bits": bits})
         self.group_size = {name: group_size_for(one.in_features, group_size, bits) for name, one in linears.items()}
         with one_thread():
             self.sites = sample_hessians(model, linears, candidates, memory_gb)
@@ -192,7 +195,7 @@ class QuantizedKL:
 
     @torch.no_grad()
     def quantize(self, items: Sequence[int]) -> PreTrainedModel:
-        """The copy with its probe layers quantized by GPTQ with the Hessian of the set."""
+        """The copy with its probe layers quantized by `method: gptq` with the Hessian of the set."""
         wanted = tuple(sorted(items))
         if wanted != self._quantized_from:
             with one_thread():
@@ -200,7 +203,11 @@ class QuantizedKL:
                     S, tokens = site.of(wanted)
                     weights = [self._linear(self.model, name).weight for name in site.members]
                     W = torch.cat(weights)
-                    solved = gptq(W, S, tokens, Grid(self.bits, self.group_size[site.members[0]]))
+                    grid = Grid(self.bits, self.group_size[site.members[0]])
+                    ranges = ranges_of(grid, self.scheme, W.dtype)
+                    solved = gptq(
+                        W, S, tokens, grid, self.scheme.damping, act_order=self.scheme.act_order, ranges=ranges
+                    )
                     parts = torch.split(dequantize(solved.weight), [len(weight) for weight in weights])
                     for name, part in zip(site.members, parts, strict=True):
                         self._linear(self._copy, name).weight.copy_(part)
