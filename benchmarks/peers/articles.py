@@ -49,15 +49,15 @@ def articles(text: str) -> list[str]:
     return [part for part in HEADING.split(text) if len(part) > SHORTEST]
 
 
-def pieces(text: str) -> list[str]:
-    """A text without headings, cut at ends of lines into pieces of `PIECE` characters or a little more."""
+def pieces(text: str, size: int) -> list[str]:
+    """A text cut at ends of lines into pieces of at least `size` characters; the last is the rest, possibly empty."""
     parts, current = [], ""
     for line in text.splitlines(keepends=True):
         current += line
-        if len(current) >= PIECE:
+        if len(current) >= size:
             parts.append(current)
             current = ""
-    return parts
+    return [*parts, current]
 
 
 def split(documents: list[list[int]], settings: Articles) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
@@ -94,7 +94,7 @@ def subject_of_articles(settings: Articles, work: Path, dtype: str = "float32") 
     model = recast(settings.model, folder / f"model-{dtype}", dtype)
     tokenizer = load_tokenizer(model)
     text = settings.texts.read_text(encoding="utf-8")
-    documents = articles(text) if HEADING.search(text) else pieces(text)
+    documents = articles(text) if HEADING.search(text) else pieces(text, PIECE)[:-1]
     ids = [tokenizer(part)["input_ids"] for part in documents]
     samples, beginnings, rows = split(ids, settings)
     calibration = folder / f"samples-{settings.samples}x{settings.length}"

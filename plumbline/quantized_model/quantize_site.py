@@ -12,7 +12,7 @@ from torch import Tensor
 from plumbline.quantized_model.activations import activation_range, activation_scale
 from plumbline.quantized_model.adaround import adaround
 from plumbline.quantized_model.correction import CrossMoments, corrected
-from plumbline.quantized_model.factors import Factors, factor
+from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.gptq import Solution, gptq
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics
@@ -47,7 +47,8 @@ def quantize_site(
     """
     targets = dict(members)
     if cross is not None and site is not None and site.hessian is not None:
-        targets = _corrected(members, cross, site.hessian, scheme)
+        factors = Factors() if factors is None else factors  # the correction and the solver share one
+        targets = _corrected(members, cross, site.hessian, scheme, factors)
     parts = [[name] for name in members] if grid.per_tensor else [list(members)]
     dtype = next(iter(members.values())).dtype
     layers = [
@@ -58,11 +59,11 @@ def quantize_site(
 
 
 def _corrected(
-    members: Mapping[str, Tensor], cross: CrossMoments, hessian: Tensor, scheme: SchemeParams
+    members: Mapping[str, Tensor], cross: CrossMoments, hessian: Tensor, scheme: SchemeParams, factors: Factors
 ) -> dict[str, Tensor]:
     """The weights that undo the inherited error, float32; unchanged where the Hessian cannot be factored."""
     W = torch.cat(list(members.values()))
-    F = factor(hessian, scheme.damping, scheme.act_order, W.device) if bool(hessian.diagonal().any()) else None
+    F = factors.get(hessian, scheme.damping, scheme.act_order, W.device) if bool(hessian.diagonal().any()) else None
     if F is None:
         return dict(members)
     lengths = [len(weight) for weight in members.values()]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.peers.articles import pieces
 from tests.helpers.workspace import Workspace, make_workspace
 
 pytestmark = pytest.mark.integration
@@ -23,7 +24,7 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Work
         "web": corpora / "exllamav2-cal/c4.utf8",
         "code": corpora / "exllamav2-cal/code.utf8",
     }
-    texts = {domain: chunks(path.read_text(encoding="utf-8"), 1200) for domain, path in files.items()}
+    texts = {domain: pieces(path.read_text(encoding="utf-8"), 1200) for domain, path in files.items()}
     domains = {"stories": "in-domain", "code": "code", "web": "web"}
     calibrations = {
         f"{domains[domain]}-{draw}": {"strategy": "random", "n": 48, "seed": draw, "domains": [domain]}
@@ -50,17 +51,6 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Work
         (folder / f"{domain}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     workspace.plumbline("run")
     return workspace
-
-
-def chunks(text: str, size: int) -> list[str]:
-    """Pieces of about `size` characters that end at a line."""
-    pieces, current = [], ""
-    for line in text.splitlines(keepends=True):
-        current += line
-        if len(current) >= size:
-            pieces.append(current)
-            current = ""
-    return [*pieces, current]
 
 
 def kl_on_stories(workspace: Workspace, calibration: str) -> float:
