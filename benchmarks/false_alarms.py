@@ -134,8 +134,7 @@ def measured(
     from plumbline.evaluation.metrics import document_table
     from plumbline.evaluation.params import EvaluationParams
     from plumbline.params import load_params
-    from plumbline.quantized_model.propagate import propagated
-    from plumbline.quantized_model.quantize import quantize_model
+    from plumbline.quantized_model.apply import apply_scheme
     from plumbline.quantized_model.simulate import simulate
 
     params, limits = load_params(PROJECT), EvaluationParams()
@@ -166,11 +165,8 @@ def measured(
                 }
                 together = collect_together(model, tokens, names, settings.ignore)
                 for number, totals, set_names in zip(part, together, names, strict=True):
-                    if scheme.propagate == "quantized":
-                        drawn = [(name, tokens[name]) for name in sorted(set_names)]
-                        quantized = propagated(model, drawn, scheme, totals)
-                    else:
-                        quantized = quantize_model(model, totals, scheme)
+                    drawn = [(name, tokens[name]) for name in sorted(set_names)], None
+                    quantized = apply_scheme(model, totals, scheme, lambda drawn=drawn: drawn)  # type: ignore[misc]
                     divergence, sample_of_token = measure(base, simulate(model, quantized, scheme), work)
                     write_table(
                         path / f"{number}.parquet",

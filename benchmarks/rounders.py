@@ -27,10 +27,9 @@ from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.base_model.load import load_model
 from plumbline.calibration_set.reader import read_calibration_set
+from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.propagate import propagated
-from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
 
 WORK = Path(__file__).resolve().parents[1] / ".plumbline" / "rounders"
@@ -83,10 +82,7 @@ def table(about: Subject, bits: int, only: list[str] | None) -> Iterator[str]:
         entry = {"method": "gptq", "weight_bits": bits, "group_size": about.group_size, **changes}
         scheme = SchemeParams.model_validate(entry)
         cpu = time.process_time()
-        if scheme.propagate == "quantized":
-            quantized = propagated(model, samples, scheme, stats)
-        else:
-            quantized = quantize_model(model, stats, scheme, factors)
+        quantized = apply_scheme(model, stats, scheme, lambda: (samples, None), factors)
         cpu = time.process_time() - cpu
         with torch.no_grad():
             measured[name] = judge.sums_of(simulate(model, quantized, scheme))

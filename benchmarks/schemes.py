@@ -24,10 +24,9 @@ from plumbline.evaluation.held_out import batches
 from plumbline.evaluation.measure import measure
 from plumbline.evaluation.metrics import figures
 from plumbline.params import load_params
+from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.grid import QuantizedWeight
-from plumbline.quantized_model.propagate import propagated
-from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -59,10 +58,7 @@ def main(samples: int, length: int, only: tuple[str, ...]) -> None:
     print("| scheme | KL, nats | perplexity | top-1 | bits per weight | seconds |\n|---|---:|---:|---:|---:|---:|")
     for name in only or schemes:
         started = time.perf_counter()
-        if schemes[name].propagate == "quantized":
-            quantized = propagated(model, ids, schemes[name], stats)
-        else:
-            quantized = quantize_model(model, stats, schemes[name], factors)
+        quantized = apply_scheme(model, stats, schemes[name], lambda: (ids, None), factors)
         seconds = time.perf_counter() - started
         with torch.no_grad():
             results = figures(measure(base, simulate(model, quantized, schemes[name]), work)[0])

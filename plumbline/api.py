@@ -29,11 +29,10 @@ from plumbline.evaluation.base_logits import BaseLogits
 from plumbline.evaluation.held_out import HeldOut, batches
 from plumbline.evaluation.measure import measure
 from plumbline.params import load_params
+from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.export import export
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.propagate import propagated
-from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate as simulate_model
 from plumbline.workspace import workspace_above
 
@@ -115,11 +114,13 @@ def quantize(
         ValueError: the scheme does not fit the model or the statistics.
     """
     params = SchemeParams.model_validate(scheme)
-    if params.propagate != "quantized":
-        return quantize_model(model, statistics, params)
-    if samples is None:
-        raise ValueError("propagate: quantized runs the calibration samples again; pass them as `samples`")
-    return propagated(model, list(_named(samples).items()), params, statistics)
+
+    def calibration() -> tuple[list[tuple[str, Sequence[int]]], None]:
+        if samples is None:
+            raise ValueError("propagate: quantized runs the calibration samples again; pass them as `samples`")
+        return list(_named(samples).items()), None
+
+    return apply_scheme(model, statistics, params, calibration)
 
 
 def simulate(model: PreTrainedModel, quantized: Quantized, scheme: Mapping[str, Any] | SchemeParams) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from plumbline.activation_stats.hidden import HiddenStates
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
+from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.inputs import LinearInputs, Visit, network_of, output_layers, watched_layers
@@ -113,7 +114,7 @@ class _Walk:
         watched = {name: module for name, module in self.layers.items() if inside(name)}
         outputs = {name: module for name, module in self.outputs.items() if inside(name)}
         inputs = LinearInputs(watched, guarded(totals.add, self.calls), outputs)
-        with self.streamed.present(present):
+        with self.streamed.present(present), called_as_quantized(self.decoder.model):
             for row, (sample_id, ids) in enumerate(totals.samples()):
                 inputs.begin(sample_id, len(ids))
                 run(row, ids, inputs)

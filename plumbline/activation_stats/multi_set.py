@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import SiteStats
+from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.bfloat16 import wide_products
-from plumbline.base_model.inputs import LinearInputs, linear_layers, network_of, require_readable
+from plumbline.base_model.inputs import LinearInputs, linear_layers, network_of, require_readable, watched_layers
 from plumbline.base_model.threads import settle_threads
 
 
@@ -68,11 +69,11 @@ def collect_together(
         settings = settings.model_copy(update={"mantissa_bits": mantissa_bits})
     settle_threads()
     holders = _holders(sets)
-    layers = linear_layers(model, ignore)
+    layers = watched_layers(model, ignore)
     network, device = network_of(model, layers), next(model.parameters()).device
     running = _RunningSets(settings, histogram=mantissa_bits is not None)
     inputs = LinearInputs(layers, running.add)
-    with wide_products(model), inputs.hooked():
+    with wide_products(model), called_as_quantized(model), inputs.hooked():
         for name in sorted(holders):  # the order in which `collect` sums
             ids = samples[name]
             require_readable(model, name, ids)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from plumbline.base_model.as_quantized import with_sequential_experts
 from plumbline.base_model.bfloat16 import with_wide_products
 from plumbline.base_model.folder import base_model_digest, require_weights
 from plumbline.base_model.params import Device
@@ -35,6 +36,7 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
         output_loading_info=True,
     )
     require_complete(folder, info["missing_keys"])
+    model = with_sequential_experts(model)
     model.requires_grad_(False)
     return with_wide_products(model.eval().to(target))
 

@@ -24,10 +24,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from plumbline.base_model.in_parallel import in_parallel
+from plumbline.base_model.matrices import WeightMatrix
 from plumbline.quantized_model.clipping import clipped
 from plumbline.quantized_model.fold_search import find_folds
 from plumbline.quantized_model.folding import Fold, FoldedParameters, Transform, scaled_site, shared, snapped
@@ -71,7 +72,7 @@ class Choice:
 
 def awq(
     model: PreTrainedModel,
-    linears: Mapping[str, nn.Linear],
+    linears: Mapping[str, WeightMatrix],
     stats: Statistics,
     scheme: SchemeParams,
     bits: Mapping[str, int] | None = None,
@@ -114,7 +115,7 @@ def awq(
 def _search(
     parameters: FoldedParameters,
     folds: Mapping[str, Fold],
-    linears: Mapping[str, nn.Linear],
+    linears: Mapping[str, WeightMatrix],
     stats: Statistics,
     scheme: SchemeParams,
     grids: Mapping[str, Grid],
@@ -138,7 +139,7 @@ def _search(
 
 
 def _clip(
-    transform: Transform, linears: Mapping[str, nn.Linear], stats: Statistics, grids: Mapping[str, Grid]
+    transform: Transform, linears: Mapping[str, WeightMatrix], stats: Statistics, grids: Mapping[str, Grid]
 ) -> dict[str, Tensor]:
     """The clipped weights of all Linears that read a site, by name."""
     sites = sites_read_by(linears, stats)

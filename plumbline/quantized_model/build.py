@@ -14,13 +14,13 @@ from plumbline.activation_stats.starved import starved_layers
 from plumbline.artifact import read_json, sha256_files, sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.calibration_set.reader import read_calibration_set, read_manifest
+from plumbline.quantized_model.apply import apply_scheme
+from plumbline.quantized_model.coverage import coverage_of
 from plumbline.quantized_model.export import add_provenance, export
 from plumbline.quantized_model.factors import Factors
-from plumbline.quantized_model.full_precision import experts_in_full_precision
 from plumbline.quantized_model.layer import Quantized
+from plumbline.quantized_model.load_check import require_loads
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.propagate import propagated
-from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.record import layer_record
 
 FORMAT = 1
@@ -61,12 +61,11 @@ def build_quantized_model(
     model = base.loaded()
     files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
     statistics = _loaded_stats(stats.resolve(), sha256_json(files_of_stats))
-    if scheme.propagate == "quantized":
-        source = read_source(calibration_set, statistics.settings)
-        quantized = propagated(model, source.samples, scheme, statistics, source.masks)
-    else:
-        quantized = quantize_model(model, statistics, scheme, _FACTORS)
+    source = read_source(calibration_set, statistics.settings)
+    quantized = apply_scheme(model, statistics, scheme, lambda: (source.samples, source.masks), _FACTORS)
     files = export(model, quantized, scheme, base.folder, out)
+    longest = max((ids for _, ids in source.samples), key=len)
+    loads = require_loads(out, model, quantized, scheme, longest, base.trust_remote_code)
 
     origin = {
         "format": FORMAT,
@@ -83,7 +82,8 @@ def build_quantized_model(
         "fingerprint_parts": manifest["fingerprint_parts"],
         "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
         **_results(quantized, header),
-        "experts_in_full_precision": experts_in_full_precision(model),
+        "coverage": coverage_of(model, quantized, scheme).record(),
+        "loads": loads,
     }
     choice = {key: manifest["choice"].get(key) for key in ("name", "strategy", "n", "seed")}
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
-from compressed_tensors.quantization import (
-    QuantizationArgs,
-    QuantizationConfig,
-    QuantizationScheme,
-    QuantizationStatus,
-    QuantizationStrategy,
-)
+from compressed_tensors.quantization import QuantizationScheme
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plumbline.artifact import read_json, sha256_file, sha256_files, write_json
 from plumbline.base_model.folder import TOKENIZER
-from plumbline.quantized_model.full_precision import experts_in_full_precision
-from plumbline.quantized_model.grid import Grid, QuantizedWeight
+from plumbline.base_model.matrices import Matrix, matrix_of
+from plumbline.base_model.parts import ROUTER, kind_of
+from plumbline.quantized_model.checkpoint_names import as_in_checkpoint, names_in_checkpoint
+from plumbline.quantized_model.expert_layout import pieces_of_experts
+from plumbline.quantized_model.grid import QuantizedWeight
 from plumbline.quantized_model.layer import Quantized
-from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantization_config import Target, quantization_config, scheme_of_group
+from plumbline.quantized_model.scheme import scheme_of
 
 COPIED = (*TOKENIZER, "added_tokens.json", "chat_template.json", "generation_config.json")
 MAX_SHARD_SIZE = "5GB"
@@ -35,7 +33,8 @@ def export(
 ) -> list[str]:
     """Write config.json, the safetensors weights, and the tokenizer and generation settings of the base model.
 
-    Only the state dict is compressed, layer by layer; `model` is neither changed nor run.
+    Only the state dict is compressed, layer by layer; `model` is neither changed nor run. Tensors have the names of the
+    base model's checkpoint, where every expert is a tensor of its own.
 
     Args:
         model: the base model.
@@ -50,29 +49,35 @@ def export(
     Raises:
         ValueError: a static activation scale is missing, or the model has no parameter of that name.
     """
-    static = scheme.activations is not None and not scheme.activations.dynamic
-    unscaled = [name for name, layer in quantized.layers.items() if static and layer.input_scale is None]
-    if unscaled:
-        raise ValueError(f"{unscaled[0]} has no static activation scale, which the scheme needs in every layer")
-    weights = {name: layer.weight for name, layer in quantized.layers.items()}
-    config = quantization_config(model, weights, scheme.activations)
+    found = {name: matrix_of(model, name) for name in quantized.layers}
+    _require_scales(quantized, found, scheme)
     state: dict[str, Tensor] = dict(model.state_dict())
     if unknown := sorted(set(quantized.parameters) - set(state)):
         raise ValueError(f"{unknown[0]} is no parameter of {type(model).__name__}, so it cannot be replaced")
     state.update({name: value.detach().clone().contiguous() for name, value in quantized.parameters.items()})
-    for name, layer in quantized.layers.items():
-        del state[f"{name}.weight"]
-        tensors = compress(layer.weight, _scheme(layer.weight, ["Linear"], scheme.activations))
+    for key in {f"{matrix.owner}.{matrix.part}" for matrix in found.values()}:
+        del state[key]
+    state = as_in_checkpoint(model, state)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    stored_names = names_in_checkpoint(model, linears)
+    targets = []
+    for name, weight, target in _tensors_of_layers(model, quantized, found, scheme):
+        stored = name if target.expert else stored_names[name]
+        tensors = compress(weight, scheme_of_group(weight.grid, ["Linear"], target.activations))
+        layer = None if target.expert else quantized.layers[name]
         # clone: q, k and v share one scale, and safetensors store no aliases
-        if layer.input_scale is not None:
+        if layer is not None and layer.input_scale is not None:
             tensors["input_scale"] = layer.input_scale.clone()
-        if layer.input_zero_point is not None:
+        if layer is not None and layer.input_zero_point is not None:
             tensors["input_zero_point"] = layer.input_zero_point.clone()
-        state.update({f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
-    original = not experts_in_full_precision(model)  # fused experts load only as they are: see full_precision.py
-    model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE, save_original_format=original)
-    ModelCompressor(config).update_config(str(out))
-    if any(needs_dequantize(layer.weight.grid, scheme) for layer in quantized.layers.values()):
+        state.update({f"{stored}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
+        targets.append(target)
+    model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
+    ignore = [name for name in linears if name not in quantized.layers]
+    ignore += [name for name, _ in model.named_modules() if kind_of(name) == ROUTER and name not in linears]
+    ignore += [stored_names[name] for name in ignore if stored_names.get(name, name) != name]
+    ModelCompressor(quantization_config(targets, linears, ignore)).update_config(str(out))
+    if quantized.dense:
         config_json = read_json(out / "config.json")
         config_json["quantization_config"]["dequantize"] = True
         write_json(out / "config.json", config_json)
@@ -81,15 +86,24 @@ def export(
     return sorted(path.name for path in out.glob("*.safetensors"))
 
 
-def needs_dequantize(grid: Grid, scheme: SchemeParams) -> bool:
-    """Whether config.json needs `dequantize: true`, which makes `from_pretrained` decompress while it loads.
+def _require_scales(quantized: Quantized, found: dict[str, Matrix], scheme: SchemeParams) -> None:
+    for name, layer in quantized.layers.items():
+        activations = scheme_of(found[name], scheme).activations
+        if activations is not None and not activations.dynamic and layer.input_scale is None:
+            raise ValueError(f"{name} has no static activation scale, which the scheme needs in every layer")
 
-    Zero points of packed weights are packed, too. transformers 5.23 with compressed-tensors 0.20 allocates unpacked
-    ones in the model it loads into, and fails on the shapes; decompressing each weight as it is read works. That path
-    supports one config group only, and drops activation scales, which packed weights do not have. A model loaded this
-    way is saved again in full width. vLLM ignores the key; it reads packed zero points of 4 and 8 bits.
-    """
-    return not grid.symmetric and not grid.per_tensor and scheme.activations is None
+
+def _tensors_of_layers(
+    model: PreTrainedModel, quantized: Quantized, found: dict[str, Matrix], scheme: SchemeParams
+) -> Iterator[tuple[str, QuantizedWeight, Target]]:
+    """Every quantized Linear under its module name, and every part of an expert under its name in the checkpoint."""
+    for name, layer in quantized.layers.items():
+        if found[name].expert is None:
+            yield name, layer.weight, Target(name, layer.weight.grid, scheme.activations)
+    for owner in dict.fromkeys(matrix.owner for matrix in found.values() if matrix.expert is not None):
+        for piece in pieces_of_experts(model, owner):
+            weight = quantized.layers[piece.matrix].weight.take(piece.rows)
+            yield piece.name, weight, Target(piece.name, weight.grid, None, expert=True)
 
 
 def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, Tensor]:
@@ -111,33 +125,6 @@ def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, T
     return {**compressed, "weight_scale": stored}
 
 
-def quantization_config(
-    model: nn.Module, weights: Mapping[str, QuantizedWeight], activations: ActivationParams | None
-) -> QuantizationConfig:
-    """The `quantization_config` of config.json.
-
-    A single grid targets every Linear. Several grids (widths or group sizes) list their layers, by the last part of the
-    names where that is unambiguous. (A group for "Linear" beside named ones would load, but with a warning that the
-    names match nothing.)
-    """
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    by_grid: dict[Grid, list[str]] = defaultdict(list)
-    for name, weight in weights.items():
-        by_grid[weight.grid].append(name)
-    order = sorted(by_grid, key=lambda grid: (-len(by_grid[grid]), -(grid.group_size or 0), -grid.bits))
-    groups = {}
-    for index, grid in enumerate(order):
-        names = by_grid[grid]
-        targets = ["Linear"] if len(order) == 1 else _targets(names, linears)
-        groups[f"group_{index}"] = _scheme(weights[names[0]], targets, activations)
-    return QuantizationConfig(
-        config_groups=groups,
-        format=str(groups["group_0"].format),
-        quantization_status=QuantizationStatus.COMPRESSED,
-        ignore=[name for name in linears if name not in weights],
-    )
-
-
 def add_provenance(out: Path, weight_files: Iterable[str], record: dict[str, Any], summary: dict[str, Any]) -> None:
     """Write calibration.json beside the weights and its summary into config.json.
 
@@ -156,35 +143,3 @@ def add_provenance(out: Path, weight_files: Iterable[str], record: dict[str, Any
     config = read_json(out / "config.json")
     config["calibration"] = config["quantization_config"]["calibration"] = entry
     write_json(out / "config.json", config)
-
-
-def _scheme(weight: QuantizedWeight, targets: list[str], activations: ActivationParams | None) -> QuantizationScheme:
-    grid = weight.grid
-    strategy = QuantizationStrategy.GROUP if grid.group_size else QuantizationStrategy.CHANNEL
-    return QuantizationScheme(
-        targets=targets,
-        weights=QuantizationArgs(
-            num_bits=grid.bits,
-            symmetric=grid.symmetric,
-            strategy=QuantizationStrategy.TENSOR if grid.per_tensor else strategy,
-            group_size=grid.group_size,
-        ),
-        input_activations=None
-        if activations is None
-        else QuantizationArgs(
-            num_bits=activations.bits,
-            symmetric=activations.symmetric,
-            strategy=QuantizationStrategy.TOKEN if activations.dynamic else QuantizationStrategy.TENSOR,
-            dynamic=activations.dynamic,
-        ),
-        # 8-bit weights alone are packed, too: vLLM reads int-quantized ones only beside quantized activations.
-        format="pack-quantized" if activations is None else "int-quantized",
-    )
-
-
-def _targets(names: list[str], linears: list[str]) -> list[str]:
-    leaves = Counter(name.rpartition(".")[2] for name in names)
-    everywhere = Counter(name.rpartition(".")[2] for name in linears)
-    if all(everywhere[leaf] == count for leaf, count in leaves.items()):
-        return [rf"re:(.*\.)?{leaf}$" for leaf in sorted(leaves)]
-    return names

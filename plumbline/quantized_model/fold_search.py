@@ -177,6 +177,8 @@ def _fold_of(
     block: _Block, base: _Pass, site: str, members: Sequence[str], site_of: Mapping[str, str], tied: set[str]
 ) -> Fold | str:
     """The fold that passes the check, or the reason why none does."""
+    if members[0].removeprefix(f"{block.name}.") not in block.modules:
+        return "nothing is folded into experts that one tensor holds"
     event = base.reading(members[0])
     if event is None or event.x is None:
         return "no token of the check reached it"

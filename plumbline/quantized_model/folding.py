@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from plumbline import histogram as histograms
+from plumbline.base_model.matrices import WeightMatrix
 from plumbline.histogram import Histogram
 from plumbline.quantized_model.input_statistics import InputStatistics
 
@@ -210,7 +211,7 @@ class FoldedParameters:
 
     def transform(
         self,
-        linears: Mapping[str, nn.Linear],
+        linears: Mapping[str, WeightMatrix],
         scales: dict[str, Tensor],
         unfolded: dict[str, str],
         facts: dict[str, Any],

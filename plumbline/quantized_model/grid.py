@@ -62,6 +62,13 @@ class QuantizedWeight:
         codes, scale = self.codes[start:stop].contiguous(), self.scale[start:stop].contiguous()
         return QuantizedWeight(codes, scale, self.grid, zero)
 
+    def take(self, rows: Tensor) -> QuantizedWeight:
+        """Some output channels, by their numbers (n,) int64; a scale per tensor stays theirs."""
+        scale, zero = self.scale, self.zero_point
+        if not self.grid.per_tensor:
+            scale, zero = scale[rows], None if zero is None else zero[rows]
+        return QuantizedWeight(self.codes[rows].contiguous(), scale.contiguous(), self.grid, zero)
+
 
 def code_range(bits: int) -> tuple[int, int]:
     """Smallest and largest code of a signed width: (-8, 7) for 4 bits."""

@@ -45,8 +45,10 @@ class Quantized:
         parameters: every other parameter that a transform changed (norm weights, biases), by its name in the state
             dict, in the model's dtype.
         notes: JSON-able facts about the transform, the bits per layer and the propagation.
+        dense: transformers loads the model with every weight decompressed as it is read (`loading.loads_dense`).
     """
 
     layers: dict[str, Layer]
     parameters: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    dense: bool = False

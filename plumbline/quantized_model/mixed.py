@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
-from torch import Tensor, nn
+from torch import Tensor
 
+from plumbline.base_model.inputs import EXPERT
+from plumbline.base_model.matrices import Matrix, WeightMatrix
 from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.grid import Grid, dequantize
@@ -43,7 +45,7 @@ class Allocation:
     """Bits per layer.
 
     Attributes:
-        bits: of the codes, by module name of a Linear; layers that read one input share a width.
+        bits: of the codes, by name of a matrix; those that read one input share a width, and so do experts.
         facts: JSON-able, for calibration.json: budget, bits used, predicted error, that of every uniform width, layers
             per width, and layers that no token reached.
     """
@@ -53,7 +55,7 @@ class Allocation:
 
 
 def allocate(
-    linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams, factors: Factors | None = None
+    linears: Mapping[str, WeightMatrix], stats: Statistics, scheme: SchemeParams, factors: Factors | None = None
 ) -> Allocation:
     """Choose the widths with the smallest total loss whose codes fit into the budget.
 
@@ -95,7 +97,13 @@ def allocate(
             ]
         )
     numbers = [sum(linears[n].weight.numel() for n in names) for names in by_site.values()]
-    chosen = cheapest(losses, numbers, widths, mixed.average_bits)
+    together = _together(linears, by_site)
+    units = max(together) + 1
+    of_units = np.zeros((units, len(widths)))
+    np.add.at(of_units, together, losses)
+    sizes_of_units = np.bincount(together, weights=numbers, minlength=units).astype(int).tolist()
+    choices = cheapest(of_units, sizes_of_units, widths, mixed.average_bits)
+    chosen = [choices[unit] for unit in together]
     width_of = {name: widths[k] for names, k in zip(by_site.values(), chosen, strict=True) for name in names}
     bits = {name: width_of[name] for name in linears}
     facts = {
@@ -110,7 +118,26 @@ def allocate(
     return Allocation(bits, facts)
 
 
-def writers(linears: Mapping[str, nn.Linear], by_site: Mapping[str, Sequence[str]]) -> list[str]:
+def _together(linears: Mapping[str, WeightMatrix], by_site: Mapping[str, Sequence[str]]) -> list[int]:
+    """For every site the number of its unit, whose sites get one width.
+
+    transformers reads one width for all experts that are held in one tensor, and engines read one for the experts of a
+    layer. Every other site is a unit of its own.
+    """
+    numbers: dict[str, int] = {}
+    units = []
+    for names in by_site.values():
+        matrix = linears[names[0]]
+        unit = names[0]
+        if isinstance(matrix, Matrix) and matrix.expert is not None:
+            unit = "experts"
+        elif EXPERT.search(names[0]):
+            unit = f"experts of {_decoder_layer(names[0])}"
+        units.append(numbers.setdefault(unit, len(numbers)))
+    return units
+
+
+def writers(linears: Mapping[str, WeightMatrix], by_site: Mapping[str, Sequence[str]]) -> list[str]:
     """For every site the layer that writes its error to the residual stream, in the same decoder layer.
 
     A writer is the only layer at its input, not the first of its decoder layer, and has as many output channels as the

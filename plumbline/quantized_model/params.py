@@ -114,7 +114,15 @@ class SchemeParams(BaseModel):
     block_size: int = Field(default=128, gt=0)
     """GPTQ: columns solved before the next ones are updated."""
     ignore: tuple[str, ...] = ("lm_head",)
-    """Linears left in full precision: exact module names, or `re:` and a regular expression."""
+    """Matrices left in full precision: exact module names, or `re:` and a regular expression."""
+    include: tuple[Literal["router", "vision", "audio"], ...] = ()
+    """Kinds of matrices that are quantized, too; without it they are left alone."""
+    experts: Literal["quantized", "full_precision", "split"] = "quantized"
+    """Experts that a layer holds in one tensor. "quantized": refused where transformers cannot read them quantized;
+    "split": written one by one there, too, for engines that read them so, and for transformers with Plumbline."""
+    expert_floor: float = Field(default=0.0, ge=0)
+    """GPTQ, AdaRound: an expert that fewer tokens reached than this share of its input channels is rounded to nearest,
+    by the range of its weights."""
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plumbline.base_model.decoder import Call, run_layer
 from plumbline.base_model.inputs import LinearInputs
+from plumbline.base_model.matrices import holder
 
 ADDS_UP = 1e-2
 """Largest relative difference between a layer's output and the sum of its input and what its Linears add to it."""
@@ -102,7 +103,7 @@ def sites_of(layer: nn.Module, local: Mapping[str, str], hidden: Tensor, call: C
     def visit(site: str, x: Tensor, positions: Tensor | None) -> None:
         visits[site] = visits.get(site, 0) + 1
 
-    inputs = LinearInputs({name: layer.get_submodule(inner) for name, inner in local.items()}, visit)
+    inputs = LinearInputs({name: holder(layer, inner) for name, inner in local.items()}, visit)
     with inputs.hooked():
         inputs.begin("")
         run_layer(layer, hidden, call)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
-from plumbline.base_model.decoder import Decoder
+from plumbline.base_model.decoder import Call, Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.inputs import EXPERT, LinearInputs
+from plumbline.base_model.matrices import holder, matrix_of
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.quantized_model.correction import CrossMoments
@@ -36,6 +37,7 @@ from plumbline.quantized_model.partial_pass import observe, sites_of, writers_of
 from plumbline.quantized_model.propagation_gain import Gain
 from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.quantize_site import quantize_site
+from plumbline.quantized_model.scheme import scheme_of
 from plumbline.quantized_model.simulate import put
 
 UNREAD = 1e-9
@@ -57,7 +59,7 @@ def propagated(
 ) -> Quantized:
     """Quantize layer by layer, each from statistics that are collected behind the quantized layers before it.
 
-    Linears outside the decoder layers are quantized from the stored statistics. Memory beside the model: the hidden
+    Matrices outside the decoder layers are quantized from the stored statistics. Memory beside the model: the hidden
     states of the samples (twice with a correction), a copy of one decoder layer, and the cross moments of a site.
 
     Args:
@@ -85,16 +87,17 @@ def propagated(
     if "histogram" not in scheme.reads:
         settings = settings.model_copy(update={"histogram_share": UNREAD})
     stored = quantize_model(model, stats, scheme.model_copy(update={"propagate": "full_precision"}))
-    weights = {name: model.get_submodule(name).get_parameter("weight").detach() for name in stored.layers}
+    matrices = {name: matrix_of(model, name) for name in stored.layers}
 
     def solve(site: SiteStats | None, names: tuple[str, ...], cross: CrossMoments | None) -> Mapping[str, Layer]:
-        members = {name: weights[name] for name in names}
-        return quantize_site(members, site, stored.layers[names[0]].weight.grid, scheme, cross=cross)
+        members = {name: matrices[name].weight.contiguous() for name in names}
+        own = scheme_of(matrices[names[0]], scheme)
+        return quantize_site(members, site, stored.layers[names[0]].weight.grid, own, cross=cross)
 
     ordered = in_order(model, samples)
     gain = Gain(Decoder(with_own_modules(model)), ordered, stored, scheme)
     layers, uncorrected = dict(stored.layers), dict[str, str]()
-    for part in walk(gain.decoder, ordered, list(weights), settings, solve, scheme, masks):
+    for part in walk(gain.decoder, ordered, list(matrices), settings, solve, scheme, masks):
         layers |= part.layers
         uncorrected |= part.uncorrected
         gain.through(part.number, part.layers)
@@ -128,7 +131,7 @@ def walk(
     scheme: SchemeParams,
     masks: Masks | None = None,
 ) -> Iterator[PropagatedLayer]:
-    """Quantize the Linears `names` one decoder layer after the other.
+    """Quantize the matrices `names` one decoder layer after the other.
 
     Args:
         ordered: samples in order of their id.
@@ -137,44 +140,103 @@ def walk(
     streams = Streams([calls.begin(ids) for _, ids in ordered], scheme.correction > 0)
     for number, prefix in enumerate(decoder.names):
         streams.enter(decoder.layers[number])
+        layer_calls = [calls.call(number, ids) for _, ids in ordered]
         local = {name: name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")}
-        call = calls.call(number, ordered[0][1])
-        sites = sites_of(streams.layer, local, streams.hidden[0], call)
-        part = PropagatedLayer(number, {}, {})
+        walk = _LayerWalk(ordered, settings, solve, scheme, masks, streams, layer_calls, local)
+        yield walk.quantized(number, prefix)
+        streams.advance(layer_calls)
+
+
+@dataclass(frozen=True, eq=False)
+class _LayerWalk:
+    """One decoder layer, quantized site by site. The experts of a layer are one step: their inputs come at once."""
+
+    ordered: Sequence[Sample]
+    settings: StatisticsParams
+    solve: Solve
+    scheme: SchemeParams
+    masks: Masks | None
+    streams: Streams
+    calls: Sequence[Call]
+    local: Mapping[str, str]
+    """Full name of a matrix -> name within the layer."""
+
+    def quantized(self, number: int, prefix: str) -> PropagatedLayer:
+        """Quantize the layer in place; returns what it became."""
+        streams, part = self.streams, PropagatedLayer(number, {}, {})
+        sites = sites_of(streams.layer, self.local, streams.hidden[0], self.calls[0])
+        writers: tuple[str, ...] = ()
         if streams.paired:
-            writers, reason = writers_of(streams.original, local, sites, streams.base[0], call)
+            single = {members: visits for members, visits in sites.items() if not is_expert(members[0])}
+            writers, reason = writers_of(streams.original, self.local, single, streams.base[0], self.calls[0])
             part.uncorrected.update({prefix: reason} if reason else {})
-            firsts = [local[members[0]] for members, visits in sites.items() if visits]
-            streams.record(firsts, [local[name] for name in writers], (calls.call(number, ids) for _, ids in ordered))
-        else:
-            writers = ()
-        for members, visits in sites.items():
-            first = members[0]
+            firsts = [self.local[members[0]] for members, visits in single.items() if visits]
+            streams.record(firsts, [self.local[name] for name in writers], self.calls)
+        for step in steps_of(sites):
             pair = None
-            if streams.paired and (visits != 1 or EXPERT.search(first)):
-                part.uncorrected[first] = "its rows are not the tokens in order"
+            first, visits = step[0][0], sites[step[0]]
+            if streams.paired and (visits != 1 or is_expert(first)):
+                part.uncorrected[experts_module(first)] = "its rows are not the tokens in order"
             elif streams.paired:
-                earlier = [local[name] for name in writers if name in part.layers]
-                pair = PairedSite(streams, local, members, first in writers, earlier)
-            totals = Totals(ordered, settings.model_copy(update={"hessian": pair is None}), "", "", masks)
-            inputs = LinearInputs({first: streams.layer.get_submodule(local[first])}, totals.add)
-            with inputs.hooked():
-                for row, (sample_id, ids) in enumerate(totals.samples()):
-                    inputs.begin(sample_id, len(ids))
-                    call = calls.call(number, ids)
-                    if pair is None:
-                        stop_at = local[first] if visits == 1 else None
-                        observe(streams.layer, streams.hidden[row], call, stop_at=stop_at)
-                    else:
-                        pair.add(row, call, None if masks is None else masks.get(sample_id), settings.normalization)
-            with one_thread():
-                site = totals.result({first: members}, members).sites.get(first)
-                cross = None if pair is None or site is None else pair.sums.result()
-                if site is not None and cross is not None:
-                    site = replace(site, hessian=cross.hessian)
-                solved = solve(site, members, cross)
-            part.layers.update(solved)
-            for name, quantized in solved.items():
-                put(streams.layer.get_submodule(local[name]), quantized, scheme)
-        yield part
-        streams.advance([calls.call(number, ids) for _, ids in ordered])
+                earlier = [self.local[name] for name in writers if name in part.layers]
+                pair = PairedSite(streams, self.local, step[0], first in writers, earlier)
+            found = self._statistics(step, pair, self.local[first] if visits == 1 and not is_expert(first) else None)
+            for members in step:
+                with one_thread():
+                    site = found.get(members[0])
+                    cross = None if pair is None or site is None else pair.sums.result()
+                    if site is not None and cross is not None:
+                        site = replace(site, hessian=cross.hessian)
+                    solved = self.solve(site, members, cross)
+                part.layers.update(solved)
+                for name, layer in solved.items():
+                    put(streams.layer, self.local[name], layer, self.scheme)
+        return part
+
+    def _statistics(
+        self, step: Sequence[tuple[str, ...]], pair: PairedSite | None, stop_at: str | None
+    ) -> Mapping[str, SiteStats]:
+        """Statistics of the sites of a step by their first members, behind what is quantized already.
+
+        Args:
+            pair: collects the cross moments instead of the Hessian.
+            stop_at: name within the layer of the Linear whose input ends a pass; None: the whole layer.
+        """
+        layer, hidden = self.streams.layer, self.streams.hidden
+        totals = Totals(self.ordered, self.settings.model_copy(update={"hessian": pair is None}), "", "", self.masks)
+        firsts = {members[0]: members for members in step}
+        inputs = LinearInputs({first: holder(layer, self.local[first]) for first in firsts}, totals.add)
+        with inputs.hooked():
+            for row, (sample_id, ids) in enumerate(totals.samples()):
+                inputs.begin(sample_id, len(ids))
+                if pair is None:
+                    observe(layer, hidden[row], self.calls[row], stop_at=stop_at)
+                else:
+                    mask = None if self.masks is None else self.masks.get(sample_id)
+                    pair.add(row, self.calls[row], mask, self.settings.normalization)
+        with one_thread():
+            return totals.result(firsts, [name for members in step for name in members]).sites
+
+
+def steps_of(sites: Iterable[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
+    """The sites in the order in which they are quantized, those of one step together.
+
+    A step is a site, or the same part of all experts of a layer, such as every down_proj.
+    """
+    steps: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for members in sites:
+        first = members[0]
+        key = (experts_module(first), first.rpartition(".")[2]) if is_expert(first) else (first, "")
+        steps.setdefault(key, []).append(members)
+    return list(steps.values())
+
+
+def is_expert(name: str) -> bool:
+    """Whether a matrix belongs to one of several experts."""
+    return EXPERT.search(name) is not None
+
+
+def experts_module(name: str) -> str:
+    """Name of the module that holds the experts of a matrix; the name itself if it is none of an expert."""
+    match = EXPERT.search(name)
+    return name if match is None else name[: match.start()] + "experts"

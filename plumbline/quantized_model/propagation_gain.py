@@ -30,14 +30,14 @@ class Gain:
         self.base, self.before, self.after = list(starts), list(starts), list(starts)
 
     def through(self, number: int, layers: Mapping[str, Layer]) -> None:
-        """Advance all three by a decoder layer; `layers` are its quantized Linears."""
+        """Advance all three by a decoder layer; `layers` are its quantized matrices."""
         calls = [self.decoder.start(ids).calls[number] for ids in self.samples]
         self.base = [self.decoder.run(number, x, call) for x, call in zip(self.base, calls, strict=True)]
         prefix = f"{self.decoder.names[number]}."
         for stream, chosen in (("before", self.stored.layers), ("after", layers)):
             layer = copy.deepcopy(self.decoder.layers[number])
             for name in layers:
-                put(layer.get_submodule(name.removeprefix(prefix)), chosen[name], self.scheme)
+                put(layer, name.removeprefix(prefix), chosen[name], self.scheme)
             setattr(
                 self, stream, [run_layer(layer, x, call) for x, call in zip(getattr(self, stream), calls, strict=True)]
             )

@@ -7,22 +7,25 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from plumbline.base_model.in_parallel import in_parallel
+from plumbline.base_model.matrices import WeightMatrix
 from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.awq import awq
+from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.folding import Transform, scaled_site
 from plumbline.quantized_model.gptq import solve_flops
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.layer import Layer, Quantized
+from plumbline.quantized_model.loading import loads_dense
 from plumbline.quantized_model.mixed import allocate
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize_site import quantize_site, relative_error
-from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_linears
+from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices, scheme_of
 from plumbline.quantized_model.smoothquant import smoothquant
 from plumbline.quantized_model.statistics_check import require_statistics
 
@@ -35,7 +38,7 @@ def quantize_model(
     *,
     errors: bool = True,
 ) -> Quantized:
-    """Quantize every Linear that the scheme selects, from the statistics of its site, without running the model.
+    """Quantize every matrix that the scheme selects, from the statistics of its site, without running the model.
 
     The members of a site are solved stacked: rows do not interact, and q, k and v share one factor of the Hessian.
 
@@ -51,7 +54,9 @@ def quantize_model(
     """
     if scheme.propagate == "quantized":
         raise ValueError("propagate: quantized runs the calibration set again: call propagate.propagated instead")
-    linears = quantizable_linears(model, scheme.ignore)
+    linears = quantizable_matrices(model, scheme)
+    require_readable_experts(model, linears, scheme)
+    dense = loads_dense(model, scheme)
     sizes = layer_group_sizes(linears, scheme)
     require_statistics(linears, stats, scheme)
     sites = {member: site for site in stats.sites.values() for member in site.members}
@@ -66,10 +71,11 @@ def quantize_model(
     def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
         site, first = sites.get(names[0]), names[0]
         grid = Grid(bits[first], sizes[first], scheme.symmetric, scheme.per_tensor)
-        members = {name: linears[name].weight.detach() for name in names}
+        members = {name: linears[name].weight.contiguous() for name in names}
+        own = scheme_of(linears[first], scheme)
         if transform is None:
-            return partial(quantize_site, members, site, grid, scheme, factors, errors)
-        return partial(_quantize_transformed, transform, members, site, grid, scheme, errors)
+            return partial(quantize_site, members, site, grid, own, factors, errors)
+        return partial(_quantize_transformed, transform, members, site, grid, own, errors)
 
     tasks = [task(names) for names in by_site.values()]
     costs = [
@@ -78,11 +84,11 @@ def quantize_model(
     ]
     layers = {name: layer for part in in_parallel(tasks, costs) for name, layer in part.items()}
     parameters = {} if transform is None else dict(transform.parameters)
-    return Quantized({name: layers[name] for name in linears}, parameters, notes)
+    return Quantized({name: layers[name] for name in linears}, parameters, notes, dense)
 
 
 def _bits(
-    linears: Mapping[str, nn.Linear],
+    linears: Mapping[str, WeightMatrix],
     stats: Statistics,
     scheme: SchemeParams,
     notes: dict[str, Any],
@@ -97,7 +103,7 @@ def _bits(
 
 def _transform(
     model: PreTrainedModel,
-    linears: Mapping[str, nn.Linear],
+    linears: Mapping[str, WeightMatrix],
     stats: Statistics,
     scheme: SchemeParams,
     bits: Mapping[str, int],

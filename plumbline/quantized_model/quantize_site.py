@@ -113,6 +113,10 @@ def _rounded(
         return Solution(nearest(), None, 0, None)
     if site is None or site.hessian is None:
         return Solution(nearest(), None, W.shape[1], NO_TOKENS)
+    if site.tokens < scheme.expert_floor * W.shape[1]:
+        return Solution(
+            nearest(), None, 0, f"{site.tokens} tokens reached this expert, under the scheme's expert_floor"
+        )
     ranges = ranges_of(grid, scheme, dtype)
     problem = W, site.hessian, site.tokens, grid, scheme.damping
     if scheme.method == "adaround":

@@ -1,32 +1,49 @@
-"""Applying a scheme to a model: which Linears are quantized, and with which group size."""
+"""Applying a scheme to a model: which matrices are quantized, and with which group size."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
-from compressed_tensors.utils.match import is_match, match_named_modules
+from compressed_tensors.utils.match import is_match
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from plumbline.base_model.matrices import Matrix, WeightMatrix, matrices
+from plumbline.base_model.parts import AUDIO, EXPERTS, ROUTER, VISION, kind_of
 from plumbline.quantized_model.params import SchemeParams
 
+LEFT_ALONE = {
+    ROUTER: "router: another choice of experts costs more than its few weights save",
+    VISION: "vision: calibrated with text, which never reaches it",
+    AUDIO: "audio: calibrated with text, which never reaches it",
+}
+"""Why a scheme leaves the matrices of these kinds in full precision, unless its `include` names the kind."""
+STEERS = re.compile(r"(^|\.)altup(\.|$)")
+"""Matches the names of matrices of a few rows that mix the copies of the residual stream (Gemma 3n)."""
 
-def quantizable_linears(model: nn.Module, ignore: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """The Linears that a scheme quantizes, by module name in the model's order; names match as in compressed-tensors.
+
+def quantizable_matrices(model: nn.Module, scheme: SchemeParams) -> dict[str, Matrix]:
+    """The matrices that a scheme quantizes, by name in the model's order.
 
     Raises:
-        ValueError: none is left, an `ignore` entry matches nothing, or a Linear shares its weight with the embedding.
+        ValueError: none is left, an `ignore` entry matches nothing, or a matrix shares its weight with the embedding.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for entry in ignore:
-        if entry != "lm_head" and not any(is_match(name, module, entry) for name, module in linears.items()):
-            raise ValueError(f"ignore entry {entry!r} matches no Linear; the model has {_some(list(linears))}")
+    everything = matrices(model)
+    modules = {name: model.get_submodule(matrix.owner) for name, matrix in everything.items()}
+    for entry in scheme.ignore:
+        if entry != "lm_head" and not any(
+            _matches(everything[name], name, modules[name], entry) for name in everything
+        ):
+            raise ValueError(f"ignore entry {entry!r} matches no Linear; the model has {_some(list(everything))}")
     selected = {
-        name: module for name, module in match_named_modules(model, ["Linear"], ignore) if isinstance(module, nn.Linear)
+        name: matrix
+        for name, matrix in everything.items()
+        if why_not_quantized(name, matrix, modules[name], scheme) is None
     }
     if not selected:
-        problem = f"no Linear to quantize in {type(model).__name__} after ignore {list(ignore)}"
+        problem = f"no Linear to quantize in {type(model).__name__} after ignore {list(scheme.ignore)}"
         if any(isinstance(module, Conv1D) for module in model.modules()):
             raise ValueError(
                 f"{problem}: its layers are transformers' Conv1D, which compressed-tensors does not store; quantize a "
@@ -34,10 +51,54 @@ def quantizable_linears(model: nn.Module, ignore: tuple[str, ...]) -> dict[str, 
             )
         raise ValueError(f"{problem}; shorten ignore")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    shared = [name for name, module in selected.items() if id(module.weight) in embeddings]
+    shared = [name for name, matrix in selected.items() if id(matrix.parameter) in embeddings]
     if shared:
         raise ValueError(f"{_some(shared)} shares its weight with the input embedding; add it to the scheme's ignore")
     return selected
+
+
+def why_not_quantized(name: str, matrix: Matrix, module: nn.Module, scheme: SchemeParams) -> str | None:
+    """The reason why a scheme leaves a matrix in full precision; None if it quantizes it.
+
+    Args:
+        module: that holds the matrix.
+    """
+    entry = next((entry for entry in scheme.ignore if _matches(matrix, name, module, entry)), None)
+    if entry is not None:
+        return f"the scheme's ignore: {entry}"
+    kind = kind_of(name)
+    if kind == EXPERTS and scheme.experts == "full_precision":
+        return "the scheme's experts: full_precision"
+    if kind in scheme.include:
+        return None
+    return LEFT_ALONE.get(kind) or ("altup: a few rows that steer the whole block" if STEERS.search(name) else None)
+
+
+def scheme_of(matrix: WeightMatrix, scheme: SchemeParams) -> SchemeParams:
+    """The scheme as it acts on one matrix.
+
+    transformers multiplies experts in one tensor with their inputs as they are, so only their weights are rounded. The
+    floor of experts acts on no other matrix.
+    """
+    if isinstance(matrix, Matrix) and matrix.expert is not None:
+        return scheme if scheme.activations is None else scheme.model_copy(update={"activations": None})
+    return scheme.model_copy(update={"expert_floor": 0.0}) if scheme.expert_floor else scheme
+
+
+def quantizable_linears(model: nn.Module, ignore: tuple[str, ...] = ("lm_head",)) -> dict[str, nn.Linear]:
+    """The Linears that a scheme quantizes, by module name in the model's order; no experts in one tensor.
+
+    Raises:
+        ValueError: as `quantizable_matrices`.
+    """
+    names = quantizable_matrices(model, SchemeParams(method="rtn", ignore=ignore))
+    modules = ((name, model.get_submodule(matrix.owner)) for name, matrix in names.items() if matrix.expert is None)
+    return {name: module for name, module in modules if isinstance(module, nn.Linear)}
+
+
+def _matches(matrix: Matrix, name: str, module: nn.Module, entry: str) -> bool:
+    """Whether an entry of `ignore` names a matrix, as compressed-tensors matches names."""
+    return is_match(name, module, entry) or (matrix.expert is not None and is_match(matrix.owner, module, entry))
 
 
 def group_size_for(width: int, group_size: int | None, bits: int) -> int | None:
@@ -59,7 +120,7 @@ def group_size_for(width: int, group_size: int | None, bits: int) -> int | None:
     return used
 
 
-def layer_group_sizes(linears: Mapping[str, nn.Linear], scheme: SchemeParams) -> dict[str, int | None]:
+def layer_group_sizes(linears: Mapping[str, WeightMatrix], scheme: SchemeParams) -> dict[str, int | None]:
     """Group size per Linear.
 
     Packed zero points load only if all layers have one group size (see `export.quantization_config`), so with zero
@@ -87,7 +148,16 @@ def layer_group_sizes(linears: Mapping[str, nn.Linear], scheme: SchemeParams) ->
             )
         return dict.fromkeys(linears, size)
     sizes: dict[str, int | None] = {}
+    experts = {n: m for n, m in linears.items() if isinstance(m, Matrix) and m.expert is not None}
+    if experts:  # transformers reads one group size for all of them
+        widths = sorted({module.in_features for module in experts.values()})
+        try:
+            sizes = dict.fromkeys(experts, group_size_for(math.gcd(*widths), scheme.group_size, bits))
+        except ValueError as error:
+            raise ValueError(f"experts with input widths {widths}, which share one group size: {error}") from error
     for name, module in linears.items():
+        if name in sizes:
+            continue
         try:
             sizes[name] = group_size_for(module.in_features, scheme.group_size, bits)
         except ValueError as error:

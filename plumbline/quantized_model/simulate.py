@@ -9,17 +9,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from plumbline.base_model.as_quantized import set_quantized
+from plumbline.base_model.matrices import Matrix, matrix_of, replaced
 from plumbline.quantized_model.activations import quantize_activation, quantize_per_token
 from plumbline.quantized_model.grid import dequantize
 from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.scheme import scheme_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
 def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
-    """A copy of the base model whose Linears multiply with the dequantized weights and round their inputs.
+    """A copy of the base model that multiplies with the dequantized weights and rounds the inputs of its Linears.
 
     The arithmetic is that of the default `from_pretrained` path (decompressed at the first forward pass, inputs rounded
     in the model's dtype), so the logits agree bit for bit.
@@ -34,28 +37,32 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
     """
     # The copy takes the new weights where the base model has its own, so that those are not copied first.
     weights: dict[int, nn.Parameter] = {}
-    for name, layer in quantized.layers.items():
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)  # only Linears are quantized
-        weight = dequantize(layer.weight).to(linear.weight)
-        weights[id(linear.weight)] = nn.Parameter(weight, linear.weight.requires_grad)
+    changed = replaced(model, {name: dequantize(layer.weight) for name, layer in quantized.layers.items()})
+    for name, value in changed.items():
+        original = model.get_parameter(name)
+        weights[id(original)] = nn.Parameter(value, original.requires_grad)
     simulated = copy.deepcopy(model, dict(weights))
     for name, value in quantized.parameters.items():
         simulated.get_parameter(name).copy_(value)
+    if not quantized.dense:
+        set_quantized(simulated)
     for name, layer in quantized.layers.items():
-        _round_input(simulated.get_submodule(name), layer, scheme)
+        _round_input(simulated, matrix_of(simulated, name), layer, scheme)
     return simulated
 
 
-def put(linear: nn.Module, layer: Layer, scheme: SchemeParams) -> None:
-    """Make a Linear compute what the quantized one does, in place."""
-    linear.get_parameter("weight").copy_(dequantize(layer.weight))
-    _round_input(linear, layer, scheme)
+def put(module: nn.Module, name: str, layer: Layer, scheme: SchemeParams) -> None:
+    """Make the matrix `name` of a module compute what the quantized one does, in place."""
+    matrix = matrix_of(module, name)
+    matrix.weight.copy_(dequantize(layer.weight))
+    _round_input(module, matrix, layer, scheme)
 
 
-def _round_input(linear: nn.Module, layer: Layer, scheme: SchemeParams) -> None:
-    if scheme.activations is not None:
-        linear.register_forward_pre_hook(rounding(scheme.activations.bits, layer.input_scale, layer.input_zero_point))
+def _round_input(model: nn.Module, matrix: Matrix, layer: Layer, scheme: SchemeParams) -> None:
+    activations = scheme_of(matrix, scheme).activations
+    if activations is not None:
+        hook = rounding(activations.bits, layer.input_scale, layer.input_zero_point)
+        model.get_submodule(matrix.owner).register_forward_pre_hook(hook)
 
 
 def rounding(

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from plumbline.base_model.matrices import WeightMatrix
 from plumbline.quantized_model.fold_search import find_folds
 from plumbline.quantized_model.folding import Fold, FoldedParameters, Transform, shared, snapped
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
@@ -20,7 +21,7 @@ from plumbline.quantized_model.params import SchemeParams
 
 
 def smoothquant(
-    model: PreTrainedModel, linears: Mapping[str, nn.Linear], stats: Statistics, scheme: SchemeParams
+    model: PreTrainedModel, linears: Mapping[str, WeightMatrix], stats: Statistics, scheme: SchemeParams
 ) -> Transform:
     """Smooth every site of a model whose scale can be folded into its producer.
 
@@ -68,17 +69,17 @@ def smoothing_scale(site: InputStatistics, weights: list[Tensor], fold: Fold, al
     return torch.where((X > 0) & (W > 0), s, 1.0).float()
 
 
-def sites_read_by(linears: Mapping[str, nn.Linear], stats: Statistics) -> dict[str, tuple[str, ...]]:
+def sites_read_by(linears: Mapping[str, WeightMatrix], stats: Statistics) -> dict[str, tuple[str, ...]]:
     """The quantized Linears that read each site, for sites that have any."""
     readers = {name: tuple(m for m in site.members if m in linears) for name, site in stats.sites.items()}
     return {name: members for name, members in readers.items() if members}
 
 
-def members_dtype(linears: Mapping[str, nn.Linear], site: InputStatistics) -> torch.dtype:
+def members_dtype(linears: Mapping[str, WeightMatrix], site: InputStatistics) -> torch.dtype:
     return next(linears[member].weight.dtype for member in site.members if member in linears)
 
 
-def why_not(fold: Fold, linears: Mapping[str, nn.Linear], scheme: SchemeParams) -> str | None:
+def why_not(fold: Fold, linears: Mapping[str, WeightMatrix], scheme: SchemeParams) -> str | None:
     """The reason why a scheme cannot use a correct fold; None if it can."""
     if scheme.per_tensor and fold.producer in linears:
         return f"the one scale of {fold.producer} (per_tensor: true) would have to cover rows of other magnitudes"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
+from plumbline.base_model.matrices import WeightMatrix
 from plumbline.quantized_model.input_statistics import Statistics
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.scheme import scheme_of
 
 PARTS = {
     "hessian": ("second moments", "set statistics.hessian: true in params.yaml"),
@@ -14,8 +16,8 @@ PARTS = {
 }
 
 
-def require_statistics(names: Iterable[str], stats: Statistics, scheme: SchemeParams) -> None:
-    """Refuse statistics that lack what the scheme reads about the Linears `names`.
+def require_statistics(matrices: Mapping[str, WeightMatrix], stats: Statistics, scheme: SchemeParams) -> None:
+    """Refuse statistics that lack what the scheme reads about the matrices that it quantizes.
 
     A layer without statistics is a fallback if no token reached it, and an error otherwise.
 
@@ -25,9 +27,9 @@ def require_statistics(names: Iterable[str], stats: Statistics, scheme: SchemePa
     if not scheme.reads:
         return
     sites = {member: site for site in stats.sites.values() for member in site.members}
-    static = scheme.activations is not None and not scheme.activations.dynamic
-    for name in names:
-        site = sites.get(name)
+    for name, matrix in matrices.items():
+        site, own = sites.get(name), scheme_of(matrix, scheme)
+        static = own.activations is not None and not own.activations.dynamic
         if site is None and name not in stats.unreached:
             reader = f"method {scheme.method}" if scheme.method != "rtn" else "the scheme"
             raise ValueError(
@@ -42,7 +44,7 @@ def require_statistics(names: Iterable[str], stats: Statistics, scheme: SchemePa
         if site is None:
             continue
         stored = {"hessian": site.hessian, "histogram": site.histogram, "sums": getattr(site, "sum_abs", None)}
-        for part in scheme.reads:
+        for part in own.reads:
             if part in PARTS and stored[part] is None:
                 description, fix = PARTS[part]
                 raise ValueError(f"the statistics hold no {part} of {name}: the scheme reads {description}; {fix}")

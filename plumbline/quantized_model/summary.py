@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import safe_open
 
 from plumbline.artifact import read_json
+from plumbline.base_model.parts import kind_of
 from plumbline.quantized_model.record import granularity
 
 BITS = {"BF16": 16, "F16": 16, "F32": 32, "F64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "F8_E4M3": 8}
@@ -20,14 +21,16 @@ BITS = {"BF16": 16, "F16": 16, "F32": 32, "F64": 64, "I64": 64, "I32": 32, "I16"
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Sizes, bits per weight, layer errors, fallbacks, modules in full precision, and a row per layer."""
+    """The share of the weights that is quantized, sizes, bits per weight, layer errors, fallbacks, a row per layer."""
     record = read_json(folder / "calibration.json")
     layers, notes = record["layers"], record["notes"]
+    coverage = _coverage(record["coverage"])
     errors = {name: layer["relative_error"] for name, layer in layers.items() if "relative_error" in layer}
     worst = max(errors, key=errors.__getitem__, default=None)
     return {
         "bytes": sum((folder / file).stat().st_size for file in record["model"]),
-        "bits_per_weight": bits_per_weight(folder, record["model"], layers),
+        **coverage,
+        "bits_per_weight": bits_per_weight(folder, record),
         "quantized_layers": len(layers),
         "bits": sorted({layer["bits"] for layer in layers.values()}),
         "group_sizes": sorted(set(map(granularity, layers.values()))),
@@ -42,27 +45,41 @@ def summary(folder: Path) -> dict[str, Any]:
         "propagate": notes.get("propagate"),
         "layers": [_row(name, layers[name]) for name in sorted(layers, key=_in_order)],
         "starved": record["starved"],
-        "experts_in_full_precision": record["experts_in_full_precision"],
     }
 
 
-def bits_per_weight(folder: Path, files: Iterable[str], layers: Mapping[str, Any]) -> float:
-    """Bits on disk per quantized weight: codes, scales, zero points and shapes. Reads headers, no tensor of weights."""
-    bits = weights = 0
-    for file in files:
+def bits_per_weight(folder: Path, record: Mapping[str, Any]) -> float:
+    """Bits on disk per weight of the whole model: codes, scales, zero points, and what is in full precision.
+
+    Reads headers, no tensor.
+
+    Args:
+        record: calibration.json.
+    """
+    bits = 0
+    for file in record["model"]:
         with safe_open(folder / file, framework="np") as tensors:
             for key in tensors.keys():  # noqa: SIM118
-                layer, _, tensor = key.rpartition(".")
-                if layer not in layers or tensor == "bias":
-                    continue
                 stored = tensors.get_slice(key)
-                size = math.prod(stored.get_shape())
-                bits += size * BITS[stored.get_dtype()]
-                if tensor == "weight_shape":
-                    weights += math.prod(tensors.get_tensor(key).tolist())
-                elif tensor == "weight":  # not packed
-                    weights += size
-    return round(bits / weights, 4)
+                bits += math.prod(stored.get_shape()) * BITS[stored.get_dtype()]
+    return round(bits / sum(kind["weights"] for kind in record["coverage"]["kinds"].values()), 4)
+
+
+def _coverage(coverage: Mapping[str, Any]) -> dict[str, Any]:
+    """The share, a row per kind, and the matrices in full precision by kind and reason."""
+    rows = [
+        {"kind": kind, **counts, "share": round(counts["quantized"] / counts["weights"], 4)}
+        for kind, counts in coverage["kinds"].items()
+        if counts["weights"]
+    ]
+    left = Counter((kind_of(name), reason) for name, reason in coverage["left"].items())
+    rows_left = sorted(left.items(), key=lambda row: (-row[1], row[0]))
+    return {
+        "share": coverage["share"],
+        "share_of_all": coverage["share_of_all"],
+        "kinds": rows,
+        "left": [{"kind": kind, "matrices": n, "why": reason} for (kind, reason), n in rows_left],
+    }
 
 
 def _row(name: str, layer: Mapping[str, Any]) -> dict[str, Any]:

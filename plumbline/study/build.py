@@ -17,7 +17,7 @@ from plumbline.calibration_set.strategies.base import sample_id
 from plumbline.evaluation.held_out import HeldOut, choose
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.scheme import quantizable_linears
+from plumbline.quantized_model.scheme import quantizable_matrices
 from plumbline.study.distances import measure_distances
 from plumbline.study.draws import Cell, Plan
 from plumbline.study.measuring import documents_of, measure_cells
@@ -85,9 +85,7 @@ def evaluated(samples: Path, params: StudyParams) -> HeldOut:
 def widest_layer(sources: Sources, schemes: Iterable[SchemeParams]) -> int:
     """Input channels of the widest layer that any of the schemes quantizes; no weight is read."""
     model = sources.base.streamed("cpu").model
-    return max(
-        linear.in_features for scheme in schemes for linear in quantizable_linears(model, scheme.ignore).values()
-    )
+    return max(linear.in_features for scheme in schemes for linear in quantizable_matrices(model, scheme).values())
 
 
 def rounded(value: Any) -> Any:

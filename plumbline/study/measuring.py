@@ -29,10 +29,9 @@ from plumbline.evaluation.held_out import HeldOut, HeldOutBatch, batches
 from plumbline.evaluation.measure import measure
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.histogram import n_buckets
+from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.propagate import propagated
-from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.simulate import simulate
 from plumbline.study.controls import without_calibration
 from plumbline.study.draws import Cell, Plan
@@ -251,10 +250,8 @@ class _Evaluator:
                 self.base[index]
 
     def __call__(self, inputs: _Inputs, scheme: SchemeParams, factors: Factors) -> Measured:
-        if scheme.propagate == "quantized":
-            quantized = propagated(self.model, inputs.samples, scheme, inputs.totals)
-        else:
-            quantized = quantize_model(self.model, inputs.totals, scheme, factors, errors=False)
+        calibration = (inputs.samples, None)
+        quantized = apply_scheme(self.model, inputs.totals, scheme, lambda: calibration, factors, errors=False)
         tokens, sample_of_token = measure(self.base, simulate(self.model, quantized, scheme), self.work)
         of_token = self.document_of_sample[sample_of_token]
         return Measured(

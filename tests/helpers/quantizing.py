@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from plumbline.activation_stats.totals import Sample
+from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.input_statistics import Statistics
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.propagate import propagated
-from plumbline.quantized_model.quantize import quantize_model
 
 
 def quantize(
@@ -23,6 +22,4 @@ def quantize(
     factors: Factors | None = None,
 ) -> Quantized:
     """The model quantized from `stats`, or by propagating `samples` where the scheme says so."""
-    if scheme.propagate == "quantized":
-        return propagated(model, samples, scheme, stats)
-    return quantize_model(model, stats, scheme, factors)
+    return apply_scheme(model, stats, scheme, lambda: (samples, None), factors)

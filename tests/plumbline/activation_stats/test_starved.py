@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
 
 from plumbline.activation_stats.starved import sentence, starved_layers, starved_sites
 from plumbline.activation_stats.store import save
-from plumbline.quantized_model.full_precision import experts_in_full_precision
 from tests.helpers.mixtures import collected, make_mixture
 
 
@@ -55,11 +53,3 @@ def test_the_rank_of_a_hessian_is_the_reason(tmp_path: Path) -> None:
     for name in some:
         hessian = stats.sites[name].hessian
         assert hessian is not None and int(torch.linalg.matrix_rank(hessian, rtol=1e-6)) <= starved[name]["tokens"]
-
-
-def test_experts_that_stay_in_full_precision_are_named(llama: Any) -> None:
-    found = experts_in_full_precision(make_mixture("gpt_oss"))
-    assert set(found) == {f"model.layers.{layer}.mlp.experts" for layer in range(2)}
-    assert found["model.layers.0.mlp.experts"].startswith(f"GptOssExperts: {6 * (32 * 48 + 48 + 24 * 32 + 32)} weights")
-    model: LlamaForCausalLM = llama(torch.float32)
-    assert experts_in_full_precision(model) == {}

@@ -95,6 +95,7 @@ def test_builds_without_a_forward_pass_and_loads(scheme, project, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(nn.Linear, "forward", forbidden)
         patch.setattr(LlamaForCausalLM, "forward", forbidden)
+        patch.setattr("plumbline.quantized_model.build.require_loads", lambda *given: {})
         summary = build(project, tmp_path / "out", scheme)
     assert summary["fallbacks"] == {}
     assert summary["quantized_layers"] == 14
@@ -117,7 +118,14 @@ def test_the_summary_counts_bits_and_errors(project, tmp_path) -> None:
     # width 64: one bfloat16 scale per 64 codes; width 172: per 86, and 172 * 4 bits round up to 22 words of 32
     numel = {64: 2 * (64 * 64 * 2 + 32 * 64 * 2 + 172 * 64 * 2), 172: 2 * 64 * 172}
     bits = numel[64] * (4 + 16 / 64) + 2 * 64 * (22 * 32 + 2 * 16) + 14 * 2 * 64  # and two int64 of shape per layer
-    assert summary["bits_per_weight"] == pytest.approx(bits / sum(numel.values()), abs=1e-4)
+    rest = 96 * 64 + 5 * 64  # the embedding, which the head shares, and the norms
+    assert summary["bits_per_weight"] == pytest.approx((bits + 16 * rest) / (sum(numel.values()) + rest), abs=1e-4)
+    assert summary["share"] == 1.0
+    assert summary["share_of_all"] == pytest.approx(sum(numel.values()) / (sum(numel.values()) + rest), abs=1e-6)
+    assert summary["left"] == [
+        {"kind": "embedding", "matrices": 1, "why": "embedding: looked up, not multiplied"},
+        {"kind": "head", "matrices": 1, "why": "the scheme's ignore: lm_head"},
+    ]
     assert summary["bytes"] == (tmp_path / "w4a16-rtn" / "model.safetensors").stat().st_size
     assert summary["bytes"] < (project / "base" / "model.safetensors").stat().st_size
     row = next(row for row in summary["layers"] if row["layer"] == summary["worst_layer"])
@@ -303,6 +311,7 @@ def test_no_shipped_scheme_runs_text_through_the_base_model(scheme, project, tmp
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
     monkeypatch.setattr("plumbline.quantized_model.build.export", lambda *given: [])
+    monkeypatch.setattr("plumbline.quantized_model.build.require_loads", lambda *given: {})
     monkeypatch.setattr("plumbline.quantized_model.build.add_provenance", lambda *given: None)
     build(project, tmp_path / "out", scheme, scheme_params=SHIPPED[scheme])
     assert set(seen) == ({TOKENS} if SHIPPED[scheme].transform else set())

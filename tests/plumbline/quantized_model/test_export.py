@@ -16,10 +16,11 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from plumbline.artifact import sha256_file
-from plumbline.quantized_model.export import _scheme, add_provenance, compress, export
+from plumbline.quantized_model.export import add_provenance, compress, export
 from plumbline.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
 from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantization_config import scheme_of_group
 from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.rtn import rtn
 from plumbline.quantized_model.simulate import simulate
@@ -238,7 +239,7 @@ def test_every_code_survives_packing(seed, bits, rows, groups, size, symmetric, 
     zero = None if symmetric else torch.randint(low, high + 1, shape, generator=g, dtype=torch.int8)
     grid = Grid(bits, size if shared == "group" else None, symmetric, shared == "tensor")
     weight = QuantizedWeight(codes, scale, grid, zero)
-    scheme = _scheme(weight, ["Linear"], None)
+    scheme = scheme_of_group(weight.grid, ["Linear"], None)
     tensors = compress(weight, scheme)
     assert torch.equal(unpack_from_int32(tensors["weight_packed"], bits, codes.shape), codes)
     assert tensors["weight_scale"].dtype == dtype

@@ -40,7 +40,7 @@ def samples(tokens):
 @pytest.fixture
 def unchanged(monkeypatch):
     """Quantizing that changes nothing: every weight stays what it is."""
-    monkeypatch.setattr("plumbline.quantized_model.propagate.put", lambda linear, layer, scheme: None)
+    monkeypatch.setattr("plumbline.quantized_model.propagate.put", lambda *given: None)
 
 
 @pytest.mark.parametrize("scheme", [PLAIN, SCHEME], ids=["plain", "corrected"])

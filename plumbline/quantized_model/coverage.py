@@ -1,0 +1,110 @@
+"""Which share of a model's weights a scheme quantizes, by kind, and what it leaves in full precision and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from plumbline.base_model.inputs import left_out
+from plumbline.base_model.matrices import matrices
+from plumbline.base_model.parts import AUDIO, EMBEDDING, HEAD, KINDS, ROUTER, VISION, kind_of
+from plumbline.quantized_model.layer import Quantized
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.scheme import why_not_quantized
+
+APART = (EMBEDDING, HEAD, ROUTER, VISION, AUDIO)
+"""Kinds that most users leave alone, and that `Coverage.share` leaves out."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a scheme does with the weights of a model.
+
+    Attributes:
+        weights: number of weights by kind, all parameters.
+        quantized: number of them that are quantized.
+        matrices, quantized_matrices: the same for the matrices that are not of a kind in `APART`.
+        left: matrix in full precision -> reason.
+    """
+
+    weights: dict[str, int]
+    quantized: dict[str, int]
+    matrices: int
+    quantized_matrices: int
+    left: dict[str, str]
+
+    @property
+    def share(self) -> float:
+        """Share of the matrices' weights outside embeddings, head, routers and towers that is quantized."""
+        return self.quantized_matrices / self.matrices if self.matrices else 0.0
+
+    @property
+    def share_of_all(self) -> float:
+        """Share of all weights of the model that is quantized."""
+        return sum(self.quantized.values()) / max(sum(self.weights.values()), 1)
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able, for calibration.json."""
+        return {
+            "share": round(self.share, 6),
+            "share_of_all": round(self.share_of_all, 6),
+            "kinds": {
+                kind: {"weights": self.weights[kind], "quantized": self.quantized.get(kind, 0)}
+                for kind in KINDS
+                if kind in self.weights
+            },
+            "left": self.left,
+        }
+
+
+def coverage_of(model: nn.Module, quantized: Quantized | Collection[str], scheme: SchemeParams) -> Coverage:
+    """The coverage of a model.
+
+    Args:
+        model: the base model; weights may be on the meta device.
+        quantized: the result, or the names of the quantized matrices.
+    """
+    names = set(quantized.layers if isinstance(quantized, Quantized) else quantized)
+    weights: Counter[str] = Counter()
+    done: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        weights[kind_of(name)] += parameter.numel()
+    everything, left = matrices(model), {}
+    of_matrices = of_quantized = 0
+    covered = set()
+    for name, matrix in everything.items():
+        covered.add(f"{matrix.owner}.{matrix.part}")
+        kind, apart = kind_of(name), kind_of(name) in APART
+        of_matrices += 0 if apart else matrix.numel
+        if name in names:
+            done[kind] += matrix.numel
+            of_quantized += 0 if apart else matrix.numel
+        else:
+            module = model.get_submodule(matrix.owner)
+            left[name] = why_not_quantized(name, matrix, module, scheme) or "no scheme selected it"
+    unknown = left_out(model, ())
+    for name, module in model.named_modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            key = f"{name}.{part}" if name else part
+            if parameter.dim() < 2 or key in covered or key in left:
+                continue
+            counts = isinstance(module, Conv1D) or "experts" in unknown.get(name, "")
+            of_matrices += parameter.numel() if counts and kind_of(key) not in APART else 0
+            left[key] = _why_no_matrix(name, module, unknown)
+    return Coverage(dict(weights), dict(done), of_matrices, of_quantized, left)
+
+
+def _why_no_matrix(name: str, module: nn.Module, unknown: dict[str, str]) -> str:
+    """The reason why a parameter of two or more dimensions is none of the matrices that a scheme can quantize."""
+    if isinstance(module, nn.Embedding):
+        return "embedding: looked up, not multiplied"
+    if isinstance(module, Conv1D):
+        return "transformers' Conv1D, which compressed-tensors does not store"
+    if kind_of(name) == ROUTER:
+        return "router: another choice of experts costs more than its few weights save"
+    return unknown.get(name, f"{type(module).__name__}: no matrix that a Linear or an expert multiplies with")

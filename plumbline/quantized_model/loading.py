@@ -1,0 +1,86 @@
+"""Whether transformers loads a quantized model of some architecture as it is stored, found out on the meta device.
+
+compressed-tensors takes the weight of a packed Linear away until the first forward pass. The code of some models reads
+it before (Falcon's and Mamba 2's, when transformers initializes what a checkpoint lacks), and loading fails. Such a
+folder needs `dequantize: true`, with which each weight is decompressed as it is read. That path knows one width of the
+Linears and rounds no activations.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from compressed_tensors.quantization import QuantizationConfig
+from torch import nn
+from transformers import CompressedTensorsConfig, PreTrainedModel
+from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
+
+from plumbline.base_model.quiet import quiet
+from plumbline.quantized_model.grid import Grid
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantization_config import Target, quantization_config
+
+_REHEARSED: WeakKeyDictionary[PreTrainedModel, dict[Any, str | None]] = WeakKeyDictionary()
+"""The results of `rehearsed` for the models in memory, by what the scheme says."""
+
+
+def loads_dense(model: PreTrainedModel, scheme: SchemeParams) -> bool:
+    """Whether the folder of this model needs `dequantize: true`.
+
+    Zero points of packed weights are packed, too. transformers 5.23 with compressed-tensors 0.20 allocates unpacked
+    ones in the model it loads into, and fails on the shapes; decompressing each weight as it is read works. A model
+    loaded this way is saved again in full width. vLLM ignores the key; it reads packed zero points of 4 and 8 bits.
+
+    Raises:
+        ValueError: the model needs it, and the scheme cannot have it: it has several widths, or rounds activations.
+    """
+    if not scheme.symmetric and not scheme.per_tensor and scheme.activations is None:
+        return True
+    problem = rehearsed(model, scheme)
+    if problem is None:
+        return False
+    reason = f"{type(model).__name__} does not load quantized as it is stored (its code says {problem}), "
+    if scheme.activations is not None:
+        raise ValueError(f"{reason}and decompressed while loading its inputs are not rounded; remove activations")
+    if scheme.mixed is not None:
+        raise ValueError(f"{reason}and decompressed while loading it has one width; write weight_bits instead of mixed")
+    return True
+
+
+def rehearsed(model: PreTrainedModel, scheme: SchemeParams) -> str | None:
+    """The error of loading a model of this class under the scheme; None if there is none.
+
+    The steps are those of `from_pretrained` around the weights, on a model without weights.
+    """
+    known = _REHEARSED.setdefault(model, {})
+    key = (scheme.weight_bits, scheme.symmetric, scheme.per_tensor, scheme.activations)
+    if key not in known:
+        known[key] = _rehearse(
+            model, Target("", Grid(scheme.weight_bits, None, scheme.symmetric, scheme.per_tensor), scheme.activations)
+        )
+    return known[key]
+
+
+def _rehearse(model: PreTrainedModel, target: Target) -> str | None:
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    config = quantization_config([target], linears, ["lm_head"])
+    with torch.device("meta"), quiet():
+        empty: Any = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+        quantizer = CompressedTensorsHfQuantizer(CompressedTensorsConfig(**_plain(config)), pre_quantized=True)
+        quantizer.validate_environment()
+        quantizer.preprocess_model(model=empty)
+        for tensor in (*empty.parameters(), *empty.buffers()):
+            tensor._is_hf_initialized = True
+        try:
+            empty.initialize_weights()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _plain(config: QuantizationConfig) -> dict[str, Any]:
+    entries: dict[str, Any] = config.model_dump(mode="json")
+    return {key: value for key, value in entries.items() if value is not None}
