@@ -10,10 +10,10 @@ from tests.architectures.vocabulary import VOCABULARY
 
 DELTA_NET: dict[str, Any] = {
     "head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 8,
+    "linear_num_value_heads": 16,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     "layer_types": ["linear_attention", "full_attention"],
 }
 SHARED: dict[str, Any] = {**EXPERTS, "shared_expert_intermediate_size": 32}
@@ -104,10 +104,10 @@ HYBRIDS = {
     "olmo-hybrid": Blueprint(
         "OlmoHybridConfig",
         decoder(
-            linear_num_key_heads=4,
-            linear_num_value_heads=4,
-            linear_key_head_dim=16,
-            linear_value_head_dim=16,
+            linear_num_key_heads=16,
+            linear_num_value_heads=16,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
             layer_types=["linear_attention", "full_attention"],
         ),
     ),
