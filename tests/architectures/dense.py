@@ -48,6 +48,7 @@ DENSE = {
         "Gemma4TextConfig",
         decoder(
             head_dim=16,
+            global_head_dim=32,
             num_hidden_layers=4,
             sliding_window=16,
             layer_types=SLIDING * 2,
@@ -71,6 +72,16 @@ DENSE = {
     "hunyuan-dense": Blueprint("HunYuanDenseV1Config", decoder(head_dim=16)),
     "starcoder2": Blueprint("Starcoder2Config", decoder(use_bias=True)),
     "stablelm": Blueprint("StableLmConfig", decoder(use_qkv_bias=True)),
+    "apertus": Blueprint("ApertusConfig", decoder()),
+    "arcee": Blueprint("ArceeConfig", decoder(head_dim=16)),
+    "gemma": Blueprint("GemmaConfig", decoder(head_dim=16, tie_word_embeddings=True)),
+    "cohere": Blueprint("CohereConfig", decoder(tie_word_embeddings=True, use_qk_norm=True)),
+    "phi": Blueprint("PhiConfig", decoder()),
+    "gptj": Blueprint("GPTJConfig", {**GPT2, "rotary_dim": 8, "tie_word_embeddings": False}),
+    "mpt": Blueprint(
+        "MptConfig",
+        {"vocab_size": VOCABULARY, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, **TOKENS},
+    ),
     "falcon": Blueprint(
         "FalconConfig",
         decoder(ffn_hidden_size=96, intermediate_size=None, num_key_value_heads=None, multi_query=True),

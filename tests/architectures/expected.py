@@ -16,6 +16,7 @@ STATIC = ("w8a8-static", "w8a8-smooth")
 REFUSED: dict[str, dict[tuple[str, ...], str]] = {
     "gpt2": {tuple(SCHEMES): "transformers' Conv1D, which compressed-tensors does not store"},
     "gemma3n-text": {(LAYERWISE,): "is called with a KVSharingDict"},
+    "gemma4-moe-text": {(LAYERWISE,): "is called with a KVSharingDict"},
     "gemma4-text": {(LAYERWISE,): "does not read what model.layers.1 returned"},
     "gemma4": {(LAYERWISE,): "cannot be run layer by layer"},
 }
@@ -33,9 +34,13 @@ _MIXTURES = (
     "mixtral", "qwen3-moe", "qwen3-moe-tied", "qwen3-moe-float16", "qwen3-moe-sharded", "deepseek-v2", "deepseek-v3",
     "glm4-moe", "dots1", "olmoe", "granite-moe", "granite-moe-shared", "gpt-oss", "ernie4.5-moe", "minimax-m2",
     "flex-olmo", "solar-open", "nemotron-h", "granite-hybrid", "lfm2-moe", "minimax", "qwen2-moe", "hunyuan-moe",
-    "jetmoe", "afmoe", "phi-moe", "jamba", "llama4-text", "qwen3-next", "qwen3.5-moe-text",
+    "jetmoe", "afmoe", "phi-moe", "jamba", "llama4-text", "qwen3-next", "qwen3.5-moe-text", "deepseek-v3.2",
+    "glm4-moe-lite", "exaone-moe", "mimo-v2-flash", "cohere2-moe", "longcat-flash", "gemma4-moe-text", "kimi-linear",
 )  # fmt: skip
-_NOT_LOADED = ("qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "mistral3", "llava", "internvl", "idefics3")
+_NOT_LOADED = (
+    "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "glm4v-moe", "mistral3", "llava", "llava-onevision",
+    "internvl", "smolvlm", "paligemma", "idefics3",
+)  # fmt: skip
 KNOWN_GAPS: dict[str, dict[tuple[str, ...], str]] = {
     **{name: {tuple(SCHEMES): EXPERTS_LEFT} for name in _MIXTURES},
     **{name: {(LAYERWISE, *SCHEMES): NOT_LOADED} for name in _NOT_LOADED},

@@ -101,6 +101,23 @@ HYBRIDS = {
     "qwen3-next": Blueprint("Qwen3NextConfig", decoder(**SHARED, **DELTA_NET)),
     "qwen3.5-text": Blueprint("Qwen3_5TextConfig", decoder(**DELTA_NET)),
     "qwen3.5-moe-text": Blueprint("Qwen3_5MoeTextConfig", decoder(**SHARED, **DELTA_NET)),
+    "kimi-linear": Blueprint(
+        "KimiLinearConfig",
+        decoder(
+            num_key_value_heads=4,
+            kv_lora_rank=32,
+            qk_nope_head_dim=16,
+            qk_rope_head_dim=16,
+            v_head_dim=16,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            linear_head_dim=16,
+            linear_num_heads=16,
+            layer_types=["linear_attention", "full_attention"],
+            mlp_layer_types=["dense", "sparse"],
+        ),
+    ),
     "olmo-hybrid": Blueprint(
         "OlmoHybridConfig",
         decoder(

@@ -80,5 +80,76 @@ MIXTURES = {
     "jetmoe": Blueprint(
         "JetMoeConfig", decoder(**LOCAL, kv_channels=16, num_attention_heads=None, num_key_value_heads=2)
     ),
+    "deepseek-v3.2": Blueprint(
+        "DeepseekV32Config",
+        decoder(
+            **LATENT, **ROUTED, mlp_layer_types=["dense", "sparse"], index_topk=16, index_head_dim=32, index_n_heads=16
+        ),
+    ),
+    "glm4-moe-lite": Blueprint("Glm4MoeLiteConfig", decoder(**LATENT, **ROUTED, mlp_layer_types=["dense", "sparse"])),
+    "exaone-moe": Blueprint(
+        "ExaoneMoeConfig",
+        decoder(
+            **EXPERTS,
+            head_dim=16,
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
+            mlp_layer_types=["dense", "sparse"],
+        ),
+    ),
+    "mimo-v2-flash": Blueprint(
+        "MiMoV2FlashConfig",
+        decoder(
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            head_dim=16,
+            v_head_dim=16,
+            sliding_window=16,
+            layer_types=["full_attention", "sliding_attention"],
+            mlp_layer_types=["dense", "sparse"],
+        ),
+    ),
+    "cohere2-moe": Blueprint(
+        "Cohere2MoeConfig",
+        decoder(
+            head_dim=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            intermediate_size=32,
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
+            tie_word_embeddings=True,
+        ),
+    ),
+    "longcat-flash": Blueprint(
+        "LongcatFlashConfig",
+        decoder(
+            **LATENT,
+            head_dim=16,
+            num_layers=2,
+            num_hidden_layers=None,
+            ffn_hidden_size=96,
+            moe_topk=2,
+            n_routed_experts=4,
+            zero_expert_num=2,
+            expert_ffn_hidden_size=32,
+        ),
+    ),
+    "gemma4-moe-text": Blueprint(
+        "Gemma4TextConfig",
+        decoder(
+            head_dim=16,
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
+            global_head_dim=32,
+            hidden_size_per_layer_input=0,
+            enable_moe_block=True,
+            num_experts=4,
+            top_k_experts=2,
+            moe_intermediate_size=32,
+            tie_word_embeddings=True,
+        ),
+    ),
     "solar-open": Blueprint("SolarOpenConfig", decoder(**ROUTED, head_dim=16)),
 }

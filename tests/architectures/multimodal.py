@@ -7,7 +7,7 @@ from typing import Any
 from tests.architectures.blueprint import Blueprint, decoder
 from tests.architectures.dense import DENSE
 from tests.architectures.hybrids import HYBRIDS
-from tests.architectures.mixtures import MIXTURES
+from tests.architectures.mixtures import MIXTURES, ROUTED
 
 TOWER: dict[str, Any] = {
     "hidden_size": 32,
@@ -136,6 +136,56 @@ MULTIMODAL = {
             "text_config": {"model_type": "qwen2", **decoder()},
             "vision_config": {**TOWER, "image_size": [28, 28], "patch_size": [14, 14]},
             "image_token_id": 7,
+        },
+        images=True,
+    ),
+    "qwen2-vl": Blueprint(
+        "Qwen2VLConfig",
+        {
+            "text_config": decoder(rope_parameters=THREE_AXES),
+            "vision_config": {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
+            **QWEN_TOKENS,
+        },
+        images=True,
+    ),
+    "glm4v-moe": _qwen(
+        "Glm4vMoeConfig",
+        decoder(
+            **ROUTED,
+            head_dim=16,
+            first_k_dense_replace=1,
+            rope_parameters={**THREE_AXES, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]},
+        ),
+        image_size=28,
+        patch_size=14,
+    ),
+    "llava-onevision": Blueprint(
+        "LlavaOnevisionConfig",
+        {
+            "text_config": {"model_type": "qwen2", **decoder()},
+            "vision_config": {"model_type": "siglip_vision_model", **TOWER, "vision_use_head": False},
+            "image_token_index": 7,
+            "video_token_index": 8,
+        },
+        images=True,
+    ),
+    "smolvlm": Blueprint(
+        "SmolVLMConfig",
+        {
+            "text_config": {"model_type": "llama", **decoder()},
+            "vision_config": {**TOWER, "image_size": 56},
+            "image_token_id": 7,
+            "tie_word_embeddings": False,
+        },
+        images=True,
+    ),
+    "paligemma": Blueprint(
+        "PaliGemmaConfig",
+        {
+            "text_config": {"model_type": "gemma", **DENSE["gemma"].values},
+            "vision_config": {"model_type": "siglip_vision_model", **TOWER, "vision_use_head": False},
+            "projection_dim": 64,
+            "image_token_index": 7,
         },
         images=True,
     ),

@@ -30,6 +30,7 @@ NAMES = {
         LAYER + "mlp.gate_proj.weight",
         LAYER + "mlp.down_proj",
         LAYER + "feed_forward.w1.weight",
+        LAYER + "block_sparse_moe.gate_proj.weight",  # the dense layer of a mixture (Kimi)
         "model.decoder.layers.0.fc1.weight",
         "transformer.h.0.mlp.c_proj.weight",
         "backbone.layers.1.mixer.up_proj.weight",
@@ -58,6 +59,7 @@ NAMES = {
         LAYER + "block_sparse_moe.router.layer.weight",
         LAYER + "feed_forward.router.weight",
         LAYER + "mlp.router.bias",
+        LAYER + "mlp.router.classifier.weight",
         LAYER + "feed_forward.expert_bias",
     ],
     "embedding": [
