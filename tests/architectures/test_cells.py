@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from plumbline import api
 from tests.architectures import cells as checked
 from tests.architectures.catalogue import CATALOGUE
 from tests.architectures.cells import SCHEMES, Cell, cells
@@ -27,7 +28,7 @@ def test_a_sound_folder_is_equal_with_its_share(tmp_path: Path) -> None:
 
 
 def test_a_changed_scale_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    simulate = checked.simulate
+    simulate = api.simulate
 
     def changed(model: Any, quantized: Any, scheme: Any) -> Any:
         simulated = simulate(model, quantized, scheme)
@@ -35,7 +36,7 @@ def test_a_changed_scale_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             simulated.model.layers[0].mlp.down_proj.weight[3, 5] += 0.125
         return simulated
 
-    monkeypatch.setattr(checked, "simulate", changed)
+    monkeypatch.setattr(api, "simulate", changed)
     cell = cell_of(tmp_path)
     assert cell.outcome == "fault" and "from the simulation" in cell.reason
 
