@@ -10,7 +10,7 @@ COMPILE := $(BIN)/python -m compileall -qq -r 20 -j 0 -x '/site-packages/(.*/tes
 # `dvc repro` calls `python` from PATH; Dagster stores its history in DAGSTER_HOME.
 ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ignore::FutureWarning
 
-.PHONY: setup demo test integration lint ui mlflow repro clean
+.PHONY: setup demo test architectures integration lint ui mlflow repro clean
 
 setup: $(VENV)/.ready
 
@@ -34,7 +34,10 @@ demo: setup
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 test: setup
-	@$(ENV) $(TESTS) --dist loadfile -m "not integration"
+	@$(ENV) $(TESTS) --dist loadfile -m "not integration and not architectures"
+
+architectures: setup
+	@$(ENV) $(TESTS) --dist worksteal -m architectures
 
 integration: setup
 	@$(ENV) $(TESTS) --dist worksteal -m integration

@@ -36,9 +36,12 @@ _BLOCKS = {
     "EncDecAttention": ATTENTION, "norm_attn_norm": ATTENTION, "self_attention_layer": ATTENTION,
     "mamba": STATE_SPACE, "mixer": STATE_SPACE, "ssm": STATE_SPACE, "conv": STATE_SPACE, "short_conv": STATE_SPACE,
     "temporal_block": STATE_SPACE, "mlstm_layer": STATE_SPACE,
-    "mlp": MLP, "feed_forward": MLP, "ffn": MLP, "ff": MLP, "mlp_block": MLP, "DenseReluDense": MLP,
+    "mlp": MLP, "block_sparse_moe": MLP, "feed_forward": MLP, "ffn": MLP, "ff": MLP, "mlp_block": MLP,
+    "DenseReluDense": MLP,
 }  # fmt: skip
-_EXPERTS = frozenset({"experts", "expert", "block_sparse_moe", "moe"})
+_EXPERTS = frozenset({"experts", "expert", "moe"})
+_PARALLEL = frozenset({"input_linear", "output_linear"})
+"""All experts of a layer in one matrix, directly in its mixture (Granite, JetMoe)."""
 _SHARED = frozenset({"shared_expert", "shared_experts", "shared_mlp"})
 _ROUTERS = frozenset(
     {"router", "modality_router", "shared_expert_gate", "moe_statics", "e_score_correction_bias", "expert_bias"}
@@ -60,7 +63,7 @@ def kind_of(name: str) -> str:
         name: in full, such as `model.layers.0.mlp.experts.gate_up_proj` or `model.layers.0.self_attn.q_proj.weight`.
     """
     parts = [part for part in name.split(".") if not part.isdigit() and part not in ("weight", "bias")]
-    rules: tuple[Callable[[list[str]], str | None], ...] = (_tower, _head_or_embedding, _of_mixture, _block)
+    rules: tuple[Callable[[list[str]], str | None], ...] = (_tower, _of_mixture, _head_or_embedding, _block)
     return next((kind for rule in rules if (kind := rule(parts))), OTHER)
 
 
@@ -85,7 +88,8 @@ def _of_mixture(parts: list[str]) -> str | None:
         return ROUTER
     if not _SHARED.isdisjoint(parts):
         return SHARED_EXPERTS
-    return EXPERTS if not _EXPERTS.isdisjoint(parts) else None
+    parallel = "block_sparse_moe" in parts and not _PARALLEL.isdisjoint(parts)
+    return EXPERTS if parallel or not _EXPERTS.isdisjoint(parts) else None
 
 
 def _block(parts: list[str]) -> str | None:

@@ -1,0 +1,195 @@
+"""What a scheme would quantize, from the model's modules alone: weights by kind, bits per weight, bytes on disk.
+
+Nothing is computed and no weight is read, so the model may be on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from compressed_tensors.utils.match import is_match
+from torch import nn
+
+from plumbline.base_model.experts import are_fused_experts
+from plumbline.base_model.parts import KINDS, kind_of
+from plumbline.quantized_model.grid import Grid
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_linears
+
+SHAPE_BYTES = 16
+"""A packed matrix stores its two widths as int64."""
+
+
+@dataclass(frozen=True)
+class KindPlan:
+    """The weights of one kind.
+
+    Attributes:
+        quantized: how many of `weights` the scheme quantizes.
+        base_bytes: of all of them in the base model.
+        bytes: of all of them in the quantized model, with scales and zero points.
+    """
+
+    kind: str
+    weights: int
+    quantized: int
+    base_bytes: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FullPrecision:
+    """Parameters that stay as they are for one reason.
+
+    Attributes:
+        example: name of the first of them.
+    """
+
+    reason: str
+    tensors: int
+    weights: int
+    example: str
+
+
+@dataclass(frozen=True)
+class SchemePlan:
+    """What a scheme makes of a model.
+
+    Attributes:
+        kinds: those that the model has, in the order of `parts.KINDS`.
+        full_precision: by reason, most weights first.
+        group_sizes: group size (None: one scale per output channel or weight) -> number of matrices.
+    """
+
+    kinds: tuple[KindPlan, ...]
+    full_precision: tuple[FullPrecision, ...]
+    group_sizes: Mapping[int | None, int]
+
+    @property
+    def weights(self) -> int:
+        """Weights of the whole model; those that are shared (a tied head) count once."""
+        return sum(row.weights for row in self.kinds)
+
+    @property
+    def quantized(self) -> int:
+        """Weights that the scheme quantizes."""
+        return sum(row.quantized for row in self.kinds)
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the base model's weights."""
+        return sum(row.base_bytes for row in self.kinds)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the quantized model's weights."""
+        return sum(row.bytes for row in self.kinds)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over the whole model, with everything that stays in full precision."""
+        return 8 * self.bytes / self.weights
+
+
+def plan_of(model: nn.Module, scheme: SchemeParams, dtype: torch.dtype) -> SchemePlan:
+    """What the scheme would quantize of the model, and why it leaves the rest.
+
+    Args:
+        model: its modules; weights may be on the meta device.
+        dtype: in which the base model is stored, and the quantized model's scales are.
+
+    Raises:
+        ValueError: the scheme does not suit the model, as in `quantize_model`.
+    """
+    linears = quantizable_linears(model, scheme.ignore)
+    sizes = layer_group_sizes(linears, scheme)
+    stored: dict[int, float] = defaultdict(float)
+    quantized: Counter[int] = Counter()
+    for name, linear in linears.items():
+        grid = Grid(scheme.weight_bits, sizes[name], scheme.symmetric, scheme.per_tensor)
+        quantized[id(linear.weight)] += linear.weight.numel()
+        stored[id(linear.weight)] += stored_bytes(linear.out_features, linear.in_features, grid, scheme, dtype)
+    rows: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0])
+    left: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, weight in model.named_parameters():  # a shared one comes once
+        count = weight.numel()
+        size = count * dtype.itemsize
+        rest = count - quantized[id(weight)]
+        row = (count, quantized[id(weight)], size, stored[id(weight)] + rest * dtype.itemsize)
+        rows[kind_of(name)] = [a + b for a, b in zip(rows[kind_of(name)], row, strict=True)]
+        if rest:
+            left[why_left(model, name, scheme)].append((name, rest))
+    return SchemePlan(
+        tuple(KindPlan(kind, *(round(number) for number in rows[kind])) for kind in KINDS if kind in rows),
+        tuple(sorted(map(_full_precision, left, left.values()), key=lambda entry: (-entry.weights, entry.reason))),
+        Counter(sizes.values()),
+    )
+
+
+def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that config.json names for the weights; bfloat16 where it names none.
+
+    Raises:
+        ValueError: no dtype of torch has that name.
+    """
+    text = config.get("text_config") or {}
+    keys = ("dtype", "torch_dtype")
+    name = next((part[key] for part in (config, text) for key in keys if part.get(key)), "bfloat16")
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"config.json: dtype is {name!r}, expected a name such as bfloat16 or float32")
+    return dtype
+
+
+def stored_bytes(rows: int, width: int, grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> float:
+    """Bytes of a quantized matrix (rows, width) in the compressed-tensors format, as export.py writes it.
+
+    A fraction where `mixed` gives every matrix its own width: then this is the mean over the model.
+    """
+    groups = 1 if grid.group_size is None else width // grid.group_size
+    scales = 1 if grid.per_tensor else rows * groups
+    size = float(scales * dtype.itemsize)
+    if scheme.activations is not None:
+        static = dtype.itemsize + (0 if scheme.activations.symmetric else 1)
+        return size + rows * width + (0 if scheme.activations.dynamic else static) + (0 if grid.symmetric else scales)
+    if scheme.mixed is not None:
+        return size + SHAPE_BYTES + rows * width * scheme.mixed.average_bits / 8
+    zeros = 0 if grid.symmetric else (1 if grid.per_tensor else _words(rows, grid.bits) * groups * 4)
+    return size + SHAPE_BYTES + rows * _words(width, grid.bits) * 4 + zeros
+
+
+def why_left(model: nn.Module, parameter: str, scheme: SchemeParams) -> str:
+    """Why a parameter stays in full precision.
+
+    Args:
+        parameter: its name; one that the scheme does not quantize.
+    """
+    name = parameter.rpartition(".")[0]
+    module = model.get_submodule(name)
+    if model.get_parameter(parameter).dim() < 2:
+        return "vectors: norms, biases, gains"
+    if isinstance(module, nn.Embedding):
+        heads = (head for head in model.modules() if isinstance(head, nn.Linear))
+        tied = any(head.weight is module.weight for head in heads)
+        return f"embedding: rows are looked up, not multiplied{' (the head shares it)' if tied else ''}"
+    if isinstance(module, nn.Linear):
+        entries = [entry for entry in scheme.ignore if is_match(name, module, entry)]
+        return f"ignore in the scheme: {entries[0]}" if entries else "the scheme leaves it out"
+    if are_fused_experts(module):
+        return f"{type(module).__name__}: experts in one tensor"
+    return f"{type(module).__name__}: neither a Linear nor experts"
+
+
+def _full_precision(reason: str, entries: Iterable[tuple[str, int]]) -> FullPrecision:
+    names, counts = zip(*entries, strict=True)
+    return FullPrecision(reason, len(names), sum(counts), names[0])
+
+
+def _words(values: int, bits: int) -> int:
+    """Words of 32 bits that hold packed codes."""
+    return math.ceil(values * bits / 32)
