@@ -25,6 +25,7 @@ UNKNOWN = 2**31 - 1
 tokens, and the rows of a convolution are patches."""
 EXPERT = re.compile(r"\bexperts\.\d+\b")
 """Matches the name of a layer of an expert that is a module of its own."""
+UNSEEN = "their inputs are not seen"
 OUTPUT = ":output"
 """Suffix of the name of a site that is a layer's output."""
 
@@ -97,9 +98,7 @@ def left_out(model: nn.Module, ignore: Sequence[str]) -> dict[str, str]:
         if isinstance(module, nn.Conv2d):
             reasons[name] = f"{kind} of {module.groups} groups: only convolutions of one group are watched"
         elif any(len(shape) == 3 for shape in shapes) and "xpert" in kind:
-            reasons[name] = (
-                f"{kind}: experts in one tensor whose arithmetic is not known here; their inputs are not seen"
-            )
+            reasons[name] = f"{kind}: experts in one tensor whose arithmetic is not known here; {UNSEEN}"
         else:
             reasons[name] = f"{kind} with weights {', '.join(map(str, shapes))}: what it reads is not known here"
     return reasons

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from plumbline.base_model.inputs import left_out
+from plumbline.base_model.inputs import UNSEEN, left_out
 from plumbline.base_model.matrices import matrices
 from plumbline.base_model.parts import AUDIO, EMBEDDING, HEAD, KINDS, ROUTER, VISION, kind_of
 from plumbline.quantized_model.layer import Quantized
@@ -19,6 +19,7 @@ from plumbline.quantized_model.scheme import why_not_quantized
 
 APART = (EMBEDDING, HEAD, ROUTER, VISION, AUDIO)
 """Kinds that most users leave alone, and that `Coverage.share` leaves out."""
+CONV1D = "transformers' Conv1D, which compressed-tensors does not store"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Coverage:
         weights: number of weights by kind, all parameters.
         quantized: number of them that are quantized.
         matrices, quantized_matrices: the same for the matrices that are not of a kind in `APART`.
-        left: matrix in full precision -> reason.
+        left: parameter of two or more dimensions in full precision -> reason.
     """
 
     weights: dict[str, int]
@@ -74,29 +75,40 @@ def coverage_of(model: nn.Module, quantized: Quantized | Collection[str], scheme
     done: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         weights[kind_of(name)] += parameter.numel()
-    everything, left = matrices(model), {}
     of_matrices = of_quantized = 0
-    covered = set()
-    for name, matrix in everything.items():
-        covered.add(f"{matrix.owner}.{matrix.part}")
+    for name, matrix in matrices(model).items():
         kind, apart = kind_of(name), kind_of(name) in APART
         of_matrices += 0 if apart else matrix.numel
         if name in names:
             done[kind] += matrix.numel
             of_quantized += 0 if apart else matrix.numel
-        else:
-            module = model.get_submodule(matrix.owner)
-            left[name] = why_not_quantized(name, matrix, module, scheme) or "no scheme selected it"
-    unknown = left_out(model, ())
-    for name, module in model.named_modules():
-        for part, parameter in module.named_parameters(recurse=False):
-            key = f"{name}.{part}" if name else part
-            if parameter.dim() < 2 or key in covered or key in left:
-                continue
-            counts = isinstance(module, Conv1D) or "experts" in unknown.get(name, "")
-            of_matrices += parameter.numel() if counts and kind_of(key) not in APART else 0
-            left[key] = _why_no_matrix(name, module, unknown)
+    left = reasons_of(model, names, scheme)
+    for name, parameter in model.named_parameters():
+        if left.get(name) == CONV1D or left.get(name, "").endswith(UNSEEN):
+            of_matrices += 0 if kind_of(name) in APART else parameter.numel()
     return Coverage(dict(weights), dict(done), of_matrices, of_quantized, left)
+
+
+def reasons_of(model: nn.Module, quantized: Collection[str], scheme: SchemeParams) -> dict[str, str]:
+    """Parameter of two or more dimensions that is not quantized -> reason.
+
+    Args:
+        quantized: names of the quantized matrices.
+    """
+    held = {f"{matrix.owner}.{matrix.part}": (name, matrix) for name, matrix in matrices(model).items()}
+    unknown, reasons = left_out(model, ()), {}
+    for owner, module in model.named_modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            key = f"{owner}.{part}" if owner else part
+            if parameter.dim() < 2:
+                continue
+            if key not in held:
+                reasons[key] = _why_no_matrix(owner, module, unknown)
+                continue
+            name, matrix = held[key]
+            if name not in quantized:
+                reasons[key] = why_not_quantized(name, matrix, module, scheme) or "no scheme selected it"
+    return reasons
 
 
 def _why_no_matrix(name: str, module: nn.Module, unknown: dict[str, str]) -> str:
@@ -104,7 +116,7 @@ def _why_no_matrix(name: str, module: nn.Module, unknown: dict[str, str]) -> str
     if isinstance(module, nn.Embedding):
         return "embedding: looked up, not multiplied"
     if isinstance(module, Conv1D):
-        return "transformers' Conv1D, which compressed-tensors does not store"
+        return CONV1D
     if kind_of(name) == ROUTER:
         return "router: another choice of experts costs more than its few weights save"
     return unknown.get(name, f"{type(module).__name__}: no matrix that a Linear or an expert multiplies with")

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from compressed_tensors.utils.match import is_match
 from torch import nn
 
-from plumbline.base_model.experts import are_fused_experts
 from plumbline.base_model.parts import KINDS, kind_of
+from plumbline.quantized_model.coverage import reasons_of
 from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_linears
+from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices, scheme_of
 
+VECTORS = "vectors: norms, biases, gains"
 SHAPE_BYTES = 16
 """A packed matrix stores its two widths as int64."""
 
@@ -106,26 +106,30 @@ def plan_of(model: nn.Module, scheme: SchemeParams, dtype: torch.dtype) -> Schem
     Raises:
         ValueError: the scheme does not suit the model, as in `quantize_model`.
     """
-    linears = quantizable_linears(model, scheme.ignore)
-    sizes = layer_group_sizes(linears, scheme)
+    chosen = quantizable_matrices(model, scheme)
+    sizes = layer_group_sizes(chosen, scheme)
     stored: dict[int, float] = defaultdict(float)
     quantized: Counter[int] = Counter()
-    for name, linear in linears.items():
+    for name, matrix in chosen.items():
         grid = Grid(scheme.weight_bits, sizes[name], scheme.symmetric, scheme.per_tensor)
-        quantized[id(linear.weight)] += linear.weight.numel()
-        stored[id(linear.weight)] += stored_bytes(linear.out_features, linear.in_features, grid, scheme, dtype)
-    rows: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0])
+        own = scheme_of(matrix, scheme)
+        quantized[id(matrix.parameter)] += matrix.numel
+        parts = 2 if matrix.expert is not None and matrix.part == "gate_up_proj" else 1  # two tensors of a checkpoint
+        rows = matrix.out_features // parts
+        stored[id(matrix.parameter)] += parts * stored_bytes(rows, matrix.in_features, grid, own, dtype)
+    reasons = reasons_of(model, chosen, scheme)
+    rows_of: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0])
     left: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, weight in model.named_parameters():  # a shared one comes once
         count = weight.numel()
         size = count * dtype.itemsize
         rest = count - quantized[id(weight)]
         row = (count, quantized[id(weight)], size, stored[id(weight)] + rest * dtype.itemsize)
-        rows[kind_of(name)] = [a + b for a, b in zip(rows[kind_of(name)], row, strict=True)]
+        rows_of[kind_of(name)] = [a + b for a, b in zip(rows_of[kind_of(name)], row, strict=True)]
         if rest:
-            left[why_left(model, name, scheme)].append((name, rest))
+            left[reasons[name] if weight.dim() > 1 else VECTORS].append((name, rest))
     return SchemePlan(
-        tuple(KindPlan(kind, *(round(number) for number in rows[kind])) for kind in KINDS if kind in rows),
+        tuple(KindPlan(kind, *(round(number) for number in rows_of[kind])) for kind in KINDS if kind in rows_of),
         tuple(sorted(map(_full_precision, left, left.values()), key=lambda entry: (-entry.weights, entry.reason))),
         Counter(sizes.values()),
     )
@@ -161,28 +165,6 @@ def stored_bytes(rows: int, width: int, grid: Grid, scheme: SchemeParams, dtype:
         return size + SHAPE_BYTES + rows * width * scheme.mixed.average_bits / 8
     zeros = 0 if grid.symmetric else (1 if grid.per_tensor else _words(rows, grid.bits) * groups * 4)
     return size + SHAPE_BYTES + rows * _words(width, grid.bits) * 4 + zeros
-
-
-def why_left(model: nn.Module, parameter: str, scheme: SchemeParams) -> str:
-    """Why a parameter stays in full precision.
-
-    Args:
-        parameter: its name; one that the scheme does not quantize.
-    """
-    name = parameter.rpartition(".")[0]
-    module = model.get_submodule(name)
-    if model.get_parameter(parameter).dim() < 2:
-        return "vectors: norms, biases, gains"
-    if isinstance(module, nn.Embedding):
-        heads = (head for head in model.modules() if isinstance(head, nn.Linear))
-        tied = any(head.weight is module.weight for head in heads)
-        return f"embedding: rows are looked up, not multiplied{' (the head shares it)' if tied else ''}"
-    if isinstance(module, nn.Linear):
-        entries = [entry for entry in scheme.ignore if is_match(name, module, entry)]
-        return f"ignore in the scheme: {entries[0]}" if entries else "the scheme leaves it out"
-    if are_fused_experts(module):
-        return f"{type(module).__name__}: experts in one tensor"
-    return f"{type(module).__name__}: neither a Linear nor experts"
 
 
 def _full_precision(reason: str, entries: Iterable[tuple[str, int]]) -> FullPrecision:
