@@ -11,7 +11,6 @@ from plumbline.base_model.folder import base_model_digest, model_folder
 from plumbline.base_model.params import Device, ModelParams
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from plumbline.base_model.streamed import StreamedModel
@@ -85,16 +84,11 @@ class BaseCheckpoint:
 
         return StreamedModel(self.folder, device or self.device, self.trust_remote_code)
 
-    def skeleton(self) -> nn.Module:
-        """The model's modules on the meta device, from its configuration alone."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def skeleton(self) -> PreTrainedModel:
+        """The model's modules on the meta device, from its configuration alone. Raises as `architecture.skeleton`."""
+        from plumbline.base_model.architecture import skeleton
 
-        trusted = self.trust_remote_code
-        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trusted)
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-        return model
+        return skeleton(self.folder, self.trust_remote_code)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own tokenizer. Raises as `load_tokenizer`."""

@@ -1,4 +1,4 @@
-"""Runs the decoder layers of a causal LM one at a time, with the arguments that the model calls them with.
+"""Runs the decoder layers of a language model one at a time, with the arguments that the model calls them with.
 
 The model's own code around the layers runs unchanged. Meanwhile stand-ins replace the layers: they record their
 arguments and return the hidden states. So every layer gets the mask, the position embeddings and all else that its
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plumbline.base_model.bfloat16 import wide_products
+from plumbline.base_model.language import hidden_states_network, language_part
 from plumbline.base_model.threads import settle_threads
 
 HIDDEN = "hidden_states"
@@ -66,6 +67,7 @@ class Decoder:
         """
         settle_threads()
         self.model = model
+        self.network = hidden_states_network(model)
         self.name, self.layers = _layers(model)
         self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))
         """Full module names of the layers."""
@@ -83,7 +85,7 @@ class Decoder:
         if not self._checked:
             self._check(ids)
             self._checked = True
-        hidden, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
+        hidden, calls, _ = self._pass(self.network, ids, lambda _, x: x)
         return Start(hidden, calls)
 
     def run(self, number: int, hidden: Tensor, call: Call) -> Tensor:
@@ -96,7 +98,7 @@ class Decoder:
         Returns:
             (1, tokens, width).
         """
-        return self._last(self.model.base_model, ids, hidden)[0]
+        return self._last(self.network, ids, hidden)[0]
 
     def logits(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
         """The logits (1, tokens, vocabulary) for the last layer's output."""
@@ -115,7 +117,7 @@ class Decoder:
         reasons: list[Exception] = []
         for self._in_tuple in (False, True):
             try:
-                _, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
+                _, calls, _ = self._pass(self.network, ids, lambda _, x: x)
                 break
             except Exception as error:  # a model may fail on a tensor where it expects a tuple, or the reverse
                 reasons.append(error)
@@ -127,7 +129,7 @@ class Decoder:
             for value in (*call.positional, *call.keywords.values()):
                 if strange := _strange(value):
                     raise ValueError(self._refusal(f"{name} is called with {strange}, by which layers may talk"))
-        _, others, _ = self._pass(self.model.base_model, ids, lambda _, x: x + 1)
+        _, others, _ = self._pass(self.network, ids, lambda _, x: x + 1)
         for call, other, name in zip(calls, others, self.names, strict=True):
             if not same(call, other):
                 raise ValueError(self._refusal(f"what {name} is called with depends on an earlier layer's output"))
@@ -195,9 +197,12 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Full name and modules of the outermost ModuleList with the most parameters."""
+    """Full name and modules of the outermost ModuleList with the most parameters in the language model."""
+    part = language_part(model)
     lists = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and name.startswith(f"{part}." if part else "")
     }
     outermost = {
         name: module

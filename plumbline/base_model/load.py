@@ -7,8 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from plumbline.base_model.architecture import auto_class, read_config
 from plumbline.base_model.bfloat16 import with_wide_products
 from plumbline.base_model.folder import base_model_digest, require_weights
 from plumbline.base_model.params import Device
@@ -16,7 +17,7 @@ from plumbline.base_model.threads import settle_threads
 
 
 def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal LM in the dtype it is stored in, in evaluation mode, without gradients.
+    """The model in the dtype it is stored in, in evaluation mode, without gradients.
 
     Raises:
         FileNotFoundError: no config.json.
@@ -26,7 +27,8 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
     require_weights(folder)
     settle_threads()
     target = torch_device(device)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    auto = auto_class(folder, read_config(folder, trust_remote_code), trust_remote_code)
+    model, info = auto.from_pretrained(
         folder,
         dtype="auto",
         use_safetensors=True,

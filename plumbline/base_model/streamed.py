@@ -1,4 +1,4 @@
-"""A causal LM whose weights stay on disk until they are needed, for models that do not fit into memory.
+"""A model whose weights stay on disk until they are needed, for models that do not fit into memory.
 
 The model is built on the meta device, and transformers' own loader reads every weight. So names, dtypes and conversions
 (of a checkpoint's separate experts, for example) are the same as in `load_model`.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -28,6 +28,7 @@ from transformers.modeling_utils import LoadStateDictConfig, _get_dtype
 from transformers.utils import logging as transformers_logging
 
 from plumbline.artifact import read_json
+from plumbline.base_model.architecture import auto_class, read_config
 from plumbline.base_model.folder import require_weights
 from plumbline.base_model.load import require_complete, torch_device
 from plumbline.base_model.params import Device
@@ -84,7 +85,8 @@ class StreamedModel:
         return {a: b for pair in self.model.all_tied_weights_keys.items() for a, b in (pair, pair[::-1])}
 
     def _built(self, trust_remote_code: bool) -> PreTrainedModel:
-        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        config = read_config(self.folder, trust_remote_code)
+        auto = auto_class(self.folder, config, trust_remote_code)
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError(
                 f"{self.folder.name}: a quantized checkpoint cannot be read layer by layer; give model.name the "
@@ -93,7 +95,7 @@ class StreamedModel:
         first = str(self.folder / min(self.files.values()))
         config, dtype = _get_dtype("auto", [first], config, None, None, True)
         with torch.device("meta"), meta_device_safe_creation_ops():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         self.dtype = dtype
         return model.requires_grad_(False).eval()
 

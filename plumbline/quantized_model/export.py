@@ -26,7 +26,7 @@ from plumbline.quantized_model.grid import Grid, QuantizedWeight
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
 
-COPIED = (*TOKENIZER, "added_tokens.json", "chat_template.json", "generation_config.json")
+COPIED = (*TOKENIZER, "added_tokens.json", "chat_template.*", "generation_config.json", "*processor_config.json")
 MAX_SHARD_SIZE = "5GB"
 
 

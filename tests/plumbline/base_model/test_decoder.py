@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from plumbline.base_model.decoder import Call, Decoder, same
 
@@ -87,6 +87,8 @@ class Linearly(nn.Module):
 
 
 class Model(nn.Module):
+    config = PreTrainedConfig()
+
     def __init__(self, twist: Any) -> None:
         super().__init__()
         self.base_model = Between(twist)
@@ -114,8 +116,9 @@ def test_models_that_do_more_than_hand_on_are_refused(twist: Any, reason: str) -
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    model: Any = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="Sequential has no list of decoder layers"):
+    model: Any = Model(None)
+    model.base_model.layers = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="Model has no list of decoder layers"):
         Decoder(model)
 
 
