@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.base_model.architecture import auto_class, read_config
 from plumbline.base_model.bfloat16 import with_wide_products
+from plumbline.base_model.checkpoint_check import CONVERSION, require_complete, require_finite
+from plumbline.base_model.device import torch_device
 from plumbline.base_model.folder import base_model_digest, require_weights
 from plumbline.base_model.params import Device
 from plumbline.base_model.threads import settle_threads
+from plumbline.base_model.weight_files import weight_files
 
 
 def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
@@ -21,22 +22,31 @@ def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = 
 
     Raises:
         FileNotFoundError: no config.json.
-        ValueError: no safetensors (pickled weights run code when they are opened), a weight is missing, or "cuda" was
-            requested and there is no GPU.
+        ValueError: no safetensors (pickled weights run code when they are opened); a file is damaged; a weight is
+            missing, left over, of another shape, inf or NaN; or "cuda" was requested and there is no GPU.
     """
     require_weights(folder)
+    weight_files(folder)  # refuses damaged files
     settle_threads()
     target = torch_device(device)
     auto = auto_class(folder, read_config(folder, trust_remote_code), trust_remote_code)
-    model, info = auto.from_pretrained(
-        folder,
-        dtype="auto",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
-    require_complete(folder, info["missing_keys"])
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            dtype="auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the name of the weight
+        )
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):
+            raise
+        raise ValueError(f"{folder.name}: {CONVERSION}; transformers' report above names the weights") from error
+    require_complete(folder, model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    weights = {weight.data_ptr(): (name, weight) for name, weight in model.state_dict().items()}  # tied ones once
+    require_finite(folder, model, weights.values())
     model.requires_grad_(False)
     return with_wide_products(model.eval().to(target))
 
@@ -66,29 +76,3 @@ def loaded_model(folder: Path, device: Device = "auto", trust_remote_code: bool 
 @lru_cache(maxsize=1)
 def _loaded(folder: Path, digest: str, device: Device, trust_remote_code: bool) -> PreTrainedModel:
     return load_model(folder, device, trust_remote_code)
-
-
-def require_complete(folder: Path, missing: Collection[str]) -> None:
-    """Refuse a checkpoint that lacks weights: transformers would fill them with random numbers.
-
-    Raises:
-        ValueError: a weight is missing.
-    """
-    if missing:
-        raise ValueError(
-            f"{folder.name}: the safetensors lack {len(missing)} weights that config.json calls for, first "
-            f"{min(missing)!r}; the download is incomplete, or config.json belongs to another model"
-        )
-
-
-def torch_device(device: Device) -> Device:
-    """ "cpu" or "cuda" for `model.device` in params.yaml.
-
-    Raises:
-        ValueError: "cuda" without a GPU.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("model.device in params.yaml: found 'cuda', but PyTorch sees no GPU; say 'auto' or 'cpu'")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device

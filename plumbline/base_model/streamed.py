@@ -17,23 +17,17 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.initialization import meta_device_safe_creation_ops
 from transformers.modeling_utils import LoadStateDictConfig, _get_dtype
 from transformers.utils import logging as transformers_logging
 
-from plumbline.artifact import read_json
 from plumbline.base_model.architecture import auto_class, read_config
+from plumbline.base_model.checkpoint_check import CONVERSION, names_in_model, require_complete, require_finite
+from plumbline.base_model.device import torch_device
 from plumbline.base_model.folder import require_weights
-from plumbline.base_model.load import require_complete, torch_device
 from plumbline.base_model.params import Device
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from plumbline.base_model.weight_files import weight_files
 
 
 class StreamedModel:
@@ -47,21 +41,26 @@ class StreamedModel:
 
         Raises:
             FileNotFoundError: no config.json.
-            ValueError: no safetensors, a weight is missing, a quantized checkpoint, or "cuda" without a GPU.
+            ValueError: no safetensors; a file is damaged; a weight is missing, left over or of another shape; a
+                quantized checkpoint; or "cuda" without a GPU.
         """
         require_weights(folder)
         self.folder, self.device = folder, torch.device(torch_device(device))
-        self.files = _files(folder)
+        self.files = weight_files(folder)
         """Name of a weight in the checkpoint -> its file."""
         self.model = self._built(trust_remote_code)
         self.converters = get_model_conversion_mapping(self.model)
-        self.names = {key: self._renamed(key) for key in self.files}
+        self.names = names_in_model(self.model, self.files, self.converters)
         """Name in the checkpoint -> name in the model (the first, where one weight becomes several)."""
         self._initialize()
 
     @contextmanager
     def present(self, wanted: Callable[[str], bool]) -> Iterator[None]:
-        """Within the context, load the weights that `wanted` selects by name in the model; remove them afterwards."""
+        """Within the context, load the weights that `wanted` selects by name in the model; remove them afterwards.
+
+        Raises:
+            ValueError: a weight is inf or NaN.
+        """
         before = dict(_weights(self.model))
         tied, stored = self._tied(), set(self.names.values())
         keys = [
@@ -71,6 +70,8 @@ class StreamedModel:
         ]
         try:
             self._load(keys, self.device)
+            fresh = ((name, tensor) for name, tensor in _weights(self.model) if tensor is not before[name])
+            require_finite(self.folder, self.model, fresh)
             for name, other in tied.items():
                 if wanted(name) and self.model.get_parameter(name).is_meta:
                     _put(self.model, name, self.model.get_parameter(other))
@@ -99,29 +100,13 @@ class StreamedModel:
         self.dtype = dtype
         return model.requires_grad_(False).eval()
 
-    def _renamed(self, key: str) -> str:
-        """Name in the model of a weight in the checkpoint, by the same steps as transformers' loader."""
-        renamings = [entry for entry in self.converters if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self.converters if isinstance(entry, WeightConverter)]
-        state, prefix = self.model.state_dict(), self.model.base_model_prefix
-        name = str(rename_source_key(key, renamings, converters, prefix, state)[0])
-        if name not in state and key in state:
-            name = str(rename_source_key(key, [], [], prefix, state)[0])
-        return name
-
     def _initialize(self) -> None:
         """Refuse an incomplete checkpoint, and compute the buffers that it does not hold."""
         info = self._load(list(self.files), torch.device("meta"))
-        if info.mismatched_keys:
-            name, found, expected = min(info.mismatched_keys)
-            raise ValueError(
-                f"{self.folder.name}: {name} is {tuple(found)} in the safetensors, config.json calls for "
-                f"{tuple(expected)}: they belong to different models"
-            )
         tied, missing = self._tied(), set(info.missing_keys)
         info.missing_keys = {name for name in missing if tied.get(name, name) in missing}
         self.model._adjust_missing_and_unexpected_keys(info)
-        require_complete(self.folder, info.missing_keys)
+        require_complete(self.folder, self.model, info.missing_keys, info.unexpected_keys, info.mismatched_keys)
         for _, tensor in _weights(self.model):  # else transformers fills it with random numbers
             tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)
@@ -146,22 +131,10 @@ class StreamedModel:
             }
             slices = {key: handles[self.files[key]].get_slice(key) for key in keys}
             info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
+        if info.conversion_errors:
+            raise ValueError(f"{self.folder.name}: {min(info.conversion_errors)}: {CONVERSION}")
         self.model.requires_grad_(False)
         return info
-
-
-def _files(folder: Path) -> dict[str, str]:
-    if (folder / SINGLE).is_file():
-        with safe_open(folder / SINGLE, framework="pt") as handle:
-            return dict.fromkeys(handle.keys(), SINGLE)
-    if not (folder / INDEX).is_file():
-        raise ValueError(
-            f"{folder.name}: found neither {SINGLE} nor {INDEX}; the download is incomplete, or its files were renamed"
-        )
-    files: dict[str, str] = read_json(folder / INDEX)["weight_map"]
-    if lost := sorted({file for file in files.values() if not (folder / file).is_file()}):
-        raise ValueError(f"{folder.name}: {INDEX} names {lost[0]}, which is not there; the download is incomplete")
-    return files
 
 
 def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
