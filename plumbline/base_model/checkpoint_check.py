@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils.loading_report import LoadStateDictInfo
 
+from plumbline.base_model.dequantize import dense_weights
 from plumbline.base_model.language import text_config
 from plumbline.base_model.weight_files import unread_files, weight_files
 
@@ -96,10 +96,11 @@ def unloaded_tensors(folder: Path, model: PreTrainedModel) -> dict[str, str]:
         ValueError: as `weight_files`.
     """
     state = model.state_dict()
-    names = names_in_model(model, weight_files(folder))
-    reasons = {key: _reason(model, name) for key, name in sorted(names.items()) if name not in state}
+    dense = dense_weights(folder, weight_files(folder))
+    names = names_in_model(model, dense.shapes)
+    reasons = {key: _reason(model, name) for key, name in names.items() if name not in state} | dense.dropped
     beside = "transformers does not read this file: the others hold the model"
-    return reasons | dict.fromkeys(unread_files(folder), beside)
+    return dict(sorted(reasons.items())) | dict.fromkeys(unread_files(folder), beside)
 
 
 def names_in_model(model: PreTrainedModel, keys: Iterable[str], converters: list[Any] | None = None) -> dict[str, str]:
@@ -121,20 +122,6 @@ def names_in_model(model: PreTrainedModel, keys: Iterable[str], converters: list
             name = str(rename_source_key(key, [], [], prefix, state)[0])
         names[key] = name
     return names
-
-
-def without_ignored(model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]) -> LoadStateDictInfo:
-    """The missing and unexpected names without those that transformers' class of model ignores."""
-    info = LoadStateDictInfo(
-        missing_keys=set(missing),
-        unexpected_keys=set(unexpected),
-        mismatched_keys=set(),
-        error_msgs=[],
-        conversion_errors={},
-        skipped_pp_keys=set(),
-    )
-    model._adjust_missing_and_unexpected_keys(info)
-    return info
 
 
 def _is_finite(weight: Tensor) -> bool:

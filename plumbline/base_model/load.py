@@ -13,18 +13,27 @@ from plumbline.base_model.checkpoint_check import CONVERSION, require_complete, 
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.folder import base_model_digest, require_weights
 from plumbline.base_model.params import Device
+from plumbline.base_model.streamed import StreamedModel
 from plumbline.base_model.threads import settle_threads
 from plumbline.base_model.weight_files import weight_files
 
 
-def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(
+    folder: Path, device: Device = "auto", trust_remote_code: bool = False, dequantize: bool = False
+) -> PreTrainedModel:
     """The model in the dtype it is stored in, in evaluation mode, without gradients.
+
+    Args:
+        dequantize: load a quantized checkpoint as a model in full precision. Without it, a quantized one (an exported
+            model) is loaded as such.
 
     Raises:
         FileNotFoundError: no config.json.
         ValueError: no safetensors (pickled weights run code when they are opened); a file is damaged; a weight is
             missing, left over, of another shape, inf or NaN; or "cuda" was requested and there is no GPU.
     """
+    if dequantize:
+        return with_wide_products(StreamedModel(folder, device, trust_remote_code, dequantize).whole())
     require_weights(folder)
     weight_files(folder)  # refuses damaged files
     settle_threads()
@@ -64,15 +73,17 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
 
 
-def loaded_model(folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+def loaded_model(
+    folder: Path, device: Device = "auto", trust_remote_code: bool = False, dequantize: bool = False
+) -> PreTrainedModel:
     """The model as `load_model` returns it, cached so that the partitions of one run share it.
 
     The cache holds one model: another folder, changed weights or another device replace it. All callers share the
     model: leave weights, mode and hooks as they were.
     """
-    return _loaded(folder.resolve(), base_model_digest(folder), torch_device(device), trust_remote_code)
+    return _loaded(folder.resolve(), base_model_digest(folder), torch_device(device), trust_remote_code, dequantize)
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: Path, digest: str, device: Device, trust_remote_code: bool) -> PreTrainedModel:
-    return load_model(folder, device, trust_remote_code)
+def _loaded(folder: Path, digest: str, device: Device, trust_remote_code: bool, dequantize: bool) -> PreTrainedModel:
+    return load_model(folder, device, trust_remote_code, dequantize)

@@ -7,7 +7,7 @@ The model is built on the meta device, and transformers' own loader reads every 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.initialization import meta_device_safe_creation_ops
@@ -24,8 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from plumbline.base_model.architecture import auto_class, read_config
 from plumbline.base_model.checkpoint_check import CONVERSION, names_in_model, require_complete, require_finite
+from plumbline.base_model.dequantize import dense_weights, quantizer_of
 from plumbline.base_model.device import torch_device
-from plumbline.base_model.folder import require_weights
+from plumbline.base_model.folder import require_full_precision, require_weights
 from plumbline.base_model.params import Device
 from plumbline.base_model.weight_files import weight_files
 
@@ -33,11 +34,14 @@ from plumbline.base_model.weight_files import weight_files
 class StreamedModel:
     """A model in evaluation mode without its weights; buffers that no checkpoint holds (rotary angles) are present."""
 
-    def __init__(self, folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, folder: Path, device: Device = "auto", trust_remote_code: bool = False, dequantize: bool = False
+    ) -> None:
         """Read names and shapes of the weights, but no weight.
 
         Args:
             device: where weights are loaded to.
+            dequantize: whether the checkpoint is quantized, and its dequantized weights are the model's.
 
         Raises:
             FileNotFoundError: no config.json.
@@ -45,12 +49,16 @@ class StreamedModel:
                 quantized checkpoint; or "cuda" without a GPU.
         """
         require_weights(folder)
+        require_full_precision(folder, dequantize)
         self.folder, self.device = folder, torch.device(torch_device(device))
         self.files = weight_files(folder)
         """Name of a weight in the checkpoint -> its file."""
+        self.shapes = dense_weights(folder, self.files).shapes
+        """Shape of a weight by its name in the checkpoint, as it would be in full precision."""
+        self.quantizer = quantizer_of(folder)
         self.model = self._built(trust_remote_code)
-        self.converters = get_model_conversion_mapping(self.model)
-        self.names = names_in_model(self.model, self.files, self.converters)
+        rules = get_model_conversion_mapping(self.model, None, self.quantizer)
+        self.names = names_in_model(self.model, self.files, rules)
         """Name in the checkpoint -> name in the model (the first, where one weight becomes several)."""
         self._initialize()
 
@@ -62,24 +70,46 @@ class StreamedModel:
             ValueError: a weight is inf or NaN.
         """
         before = dict(_weights(self.model))
+        try:
+            self._fill(wanted, before)
+            yield
+        finally:
+            for name, tensor in _weights(self.model):
+                if tensor is not before[name]:
+                    _put(self.model, name, before[name])
+
+    def whole(self) -> PreTrainedModel:
+        """The model with all its weights, which stay. It is saved as a model that was never quantized.
+
+        Raises:
+            ValueError: a weight is inf or NaN.
+        """
+        self._fill(lambda name: True, dict(_weights(self.model)))
+        rules = get_model_conversion_mapping(self.model)
+        names_in_model(self.model, self.shapes, rules)
+        self.model._weight_conversions = [rule for rule in rules if rule.was_used()]
+        if (self.folder / "generation_config.json").is_file():
+            self.model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        return self.model
+
+    def _fill(self, wanted: Callable[[str], bool], before: dict[str, Tensor]) -> None:
+        """Load the weights that `wanted` selects, in the dtype of those in `before`."""
         tied, stored = self._tied(), set(self.names.values())
         keys = [
             key
             for key, name in self.names.items()
             if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
         ]
-        try:
-            self._load(keys, self.device)
-            fresh = ((name, tensor) for name, tensor in _weights(self.model) if tensor is not before[name])
-            require_finite(self.folder, self.model, fresh)
-            for name, other in tied.items():
-                if wanted(name) and self.model.get_parameter(name).is_meta:
-                    _put(self.model, name, self.model.get_parameter(other))
-            yield
-        finally:
-            for name, tensor in _weights(self.model):
-                if tensor is not before[name]:
-                    _put(self.model, name, before[name])
+        with self._slices(keys) as slices:
+            self._load(slices, self.device, self.quantizer)
+        fresh = [(name, tensor) for name, tensor in _weights(self.model) if tensor is not before[name]]
+        for name, tensor in fresh:
+            if tensor.dtype != before[name].dtype:  # a quantizer passes what is not quantized on as it is
+                _put(self.model, name, nn.Parameter(tensor.to(before[name].dtype), requires_grad=False))
+        require_finite(self.folder, self.model, fresh)
+        for name, other in tied.items():
+            if wanted(name) and self.model.get_parameter(name).is_meta:
+                _put(self.model, name, self.model.get_parameter(other))
 
     def _tied(self) -> dict[str, str]:
         """Weight -> the weight it is tied to, in both directions."""
@@ -88,13 +118,13 @@ class StreamedModel:
     def _built(self, trust_remote_code: bool) -> PreTrainedModel:
         config = read_config(self.folder, trust_remote_code)
         auto = auto_class(self.folder, config, trust_remote_code)
-        if getattr(config, "quantization_config", None) is not None:
-            raise ValueError(
-                f"{self.folder.name}: a quantized checkpoint cannot be read layer by layer; give model.name the "
-                "full-precision model"
-            )
+        for part in (config, config.get_text_config()):
+            if hasattr(part, "quantization_config"):
+                del part.quantization_config
+        # Without a dtype in config.json, transformers takes that of the first weight, which may be a quantized one.
+        named = "auto" if self.quantizer is None or config.dtype is not None else "bfloat16"
         first = str(self.folder / min(self.files.values()))
-        config, dtype = _get_dtype("auto", [first], config, None, None, True)
+        config, dtype = _get_dtype(named, [first], config, None, None, True)
         with torch.device("meta"), meta_device_safe_creation_ops():
             model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         self.dtype = dtype
@@ -102,7 +132,8 @@ class StreamedModel:
 
     def _initialize(self) -> None:
         """Refuse an incomplete checkpoint, and compute the buffers that it does not hold."""
-        info = self._load(list(self.files), torch.device("meta"))
+        weights = {key: torch.empty(shape, dtype=self.dtype, device="meta") for key, shape in self.shapes.items()}
+        info = self._load(weights, torch.device("meta"))
         tied, missing = self._tied(), set(info.missing_keys)
         info.missing_keys = {name for name in missing if tied.get(name, name) in missing}
         self.model._adjust_missing_and_unexpected_keys(info)
@@ -114,23 +145,28 @@ class StreamedModel:
         for name, buffer in list(self.model.named_non_persistent_buffers()):
             _put(self.model, name, buffer.to(self.device))
 
-    def _load(self, keys: list[str], device: torch.device) -> Any:
-        """Load weights of the checkpoint into the model; returns transformers' loading report."""
+    @contextmanager
+    def _slices(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+        """Unread tensors of the checkpoint."""
+        with ExitStack() as stack:
+            handles = {
+                file: stack.enter_context(safe_open(self.folder / file, framework="pt"))
+                for file in sorted({self.files[key] for key in keys})
+            }
+            yield {key: handles[self.files[key]].get_slice(key) for key in keys}
+
+    def _load(self, weights: Mapping[str, Any], device: torch.device, quantizer: Any = None) -> Any:
+        """Load weights by their names in the checkpoint into the model; returns transformers' loading report."""
         config = LoadStateDictConfig(
             pretrained_model_name_or_path=str(self.folder),
             device_map={"": device},
             dtype=self.dtype,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
-            weight_mapping=self.converters,
+            hf_quantizer=quantizer,
+            weight_mapping=get_model_conversion_mapping(self.model, None, quantizer),
         )
-        with ExitStack() as stack:
-            stack.enter_context(_without_bar())
-            handles = {
-                file: stack.enter_context(safe_open(self.folder / file, framework="pt"))
-                for file in sorted({self.files[key] for key in keys})
-            }
-            slices = {key: handles[self.files[key]].get_slice(key) for key in keys}
-            info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
+        with _without_bar():
+            info, _ = convert_and_load_state_dict_in_model(self.model, weights, config)
         if info.conversion_errors:
             raise ValueError(f"{self.folder.name}: {min(info.conversion_errors)}: {CONVERSION}")
         self.model.requires_grad_(False)

@@ -37,6 +37,11 @@ def weight_files(folder: Path) -> dict[str, str]:
     return files
 
 
+def weight_entries(folder: Path, files: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The tensors of `weight_files` by name, each with `dtype` (safetensors' name) and `shape`."""
+    return {name: entry for file in sorted(set(files.values())) for name, entry in header(folder / file).items()}
+
+
 def unread_files(folder: Path) -> list[str]:
     """Names of the safetensors in the folder that transformers does not read."""
     read = set(_index(folder).values())
