@@ -26,14 +26,21 @@ from plumbline.quantized_model.grid import Grid, QuantizedWeight
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import ActivationParams, SchemeParams
 
-COPIED = (*TOKENIZER, "added_tokens.json", "chat_template.*", "generation_config.json", "*processor_config.json")
+COPIED = (
+    *TOKENIZER,
+    "added_tokens.json",
+    "chat_template.*",
+    "generation_config.json",
+    "*processor_config.json",
+    "*.py",
+)
 MAX_SHARD_SIZE = "5GB"
 
 
 def export(
     model: PreTrainedModel, quantized: Quantized, scheme: SchemeParams, base_folder: Path, out: Path
 ) -> list[str]:
-    """Write config.json, the safetensors weights, and the tokenizer and generation settings of the base model.
+    """Write config.json, the safetensors weights, and what else of the base model is needed to use it.
 
     Only the state dict is compressed, layer by layer; `model` is neither changed nor run.
 
@@ -41,7 +48,8 @@ def export(
         model: the base model.
         quantized: from `quantize_model` of that model; parameters that it does not name are stored as they are.
         scheme: of `quantized`; read for the activations.
-        base_folder: folder of the base model; tokenizer and generation settings are copied byte by byte.
+        base_folder: folder of the base model; its tokenizer, processor, generation settings and code are copied byte by
+            byte.
         out: an existing folder.
 
     Returns:
@@ -147,11 +155,12 @@ def add_provenance(out: Path, weight_files: Iterable[str], record: dict[str, Any
 
     Args:
         out: the exported folder.
-        weight_files: names in it; their SHA-256 goes into calibration.json.
+        weight_files: names in it; their SHA-256 goes into calibration.json, with that of the model's own code.
         record: the content of calibration.json, without the weights' digests.
         summary: the entry in config.json; the SHA-256 of calibration.json is added to it.
     """
-    write_json(out / "calibration.json", {**record, "model": sha256_files(out, weight_files)})
+    code = [path.name for path in out.glob("*.py")]  # decides what the model computes, as its weights do
+    write_json(out / "calibration.json", {**record, "model": sha256_files(out, sorted([*weight_files, *code]))})
     entry = {**summary, "record": {"file": "calibration.json", "sha256": sha256_file(out / "calibration.json")}}
     config = read_json(out / "config.json")
     config["calibration"] = config["quantization_config"]["calibration"] = entry

@@ -23,11 +23,12 @@ def summary(folder: Path) -> dict[str, Any]:
     """Sizes, bits per weight, layer errors, fallbacks, modules in full precision, and a row per layer."""
     record = read_json(folder / "calibration.json")
     layers, notes = record["layers"], record["notes"]
+    weight_files = [file for file in record["model"] if file.endswith(".safetensors")]
     errors = {name: layer["relative_error"] for name, layer in layers.items() if "relative_error" in layer}
     worst = max(errors, key=errors.__getitem__, default=None)
     return {
-        "bytes": sum((folder / file).stat().st_size for file in record["model"]),
-        "bits_per_weight": bits_per_weight(folder, record["model"], layers),
+        "bytes": sum((folder / file).stat().st_size for file in weight_files),
+        "bits_per_weight": bits_per_weight(folder, weight_files, layers),
         "quantized_layers": len(layers),
         "bits": sorted({layer["bits"] for layer in layers.values()}),
         "group_sizes": sorted(set(map(granularity, layers.values()))),

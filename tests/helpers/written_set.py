@@ -11,7 +11,7 @@ from plumbline.artifact import write_json, write_table
 from plumbline.calibration_set.reader import SCHEMA, set_digest
 
 
-def write_set(folder: Path, n: int = 6, seed: int = 0, spans: list[int] | None = None) -> None:
+def write_set(folder: Path, n: int = 6, seed: int = 0, spans: list[int] | None = None, vocabulary: int = 96) -> None:
     """A calibration set as its stage writes it; an assistant wrote what `spans` say of every sample."""
     g = torch.Generator().manual_seed(seed)
     rows = [
@@ -22,7 +22,7 @@ def write_set(folder: Path, n: int = 6, seed: int = 0, spans: list[int] | None =
             "domain": "prose",
             "source": "test",
             "n_tokens": 32,
-            "input_ids": torch.randint(0, 96, (32,), generator=g).tolist(),
+            "input_ids": torch.randint(0, vocabulary, (32,), generator=g).tolist(),
             "reason": "{}",
             "parents": [],
             "assistant_spans": spans,
