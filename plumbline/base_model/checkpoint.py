@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plumbline.artifact import read_json
 from plumbline.base_model.folder import base_model_digest, model_folder, quantization_of, require_full_precision
 from plumbline.base_model.params import Device, ModelParams
 
@@ -105,6 +106,18 @@ class BaseCheckpoint:
         from plumbline.base_model.architecture import skeleton
 
         return skeleton(self.folder, self.trust_remote_code)
+
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model has an embedding for, by config.json; None if it does not say.
+
+        Raises as `read_config`.
+        """
+        if "model_type" not in read_json(self.folder / "config.json"):
+            return None
+        from plumbline.base_model.architecture import read_config
+
+        config = read_config(self.folder, self.trust_remote_code).get_text_config()
+        return getattr(config, "vocab_size", None)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own tokenizer. Raises as `load_tokenizer`."""

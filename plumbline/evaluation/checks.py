@@ -41,7 +41,7 @@ def checked_base_model(quantized: Path, record: dict[str, Any], digest: str) -> 
 
 
 def checked_weights(quantized: Path, record: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 per file of weights and of the model's own code, as they are on disk now; they must be the ones the record was written for.
+    """SHA-256 per file of weights or the model's own code, as on disk now; they must be those that are on record.
 
     Raises:
         ValueError: names the files that are not.
