@@ -15,12 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import KVSharingDict
 
 from plumbline.base_model.bfloat16 import wide_products
-from plumbline.base_model.language import hidden_states_network, language_part
+from plumbline.base_model.language import hidden_states_network, language_part, text_config
 from plumbline.base_model.threads import settle_threads
 
 HIDDEN = "hidden_states"
+
+
+class UnreadStore(KVSharingDict):  # type: ignore[misc]
+    """Takes the place of the store in which layers leave keys and values for later ones, in models where none reads it.
+
+    It keeps nothing, so a call with it can be recorded and repeated. Such models are Gemma 4 without shared layers.
+    """
+
+    def __setitem__(self, key: str, item: tuple[Tensor, ...]) -> None:
+        pass
+
+
 Handed = Callable[[int, Tensor], Tensor]
 """(layer number, hidden states it was called with) -> hidden states that its stand-in returns."""
 
@@ -63,10 +76,18 @@ class Decoder:
                 `logits` need those outside the layers, `run` those of its layer.
 
         Raises:
-            ValueError: the model has no list of layers.
+            ValueError: the model has no list of layers, or later layers read keys and values of earlier ones.
         """
         settle_threads()
         self.model = model
+        config = text_config(model)
+        if shared := getattr(config, "num_kv_shared_layers", None):
+            raise ValueError(
+                self._refusal(
+                    f"its last {shared} of {config.num_hidden_layers} layers (num_kv_shared_layers in config.json) "
+                    "attend to keys and values that earlier layers computed, so a layer needs more than hidden states"
+                )
+            )
         self.network = hidden_states_network(model)
         self.name, self.layers = _layers(model)
         self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))
@@ -157,7 +178,7 @@ class Decoder:
                 if expected and hidden is not expected[-1]:
                     raise _Broken(f"{self.names[number]} does not read what {self.names[number - 1]} returned")
                 first.append(hidden)
-                calls.append(Call(args[1:], dict(kwargs)))
+                calls.append(Call(tuple(map(_recorded, args[1:])), {k: _recorded(v) for k, v in kwargs.items()}))
                 expected.append(handed(number, hidden))
                 return (expected[-1],) if self._in_tuple else expected[-1]
 
@@ -217,13 +238,18 @@ def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
+def _recorded(value: Any) -> Any:
+    """An argument as it is recorded."""
+    return UnreadStore() if isinstance(value, KVSharingDict) else value
+
+
 def _strange(value: Any) -> str:
     """Why an argument cannot be recorded and passed again; empty: it can."""
     if isinstance(value, (tuple, list)) and value:
         return next((found for found in map(_strange, value) if found), "")
     if isinstance(value, dict) and value:
         return next((found for found in map(_strange, value.values()) if found), "")
-    if value is None or value == () or isinstance(value, (Tensor, bool, int, float, str, torch.dtype)):
+    if value is None or value == () or isinstance(value, (Tensor, bool, int, float, str, torch.dtype, UnreadStore)):
         return ""
     return f"an empty {type(value).__name__}" if isinstance(value, (dict, list)) else f"a {type(value).__name__}"
 
