@@ -28,6 +28,7 @@ TEXT: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 64,
+    "bos_token_id": 0,
 }
 WIDE_VISION: dict[str, Any] = {
     "hidden_size": 64,
