@@ -47,7 +47,7 @@ def build_activation_stats(
     execution = execution or ExecutionParams()
     require_executor(execution)
     source = read_source(calibration_set, params)
-    provenance = {"base_model": {"name": base.name, "revision": base.revision}, "calibration_set": source.digest}
+    provenance = {"base_model": base.origin(), "calibration_set": source.digest}
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         parts = _collected(params, base, calibration_set, source, execution, Path(scratch))
         save_parts(parts, out, provenance)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder
+from plumbline.base_model.device import torch_device
 from plumbline.base_model.inputs import watched_layers
-from plumbline.base_model.load import torch_device
 
 SHARE = 0.8
 """Share of the free memory that a collection may use."""

@@ -11,6 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from plumbline.base_model.parts import AUDIO, VISION, kind_of
+
+TOWERS = (VISION, AUDIO)
+"""Kinds of layers that text never reaches."""
+
 
 def starved_sites(header: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Sites with fewer tokens than channels, by name; unreached modules have 0 tokens.
@@ -26,7 +31,7 @@ def starved_sites(header: Mapping[str, Any]) -> dict[str, dict[str, int]]:
         for name, site in header["sites"].items()
         if site["tokens"] < site["width"] and not name.endswith(":output")  # outputs have no Hessian
     }
-    starved |= {name: {"tokens": 0} for name in header["unreached"]}
+    starved |= {name: {"tokens": 0} for name in header["unreached"] if kind_of(name) not in TOWERS}
     return {name: starved[name] for name in sorted(starved)}
 
 

@@ -148,7 +148,7 @@ def update(previous: Path, before: Path, after: Path, base: BaseCheckpoint, out:
             progress=bar.update,
             masks={**(old.masks or {}), **(new.masks or {})},
         )
-    provenance = {key: header["base_model"][key] for key in ("name", "revision") if key in header["base_model"]}
+    provenance = {key: value for key, value in header["base_model"].items() if key != "digest"}
     save(result, out, {"base_model": provenance, "calibration_set": new.digest, "updated_from": old.digest})
     return {
         "left": len(changes.left),

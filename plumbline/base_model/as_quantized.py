@@ -54,6 +54,11 @@ def _of_expert(module: nn.Module, number: int) -> dict[str, Tensor]:
     return {f"{key}.weight": value.T.contiguous() for key, value in parts.items()}
 
 
+def holds_sequential_experts(module: nn.Module) -> bool:
+    """Whether a module holds experts one by one that a base model's checkpoint holds in one tensor."""
+    return any(isinstance(module, entry["module_name"]) for entry in MODULES_TO_PATCH_FOR_QUANTIZATION.values())
+
+
 def set_quantized(model: nn.Module) -> None:
     """Mark a model as transformers marks a quantized one, which the code of some models asks for."""
     for module in model.modules():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from plumbline.base_model.folder import base_model_digest, model_folder
+from plumbline.artifact import read_json
+from plumbline.base_model.folder import base_model_digest, model_folder, quantization_of, require_full_precision
 from plumbline.base_model.params import Device, ModelParams
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from plumbline.base_model.streamed import StreamedModel
@@ -35,8 +35,13 @@ class BaseCheckpoint:
 
     @cached_property
     def folder(self) -> Path:
-        """The model's folder; a hub commit is downloaded on first use. Raises as `model_folder`."""
-        return model_folder(self.params, self.root)
+        """The model's folder; a hub commit is downloaded on first use.
+
+        Raises as `model_folder` and `require_full_precision`.
+        """
+        folder = model_folder(self.params, self.root)
+        require_full_precision(folder, self.params.dequantize)
+        return folder
 
     @property
     def name(self) -> str:
@@ -55,9 +60,20 @@ class BaseCheckpoint:
         return self.params.device
 
     @property
+    def dequantize(self) -> bool:
+        """Whether the weights are dequantized while they are loaded."""
+        return self.params.dequantize
+
+    @property
     def trust_remote_code(self) -> bool:
         """Whether the model's own code may run."""
         return self.params.trust_remote_code
+
+    def origin(self) -> dict[str, Any]:
+        """What artifacts record of the model beside its digest: name, revision, and from what it was dequantized."""
+        origin = {"name": self.name, "revision": self.revision}
+        quantization = quantization_of(self.folder) if self.dequantize else None
+        return origin if quantization is None else {**origin, "dequantized_from": quantization["quant_method"]}
 
     def digest(self) -> str:
         """SHA-256 (hex) of every file that decides an activation. Raises as `base_model_digest`."""
@@ -67,13 +83,13 @@ class BaseCheckpoint:
         """The model, loaded anew. Raises as `load_model`."""
         from plumbline.base_model.load import load_model
 
-        return load_model(self.folder, self.device, self.trust_remote_code)
+        return load_model(self.folder, self.device, self.trust_remote_code, self.dequantize)
 
     def loaded(self) -> PreTrainedModel:
         """The model, shared by all callers in this process: leave weights, mode and hooks as they were."""
         from plumbline.base_model.load import loaded_model
 
-        return loaded_model(self.folder, self.device, self.trust_remote_code)
+        return loaded_model(self.folder, self.device, self.trust_remote_code, self.dequantize)
 
     def streamed(self, device: Device | None = None) -> StreamedModel:
         """The model with its weights left on disk. Raises as `StreamedModel`.
@@ -83,18 +99,25 @@ class BaseCheckpoint:
         """
         from plumbline.base_model.streamed import StreamedModel
 
-        return StreamedModel(self.folder, device or self.device, self.trust_remote_code)
+        return StreamedModel(self.folder, device or self.device, self.trust_remote_code, self.dequantize)
 
-    def skeleton(self) -> nn.Module:
-        """The model's modules on the meta device, from its configuration alone."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def skeleton(self) -> PreTrainedModel:
+        """The model's modules on the meta device, from its configuration alone. Raises as `architecture.skeleton`."""
+        from plumbline.base_model.architecture import skeleton
 
-        trusted = self.trust_remote_code
-        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trusted)
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-        return model
+        return skeleton(self.folder, self.trust_remote_code)
+
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model has an embedding for, by config.json; None if it does not say.
+
+        Raises as `read_config`.
+        """
+        if "model_type" not in read_json(self.folder / "config.json"):
+            return None
+        from plumbline.base_model.architecture import read_config
+
+        config = read_config(self.folder, self.trust_remote_code).get_text_config()
+        return getattr(config, "vocab_size", None)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own tokenizer. Raises as `load_tokenizer`."""

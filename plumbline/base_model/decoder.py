@@ -1,4 +1,4 @@
-"""Runs the decoder layers of a causal LM one at a time, with the arguments that the model calls them with.
+"""Runs the decoder layers of a language model one at a time, with the arguments that the model calls them with.
 
 The model's own code around the layers runs unchanged. Meanwhile stand-ins replace the layers: they record their
 arguments and return the hidden states. So every layer gets the mask, the position embeddings and all else that its
@@ -15,11 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import KVSharingDict
 
 from plumbline.base_model.bfloat16 import wide_products
+from plumbline.base_model.language import hidden_states_network, language_part, text_config
 from plumbline.base_model.threads import settle_threads
 
 HIDDEN = "hidden_states"
+
+
+class UnreadStore(KVSharingDict):  # type: ignore[misc]
+    """Takes the place of the store in which layers leave keys and values for later ones, in models where none reads it.
+
+    It keeps nothing, so a call with it can be recorded and repeated. Such models are Gemma 4 without shared layers.
+    """
+
+    def __setitem__(self, key: str, item: tuple[Tensor, ...]) -> None:
+        pass
+
+
 Handed = Callable[[int, Tensor], Tensor]
 """(layer number, hidden states it was called with) -> hidden states that its stand-in returns."""
 
@@ -62,10 +76,19 @@ class Decoder:
                 `logits` need those outside the layers, `run` those of its layer.
 
         Raises:
-            ValueError: the model has no list of layers.
+            ValueError: the model has no list of layers, or later layers read keys and values of earlier ones.
         """
         settle_threads()
         self.model = model
+        config = text_config(model)
+        if shared := getattr(config, "num_kv_shared_layers", None):
+            raise ValueError(
+                self._refusal(
+                    f"its last {shared} of {config.num_hidden_layers} layers (num_kv_shared_layers in config.json) "
+                    "attend to keys and values that earlier layers computed, so a layer needs more than hidden states"
+                )
+            )
+        self.network = hidden_states_network(model)
         self.name, self.layers = _layers(model)
         self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))
         """Full module names of the layers."""
@@ -83,7 +106,7 @@ class Decoder:
         if not self._checked:
             self._check(ids)
             self._checked = True
-        hidden, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
+        hidden, calls, _ = self._pass(self.network, ids, lambda _, x: x)
         return Start(hidden, calls)
 
     def run(self, number: int, hidden: Tensor, call: Call) -> Tensor:
@@ -96,7 +119,7 @@ class Decoder:
         Returns:
             (1, tokens, width).
         """
-        return self._last(self.model.base_model, ids, hidden)[0]
+        return self._last(self.network, ids, hidden)[0]
 
     def logits(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
         """The logits (1, tokens, vocabulary) for the last layer's output."""
@@ -115,7 +138,7 @@ class Decoder:
         reasons: list[Exception] = []
         for self._in_tuple in (False, True):
             try:
-                _, calls, _ = self._pass(self.model.base_model, ids, lambda _, x: x)
+                _, calls, _ = self._pass(self.network, ids, lambda _, x: x)
                 break
             except Exception as error:  # a model may fail on a tensor where it expects a tuple, or the reverse
                 reasons.append(error)
@@ -127,7 +150,7 @@ class Decoder:
             for value in (*call.positional, *call.keywords.values()):
                 if strange := _strange(value):
                     raise ValueError(self._refusal(f"{name} is called with {strange}, by which layers may talk"))
-        _, others, _ = self._pass(self.model.base_model, ids, lambda _, x: x + 1)
+        _, others, _ = self._pass(self.network, ids, lambda _, x: x + 1)
         for call, other, name in zip(calls, others, self.names, strict=True):
             if not same(call, other):
                 raise ValueError(self._refusal(f"what {name} is called with depends on an earlier layer's output"))
@@ -155,7 +178,7 @@ class Decoder:
                 if expected and hidden is not expected[-1]:
                     raise _Broken(f"{self.names[number]} does not read what {self.names[number - 1]} returned")
                 first.append(hidden)
-                calls.append(Call(args[1:], dict(kwargs)))
+                calls.append(Call(tuple(map(_recorded, args[1:])), {k: _recorded(v) for k, v in kwargs.items()}))
                 expected.append(handed(number, hidden))
                 return (expected[-1],) if self._in_tuple else expected[-1]
 
@@ -195,9 +218,12 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Full name and modules of the outermost ModuleList with the most parameters."""
+    """Full name and modules of the outermost ModuleList with the most parameters in the language model."""
+    part = language_part(model)
     lists = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and name.startswith(f"{part}." if part else "")
     }
     outermost = {
         name: module
@@ -212,13 +238,18 @@ def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
+def _recorded(value: Any) -> Any:
+    """An argument as it is recorded."""
+    return UnreadStore() if isinstance(value, KVSharingDict) else value
+
+
 def _strange(value: Any) -> str:
     """Why an argument cannot be recorded and passed again; empty: it can."""
     if isinstance(value, (tuple, list)) and value:
         return next((found for found in map(_strange, value) if found), "")
     if isinstance(value, dict) and value:
         return next((found for found in map(_strange, value.values()) if found), "")
-    if value is None or value == () or isinstance(value, (Tensor, bool, int, float, str, torch.dtype)):
+    if value is None or value == () or isinstance(value, (Tensor, bool, int, float, str, torch.dtype, UnreadStore)):
         return ""
     return f"an empty {type(value).__name__}" if isinstance(value, (dict, list)) else f"a {type(value).__name__}"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from plumbline.artifact import sha256_file, sha256_json
 from plumbline.base_model.params import ModelParams
@@ -14,6 +16,10 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "*.jinja")
+MODELOPT = "hf_quant_config.json"
+"""Where NVIDIA's Model-Optimizer describes its quantization."""
+DEQUANTIZED = ("fp8", "mxfp4", "compressed-tensors")
+"""The `quant_method`s whose weights can be dequantized while they are loaded (dequantize.py)."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -84,6 +90,56 @@ def require_weights(folder: Path) -> None:
     """
     _config(folder)
     _weights(folder)
+
+
+def quantization_of(folder: Path) -> dict[str, Any] | None:
+    """How config.json says that the weights are quantized; None if they are not.
+
+    Raises:
+        ValueError: config.json is no JSON object.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder.name}/config.json: not a JSON object ({error}); fetch it again") from error
+    for part in parts:  # a multimodal model may say it of its text part alone
+        for key in ("quantization_config", "compression_config"):
+            if part.get(key):
+                return dict(part[key])
+    if (folder / MODELOPT).is_file():
+        return {"quant_method": "modelopt"}
+    return None
+
+
+def require_full_precision(folder: Path, dequantize: bool) -> None:
+    """Refuse quantized weights as a base model, unless params.yaml asks for their dequantized values.
+
+    Raises:
+        ValueError: the weights are quantized and `dequantize` is false, or transformers does not dequantize their kind;
+            or they are not quantized and `dequantize` is true.
+    """
+    quantization = quantization_of(folder)
+    if quantization is None:
+        if dequantize:
+            raise ValueError(
+                f"model.dequantize in params.yaml: found true, but config.json of {folder.name} has no "
+                "quantization_config: its weights are not quantized; take the line out"
+            )
+        return
+    method = str(quantization.get("quant_method") or "unnamed")
+    problem = f"{folder.name}: its weights are quantized (quantization_config in config.json: {method})"
+    if method not in DEQUANTIZED:
+        raise ValueError(
+            f"{problem}, and only {', '.join(DEQUANTIZED)} can be dequantized here; give model.name the model in full "
+            "precision"
+        )
+    if not dequantize:
+        raise ValueError(
+            f"{problem}. Statistics and rounding need the weights in full precision: give model.name that model. Where "
+            "there is none, say `model: {dequantize: true}` in params.yaml: the weights are then the dequantized ones, "
+            "with the rounding errors that they have, and every artifact says so"
+        )
 
 
 def _config(folder: Path) -> None:

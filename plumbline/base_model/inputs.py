@@ -151,7 +151,7 @@ def require_readable(model: PreTrainedModel, sample_id: str, ids: Sequence[int])
     Raises:
         ValueError: no tokens, more tokens than the model reads, or a token outside its vocabulary.
     """
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if not len(ids):
         raise ValueError(f"sample {sample_id} has no tokens; drop it from the set")

@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from plumbline.base_model.architecture import auto_class, read_config
 from plumbline.base_model.as_quantized import with_sequential_experts
 from plumbline.base_model.bfloat16 import with_wide_products
+from plumbline.base_model.checkpoint_check import CONVERSION, require_complete, require_finite
+from plumbline.base_model.device import torch_device
 from plumbline.base_model.folder import base_model_digest, require_weights
 from plumbline.base_model.params import Device
+from plumbline.base_model.streamed import StreamedModel
 from plumbline.base_model.threads import settle_threads
+from plumbline.base_model.weight_files import weight_files
 
 
-def load_model(folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal LM in the dtype it is stored in, in evaluation mode, without gradients.
+def load_model(
+    folder: Path, device: Device = "auto", trust_remote_code: bool = False, dequantize: bool = False
+) -> PreTrainedModel:
+    """The model in the dtype it is stored in, in evaluation mode, without gradients.
+
+    Args:
+        dequantize: load a quantized checkpoint as a model in full precision. Without it, a quantized one (an exported
+            model) is loaded as such.
 
     Raises:
         FileNotFoundError: no config.json.
-        ValueError: no safetensors (pickled weights run code when they are opened), a weight is missing, or "cuda" was
-            requested and there is no GPU.
+        ValueError: no safetensors (pickled weights run code when they are opened); a file is damaged; a weight is
+            missing, left over, of another shape, inf or NaN; or "cuda" was requested and there is no GPU.
     """
+    if dequantize:
+        return with_wide_products(StreamedModel(folder, device, trust_remote_code, dequantize).whole())
     require_weights(folder)
+    weight_files(folder)  # refuses damaged files
     settle_threads()
     target = torch_device(device)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype="auto",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
-    require_complete(folder, info["missing_keys"])
+    auto = auto_class(folder, read_config(folder, trust_remote_code), trust_remote_code)
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            dtype="auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the name of the weight
+        )
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):
+            raise
+        raise ValueError(f"{folder.name}: {CONVERSION}; transformers' report above names the weights") from error
+    require_complete(folder, model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    weights = {weight.data_ptr(): (name, weight) for name, weight in model.state_dict().items()}  # tied ones once
+    require_finite(folder, model, weights.values())
     model = with_sequential_experts(model)
     model.requires_grad_(False)
     return with_wide_products(model.eval().to(target))
@@ -54,41 +75,17 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
 
 
-def loaded_model(folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+def loaded_model(
+    folder: Path, device: Device = "auto", trust_remote_code: bool = False, dequantize: bool = False
+) -> PreTrainedModel:
     """The model as `load_model` returns it, cached so that the partitions of one run share it.
 
     The cache holds one model: another folder, changed weights or another device replace it. All callers share the
     model: leave weights, mode and hooks as they were.
     """
-    return _loaded(folder.resolve(), base_model_digest(folder), torch_device(device), trust_remote_code)
+    return _loaded(folder.resolve(), base_model_digest(folder), torch_device(device), trust_remote_code, dequantize)
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: Path, digest: str, device: Device, trust_remote_code: bool) -> PreTrainedModel:
-    return load_model(folder, device, trust_remote_code)
-
-
-def require_complete(folder: Path, missing: Collection[str]) -> None:
-    """Refuse a checkpoint that lacks weights: transformers would fill them with random numbers.
-
-    Raises:
-        ValueError: a weight is missing.
-    """
-    if missing:
-        raise ValueError(
-            f"{folder.name}: the safetensors lack {len(missing)} weights that config.json calls for, first "
-            f"{min(missing)!r}; the download is incomplete, or config.json belongs to another model"
-        )
-
-
-def torch_device(device: Device) -> Device:
-    """ "cpu" or "cuda" for `model.device` in params.yaml.
-
-    Raises:
-        ValueError: "cuda" without a GPU.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("model.device in params.yaml: found 'cuda', but PyTorch sees no GPU; say 'auto' or 'cpu'")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+def _loaded(folder: Path, digest: str, device: Device, trust_remote_code: bool, dequantize: bool) -> PreTrainedModel:
+    return load_model(folder, device, trust_remote_code, dequantize)

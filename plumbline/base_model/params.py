@@ -20,3 +20,6 @@ class ModelParams(BaseModel):
     """Commit of the hub repository; a branch name would let the model change under the same parameters."""
     device: Device = "auto"
     trust_remote_code: bool = False
+    dequantize: bool = False
+    """Take the dequantized weights of a checkpoint in FP8, MXFP4 or compressed-tensors as the base model. Without it,
+    quantized weights are refused: they carry rounding errors that no later step sees."""

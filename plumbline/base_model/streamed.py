@@ -1,4 +1,4 @@
-"""A causal LM whose weights stay on disk until they are needed, for models that do not fit into memory.
+"""A model whose weights stay on disk until they are needed, for models that do not fit into memory.
 
 The model is built on the meta device, and transformers' own loader reads every weight. So names, dtypes and conversions
 (of a checkpoint's separate experts, for example) are the same as in `load_model`.
@@ -7,7 +7,7 @@ The model is built on the meta device, and transformers' own loader reads every 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,111 +15,129 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.initialization import meta_device_safe_creation_ops
 from transformers.modeling_utils import LoadStateDictConfig, _get_dtype
 from transformers.utils import logging as transformers_logging
 
-from plumbline.artifact import read_json
-from plumbline.base_model.folder import require_weights
-from plumbline.base_model.load import require_complete, torch_device
+from plumbline.base_model.architecture import auto_class, read_config
+from plumbline.base_model.checkpoint_check import CONVERSION, names_in_model, require_complete, require_finite
+from plumbline.base_model.dequantize import dense_weights, quantizer_of
+from plumbline.base_model.device import torch_device
+from plumbline.base_model.folder import require_full_precision, require_weights
 from plumbline.base_model.params import Device
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from plumbline.base_model.weight_files import weight_files
 
 
 class StreamedModel:
     """A model in evaluation mode without its weights; buffers that no checkpoint holds (rotary angles) are present."""
 
-    def __init__(self, folder: Path, device: Device = "auto", trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, folder: Path, device: Device = "auto", trust_remote_code: bool = False, dequantize: bool = False
+    ) -> None:
         """Read names and shapes of the weights, but no weight.
 
         Args:
             device: where weights are loaded to.
+            dequantize: whether the checkpoint is quantized, and its dequantized weights are the model's.
 
         Raises:
             FileNotFoundError: no config.json.
-            ValueError: no safetensors, a weight is missing, a quantized checkpoint, or "cuda" without a GPU.
+            ValueError: no safetensors; a file is damaged; a weight is missing, left over or of another shape; a
+                quantized checkpoint; or "cuda" without a GPU.
         """
         require_weights(folder)
+        require_full_precision(folder, dequantize)
         self.folder, self.device = folder, torch.device(torch_device(device))
-        self.files = _files(folder)
+        self.files = weight_files(folder)
         """Name of a weight in the checkpoint -> its file."""
+        self.shapes = dense_weights(folder, self.files).shapes
+        """Shape of a weight by its name in the checkpoint, as it would be in full precision."""
+        self.quantizer = quantizer_of(folder)
         self.model = self._built(trust_remote_code)
-        self.converters = get_model_conversion_mapping(self.model)
-        self.names = {key: self._renamed(key) for key in self.files}
+        rules = get_model_conversion_mapping(self.model, None, self.quantizer)
+        self.names = names_in_model(self.model, self.files, rules)
         """Name in the checkpoint -> name in the model (the first, where one weight becomes several)."""
         self._initialize()
 
     @contextmanager
     def present(self, wanted: Callable[[str], bool]) -> Iterator[None]:
-        """Within the context, load the weights that `wanted` selects by name in the model; remove them afterwards."""
+        """Within the context, load the weights that `wanted` selects by name in the model; remove them afterwards.
+
+        Raises:
+            ValueError: a weight is inf or NaN.
+        """
         before = dict(_weights(self.model))
-        tied, stored = self._tied(), set(self.names.values())
-        keys = [
-            key
-            for key, name in self.names.items()
-            if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
-        ]
         try:
-            self._load(keys, self.device)
-            for name, other in tied.items():
-                if wanted(name) and self.model.get_parameter(name).is_meta:
-                    _put(self.model, name, self.model.get_parameter(other))
+            self._fill(wanted, before)
             yield
         finally:
             for name, tensor in _weights(self.model):
                 if tensor is not before[name]:
                     _put(self.model, name, before[name])
 
+    def whole(self) -> PreTrainedModel:
+        """The model with all its weights, which stay. It is saved as a model that was never quantized.
+
+        Raises:
+            ValueError: a weight is inf or NaN.
+        """
+        self._fill(lambda name: True, dict(_weights(self.model)))
+        rules = get_model_conversion_mapping(self.model)
+        names_in_model(self.model, self.shapes, rules)
+        self.model._weight_conversions = [rule for rule in rules if rule.was_used()]
+        if (self.folder / "generation_config.json").is_file():
+            self.model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        return self.model
+
+    def _fill(self, wanted: Callable[[str], bool], before: dict[str, Tensor]) -> None:
+        """Load the weights that `wanted` selects, in the dtype of those in `before`."""
+        tied, stored = self._tied(), set(self.names.values())
+        keys = [
+            key
+            for key, name in self.names.items()
+            if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
+        ]
+        with self._slices(keys) as slices:
+            self._load(slices, self.device, self.quantizer)
+        fresh = [(name, tensor) for name, tensor in _weights(self.model) if tensor is not before[name]]
+        for name, tensor in fresh:
+            if tensor.dtype != before[name].dtype:  # a quantizer passes what is not quantized on as it is
+                _put(self.model, name, nn.Parameter(tensor.to(before[name].dtype), requires_grad=False))
+        require_finite(self.folder, self.model, fresh)
+        for name, other in tied.items():
+            if wanted(name) and self.model.get_parameter(name).is_meta:
+                _put(self.model, name, self.model.get_parameter(other))
+
     def _tied(self) -> dict[str, str]:
         """Weight -> the weight it is tied to, in both directions."""
         return {a: b for pair in self.model.all_tied_weights_keys.items() for a, b in (pair, pair[::-1])}
 
     def _built(self, trust_remote_code: bool) -> PreTrainedModel:
-        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trust_remote_code)
-        if getattr(config, "quantization_config", None) is not None:
-            raise ValueError(
-                f"{self.folder.name}: a quantized checkpoint cannot be read layer by layer; give model.name the "
-                "full-precision model"
-            )
+        config = read_config(self.folder, trust_remote_code)
+        auto = auto_class(self.folder, config, trust_remote_code)
+        for part in (config, config.get_text_config()):
+            if hasattr(part, "quantization_config"):
+                del part.quantization_config
+        # Without a dtype in config.json, transformers takes that of the first weight, which may be a quantized one.
+        named = "auto" if self.quantizer is None or config.dtype is not None else "bfloat16"
         first = str(self.folder / min(self.files.values()))
-        config, dtype = _get_dtype("auto", [first], config, None, None, True)
+        config, dtype = _get_dtype(named, [first], config, None, None, True)
         with torch.device("meta"), meta_device_safe_creation_ops():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         self.dtype = dtype
         return model.requires_grad_(False).eval()
 
-    def _renamed(self, key: str) -> str:
-        """Name in the model of a weight in the checkpoint, by the same steps as transformers' loader."""
-        renamings = [entry for entry in self.converters if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self.converters if isinstance(entry, WeightConverter)]
-        state, prefix = self.model.state_dict(), self.model.base_model_prefix
-        name = str(rename_source_key(key, renamings, converters, prefix, state)[0])
-        if name not in state and key in state:
-            name = str(rename_source_key(key, [], [], prefix, state)[0])
-        return name
-
     def _initialize(self) -> None:
         """Refuse an incomplete checkpoint, and compute the buffers that it does not hold."""
-        info = self._load(list(self.files), torch.device("meta"))
-        if info.mismatched_keys:
-            name, found, expected = min(info.mismatched_keys)
-            raise ValueError(
-                f"{self.folder.name}: {name} is {tuple(found)} in the safetensors, config.json calls for "
-                f"{tuple(expected)}: they belong to different models"
-            )
+        weights = {key: torch.empty(shape, dtype=self.dtype, device="meta") for key, shape in self.shapes.items()}
+        info = self._load(weights, torch.device("meta"))
         tied, missing = self._tied(), set(info.missing_keys)
         info.missing_keys = {name for name in missing if tied.get(name, name) in missing}
         self.model._adjust_missing_and_unexpected_keys(info)
-        require_complete(self.folder, info.missing_keys)
+        require_complete(self.folder, self.model, info.missing_keys, info.unexpected_keys, info.mismatched_keys)
         for _, tensor in _weights(self.model):  # else transformers fills it with random numbers
             tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)
@@ -127,39 +145,32 @@ class StreamedModel:
         for name, buffer in list(self.model.named_non_persistent_buffers()):
             _put(self.model, name, buffer.to(self.device))
 
-    def _load(self, keys: list[str], device: torch.device) -> Any:
-        """Load weights of the checkpoint into the model; returns transformers' loading report."""
+    @contextmanager
+    def _slices(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+        """Unread tensors of the checkpoint."""
+        with ExitStack() as stack:
+            handles = {
+                file: stack.enter_context(safe_open(self.folder / file, framework="pt"))
+                for file in sorted({self.files[key] for key in keys})
+            }
+            yield {key: handles[self.files[key]].get_slice(key) for key in keys}
+
+    def _load(self, weights: Mapping[str, Any], device: torch.device, quantizer: Any = None) -> Any:
+        """Load weights by their names in the checkpoint into the model; returns transformers' loading report."""
         config = LoadStateDictConfig(
             pretrained_model_name_or_path=str(self.folder),
             device_map={"": device},
             dtype=self.dtype,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
-            weight_mapping=self.converters,
+            hf_quantizer=quantizer,
+            weight_mapping=get_model_conversion_mapping(self.model, None, quantizer),
         )
-        with ExitStack() as stack:
-            stack.enter_context(_without_bar())
-            handles = {
-                file: stack.enter_context(safe_open(self.folder / file, framework="pt"))
-                for file in sorted({self.files[key] for key in keys})
-            }
-            slices = {key: handles[self.files[key]].get_slice(key) for key in keys}
-            info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
+        with _without_bar():
+            info, _ = convert_and_load_state_dict_in_model(self.model, weights, config)
+        if info.conversion_errors:
+            raise ValueError(f"{self.folder.name}: {min(info.conversion_errors)}: {CONVERSION}")
         self.model.requires_grad_(False)
         return info
-
-
-def _files(folder: Path) -> dict[str, str]:
-    if (folder / SINGLE).is_file():
-        with safe_open(folder / SINGLE, framework="pt") as handle:
-            return dict.fromkeys(handle.keys(), SINGLE)
-    if not (folder / INDEX).is_file():
-        raise ValueError(
-            f"{folder.name}: found neither {SINGLE} nor {INDEX}; the download is incomplete, or its files were renamed"
-        )
-    files: dict[str, str] = read_json(folder / INDEX)["weight_map"]
-    if lost := sorted({file for file in files.values() if not (folder / file).is_file()}):
-        raise ValueError(f"{folder.name}: {INDEX} names {lost[0]}, which is not there; the download is incomplete")
-    return files
 
 
 def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:

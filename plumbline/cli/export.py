@@ -85,7 +85,8 @@ def tasks(
         first, tokenizer = against or base.folder, base.tokenizer()
         tables = {}
         for name, folder in (("first", first), ("second", model)):
-            loaded = load_model(folder, base.device, base.trust_remote_code)
+            own = against is None and name == "first"
+            loaded = base.load() if own else load_model(folder, base.device, base.trust_remote_code)
             tables[name] = item_table(run_tasks(loaded, tokenizer, tasks, include, limit, batch_size))
             if out is not None:
                 write_table(out / f"{name}.parquet", tables[name])

@@ -41,12 +41,13 @@ def checked_base_model(quantized: Path, record: dict[str, Any], digest: str) -> 
 
 
 def checked_weights(quantized: Path, record: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 per weight file, as they are on disk now; they must be the ones the record was written for.
+    """SHA-256 per file of weights or the model's own code, as on disk now; they must be those that are on record.
 
     Raises:
         ValueError: names the files that are not.
     """
-    digests = sha256_files(quantized, (path.name for path in quantized.glob("*.safetensors")))
+    files = [path.name for pattern in ("*.safetensors", "*.py") for path in quantized.glob(pattern)]
+    digests = sha256_files(quantized, files)
     if digests != record["model"]:
         changed = sorted(
             name for name in {*digests, *record["model"]} if digests.get(name) != record["model"].get(name)

@@ -7,7 +7,8 @@ dimensions, and `<weight>.counts`, (1, 1). In llama.cpp a chunk is a full contex
 sample. As in llama.cpp, the number of chunks follows from the number of tokens. Checked with llama.cpp's own loader,
 compiled (common/imatrix-loader.cpp with ggml 0.25.3 of llama-cpp-python 0.3.36), and with the reader of gguf 0.19.
 
-llama.cpp reorders the output rows of q and k of a Llama, but no input channels, so this file needs no reordering.
+llama.cpp reorders the output rows of q and k of a Llama, but no input channels, so this file needs no reordering. It
+transposes the weights of GPT-2, which transformers stores as (in, out); its input channels are those of the statistics.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from plumbline.activation_stats import store
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.artifact import read_json
 from plumbline.base_model.inputs import OUTPUT
-from plumbline.export.tensor_names import architecture_of, llama_cpp_names
+from plumbline.export.tensor_names import architecture_of, blocks_of, llama_cpp_names
 
 TENSOR_NAME = 63
 """Longest name of a tensor in bytes (GGML_MAX_NAME, 64, includes the terminating zero)."""
@@ -64,7 +65,7 @@ def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out:
     architecture = architecture_of(config)
     # Statistics of outputs (statistics.outputs) say nothing about the columns of a weight.
     layers = [layer for site in collected.sites.values() for layer in site.members if not layer.endswith(OUTPUT)]
-    names = llama_cpp_names(layers, architecture, config["num_hidden_layers"])
+    names = llama_cpp_names(layers, architecture, blocks_of(config))
     sums = importance(collected, names)
     header = read_json(stats / store.HEADER)
     _write(sums, _metadata(collected, header["calibration_set"], choice), out)
@@ -75,7 +76,7 @@ def importance(stats: ActivationStats, names: dict[str, str]) -> dict[str, tuple
     """Per weight, sorted by its name in llama.cpp: (sum of x^2 (width,) float32, number of tokens).
 
     Args:
-        names: module name of a Linear -> name of its weight; others are left out.
+        names: module name of a Linear or Conv1D -> name of its weight; others are left out.
     """
     sums = {
         names[layer]: (site.sum_sq.numpy().astype(np.float32), site.tokens)

@@ -8,13 +8,16 @@ from typing import Any
 from plumbline.distribution import install_command
 
 ARCHITECTURES = {
+    "GPT2LMHeadModel": "gpt2",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
 """Class of transformers -> architecture of llama.cpp, for classes whose conversion (llama.cpp, convert_hf_to_gguf.py)
-keeps the order of all input channels (it reorders output rows only)."""
+keeps the order of all input channels (it reorders output rows, and transposes GPT-2's Conv1D weights)."""
+BLOCKS = ("num_hidden_layers", "n_layer")
+"""Keys of config.json for the number of decoder layers."""
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -34,8 +37,20 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return architectures[0]
 
 
+def blocks_of(config: Mapping[str, Any]) -> int:
+    """Number of decoder layers of the model that a config.json describes.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    for key in BLOCKS:
+        if key in config:
+            return int(config[key])
+    raise ValueError(f"config.json: none of {', '.join(BLOCKS)}, so the decoder layers have no names in llama.cpp")
+
+
 def llama_cpp_names(layers: Iterable[str], architecture: str, blocks: int) -> dict[str, str]:
-    """Module name of each Linear -> name of its weight in llama.cpp, such as blk.0.attn_q.weight.
+    """Module name of each Linear or Conv1D -> name of its weight in llama.cpp, such as blk.0.attn_q.weight.
 
     Args:
         blocks: number of decoder layers.

@@ -13,6 +13,7 @@ from plumbline.activation_stats.source import read_source
 from plumbline.activation_stats.starved import starved_layers
 from plumbline.artifact import read_json, sha256_files, sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.checkpoint_check import unloaded_tensors
 from plumbline.calibration_set.reader import read_calibration_set, read_manifest
 from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.coverage import coverage_of
@@ -84,6 +85,7 @@ def build_quantized_model(
         **_results(quantized, header),
         "coverage": coverage_of(model, quantized, scheme).record(),
         "loads": loads,
+        "unloaded_tensors": unloaded_tensors(base.folder, model),
     }
     choice = {key: manifest["choice"].get(key) for key in ("name", "strategy", "n", "seed")}
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}

@@ -24,14 +24,21 @@ from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantization_config import Target, quantization_config, scheme_of_group
 from plumbline.quantized_model.scheme import scheme_of
 
-COPIED = (*TOKENIZER, "added_tokens.json", "chat_template.json", "generation_config.json")
+COPIED = (
+    *TOKENIZER,
+    "added_tokens.json",
+    "chat_template.*",
+    "generation_config.json",
+    "*processor_config.json",
+    "*.py",
+)
 MAX_SHARD_SIZE = "5GB"
 
 
 def export(
     model: PreTrainedModel, quantized: Quantized, scheme: SchemeParams, base_folder: Path, out: Path
 ) -> list[str]:
-    """Write config.json, the safetensors weights, and the tokenizer and generation settings of the base model.
+    """Write config.json, the safetensors weights, and what else of the base model is needed to use it.
 
     Only the state dict is compressed, layer by layer; `model` is neither changed nor run. Tensors have the names of the
     base model's checkpoint, where every expert is a tensor of its own.
@@ -40,7 +47,8 @@ def export(
         model: the base model.
         quantized: from `quantize_model` of that model; parameters that it does not name are stored as they are.
         scheme: of `quantized`; read for the activations.
-        base_folder: folder of the base model; tokenizer and generation settings are copied byte by byte.
+        base_folder: folder of the base model; its tokenizer, processor, generation settings and code are copied byte by
+            byte.
         out: an existing folder.
 
     Returns:
@@ -134,11 +142,12 @@ def add_provenance(out: Path, weight_files: Iterable[str], record: dict[str, Any
 
     Args:
         out: the exported folder.
-        weight_files: names in it; their SHA-256 goes into calibration.json.
+        weight_files: names in it; their SHA-256 goes into calibration.json, with that of the model's own code.
         record: the content of calibration.json, without the weights' digests.
         summary: the entry in config.json; the SHA-256 of calibration.json is added to it.
     """
-    write_json(out / "calibration.json", {**record, "model": sha256_files(out, weight_files)})
+    code = [path.name for path in out.glob("*.py")]  # decides what the model computes, as its weights do
+    write_json(out / "calibration.json", {**record, "model": sha256_files(out, sorted([*weight_files, *code]))})
     entry = {**summary, "record": {"file": "calibration.json", "sha256": sha256_file(out / "calibration.json")}}
     config = read_json(out / "config.json")
     config["calibration"] = config["quantization_config"]["calibration"] = entry

@@ -11,6 +11,7 @@ coarse (see `awq`). Instead, s behind a norm is the quotient of the norm's weigh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -123,6 +124,14 @@ class ScaledSite:
     def histogram(self) -> Histogram | None:
         histogram = self.site.histogram
         return None if histogram is None else _divided_histogram(histogram, self.s)
+
+
+def nothing_folded(name: str, transform: Transform) -> str | None:
+    """The remark on a transform that could fold no scale into the model, with the most frequent reason; else None."""
+    if transform.facts.get("sites") or not transform.unfolded:
+        return None
+    reason, count = Counter(transform.unfolded.values()).most_common(1)[0]
+    return f"{name} folded no scale into this model ({count} of {len(transform.unfolded)} sites: {reason})"
 
 
 def scaled_site(site: InputStatistics, s: Tensor) -> ScaledSite:

@@ -16,7 +16,7 @@ from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.awq import awq
 from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.factors import Factors
-from plumbline.quantized_model.folding import Transform, scaled_site
+from plumbline.quantized_model.folding import Transform, nothing_folded, scaled_site
 from plumbline.quantized_model.gptq import solve_flops
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
@@ -116,6 +116,8 @@ def _transform(
     else:
         transform = smoothquant(model, linears, stats, scheme)
     notes["transform"] = {"name": scheme.transform, **transform.facts, "unfolded": dict(transform.unfolded)}
+    if remark := nothing_folded(scheme.transform, transform):
+        notes["remarks"] = [*notes.get("remarks", []), remark]
     return transform
 
 

@@ -47,7 +47,7 @@ def quantizable_matrices(model: nn.Module, scheme: SchemeParams) -> dict[str, Ma
         if any(isinstance(module, Conv1D) for module in model.modules()):
             raise ValueError(
                 f"{problem}: its layers are transformers' Conv1D, which compressed-tensors does not store; quantize a "
-                "model of Linears, or take its statistics to another quantizer (plumbline export)"
+                "model of Linears, or take the statistics of a GPT-2 to llama.cpp (`plumbline export --to imatrix`)"
             )
         raise ValueError(f"{problem}; shorten ignore")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,13 +24,13 @@ def summary(folder: Path) -> dict[str, Any]:
     """The share of the weights that is quantized, sizes, bits per weight, layer errors, fallbacks, a row per layer."""
     record = read_json(folder / "calibration.json")
     layers, notes = record["layers"], record["notes"]
-    coverage = _coverage(record["coverage"])
+    weight_files = [file for file in record["model"] if file.endswith(".safetensors")]
     errors = {name: layer["relative_error"] for name, layer in layers.items() if "relative_error" in layer}
     worst = max(errors, key=errors.__getitem__, default=None)
     return {
-        "bytes": sum((folder / file).stat().st_size for file in record["model"]),
-        **coverage,
-        "bits_per_weight": bits_per_weight(folder, record),
+        "bytes": sum((folder / file).stat().st_size for file in weight_files),
+        **_coverage(record["coverage"]),
+        "bits_per_weight": bits_per_weight(folder, weight_files, record["coverage"]),
         "quantized_layers": len(layers),
         "bits": sorted({layer["bits"] for layer in layers.values()}),
         "group_sizes": sorted(set(map(granularity, layers.values()))),
@@ -48,21 +48,22 @@ def summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def bits_per_weight(folder: Path, record: Mapping[str, Any]) -> float:
+def bits_per_weight(folder: Path, files: Iterable[str], coverage: Mapping[str, Any]) -> float:
     """Bits on disk per weight of the whole model: codes, scales, zero points, and what is in full precision.
 
     Reads headers, no tensor.
 
     Args:
-        record: calibration.json.
+        files: names of the weight files.
+        coverage: of calibration.json.
     """
     bits = 0
-    for file in record["model"]:
+    for file in files:
         with safe_open(folder / file, framework="np") as tensors:
             for key in tensors.keys():  # noqa: SIM118
                 stored = tensors.get_slice(key)
                 bits += math.prod(stored.get_shape()) * BITS[stored.get_dtype()]
-    return round(bits / sum(kind["weights"] for kind in record["coverage"]["kinds"].values()), 4)
+    return round(bits / sum(kind["weights"] for kind in coverage["kinds"].values()), 4)
 
 
 def _coverage(coverage: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def own_text(model: PreTrainedModel, tokens: int) -> Tensor:
     length = max(2, min(LENGTH, longest))
     sequences = math.ceil(tokens / length)
     begin = model.generation_config.bos_token_id if model.generation_config is not None else None
-    begin = config.bos_token_id if begin is None else begin
+    begin = getattr(config, "bos_token_id", None) if begin is None else begin  # not every text part has one
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(SEED)

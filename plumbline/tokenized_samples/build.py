@@ -10,6 +10,7 @@ from plumbline.tokenized_samples.encode import Encoder
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.splits import split_of
 from plumbline.tokenized_samples.tokenize import account, policy_in_force, require_complete, write_shards
+from plumbline.tokenized_samples.vocabulary import require_embeddings
 
 
 def build_tokenized_samples(
@@ -23,11 +24,12 @@ def build_tokenized_samples(
             fingerprint and policy are the same.
 
     Raises:
-        ValueError: a chat without a chat template, too many chats that the template refuses, no room beside the
-            special tokens, bad split shares, or no sample is left.
+        ValueError: a token without an embedding, a chat without a chat template, too many chats that the template
+            refuses, no room beside the special tokens, bad split shares, or no sample is left.
     """
     split_of("", params.splits.tuning, params.splits.report)  # fail before the work, not after
     encoder = Encoder(base, params)
+    require_embeddings(base, encoder.tokenizer)
     shards = write_shards(params, base, encoder, corpus, out, previous)
     accounting = {
         "fingerprint": encoder.fingerprint,

@@ -113,7 +113,8 @@ def select(
 
     model = pool.load_model()
     scores = FlipScores(model, bits, group_size, rows)
-    tokens = min(max_tokens, int(getattr(model.config, "max_position_embeddings", None) or max_tokens))
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tokens = min(max_tokens, int(longest or max_tokens))
     flips = random_flips(scores, real_flips, weights_per_flip, rng)
     test = FlipTest(scores, flips, [ids[:tokens] for ids in references.input_ids(held)])
     validation = test.validate(min_rank_correlation)

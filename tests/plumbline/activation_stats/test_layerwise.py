@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma4TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -47,6 +48,16 @@ CONFIGS: dict[str, Any] = {
     "qwen2": Qwen2Config(**SIZES, sliding_window=8, use_sliding_window=True, layer_types=KINDS),
     "mistral": MistralConfig(**SIZES, sliding_window=8),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
+    "gemma4": Gemma4TextConfig(
+        **SIZES,
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=50,
+        num_kv_shared_layers=0,
+        layer_types=KINDS,
+    ),
     "gpt2": GPT2Config(vocab_size=50, n_embd=24, n_layer=3, n_head=3, n_positions=64, bos_token_id=0, eos_token_id=0),
     "opt": OPTConfig(
         vocab_size=50,

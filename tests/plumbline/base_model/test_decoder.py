@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Gemma3nTextConfig, Gemma4TextConfig, PreTrainedConfig, PreTrainedModel
 
 from plumbline.base_model.decoder import Call, Decoder, same
 
@@ -87,6 +87,8 @@ class Linearly(nn.Module):
 
 
 class Model(nn.Module):
+    config = PreTrainedConfig()
+
     def __init__(self, twist: Any) -> None:
         super().__init__()
         self.base_model = Between(twist)
@@ -114,9 +116,25 @@ def test_models_that_do_more_than_hand_on_are_refused(twist: Any, reason: str) -
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    model: Any = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="Sequential has no list of decoder layers"):
+    model: Any = Model(None)
+    model.base_model.layers = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="Model has no list of decoder layers"):
         Decoder(model)
+
+
+@pytest.mark.parametrize("kind", [Gemma3nTextConfig, Gemma4TextConfig])
+def test_layers_that_read_keys_of_earlier_ones_are_refused_with_the_reason(kind: Any, built: Any) -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 50,
+        "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    }  # fmt: skip
+    if kind is Gemma3nTextConfig:
+        sizes |= {"altup_num_inputs": 2, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4}
+    with pytest.raises(
+        ValueError, match=r"its last 2 of 4 layers .* attend to keys and values .*`execution: \{mode: wh"
+    ):
+        Decoder(built(kind(**sizes)))
 
 
 def test_calls_are_compared_bit_by_bit() -> None:

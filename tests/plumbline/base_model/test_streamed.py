@@ -77,5 +77,5 @@ def test_a_missing_file_and_a_quantized_checkpoint_are_refused(configs: Any, bui
     (tmp_path / "elsewhere").rename(last)
     text = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**text, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ValueError, match="a quantized checkpoint cannot be read layer by layer"):
+    with pytest.raises(ValueError, match=r"its weights are quantized \(quantization_config in config.json: gptq"):
         StreamedModel(tmp_path)

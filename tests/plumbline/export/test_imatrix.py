@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -24,12 +26,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from plumbline.activation_stats import store
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.export.imatrix import write_imatrix
-from plumbline.export.tensor_names import architecture_of, llama_cpp_names
+from plumbline.export.tensor_names import architecture_of, blocks_of, llama_cpp_names
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install -c constraints.txt -e '.[gguf]'")
 
@@ -47,7 +50,10 @@ FAMILIES: dict[str, tuple[type, type, str]] = {
     "mistral": (MistralConfig, MistralForCausalLM, "llama"),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, "qwen2"),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, "qwen3"),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, "gpt2"),
 }
+GPT2_SHAPE: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+OUTPUTS = dict.fromkeys(FAMILIES, ("k_proj",)) | {"gpt2": ("mlp.c_fc",)}
 DIGEST = "d" * 64
 LENGTHS = (50, 10, 37)
 
@@ -55,6 +61,8 @@ LENGTHS = (50, 10, 37)
 def tiny(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
     config, model, _ = FAMILIES[family]
+    if family == "gpt2":
+        return model(config(**GPT2_SHAPE)).eval()
     return model(config(**SHAPE, head_dim=16) if family != "qwen2" else config(**SHAPE)).eval()
 
 
@@ -71,7 +79,7 @@ def written(tmp_path: Path) -> Callable[[str], tuple[PreTrainedModel, Path]]:
         model = tiny(family)
         model.save_pretrained(tmp_path / "model")
         stats = collect(
-            model, samples(), StatisticsParams(outputs=("k_proj",)), base_model_digest=DIGEST, fingerprint="f" * 64
+            model, samples(), StatisticsParams(outputs=OUTPUTS[family]), base_model_digest=DIGEST, fingerprint="f" * 64
         )
         (tmp_path / "stats").mkdir()
         store.save(stats, tmp_path / "stats", {"base_model": {"name": "x"}, "calibration_set": "c" * 64})
@@ -140,7 +148,9 @@ def seen(model: PreTrainedModel) -> dict[str, np.ndarray]:
 
         return hook
 
-    handles = [m.register_forward_pre_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    handles = [
+        m.register_forward_pre_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)
+    ]
     with torch.no_grad():
         for _, ids in samples():
             model(torch.tensor([ids]))
@@ -159,6 +169,7 @@ PARTS = {
     "mlp.down_proj": "ffn_down",
 }
 """As the table in llama.cpp's docs for these architectures has them."""
+GPT2_PARTS = {"attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -168,12 +179,13 @@ def test_every_weight_of_every_layer_has_the_squares_of_what_it_reads(
     model, file = written(family)
     _, entries = as_llama_cpp_loads_it(file)
     expected = seen(model)
-    assert set(entries) == {f"blk.{layer}.{name}.weight" for layer in range(2) for name in PARTS.values()}
+    prefix, parts = ("transformer.h", GPT2_PARTS) if family == "gpt2" else ("model.layers", PARTS)
+    assert set(entries) == {f"blk.{layer}.{name}.weight" for layer in range(2) for name in parts.values()}
     for layer in range(2):
-        for theirs, ours in PARTS.items():
+        for theirs, ours in parts.items():
             sums, counts = entries[f"blk.{layer}.{ours}.weight"]
             assert counts == [sum(LENGTHS)]
-            np.testing.assert_allclose(sums, expected[f"model.layers.{layer}.{theirs}"], rtol=1e-5)
+            np.testing.assert_allclose(sums, expected[f"{prefix}.{layer}.{theirs}"], rtol=1e-5)
 
 
 def test_the_keys_are_llama_cpps_and_name_no_path(
@@ -218,7 +230,9 @@ def test_refusals_name_the_reason(written: Callable[[str], tuple[PreTrainedModel
         write_imatrix(tmp_path / "stats", tmp_path / "model", "e" * 64, "mine", out)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["MixtralForCausalLM"]}))
-    with pytest.raises(ValueError, match="MixtralForCausalLM; an imatrix is written for LlamaForCausalLM"):
+    with pytest.raises(
+        ValueError, match="MixtralForCausalLM; an imatrix is written for GPT2LMHeadModel, LlamaForCausalLM"
+    ):
         write_imatrix(tmp_path / "stats", tmp_path / "model", DIGEST, "mine", out)
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     stats = store.load(tmp_path / "stats")
@@ -232,3 +246,5 @@ def test_a_layer_without_a_name_is_refused() -> None:
     with pytest.raises(ValueError, match="gguf has no name for model.layers.0.mlp.side_proj in architecture llama"):
         llama_cpp_names(["model.layers.0.mlp.up_proj", "model.layers.0.mlp.side_proj"], "llama", 1)
     assert architecture_of({"architectures": ["Qwen3ForCausalLM"]}) == "qwen3"
+    with pytest.raises(ValueError, match="none of num_hidden_layers, n_layer"):
+        blocks_of({"layers": 2})

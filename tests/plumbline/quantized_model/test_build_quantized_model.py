@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,9 +15,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.params import StatisticsParams
-from plumbline.artifact import read_json, sha256_file, write_json, write_table
+from plumbline.artifact import read_json, sha256_file, write_json
 from plumbline.base_model.folder import base_model_digest
-from plumbline.calibration_set.reader import SCHEMA, set_digest
 from plumbline.params import load_params
 from plumbline.quantized_model.build import build_quantized_model
 from plumbline.quantized_model.fold_search import TOKENS
@@ -26,6 +24,7 @@ from plumbline.quantized_model.params import ActivationParams, SchemeParams
 from plumbline.quantized_model.summary import summary as summary_of
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.paths import PROJECT
+from tests.helpers.written_set import write_set
 
 SHIPPED = load_params(PROJECT).schemes
 
@@ -35,37 +34,6 @@ SCHEMES = {
     "w4a16-gptq": SchemeParams(method="gptq", weight_bits=4, group_size=128),
     "w3a16-gptq": SchemeParams(method="gptq", weight_bits=3, group_size=128),
 }
-
-
-def write_set(folder: Path, n: int = 6, seed: int = 0, spans: list[int] | None = None) -> None:
-    """A calibration set as its stage writes it; an assistant wrote what `spans` say of every sample."""
-    g = torch.Generator().manual_seed(seed)
-    rows = [
-        {
-            "position": i,
-            "sample_id": f"{seed}{i:063x}",
-            "doc_ids": [f"doc-{i}"],
-            "domain": "prose",
-            "source": "test",
-            "n_tokens": 32,
-            "input_ids": torch.randint(0, 96, (32,), generator=g).tolist(),
-            "reason": "{}",
-            "parents": [],
-            "assistant_spans": spans,
-        }
-        for i in range(n)
-    ]
-    folder.mkdir(parents=True)
-    write_table(folder / "samples.parquet", pa.Table.from_pylist(rows, SCHEMA))
-    manifest = {
-        "choice": {"name": "six", "strategy": "random", "n": n, "seed": seed, "domains": None},
-        "fingerprint": "f" * 64,
-        "fingerprint_parts": {"max_length": 512},
-        "digest": set_digest([str(row["sample_id"]) for row in rows], "f" * 64),
-        "samples": n,
-        "tokens": 32 * n,
-    }
-    write_json(folder / "manifest.json", manifest)
 
 
 @pytest.fixture(scope="module")

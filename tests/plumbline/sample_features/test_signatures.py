@@ -28,6 +28,7 @@ from plumbline.tokenized_samples.reader import read_samples
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.forward_passes import count_forwards
 from tests.helpers.log import numbers_logged
+from tests.helpers.multimodal import multimodal_model
 from tests.helpers.texts import texts
 from tests.helpers.tiny_models import make_base_model
 
@@ -471,3 +472,10 @@ def test_manifest_names_what_decides(tokenized: Tokenized, build: Build, base_mo
     assert about["fingerprint"] == read_manifest(out)["fingerprint"]
     assert [site["width"] for site in about["sites"]] == [32, 32, 32, 32, 72]
     assert about["splits"]["pool"]["samples"] == 9 and about["splits"]["tuning"]["samples"] <= 4
+
+
+@pytest.mark.parametrize("name", ["qwen3-vl", "qwen2.5-vl", "gemma3", "llama4"])
+def test_a_multimodal_model_is_probed_in_its_language_model(name: str) -> None:
+    sites = make_probe(multimodal_model(name, torch.float32), SMALL).sites
+    assert len(sites) == 5
+    assert all("language_model" in site.name and ".layers." in site.name for site in sites)
