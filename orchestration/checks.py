@@ -80,6 +80,12 @@ def no_layer_fell_back(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckR
     return as_result(checks.no_layer_fell_back(data_folder(), partitions(context, quantized_model)))
 
 
+@dg.asset_check(asset=quantized_model)
+def most_matrices_are_quantized(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """95 % or more of the matrices outside embeddings, head, routers and towers are quantized; the rest is listed."""
+    return as_result(checks.most_matrices_are_quantized(data_folder(), partitions(context, quantized_model)))
+
+
 def _gate(name: str, description: str) -> dg.AssetChecksDefinition:
     """A promotion gate of `deployed_model` as an asset check, read from promotion.json.
 
@@ -106,5 +112,6 @@ CHECKS: list[dg.AssetChecksDefinition] = [
     every_site_saw_enough_tokens,
     model_carries_the_tokenizer_it_was_calibrated_with,
     no_layer_fell_back,
+    most_matrices_are_quantized,
     *GATE_CHECKS,
 ]

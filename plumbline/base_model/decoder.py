@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import KVSharingDict
 
+from plumbline.base_model.as_quantized import is_replaced
 from plumbline.base_model.bfloat16 import wide_products
 from plumbline.base_model.language import hidden_states_network, language_part, text_config
 from plumbline.base_model.threads import settle_threads
@@ -80,6 +81,8 @@ class Decoder:
         """
         settle_threads()
         self.model = model
+        if experts := [name for name, module in model.named_modules() if is_replaced(module)]:
+            raise ValueError(self._refusal(f"transformers holds {experts[0]} in another way in a quantized model"))
         config = text_config(model)
         if shared := getattr(config, "num_kv_shared_layers", None):
             raise ValueError(
@@ -145,7 +148,8 @@ class Decoder:
         else:
             if isinstance(reasons[0], _Broken):
                 raise ValueError(self._refusal(str(reasons[0]))) from reasons[1]
-            raise reasons[0]
+            problem = f"with its layers replaced its code fails ({type(reasons[0]).__name__}: {reasons[0]})"
+            raise ValueError(self._refusal(problem)) from reasons[0]
         for call, name in zip(calls, self.names, strict=True):
             for value in (*call.positional, *call.keywords.values()):
                 if strange := _strange(value):

@@ -44,6 +44,7 @@ def plan(model: Path | None, names: tuple[str, ...]) -> None:
 
 
 def _checkpoint(model: Path | None, params: Params, root: Path) -> BaseCheckpoint:
+    from plumbline.artifact import read_json
     from plumbline.base_model.checkpoint import BaseCheckpoint
 
     if model is None:
@@ -51,7 +52,9 @@ def _checkpoint(model: Path | None, params: Params, root: Path) -> BaseCheckpoin
     if model.is_file() and model.name != CONFIG:
         raise ValueError(f"{model}: expected a folder, or a file named {CONFIG}")
     folder = model.parent if model.is_file() else model
-    return BaseCheckpoint.of(params.model.model_copy(update={"name": str(folder.resolve()), "revision": None}), root)
+    is_quantized = (folder / CONFIG).is_file() and "quantization_config" in read_json(folder / CONFIG)
+    changes = {"name": str(folder.resolve()), "revision": None, "dequantize": is_quantized}
+    return BaseCheckpoint.of(params.model.model_copy(update=changes), root)
 
 
 def _lines(base: BaseCheckpoint, params: Params, names: tuple[str, ...]) -> list[str]:

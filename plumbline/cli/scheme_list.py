@@ -26,7 +26,10 @@ PARTS = {
     "block_size": "gptq: columns per update; affects speed, not results",
     "propagate": "gptq: quantized reruns the samples, each layer on the outputs of the quantized ones",
     "correction": "propagate: fraction of the error behind quantized layers that weights undo, 0.5",
-    "ignore": "Linears kept in full precision: names, or re: and a regular expression; [lm_head]",
+    "ignore": "matrices kept in full precision: names, or re: and a regular expression; [lm_head]",
+    "include": "kinds that are otherwise left alone: router, vision, audio; []",
+    "experts": "quantized or full_precision",
+    "expert_floor": "gptq, adaround: least tokens of an expert, as a fraction of its input channels; 0",
 }
 """One line per field of `SchemeParams`; a test compares the two."""
 

@@ -14,6 +14,7 @@ from plumbline.artifact import read_json
 from plumbline.distribution import CHECKOUT, in_checkout
 from plumbline.graph.timings import seconds_of
 from plumbline.params import load_params
+from plumbline.quantized_model.coverage import LEAST_SHARE
 
 
 def show(root: Path) -> None:
@@ -30,6 +31,8 @@ def show(root: Path) -> None:
         shown = "the other scheme" if others == 1 else f"the other {others} schemes"
         verdict.add_row("•", f"the verdict on {shown} is in the report")
     console.print(verdict)
+    for warning in _left_out(root):
+        console.print(f"[bold]![/bold] {warning}")
     first = next(iter(load_params(root).pairs()))
     console.print(
         f"""
@@ -43,6 +46,20 @@ def show(root: Path) -> None:
     )
 
 
+def _left_out(root: Path) -> list[str]:
+    """A sentence per model that leaves much in full precision or is larger than the base model, with the reason."""
+    lines = []
+    for pair in load_params(root).pairs():
+        row = read_json(root / f"data/evaluation/{pair}/metrics.json")
+        if row["share"] < LEAST_SHARE:
+            why = max(row["left"], key=row["left"].__getitem__)
+            lines.append(f"{pair}: {100 * row['share']:.0f} % of its matrices are quantized; most of the rest: {why}")
+        if row["weights_bytes"] > row["base_weights_bytes"]:
+            megabytes = f"{row['weights_bytes'] / 1e6:.1f} MB, the base model {row['base_weights_bytes'] / 1e6:.1f} MB"
+            lines.append(f"{pair} is larger than its base: {megabytes}")
+    return lines
+
+
 def _activate(root: Path) -> str:
     """The line that activates the environment of `make demo`, which is not on the path."""
     return "source .venv/bin/activate\n       " if root == CHECKOUT and in_checkout() else ""
@@ -54,7 +71,7 @@ def _table(root: Path) -> Table:
     table = Table(title="Quantized model against base model, on held-out documents", title_justify="left")
     for column in ("scheme", "calibration"):
         table.add_column(column, no_wrap=True)
-    for column in ("KL", "perplexity", "top-1", "MB", "seconds"):
+    for column in ("KL", "perplexity", "top-1", "share", "bits", "MB", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     base = 0.0
     for scheme in params.grid.schemes:
@@ -68,13 +85,17 @@ def _table(root: Path) -> Table:
                 f"[bold]{kl}[/bold]" if row["kl_mean"] == best else kl,
                 f"{row['perplexity_quantized']:.3f}",
                 f"{100 * row['top1_agreement']:.1f} %",
+                f"{100 * row['share']:.0f} %",
+                f"{row['bits_per_weight']:.1f}",
                 f"{row['weights_bytes'] / 1e6:.1f}",
                 seconds.get(f"{calibration}-{scheme}", ""),
                 end_section=index == len(rows) - 1,
             )
     table.caption = (
         f"KL: divergence from the base model, nats per token; the base model's perplexity is {base:.3f}; "
-        "top-1: same next token; MB: weights on disk; seconds: to quantize and evaluate"
+        "top-1: same next token; share: of the weights in matrices that are quantized, without embeddings, head, "
+        "routers and towers; bits: per weight of the whole model; MB: weights on disk; seconds: to quantize and "
+        "evaluate"
     )
     table.caption_justify = "left"
     return table

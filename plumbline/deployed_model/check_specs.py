@@ -10,8 +10,8 @@ GATES = {
     "no_report_text_in_the_calibration_set": "No document of the report split is among the calibration samples, whole "
     "or nearly, beyond `deployment.max_near_duplicates`.",
     "layers_quantized_as_asked": "No more layers than `deployment.max_fallbacks` fell back to another method.",
-    "size_and_scheme_as_asked": "The candidate has the scheme that params.yaml has now, and its weights are within "
-    "`deployment.max_megabytes`.",
+    "size_and_scheme_as_asked": "The candidate has the scheme that params.yaml has now, its weights are within "
+    "`deployment.max_megabytes`, and `deployment.min_share` of its matrices are quantized.",
     "not_withdrawn": "Nobody took this model back by `plumbline rollback`.",
 }
 """Name -> description of each check, in display order."""

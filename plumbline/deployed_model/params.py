@@ -19,6 +19,8 @@ class DeploymentParams(BaseModel):
     """Largest number of layers that were not quantized by the scheme's method."""
     max_megabytes: float | None = Field(default=None, gt=0)
     """Largest size of the weights on disk (10^6 bytes); None: the weights must be smaller than the base model's."""
+    min_share: float = Field(default=0.95, ge=0, le=1)
+    """Least share of the matrices' weights that is quantized, without embeddings, head, routers and towers."""
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
     """Two texts are near-duplicates if the shorter one shares at least this share of its 13-grams."""
     max_near_duplicates: float = Field(default=0.0, ge=0, le=1)

@@ -190,7 +190,7 @@ def fallbacks(metrics: Mapping[str, Any], deployment: DeploymentParams) -> Gate:
 
 
 def size_and_scheme(metrics: Mapping[str, Any], deployment: DeploymentParams, scheme: Mapping[str, Any]) -> Gate:
-    """Gate: the model has the current scheme of params.yaml, and its weights are within the size limit.
+    """Gate: the model has the current scheme of params.yaml, and its size and share are within the limits.
 
     Args:
         scheme: the parameters of `deployment.scheme`.
@@ -212,9 +212,13 @@ def size_and_scheme(metrics: Mapping[str, Any], deployment: DeploymentParams, sc
         allowed = f"{deployment.max_megabytes:g} MB (deployment.max_megabytes)"
     else:
         passed, allowed = megabytes < base, f"less than the base model's {base:.1f} MB"
-    return Gate(
-        name, passed, f"{deployment.scheme} as asked, {megabytes:.1f} MB of weights; asked: {allowed}.", actual, limit
+    share, least = metrics["share"], deployment.min_share
+    actual, limit = actual | {"share": share}, limit | {"share": least}
+    sentence = (
+        f"{deployment.scheme} as asked, {megabytes:.1f} MB of weights; asked: {allowed}. {100 * share:.1f} % of its "
+        f"matrices are quantized; asked: {100 * least:g} % (deployment.min_share)."
     )
+    return Gate(name, passed and share >= least, sentence, actual, limit)
 
 
 def not_withdrawn(why: str | None) -> Gate:

@@ -16,6 +16,7 @@ from plumbline.evaluation.metrics import layer_errors, summarize
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
 from plumbline.quantized_model.record import granularity
+from plumbline.quantized_model.summary import bits_per_weight
 from plumbline.raw_corpus.document import OUT_OF_DOMAIN
 
 
@@ -50,9 +51,11 @@ def build_evaluation(params: EvaluationParams, base: BaseCheckpoint, quantized: 
     measured = divergences(params, base, base_digest, quantized, weights, parts)
     tokens, sample_of_token = measured[0]
     figures, documents = summarize(tokens, sample_of_token, held_out, params.length_buckets)
+    weight_files = [name for name in weights if name.endswith(".safetensors")]
     metrics = {
         **figures,
-        "weights_bytes": sum((quantized / name).stat().st_size for name in weights),
+        "weights_bytes": sum((quantized / name).stat().st_size for name in weight_files),
+        "bits_per_weight": bits_per_weight(quantized, weight_files, record["coverage"]),
         "base_weights_bytes": sum(path.stat().st_size for path in base.folder.glob("*.safetensors")),
         **_origin(record),
         "weights": weights,
@@ -83,5 +86,8 @@ def _origin(record: dict[str, Any]) -> dict[str, Any]:
         "bits": Counter(str(layer["bits"]) for layer in layers.values()),
         "group_sizes": Counter(map(granularity, layers.values())),
         "fallbacks": record["fallbacks"],
+        "share": record["coverage"]["share"],
+        "share_of_all": record["coverage"]["share_of_all"],
+        "left": Counter(record["coverage"]["left"].values()),
         "layer_errors": layer_errors(layers),
     }

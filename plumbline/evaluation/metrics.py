@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from plumbline.base_model.inputs import EXPERT
 from plumbline.divergence import TokenDivergence
 from plumbline.evaluation.held_out import HeldOut
 
@@ -134,12 +136,16 @@ def layer_errors(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Relative squared error of every layer's output, tr(dW S dW^T) / tr(W S W^T), from the calibration set's Hessian.
 
     It is the error of the weights on the set itself, and serves to compare the layers of a model; sets are compared on
-    held-out documents. Layers whose site has no Hessian are left out.
+    held-out documents. Layers whose site has no Hessian are left out. The experts of a layer are one entry, their mean.
 
     Args:
         layers: of calibration.json.
     """
-    return {name: layer["relative_error"] for name, layer in layers.items() if "relative_error" in layer}
+    errors: dict[str, list[float]] = {}
+    for name, layer in layers.items():
+        if "relative_error" in layer:
+            errors.setdefault(EXPERT.sub("experts.all", name), []).append(layer["relative_error"])
+    return {name: fmean(values) for name, values in errors.items()}
 
 
 def _exp(nll: float) -> float:

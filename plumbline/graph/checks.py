@@ -5,6 +5,7 @@ Every check takes the folder `data` of a workspace, and for a partitioned asset 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,24 @@ def no_layer_fell_back(data: Path, pairs: Iterable[str]) -> CheckOutcome:
         for layer in read_json(data / "quantized_model" / pair / "calibration.json")["fallbacks"]
     ]
     return _outcome(wrong, "no layer fell back", warn=True)
+
+
+def most_matrices_are_quantized(data: Path, pairs: Iterable[str]) -> CheckOutcome:
+    """Every model is smaller than its base and has 95 % of its matrices' weights quantized, not counting embeddings,
+    head, routers and towers; what is left is listed with the reason."""
+    from plumbline.quantized_model.coverage import LEAST_SHARE
+
+    wrong, left = [], {}
+    for pair in pairs:
+        coverage = read_json(data / "quantized_model" / pair / "calibration.json")["coverage"]
+        left[pair] = coverage["left"]
+        if coverage["share"] < LEAST_SHARE:
+            reasons = Counter(coverage["left"].values()).most_common(2)
+            shown = "; ".join(f"{reason} ({number} tensors)" for reason, number in reasons)
+            wrong.append(f"{pair}: {100 * coverage['share']:.1f} % quantized; left: {shown}")
+    return _outcome(
+        wrong, f"{100 * LEAST_SHARE:.0f} % or more of the matrices are quantized", {"left": left}, warn=True
+    )
 
 
 def promotion_gate(data: Path, name: str) -> CheckOutcome:

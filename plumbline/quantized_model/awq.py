@@ -76,6 +76,7 @@ def awq(
     stats: Statistics,
     scheme: SchemeParams,
     bits: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int | None] | None = None,
 ) -> Transform:
     """Scale every site whose scale can be folded into its producer, then clip the weights of all sites.
 
@@ -85,9 +86,10 @@ def awq(
         stats: of the calibration set; reads sums of magnitudes and second moments.
         scheme: grid and range of the weights.
         bits: width of each Linear under a mixed scheme.
+        sizes: group size of each Linear; None: from the scheme.
     """
     folds, unfolded = find_folds(model, sites_read_by(linears, stats))
-    sizes = layer_group_sizes(linears, scheme)
+    sizes = layer_group_sizes(linears, scheme) if sizes is None else sizes
     grids = {
         name: Grid(scheme.weight_bits if bits is None else bits[name], sizes[name], scheme.symmetric, scheme.per_tensor)
         for name in linears

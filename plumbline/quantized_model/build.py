@@ -16,6 +16,7 @@ from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.checkpoint_check import unloaded_tensors
 from plumbline.calibration_set.reader import read_calibration_set, read_manifest
 from plumbline.quantized_model.apply import apply_scheme
+from plumbline.quantized_model.card import write_card
 from plumbline.quantized_model.coverage import coverage_of
 from plumbline.quantized_model.export import add_provenance, export
 from plumbline.quantized_model.factors import Factors
@@ -90,6 +91,7 @@ def build_quantized_model(
     choice = {key: manifest["choice"].get(key) for key in ("name", "strategy", "n", "seed")}
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}
     add_provenance(out, files, record, {**origin, "calibration_set": {**choice, **size}})
+    write_card(out, record | {"model": read_json(out / "calibration.json")["model"]})
 
 
 def _results(quantized: Quantized, header: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from plumbline.quantized_model.scheme import why_not_quantized
 
 APART = (EMBEDDING, HEAD, ROUTER, VISION, AUDIO)
 """Kinds that most users leave alone, and that `Coverage.share` leaves out."""
+LEAST_SHARE = 0.95
+"""A model of which less is quantized is worth a warning."""
 CONV1D = "transformers' Conv1D, which compressed-tensors does not store"
 
 
@@ -83,6 +85,8 @@ def coverage_of(model: nn.Module, quantized: Quantized | Collection[str], scheme
             done[kind] += matrix.numel
             of_quantized += 0 if apart else matrix.numel
     left = reasons_of(model, names, scheme)
+    if isinstance(quantized, Quantized):
+        left |= {f"{name}.weight": reason for name, reason in quantized.left.items()}
     for name, parameter in model.named_parameters():
         if left.get(name) == CONV1D or left.get(name, "").endswith(UNSEEN):
             of_matrices += 0 if kind_of(name) in APART else parameter.numel()

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from plumbline.base_model.experts import are_fused_experts, projections
+from plumbline.base_model.inputs import UNSEEN, left_out
 from plumbline.base_model.matrices import Matrix
 from plumbline.quantized_model.params import SchemeParams
 
@@ -80,6 +81,13 @@ def require_readable_experts(model: PreTrainedModel, matrices: Mapping[str, Matr
     Raises:
         ValueError: says why, and what works instead.
     """
+    unknown = {name: reason for name, reason in left_out(model, ()).items() if reason.endswith(UNSEEN)}
+    if unknown and scheme.experts != "full_precision":
+        name = min(unknown)
+        raise ValueError(
+            f"{name}: {unknown[name]}, so they cannot be quantized; write experts: full_precision in the scheme, which "
+            "leaves them as they are"
+        )
     owners = sorted({matrix.owner for matrix in matrices.values() if matrix.expert is not None})
     if not owners:
         return
@@ -92,14 +100,13 @@ def require_readable_experts(model: PreTrainedModel, matrices: Mapping[str, Matr
             f"{kind}: the scheme quantizes some experts and not others, and transformers reads either all of them "
             f"quantized or none; take the experts out of ignore, or {instead}"
         )
+    if not pieces_of_experts(model, owners[0]):
+        raise ValueError(
+            f"{kind}: a checkpoint of {type(model).__name__} stores all experts of a layer in one tensor, and "
+            f"transformers reads no quantized ones there; {instead} and quantizes the rest"
+        )
     if not scheme.symmetric:
         raise ValueError(
             f"{kind} with symmetric: false: transformers drops the zero points of experts when it loads them; remove "
             f"symmetric, or {instead}"
-        )
-    if scheme.experts != "split" and not pieces_of_experts(model, owners[0]):
-        raise ValueError(
-            f"{kind}: the checkpoint of {type(model).__name__} stores all experts of a layer in one tensor, and "
-            f"transformers reads no quantized ones there: {instead}, or experts: split, which writes them one by one "
-            "for engines that read them so (transformers then needs `import plumbline.transformers`)"
         )

@@ -46,9 +46,11 @@ class Quantized:
             dict, in the model's dtype.
         notes: JSON-able facts about the transform, the bits per layer and the propagation.
         dense: transformers loads the model with every weight decompressed as it is read (`loading.loads_dense`).
+        left: matrix that the scheme selects and the model does not allow -> reason why it stays in full precision.
     """
 
     layers: dict[str, Layer]
     parameters: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     dense: bool = False
+    left: dict[str, str] = field(default_factory=dict)

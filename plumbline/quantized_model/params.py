@@ -117,9 +117,8 @@ class SchemeParams(BaseModel):
     """Matrices left in full precision: exact module names, or `re:` and a regular expression."""
     include: tuple[Literal["router", "vision", "audio"], ...] = ()
     """Kinds of matrices that are quantized, too; without it they are left alone."""
-    experts: Literal["quantized", "full_precision", "split"] = "quantized"
-    """Experts that a layer holds in one tensor. "quantized": refused where transformers cannot read them quantized;
-    "split": written one by one there, too, for engines that read them so, and for transformers with Plumbline."""
+    experts: Literal["quantized", "full_precision"] = "quantized"
+    """"quantized" is refused where transformers cannot read quantized experts; "full_precision" leaves them alone."""
     expert_floor: float = Field(default=0.0, ge=0)
     """GPTQ, AdaRound: an expert that fewer tokens reached than this share of its input channels is rounded to nearest,
     by the range of its weights."""

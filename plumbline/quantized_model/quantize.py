@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plumbline.base_model.in_parallel import in_parallel
+from plumbline.base_model.inputs import EXPERT
 from plumbline.base_model.matrices import WeightMatrix
 from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.awq import awq
@@ -57,7 +58,10 @@ def quantize_model(
     linears = quantizable_matrices(model, scheme)
     require_readable_experts(model, linears, scheme)
     dense = loads_dense(model, scheme)
-    sizes = layer_group_sizes(linears, scheme)
+    static = scheme.activations is not None and not scheme.activations.dynamic
+    left = not_called(linears, stats) if static else {}
+    linears = {name: matrix for name, matrix in linears.items() if name not in left}
+    sizes = layer_group_sizes(linears, scheme, dense)
     require_statistics(linears, stats, scheme)
     sites = {member: site for site in stats.sites.values() for member in site.members}
     by_site: dict[str, list[str]] = {}
@@ -66,7 +70,7 @@ def quantize_model(
     notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
     with one_thread():  # fixes the order of sums whatever the number of cores
         bits = _bits(linears, stats, scheme, notes, factors)
-    transform = _transform(model, linears, stats, scheme, bits, notes)
+    transform = _transform(model, linears, stats, scheme, bits, sizes, notes)
 
     def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
         site, first = sites.get(names[0]), names[0]
@@ -84,7 +88,13 @@ def quantize_model(
     ]
     layers = {name: layer for part in in_parallel(tasks, costs) for name, layer in part.items()}
     parameters = {} if transform is None else dict(transform.parameters)
-    return Quantized({name: layers[name] for name in linears}, parameters, notes, dense)
+    return Quantized({name: layers[name] for name in linears}, parameters, notes, dense, left)
+
+
+def not_called(linears: Mapping[str, WeightMatrix], stats: Statistics) -> dict[str, str]:
+    """Matrices outside experts that no token reached -> reason: the model's code reads the weight itself."""
+    reason = "the model reads its weight without calling it, so nothing rounds its input"
+    return {name: reason for name in linears if name in stats.unreached and not EXPERT.search(name)}
 
 
 def _bits(
@@ -107,12 +117,13 @@ def _transform(
     stats: Statistics,
     scheme: SchemeParams,
     bits: Mapping[str, int],
+    sizes: Mapping[str, int | None],
     notes: dict[str, Any],
 ) -> Transform | None:
     if scheme.transform is None:
         return None
     if scheme.transform == "awq":
-        transform = awq(model, linears, stats, scheme, bits)
+        transform = awq(model, linears, stats, scheme, bits, sizes)
     else:
         transform = smoothquant(model, linears, stats, scheme)
     notes["transform"] = {"name": scheme.transform, **transform.facts, "unfolded": dict(transform.unfolded)}

@@ -98,6 +98,8 @@ def quantizable_linears(model: nn.Module, ignore: tuple[str, ...] = ("lm_head",)
 
 def _matches(matrix: Matrix, name: str, module: nn.Module, entry: str) -> bool:
     """Whether an entry of `ignore` names a matrix, as compressed-tensors matches names."""
+    if entry == "lm_head" and name.endswith(".lm_head"):  # in Llama 4 it is within the language model
+        return True
     return is_match(name, module, entry) or (matrix.expert is not None and is_match(matrix.owner, module, entry))
 
 
@@ -120,30 +122,36 @@ def group_size_for(width: int, group_size: int | None, bits: int) -> int | None:
     return used
 
 
-def layer_group_sizes(linears: Mapping[str, WeightMatrix], scheme: SchemeParams) -> dict[str, int | None]:
+def layer_group_sizes(
+    linears: Mapping[str, WeightMatrix], scheme: SchemeParams, dense: bool = False
+) -> dict[str, int | None]:
     """Group size per Linear.
 
-    Packed zero points load only if all layers have one group size (see `export.quantization_config`), so with zero
-    points it must divide all widths.
+    A model whose weights are decompressed while it is loaded, as packed zero points must be, has one group size in all
+    layers, so it must divide all widths.
+
+    Args:
+        dense: the model is loaded so (`loading.loads_dense`).
 
     Raises:
         ValueError: a width does not suit the scheme; the message names the layer.
     """
     bits = scheme.weight_bits if scheme.mixed is None else max(scheme.mixed.widths)
-    if not scheme.symmetric and scheme.group_size is not None:
+    if (dense or not scheme.symmetric) and scheme.group_size is not None:
         widths = sorted({module.in_features for module in linears.values()})
+        why = "with zero points" if not scheme.symmetric else "in a model that is decompressed while it is loaded"
         try:
             size = group_size_for(math.gcd(*widths), scheme.group_size, bits)
         except ValueError as error:
             raise ValueError(
-                f"symmetric: false with group_size {scheme.group_size}: with zero points one group size must divide "
-                f"all input widths {widths}, and of their greatest common divisor: {error}; or remove symmetric"
+                f"group_size {scheme.group_size}: {why} one group size must divide all input widths {widths}, and of "
+                f"their greatest common divisor: {error}"
             ) from error
         # compressed-tensors 0.20 fails to unpack 4-bit zero points that fill one word per column
-        narrow = [name for name, module in linears.items() if bits == 4 and module.out_features <= 8]
-        if narrow:
+        few = [name for name, module in linears.items() if bits == 4 and module.out_features <= 8]
+        if few and not scheme.symmetric:
             raise ValueError(
-                f"{narrow[0]}: {linears[narrow[0]].out_features} output channels: compressed-tensors does not read "
+                f"{few[0]}: {linears[few[0]].out_features} output channels: compressed-tensors does not read "
                 "4-bit zero points of so few; add the layer to the scheme's ignore, or remove symmetric"
             )
         return dict.fromkeys(linears, size)

@@ -27,10 +27,13 @@ def summary(folder: Path) -> dict[str, Any]:
     weight_files = [file for file in record["model"] if file.endswith(".safetensors")]
     errors = {name: layer["relative_error"] for name, layer in layers.items() if "relative_error" in layer}
     worst = max(errors, key=errors.__getitem__, default=None)
+    coverage = _coverage(record["coverage"])
+    bits = bits_per_weight(folder, weight_files, record["coverage"])
     return {
+        "sentence": sentence(coverage, bits),
         "bytes": sum((folder / file).stat().st_size for file in weight_files),
-        **_coverage(record["coverage"]),
-        "bits_per_weight": bits_per_weight(folder, weight_files, record["coverage"]),
+        **coverage,
+        "bits_per_weight": bits,
         "quantized_layers": len(layers),
         "bits": sorted({layer["bits"] for layer in layers.values()}),
         "group_sizes": sorted(set(map(granularity, layers.values()))),
@@ -46,6 +49,20 @@ def summary(folder: Path) -> dict[str, Any]:
         "layers": [_row(name, layers[name]) for name in sorted(layers, key=_in_order)],
         "starved": record["starved"],
     }
+
+
+def sentence(coverage: Mapping[str, Any], bits: float) -> str:
+    """What share of the model is quantized, in a sentence.
+
+    Args:
+        coverage: with `share` and `share_of_all`.
+        bits: per weight of the whole model.
+    """
+    share, of_all = 100 * coverage["share"], 100 * coverage["share_of_all"]
+    return (
+        f"{share:.1f} % of the weights in matrices outside embeddings, head, routers and towers are quantized, which "
+        f"is {of_all:.1f} % of all weights; the model takes {bits:.2f} bits per weight."
+    )
 
 
 def bits_per_weight(folder: Path, files: Iterable[str], coverage: Mapping[str, Any]) -> float:

@@ -25,6 +25,7 @@ from plumbline.activation_stats import store
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.artifact import sha256_files
+from plumbline.base_model.as_quantized import with_sequential_experts
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
 from plumbline.quantized_model.build import build_quantized_model
@@ -127,7 +128,7 @@ def _cell(
 def _difference(blueprint: Blueprint, base: BaseCheckpoint, scheme: SchemeParams, stats: Path, out: Path) -> str:
     """How the folder, loaded as anybody loads it, differs from the simulation; empty: in no bit."""
     # Loaded plainly, so that both sides multiply alike on every processor: see plumbline/base_model/bfloat16.py.
-    model = type(base.loaded()).from_pretrained(base.folder, dtype="auto").eval()
+    model = with_sequential_experts(type(base.loaded()).from_pretrained(base.folder, dtype="auto").eval())
     expected = api.simulate(model, api.quantize(model, store.load(stats), scheme), scheme)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

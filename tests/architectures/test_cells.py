@@ -12,7 +12,7 @@ from plumbline import api
 from tests.architectures import cells as checked
 from tests.architectures.catalogue import CATALOGUE
 from tests.architectures.cells import SCHEMES, Cell, cells
-from tests.architectures.expected import EXPERTS_LEFT, KNOWN_GAPS, deviation
+from tests.architectures.expected import deviation
 from tests.architectures.stored import quantizable_weights, quantized_weights
 
 
@@ -84,12 +84,8 @@ def test_experts_and_gates_are_told_apart_on_disk(tmp_path: Path) -> None:
         ("gpt2", Cell("refused", reason="transformers' Conv1D, which compressed-tensors does not store; …"), ""),
         ("gpt2", Cell("refused", reason="out of memory"), "expected refused"),
         ("gpt2", Cell("equal", 1.0), "expected refused"),
-        ("gap", Cell("fault", reason="fails"), ""),
-        ("gap", Cell("equal", 0.4), ""),
-        ("gap", Cell("equal", 1.0), "take it out of KNOWN_GAPS"),
     ],
 )
-def test_what_deviates(architecture: str, cell: Cell, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KNOWN_GAPS, "gap", {("w4-rtn",): EXPERTS_LEFT})
+def test_what_deviates(architecture: str, cell: Cell, problem: str) -> None:
     found = deviation(architecture, "w4-rtn", cell)
     assert problem in found and bool(problem) == bool(found)

@@ -135,6 +135,9 @@ class Disk:
                 for name in ("code", "prose")
             },
             "weights_bytes": 5_000_000,
+            "share": 1.0,
+            "bits_per_weight": 4.5,
+            "left": {"the scheme's ignore: lm_head": 1},
             "base_weights_bytes": 12_000_000,
             "weights": {"model.safetensors": weights},
             "base_model": "b" * 64,

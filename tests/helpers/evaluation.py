@@ -24,5 +24,11 @@ def describe(folder: Path, base: Path, fingerprint: str = FINGERPRINT) -> None:
             "no statistics": {"bits": 8, "group_size": None},
         },
         "fallbacks": {"b": "no tokens"},
+        "coverage": {
+            "share": 0.9,
+            "share_of_all": 0.75,
+            "kinds": {"mlp": {"weights": 1000, "quantized": 750}},
+            "left": {"lm_head.weight": "the scheme's ignore: lm_head"},
+        },
     }
     write_json(folder / "calibration.json", record)

@@ -50,8 +50,12 @@ class Workshop:
         metrics: dict[str, Any] = dict.fromkeys(FIGURES, 1.0) | {"kl_mean": float(kl.mean())}
         metrics |= {"weights": {"model.safetensors": f"sha-{pair}-{kl.mean():.9f}"}, "base_model": "b", "fallbacks": {}}
         metrics |= {"fingerprint": self.fingerprint, "samples_digest": "s", "out_of_domain_digest": "o"}
-        metrics |= {"weights_bytes": 5_000_000, "base_weights_bytes": 12_000_000, "scheme": {"name": "w4", **SCHEME}}
-        write_json(path / "metrics.json", metrics | changes)
+        metrics |= {
+            "weights_bytes": 5_000_000,
+            "base_weights_bytes": 12_000_000,
+            "scheme": {"name": "w4", **SCHEME},
+        }
+        write_json(path / "metrics.json", {"share": 1.0, **metrics, **changes})
         model = self.inputs.models / pair
         if folder is None and not model.exists():
             model.mkdir(parents=True)

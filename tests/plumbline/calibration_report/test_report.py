@@ -147,7 +147,7 @@ def test_what_comes_from_data_is_escaped(page):
 def test_the_table_sorts_by_number(page, tmp_path):
     rows = read_json(tmp_path / "out" / "table.json")
     shown = ("kl_mean", "difference", "kl_p99", "kl_p999", "perplexity_quantized", "top1_agreement", "rms_delta_p")
-    expected = [row[name] for row in rows for name in (*shown, "weights_bytes")]
+    expected = [row[name] for row in rows for name in (*shown, "share", "bits_per_weight", "weights_bytes")]
     values = [a["data-value"] for tag, a in page.tags if tag == "td" and "data-value" in a][: len(expected)]
     assert [None if value == "" else float(value) for value in values] == expected
     tables = [a["class"].split() for tag, a in page.tags if tag == "table" and "class" in a]

@@ -36,7 +36,7 @@ def test_a_scheme_is_planned_without_weights(config: Path) -> None:
     rows = {line.split()[0]: line.split() for line in lines if line}
     assert rows["mlp"][1:8] == ["5.64", "B", "70.2", "%", "100.0", "%", "2.91"]
     assert rows["head"][5:7] == ["0.0", "%"]
-    assert "ignore in the scheme: lm_head (lm_head.weight)" in result.output
+    assert "the scheme's ignore: lm_head (lm_head.weight)" in result.output
 
 
 def test_a_folder_does_as_well_and_the_grid_is_the_default(config: Path) -> None:

@@ -78,8 +78,8 @@ def test_weights_are_counted_by_kind_and_what_is_left_has_a_reason() -> None:
         "other": (5 * 64, 0),
     }
     assert [(entry.reason, entry.tensors, entry.weights) for entry in plan.full_precision] == [
-        ("ignore in the scheme: re:.*o_proj", 2, 2 * 64 * 64),
-        ("embedding: rows are looked up, not multiplied (the head shares it)", 1, 96 * 64),
+        ("the scheme's ignore: re:.*o_proj", 2, 2 * 64 * 64),
+        ("embedding: looked up, not multiplied", 1, 96 * 64),
         ("vectors: norms, biases, gains", 5, 5 * 64),
     ]
     assert plan.full_precision[0].example == "model.layers.0.self_attn.o_proj.weight"

@@ -1,0 +1,53 @@
+"""The model card of a quantized model: what it was made of, how, and what stayed in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from plumbline.quantized_model.summary import summary
+
+
+def write_card(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write README.md into an exported folder.
+
+    Args:
+        folder: with its weights and calibration.json.
+        record: the content of calibration.json.
+    """
+    base, chosen = record["base_model"], record["calibration_set"]
+    facts, scheme = summary(folder), record["scheme"]
+    is_hub = "/" in base["name"] and not Path(base["name"]).exists()
+    data = ModelCardData(
+        base_model=base["name"] if is_hub else None,
+        base_model_relation="quantized" if is_hub else None,
+        library_name="transformers",
+        tags=["compressed-tensors", "plumbline"],
+    )
+    kinds = "\n".join(f"| {row['kind']} | {row['weights']:,} | {100 * row['share']:.1f} % |" for row in facts["kinds"])
+    left = "\n".join(f"- {row['kind']}, {row['matrices']}: {row['why']}" for row in facts["left"])
+    remarks = "".join(f"- {remark}\n" for remark in facts["remarks"] or [])
+    text = f"""# {base["name"]}, quantized under {scheme["name"]}
+
+{facts["sentence"]}
+
+It was calibrated with {len(chosen["samples"])} samples of the choice `{chosen["choice"]["name"]}` (strategy
+{chosen["choice"]["strategy"]}, seed {chosen["choice"]["seed"]}); `calibration.json` names each of them with its
+document. `plumbline audit FOLDER` checks that these weights come from them.
+
+| kind | weights | quantized |
+|---|---:|---:|
+{kinds}
+
+In full precision:
+
+{left}
+
+Base model: {base["name"]}{f", commit {base['revision']}" if base["revision"] else ""}, digest `{base["digest"]}`.
+Loaded by transformers with the default settings, {record["loads"]["tokens"]} tokens give the logits that were
+simulated, bit for bit. Loaded and saved again, transformers writes the weights in full width.
+{remarks}"""
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}", ignore_metadata_errors=True).save(folder / "README.md")
