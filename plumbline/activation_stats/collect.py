@@ -56,7 +56,7 @@ def collect(
     totals = Totals(in_order(model, samples), settings, base_model_digest, fingerprint, masks)
     layers, outputs = watched_layers(model, settings.ignore), output_layers(model, settings.outputs)
     network, device = network_of(model, {**layers, **outputs}), next(model.parameters()).device
-    inputs = LinearInputs(layers, totals.add, outputs)
+    inputs = LinearInputs(layers, totals.add, outputs, settings.expert_tokens)
     with wide_products(model), called_as_quantized(model), inputs.hooked():
         for sample_id, ids in totals.samples():
             inputs.begin(sample_id, len(ids))

@@ -113,7 +113,7 @@ class _Walk:
         """The statistics of the modules that `inside` selects, from `run` with the weights that `present` selects."""
         watched = {name: module for name, module in self.layers.items() if inside(name)}
         outputs = {name: module for name, module in self.outputs.items() if inside(name)}
-        inputs = LinearInputs(watched, guarded(totals.add, self.calls), outputs)
+        inputs = LinearInputs(watched, guarded(totals.add, self.calls), outputs, totals.settings.expert_tokens)
         with self.streamed.present(present), called_as_quantized(self.decoder.model):
             for row, (sample_id, ids) in enumerate(totals.samples()):
                 inputs.begin(sample_id, len(ids))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.params import ExpertTokens, StatisticsParams
 from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.base_model.as_quantized import called_as_quantized
@@ -44,6 +44,7 @@ def collect_together(
     progress: Callable[[int], object] | None = None,
     *,
     normalization: Literal["token", "sequence"] = "token",
+    experts: Literal["routed", "all"] | ExpertTokens = "routed",
     mantissa_bits: int | None = None,
 ) -> list[SetTotals]:
     """Run the full-precision model once over the samples of all sets and return the totals of each set.
@@ -55,6 +56,7 @@ def collect_together(
         ignore: Linears that are not observed, as in `StatisticsParams`.
         progress: called after each sample with the number of sets that hold it.
         normalization: normalization of the Hessian, as in `StatisticsParams`.
+        experts: which tokens experts see, as in `StatisticsParams`.
         mantissa_bits: resolution of the histogram; None: no histogram. A histogram costs 4 * width * buckets bytes per
             site and set (1283 buckets at 4 bits) and an addition of as many counts per sample and set.
 
@@ -64,7 +66,7 @@ def collect_together(
     Raises:
         ValueError: a set is empty or names a sample twice, or as `collect` for model and samples.
     """
-    settings = StatisticsParams(ignore=tuple(ignore), normalization=normalization)
+    settings = StatisticsParams(ignore=tuple(ignore), normalization=normalization, experts=experts)
     if mantissa_bits is not None:
         settings = settings.model_copy(update={"mantissa_bits": mantissa_bits})
     settle_threads()
@@ -72,7 +74,7 @@ def collect_together(
     layers = watched_layers(model, ignore)
     network, device = network_of(model, layers), next(model.parameters()).device
     running = _RunningSets(settings, histogram=mantissa_bits is not None)
-    inputs = LinearInputs(layers, running.add)
+    inputs = LinearInputs(layers, running.add, expert_tokens=settings.expert_tokens)
     with wide_products(model), called_as_quantized(model), inputs.hooked():
         for name in sorted(holders):  # the order in which `collect` sums
             ids = samples[name]

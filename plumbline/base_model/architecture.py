@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from plumbline.base_model.as_quantized import with_sequential_experts
+
 AUTO_CLASSES: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 
 
@@ -72,7 +74,7 @@ def skeleton(folder: Path, trust_remote_code: bool = False, dtype: torch.dtype |
     auto = auto_class(folder, config, trust_remote_code)
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model
+        return with_sequential_experts(model)
 
 
 def _class_names(auto: Any, config: PreTrainedConfig) -> set[str]:

@@ -37,7 +37,7 @@ def projections(name: str, module: Any) -> list[str]:
 
 @torch.no_grad()
 def routed_inputs(
-    module: Any, hidden_states: Tensor, chosen: Tensor, watched: Container[str]
+    module: Any, hidden_states: Tensor, chosen: Tensor, watched: Container[str], at_least: int | None = 0
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """The activations that the weights of each expert are multiplied with.
 
@@ -47,6 +47,8 @@ def routed_inputs(
         chosen: (tokens, k) integers: the experts that the router chose for each token; a number beyond the last
             expert means no expert.
         watched: the `<expert>.<weight>` to yield.
+        at_least: tokens of the sample that every expert sees, beside those that the router sends others, spread evenly
+            over it; 0: only what the router sends; None: all tokens.
 
     Yields:
         (`<expert>.<weight>`, activations (n, width), positions (n,) int64 ascending), expert by expert, for experts
@@ -55,11 +57,12 @@ def routed_inputs(
     x = hidden_states.reshape(-1, hidden_states.shape[-1])
     chosen = chosen.reshape(len(x), -1)
     up, down = getattr(module, _up(module)), getattr(module, DOWN)
-    for expert in torch.unique(chosen).tolist():
+    reached = torch.unique(chosen).tolist() if at_least == 0 else range(len(down))
+    for expert in reached:
         first, second = f"{expert}.{_up(module)}", f"{expert}.{DOWN}"
         if expert >= len(down) or (first not in watched and second not in watched):
             continue
-        positions = (chosen == expert).any(dim=1).nonzero().view(-1)
+        positions = topped_up((chosen == expert).any(dim=1), at_least).nonzero().view(-1)
         rows = x[positions]
         if first in watched:
             yield first, rows, positions
@@ -68,6 +71,23 @@ def routed_inputs(
             weight = up[expert].T if module.is_transposed else up[expert]
             product = functional.linear(rows, weight, bias)
             yield second, module._apply_gate(product) if module.has_gate else module.act_fn(product), positions
+
+
+def topped_up(sent: Tensor, at_least: int | None) -> Tensor:
+    """Which tokens of a sample an expert sees: those that the router sends it, and others up to a number.
+
+    Args:
+        sent: (tokens,) bool.
+        at_least: number of tokens; None: all.
+    """
+    if at_least is None:
+        return torch.ones_like(sent)
+    lacking = min(at_least, len(sent)) - int(sent.sum())
+    if lacking <= 0:
+        return sent
+    others = (~sent).nonzero().view(-1)
+    spread = torch.arange(lacking, device=sent.device) * len(others) // lacking
+    return sent.index_fill(0, others[spread], True)
 
 
 def _up(module: Any) -> str:

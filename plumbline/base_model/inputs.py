@@ -188,13 +188,28 @@ class LinearInputs:
     """Finds the layers that share an input, and passes each distinct input to `visit` once."""
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], visit: Visit, outputs: Mapping[str, nn.Module] | None = None
+        self,
+        layers: Mapping[str, nn.Module],
+        visit: Visit,
+        outputs: Mapping[str, nn.Module] | None = None,
+        expert_tokens: int | None = 0,
     ) -> None:
         """
         Args:
             layers: from `linear_layers` or `watched_layers`.
             outputs: modules whose output is visited, too, as the site `<name>:output`.
+            expert_tokens: tokens of a sample that every expert sees at least; 0: what the router sends it; None: all.
+
+        Raises:
+            ValueError: experts are modules of their own, which see only what the router sends them.
         """
+        alone = [name for name, layer in layers.items() if EXPERT.search(name) and not are_fused_experts(layer)]
+        if expert_tokens != 0 and alone:
+            raise ValueError(
+                f"statistics.experts in params.yaml: {alone[0]} belongs to an expert that is a module of its own and "
+                "sees only what the router sends it; write experts: routed"
+            )
+        self.expert_tokens = expert_tokens
         self.layers, self.visit, self.outputs = layers, visit, outputs or {}
         self.site_of: dict[str, str] = {}
         """Layer -> site, in the order in which the layers first ran."""
@@ -267,7 +282,7 @@ class LinearInputs:
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # transformers calls all its experts with (hidden states, chosen experts, their weights)
             hidden_states, chosen = [*args, *kwargs.values()][:2]
-            for part, x, positions in routed_inputs(module, hidden_states, chosen, watched):
+            for part, x, positions in routed_inputs(module, hidden_states, chosen, watched, self.expert_tokens):
                 site = f"{name}.{part}"
                 self.site_of.setdefault(site, site)
                 self.visit(site, x, positions)

@@ -205,7 +205,8 @@ class _LayerWalk:
         layer, hidden = self.streams.layer, self.streams.hidden
         totals = Totals(self.ordered, self.settings.model_copy(update={"hessian": pair is None}), "", "", self.masks)
         firsts = {members[0]: members for members in step}
-        inputs = LinearInputs({first: holder(layer, self.local[first]) for first in firsts}, totals.add)
+        holders = {first: holder(layer, self.local[first]) for first in firsts}
+        inputs = LinearInputs(holders, totals.add, expert_tokens=self.settings.expert_tokens)
         with inputs.hooked():
             for row, (sample_id, ids) in enumerate(totals.samples()):
                 inputs.begin(sample_id, len(ids))

@@ -195,6 +195,7 @@ def _statistics(
             settings.ignore,
             advance,
             normalization=settings.normalization,
+            experts=settings.experts,
             mantissa_bits=mantissa_bits,
         )
 

@@ -15,8 +15,11 @@ from transformers import (
 )
 
 from plumbline.activation_stats.sketch import extremes, merge
-from plumbline.base_model.inputs import UNKNOWN, left_out, watched_layers
+from plumbline.base_model.experts import topped_up
+from plumbline.base_model.inputs import UNKNOWN, LinearInputs, left_out, watched_layers
 from tests.helpers.mixtures import BUILD, Sample, collected, inputs_of_experts, make_mixture
+
+PARTS = ("gate_up_proj", "down_proj")
 
 
 @pytest.mark.parametrize("kind", list(BUILD))
@@ -205,3 +208,32 @@ def test_experts_that_are_modules_count_their_tokens_without_positions(llama: An
     total = first.sample_tokens + second.sample_tokens
     assert total.tolist() == [len(ids) for _, ids in samples] and 0 < first.tokens < int(total.sum())
     assert {extreme.position for extreme in extremes(stats, "model.layers.0.mlp.experts.0")} == {UNKNOWN}
+
+
+@pytest.mark.parametrize("policy", ["all", {"at_least": 9}, {"at_least": 1000}])
+def test_experts_see_more_tokens_where_asked(policy: Any, samples: list[Sample]) -> None:
+    """The tokens that the router sends, and others until there are enough; all is every token of every sample."""
+    model = make_mixture("mixtral")
+    routed, asked = collected(model, samples), collected(model, samples, experts=policy)
+    lengths = [len(ids) for _, ids in samples]
+    sites = [f"model.layers.{n}.mlp.experts.{e}.{part}" for n in (0, 1) for e in range(6) for part in PARTS]
+    for name in sites:
+        sent = routed.sites[name].sample_tokens.tolist() if name in routed.sites else [0] * len(samples)
+        least = lengths if policy == "all" else [min(policy["at_least"], length) for length in lengths]
+        assert asked.sites[name].sample_tokens.tolist() == [max(pair) for pair in zip(sent, least, strict=True)]
+    if policy == "all":
+        first = [asked.sites[f"model.layers.0.mlp.experts.{e}.gate_up_proj"].hessian for e in range(6)]
+        assert all(torch.equal(first[0], other) for other in first)
+
+
+def test_tokens_are_added_evenly() -> None:
+    sent = torch.zeros(12, dtype=torch.bool)
+    sent[[0, 5]] = True
+    assert topped_up(sent, 0).nonzero().view(-1).tolist() == [0, 5]
+    assert topped_up(sent, 4).nonzero().view(-1).tolist() == [0, 1, 5, 7]
+    assert topped_up(sent, 99).all() and topped_up(sent, None).all()
+
+
+def test_experts_of_their_own_modules_see_only_what_is_sent(samples: list[Sample]) -> None:
+    with pytest.raises(ValueError, match=r"statistics\.experts.*module of its own"):
+        LinearInputs({"layers.0.experts.1.up_proj": nn.Linear(2, 2)}, lambda *_: None, None, None)

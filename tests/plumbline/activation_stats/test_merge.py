@@ -162,6 +162,7 @@ OTHER = {
     "hessian": False,
     "normalization": "sequence",
     "tokens": "assistant",
+    "experts": "all",
     "mantissa_bits": 3,
     "histogram_share": 0.5,
     "top_k": 4,

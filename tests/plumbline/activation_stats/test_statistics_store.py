@@ -66,6 +66,7 @@ def test_the_header_says_what_is_inside(stats: ActivationStats, tmp_path: Path) 
         "hessian": True,
         "normalization": "token",
         "tokens": "all",
+        "experts": "routed",
         "mantissa_bits": 4,
         "histogram_share": 1.0,
         "top_k": 8,
