@@ -105,7 +105,7 @@ class StreamedModel:
         fresh = [(name, tensor) for name, tensor in _weights(self.model) if tensor is not before[name]]
         for name, tensor in fresh:
             if tensor.dtype != before[name].dtype:  # a quantizer passes what is not quantized on as it is
-                _put(self.model, name, nn.Parameter(tensor.to(before[name].dtype), requires_grad=False))
+                _put(self.model, name, tensor.to(before[name].dtype))
         require_finite(self.folder, self.model, fresh)
         for name, other in tied.items():
             if wanted(name) and self.model.get_parameter(name).is_meta:
