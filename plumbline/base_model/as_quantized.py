@@ -28,22 +28,40 @@ def with_sequential_experts(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: experts of a form that is not known here.
     """
-    for name, module in list(model.named_modules()):
-        if not is_replaced(module):
-            continue
+    for name, module in replaced_experts(model).items():
         with torch.device("meta"):
             entry = MODULES_TO_PATCH_FOR_QUANTIZATION[type(module).__name__]
             experts: nn.Module = entry["module_name"](model.config.get_text_config())
         experts.train(module.training)
-        for number, expert in experts.named_children():
-            weights = _of_expert(module, int(number))
-            if set(weights) != {key for key, _ in expert.named_parameters()}:
-                raise ValueError(f"{name}: the experts of {type(module).__name__} have a form that is not known here")
-            for key, value in weights.items():
-                expert.get_submodule(key.rpartition(".")[0])._parameters["weight"] = nn.Parameter(value, False)
-        parent, _, last = name.rpartition(".")
-        model.get_submodule(parent)._modules[last] = experts
+        set_experts(name, module, experts)
+        put_module(model, name, experts)
     return model
+
+
+def replaced_experts(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of such experts in a model that is not quantized, by name."""
+    return {name: module for name, module in model.named_modules() if is_replaced(module)}
+
+
+@torch.no_grad()
+def set_experts(name: str, module: nn.Module, experts: nn.Module) -> None:
+    """Give each of `experts` its weights from `module`, the module `name` that holds them in one tensor.
+
+    Raises:
+        ValueError: experts of a form that is not known here.
+    """
+    for number, expert in experts.named_children():
+        weights = _of_expert(module, int(number))
+        if set(weights) != {key for key, _ in expert.named_parameters()}:
+            raise ValueError(f"{name}: the experts of {type(module).__name__} have a form that is not known here")
+        for key, value in weights.items():
+            expert.get_submodule(key.rpartition(".")[0])._parameters["weight"] = nn.Parameter(value, False)
+
+
+def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the module of that name."""
+    parent, _, last = name.rpartition(".")
+    model.get_submodule(parent)._modules[last] = module
 
 
 def _of_expert(module: nn.Module, number: int) -> dict[str, Tensor]:

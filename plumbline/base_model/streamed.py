@@ -23,6 +23,7 @@ from transformers.modeling_utils import LoadStateDictConfig, _get_dtype
 from transformers.utils import logging as transformers_logging
 
 from plumbline.base_model.architecture import auto_class, read_config
+from plumbline.base_model.as_quantized import put_module, replaced_experts, set_experts, with_sequential_experts
 from plumbline.base_model.checkpoint_check import CONVERSION, names_in_model, require_complete, require_finite
 from plumbline.base_model.dequantize import dense_weights, quantizer_of
 from plumbline.base_model.device import torch_device
@@ -60,7 +61,12 @@ class StreamedModel:
         rules = get_model_conversion_mapping(self.model, None, self.quantizer)
         self.names = names_in_model(self.model, self.files, rules)
         """Name in the checkpoint -> name in the model (the first, where one weight becomes several)."""
+        self.fused: dict[str, nn.Module] = {}
+        """Experts in one tensor, by module name, which the model holds one by one (as_quantized.py): the checkpoint is
+        loaded into these."""
         self._initialize()
+        self.fused = replaced_experts(self.model)
+        with_sequential_experts(self.model)
 
     @contextmanager
     def present(self, wanted: Callable[[str], bool]) -> Iterator[None]:
@@ -157,6 +163,23 @@ class StreamedModel:
 
     def _load(self, weights: Mapping[str, Any], device: torch.device, quantizer: Any = None) -> Any:
         """Load weights by their names in the checkpoint into the model; returns transformers' loading report."""
+        own = {name: self.model.get_submodule(name) for name in self.fused}
+        for name, module in self.fused.items():
+            put_module(self.model, name, module)
+        try:
+            info = self._load_as_stored(weights, device, quantizer)
+        finally:
+            for name, module in own.items():
+                put_module(self.model, name, module)
+        for name, module in self.fused.items():
+            if not next(module.parameters()).is_meta:
+                set_experts(name, module, own[name])
+                for key, weight in module.named_parameters():
+                    _put(module, key, weight.to("meta"))
+        self.model.requires_grad_(False)
+        return info
+
+    def _load_as_stored(self, weights: Mapping[str, Any], device: torch.device, quantizer: Any) -> Any:
         config = LoadStateDictConfig(
             pretrained_model_name_or_path=str(self.folder),
             device_map={"": device},
@@ -169,7 +192,6 @@ class StreamedModel:
             info, _ = convert_and_load_state_dict_in_model(self.model, weights, config)
         if info.conversion_errors:
             raise ValueError(f"{self.folder.name}: {min(info.conversion_errors)}: {CONVERSION}")
-        self.model.requires_grad_(False)
         return info
 
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma4TextConfig,
     GPT2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -57,6 +58,14 @@ CONFIGS: dict[str, Any] = {
         vocab_size_per_layer_input=50,
         num_kv_shared_layers=0,
         layer_types=KINDS,
+    ),
+    "llama4, experts one by one": Llama4TextConfig(
+        **SIZES,
+        head_dim=8,
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        interleave_moe_layer_step=2,
+        pad_token_id=0,
     ),
     "gpt2": GPT2Config(vocab_size=50, n_embd=24, n_layer=3, n_head=3, n_positions=64, bos_token_id=0, eos_token_id=0),
     "opt": OPTConfig(
