@@ -21,7 +21,7 @@ def every_row_is_accounted_for() -> dg.AssetCheckResult:
 
 @dg.asset_check(asset=raw_corpus)
 def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
-    """Every file of the inbox is part of the corpus; files that are not are listed with the reason.
+    """Every file of the inbox, and every readable file of a source, is in the corpus; others are listed with why.
 
     A failure is a warning: it does not block the rest of the corpus.
     """

@@ -71,8 +71,8 @@ class CorpusParams(BaseModel):
     """Largest file of the inbox that is read, packed or unpacked."""
     max_document_bytes: int = Field(default=2_000_000, gt=0)
     max_rejected: float = Field(default=0.05, ge=0, le=1)
-    """Largest share of rejected rows, without duplicates. Above it the run fails; a file of the inbox above it is
-    quarantined, and the run continues."""
+    """Largest share of rejected rows, without blank rows and duplicates. Above it the run fails; a file of the inbox
+    above it is quarantined, and the run continues. An unreadable file of any source is always quarantined."""
 
     def folders(self) -> dict[str, str]:
         """The folders that are read, by what names them, for a message."""

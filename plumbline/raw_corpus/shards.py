@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from plumbline.artifact import sha256_json
 from plumbline.raw_corpus.document import Document
-from plumbline.raw_corpus.source_file import Rejected, SourceFile, UnreadableFile
+from plumbline.raw_corpus.source_file import Rejected, SourceFile, UnreadableFile, bad_rows
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 DOCUMENTS = pa.schema(
@@ -117,9 +117,9 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
         documents.discard()
         rejected.discard()
         raise
-    bad = counts.total() - counts["duplicate"]
+    bad = bad_rows(counts)
     rows = documents.rows + counts.total()
-    quarantined = file.max_rejected is not None and bad > file.max_rejected * rows
+    quarantined = bool(counts["unreadable"]) or (file.max_rejected is not None and bad > file.max_rejected * rows)
     if quarantined and documents.rows:
         held_back = documents.rows
         documents.discard()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -55,8 +54,13 @@ def source_files(
             continue
         reader = RowReader(f"{name}/{shown}", domain, max_document_bytes, source.column)
         options = {"domain": domain, "column": source.column, "max_document_bytes": max_document_bytes}
-        before = stamp(path)
-        digest = hashes.sha256(path)
+        try:
+            before = stamp(path)
+            digest = hashes.sha256(path)
+        except OSError as error:  # no permission, or a fault of the disk
+            why = f"{type(error).__name__}: {error.strerror}"
+            yield SourceFile(shown, None, 0, {"rejected": why}, rejected("unreadable", why))
+            continue
         yield SourceFile(shown, digest, before[0], options, reading(path, cast(str, suffix), reader, before))
 
 
@@ -80,14 +84,34 @@ def reading(
     """
 
     def read() -> Iterator[Document | Rejected]:
+        problem: Exception | None = None
         try:
             yield from read_file(path, suffix, reader, max_bytes)
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-            raise UnreadableFile(f"{type(error).__name__}: {str(error).replace(str(path), path.name)[:300]}") from error
-        if stamp(path) != before:
+        except Exception as error:  # a broken file can make a reader raise anything
+            if isinstance(error, MemoryError) and not isinstance(error, pa.ArrowException):
+                raise  # this machine is at fault, not the file
+            problem = error
+        if _changed(path, before):
             raise RuntimeError(f"{path} changed while it was ingested; run again when whatever writes it has finished")
+        if isinstance(problem, UnreadableFile):
+            raise problem
+        if problem is not None:
+            raise UnreadableFile(_shown(problem, path)) from problem
 
     return read
+
+
+def _changed(path: Path, before: tuple[int, int, int]) -> bool:
+    try:
+        return stamp(path) != before
+    except OSError:
+        return True
+
+
+def _shown(error: Exception, path: Path) -> str:
+    """The error without the folder, which would make the artifact differ between machines."""
+    text = str(error).replace(str(path), path.name)[:300]
+    return f"{type(error).__name__}: {text}".encode("utf-8", "backslashreplace").decode()
 
 
 def read_file(
@@ -99,8 +123,8 @@ def read_file(
         max_bytes: a compressed file may unpack to; None: to anything.
 
     Raises:
-        UnreadableFile: a compressed file unpacks to more.
-        OSError, EOFError, zlib.error, pyarrow.ArrowException: the file is not what its suffix says.
+        UnreadableFile: a compressed file unpacks to more, or a Parquet file contradicts itself.
+        Exception: the file is not what its suffix says; which error depends on the reader.
     """
     if suffix in (".txt", ".md"):
         if (size := path.stat().st_size) > reader.max_document_bytes:  # not read: it need not fit into memory
@@ -133,6 +157,12 @@ def _parquet_rows(path: Path, reader: RowReader) -> Iterator[Document | Rejected
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         columns = [c for c in dict.fromkeys(("messages", reader.column)) if c in names]
+        groups = sum(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+        if groups != file.metadata.num_rows:  # a forged number would otherwise be counted up to
+            raise UnreadableFile(f"its footer says {file.metadata.num_rows} rows, its row groups have {groups}")
+        for column in columns:
+            if (times := names.count(column)) > 1:
+                raise UnreadableFile(f"the column {column!r} is there {times} times; keep the one that is meant")
         if not columns:
             detail = f"no column {reader.column!r} and no messages; columns: {', '.join(names)}"[:300]
             for row in range(file.metadata.num_rows):

@@ -212,7 +212,7 @@ def test_files_of_the_inbox_that_are_held_back_are_named(tmp_path: Path) -> None
     (tmp_path / "inbox/bad.jsonl").write_text("{}\n")
     build_raw_corpus(CorpusParams(sources={}), tmp_path, tmp_path / "bad/raw_corpus")
     good = checks.no_file_of_the_inbox_is_held_back(tmp_path / "good")
-    assert good.passed and good.description == "all 1 files of the inbox are in the corpus"
+    assert good.passed and good.description == "all 1 files are in the corpus"
     outcome = checks.no_file_of_the_inbox_is_held_back(tmp_path / "bad")
     assert_fails(outcome, warn=True)
     assert outcome.description.startswith("inbox/bad.jsonl row 0: wrong_type: no field 'text'")
