@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,7 @@ ROLES = ("dev", "webserver")
 
 def dev() -> None:
     """`dagster dev`."""
-    from dagster._cli import dev as dagster_dev
-
+    dagster_dev: Any = import_module("dagster._cli.dev")
     start = dagster_dev.open_ipc_subprocess
 
     def start_guarded(command: Sequence[str], **options: Any) -> Any:
@@ -51,10 +51,10 @@ def guarded_command(command: Sequence[str]) -> list[str]:
 def webserver() -> None:
     """`dagster-webserver`."""
     import uvicorn
-    from dagster_webserver import cli
 
     from plumbline.cli.guard import guarded
 
+    cli: Any = import_module("dagster_webserver.cli")
     hosts = [host for host in os.environ.get(HOSTS, "").split(",") if host]
 
     def run(app: Any, **options: Any) -> None:
