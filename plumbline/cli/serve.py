@@ -46,17 +46,21 @@ def mlflow(port: int) -> None:
     Example: plumbline mlflow --port 5001
     """
     from plumbline.tracking.address import tracking_address
+    from plumbline.tracking.location import ARTIFACTS, follow
+    from plumbline.tracking.store import sqlite_path
 
     root = workspace_root()
     try:
         uri = str(tracking_address(root).uri)
+        if uri.startswith("sqlite:"):
+            follow(sqlite_path(uri))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if not uri.startswith("sqlite:"):
         raise click.ClickException(f"the runs of this workspace are on a server already: {uri}")
     click.echo(f"MLflow: http://{ADDRESS}:{port}  (Ctrl-C stops it; the runs are kept in mlflow.db)")
     where = ["--host", ADDRESS, "--port", str(port)]
-    stores = ["--backend-store-uri", uri, "--default-artifact-root", str(root / "mlruns")]
+    stores = ["--backend-store-uri", uri, "--default-artifact-root", str(sqlite_path(uri).parent / ARTIFACTS)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     serve(root, ["-m", "mlflow", "server", *where, *stores], quiet)
 
