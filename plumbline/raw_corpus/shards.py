@@ -20,6 +20,7 @@ DOCUMENTS = pa.schema(
         ("doc_id", pa.string()),
         ("text", pa.string()),
         ("messages", MESSAGES),
+        ("more", pa.string()),  # of a chat: see Document.more
         ("domain", pa.string()),
         ("source", pa.string()),
         ("row", pa.int64()),
@@ -142,7 +143,7 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
 
 
 def _as_row(document: Document) -> tuple[dict[str, Any], int]:
-    size = len(document.text or "") + sum(len(m["content"]) for m in document.messages or ())
+    size = len(document.text or "") + sum(len(m["content"]) for m in document.messages or ()) + len(document.more or "")
     return {name: getattr(document, name) for name in DOCUMENTS.names}, size
 
 

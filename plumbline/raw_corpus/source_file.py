@@ -11,6 +11,7 @@ from plumbline.raw_corpus.document import APART, Document
 REASONS = {
     "broken_json": "the line is not JSON",
     "wrong_type": "the row has no text and no chat of the expected type",
+    "ambiguous": "the row has two texts, and it is not known which is meant",
     "empty": "nothing but white space",
     "not_utf8": "the bytes are not UTF-8, or the text cannot be written as UTF-8",
     "oversize": "longer than corpus.max_document_bytes",

@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from plumbline.raw_corpus.chats import without_nulls
 from plumbline.raw_corpus.document import Document
 from plumbline.raw_corpus.file_hashes import FileHashes, stamp
 from plumbline.raw_corpus.params import Directory
@@ -52,8 +53,8 @@ def source_files(
             size = path.stat().st_size if path.is_file() else 0
             yield SourceFile(shown, None, size, {"rejected": reason}, rejected(reason, problem))
             continue
-        reader = RowReader(f"{name}/{shown}", domain, max_document_bytes, source.column)
-        options = {"domain": domain, "column": source.column, "max_document_bytes": max_document_bytes}
+        reader = RowReader(f"{name}/{shown}", domain, max_document_bytes, source.column, source.read, source.chat)
+        options = {"domain": domain, "max_document_bytes": max_document_bytes, **reader.options()}
         try:
             before = stamp(path)
             digest = hashes.sha256(path)
@@ -156,7 +157,7 @@ class _AtMost:
 def _parquet_rows(path: Path, reader: RowReader) -> Iterator[Document | Rejected]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        columns = [c for c in dict.fromkeys(("messages", reader.column)) if c in names]
+        columns = reader.columns(names)
         groups = sum(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
         if groups != file.metadata.num_rows:  # a forged number would otherwise be counted up to
             raise UnreadableFile(f"its footer says {file.metadata.num_rows} rows, its row groups have {groups}")
@@ -164,7 +165,7 @@ def _parquet_rows(path: Path, reader: RowReader) -> Iterator[Document | Rejected
             if (times := names.count(column)) > 1:
                 raise UnreadableFile(f"the column {column!r} is there {times} times; keep the one that is meant")
         if not columns:
-            detail = f"no column {reader.column!r} and no messages; columns: {', '.join(names)}"[:300]
+            detail = f"no column {reader.column!r} and no chat; columns: {', '.join(names)}"[:300]
             for row in range(file.metadata.num_rows):
                 yield Rejected(row, "wrong_type", detail)
             return
@@ -183,13 +184,13 @@ def _python_values(column: pa.Array) -> list[object]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
     try:
-        return cast(list[object], column.to_pylist())
+        return [without_nulls(value) for value in column.to_pylist()]
     except UnicodeDecodeError:  # in a chat; convert row by row
         return [_python_value(item) for item in column]
 
 
 def _python_value(item: pa.Scalar) -> object:
     try:
-        return cast(object, item.as_py())
+        return cast(object, without_nulls(item.as_py()))
     except UnicodeDecodeError:
         return b"\xff"

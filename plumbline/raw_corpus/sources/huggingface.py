@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plumbline.artifact import sha256_json
+from plumbline.raw_corpus.chats import without_nulls
 from plumbline.raw_corpus.document import Document
 from plumbline.raw_corpus.file_hashes import FileHashes
 from plumbline.raw_corpus.params import HuggingFace
@@ -41,10 +42,10 @@ def source_files(
         )
     virtual = "/".join(filter(None, (source.config, source.split)))
     domain = source.domain or name
-    reader = RowReader(f"{name}/{virtual}", domain, max_document_bytes, source.column)
+    reader = RowReader(f"{name}/{virtual}", domain, max_document_bytes, source.column, source.read, source.chat)
     options = {
         "domain": domain,
-        "column": source.column,
+        **reader.options(),
         "limit": source.limit,
         "max_document_bytes": max_document_bytes,
     }
@@ -59,10 +60,10 @@ def source_files(
             revision=None if folder.is_dir() else source.revision,
             streaming=source.streaming,
         )
-        columns = [c for c in dict.fromkeys(("messages", source.column)) if c in (rows.column_names or ())]
+        columns = reader.columns(rows.column_names or ())
         if columns:  # do not decode images and other unused columns
             rows = rows.select_columns(columns)
         for row, value in enumerate(itertools.islice(rows, source.limit)):
-            yield reader.value(row, value)
+            yield reader.value(row, without_nulls(value))
 
     yield SourceFile(virtual, sha256_json(identity), size, options, read)

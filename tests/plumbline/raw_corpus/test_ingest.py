@@ -79,7 +79,7 @@ def test_bad_rows_are_set_aside_with_the_reason(tmp_path: Path, ingest: Ingest) 
         b"",  # 11 empty
         b'{"messages": [{"role": "user"}]}',  # 12 wrong_type
         b'{"messages": "hello"}',  # 13 wrong_type
-        b'{"messages": [{"role": "user", "content": "x", "tool_calls": []}]}',  # 14 wrong_type: would be cut
+        b'{"messages": [{"role": "user", "content": null}]}',  # 14 wrong_type
         b'{"messages": []}',  # 15 empty
         b'{"text": ' + b"[" * 100_000,  # 16 oversize line
         b"[" * 50_000,  # 17 nested too deep to parse
