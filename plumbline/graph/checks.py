@@ -71,6 +71,16 @@ def every_token_is_accounted_for(data: Path) -> CheckOutcome:
     return _outcome(wrong, good, {"lost": counts["lost"]})
 
 
+def no_document_spells_control_tokens(data: Path) -> CheckOutcome:
+    """No document contains the literal of a special token; see tokenized_samples/control_tokens.py."""
+    from plumbline.tokenized_samples.control_tokens import sentence
+
+    accounting = read_json(data / "tokenized_samples" / "accounting.json")
+    warning = sentence(accounting)
+    good = f"none of {accounting['documents_in']} documents spells a control token"
+    return CheckOutcome(warning is None, warning or good, accounting["control_tokens"], warn=True)
+
+
 def no_report_document_in_a_calibration_set(data: Path, choices: Iterable[str]) -> CheckOutcome:
     """No calibration set contains a document of the report split."""
     import pyarrow.parquet as pq
