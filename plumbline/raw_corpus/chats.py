@@ -150,12 +150,15 @@ class ChatReader:
         rest = {
             str(name): value
             for name, value in message.items()
-            if name not in (*self.role, *self.content) and value is not None and value != []
+            if name not in (*self.role, *self.content, "role", "content") and value is not None and value != []
         }
         if doubled := [name for name, value in rest.items() if _has_doubled(value)]:
             raise UnreadableChat(f"{where}.{doubled[0]}: a key is there twice, with different values", "ambiguous")
+        calls = rest.get("tool_calls", [])
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise UnreadableChat(f"{where}.tool_calls: expected a list of objects, found {_kind(calls)}")
         key, content = _one(message, self.content, where)
-        if content is None and rest.get("tool_calls"):
+        if content is None and calls:
             content = ""
         if isinstance(content, list):
             content = "\n".join(_part(part, f"{where}.{key}[{i}]") for i, part in enumerate(content))

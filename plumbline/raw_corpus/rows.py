@@ -87,7 +87,8 @@ class RowReader:
             return Rejected(
                 row,
                 "ambiguous",
-                f"{self.column} and {name} are both there; give the source `read: text` or `read: chat` in params.yaml",
+                f"{self.column} and {name} are both there; leave one out, or say which is meant by `read: text` or "
+                "`read: chat` under the source in params.yaml",
             )
         if name is not None and (not has_text or (self.read == "chat" and value[name] != [])):
             if isinstance(value[name], bytes):

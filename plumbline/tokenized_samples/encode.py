@@ -116,8 +116,8 @@ class Encoder:
                 f"template; take a base model that has one (its instruction-tuned variant), put its "
                 f"chat_template.jinja into the model's folder, or remove the source from params.yaml"
             )
-        messages, tools = as_served(document)
         try:
+            messages, tools = as_served(document)
             text: str = self.tokenizer.apply_chat_template(
                 messages, tools=tools or None, chat_template=self._template(tools), tokenize=False
             )

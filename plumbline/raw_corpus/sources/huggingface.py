@@ -62,7 +62,7 @@ def source_files(
         if columns:  # do not decode images and other unused columns
             rows = rows.select_columns(columns)
         for row, value in enumerate(_values(name, source, local, rows)):
-            yield reader.value(row, without_nulls(value))
+            yield reader.value(row, {field: without_nulls(content) for field, content in value.items()})
 
     yield SourceFile(virtual, sha256_json(identity), size, options, read)
 

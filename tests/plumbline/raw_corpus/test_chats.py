@@ -18,7 +18,7 @@ from plumbline.raw_corpus.chats import without_nulls
 from plumbline.raw_corpus.document import Document, document_id
 from plumbline.raw_corpus.params import ChatFields
 from plumbline.raw_corpus.rows import RowReader
-from plumbline.raw_corpus.source_file import Rejected
+from plumbline.raw_corpus.source_file import REASONS, Rejected
 from plumbline.raw_corpus.sources.directory import read_file
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
@@ -121,9 +121,10 @@ REFUSED = {
     "null without a call": ({"messages": [USER, {"role": "assistant", "content": None}]}, "wrong_type", "no such|None"),
     "a role unknown": ({"conversations": [{"from": "moon", "value": "x"}]}, "wrong_type", r"'moon'.*chat\.roles"),
     "tools that are none": ({"messages": [USER], "tools": "x"}, "wrong_type", "tools: neither a list"),
+    "calls that are none": ({"messages": [{**USER, "tool_calls": 3}]}, "wrong_type", "expected a list of objects"),
     "bytes in a call": ({"messages": [{**CALLING, "x": b"y"}]}, "wrong_type", "cannot be JSON"),
     "not a number": ({"messages": [{**CALLING, "x": float("nan")}]}, "wrong_type", "cannot be JSON"),
-    "text and messages": ({"text": "a", "messages": [USER]}, "ambiguous", "`read: text` or `read: chat`"),
+    "text and messages": ({"text": "a", "messages": [USER]}, "ambiguous", "`read: text` or "),
     "two chats": ({"messages": [USER], "conversations": [USER]}, "ambiguous", r"both there; .*chat\.messages"),
     "two contents": ({"messages": [{**USER, "value": "other"}]}, "ambiguous", "content and value differ"),
     "two roles": ({"messages": [{**USER, "from": "gpt"}]}, "ambiguous", "role and from differ"),
@@ -170,7 +171,7 @@ def test_no_text_of_a_doubled_key_is_lost_uncounted(pairs: list[tuple[str, Any]]
     if isinstance(result, Rejected):
         return
     texts = {value for key, value in pairs if key == "text" and isinstance(value, str) and value.strip()}
-    chats = {json.dumps(value) for key, value in pairs if key == "messages" and value}
+    chats = {json.dumps(value, sort_keys=True) for key, value in pairs if key == "messages" and value}
     if result.text is not None:
         assert texts == {result.text} and not chats
     else:
@@ -189,6 +190,53 @@ def test_doubled_keys_within_a_chat_are_ambiguous(data: st.DataObject) -> None:
         assert not (isinstance(result, Rejected) and result.reason == "ambiguous")
     else:
         assert isinstance(result, Rejected) and result.reason == "ambiguous", line
+
+
+TURNS = st.lists(st.tuples(st.sampled_from(["user", "assistant", "system", "tool"]), st.text(max_size=6)), min_size=1)
+
+
+@given(TURNS)
+def test_any_chat_is_one_document_in_every_form(turns: list[tuple[str, str]]) -> None:
+    names = {"user": "human", "assistant": "gpt", "tool": "observation"}
+    forms: list[dict[str, Any]] = [
+        {"messages": [{"role": role, "content": text} for role, text in turns]},
+        {"messages": [{"content": [{"type": "text", "text": text}], "role": role} for role, text in turns]},
+        {"conversations": [{"from": names.get(role, role), "value": text} for role, text in turns]},
+        {"conversation": {"from": [role for role, _ in turns], "value": [text for _, text in turns]}},
+        {"text": None, "messages": [{"role": r, "content": t, "name": None, "tool_calls": []} for r, t in turns]},
+    ]
+    results = [read(form) for form in forms]
+    assert all(result == results[0] for result in results)
+    if any(text.strip() for _, text in turns):
+        assert messages(results[0]) == forms[0]["messages"]
+    else:
+        assert isinstance(results[0], Rejected) and results[0].reason == "empty"
+
+
+NAMES = [
+    "text", "messages", "conversations", "conversation", "role", "content", "from", "value", "instruction", "input",
+    "output", "response", "prompt", "completion", "system", "tools", "tool_calls", "function", "arguments", "type",
+]  # fmt: skip
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3)
+MESSAGE = st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["user", "human", "a"]) | LEAVES, max_size=4)
+ANY = st.recursive(
+    LEAVES | MESSAGE | st.lists(MESSAGE, max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), ANY, max_size=5))
+def test_any_row_is_a_document_or_has_a_reason(row: dict[str, Any]) -> None:
+    result = read(row)
+    if isinstance(result, Rejected):
+        assert result.reason in REASONS
+        result.detail.encode()
+    elif result.messages is not None:
+        turns, tools = result.chat()
+        assert len(turns) == len(result.messages) and isinstance(tools, list)
+        assert all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in turns)
+        assert [{"role": m["role"], "content": m["content"]} for m in turns] == list(result.messages)
 
 
 def test_nulls_of_arrow_are_left_out_at_any_depth() -> None:

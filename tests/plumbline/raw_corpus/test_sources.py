@@ -170,6 +170,11 @@ def test_a_broken_file_of_a_local_dataset_holds_it_back(tmp_path: Path, ingest: 
     assert str(tmp_path) not in held["why"] and shards(corpus)
 
 
+def test_a_null_of_a_dataset_is_a_blank_row(tmp_path: Path, ingest: Ingest, local_set: Path) -> None:
+    (local_set / "train.jsonl").write_text('{"text": "good"}\n{"text": null}\n')
+    assert ingest(tmp_path, sources=hub(), max_rejected=0.0)[1]["rejected"] == {"empty": 1}
+
+
 def test_a_hub_that_stops_answering_stops_the_run(
     tmp_path: Path, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
