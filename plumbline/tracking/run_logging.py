@@ -22,6 +22,8 @@ BATCH = 100
 """MLflow accepts at most 100 parameters or tags in one call."""
 SOURCE = {"mlflow.source.name": "plumbline", "mlflow.source.type": "LOCAL"}
 """Tags of every run."""
+PARENT = "mlflow.parentRunId"
+"""Tag of a child: the id of its parent."""
 RECORDER = "recorder"
 """Tag of a run on a server: the writers of one workspace; see `Tracking.writing`."""
 VERSION = "model_version"
@@ -60,7 +62,7 @@ def log_run(tracking: Tracking, record: RunRecord) -> LoggedRun:
             if (version := writer.finish(run, record)) is not None:
                 return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
             if run.info.status == "RUNNING" and recorder in ("", run.data.tags.get(RECORDER)):
-                client.set_terminated(run_id, "KILLED")
+                _end(client, experiment, run_id)
         run_id, version = writer.write(record, {**SOURCE, **({RECORDER: recorder} if recorder else {})})
     return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
 
@@ -88,7 +90,7 @@ class _RunWriter:
             for path in record.artifacts:
                 self.client.log_artifact(run, str(path), "plots" if path.suffix == ".png" else None)
             for child in record.children:
-                self.write(child, {**SOURCE, "mlflow.parentRunId": run})
+                self.write(child, {**SOURCE, PARENT: run})
             if record.model:  # the last thing: a run that registered is complete
                 version = self._register(run, record.model, metric_links["model_id"])
                 self.client.set_tag(run, VERSION, version)
@@ -205,3 +207,11 @@ def _search(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> l
     """Runs that have all these tags."""
     query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     return list(client.search_runs([experiment], query))
+
+
+def _end(client: MlflowClient, experiment: str, run_id: str) -> None:
+    """Mark a run whose process died, and its children; they would stay RUNNING for ever."""
+    for child in _search(client, experiment, {PARENT: run_id}):
+        if child.info.status == "RUNNING":
+            client.set_terminated(child.info.run_id, "KILLED")
+    client.set_terminated(run_id, "KILLED")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -66,6 +67,15 @@ def test_mlflow_serves_the_workspace_s_own_store(root: Path) -> None:
         "--default-artifact-root",
         str(root / "mlruns"),
     ]
+
+
+def test_mlflow_of_a_copied_workspace_shows_the_copy_s_artifacts(root: Path) -> None:
+    with sqlite3.connect(root / "mlflow.db") as store:
+        store.execute("CREATE TABLE experiments (artifact_location)")
+        store.execute("INSERT INTO experiments VALUES ('file:///gone/mlruns')")
+    became(CliRunner().invoke(main, ["mlflow"]))
+    with sqlite3.connect(root / "mlflow.db") as store:
+        assert store.execute("SELECT * FROM experiments").fetchall() == [((root / "mlruns").as_uri(),)]
 
 
 def test_a_server_elsewhere_is_not_served_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from plumbline.tracking.client import LOCAL_UI, Tracking
 from plumbline.tracking.registry import Registry
-from plumbline.tracking.run import flatten, metric_names
+from plumbline.tracking.run import RunRecord, flatten, metric_names
+from plumbline.tracking.run_logging import log_run
 from plumbline.tracking.store import TrackingError
 from tests.helpers.paths import PROJECT
 from tests.helpers.tracking import MD5, evaluation, log_evaluation, mlflow_client
@@ -190,6 +191,18 @@ def test_a_run_of_an_earlier_plumbline_that_was_killed_on_another_host_is_ended(
     logged = log_evaluation(tracking)
     client = mlflow_client(tracking)
     assert client.get_run(dead).info.status == "KILLED" and client.get_run(logged.run_id).info.status == "FINISHED"
+
+
+def test_the_children_of_a_run_that_was_killed_are_ended(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = RunRecord("study", {"dvc.stage": "study"}, children=[RunRecord("arm", metrics={"x": 1.0}), RunRecord("b")])
+    with killed_at("log_batch", monkeypatch):
+        log_run(tracking, record)  # killed within the first child
+    log_run(tracking, record)
+    client = mlflow_client(tracking)
+    runs = client.search_runs([client.get_experiment_by_name(tracking.experiment).experiment_id])
+    assert sorted((run.info.run_name, run.info.status) for run in runs) == [
+        ("arm", "FINISHED"), ("arm", "KILLED"), ("b", "FINISHED"), ("study", "FINISHED"), ("study", "KILLED"),
+    ]  # fmt: skip
 
 
 def test_what_the_registry_lost_is_registered_again(tracking: Tracking) -> None:
