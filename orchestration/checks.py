@@ -21,7 +21,7 @@ def every_row_is_accounted_for() -> dg.AssetCheckResult:
 
 @dg.asset_check(asset=raw_corpus)
 def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
-    """Every file of the inbox is part of the corpus; files that are not are listed with the reason.
+    """Every file of the inbox, and every readable file of a source, is in the corpus; others are listed with why.
 
     A failure is a warning: it does not block the rest of the corpus.
     """
@@ -32,6 +32,15 @@ def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
 def every_token_is_accounted_for() -> dg.AssetCheckResult:
     """Tokens of the documents = tokens of the samples + tokens lost, by reason."""
     return as_result(checks.every_token_is_accounted_for(data_folder()))
+
+
+@dg.asset_check(asset=tokenized_samples)
+def no_document_spells_control_tokens() -> dg.AssetCheckResult:
+    """No document contains the literal of a special token, such as `<s>` or a chat that was rendered beforehand.
+
+    A failure is a warning: such texts are tokenized as in production, where they do the same.
+    """
+    return as_result(checks.no_document_spells_control_tokens(data_folder()))
 
 
 @dg.asset_check(asset=calibration_set, blocking=True)
@@ -106,6 +115,7 @@ CHECKS: list[dg.AssetChecksDefinition] = [
     every_row_is_accounted_for,
     no_file_of_the_inbox_is_held_back,
     every_token_is_accounted_for,
+    no_document_spells_control_tokens,
     no_report_document_in_a_calibration_set,
     calibration_set_was_tokenized_as_the_corpus_is,
     calibration_set_represents_production,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import click
 
@@ -88,12 +89,28 @@ def status() -> None:
     changed = changed_stages(root)
     for name, reasons in changed.items():
         click.echo(f"{name}\n    " + "\n    ".join(reasons))
+    lost = _unregistered(root)
+    for name in lost:
+        click.echo(f"registry: {name} is evaluated, but has no version")
     stale = f"{len(changed)} stages out of date: plumbline run" if changed else ""
-    click.echo(stale or ("the inbox has changes: plumbline run" if new else "everything is up to date"))
+    others = "the inbox has changes: plumbline run" if new else "the registry lacks versions: plumbline run"
+    click.echo(stale or (others if new or lost else "everything is up to date"))
     if names := on_request(root):
         for name, why in changed_stages(root, *names).items():
             click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))
-    sys.exit(1 if changed or new else 0)
+    sys.exit(1 if changed or new or lost else 0)
+
+
+def _unregistered(root: Path) -> list[str]:
+    """The evaluated pairs without a registered version; none if MLflow does not answer, which is said."""
+    from plumbline.tracking.restoration import unregistered
+    from plumbline.tracking.store import TrackingError
+
+    try:
+        return list(unregistered(root))
+    except TrackingError as error:
+        click.echo(f"registry: not checked: {error}")
+        return []
 
 
 def _took(steps: int, seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from plumbline.cli.guarded_dagster import HOSTS, MODULE
 from plumbline.workspace import VARIABLE, workspace_root
 
 ADDRESS = "127.0.0.1"
@@ -17,14 +19,22 @@ ADDRESS = "127.0.0.1"
 
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
-def ui(port: int) -> None:
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A further name of this UI (repeatable).")
+def ui(port: int, hosts: tuple[str, ...]) -> None:
     """Serve Dagster's UI for the graph and its history, and run the sensors. Ctrl-C stops it; the history is kept.
+
+    It binds to 127.0.0.1, and answers no page of another site. Behind a reverse proxy, name the host that browsers see.
 
     \b
     Example: plumbline ui --port 3001
     """
+    for host in hosts:
+        if not re.fullmatch(r"(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-f:]+\]", host, re.IGNORECASE):
+            raise click.BadParameter(
+                f"{host!r}: expected a host name such as ui.example.org", param_hint="--allow-host"
+            )
     click.echo(f"Dagster: http://{ADDRESS}:{port}  (Ctrl-C stops it; the history is kept in .dagster)")
-    serve(workspace_root(), ["-m", "dagster", "dev", "-h", ADDRESS, "-p", str(port)], {})
+    serve(workspace_root(), ["-m", MODULE, "dev", "-h", ADDRESS, "-p", str(port)], {HOSTS: ",".join(hosts)})
 
 
 @click.command()
@@ -36,17 +46,21 @@ def mlflow(port: int) -> None:
     Example: plumbline mlflow --port 5001
     """
     from plumbline.tracking.address import tracking_address
+    from plumbline.tracking.location import ARTIFACTS, follow
+    from plumbline.tracking.store import sqlite_path
 
     root = workspace_root()
     try:
         uri = str(tracking_address(root).uri)
+        if uri.startswith("sqlite:"):
+            follow(sqlite_path(uri))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if not uri.startswith("sqlite:"):
         raise click.ClickException(f"the runs of this workspace are on a server already: {uri}")
     click.echo(f"MLflow: http://{ADDRESS}:{port}  (Ctrl-C stops it; the runs are kept in mlflow.db)")
     where = ["--host", ADDRESS, "--port", str(port)]
-    stores = ["--backend-store-uri", uri, "--default-artifact-root", str(root / "mlruns")]
+    stores = ["--backend-store-uri", uri, "--default-artifact-root", str(sqlite_path(uri).parent / ARTIFACTS)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     serve(root, ["-m", "mlflow", "server", *where, *stores], quiet)
 

@@ -41,7 +41,10 @@ def every_row_is_accounted_for(data: Path) -> CheckOutcome:
 
 
 def no_file_of_the_inbox_is_held_back(data: Path) -> CheckOutcome:
-    """Every file of the inbox is part of the corpus; files that are not are listed with the reason."""
+    """Every file of the inbox, and every readable file of a source, is part of the corpus; others are listed with why.
+
+    "Held back" is what `raw_corpus.summary.quarantine` lists.
+    """
     from plumbline.raw_corpus.summary import quarantine
 
     manifest = read_json(data / "raw_corpus" / "manifest.json")
@@ -51,7 +54,7 @@ def no_file_of_the_inbox_is_held_back(data: Path) -> CheckOutcome:
         f"{row['file']}" + (f" row {row['row']}" if row["row"] != "" else "") + f": {row['why']}" for row in held_back
     ]
     more = [f"and {len(sentences) - 5} more"] if len(sentences) > 5 else []
-    description = "; ".join([*sentences[:5], *more]) or f"all {files} files of the inbox are in the corpus"
+    description = "; ".join([*sentences[:5], *more]) or f"all {len(manifest['shards'])} files are in the corpus"
     return CheckOutcome(not held_back, description, {"files": files, "held_back": held_back}, warn=True)
 
 
@@ -66,6 +69,16 @@ def every_token_is_accounted_for(data: Path) -> CheckOutcome:
         )
     good = f"{counts['tokens_in']} tokens = {counts['tokens_out']} in samples + {sum(lost.values())} lost"
     return _outcome(wrong, good, {"lost": counts["lost"]})
+
+
+def no_document_spells_control_tokens(data: Path) -> CheckOutcome:
+    """No document contains the literal of a special token; see tokenized_samples/control_tokens.py."""
+    from plumbline.tokenized_samples.control_tokens import sentence
+
+    accounting = read_json(data / "tokenized_samples" / "accounting.json")
+    warning = sentence(accounting)
+    good = f"none of {accounting['documents_in']} documents spells a control token"
+    return CheckOutcome(warning is None, warning or good, accounting["control_tokens"], warn=True)
 
 
 def no_report_document_in_a_calibration_set(data: Path, choices: Iterable[str]) -> CheckOutcome:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from plumbline.graph.intake import take_in_now
 from plumbline.raw_corpus.intake import INTAKE
+from plumbline.tracking.restoration import restore
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import on_request
 from plumbline.versioning.recording import refresh_code_versions, sweep
@@ -36,6 +37,8 @@ def ranges(keys: Sequence[str], wanted: set[str]) -> Iterator[list[str]]:
 def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], None] = print) -> int:
     """Materialize what is missing or out of date, upstream first; returns the number of steps that ran.
 
+    Evaluations that are up to date, but whose version the registry lost, are registered again.
+
     Whether a step is out of date is checked again before it runs: if an upstream step reproduced the same bytes,
     downstream steps are skipped.
 
@@ -51,15 +54,16 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
         take_in_now(root)
     skipped = on_request(root) - set(only)
     changed = changed_stages(root, *only)
+    restored = restore(root, changed, announce) if not only or {"evaluation", "deployed_model"} & set(only) else 0
     if not changed:
-        return 0
+        return restored
 
     import dagster as dg
 
     from plumbline.graph.definitions import checks_of, stage_assets
     from plumbline.graph.instance import QUIET, instance
 
-    steps = 0
+    steps = restored
     with instance() as history:
         for asset in stage_assets(root):
             name = asset.key.to_user_string()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import yaml
 from plumbline.provenance.link import dig
 from plumbline.provenance.version_index import RecordedVersion, model_versions, set_versions
 from plumbline.raw_corpus.document import Document
+from plumbline.raw_corpus.params import ChatFields
 from plumbline.raw_corpus.rows import RowReader
 from plumbline.raw_corpus.sources.directory import read_file
 from plumbline.raw_corpus.sources.names import SUFFIXES
@@ -188,11 +188,11 @@ def _by_file(what: str, root: Path) -> Query | None:
     ids: set[str] = set()
     rows = 0
     try:
-        for column in _columns(root):
-            for row in read_file(path, suffix, RowReader("file", "file", LARGEST_DOCUMENT, column)):
+        for reader in _readers(root):
+            for row in read_file(path, suffix, reader):
                 rows += 1
                 ids |= {row.doc_id} if isinstance(row, Document) else set()
-    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
+    except Exception as error:  # a broken file can make a reader raise anything
         raise ValueError(f"{path} cannot be read: {str(error)[:200]}") from error
     # Also search by its name in the corpus: it may have had other rows when it was ingested.
     named = Query("source", what, prefix=what)
@@ -203,13 +203,16 @@ def _by_file(what: str, root: Path) -> Query | None:
     return Query("file", f"the file {path.name}, {len(ids)} document(s) now", frozenset(ids), prefix)
 
 
-def _columns(root: Path) -> list[str]:
-    """Names of the text columns of the sources in params.yaml."""
+def _readers(root: Path) -> list[RowReader]:
+    """A reader of rows per way in which a source in params.yaml reads them, the default first."""
+    readers = [RowReader("file", "file", LARGEST_DOCUMENT)]
     with suppress(OSError, ValueError, yaml.YAMLError):
         sources = dig(yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")), "corpus", "sources")
-        named = [dig(source, "column") for source in (sources or {}).values()]
-        return list(dict.fromkeys(["text", *(name for name in named if isinstance(name, str))]))
-    return ["text"]
+        for source in (sources or {}).values():
+            column, read, chat = (dig(source, name) for name in ("column", "read", "chat"))
+            names = ChatFields.model_validate(chat or {})
+            readers.append(RowReader("file", "file", LARGEST_DOCUMENT, column or "text", read, names))
+    return [reader for i, reader in enumerate(readers) if reader not in readers[:i]]
 
 
 def _by_source(what: str, root: Path) -> Query | None:

@@ -306,10 +306,11 @@ def _look_up(corpus: Path, wanted: set[str]) -> tuple[set[str], list[str]]:
                     rows = [row for row, doc in enumerate(ids) if doc in wanted]
                     if not rows:
                         continue
-                    content = file.read_row_group(group, ["text", "messages"]).take(pa.array(rows))
+                    columns = [name for name in ("text", "messages", "more") if name in file.schema_arrow.names]
+                    content = file.read_row_group(group, columns).take(pa.array(rows))
                     for row, stored in zip(rows, content.to_pylist(), strict=True):
                         chat = None if stored["messages"] is None else tuple(stored["messages"])
-                        if document_id(stored["text"], chat) == ids[row]:
+                        if document_id(stored["text"], chat, stored.get("more")) == ids[row]:
                             matching.add(ids[row])
                         else:
                             problems.append(

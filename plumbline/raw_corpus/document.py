@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 PRODUCTION = "production"
 """The source `corpus.production` of params.yaml: a sample of production data, in its own split."""
@@ -29,19 +30,29 @@ class Document:
     """0-based row of the document in its file."""
     text: str | None = None
     messages: tuple[dict[str, str], ...] | None = None
+    """Of a chat: role and content of each message."""
+    more: str | None = None
+    """Of a chat: what else the template reads, as canonical JSON: `fields` of messages by position, and `tools`."""
     group: str = ""
     doc_id: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.messages is None):
             raise ValueError(f"{self.source} row {self.row}: a document has either text or messages")
-        object.__setattr__(self, "doc_id", document_id(self.text, self.messages))
+        object.__setattr__(self, "doc_id", document_id(self.text, self.messages, self.more))
         if not self.group:
             object.__setattr__(self, "group", self.doc_id)
 
+    def chat(self) -> tuple[list[dict[str, Any]], list[Any]]:
+        """The messages with all their fields, and the tools, as a chat template takes them."""
+        more = json.loads(self.more) if self.more else {}
+        fields = more.get("fields", {})
+        messages = [{**message, **fields.get(str(i), {})} for i, message in enumerate(self.messages or ())]
+        return messages, more.get("tools", [])
 
-def document_id(text: str | None, messages: tuple[dict[str, str], ...] | None) -> str:
+
+def document_id(text: str | None, messages: tuple[dict[str, str], ...] | None, more: str | None = None) -> str:
     """SHA-256 (hex) of the content: the same text has the same id in any file."""
     payload = text if text is not None else json.dumps(messages, ensure_ascii=False, sort_keys=True)
     kind = "text" if text is not None else "messages"
-    return hashlib.sha256(f"{kind}\0{payload}".encode()).hexdigest()
+    return hashlib.sha256("\0".join([kind, payload, *([more] if more else [])]).encode()).hexdigest()

@@ -18,7 +18,7 @@ from plumbline.raw_corpus.file_hashes import FileHashes
 from plumbline.raw_corpus.intake import Intake, take_in
 from plumbline.raw_corpus.params import CorpusParams, Directory, PythonStdlib
 from plumbline.raw_corpus.shards import TableWriter, rejected_path, shard_name, shard_path, write_shard
-from plumbline.raw_corpus.source_file import REASONS, SourceFile, key_of
+from plumbline.raw_corpus.source_file import NO_FAULT, REASONS, SourceFile, bad_rows, key_of
 from plumbline.raw_corpus.sources import inbox
 from plumbline.raw_corpus.sources.inbox import INBOX
 from plumbline.raw_corpus.stores import store_of
@@ -185,13 +185,13 @@ def require_enough(totals: dict[str, Any], entries: list[dict[str, Any]], out: P
         )
     counted = [entry for entry in entries if not entry.get("quarantined")] or entries
     rows = sum(entry["rows"] for entry in counted)
-    bad = sum(n for entry in counted for reason, n in entry["rejected"].items() if reason != "duplicate")
+    bad = sum(bad_rows(entry["rejected"]) for entry in counted)
     if bad <= params.max_rejected * rows and totals["documents"]:
         return
-    count, reason, entry = max(
-        ((n, r, entry) for entry in entries for r, n in entry["rejected"].items() if r != "duplicate"),
-        key=lambda found: found[0],
-    )
+    faults = [(n, r, entry) for entry in entries for r, n in entry["rejected"].items() if r not in NO_FAULT]
+    if not faults:
+        raise ValueError(f"the corpus is empty: all {totals['rows']} rows are blank; add a source with texts")
+    count, reason, entry = max(faults, key=lambda fault: fault[0])
     table = pq.read_table(rejected_path(out, entry["shard"])).to_pylist()
     example = next(row for row in table if row["reason"] == reason)
     where = "the file" if example["row"] is None else f"row {example['row']}"

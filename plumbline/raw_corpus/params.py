@@ -13,24 +13,53 @@ class _Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ChatFields(BaseModel):
+    """Names under which a source's rows have their chats; None: the usual names (see chats.py)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    messages: str | None = None
+    """Field of a row with the list of messages."""
+    role: str | None = None
+    content: str | None = None
+    """Fields of a message."""
+    roles: dict[str, str] = {}
+    """Other names of roles, such as {bot: assistant}."""
+    user: str | None = None
+    context: str | None = None
+    assistant: str | None = None
+    """Fields of a row that is one question, with what it is about, and one answer."""
+    system: str | None = None
+    tools: str | None = None
+    """Fields of a row beside its messages."""
+
+
+class _Rows(_Source):
+    """What is read of a row."""
+
+    column: str = "text"
+    """Field with the text. A row with a chat and no text is read as a chat."""
+    read: Literal["text", "chat"] | None = None
+    """Which is meant where a row has both; None: such rows are rejected as ambiguous."""
+    chat: ChatFields = ChatFields()
+
+
 class PythonStdlib(_Source):
     """The standard library of the running Python: domains `prose` and `code`."""
 
     kind: Literal["python_stdlib"]
 
 
-class Directory(_Source):
+class Directory(_Rows):
     """Every `.txt`, `.md`, `.jsonl`, `.jsonl.gz` and `.parquet` file below a folder."""
 
     kind: Literal["directory"]
     path: str
     domain: str | None = None
     """Domain of every document; None: the name of the first folder below `path`, else of the source."""
-    column: str = "text"
-    """Field of a row with the text; a row with `messages` is read as a chat."""
 
 
-class HuggingFace(_Source):
+class HuggingFace(_Rows):
     """A dataset of the hub."""
 
     kind: Literal["huggingface"]
@@ -42,7 +71,6 @@ class HuggingFace(_Source):
     follow: str | None = None
     """Branch to follow: a sensor writes its newest commit to intake.yaml, where it overrides `revision`, and starts a
     run."""
-    column: str = "text"
     streaming: bool = True
     domain: str | None = None
     limit: int | None = Field(default=None, gt=0)
@@ -71,8 +99,8 @@ class CorpusParams(BaseModel):
     """Largest file of the inbox that is read, packed or unpacked."""
     max_document_bytes: int = Field(default=2_000_000, gt=0)
     max_rejected: float = Field(default=0.05, ge=0, le=1)
-    """Largest share of rejected rows, without duplicates. Above it the run fails; a file of the inbox above it is
-    quarantined, and the run continues."""
+    """Largest share of rejected rows, without blank rows and duplicates. Above it the run fails; a file of the inbox
+    above it is quarantined, and the run continues. An unreadable file of any source is always quarantined."""
 
     def folders(self) -> dict[str, str]:
         """The folders that are read, by what names them, for a message."""

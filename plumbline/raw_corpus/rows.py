@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, BinaryIO
 
+from plumbline.raw_corpus.chats import Chat, ChatReader, Doubled, UnreadableChat
 from plumbline.raw_corpus.document import Document
+from plumbline.raw_corpus.params import ChatFields
 from plumbline.raw_corpus.source_file import Rejected
 
 
@@ -19,6 +22,8 @@ class RowReader:
     domain: str
     max_document_bytes: int
     column: str = "text"
+    read: str | None = None
+    chats: ChatFields = field(default_factory=ChatFields)
 
     def text(self, row: int, value: str | bytes, group: str = "") -> Document | Rejected:
         """A document from a text, given as str or as UTF-8 bytes."""
@@ -33,48 +38,67 @@ class RowReader:
             return Rejected(row, "empty", "no character but white space")
         return Document(self.domain, self.source, row, text=text, group=group)
 
-    def messages(self, row: int, value: Any) -> Document | Rejected:
-        """A document from a chat: a list of {"role": str, "content": str}.
-
-        A message with further fields (tool calls, a name) is rejected, because without them the chat template would
-        render less than the model reads in production.
-        """
-        if isinstance(value, bytes):
-            return Rejected(row, "not_utf8", "messages: a role or a content is not UTF-8")
-        if not isinstance(value, list):
-            return Rejected(row, "wrong_type", f"messages: expected a list, found {type(value).__name__}")
-        messages: list[dict[str, str]] = []
-        for i, message in enumerate(value):
-            if not isinstance(message, dict):
-                return Rejected(row, "wrong_type", f"messages[{i}]: expected an object, found {type(message).__name__}")
-            for key in ("role", "content"):
-                if not isinstance(message.get(key), str):
-                    kind = type(message.get(key)).__name__ if key in message else "no such field"
-                    return Rejected(row, "wrong_type", f"messages[{i}].{key}: expected a string, found {kind}")
-            extra = sorted(str(k) for k, v in message.items() if k not in ("role", "content") and v is not None)
-            if extra:
-                return Rejected(row, "wrong_type", _shown(f"messages[{i}]: fields that no chat here may have: {extra}"))
-            messages.append({"role": message["role"], "content": message["content"]})
+    def chat(self, row: int, chat: Chat) -> Document | Rejected:
+        """A document from a chat."""
+        more = chat.more()
         try:
-            size = sum(len(part.encode()) for message in messages for part in message.values())
+            size = sum(len(part.encode()) for message in chat.messages for part in message.values())
+            size += len((more or "").encode())
         except UnicodeError as error:
             return Rejected(row, "not_utf8", _not_utf8(error))
         if size > self.max_document_bytes:
             return Rejected(row, "oversize", self._oversize(size))
-        if not any(message["content"].strip() for message in messages):
+        calls = any("tool_calls" in fields for fields in chat.fields.values())
+        if not calls and not any(message["content"].strip() for message in chat.messages):
             return Rejected(row, "empty", "no message has content")
-        return Document(self.domain, self.source, row, messages=tuple(messages))
+        return Document(self.domain, self.source, row, messages=tuple(chat.messages), more=more)
 
     def value(self, row: int, value: Any) -> Document | Rejected:
-        """A document from an object: its `messages` if it has any, else its text column."""
+        """A document from an object: its chat or its text."""
         if not isinstance(value, dict):
             return Rejected(row, "wrong_type", f"expected an object, found {type(value).__name__}")
-        if value.get("messages") is not None:
-            return self.messages(row, value["messages"])
+        try:
+            return self._value(row, value)
+        except UnreadableChat as error:
+            return Rejected(row, error.reason, _shown(str(error)))
+        except UnicodeError as error:
+            return Rejected(row, "not_utf8", _not_utf8(error))
+
+    def columns(self, there: Collection[str]) -> list[str]:
+        """The fields that are read, of those that are there."""
+        return [name for name in dict.fromkeys([self.column, *self._chats.columns()]) if name in there]
+
+    def options(self) -> dict[str, Any]:
+        """What decides which part of a row is read, JSON-able."""
+        return {"column": self.column, "read": self.read, "chat": self.chats.model_dump(exclude_defaults=True)}
+
+    @cached_property
+    def _chats(self) -> ChatReader:
+        return ChatReader(self.chats)
+
+    def _value(self, row: int, value: dict[Any, Any]) -> Document | Rejected:
+        text, name = value.get(self.column), self._chats.found(value)
+        if isinstance(text, Doubled):
+            return Rejected(
+                row, "ambiguous", f"{self.column!r} is there {len(text.values)} times, with different texts"
+            )
+        has_text = name != self.column and not (text is None or (isinstance(text, str | bytes) and not text.strip()))
+        if name is not None and has_text and self.read is None and value[name] != []:
+            return Rejected(
+                row,
+                "ambiguous",
+                f"{self.column} and {name} are both there; leave one out, or say which is meant by `read: text` or "
+                "`read: chat` under the source in params.yaml",
+            )
+        if name is not None and (not has_text or (self.read == "chat" and value[name] != [])):
+            if isinstance(value[name], bytes):
+                return Rejected(row, "not_utf8", f"{name}: a role or a content is not UTF-8")
+            return self.chat(row, self._chats.listed(value, name))
+        if not has_text and (pair := self._chats.pair(value)) is not None:
+            return self.chat(row, pair)
         if self.column not in value:
             names = ", ".join(sorted(map(str, value))) or "none"
-            return Rejected(row, "wrong_type", _shown(f"no field {self.column!r} and no messages; fields: {names}"))
-        text = value[self.column]
+            return Rejected(row, "wrong_type", _shown(f"no field {self.column!r} and no chat; fields: {names}"))
         if text is None:
             return Rejected(row, "empty", f"{self.column} is null")
         if not isinstance(text, str | bytes):
@@ -102,13 +126,24 @@ class RowReader:
         if not text.strip():
             return Rejected(row, "empty", "an empty line")
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             return Rejected(row, "broken_json", _shown(str(error)))
         return self.value(row, value)
 
     def _oversize(self, size: int) -> str:
         return f"{size} bytes; corpus.max_document_bytes is {self.max_document_bytes}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; the value of a key that it has twice with different values is `Doubled`."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        for name in fields:
+            values = [value for key, value in pairs if key == name]
+            if any(value != values[0] for value in values):
+                fields[name] = Doubled(values)
+    return fields
 
 
 def _not_utf8(error: UnicodeError) -> str:

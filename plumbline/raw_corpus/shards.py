@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from plumbline.artifact import sha256_json
 from plumbline.raw_corpus.document import Document
-from plumbline.raw_corpus.source_file import Rejected, SourceFile, UnreadableFile
+from plumbline.raw_corpus.source_file import Rejected, SourceFile, UnreadableFile, bad_rows
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 DOCUMENTS = pa.schema(
@@ -20,6 +20,7 @@ DOCUMENTS = pa.schema(
         ("doc_id", pa.string()),
         ("text", pa.string()),
         ("messages", MESSAGES),
+        ("more", pa.string()),  # of a chat: see Document.more
         ("domain", pa.string()),
         ("source", pa.string()),
         ("row", pa.int64()),
@@ -117,9 +118,9 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
         documents.discard()
         rejected.discard()
         raise
-    bad = counts.total() - counts["duplicate"]
+    bad = bad_rows(counts)
     rows = documents.rows + counts.total()
-    quarantined = file.max_rejected is not None and bad > file.max_rejected * rows
+    quarantined = bool(counts["unreadable"]) or (file.max_rejected is not None and bad > file.max_rejected * rows)
     if quarantined and documents.rows:
         held_back = documents.rows
         documents.discard()
@@ -142,7 +143,7 @@ def write_shard(source: str, file: SourceFile, shard: str, out: Path) -> dict[st
 
 
 def _as_row(document: Document) -> tuple[dict[str, Any], int]:
-    size = len(document.text or "") + sum(len(m["content"]) for m in document.messages or ())
+    size = len(document.text or "") + sum(len(m["content"]) for m in document.messages or ()) + len(document.more or "")
     return {name: getattr(document, name) for name in DOCUMENTS.names}, size
 
 

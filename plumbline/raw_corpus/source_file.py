@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from plumbline.raw_corpus.document import APART, Document
 REASONS = {
     "broken_json": "the line is not JSON",
     "wrong_type": "the row has no text and no chat of the expected type",
+    "ambiguous": "the row has two texts, and it is not known which is meant",
     "empty": "nothing but white space",
     "not_utf8": "the bytes are not UTF-8, or the text cannot be written as UTF-8",
     "oversize": "longer than corpus.max_document_bytes",
@@ -19,6 +20,8 @@ REASONS = {
     "unsupported": "no reader for this kind of file",
     "quarantined": "a good row of a file that is held back for its bad ones",
 }
+NO_FAULT = ("duplicate", "empty")
+"""Reasons that are counted but not held against `corpus.max_rejected`: public sets have blank and repeated rows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,12 @@ class SourceFile:
     read: Callable[[], Iterator[Document | Rejected]]
     """Stream the rows in file order; raises UnreadableFile."""
     max_rejected: float | None = None
-    """Largest share of rejected rows (without duplicates) before the file is quarantined; None: the run may fail."""
+    """Largest share of bad rows (see `bad_rows`) before the file is quarantined; None: the run may fail."""
+
+
+def bad_rows(rejected: Mapping[str, int]) -> int:
+    """The number of rejected rows that count against `corpus.max_rejected`, from the counts by reason."""
+    return sum(rows for reason, rows in rejected.items() if reason not in NO_FAULT)
 
 
 def key_of(source: str) -> str:

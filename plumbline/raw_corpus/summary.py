@@ -13,7 +13,7 @@ from plumbline.raw_corpus.shards import rejected_path
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Shards, rows, documents, rejected by reason, documents by source, and the files of the inbox held back."""
+    """Shards, rows, documents, rejected by reason, documents by source, and the files held back."""
     manifest = read_json(folder / "manifest.json")
     by_source = Counter(dict.fromkeys(manifest["sources"], 0))
     for entry in manifest["shards"]:
@@ -27,7 +27,10 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def quarantine(folder: Path) -> list[dict[str, Any]]:
-    """The files of the inbox that are held back: file, rows, and the first row's reason with what was found."""
+    """The files that are held back whole: file, rows, and the first row's reason with what was found.
+
+    They are the unreadable files of every source, and the files of the inbox with too many bad rows.
+    """
     held_back = []
     for entry in read_json(folder / "manifest.json")["shards"]:
         if not entry.get("quarantined"):

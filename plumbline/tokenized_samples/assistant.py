@@ -13,14 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Spans = NDArray[np.int32]
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[dict[str, Any]]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """The marker of transformers with which a template marks the assistant's text."""
 ROLE = "assistant"
 
 
 def assistant_spans(
-    tokenizer: Any, template: str, messages: Messages, text: str, ids: NDArray[np.int32]
+    tokenizer: Any,
+    template: str,
+    messages: Messages,
+    text: str,
+    ids: NDArray[np.int32],
+    tools: Sequence[Any] = (),
 ) -> Spans | None:
     """The tokens of a rendered chat that its assistant wrote.
 
@@ -29,12 +34,13 @@ def assistant_spans(
     Args:
         text: the whole chat as the template renders it.
         ids: int32 (t,), its tokens.
+        tools: definitions of tools, as the template takes them.
 
     Returns:
         Spans within `ids`, empty if no message is the assistant's; None if they cannot be determined.
     """
     if GENERATION.search(template):
-        return _marked(tokenizer, template, messages, ids)
+        return _marked(tokenizer, template, messages, ids, tools)
     if not any(message.get("role") == ROLE for message in messages):
         return np.empty(0, np.int32)
 
@@ -43,7 +49,11 @@ def assistant_spans(
             return ""
         try:
             text: str = tokenizer.apply_chat_template(
-                list(part), chat_template=template, tokenize=False, add_generation_prompt=prompt
+                list(part),
+                tools=list(tools) or None,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=prompt,
             )
         except Exception:  # a template may raise anything on a partial chat
             return None
@@ -135,11 +145,14 @@ def _tokens(tokenizer: Any, text: str, ids: NDArray[np.int32], characters: list[
     return _spans(written)
 
 
-def _marked(tokenizer: Any, template: str, messages: Messages, ids: NDArray[np.int32]) -> Spans | None:
+def _marked(
+    tokenizer: Any, template: str, messages: Messages, ids: NDArray[np.int32], tools: Sequence[Any]
+) -> Spans | None:
     if not tokenizer.is_fast:
         return None
     encoding = tokenizer.apply_chat_template(
         list(messages),
+        tools=list(tools) or None,
         chat_template=template,
         tokenize=True,
         truncation=False,

@@ -19,6 +19,7 @@ import pyarrow as pa
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.raw_corpus.document import Document
 from plumbline.tokenized_samples.assistant import Spans, cut
+from plumbline.tokenized_samples.control_tokens import CONTROL
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.splits import split_of_document
 from plumbline.tokenized_samples.windows import Window, windows
@@ -61,6 +62,8 @@ class TokenizedBatch:
     chats: int = 0
     unmasked: int = 0
     """Chats whose assistant spans could not be determined."""
+    control: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CONTROL, 0))
+    """Documents whose own text spells control tokens, and how many: see control_tokens.py."""
 
 
 def sample_id(input_ids: np.ndarray) -> str:
@@ -87,6 +90,8 @@ def tokenize_batch(encoder: Encoder, params: TokenizeParams, documents: list[Doc
             continue
         batch.chats += encoded.chat
         batch.unmasked += encoded.chat and encoded.assistant is None
+        for name, n in zip(CONTROL, (encoded.control > 0, encoded.control, encoded.begins_twice), strict=True):
+            batch.control[name] += int(n)
         cut_windows, lost = windows(encoded.content, encoded.prefix, encoded.suffix, params)
         batch.tokens += len(encoded.content)
         for reason, (samples, tokens) in lost.items():

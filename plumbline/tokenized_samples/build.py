@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from plumbline.artifact import write_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.tokenized_samples.control_tokens import sentence
 from plumbline.tokenized_samples.encode import Encoder
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.splits import split_of
 from plumbline.tokenized_samples.tokenize import account, policy_in_force, require_complete, write_shards
 from plumbline.tokenized_samples.vocabulary import require_embeddings
+
+log = logging.getLogger(__name__)
 
 
 def build_tokenized_samples(
@@ -40,4 +44,6 @@ def build_tokenized_samples(
         **account(shards, out),
     }
     require_complete(accounting, params, out)
+    if (warning := sentence(accounting)) is not None:
+        log.warning(warning)
     write_json(out / "accounting.json", accounting)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.raw_corpus.document import Document
 from plumbline.tokenized_samples.assistant import Spans, assistant_spans, cut
+from plumbline.tokenized_samples.control_tokens import control_tokens
 from plumbline.tokenized_samples.fingerprint import tokenizer_fingerprint
 from plumbline.tokenized_samples.params import TokenizeParams
 
@@ -42,6 +46,10 @@ class Encoded:
     chat: bool = False
     assistant: Spans | None = None
     """Of a chat: the spans of `content` that its assistant wrote (see assistant.py); None if unknown."""
+    control: int = 0
+    """Control tokens that the document's own text spells, such as `<s>`."""
+    begins_twice: bool = False
+    """The text itself begins with the tokens that the tokenizer adds in front of it."""
 
 
 class Encoder:
@@ -51,11 +59,10 @@ class Encoder:
         self.tokenizer: Any = base.tokenizer()
         self.name = base.name
         self.fingerprint, self.parts = tokenizer_fingerprint(self.tokenizer, params)
-        self.chat_template = None
-        if self.tokenizer.chat_template is not None:
-            self.chat_template = self.tokenizer.get_chat_template()  # of several, the one for chats without tools
-            if "strftime_now" in self.chat_template:
-                self.chat_template = STOPPED_CLOCK + self.chat_template
+        control = control_tokens(self.tokenizer)
+        self.control = np.array(sorted(control.values()), np.int32)
+        longest_first = sorted(control, key=len, reverse=True)
+        self.literals = re.compile("|".join(map(re.escape, longest_first))) if control else None
         self.prefix = self.suffix = NO_TOKENS
         if params.add_special_tokens:
             self.prefix, self.suffix = special_tokens_around(self.tokenizer)
@@ -76,7 +83,7 @@ class Encoder:
             if isinstance(text, Exception):
                 results.append(f"{type(text).__name__}: {text}"[:300])
             elif document.text is not None:
-                results.append(Encoded(self.prefix, next(ids), self.suffix))
+                results.append(self._text(next(ids)))
             else:
                 results.append(self._chat(document, text, next(ids)))
         return results
@@ -96,8 +103,13 @@ class Encoder:
         )["input_ids"]
         return [np.asarray(row, np.int32) for row in ids]
 
+    def _template(self, tools: Sequence[Any]) -> str:
+        """The chat template; of several, the one for chats with or without tools."""
+        template: str = self.tokenizer.get_chat_template(tools=list(tools) or None)
+        return STOPPED_CLOCK + template if "strftime_now" in template else template
+
     def _render(self, document: Document) -> str | Exception:
-        if self.chat_template is None:
+        if self.tokenizer.chat_template is None:
             # an error and no rejection: without all chats the corpus would be another one
             raise ValueError(
                 f"{document.source} row {document.row} is a chat, and the tokenizer of {self.name} has no chat "
@@ -105,25 +117,55 @@ class Encoder:
                 f"chat_template.jinja into the model's folder, or remove the source from params.yaml"
             )
         try:
+            messages, tools = as_served(document)
             text: str = self.tokenizer.apply_chat_template(
-                list(document.messages or ()), chat_template=self.chat_template, tokenize=False
+                messages, tools=tools or None, chat_template=self._template(tools), tokenize=False
             )
         except Exception as error:  # a template may raise anything on an unexpected chat
             return error
         return text
+
+    def _text(self, ids: np.ndarray) -> Encoded:
+        """Encode a text as the tokenizer does: a literal such as `<s>` becomes the control token that it spells."""
+        n = len(self.prefix)
+        return Encoded(
+            self.prefix,
+            ids,
+            self.suffix,
+            control=int(np.isin(ids, self.control).sum()),
+            begins_twice=bool(n and np.array_equal(ids[:n], self.prefix)),
+        )
 
     def _chat(self, document: Document, text: str, ids: np.ndarray) -> Encoded:
         """Encode a rendered chat, whose special tokens the template writes.
 
         Leading tokens that the tokenizer would add to a text are the prefix of further windows, too.
         """
-        assert self.chat_template is not None  # without one, rendering has failed
-        spans = assistant_spans(self.tokenizer, self.chat_template, document.messages or (), text, ids)
+        messages, tools = as_served(document)
+        spans = assistant_spans(self.tokenizer, self._template(tools), messages, text, ids, tools)
         n = len(self.prefix)
         prefix = self.prefix if n and np.array_equal(ids[:n], self.prefix) else NO_TOKENS
         n = len(prefix)
         spans = None if spans is None else cut(spans, n, len(ids))
-        return Encoded(prefix, ids[n:], NO_TOKENS, True, spans)
+        written = [message["content"] for message in messages] if self.literals else []
+        control = sum(len(self.literals.findall(content)) for content in written) if self.literals else 0
+        return Encoded(prefix, ids[n:], NO_TOKENS, True, spans, control)
+
+
+def as_served(document: Document) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The messages and tools of a chat as a server hands them to the template.
+
+    The arguments of a tool call are an object, also if the chat has them as text, as the OpenAI API returns them.
+    """
+    messages, tools = document.chat()
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                with contextlib.suppress(ValueError, RecursionError):
+                    arguments = json.loads(function["arguments"])
+                    function["arguments"] = arguments if isinstance(arguments, dict) else function["arguments"]
+    return messages, tools
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:

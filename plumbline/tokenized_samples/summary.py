@@ -8,8 +8,8 @@ from typing import Any
 from plumbline.artifact import read_json
 
 SHOWN = (
-    "fingerprint", "documents_in", "samples_out", "tokens_in", "tokens_out", "special_tokens", "chats", "lost",
-    "by_split", "by_domain",
+    "fingerprint", "documents_in", "samples_out", "tokens_in", "tokens_out", "special_tokens", "chats",
+    "control_tokens", "lost", "by_split", "by_domain",
 )  # fmt: skip
 
 

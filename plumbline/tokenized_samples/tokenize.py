@@ -4,7 +4,8 @@
 the sum of `lost`. Tokens that the tokenizer adds around a sample are in `special_tokens`. The tokens in `by_split` and
 `by_domain` are the samples' lengths and sum to `tokens_out` + `special_tokens`. `chats` counts documents, and those
 without `assistant_spans`: if it is not known what the assistant wrote (assistant.py), the whole chat counts under
-`statistics.tokens: assistant`, like a text.
+`statistics.tokens: assistant`, like a text. `control_tokens` counts those that documents spell themselves
+(control_tokens.py).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from plumbline.tokenized_samples.batches import (
     in_order,
     tokenize_batch,
 )
+from plumbline.tokenized_samples.control_tokens import CONTROL
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tokenized_samples.splits import SPLITS
 from plumbline.tokenized_samples.windows import LOST
@@ -154,6 +156,7 @@ def _new_entry(shard: str, key: str) -> dict[str, Any]:
         "lost": {},
         "chats": 0,
         "unmasked": 0,
+        "control": dict.fromkeys(CONTROL, 0),
     }
 
 
@@ -181,6 +184,7 @@ def _write_shard(shard: str, key: str, batches: Iterator[TokenizedBatch], out: P
         entry["tokens"] += batch.tokens
         entry["chats"] += batch.chats
         entry["unmasked"] += batch.unmasked
+        entry["control"] = {name: entry["control"][name] + batch.control[name] for name in CONTROL}
         entry["samples"] += batch.samples.num_rows
         for reason, count in batch.lost.items():
             count_lost(entry["lost"], reason, count["samples"], count["tokens"], count["documents"])
@@ -246,6 +250,7 @@ def account(entries: list[dict[str, Any]], out: Path) -> dict[str, Any]:
             "documents": sum(entry["chats"] for entry in entries),
             "without_assistant_spans": sum(entry["unmasked"] for entry in entries),
         },
+        "control_tokens": {name: sum(entry["control"][name] for entry in entries) for name in CONTROL},
         "lost": lost,
         "by_split": by_split,
         "by_domain": by_domain,

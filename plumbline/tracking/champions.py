@@ -75,7 +75,7 @@ def champions(root: Path) -> Champions:
         )
     versions = {version.version: version for version in registry.versions()}
     champion = model.aliases.get(ALIAS, "")
-    recorded = read_history([model.tags, *(version.tags for version in versions.values())])
+    recorded = read_history([model.tags, *(version.tags for version in versions.values())], champion)
     entries, remarks = list(recorded.entries), list(recorded.remarks)
     if champion and (not entries or entries[-1].version != champion):
         if entries:

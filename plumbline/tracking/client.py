@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plumbline.artifact import replace_text
 from plumbline.tracking.address import tracking_address
+from plumbline.tracking.location import artifact_location, follow
 from plumbline.tracking.store import TrackingError, as_global_uri, mlflow_error, opened, sqlite_path, unanswered
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ class Tracking:
     """`sqlite:////absolute/path/mlflow.db` or `http(s)://...`; a relative path depends on the working directory."""
     experiment: str = "plumbline"
     registered_model: str = "plumbline"
+    locks: Path = field(default=Path(tempfile.gettempdir()), compare=False)
+    """Folder of the lock for a server, which one workspace's processes share. A SQLite store has a lock of its own."""
 
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/]|sqlite:////", self.uri):
@@ -37,11 +43,17 @@ class Tracking:
                 f"tracking.uri: expected http(s)://... or sqlite:////absolute/path/mlflow.db, found {self.uri!r}"
             )
 
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file of the store; None: a server."""
+        return None if self.uri.startswith("http") else sqlite_path(self.uri)
+
     @classmethod
     def of(cls, root: Path, *, read_only: bool = False) -> Tracking:
         """MLflow as configured in params.yaml; `read_only` and errors as in `tracking_address`."""
         address = tracking_address(root, read_only=read_only)
-        return cls(str(address.uri), address.experiment, address.registered_model)
+        locks = root / ".plumbline" / "locks"
+        return cls(str(address.uri), address.experiment, address.registered_model, locks)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """URL of a run's page; for a SQLite store it is served while `plumbline mlflow` runs."""
@@ -51,6 +63,8 @@ class Tracking:
     @contextlib.contextmanager
     def client(self) -> Iterator[MlflowClient]:
         """Yield a client; raise `TrackingError` when the server does not answer."""
+        if (database := self.database) is not None:
+            follow(database)
         client = opened(self.uri)
         try:
             with as_global_uri(self.uri):
@@ -63,12 +77,34 @@ class Tracking:
                 ) from error
             raise
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[str]:
+        """Hold the lock under which one process at a time logs runs; the system frees it when a process dies.
+
+        Yields:
+            The name of those who share the lock: an unfinished run of this recorder is of a process that died. Every
+            writer of a SQLite store shares it; of a server, those of one workspace.
+        """
+        from filelock import FileLock
+
+        if self.database is not None:
+            self.database.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.database}.lock"):
+                yield ""
+            return
+        self.locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.locks / "tracking.lock"):
+            name = self.locks / "tracking.recorder"
+            if not name.is_file():
+                replace_text(name, uuid.uuid4().hex)
+            yield name.read_text(encoding="utf-8")
+
     def experiment_id(self, client: MlflowClient) -> str:
         """The id of the experiment, which is created if it does not exist."""
         experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None:
             # With SQLite the artifacts are stored beside the database; a server has its own location.
-            location = None if self.uri.startswith("http") else (sqlite_path(self.uri).parent / "mlruns").as_uri()
+            location = None if self.database is None else artifact_location(self.database)
             with contextlib.suppress(mlflow_error()):  # another process created it first
                 return str(client.create_experiment(self.experiment, artifact_location=location))
             experiment = client.get_experiment_by_name(self.experiment)

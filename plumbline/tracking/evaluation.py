@@ -101,7 +101,8 @@ def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mappi
     manifest = read_json(calibration_set / "manifest.json")
     metrics = evaluation_metrics(read_json(step.out / "metrics.json"))
     metrics |= representativeness_metrics(read_json(calibration_set / "representativeness.json"))
-    metrics |= {f"seconds/{name}": value for name, value in (*seconds.items(), ("evaluation", step.seconds))}
+    own = {"evaluation": step.seconds} if step.seconds else {}  # unknown if it is logged long after it was computed
+    metrics |= {f"seconds/{name}": value for name, value in {**seconds, **own}.items()}
     return EvaluationRecord(
         pair=pair,
         calibration=calibration,

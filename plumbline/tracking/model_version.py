@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
@@ -92,9 +92,21 @@ class ModelVersion:
 
     @property
     def rests_on(self) -> frozenset[str]:
-        """DVC hashes of all its upstream artifacts, of the model itself and of its evaluation."""
-        chain: dict[str, Any] = json.loads(self.tags.get(RESTS_ON, "{}"))
-        return frozenset({self.model, self.evaluation, self.calibration_set, *chain.values()} - {""})
+        """DVC hashes of all its upstream artifacts, of the model itself and of its evaluation.
+
+        Raises:
+            ValueError: the tag that lists them cannot be read.
+        """
+        text = self.tags.get(RESTS_ON, "{}")
+        try:
+            chain: dict[str, str] = json.loads(text)
+            upstream = {str(md5) for md5 in chain.values()}
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{self.shown}: its tag {RESTS_ON} should map paths to DVC hashes, found {text[:60]!r}; delete the "
+                "version, or evaluate its model again, which registers it"
+            ) from error
+        return frozenset({self.model, self.evaluation, self.calibration_set, *upstream} - {""})
 
     @property
     def shown(self) -> str:

@@ -1,8 +1,8 @@
 """Promotion and rollback of the champion, and their history.
 
 The history is an append-only list of tags on the registered model, `plumbline.promotion.<n>`, each the JSON of a
-`Promotion`. An entry is written before the alias moves: if a process is killed in between, the next attempt finds the
-same entry at the end of the list and only moves the alias.
+`Promotion`. It lists what happened: the tag `plumbline.promoting` holds an entry and its number until the alias has
+moved. If a process is killed in between, the alias tells whether the entry happened.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PROMOTED_BY, REASON, ENTRY = "plumbline.promoted_by", "plumbline.reason", "plumbline.promotion."
+PENDING = "plumbline.promoting"
 NUMBERED = re.compile(re.escape(ENTRY) + r"([0-9]+)")
 MACHINE = "plumbline"
 """Recorded as `who` when the graph promotes."""
@@ -62,37 +63,62 @@ class PromotionHistory:
     """Entries that cannot be read, contradict each other, or are missing."""
     last: int = 0
     """The highest number on record, unreadable entries included."""
+    pending: Promotion | None = None
+    """A move whose process was killed before it recorded it; part of `entries` if the alias shows that it happened."""
 
 
 def history(registry: Registry) -> PromotionHistory:
     """Read the moves of the alias from the tags of the registered model and of its versions."""
     model = registry.model()
     tags = [version.tags for version in registry.versions()] if model else []
-    return read_history([model.tags, *tags] if model else [])
+    return read_history([model.tags, *tags], model.aliases.get(ALIAS, "")) if model else PromotionHistory()
 
 
-def read_history(tags: Iterable[Mapping[str, str]]) -> PromotionHistory:
-    """Parse the entries, sorted by number, and note what is wrong with them."""
+def read_history(tags: Iterable[Mapping[str, str]], champion: str = "") -> PromotionHistory:
+    """Parse the entries, sorted by number, and note what is wrong with them.
+
+    Args:
+        tags: of the registered model and of its versions.
+        champion: the version that the alias names.
+    """
     numbered: dict[int, dict[str, Any]] = {}
     remarks: list[str] = []
     last = 0
+    started = ""
     for key, value in (item for mapping in tags for item in mapping.items()):
+        started = value if key == PENDING else started
         match = NUMBERED.fullmatch(key)
         if match is None:
             continue
         last = max(last, int(match[1]))
-        try:
-            entry = json.loads(value)
-        except (ValueError, RecursionError):
-            entry = None
-        if not isinstance(entry, dict) or "version" not in entry:
+        entry = _parsed(value)
+        if entry is None:
             remarks.append(f"{key} is not a record of a promotion: {str(value)[:60]!r}")
         elif numbered.setdefault(int(match[1]), entry) != entry:
             remarks.append(f"{key} has two different values")
     if numbered and sorted(numbered) != list(range(min(numbered), max(numbered) + 1)):
         remarks.append(f"a promotion was removed: the numbers on record are {sorted(numbered)}")
-    entries = tuple(Promotion.of(numbered[number]) for number in sorted(numbered))
-    return PromotionHistory(entries, tuple(remarks), last)
+    entries = [Promotion.of(numbered[number]) for number in sorted(numbered)]
+    pending = _pending(started, last)
+    if pending is not None and pending.version == champion:
+        entries.append(pending)
+    elif pending is not None:
+        remarks.append(f"a promotion of version {pending.version} was interrupted and did not happen")
+    return PromotionHistory(tuple(entries), tuple(remarks), last, pending)
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and "version" in entry else None
+
+
+def _pending(started: str, last: int) -> Promotion | None:
+    """The entry of a move that was not recorded; None: there is none, or the list has it already."""
+    entry = _parsed(started)
+    return Promotion.of(entry) if entry is not None and entry.get("number") == last + 1 else None
 
 
 def _iso(when: Any) -> str:
@@ -115,23 +141,46 @@ def promote(registry: Registry, root: Path, version: str, by: str, why: str) -> 
 
 
 def rollback(registry: Registry, root: Path, by: str, why: str) -> Promotion:
-    """Move the alias back to the previous champion.
+    """Move the alias back to the latest earlier champion that is still registered.
 
     Raises:
-        ValueError: there is no champion, or no previous one.
+        ValueError: there was no champion, or no earlier one is left.
         TrackingError: MLflow does not answer.
     """
     champion = registry.champion()
-    if champion is None:
+    registered = {version.version for version in registry.versions()}
+    reigns = _reigns(history(registry).entries, champion.version if champion else "")
+    if not reigns:
         raise ValueError(f"{registry.name} has no champion, so there is nothing to roll back")
-    entries = history(registry).entries
-    promotions = [entry for entry in entries if entry.version == champion.version and entry.kind == "promoted"]
-    target = promotions[-1].from_version if promotions else None
+    last, earlier = reigns[-1], [version for version in reigns[:-1] if version != reigns[-1]]
+    target = next((version for version in reversed(earlier) if version in registered), None)
     if target is None:
-        raise ValueError(f"version {champion.version} ({champion.pair}) is the first champion: none came before it")
+        shown = f"version {last}" + (f" ({champion.pair})" if champion else ", which was deleted,")
+        gone = f"; the earlier ones were deleted: {', '.join(dict.fromkeys(earlier))}" if earlier else ""
+        raise ValueError(f"{shown} is the first champion: none came before it{gone}")
     entry = _move(registry, root, target, by, why, "rolled back")
     assert entry is not None, "a version is never its own predecessor"
     return entry
+
+
+def _reigns(entries: Iterable[Promotion], champion: str) -> list[str]:
+    """The versions that were champions in turn, without those that were rolled back; the last one is `champion`.
+
+    Args:
+        champion: the version that the alias names; empty: the last one was deleted, and its alias with it.
+    """
+    reigns: list[str] = []
+    for entry in entries:
+        if entry.kind != "promoted" and entry.version in reigns:
+            while reigns[-1] != entry.version:
+                reigns.pop()
+            continue
+        if entry.from_version and reigns[-1:] != [entry.from_version]:
+            reigns.append(entry.from_version)  # its own promotion is not on record
+        reigns.append(entry.version)
+    if champion and reigns[-1:] != [champion]:
+        reigns.append(champion)
+    return reigns
 
 
 def withdrawn(registry: Registry) -> dict[str, str]:
@@ -171,25 +220,36 @@ def _move(registry: Registry, root: Path, version: str, by: str, why: str, kind:
     with FileLock(locks / "champion.lock"), registry.tracking.client() as client:
         model = registry.model()
         champion = model.aliases.get(ALIAS) if model else None
+        recorded = history(registry)
+        pending, number = recorded.pending, recorded.last + 1
+        if pending is not None and pending.version == champion:
+            _record(registry, client, pending, number)  # it happened, and its process was killed before this
+            number += 1
         if champion == version:
             return None
-        entry = _record(registry, client, Promotion(_now(), version, champion, by, why, kind))
-        client.set_model_version_tag(registry.name, version, PROMOTED_BY, entry.who)
-        client.set_model_version_tag(registry.name, version, REASON, entry.why)
+        entry = Promotion(_now(), version, champion, by, why, kind)
+        if pending is not None and _move_of(pending) == _move_of(entry):
+            entry = pending  # the same move, begun and killed before
+        client.set_registered_model_tag(registry.name, PENDING, _text(entry, number=number))
         client.set_registered_model_alias(registry.name, ALIAS, version)
+        _record(registry, client, entry, number)
     return entry
 
 
-def _record(registry: Registry, client: MlflowClient, entry: Promotion) -> Promotion:
-    """Append an entry and return it; if a killed process wrote the same entry last, return that one."""
-    recorded = history(registry)
-    if recorded.entries:
-        last = recorded.entries[-1]
-        if (last.version, last.from_version, last.kind) == (entry.version, entry.from_version, entry.kind):
-            return last
-    text = json.dumps(asdict(entry), sort_keys=True, ensure_ascii=False)
-    client.set_registered_model_tag(registry.name, f"{ENTRY}{recorded.last + 1}", text)
-    return entry
+def _record(registry: Registry, client: MlflowClient, entry: Promotion, number: int) -> None:
+    """Append a move that happened to the list."""
+    client.set_model_version_tag(registry.name, entry.version, PROMOTED_BY, entry.who)
+    client.set_model_version_tag(registry.name, entry.version, REASON, entry.why)
+    client.set_registered_model_tag(registry.name, f"{ENTRY}{number}", _text(entry))
+    client.delete_registered_model_tag(registry.name, PENDING)
+
+
+def _move_of(entry: Promotion) -> tuple[str, str | None, str]:
+    return entry.version, entry.from_version, entry.kind
+
+
+def _text(entry: Promotion, **more: Any) -> str:
+    return json.dumps({**asdict(entry), **more}, sort_keys=True, ensure_ascii=False)
 
 
 def _now() -> str:

@@ -37,7 +37,7 @@ class ModelRecord:
     path: str
     """In the workspace."""
     digests: Mapping[str, str]
-    """By tag; set on the logged model and on the registered version."""
+    """By tag; set on the logged model and on the registered version. Model and evaluation identify the version."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further tags of the registered version."""
 

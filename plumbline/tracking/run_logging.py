@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from plumbline.tracking.client import Tracking
+from plumbline.tracking.model_version import EVALUATION, MODEL
 from plumbline.tracking.run import ModelRecord, RunRecord, metric_names
 from plumbline.tracking.store import mlflow_error
 
@@ -25,6 +22,10 @@ BATCH = 100
 """MLflow accepts at most 100 parameters or tags in one call."""
 SOURCE = {"mlflow.source.name": "plumbline", "mlflow.source.type": "LOCAL"}
 """Tags of every run."""
+PARENT = "mlflow.parentRunId"
+"""Tag of a child: the id of its parent."""
+RECORDER = "recorder"
+"""Tag of a run on a server: the writers of one workspace; see `Tracking.writing`."""
 VERSION = "model_version"
 """Tag: the registered version of the model that the run evaluated."""
 
@@ -43,7 +44,8 @@ class LoggedRun:
 def log_run(tracking: Tracking, record: RunRecord) -> LoggedRun:
     """Log a run with its children and register its model, once per identity.
 
-    A finished run of the same identity is returned unchanged. After a failed or killed run a new one is logged.
+    A finished run of the same identity is returned; if the registry has lost its version, that is registered again. A
+    run whose process died after it registered is finished, any other is marked and logged anew.
 
     Raises:
         ValueError: a metric is not a finite number.
@@ -51,16 +53,17 @@ def log_run(tracking: Tracking, record: RunRecord) -> LoggedRun:
     """
     for run_record in (record, *record.children):
         metric_names(run_record.metrics)  # raises before anything is written
-    with tracking.client() as client:
+    with tracking.writing() as recorder, tracking.client() as client:
         experiment = tracking.experiment_id(client)
-        earlier = _search(client, experiment, record.identity)
-        for run in earlier:
-            if run.info.status == "FINISHED":
-                run_id, version = str(run.info.run_id), str(run.data.tags.get(VERSION, ""))
-                return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
-        _end_dead_runs(client, tracking.registered_model, earlier)
         writer = _RunWriter(client, experiment, tracking.registered_model)
-        run_id, version = writer.write(record, {**SOURCE, "recorder": f"{socket.gethostname()}:{os.getpid()}"})
+        earlier = _search(client, experiment, record.identity)
+        for run in sorted(earlier, key=lambda run: run.info.status != "FINISHED"):
+            run_id = str(run.info.run_id)
+            if (version := writer.finish(run, record)) is not None:
+                return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
+            if run.info.status == "RUNNING" and recorder in ("", run.data.tags.get(RECORDER)):
+                _end(client, experiment, run_id)
+        run_id, version = writer.write(record, {**SOURCE, **({RECORDER: recorder} if recorder else {})})
     return LoggedRun(run_id, tracking.run_url(experiment, run_id), version)
 
 
@@ -86,12 +89,32 @@ class _RunWriter:
             self._log_batches(run, record, metric_links)
             for path in record.artifacts:
                 self.client.log_artifact(run, str(path), "plots" if path.suffix == ".png" else None)
-            if record.model:
+            for child in record.children:
+                self.write(child, {**SOURCE, PARENT: run})
+            if record.model:  # the last thing: a run that registered is complete
                 version = self._register(run, record.model, metric_links["model_id"])
                 self.client.set_tag(run, VERSION, version)
-            for child in record.children:
-                self.write(child, {**SOURCE, "mlflow.parentRunId": run})
         return run, version
+
+    def finish(self, run: Any, record: RunRecord) -> str | None:
+        """Complete what an earlier run of the same identity lacks; returns its version, or None if it must be redone.
+
+        The version is empty for a record without a model.
+        """
+        run_id, finished = str(run.info.run_id), run.info.status == "FINISHED"
+        if record.model is None:
+            return "" if finished else None
+        version = self._version_of(record.model, None if finished else run_id)
+        if version is None:
+            models = [output.model_id for output in (run.outputs.model_outputs if run.outputs else [])]
+            if not finished or not models:
+                return None
+            version = self._register(run_id, record.model, models[0])  # the registry was emptied
+        if run.data.tags.get(VERSION) != version:
+            self.client.set_tag(run_id, VERSION, version)
+        if not finished:
+            self.client.set_terminated(run_id, "FINISHED")
+        return version
 
     def _log_dataset(self, run_id: str, dataset: DatasetInput) -> None:
         """Log a dataset as the run's input.
@@ -134,16 +157,37 @@ class _RunWriter:
             self.client.log_batch(run_id, metrics=metrics[batch], params=params[batch])
 
     def _register(self, run_id: str, model: ModelRecord, model_id: str) -> str:
+        """The version of a model, registered once whoever else registers the same content."""
         try:
             self.client.get_registered_model(self.registered_model)
         except mlflow_error():
             with contextlib.suppress(mlflow_error()):  # another process created it first
                 self.client.create_registered_model(self.registered_model)
+        if (version := self._version_of(model)) is not None:
+            return version
         tags = {"pair": model.name, "path": model.path, **model.digests, **model.tags}
         created = self.client.create_model_version(
             self.registered_model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id
         )
-        return str(created.version)  # an int on SQLite, text over http
+        ours = str(created.version)  # an int on SQLite, text over http
+        first = self._version_of(model) or ours
+        if first != ours:  # another workspace registered it on the same server, and both can see that it was first
+            self.client.delete_model_version(self.registered_model, ours)
+        return first
+
+    def _version_of(self, model: ModelRecord, run_id: str | None = None) -> str | None:
+        """The first version of the same pair, model and evaluation; with `run_id`, only one that this run registered.
+
+        None: there is none.
+        """
+        identity = {"pair": model.name, **{name: model.digests[name] for name in (MODEL, EVALUATION)}}
+        query = f"name = '{self.registered_model}' and tags.`{MODEL}` = '{identity[MODEL]}'"
+        versions = [
+            int(version.version)
+            for version in self.client.search_model_versions(query, max_results=1000)
+            if identity.items() <= dict(version.tags).items() and run_id in (None, version.run_id)
+        ]
+        return str(min(versions)) if versions else None
 
 
 @contextlib.contextmanager
@@ -165,13 +209,9 @@ def _search(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> l
     return list(client.search_runs([experiment], query))
 
 
-def _end_dead_runs(client: MlflowClient, registered_model: str, runs: Sequence[Any]) -> None:
-    """End runs whose process died and delete their versions; they would stay RUNNING for ever."""
-    host = socket.gethostname()
-    for run in runs:
-        recorder_host, _, pid = run.data.tags.get("recorder", "").rpartition(":")
-        if run.info.status != "RUNNING" or recorder_host != host or psutil.pid_exists(int(pid)):
-            continue
-        client.set_terminated(run.info.run_id, "KILLED")
-        for version in client.search_model_versions(f"name = '{registered_model}' and run_id = '{run.info.run_id}'"):
-            client.delete_model_version(registered_model, str(version.version))
+def _end(client: MlflowClient, experiment: str, run_id: str) -> None:
+    """Mark a run whose process died, and its children; they would stay RUNNING for ever."""
+    for child in _search(client, experiment, {PARENT: run_id}):
+        if child.info.status == "RUNNING":
+            client.set_terminated(child.info.run_id, "KILLED")
+    client.set_terminated(run_id, "KILLED")

@@ -21,7 +21,7 @@ from plumbline.tracking.promotion import history, promote
 from plumbline.tracking.reading import ClientReader
 from plumbline.tracking.registry import Registry
 from plumbline.tracking.store import TrackingError
-from tests.helpers.tracking import log_evaluation
+from tests.helpers.tracking import evaluation, log_evaluation, mlflow_client
 
 pytestmark = pytest.mark.integration
 MODEL, CALIBRATION = f"{1:032x}.dir", f"{2:032x}.dir"
@@ -105,3 +105,21 @@ def test_a_server_that_is_down_is_named_soon() -> None:
         Registry(Tracking(address)).of_model(MODEL)
     with pytest.raises(TrackingError, match=f"{address} does not answer.*tracking.uri"):
         log_evaluation(Tracking(address))
+
+
+def test_two_workspaces_that_log_the_same_share_one_version(server: str, tmp_path: Path) -> None:
+    """Neither can tell whether a process of the other lives, so an unfinished run of the other is left alone."""
+    one, two = (Tracking(server, "shared", "shared", tmp_path / name) for name in ("one", "two"))
+    with one.writing() as recorder, one.client() as client:
+        tags = {**evaluation().as_run().identity, "recorder": recorder}
+        running = client.create_run(one.experiment_id(client), tags=tags).info.run_id
+    logged = log_evaluation(two)
+    client = mlflow_client(one)
+    assert client.get_run(running).info.status == "RUNNING"
+    assert log_evaluation(one) == logged
+    assert [str(v.version) for v in client.search_model_versions("name = 'shared'")] == [logged.version]
+    client.set_terminated(logged.run_id, "FAILED")  # as if the other had died before it finished
+    assert log_evaluation(one) == logged and client.get_run(logged.run_id).info.status == "FINISHED"
+    client.delete_run(logged.run_id)
+    again = log_evaluation(one)
+    assert again.version == logged.version and client.get_run(running).info.status == "KILLED"

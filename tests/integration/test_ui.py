@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import socket
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +56,7 @@ def server(finished: Workspace, tmp_path: Path) -> Iterator[tuple[Workspace, str
     settings = workspace.root / ".dagster/dagster.yaml"
     if "nux:" not in settings.read_text():  # an invitation to a newsletter, which would lie over everything
         settings.write_text(settings.read_text() + "nux: {enabled: false}\n")
-    with running([str(BIN / "dagster"), "dev", "-h", "127.0.0.1", "-p", str(port)], workspace, log) as process:
+    with running([str(BIN / "plumbline"), "ui", "--port", str(port)], workspace, log) as process:
         until(process, lambda: answers(url), log)
         yield workspace, url
 
@@ -102,6 +104,34 @@ def metadata_of(page: Any, asset: str, partition: str, run: str) -> dict[str, st
     page.get_by_text("dvc_md5", exact=True).first.wait_for()
     cells = [row.get_by_role("cell").all_inner_texts() for row in page.get_by_role("row").all()]
     return {row[0].strip(): row[1].strip() for row in cells if len(row) > 1}
+
+
+def asked(url: str, method: str = "GET", data: bytes | None = None, **headers: str) -> tuple[int, str]:
+    """Status and body of an answer."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, data, named, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_no_other_site_reads_the_ui_or_acts_through_it(server: tuple[Workspace, str]) -> None:
+    url = server[1]
+    mutation = "mutation { setNuxSeen }"
+    by_get = f"{url}/graphql?{urllib.parse.urlencode({'query': mutation})}"
+    body = json.dumps({"query": mutation}).encode()
+    json_type = {"Content_Type": "application/json"}
+    assert asked(f"{url}/server_info", Host="evil.example")[0] == 400
+    assert asked(f"{url}/graphql", "POST", body, Host="evil.example", **json_type)[0] == 400
+    assert asked(by_get)[0] == 403
+    assert asked(by_get, "POST", b"", Origin="http://evil.example")[0] == 403
+    assert asked(f"{url}/graphql", "POST", body, Origin="null", **json_type)[0] == 403
+    assert not (server[0].root / ".dagster/.nux").exists()
+    status, answer = asked(f"{url}/graphql", "POST", body, Origin=url, **json_type)
+    assert status == 200 and "errors" not in json.loads(answer), answer
+    assert asked(f"{url}/graphql?query=%7Bversion%7D")[0] == 200
 
 
 def test_the_graph_is_there_in_the_order_of_flow(page: Any, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ BLOCKING = {
 }
 OTHERS = {
     "raw_corpus": ["no_file_of_the_inbox_is_held_back"],
+    "tokenized_samples": ["no_document_spells_control_tokens"],
     "calibration_set": ["calibration_set_represents_production"],
     "activation_stats": ["every_site_saw_enough_tokens"],
     "quantized_model": ["no_layer_fell_back", "most_matrices_are_quantized"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -11,6 +10,7 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from plumbline.raw_corpus.chats import without_nulls
 from plumbline.raw_corpus.document import Document
 from plumbline.raw_corpus.file_hashes import FileHashes, stamp
 from plumbline.raw_corpus.params import Directory
@@ -53,10 +53,15 @@ def source_files(
             size = path.stat().st_size if path.is_file() else 0
             yield SourceFile(shown, None, size, {"rejected": reason}, rejected(reason, problem))
             continue
-        reader = RowReader(f"{name}/{shown}", domain, max_document_bytes, source.column)
-        options = {"domain": domain, "column": source.column, "max_document_bytes": max_document_bytes}
-        before = stamp(path)
-        digest = hashes.sha256(path)
+        reader = RowReader(f"{name}/{shown}", domain, max_document_bytes, source.column, source.read, source.chat)
+        options = {"domain": domain, "max_document_bytes": max_document_bytes, **reader.options()}
+        try:
+            before = stamp(path)
+            digest = hashes.sha256(path)
+        except OSError as error:  # no permission, or a fault of the disk
+            why = f"{type(error).__name__}: {error.strerror}"
+            yield SourceFile(shown, None, 0, {"rejected": why}, rejected("unreadable", why))
+            continue
         yield SourceFile(shown, digest, before[0], options, reading(path, cast(str, suffix), reader, before))
 
 
@@ -80,14 +85,34 @@ def reading(
     """
 
     def read() -> Iterator[Document | Rejected]:
+        problem: Exception | None = None
         try:
             yield from read_file(path, suffix, reader, max_bytes)
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-            raise UnreadableFile(f"{type(error).__name__}: {str(error).replace(str(path), path.name)[:300]}") from error
-        if stamp(path) != before:
+        except Exception as error:  # a broken file can make a reader raise anything
+            if isinstance(error, MemoryError) and not isinstance(error, pa.ArrowException):
+                raise  # this machine is at fault, not the file
+            problem = error
+        if _changed(path, before):
             raise RuntimeError(f"{path} changed while it was ingested; run again when whatever writes it has finished")
+        if isinstance(problem, UnreadableFile):
+            raise problem
+        if problem is not None:
+            raise UnreadableFile(_shown(problem, path)) from problem
 
     return read
+
+
+def _changed(path: Path, before: tuple[int, int, int]) -> bool:
+    try:
+        return stamp(path) != before
+    except OSError:
+        return True
+
+
+def _shown(error: Exception, path: Path) -> str:
+    """The error without the folder, which would make the artifact differ between machines."""
+    text = str(error).replace(str(path), path.name)[:300]
+    return f"{type(error).__name__}: {text}".encode("utf-8", "backslashreplace").decode()
 
 
 def read_file(
@@ -99,8 +124,8 @@ def read_file(
         max_bytes: a compressed file may unpack to; None: to anything.
 
     Raises:
-        UnreadableFile: a compressed file unpacks to more.
-        OSError, EOFError, zlib.error, pyarrow.ArrowException: the file is not what its suffix says.
+        UnreadableFile: a compressed file unpacks to more, or a Parquet file contradicts itself.
+        Exception: the file is not what its suffix says; which error depends on the reader.
     """
     if suffix in (".txt", ".md"):
         if (size := path.stat().st_size) > reader.max_document_bytes:  # not read: it need not fit into memory
@@ -132,9 +157,15 @@ class _AtMost:
 def _parquet_rows(path: Path, reader: RowReader) -> Iterator[Document | Rejected]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        columns = [c for c in dict.fromkeys(("messages", reader.column)) if c in names]
+        columns = reader.columns(names)
+        groups = sum(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+        if groups != file.metadata.num_rows:  # a forged number would otherwise be counted up to
+            raise UnreadableFile(f"its footer says {file.metadata.num_rows} rows, its row groups have {groups}")
+        for column in columns:
+            if (times := names.count(column)) > 1:
+                raise UnreadableFile(f"the column {column!r} is there {times} times; keep the one that is meant")
         if not columns:
-            detail = f"no column {reader.column!r} and no messages; columns: {', '.join(names)}"[:300]
+            detail = f"no column {reader.column!r} and no chat; columns: {', '.join(names)}"[:300]
             for row in range(file.metadata.num_rows):
                 yield Rejected(row, "wrong_type", detail)
             return
@@ -153,13 +184,13 @@ def _python_values(column: pa.Array) -> list[object]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
     try:
-        return cast(list[object], column.to_pylist())
+        return [without_nulls(value) for value in column.to_pylist()]
     except UnicodeDecodeError:  # in a chat; convert row by row
         return [_python_value(item) for item in column]
 
 
 def _python_value(item: pa.Scalar) -> object:
     try:
-        return cast(object, item.as_py())
+        return cast(object, without_nulls(item.as_py()))
     except UnicodeDecodeError:
         return b"\xff"

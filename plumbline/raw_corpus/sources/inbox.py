@@ -33,9 +33,10 @@ def source_files(intake: Intake, store: InboxStore, params: CorpusParams) -> Ite
 
 def _file(name: str, taken: Taken, store: InboxStore, params: CorpusParams) -> SourceFile:
     domain = domain_of(name, INBOX)
+    reader = RowReader(f"{INBOX}/{name}", domain, params.max_document_bytes)
     options = {
         "domain": domain,
-        "column": "text",
+        **reader.options(),
         "max_document_bytes": params.max_document_bytes,
         "max_rejected": params.max_rejected,
         "max_file_bytes": params.max_file_bytes,
@@ -48,7 +49,6 @@ def _file(name: str, taken: Taken, store: InboxStore, params: CorpusParams) -> S
                 f"{INBOX}/{name} was taken in, but neither its copy nor the file is there any more; put the file "
                 "back, or run `plumbline run`, which takes in the current files"
             )
-        reader = RowReader(f"{INBOX}/{name}", domain, params.max_document_bytes)
         yield from reading(path, cast(str, suffix_of(name)), reader, stamp(path), params.max_file_bytes)()
 
     return SourceFile(name, taken.sha256, taken.bytes, options, read, params.max_rejected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Became(Exception):
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_workspace(tmp_path / "workspace")
     monkeypatch.setenv("PLUMBLINE_ROOT", str(tmp_path / "workspace"))
-    for name in ("DAGSTER_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "PATH"):
+    for name in ("DAGSTER_HOME", "PLUMBLINE_UI_HOSTS", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "PATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # restored at the end
     monkeypatch.delenv("DAGSTER_HOME")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -44,8 +45,17 @@ def became(result: Result) -> list[str]:
 
 def test_ui_is_dagster_in_the_workspace_on_this_machine_alone(root: Path) -> None:
     command = became(CliRunner().invoke(main, ["ui", "--port", "3001"]))
-    assert command == ["-m", "dagster", "dev", "-h", "127.0.0.1", "-p", "3001"]
+    assert command == ["-m", "plumbline.cli.guarded_dagster", "dev", "-h", "127.0.0.1", "-p", "3001"]
     assert Path.cwd() == root and os.environ["DAGSTER_HOME"] == str(root / ".dagster")
+    assert os.environ["PLUMBLINE_UI_HOSTS"] == ""
+    became(CliRunner().invoke(main, ["ui", "--allow-host", "ui.example.org", "--allow-host", "*.corp.example"]))
+    assert os.environ["PLUMBLINE_UI_HOSTS"] == "ui.example.org,*.corp.example"
+
+
+@pytest.mark.parametrize("host", ["*", "", "a b", "http://ui.example.org", "a,b", "*.*"])
+def test_ui_is_not_opened_to_any_host(root: Path, host: str) -> None:
+    result = CliRunner().invoke(main, ["ui", "--allow-host", host])
+    assert result.exit_code == 2 and "expected a host name" in result.output
 
 
 def test_mlflow_serves_the_workspace_s_own_store(root: Path) -> None:
@@ -57,6 +67,15 @@ def test_mlflow_serves_the_workspace_s_own_store(root: Path) -> None:
         "--default-artifact-root",
         str(root / "mlruns"),
     ]
+
+
+def test_mlflow_of_a_copied_workspace_shows_the_copy_s_artifacts(root: Path) -> None:
+    with sqlite3.connect(root / "mlflow.db") as store:
+        store.execute("CREATE TABLE experiments (artifact_location)")
+        store.execute("INSERT INTO experiments VALUES ('file:///gone/mlruns')")
+    became(CliRunner().invoke(main, ["mlflow"]))
+    with sqlite3.connect(root / "mlflow.db") as store:
+        assert store.execute("SELECT * FROM experiments").fetchall() == [((root / "mlruns").as_uri(),)]
 
 
 def test_a_server_elsewhere_is_not_served_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,19 @@ def test_files_of_the_inbox_that_are_held_back_are_named(tmp_path: Path) -> None
     (tmp_path / "inbox/bad.jsonl").write_text("{}\n")
     build_raw_corpus(CorpusParams(sources={}), tmp_path, tmp_path / "bad/raw_corpus")
     good = checks.no_file_of_the_inbox_is_held_back(tmp_path / "good")
-    assert good.passed and good.description == "all 1 files of the inbox are in the corpus"
+    assert good.passed and good.description == "all 1 files are in the corpus"
     outcome = checks.no_file_of_the_inbox_is_held_back(tmp_path / "bad")
     assert_fails(outcome, warn=True)
     assert outcome.description.startswith("inbox/bad.jsonl row 0: wrong_type: no field 'text'")
+
+
+def test_documents_that_spell_control_tokens_are_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "tokenized_samples").mkdir()
+    counts = {"documents": 0, "tokens": 0, "begin_twice": 0}
+    for spelt, passed in ((counts, True), ({"documents": 2, "tokens": 5, "begin_twice": 1}, False)):
+        accounting = {"documents_in": 9, "control_tokens": spelt}
+        write_json(tmp_path / "tokenized_samples/accounting.json", accounting)
+        outcome = checks.no_document_spells_control_tokens(tmp_path)
+        assert (outcome.passed, outcome.warn, outcome.metadata) == (passed, True, spelt)
+    assert outcome.description.startswith("2 of 9 documents spell 5 control tokens")
+    assert "as in production, and 1 begin with two begin-of-texts" in outcome.description

@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from plumbline.provenance import dvc_digest
 from plumbline.provenance.affected import affected
@@ -147,3 +149,21 @@ def test_a_recorded_change_of_the_set_shows_both_versions(both: Path) -> None:
     shutil.copytree(both / OTHER_SET, both / SET)
     record(both, f"calibration_set@{CHOICE}", SET, [])
     assert [(each.name, each.now) for each in affected(document, both).sets] == [(CHOICE, False)]
+
+
+def test_a_file_is_read_as_a_source_of_params_yaml_reads_it(both: Path, tmp_path: Path) -> None:
+    text = text_of(both, documents(both, SET)[0])[0]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"body": text}))
+    assert run(both, "affected", str(tmp_path / "rows.jsonl")).exit_code == 2
+    params = yaml.safe_load((both / "params.yaml").read_text())
+    params["corpus"] = {"sources": {"more": {"kind": "directory", "path": "more", "column": "body"}}}
+    (both / "params.yaml").write_text(yaml.safe_dump(params))
+    assert run(both, "affected", str(tmp_path / "rows.jsonl")).exit_code == 1
+
+
+def test_a_broken_file_is_an_error_that_names_it(registered: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "doubled.parquet")
+    result = run(registered, "affected", str(tmp_path / "doubled.parquet"))
+    assert (
+        result.exit_code == 2 and "doubled.parquet cannot be read: the column 'text' is there 2 times" in result.output
+    )

@@ -115,3 +115,84 @@ def test_huggingface_wants_a_commit(tmp_path: Path, ingest: Ingest) -> None:
     sources = {"c4": {"kind": "huggingface", "name": "allenai/c4", "revision": "main"}}
     with pytest.raises(ValueError, match=r"corpus\.sources\.c4\.revision: expected the 40 hex digits.*'main'"):
         ingest(tmp_path, sources=sources)
+
+
+@pytest.fixture
+def local_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of JSON lines that `datasets` opens, with its cache in the test's own folder."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(3)))
+    return tmp_path / "set"
+
+
+def hub(**changes: Any) -> dict[str, Any]:
+    return {"hub": {"kind": "huggingface", "name": "set", "revision": "local", **changes}}
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("wrong", [{"split": "tests"}, {"config": "german"}])
+def test_what_datasets_cannot_open_names_the_source_and_its_key(
+    tmp_path: Path, ingest: Ingest, local_set: Path, streaming: bool, wrong: dict[str, str]
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"^params\.yaml corpus\.sources\.hub: `datasets` cannot open 'set' \("
+    ) as raised:
+        ingest(tmp_path, sources=hub(streaming=streaming, **wrong))
+    [value] = wrong.values()
+    assert value in str(raised.value) and "Correct name, config and split" in str(raised.value)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_folder_that_save_to_disk_wrote_is_read(tmp_path: Path, ingest: Ingest, several: bool) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"], "n": [1, 2]})
+    (datasets.DatasetDict({"train": rows}) if several else rows).save_to_disk(str(tmp_path / "set"))
+    corpus, summary = ingest(tmp_path, sources=hub())
+    assert [d.text for shard in shards(corpus) for d in documents(corpus, shard)] == ["one", "two"]
+    assert summary["rejected"] == {}
+    if several:
+        with pytest.raises(ValueError, match=r"corpus\.sources\.hub: .*split test.*its splits: train"):
+            ingest(tmp_path, sources=hub(split="test"))
+
+
+def test_a_broken_file_of_a_local_dataset_holds_it_back(tmp_path: Path, ingest: Ingest, local_set: Path) -> None:
+    (local_set / "train.jsonl").write_text('{"text": "good"}\n{"text": "bro')
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox/good.txt").write_text("a good text")
+    corpus, summary = ingest(tmp_path, sources=hub(), max_rejected=0.05)
+    assert summary["documents_by_source"] == {"hub": 0, "inbox": 1}
+    [held] = summary["quarantine"]
+    assert held["file"] == "hub/train" and held["why"].startswith("unreadable: after row 0: ")
+    assert str(tmp_path) not in held["why"] and shards(corpus)
+
+
+def test_a_null_of_a_dataset_is_a_blank_row(tmp_path: Path, ingest: Ingest, local_set: Path) -> None:
+    (local_set / "train.jsonl").write_text('{"text": "good"}\n{"text": null}\n')
+    assert ingest(tmp_path, sources=hub(), max_rejected=0.0)[1]["rejected"] == {"empty": 1}
+
+
+def test_a_hub_that_stops_answering_stops_the_run(
+    tmp_path: Path, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus without the source would be another one under the same parameters."""
+    import datasets
+
+    class Rows:
+        column_names = ("text",)
+
+        def select_columns(self, names: list[str]) -> Any:
+            return self
+
+        def __iter__(self) -> Any:
+            yield {"text": "one"}
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Rows())
+    with pytest.raises(
+        ValueError, match=r"corpus\.sources\.hub: 'a/b' \(.*cannot be read after row 1: Conn.*Run again"
+    ):
+        ingest(tmp_path, sources=hub(name="a/b", revision="0" * 40))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +89,108 @@ def test_what_is_not_there_or_not_said_moves_nothing(
     assert registry.of_model("model-one").version == one
 
 
-def test_a_process_killed_between_the_list_and_the_alias_is_finished_by_the_next(
-    registry: Registry, register: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, store: Path
-) -> None:
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
+    """kill(n): the process ends before its n-th write of the registry from now on."""
     from mlflow import MlflowClient
 
+    @contextlib.contextmanager
+    def killed_before(n: int) -> Iterator[None]:
+        writes = itertools.count(1)
+        with monkeypatch.context() as patched, contextlib.suppress(Killed):
+            for name in WRITES:
+                write = getattr(MlflowClient, name)
+
+                def once(*arguments: Any, write: Any = write, **options: Any) -> Any:
+                    if next(writes) == n:
+                        raise Killed
+                    return write(*arguments, **options)
+
+                patched.setattr(MlflowClient, name, once)
+            yield
+
+    return killed_before
+
+
+WRITES = (
+    "set_registered_model_tag", "set_registered_model_alias", "set_model_version_tag", "delete_registered_model_tag",
+)  # fmt: skip
+STEPS = 6
+"""Writes of a promotion: begun, alias, who, why, list, no longer begun."""
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+@pytest.mark.parametrize("then", ["the same", "another"])
+def test_the_history_lists_what_happened_wherever_a_promotion_was_killed(
+    step: int, then: str, registry: Registry, register: Callable[[str], str], kill: Any, store: Path
+) -> None:
+    one, two, three = (register(pair) for pair in ("one", "two", "three"))
+    promote(registry, store, one, "Ada", "the first")
+    with kill(step):
+        promote(registry, store, two, "Ada", "killed")
+    happened = step > 2  # the alias had moved
+    champion = registry.champion()
+    assert champion is not None and champion.version == (two if happened else one)
+    moved = [(one, None, "promoted")] + [(two, one, "promoted")] * happened
+    assert moves(registry) == moved
+    if then == "the same":
+        again = promote(registry, store, two, "Bob", "once more")
+        assert (again is None) == happened
+        expected = [(one, None, "promoted"), (two, one, "promoted")]
+        assert history(registry).entries[-1].who == ("Bob" if step == 1 else "Ada")
+    else:
+        promote(registry, store, three, "Bob", "the next")
+        expected = [*moved, (three, moved[-1][0], "promoted")]
+    assert moves(registry) == expected and history(registry).remarks == () and history(registry).pending is None
+    tags = mlflow_client(registry.tracking).get_registered_model(registry.name).tags
+    assert sorted(set(tags) - {"plumbline.promoting"}) == [f"plumbline.promotion.{n + 1}" for n in range(len(expected))]
+    reason = history(registry).entries[1].why if (two, one, "promoted") in expected else None
+    assert registry.version(two).tags.get("plumbline.reason") == reason
+    if len(expected) > 1:
+        assert rollback(registry, store, "Ada", "back").version == expected[-1][1]
+
+
+def test_an_interrupted_promotion_is_remarked_on(
+    registry: Registry, register: Callable[[str], str], kill: Any, store: Path
+) -> None:
+    one, two = register("one"), register("two")
+    promote(registry, store, one, "Ada", "the first")
+    with kill(2):
+        promote(registry, store, two, "Ada", "killed")
+    recorded = history(registry)
+    assert recorded.remarks == (f"a promotion of version {two} was interrupted and did not happen",)
+    assert withdrawn(registry) == {}
+
+
+@pytest.mark.parametrize("gone", [(3,), (2, 3), (2,), (1, 2, 3), (1, 2)])
+def test_back_from_or_to_a_champion_that_was_deleted(
+    gone: tuple[int, ...], registry: Registry, register: Callable[[str], str], store: Path
+) -> None:
+    versions = [register(pair) for pair in ("one", "two", "three")]
+    for version in versions:
+        promote(registry, store, version, "Ada", "better")
+    for number in gone:
+        mlflow_client(registry.tracking).delete_model_version(registry.name, versions[number - 1])
+    left = [version for number, version in enumerate(versions[:2], 1) if number not in gone]
+    if left:
+        assert rollback(registry, store, "Ada", "back").version == left[-1]
+        champion = registry.champion()
+        assert champion is not None and champion.version == left[-1]
+    else:
+        with pytest.raises(ValueError, match=r"none came before it; the earlier ones were deleted: 1, 2"):
+            rollback(registry, store, "Ada", "back")
+
+
+def test_a_chain_that_cannot_be_read_is_named(registry: Registry, register: Callable[[str], str]) -> None:
     one = register("one")
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MlflowClient, "set_registered_model_alias", killed)
-        with pytest.raises(KeyboardInterrupt):
-            promote(registry, store, one, "Ada", "the first")
-    assert registry.champion() is None and len(history(registry).entries) == 1
-    done = promote(registry, store, one, "Bob", "once more")
-    assert isinstance(done, Promotion) and done.who == "Ada" and history(registry).entries == (done,)
-    assert registry.champion() is not None
+    for broken in ("{", "[1]", "3", ""):
+        mlflow_client(registry.tracking).set_model_version_tag(registry.name, one, "plumbline.rests_on", broken)
+        with pytest.raises(ValueError, match=rf"/{one}: its tag plumbline\.rests_on should map paths to DVC hashes"):
+            _ = registry.version(one).rests_on
 
 
 def test_an_entry_that_cannot_be_read_or_was_removed_is_not_overwritten(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ import pytest
 
 from plumbline.tracking.client import LOCAL_UI, Tracking
 from plumbline.tracking.registry import Registry
-from plumbline.tracking.run import flatten, metric_names
+from plumbline.tracking.run import RunRecord, flatten, metric_names
+from plumbline.tracking.run_logging import log_run
 from plumbline.tracking.store import TrackingError
 from tests.helpers.paths import PROJECT
-from tests.helpers.tracking import MD5, log_evaluation, mlflow_client
+from tests.helpers.tracking import MD5, evaluation, log_evaluation, mlflow_client
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -124,31 +128,118 @@ def test_a_record_that_fails_is_marked_and_made_again(tracking: Tracking, store:
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
 
 
-CRASH = """
-import os, sys
-from mlflow import MlflowClient
-from plumbline.tracking.client import Tracking
-from tests.helpers.paths import PROJECT
-from tests.helpers.tracking import log_evaluation
-MlflowClient.set_terminated = lambda *_, **__: os._exit(9)
-log_evaluation(Tracking(*sys.argv[1:4]))
-"""
+WRITES = (
+    "create_run", "log_inputs", "create_logged_model", "finalize_logged_model", "log_outputs", "log_batch",
+    "log_artifact", "create_registered_model", "create_model_version", "set_tag", "set_terminated",
+)  # fmt: skip
+"""Every write of a run with its version, in order."""
 
 
-def test_a_run_whose_process_was_killed_is_no_hit_and_leaves_no_version(tracking: Tracking) -> None:
-    arguments = [tracking.uri, tracking.experiment, tracking.registered_model]
-    log_evaluation(tracking, pair="unrelated")
-    died = subprocess.run([sys.executable, "-c", CRASH, *arguments], cwd=PROJECT, capture_output=True)
-    assert died.returncode == 9, died.stderr.decode()
+class Killed(BaseException):
+    """The process ends here."""
 
-    version = log_evaluation(tracking).version
-    store = mlflow_client(tracking)
-    runs = store.search_runs(
-        [store.get_experiment_by_name(tracking.experiment).experiment_id], "tags.`dvc.stage` != 'evaluation@unrelated'"
+
+@contextlib.contextmanager
+def killed_at(write: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process ends before this write: it writes nothing any more."""
+    from mlflow import MlflowClient
+
+    dead = False
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        for each, write_it in [(name, getattr(MlflowClient, name)) for name in WRITES]:
+
+            def call(*arguments: Any, name: str = each, do: Any = write_it, **options: Any) -> Any:
+                nonlocal dead
+                dead |= name == write
+                if dead:
+                    raise Killed
+                return do(*arguments, **options)
+
+            patched.setattr(MlflowClient, each, call)
+        yield
+    assert dead, f"{write} is not called"
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_wherever_a_process_was_killed_there_is_one_version(
+    write: str, tracking: Tracking, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its host name or process id was: only the lock tells who lives."""
+    plot = store / "plot.png"
+    plot.write_bytes(PNG)
+    with killed_at(write, monkeypatch):
+        log_evaluation(tracking, plots=[plot])
+    logged = log_evaluation(tracking, plots=[plot])
+    assert log_evaluation(tracking, plots=[plot]) == logged
+    client = mlflow_client(tracking)
+    runs = client.search_runs([client.get_experiment_by_name(tracking.experiment).experiment_id])
+    registered = WRITES.index(write) > WRITES.index("create_model_version")
+    assert sorted(run.info.status for run in runs) == (
+        ["FINISHED"] if registered or write == "create_run" else ["FINISHED", "KILLED"]
     )
-    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
-    versions = store.search_model_versions(f"name = '{tracking.registered_model}' and tags.pair != 'unrelated'")
-    assert [str(v.version) for v in versions] == [version]
+    [version] = client.search_model_versions(f"name = '{tracking.registered_model}'")
+    assert (str(version.version), version.run_id) == (logged.version, logged.run_id)
+    run = client.get_run(logged.run_id)
+    assert run.data.tags["model_version"] == logged.version and run.data.metrics["kl_mean"] == 0.125
+    assert [file.path for file in client.list_artifacts(logged.run_id, "plots")] == ["plots/plot.png"]
+
+
+def test_a_run_of_an_earlier_plumbline_that_was_killed_on_another_host_is_ended(tracking: Tracking) -> None:
+    with tracking.client() as client:
+        tags = evaluation().as_run().identity | {"recorder": f"another-host:{os.getpid()}"}
+        dead = client.create_run(tracking.experiment_id(client), tags=tags).info.run_id
+    logged = log_evaluation(tracking)
+    client = mlflow_client(tracking)
+    assert client.get_run(dead).info.status == "KILLED" and client.get_run(logged.run_id).info.status == "FINISHED"
+
+
+def test_the_children_of_a_run_that_was_killed_are_ended(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = RunRecord("study", {"dvc.stage": "study"}, children=[RunRecord("arm", metrics={"x": 1.0}), RunRecord("b")])
+    with killed_at("log_batch", monkeypatch):
+        log_run(tracking, record)  # killed within the first child
+    log_run(tracking, record)
+    client = mlflow_client(tracking)
+    runs = client.search_runs([client.get_experiment_by_name(tracking.experiment).experiment_id])
+    assert sorted((run.info.run_name, run.info.status) for run in runs) == [
+        ("arm", "FINISHED"), ("arm", "KILLED"), ("b", "FINISHED"), ("study", "FINISHED"), ("study", "KILLED"),
+    ]  # fmt: skip
+
+
+def test_what_the_registry_lost_is_registered_again(tracking: Tracking) -> None:
+    logged, other = log_evaluation(tracking), log_evaluation(tracking, pair="other")
+    client = mlflow_client(tracking)
+    client.delete_registered_model(tracking.registered_model)
+    assert log_evaluation(tracking, pair="other") == replace(other, version="1")
+    again = log_evaluation(tracking)
+    assert again == replace(logged, version="2")
+    assert client.get_run(logged.run_id).data.tags["model_version"] == "2"
+    versions = client.search_model_versions(f"name = '{tracking.registered_model}'")
+    assert {(str(v.version), v.run_id, v.tags["model.md5"]) for v in versions} == {
+        ("1", other.run_id, MD5["model"]),
+        ("2", logged.run_id, MD5["model"]),
+    }
+    client.delete_run(logged.run_id)
+    assert log_evaluation(tracking).version == "2", "the content has a version, whatever became of its run"
+
+
+def test_of_two_workspaces_that_register_at_once_on_a_server_the_first_wins(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share no lock. Each looks again after it has registered."""
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_model_version
+
+    def beaten(self: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        create(self, name, *arguments, **options)  # by the other workspace
+        return create(self, name, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "create_model_version", beaten)
+        logged = log_evaluation(tracking)
+    client = mlflow_client(tracking)
+    assert logged.version == "1"
+    assert [str(v.version) for v in client.search_model_versions(f"name = '{tracking.registered_model}'")] == ["1"]
 
 
 def test_a_deleted_experiment_is_an_error_that_says_so(tracking: Tracking) -> None:
@@ -174,11 +265,12 @@ log_evaluation(Tracking(sys.argv[1]), pair=sys.argv[2])
 """
 
 
-def test_two_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
+def test_processes_may_create_the_store_and_register_the_same_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    both = [subprocess.Popen([sys.executable, "-c", OPEN, uri, pair], cwd=PROJECT) for pair in ("p0", "p1")]
-    assert [process.wait() for process in both] == [0, 0]
-    assert {version.pair for version in Registry(Tracking(uri)).versions()} == {"p0", "p1"}
+    pairs = ("p0", "p1", "p1")
+    processes = [subprocess.Popen([sys.executable, "-c", OPEN, uri, pair], cwd=PROJECT) for pair in pairs]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert sorted(version.pair for version in Registry(Tracking(uri)).versions()) == ["p0", "p1"]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 

@@ -1,0 +1,101 @@
+"""Register again what the registry lost: every evaluation of the grid has a version, and the champion its alias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plumbline.artifact import read_json
+from plumbline.tracking.client import Tracking
+from plumbline.tracking.evaluation import log_evaluation
+from plumbline.tracking.promotion import MACHINE, promote
+from plumbline.tracking.reading import reader
+from plumbline.tracking.registry import Registry
+from plumbline.tracking.store import TrackingError
+
+if TYPE_CHECKING:
+    from plumbline.versioning.lock import Entry
+
+
+def unregistered(root: Path) -> dict[str, Entry]:
+    """The evaluations in dvc.lock of which the registry has no version, by pair of the grid.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    from plumbline.params import load_params
+    from plumbline.versioning.lock import read_lock, stage_name
+
+    lock = read_lock(root)
+    evaluated = {pair: lock.get(stage_name("evaluation", pair)) for pair in load_params(root).pairs()}
+    if not any(evaluated.values()):
+        return {}
+    registry = _registry(root)
+    registered = {(version.pair, version.evaluation) for version in registry.versions()} if registry else set()
+    return {pair: entry for pair, entry in evaluated.items() if entry and (pair, entry.md5) not in registered}
+
+
+def restore(root: Path, stale: Collection[str], announce: Callable[[str], None]) -> int:
+    """Register every evaluation that is up to date and has no version; returns their number.
+
+    If the registered model was gone as a whole, the alias goes to the champion of the last decision. Who promoted or
+    rolled back by hand is lost with the registry.
+
+    Args:
+        stale: the stages that are out of date; they register their own output.
+        announce: receives a line per version, and a warning if MLflow does not answer.
+    """
+    try:
+        lost = unregistered(root)
+        registry = _registry(root) if lost else None
+        was_gone = registry is None or registry.model() is None
+    except TrackingError as error:
+        announce(f"  warning: the registry was not checked: {error}")
+        return 0
+    restored = 0
+    for pair, entry in lost.items():
+        out_of_date = {entry.name, f"quantized_model@{pair}"} & set(stale)
+        if out_of_date or not (root / "data/evaluation" / pair).is_dir():
+            continue
+        version = log_evaluation(_step(root, entry), pair, "restored", {})["registered_version"]
+        announce(f"▸ {pair} was not in the registry: registered as version {version}")
+        restored += 1
+    if restored and was_gone and "deployed_model" not in stale:
+        _restore_champion(root, announce)
+    return restored
+
+
+def _restore_champion(root: Path, announce: Callable[[str], None]) -> None:
+    record = root / "data" / "deployed_model" / "promotion.json"
+    if not record.is_file():
+        return
+    decision: dict[str, Any] = read_json(record)
+    champion = decision if decision["decision"] == "promoted" else decision["champion_before"]
+    if champion is None:
+        return
+    registry = Registry(Tracking.of(root))
+    try:
+        version = registry.of_model(champion["model"]).version
+    except TrackingError:
+        announce(
+            f"  warning: the champion {champion['pair']} is not in this workspace; `plumbline promote` names another"
+        )
+        return
+    promote(registry, root, version, MACHINE, f"Restored from the last decision: {decision['why']}")
+    announce(f"▸ {champion['pair']} (version {version}) is the champion again")
+
+
+def _registry(root: Path) -> Registry | None:
+    """The registry, read in the fastest way; None: its SQLite file does not exist."""
+    tracking = Tracking.of(root)
+    if tracking.database is not None and not tracking.database.is_file():
+        return None
+    return Registry(tracking, reader(tracking))
+
+
+def _step(root: Path, entry: Entry) -> Any:
+    from plumbline.versioning.recording import Step
+
+    [(out, md5)] = entry.outs.items()
+    return Step(entry.name, root, entry.deps, entry.code_version, entry.params, root / out, None, md5)
