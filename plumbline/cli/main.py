@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from plumbline import distribution
-from plumbline.cli import audit, choices, export, maintain, plan, release, run, serve, stage, statistics, workspace
+from plumbline.cli import audit, choices, export, gc, maintain, plan, release, run, serve, stage, statistics, workspace
 from plumbline.versioning.code import link_library
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
-GROUPS = (run, choices, plan, audit, release, export, maintain, serve, stage, statistics)
+GROUPS = (run, choices, plan, audit, release, export, maintain, gc, serve, stage, statistics)
 """Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
 ANYWHERE = ("init", "strategies")
 """Commands that need no workspace."""

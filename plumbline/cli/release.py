@@ -1,4 +1,4 @@
-"""`plumbline promote`, `rollback` and `gc`: change the champion, and free DVC's cache."""
+"""`plumbline promote` and `rollback`: change the champion."""
 
 from __future__ import annotations
 
@@ -77,33 +77,6 @@ def rollback(why: str) -> None:
     )
 
 
-@click.command()
-@click.option("--cloud", is_flag=True, help="Also delete from DVC's default remote.")
-@click.option("--all-commits", is_flag=True, help="Also keep what any git commit references.")
-@click.option("--dry", is_flag=True, help="Only list what would be deleted.")
-def gc(cloud: bool, all_commits: bool, dry: bool) -> None:
-    """Delete from DVC's cache what neither the workspace nor a registered model needs.
-
-    `dvc gc -w` alone would delete the champion's weights as soon as the grid no longer contains it. Everything that a
-    registered version was made from is kept until that version is deleted from the registry.
-
-    \b
-    Example: plumbline gc --dry
-    """
-    from plumbline.tracking.registry import open_registry
-    from plumbline.versioning.garbage import collect
-
-    root = workspace_root()
-    options = [name for name, on in (("--cloud", cloud), ("--all-commits", all_commits), ("--dry", dry)) if on]
-    try:
-        versions = open_registry(root).versions()
-        output = collect(root, frozenset().union(*(version.rests_on for version in versions)), options)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(output)
-    click.echo(f"kept: the workspace, and everything that {len(versions)} registered versions were made from")
-
-
 def version_named(registry: Registry, name: str, root: Path) -> ModelVersion:
     """Resolve a name to a registered version.
 
@@ -142,4 +115,4 @@ def _tell_dagster(registry: Registry) -> None:
         history.report_runless_asset_event(dg.AssetObservation("deployed_model", metadata=champion_metadata(registry)))
 
 
-COMMANDS = [promote, rollback, gc]
+COMMANDS = [promote, rollback]

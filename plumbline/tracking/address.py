@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def tracking_address(root: Path, *, read_only: bool = False) -> TrackingParams:
     Raises:
         ValueError: params.yaml is invalid; a `TrackingError` if there is no store to read.
     """
-    section = _section(root) if read_only else _checked_section(root)
+    section = tracking_section(root) if read_only else _checked_section(root)
     uri = section.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / DATABASE}"
     if read_only and uri.startswith("sqlite:") and not sqlite_path(uri).is_file():
         raise TrackingError(f"no model is registered in this workspace: {uri} does not exist; `plumbline run` makes it")
@@ -41,7 +42,17 @@ def _checked_section(root: Path) -> TrackingParams:
     return load_params(root).tracking
 
 
-def _section(root: Path) -> TrackingParams:
+def shown_uri(uri: str) -> str:
+    """A URI for messages: without the user, the password and the query, any of which may be a secret."""
+    return re.sub(r"//.*@", "//***@", uri.partition("?")[0])
+
+
+def tracking_section(root: Path) -> TrackingParams:
+    """The section `tracking` of params.yaml, whose other sections may be invalid; the defaults without the file.
+
+    Raises:
+        TrackingError: the section is invalid.
+    """
     content: Any = None
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         content = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from plumbline.versioning.cache_users import note_use
 from plumbline.versioning.code import LINK, STAGE, VERSIONS, code_versions, link_library
 from plumbline.versioning.digest import TRUSTING, dvc_digest
 from plumbline.versioning.digest_memo import DigestMemo
@@ -218,6 +219,7 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
                 aside.rename(step.out)
             raise
         _remove(aside)
+    note_use(step.root)
 
 
 def _record_of_reads(stage: PipelineStage) -> dict[str, Any]:

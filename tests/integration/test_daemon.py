@@ -144,7 +144,7 @@ def test_the_champion_changes_only_for_a_better_one(history: tuple[Workspace, dg
     [failed] = [check for check in worse["checks"] if not check["passed"]]  # type: ignore[attr-defined]
     assert failed["name"] == "quality_not_worse_than_the_champion" and failed["found"]["relative"]["low"] > 0
     assert worse["champion_before"]["model"] == first["model"]  # type: ignore[index]
-    workspace.plumbline("gc")  # the champion is in the cache alone by now
+    workspace.plumbline("gc", "--yes")  # the champion is in the cache alone by now
     better = decide(group_size=128, weight_bits=8)
     assert better["decision"] == "promoted" and better["checks"][0]["found"]["relative"]["high"] < 0  # type: ignore[index]
     assert better["champion_before"]["model"] == first["model"]  # type: ignore[index]

@@ -62,11 +62,13 @@ def test_dvc_is_told_where_there_is_no_git(git: str, root: Path, tmp_path: Path)
         del settings["core"]["no_scm"]
     with config(root).edit("local") as settings:
         settings["remote"] = {"store": {"url": "/store"}}
+        settings["core"] = {"remote": "store"}  # a second section of this name would make the file unreadable
     if git != "none":
         subprocess.run(["git", "init", "-q", root if git == "here" else tmp_path], check=True)
     require_git_or_no_scm(root)
     assert bool(config(root)["core"].get("no_scm")) is (git == "none")
-    assert config(root)["remote"]["store"]["url"] == "/store"
+    assert config(root)["remote"]["store"]["url"] == "/store" and config(root)["core"]["remote"] == "store"
+    assert (root / ".dvc/config.local").read_text().count("[core]") == 1
     before = (root / ".dvc/config.local").stat().st_mtime_ns
     require_git_or_no_scm(root)
     assert (root / ".dvc/config.local").stat().st_mtime_ns == before
@@ -75,7 +77,8 @@ def test_dvc_is_told_where_there_is_no_git(git: str, root: Path, tmp_path: Path)
 
 
 def test_nothing_needs_dvc_until_it_is_asked_for() -> None:
-    modules = "cache, code, config, digest, digest_memo, garbage, lock, object_store, pipeline, recording, run_history"
+    names = "cache cache_users code config digest digest_memo garbage lock object_store pipeline recording run_history"
+    modules = ", ".join(names.split())
     script = (
         f"import sys\nfrom plumbline.versioning import {modules}, status, verify\n"
         "print([name for name in ('dvc', 'dvc_data', 'torch', 'numpy', 'pyarrow', 'mlflow') if name in sys.modules])"
