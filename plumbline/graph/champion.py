@@ -18,7 +18,7 @@ from plumbline.versioning.code import code_versions
 from plumbline.versioning.lock import read_lock, stage_name
 from plumbline.versioning.object_store import Store
 from plumbline.versioning.recording import Step
-from plumbline.versioning.recording import scratch as scratch_folder
+from plumbline.versioning.scratch import scratch as scratch_folder
 
 
 def champion_of(step: Step, registry: Registry) -> Champion | None:

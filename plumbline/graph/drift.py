@@ -18,7 +18,7 @@ from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.registry import Registry, open_registry
 from plumbline.versioning.lock import read_lock
 from plumbline.versioning.object_store import Store
-from plumbline.versioning.recording import scratch as scratch_folder
+from plumbline.versioning.scratch import scratch as scratch_folder
 from plumbline.workspace import workspace_root
 
 RESULT = Path(".plumbline") / "drift.json"

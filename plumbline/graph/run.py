@@ -13,7 +13,8 @@ from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.restoration import restore
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import on_request
-from plumbline.versioning.recording import refresh_code_versions, sweep
+from plumbline.versioning.recording import refresh_code_versions
+from plumbline.versioning.scratch import sweep
 from plumbline.versioning.status import changed_stages
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from plumbline.versioning.digest import TRUSTING, dvc_digest
 from plumbline.versioning.digest_memo import DigestMemo
 from plumbline.versioning.lock import dump, read_lock, write_entry
 from plumbline.versioning.pipeline import assets_with_code, pipeline, plain, resolved
+from plumbline.versioning.scratch import aside_of, remove, scratch
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -178,23 +177,6 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
         _publish(step, folder, overridden=bool(overrides))
 
 
-@contextlib.contextmanager
-def scratch(root: Path, name: str) -> Iterator[Path]:
-    """An empty folder on the file system of the outputs, for one process at a time. It is removed at the end."""
-    from filelock import FileLock
-
-    locks, place = root / ".plumbline" / "locks", root / "data" / ".tmp"
-    locks.mkdir(parents=True, exist_ok=True)
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{name}.lock"):
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=place))
-        folder.chmod(0o755)  # mkdtemp sets 0700, which the artifact would keep
-        try:
-            yield folder
-        finally:
-            _remove(folder)
-
-
 def _publish(step: Step, made: Path, overridden: bool) -> None:
     """Replace the stage's output with a new folder or file, and record it."""
     dvc = pipeline(step.root)
@@ -206,7 +188,7 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
         for path, md5 in step.inputs.items():
             if now.get(path) != md5:
                 raise InputsChanged(f"{path} changed while {step.name} ran ({md5} -> {now.get(path)}): run it again")
-        aside = made.with_name(f"{made.name}.old")
+        aside = aside_of(made)
         step.out.parent.mkdir(parents=True, exist_ok=True)
         if step.out.exists():
             step.out.rename(aside)
@@ -214,11 +196,11 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
         try:
             step.md5 = _commit(dvc.repo, stage, step, overridden)
         except BaseException:
-            _remove(step.out)
+            remove(step.out)
             if aside.exists():
                 aside.rename(step.out)
             raise
-        _remove(aside)
+        remove(aside)
     note_use(step.root)
 
 
@@ -257,23 +239,3 @@ def _commit(repo: Repo, stage: PipelineStage, step: Step, overridden: bool) -> s
     record = _record(stage)
     write_entry(step.root, step.name, record)
     return str(record["outs"][0]["md5"])
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sweep(root: Path) -> int:
-    """Remove the scratch folders of killed runs, and return their number. Steps that still run are skipped."""
-    from filelock import FileLock, Timeout
-
-    removed = 0
-    for folder in sorted((root / "data" / ".tmp").glob("*")):
-        name = folder.name.removesuffix(".old").rsplit(".", 1)[0]
-        with contextlib.suppress(Timeout), FileLock(root / ".plumbline" / "locks" / f"{name}.lock", timeout=0):
-            _remove(folder)
-            removed += 1
-    return removed

@@ -77,10 +77,10 @@ def test_dvc_is_told_where_there_is_no_git(git: str, root: Path, tmp_path: Path)
 
 
 def test_nothing_needs_dvc_until_it_is_asked_for() -> None:
-    names = "cache cache_users code config digest digest_memo garbage lock object_store pipeline recording run_history"
+    names = "cache cache_users code config digest digest_memo garbage lock object_store pipeline recording scratch"
     modules = ", ".join(names.split())
     script = (
-        f"import sys\nfrom plumbline.versioning import {modules}, status, verify\n"
+        f"import sys\nfrom plumbline.versioning import {modules}, run_history, status, verify\n"
         "print([name for name in ('dvc', 'dvc_data', 'torch', 'numpy', 'pyarrow', 'mlflow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +22,8 @@ from plumbline.versioning import recording as recording_module
 from plumbline.versioning.digest import dvc_digest
 from plumbline.versioning.lock import read_lock, upstream
 from plumbline.versioning.pipeline import on_request
-from plumbline.versioning.recording import InputsChanged, Step, recording, sweep
+from plumbline.versioning.recording import InputsChanged, Step, recording
+from plumbline.versioning.scratch import scratch, sweep
 from plumbline.versioning.status import changed_stages, unfinished_mark
 
 DVC_YAML = """
@@ -253,6 +256,61 @@ def test_killed_run_leaves_the_last_good_version_and_a_rerun_is_undisturbed(root
     assert dvc_digest(root / "data/letters") == first.md5
     assert sweep(root) == 1 and list((root / "data/.tmp").iterdir()) == []
     assert make(root, "letters", "two").md5 == undisturbed
+
+
+def _kill_while_publishing(root: Path, act: str, after: int) -> None:
+    """Make a second version and die after a number of renames, removals or writes of dvc.lock."""
+    calls = 0
+
+    def dying(act: Callable[..., Any]) -> Callable[..., Any]:
+        def acted(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            result = act(*arguments, **options)
+            calls += 1
+            if calls == after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return acted
+
+    if act == "rename":
+        Path.rename = dying(Path.rename)  # type: ignore[method-assign]
+    else:
+        setattr(recording_module, act, dying(getattr(recording_module, act)))
+    make(root, "letters", "two")
+
+
+@pytest.mark.parametrize(("act", "after"), [("rename", 1), ("rename", 2), ("write_entry", 1), ("remove", 1)])
+@pytest.mark.parametrize("next_command", ["sweep", "step"])
+def test_a_kill_at_any_moment_of_publishing_leaves_the_output_that_the_lock_names(
+    root: Path, act: str, after: int, next_command: str
+) -> None:
+    first = make(root, "letters", "one")
+    process = multiprocessing.get_context("spawn").Process(target=_kill_while_publishing, args=(root, act, after))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (root / "data/letters").exists() is ((act, after) != ("rename", 1))
+    if next_command == "sweep":
+        sweep(root)
+    else:
+        with scratch(root, "letters"):
+            pass
+    assert dvc_digest(root / "data/letters") == read_lock(root)["letters"].md5
+    assert (read_lock(root)["letters"].md5 == first.md5) is (act == "rename")
+    assert "letters" not in changed_stages(root)
+    sweep(root)
+    assert list((root / "data/.tmp").iterdir()) == []
+    assert make(root, "letters", "two").md5 != first.md5
+
+
+def test_what_a_user_changed_or_an_interrupted_removal_left_is_not_put_back(root: Path) -> None:
+    make(root, "letters", "one")
+    aside = root / "data/.tmp/letters.x1.old"
+    shutil.copytree(root / "data/letters", aside)
+    (aside / "file.txt").unlink()
+    shutil.rmtree(root / "data/letters")
+    assert sweep(root) == 1 and not aside.exists() and not (root / "data/letters").exists()
 
 
 def _write(root: Path, name: str, content: str) -> None:

@@ -1,0 +1,85 @@
+"""Scratch folders of running steps, and what a killed step leaves there.
+
+An output is published by two renames: the last version moves aside, the new one takes its place. A process that is
+killed in between leaves the last version as `NAME.xxxx.old`; it is put back before the next step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from plumbline.versioning.digest import dvc_digest
+from plumbline.versioning.lock import read_lock
+
+ASIDE = ".old"
+
+
+@contextlib.contextmanager
+def scratch(root: Path, name: str) -> Iterator[Path]:
+    """An empty folder on the file system of the outputs, for one process at a time. It is removed at the end."""
+    from filelock import FileLock
+
+    locks, place = root / ".plumbline" / "locks", _place(root)
+    locks.mkdir(parents=True, exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{name}.lock"):
+        for aside in place.glob(f"{name}.*{ASIDE}"):
+            _put_back(root, name, aside)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=place))
+        folder.chmod(0o755)  # mkdtemp sets 0700, which the artifact would keep
+        try:
+            yield folder
+        finally:
+            remove(folder)
+
+
+def aside_of(folder: Path) -> Path:
+    """Where the last version waits while the new one in a scratch folder takes its place."""
+    return folder.with_name(f"{folder.name}{ASIDE}")
+
+
+def sweep(root: Path) -> int:
+    """Remove what killed steps left, and return the number of entries. Steps that still run are skipped.
+
+    A version that was moved aside is put back if dvc.lock names it and its place is empty, or holds another.
+    """
+    from filelock import FileLock, Timeout
+
+    removed = 0
+    for folder in sorted(_place(root).glob("*")):
+        name = folder.name.removesuffix(ASIDE).rsplit(".", 1)[0]
+        with contextlib.suppress(Timeout), FileLock(root / ".plumbline" / "locks" / f"{name}.lock", timeout=0):
+            if folder.name.endswith(ASIDE):
+                _put_back(root, name, folder)
+            remove(folder)
+            removed += 1
+    return removed
+
+
+def _put_back(root: Path, name: str, aside: Path) -> None:
+    entry = read_lock(root).get(name)
+    if entry is None or not entry.outs or not aside.exists() or dvc_digest(aside) != entry.md5:
+        return  # also if its removal was interrupted
+    path = root / next(iter(entry.outs))
+    if path.exists():
+        if dvc_digest(path) == entry.md5:
+            return
+        remove(path)  # the version that was never recorded
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside.rename(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _place(root: Path) -> Path:
+    return root / "data" / ".tmp"
