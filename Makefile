@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard plumbline/*/*
 	@echo "setup 2 of 2: Plumbline with the extras $(EXTRAS) and 250 packages, 1 to 5 minutes"
 	@$(PIP) -c constraints.txt -e '.[$(EXTRAS)]' $(ALSO)
 	@test -z "$$PYTHONDONTWRITEBYTECODE" || { echo "setup: compiling beforehand, as PYTHONDONTWRITEBYTECODE is set, a minute"; $(COMPILE) || true; }
-	@$(BIN)/python -c 'from pathlib import Path; from plumbline.versioning.code import link_library; link_library(Path.cwd())'
+	@$(BIN)/python -c 'from pathlib import Path; from plumbline.versioning.current_facts import link_inputs; link_inputs(Path.cwd())'
 	@touch $@
 	@echo "setup done"
 

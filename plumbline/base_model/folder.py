@@ -76,9 +76,27 @@ def base_model_digest(folder: Path) -> str:
         ValueError: no safetensors.
     """
     require_weights(folder)
-    names = {path.name for pattern in (*WEIGHTS, "*.py") for path in folder.glob(pattern)}
-    names |= {name for name in ("config.json", "generation_config.json") if (folder / name).is_file()}
-    return sha256_json({name: _sha256(*_identity(folder / name)) for name in sorted(names)})
+    return sha256_json({name: _sha256(*_identity(folder / name)) for name in weight_files(folder)})
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that decide an activation, sorted."""
+    return _matching(folder, *WEIGHTS, "*.py", "config.json", "generation_config.json")
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Names of the files that decide a token, sorted."""
+    return _matching(folder, *TOKENIZER, "*.py", "added_tokens.json")
+
+
+def _matching(folder: Path, *patterns: str) -> list[str]:
+    return sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def local_folder(params: ModelParams, root: Path) -> Path | None:
+    """The folder of a base model that is not on the hub, whether or not it holds one; None: it is on the hub."""
+    place = root / params.name
+    return place if place.is_dir() else BUNDLED if params.name == BUNDLED.name else None
 
 
 def require_weights(folder: Path) -> None:

@@ -15,6 +15,8 @@ import click
 from plumbline import distribution
 from plumbline.cli import audit, choices, export, gc, maintain, plan, release, run, serve, stage, statistics, workspace
 from plumbline.versioning.code import link_library
+from plumbline.versioning.current_facts import link_inputs
+from plumbline.versioning.facts import MODEL_LINK
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
 GROUPS = (run, choices, plan, audit, release, export, maintain, gc, serve, stage, statistics)
@@ -78,8 +80,10 @@ def in_workspace(command: click.Command) -> click.Command:
             os.environ[VARIABLE] = str(root)  # absolute, for child processes in other folders
         if root != Path.cwd():
             click.echo(f"workspace: {root}", err=True)
-        with contextlib.suppress(OSError):  # a read-only workspace
+        with contextlib.suppress(OSError, ValueError):  # a read-only workspace; an invalid params.yaml
             link_library(root)
+            if not (root / MODEL_LINK).exists():
+                link_inputs(root)
         return act(*arguments, **options)
 
     command.callback = act_in_workspace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -78,7 +79,7 @@ def status() -> None:
     """
     from plumbline.graph.intake import waiting
     from plumbline.versioning.pipeline import on_request
-    from plumbline.versioning.status import changed_stages
+    from plumbline.versioning.status import changed_stages, leftovers
 
     root = workspace_root()
     new = waiting(root).as_dict()
@@ -98,6 +99,9 @@ def status() -> None:
     if names := on_request(root):
         for name, why in changed_stages(root, *names).items():
             click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))
+    if left := leftovers(root):
+        click.echo("\nunder data/, but no longer in params.yaml; nothing reads them:")
+        click.echo("\n".join(f"  rm -r {shlex.quote(path)}" for path in left))
     sys.exit(1 if changed or new or lost else 0)
 
 

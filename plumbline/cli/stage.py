@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from plumbline.versioning.code import VERSIONS
+from plumbline.versioning.facts import BASE_MODEL, NAMED_OUTPUTS
 from plumbline.workspace import workspace_root
 
 
@@ -40,12 +42,40 @@ def code_versions() -> None:
     \b
     Example: plumbline code-versions
     """
-    from plumbline.versioning.recording import refresh_code_versions
+    _refresh(VERSIONS)
+
+
+@click.command(name="base-model")
+def base_model() -> None:
+    """Write data/base_model.yaml: digests of the base model's weights and of its tokenizer.
+
+    A stage that reads the base model is out of date when one of its files changes.
+
+    \b
+    Example: plumbline base-model
+    """
+    _refresh(BASE_MODEL)
+
+
+@click.command(name="named-outputs")
+def named_outputs() -> None:
+    """Write data/named_outputs.yaml: the outputs of the pairs in the grid, with their hashes.
+
+    The report and the promotion depend on these only, not on what an earlier grid left under data/.
+
+    \b
+    Example: plumbline named-outputs
+    """
+    _refresh(NAMED_OUTPUTS)
+
+
+def _refresh(file: str) -> None:
+    from plumbline.versioning.recording import refresh_facts
 
     try:
-        refresh_code_versions(workspace_root())
+        refresh_facts(workspace_root(), [file])
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 
 
-COMMANDS = [materialize, code_versions]
+COMMANDS = [materialize, code_versions, base_model, named_outputs]

@@ -12,7 +12,7 @@ import click
 import yaml
 
 from plumbline import distribution
-from plumbline.versioning.code import link_library
+from plumbline.versioning.current_facts import link_inputs
 from plumbline.workspace_template import files_of, template_root
 
 README = Path(__file__).with_name("workspace.md")
@@ -50,7 +50,7 @@ def init(folder: Path) -> None:
         shown = ", ".join(in_the_way[:5]) + (" …" if len(in_the_way) > 5 else "")
         raise click.ClickException(f"{folder} is not empty ({shown}); name an empty folder or a new one")
     write_workspace(folder)
-    link_library(folder.resolve())  # `dvc repro` may come first
+    link_inputs(folder.resolve())  # `dvc repro` may come first
     click.echo(next_steps(folder))
 
 

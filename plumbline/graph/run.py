@@ -13,7 +13,7 @@ from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.restoration import restore
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import on_request
-from plumbline.versioning.recording import refresh_code_versions
+from plumbline.versioning.recording import refresh_facts
 from plumbline.versioning.scratch import sweep
 from plumbline.versioning.status import changed_stages
 
@@ -50,7 +50,7 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
         RunFailed: a step failed; the steps that finished before are kept.
     """
     sweep(root)
-    refresh_code_versions(root)
+    refresh_facts(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
         take_in_now(root)
     skipped = on_request(root) - set(only)

@@ -242,14 +242,22 @@ def link_library(root: Path) -> None:
     Raises:
         OSError: the workspace is not writable.
     """
-    link = root / LINK
-    if link.is_symlink() and link.readlink() == LIBRARY:
+    link(root / LINK, LIBRARY)
+
+
+def link(place: Path, target: Path) -> None:
+    """Make `place` a symbolic link to a folder.
+
+    Raises:
+        OSError: the folder of `place` is not writable.
+    """
+    if place.is_symlink() and place.readlink() == target:
         return
-    link.parent.mkdir(parents=True, exist_ok=True)
-    draft = link.with_name(f".{link.name}.{os.getpid()}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_name(f".{place.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
-    draft.symlink_to(LIBRARY, target_is_directory=True)
-    draft.replace(link)
+    draft.symlink_to(target, target_is_directory=True)
+    draft.replace(place)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 
 from plumbline.artifact import replace_text
 from plumbline.versioning.code import VERSIONS
+from plumbline.versioning.facts import FACTS, NAMED_OUTPUTS
 
 FILE = "dvc.lock"
 MALFORMED = (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError)
@@ -46,10 +47,13 @@ class Entry:
     outs: dict[str, str]
     """Path relative to the workspace -> DVC hash."""
     deps: dict[str, str]
+    """Path -> DVC hash of every input, those in data/named_outputs.yaml included."""
     params: dict[str, Any]
     """Dotted name in params.yaml -> value."""
     code_version: str
     """Code version that produced the output; it may differ from the installed one. Empty in older records."""
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """File of facts.py -> key -> value."""
 
     @property
     def md5(self) -> str:
@@ -121,13 +125,17 @@ def entry_of(name: str, stage: Mapping[str, Any]) -> Entry:
         return {str(item["path"]): str(item["md5"]) for item in stage.get(side) or [] if "md5" in item}
 
     params: dict[str, Any] = {}
-    code = ""
+    facts: dict[str, dict[str, Any]] = {}
     for file, values in (stage.get("params") or {}).items():
-        if file == VERSIONS:
-            code = str(values.get(name.split("@")[0], ""))
+        if file in FACTS:
+            facts[file] = dict(values or {})
         else:
             params |= values or {}
-    return Entry(name, str(stage.get("cmd", "")), hashes("outs"), hashes("deps"), params, code)
+    deps = hashes("deps")
+    for outputs in facts.get(NAMED_OUTPUTS, {}).values():
+        deps |= {str(path): str(md5) for path, md5 in outputs.items()}
+    code = str(facts.get(VERSIONS, {}).get(name.split("@")[0], ""))
+    return Entry(name, str(stage.get("cmd", "")), hashes("outs"), deps, params, code, facts)
 
 
 def write_entry(root: Path, name: str, record: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ import yaml
 from plumbline.artifact import replace_text
 from plumbline.versioning.code import STAGE, VERSIONS
 from plumbline.versioning.config import require_git_or_no_scm
+from plumbline.versioning.facts import FACTS
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -40,9 +41,9 @@ class Stage:
     """Paths that the stage reads, without parameters."""
     outs: list[str]
     params: dict[str, dict[str, Any]]
-    """File -> dotted name -> current value, without code versions."""
-    has_code: bool
-    """Whether the stage depends on the code version of its asset."""
+    """File -> dotted name -> current value, without facts."""
+    facts: dict[str, list[str]]
+    """File of facts.py -> the keys that the stage depends on."""
 
     @property
     def asset(self) -> str:
@@ -154,8 +155,8 @@ def _plain_stage(stage: PipelineStage) -> Stage:
         str(stage.cmd),
         paths,
         [out.def_path for out in stage.outs],
-        {item.def_path: _values(item) for item in params if item.def_path != VERSIONS},
-        any(item.def_path == VERSIONS for item in params),
+        {item.def_path: _values(item) for item in params if item.def_path not in FACTS},
+        {item.def_path: list(item.params) for item in params if item.def_path in FACTS},
     )
 
 

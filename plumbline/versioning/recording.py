@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from plumbline.versioning.cache_users import note_use
-from plumbline.versioning.code import LINK, STAGE, VERSIONS, code_versions, link_library
+from plumbline.versioning.code import VERSIONS
+from plumbline.versioning.current_facts import current, facts_in_use, link_inputs
 from plumbline.versioning.digest import TRUSTING, dvc_digest
 from plumbline.versioning.digest_memo import DigestMemo
+from plumbline.versioning.facts import FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import dump, read_lock, write_entry
-from plumbline.versioning.pipeline import assets_with_code, pipeline, plain, resolved
+from plumbline.versioning.pipeline import pipeline, plain, resolved
 from plumbline.versioning.scratch import aside_of, remove, scratch
 
 if TYPE_CHECKING:
@@ -58,59 +60,75 @@ class Step:
             KeyError: dvc.yaml does not declare it among the stage's deps.
         """
         path = f"data/{asset}/{key}" if key else f"data/{asset}"
-        if path not in self.inputs and str(Path(path).parent) not in self.inputs:
+        named = {*self.inputs, *(str(Path(part).parent) for part in self.inputs if part.startswith("data/"))}
+        if path not in named and str(Path(path).parent) not in self.inputs:
             raise KeyError(f"{path} is not among the deps of {self.name} in dvc.yaml: {sorted(self.inputs)}")
         return self.root / path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The code that runs
+# Facts
 
 
-def refresh_code_versions(root: Path) -> None:
-    """Update data/code_versions.yaml and its record in dvc.lock to the installed library.
+def refresh_facts(root: Path, files: Iterable[str] | None = None) -> None:
+    """Update files of facts and their records in dvc.lock to the current values.
 
-    Do nothing if they are up to date, or if dvc.yaml has no stage `code_versions`.
+    Do nothing for those that are up to date, or whose stage dvc.yaml lacks.
+
+    Args:
+        files: None: all whose inputs exist.
+
+    Raises:
+        ValueError: params.yaml is invalid.
     """
     with contextlib.suppress(OSError):  # a read-only workspace
-        link_library(root)
-    assets = assets_with_code(root)
-    if not assets:
+        link_inputs(root)
+    for file in facts_in_use(root):
+        if files is None or file in files:
+            _refresh(root, file, must=files is not None)
+
+
+def _refresh(root: Path, file: str, must: bool) -> None:
+    text, stage = dump(current(root, file)), FACTS[file]
+    if _is_recorded(root, file, text):
         return
-    text = dump(code_versions(root, assets))
-    if _is_recorded(root, text):
+    if not must and not all((root / path).exists() for path in resolved(root)[stage].deps):
         return
-    with scratch(root, STAGE) as folder:
-        if _is_recorded(root, text):  # another process has updated it meanwhile
+    with scratch(root, stage) as folder:
+        if _is_recorded(root, file, text):  # another process has updated it meanwhile
             return
-        step, file = _begin(root, STAGE, {}), folder / Path(VERSIONS).name
-        file.write_text(text, encoding="utf-8")
-        _publish(step, file, overridden=False)
+        step, draft = _begin(root, stage, {}), folder / Path(file).name
+        draft.write_text(text, encoding="utf-8")
+        _publish(step, draft, overridden=False)
 
 
-def _is_recorded(root: Path, text: str) -> bool:
-    entry, path, digests = read_lock(root).get(STAGE), root / VERSIONS, DigestMemo(root)
-    current = (
+def _is_recorded(root: Path, file: str, text: str) -> bool:
+    entry, path, digests = read_lock(root).get(FACTS[file]), root / file, DigestMemo(root)
+    stage = resolved(root)[FACTS[file]]
+    recorded = (
         entry is not None
         and path.is_file()
         and path.read_text(encoding="utf-8") == text
-        and entry.cmd == resolved(root)[STAGE].cmd
-        and entry.outs.get(VERSIONS) == digests.get(VERSIONS)
-        and entry.deps.get(LINK) == digests.get(LINK)
+        and entry.cmd == stage.cmd
+        and entry.outs.get(file) == digests.get(file)
+        and all(entry.deps.get(dep) == digests.get(dep) for dep in stage.deps)
+        and all(plain(entry.params.get(key)) == now for values in stage.params.values() for key, now in values.items())
     )
     digests.save()
-    return current
+    return recorded
 
 
-def _require_current_code(root: Path, asset: str) -> None:
-    """Raise InputsChanged unless data/code_versions.yaml has the installed code version of the asset.
+def _require_current_facts(root: Path, name: str) -> None:
+    """Raise InputsChanged unless the files of the facts that a stage reads have the current values.
 
-    `dvc repro` has already run the stage `code_versions`, and dvc.lock must not change under it.
+    `dvc repro` has already run the stages that write them, and dvc.lock must not change under it.
     """
-    path = root / VERSIONS
-    recorded = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
-    if asset in assets_with_code(root) and recorded.get(asset) != code_versions(root, [asset])[asset]:
-        raise InputsChanged(f"{VERSIONS} does not name the installed code of {asset}: run `dvc repro code_versions`")
+    for file, keys in resolved(root)[name].facts.items() if name in resolved(root) else ():
+        path = root / file
+        recorded = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+        now = current(root, file)
+        if stale := [key for key in keys if recorded.get(key) != now.get(key)]:
+            raise InputsChanged(f"{file} does not have the current values of {stale}: run `dvc repro {FACTS[file]}`")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,10 +143,14 @@ def _begin(root: Path, name: str, overrides: Mapping[str, Any]) -> Step:
         record = _record_of_reads(stage)
         reads = [(item.def_path, item.hash_info) for item in stage.deps]
         out = root / stage.outs[0].def_path
-    inputs = {item["path"]: item["md5"] for item in record.get("deps", [])}
-    _check_recorded(root, name, inputs)
     files = dict(record.get("params", {}))
-    code_version = str(files.pop(VERSIONS, {}).get(name.split("@")[0], ""))
+    facts = {file: files.pop(file, {}) for file in FACTS}
+    inputs = {item["path"]: item["md5"] for item in record.get("deps", [])}
+    for outputs in facts[NAMED_OUTPUTS].values():
+        inputs |= outputs
+    if name not in STAGES:
+        _check_recorded(root, name, inputs)
+    code_version = str(facts[VERSIONS].get(name.split("@")[0], ""))
     params: dict[str, Any] = {}
     for values in files.values():
         params |= {key: ({**value, **overrides} if overrides else value) for key, value in values.items()}
@@ -168,9 +190,9 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
         InputsChanged: an input differs from what its stage recorded, or changed while the body ran.
     """
     if os.environ.get(DVC_STAGE):
-        _require_current_code(root, name.split("@")[0])
-    else:
-        refresh_code_versions(root)
+        _require_current_facts(root, name)
+    elif name in resolved(root):
+        refresh_facts(root, resolved(root)[name].facts)
     with scratch(root, name) as folder:
         step = _begin(root, name, overrides or {})
         yield step, folder
@@ -184,10 +206,11 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
     with contextlib.chdir(step.root), dvc.repo.lock:
         for dependency in stage.deps:
             dependency.save()
-        now = {item["path"]: item["md5"] for item in _record_of_reads(stage).get("deps", [])}
+        declared = {item["path"]: item["md5"] for item in _record_of_reads(stage).get("deps", [])}
         for path, md5 in step.inputs.items():
-            if now.get(path) != md5:
-                raise InputsChanged(f"{path} changed while {step.name} ran ({md5} -> {now.get(path)}): run it again")
+            now = declared[path] if path in declared else _digest_now(step.root / path)
+            if now != md5:
+                raise InputsChanged(f"{path} changed while {step.name} ran ({md5} -> {now}): run it again")
         aside = aside_of(made)
         step.out.parent.mkdir(parents=True, exist_ok=True)
         if step.out.exists():
@@ -202,6 +225,10 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
             raise
         remove(aside)
     note_use(step.root)
+
+
+def _digest_now(path: Path) -> str | None:
+    return dvc_digest(path, TRUSTING) if path.exists() else None
 
 
 def _record_of_reads(stage: PipelineStage) -> dict[str, Any]:
@@ -231,7 +258,7 @@ def _commit(repo: Repo, stage: PipelineStage, step: Step, overridden: bool) -> s
     for dependency in stage.deps:
         # Record the inputs at the step's start, so that later edits of params.yaml or the code show as modified.
         dependency.hash_info = read.get(dependency.def_path, dependency.hash_info)
-        if overridden and isinstance(dependency, ParamsDependency) and dependency.def_path != VERSIONS:
+        if overridden and isinstance(dependency, ParamsDependency) and dependency.def_path not in FACTS:
             dependency.hash_info = HashInfo("params", {key: step.params[key] for key in dependency.hash_info.value})
     repo.stage_cache.save(stage)
     stage.commit()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from plumbline.versioning.code import STAGE, code_versions
+from plumbline.versioning.code import VERSIONS
+from plumbline.versioning.current_facts import current, facts_in_use, link_inputs
 from plumbline.versioning.digest_memo import DigestMemo
+from plumbline.versioning.facts import NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import Entry, read_lock
-from plumbline.versioning.pipeline import Stage, assets_with_code, on_request, plain, resolved
+from plumbline.versioning.pipeline import Stage, on_request, plain, resolved
 
 
 def unfinished_mark(root: Path, name: str) -> Path:
@@ -18,19 +23,21 @@ def unfinished_mark(root: Path, name: str) -> Path:
 def changed_stages(root: Path, *assets: str) -> dict[str, list[str]]:
     """Stage -> why its recorded inputs, parameters, code or output differ from the current ones.
 
-    The result has direct changes only, like `dvc status`; stages downstream of a change are not in it. Code versions
-    are those of the installed library, not of data/code_versions.yaml.
+    The result has direct changes only, like `dvc status`; stages downstream of a change are not in it. Facts, such as
+    code versions, are the current ones, not those in their files.
 
     Args:
         assets: only stages of these assets. Without any: all stages but those that run on request.
     """
     left_alone = on_request(root)
-    versions = code_versions(root, assets_with_code(root))
+    with contextlib.suppress(OSError):  # a read-only workspace
+        link_inputs(root)
+    facts = {file: current(root, file) for file in facts_in_use(root)}
     lock, digests, changed = read_lock(root), DigestMemo(root), {}
     for name, stage in resolved(root).items():
-        if name == STAGE or (stage.asset not in assets if assets else stage.asset in left_alone):
+        if name in STAGES or (stage.asset not in assets if assets else stage.asset in left_alone):
             continue
-        reasons = _reasons(stage, lock.get(name), versions.get(stage.asset, ""), digests)
+        reasons = _reasons(stage, lock.get(name), facts, digests)
         if unfinished_mark(root, name).exists():
             reasons.append("it was killed before MLflow knew of it")
         if reasons:
@@ -39,13 +46,17 @@ def changed_stages(root: Path, *assets: str) -> dict[str, list[str]]:
     return changed
 
 
-def _reasons(stage: Stage, entry: Entry | None, code_version: str, digests: DigestMemo) -> list[str]:
+def _reasons(
+    stage: Stage, entry: Entry | None, facts: Mapping[str, Mapping[str, Any]], digests: DigestMemo
+) -> list[str]:
     """The reasons why a stage is out of date; empty if it is current."""
     if entry is None:
         return ["never run"]
     reasons = [] if entry.cmd == stage.cmd else ["the command changed"]
-    if stage.has_code and entry.code_version != code_version:
-        reasons.append("the code changed")
+    for file, keys in stage.facts.items():
+        for key in keys:
+            before, now = entry.facts.get(file, {}).get(key), facts.get(file, {}).get(key)
+            reasons += _fact_changes(file, key, before, now) if before != now else []
     for path in stage.deps:
         reasons += _difference(path, entry.deps.get(path), digests.get(path))
     for file, now in stage.params.items():
@@ -55,5 +66,23 @@ def _reasons(stage: Stage, entry: Entry | None, code_version: str, digests: Dige
     return reasons
 
 
+def _fact_changes(file: str, key: str, before: Any, now: Any) -> list[str]:
+    if file == VERSIONS:
+        return ["the code changed"]
+    if file != NAMED_OUTPUTS:
+        return [f"the base model's {key} changed"]
+    before, now = before or {}, now or {}
+    gone = [f"{path}: no longer in the grid, or missing" for path in before if path not in now]
+    return gone + [f"{path}: {'changed' if path in before else 'new'}" for path in now if before.get(path) != now[path]]
+
+
 def _difference(path: str, before: str | None, now: str | None) -> list[str]:
     return [] if now == before and now else [f"{path}: {'missing' if now is None else 'changed'}"]
+
+
+def leftovers(root: Path) -> list[str]:
+    """Outputs of entries that params.yaml no longer has, sorted. No stage reads them."""
+    outs = {path for stage in resolved(root).values() for path in stage.outs}
+    assets = {Path(path).parent for path in outs} - {Path("data")}
+    names = (path.relative_to(root).as_posix() for asset in assets for path in (root / asset).glob("*"))
+    return sorted(name for name in names if name not in outs and (root / name).is_dir())

@@ -8,6 +8,7 @@ from pathlib import Path
 from plumbline.versioning.cache import cache_folder, cached_listing, relative
 from plumbline.versioning.digest import HASH, Hasher, differences, dvc_digest
 from plumbline.versioning.lock import read_lock
+from plumbline.versioning.pipeline import resolved
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,13 @@ def verify(root: Path) -> list[Corrupted]:
     """
     if not (root / "dvc.lock").is_file():
         return [Corrupted("dvc.lock", "", "", "not there, so nothing could be verified; `plumbline run` makes it")]
-    hasher = Hasher()
-    outs = {path: md5 for entry in read_lock(root).values() for path, md5 in entry.outs.items()}
+    hasher, current = Hasher(), _stages(root)
+    outs = {
+        path: md5
+        for name, entry in read_lock(root).items()
+        for path, md5 in entry.outs.items()
+        if name in current or (root / path).exists()  # what is no longer in params.yaml may be removed
+    }
     wrong = [bad for path, md5 in sorted(outs.items()) if (bad := _check_out(root, path, md5, hasher))]
     cache = cache_folder(root)
     for path in sorted(cache.glob("[0-9a-f][0-9a-f]/*")):
@@ -52,6 +58,14 @@ def verify(root: Path) -> list[Corrupted]:
             )
             wrong.append(Corrupted(relative(path, root), name, holds, what))
     return wrong
+
+
+def _stages(root: Path) -> set[str]:
+    """Names of the stages that dvc.yaml has now; of all in dvc.lock if it cannot be resolved."""
+    try:
+        return set(resolved(root))
+    except Exception:  # DVC's errors have no common class, and the bytes can be checked without dvc.yaml
+        return set(read_lock(root))
 
 
 def _check_out(root: Path, path: str, md5: str, hasher: Hasher) -> Corrupted | None:

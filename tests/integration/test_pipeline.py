@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from plumbline.versioning.facts import FACTS
 from tests.helpers.workspace import Workspace, stale
 
 pytestmark = pytest.mark.integration
@@ -90,7 +91,7 @@ def test_what_dvc_restores_without_running_is_reported(finished: Workspace, tmp_
     for path in (workspace.root / ".dagster").iterdir():
         if path.name != "dagster.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    artifacts = workspace.lock().keys() - {"data/code_versions.yaml"}  # which is no asset
+    artifacts = workspace.lock().keys() - FACTS.keys()  # which are no assets
     assert len(stale(workspace)) == len(artifacts)
     workspace.plumbline("reconcile")
     assert stale(workspace) == {}

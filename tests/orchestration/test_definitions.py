@@ -10,21 +10,25 @@ import dagster as dg
 from orchestration.definitions import ASSETS, defs
 from plumbline.graph.partitions import CALIBRATIONS, PAIRS, PAIRS_OF_CALIBRATION
 from plumbline.params import load_params
+from plumbline.versioning.facts import FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import stage_name
 from tests.helpers.paths import PROJECT
 
-VERSIONS = "data/code_versions.yaml"
-
 
 def dvc_stages() -> dict[str, dict]:
+    """Stage name -> data folders it reads, those whose partitions it names in data/named_outputs.yaml included."""
     from dvc.repo import Repo
 
     stages = {}
     for stage in Repo(str(PROJECT)).index.stages:
-        if stage.name == "code_versions":  # of no asset: each asset has a code version of its own in Dagster
+        if stage.name in STAGES:  # of no asset
             continue
-        paths = [d.def_path for d in stage.deps if str(d.def_path).startswith("data/") and d.def_path != VERSIONS]
-        stages[stage.name] = {"deps": set(paths), "outs": [str(o) for o in stage.outs]}
+        paths = {d.def_path for d in stage.deps if str(d.def_path).startswith("data/") and d.def_path not in FACTS}
+        named = next((d.params for d in stage.deps if d.def_path == NAMED_OUTPUTS), [])
+        stages[stage.name] = {
+            "deps": paths | {f"data/{asset}" for asset in named},
+            "outs": [str(o) for o in stage.outs],
+        }
     return stages
 
 

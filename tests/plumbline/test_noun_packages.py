@@ -13,10 +13,13 @@ import pytest
 import yaml
 
 import plumbline
+from plumbline.versioning.facts import STAGES
 
 PACKAGE = Path(plumbline.__file__).parent
 ASSETS = [
-    name for name in yaml.safe_load((PACKAGE.parent / "dvc.yaml").read_text())["stages"] if (PACKAGE / name).is_dir()
+    name
+    for name in yaml.safe_load((PACKAGE.parent / "dvc.yaml").read_text())["stages"]
+    if (PACKAGE / name).is_dir() and name not in STAGES
 ]
 
 

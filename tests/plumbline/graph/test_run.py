@@ -16,6 +16,7 @@ from plumbline.artifact import write_json
 from plumbline.cli.main import main
 from plumbline.graph import run as graph_run
 from plumbline.params import request, requested
+from plumbline.versioning.facts import STAGES
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import on_request, stage_names
 from plumbline.workspace import workspace_root
@@ -39,7 +40,7 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         names.append(assets[0].key.to_user_string())
         return Done()
 
-    stages = [name for name in stage_names(workspace_root()) if name != "code_versions"]
+    stages = [name for name in stage_names(workspace_root()) if name not in STAGES]
     asset = next(a for a in ASSETS if a.key.to_user_string() == WAITING)
     monkeypatch.setattr(asset.partitions_def, "_partition_keys", ["asked-for"], raising=False)
 
@@ -54,7 +55,7 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr(graph_run, "changed_stages", changed)
     monkeypatch.setattr(graph_run, "sweep", lambda root: 0)
-    monkeypatch.setattr(graph_run, "refresh_code_versions", lambda root: None)
+    monkeypatch.setattr(graph_run, "refresh_facts", lambda root: None)
     monkeypatch.setattr(dg, "materialize", note)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     return names

@@ -192,7 +192,7 @@ def test_a_step_records_the_code_that_ran(root: Path, library: Path) -> None:
     (library / "letters/build.py").write_text("N = 2\n")
     assert changed_stages(root)["letters"] == ["the code changed"]
     assert read_lock(root)["letters"].code_version == step.code_version != code.code_version("letters")
-    recording_module.refresh_code_versions(root)
+    recording_module.refresh_facts(root)
     assert "letters" in json.loads(dvc(root, "status", "--json", "letters"))
     assert changed_stages(root)["letters"] == ["the code changed"]
 
@@ -209,17 +209,17 @@ def test_a_comment_in_the_library_is_recorded_and_runs_nothing(root: Path, libra
     (library / "letters/build.py").write_text("# why\nN = 1\n")
     assert "letters" not in changed_stages(root)
     assert code.STAGE in json.loads(dvc(root, "status", "--json", code.STAGE))
-    recording_module.refresh_code_versions(root)
+    recording_module.refresh_facts(root)
     assert dvc(root, "status", "letters", code.STAGE).strip() == "Data and pipelines are up to date."
     lock = (root / "dvc.lock").read_bytes()
-    recording_module.refresh_code_versions(root)
+    recording_module.refresh_facts(root)
     assert (root / "dvc.lock").read_bytes() == lock
 
 
 def test_under_dvc_repro_other_code_than_recorded_is_refused(
     root: Path, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording_module.refresh_code_versions(root)
+    recording_module.refresh_facts(root)
     lock = (root / "dvc.lock").read_bytes()
     (library / "letters/build.py").write_text("N = 2\n")
     monkeypatch.setenv("DVC_STAGE", "letters")
