@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,16 +16,24 @@ from plumbline.calibration_choice.params import ChoiceParams
 from plumbline.calibration_report.params import ReportParams
 from plumbline.deployed_model.params import DeploymentParams
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.params_errors import Mistakes, explained
 from plumbline.production_drift.params import DriftParams
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.raw_corpus.document import OUT_OF_DOMAIN, PRODUCTION
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.sample_features.params import FeatureParams
 from plumbline.study.params import StudyParams, require_read_together
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tracking.params import TrackingParams
 from plumbline.workspace import workspace_root
+from plumbline.yaml_file import read_yaml
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+FREE_NAME = re.compile(r"\w[\w.-]*")
+LONGEST_NAME = 100
+"""A pair's key, a scratch folder's prefix and suffix fit into the 255 bytes of a file name with two such names."""
+RESERVED_SOURCES = ("inbox", PRODUCTION, OUT_OF_DOMAIN)
+SEEDS = 2**63
 REQUESTED = "requested.yaml"
 HEADER = "# Entries of `studies:` in params.yaml that `plumbline study` was asked for; it writes this file.\n"
 
@@ -61,52 +69,129 @@ class Params(BaseModel):
     tracking: TrackingParams = TrackingParams()
 
     @model_validator(mode="after")
-    def _names(self) -> Params:
-        for section, names in (
-            ("calibrations", self.calibrations),
-            ("schemes", self.schemes),
-            ("studies", self.studies),
-        ):
-            for name in names:
-                if not NAME.fullmatch(name):
-                    raise ValueError(
-                        f"{section}: the name {name!r} becomes a folder and a DVC stage; use a-z, 0-9, '-' and '_'"
-                    )
-            wanted = getattr(self.grid, section, ())
-            if unknown := [name for name in wanted if name not in names]:
-                raise ValueError(f"grid.{section}: {unknown} not under {section}: (there: {sorted(names)})")
-            if len(set(wanted)) < len(wanted):
-                raise ValueError(f"grid.{section}: a name occurs twice")
-        keys = [pair_key(c, s) for c in self.grid.calibrations for s in self.grid.schemes]
-        if len(set(keys)) < len(keys):
-            raise ValueError("grid: two pairs share the name CALIBRATION-SCHEME; rename a choice or a scheme")
-        for name, study in self.studies.items():
-            if unknown := [scheme for scheme in study.schemes if scheme not in self.schemes]:
-                raise ValueError(
-                    f"studies.{name}.schemes: {unknown} not under schemes: (there: {sorted(self.schemes)})"
-                )
-        studied = (scheme for study in self.studies.values() for scheme in study.schemes)
-        for name in dict.fromkeys((*self.grid.schemes, *studied)):
-            if "hessian" in self.schemes[name].reads and not self.statistics.hessian:
-                raise ValueError(
-                    f"schemes.{name} reads second moments, which statistics.hessian: false leaves out; write "
-                    "statistics: {hessian: true}, or take the scheme out of grid and studies"
-                )
-        if self.execution.workers > self.statistics.shards:
-            raise ValueError(
-                f"execution.workers: {self.execution.workers} processes, but statistics.shards: "
-                f"{self.statistics.shards} part(s) to share out; set shards to at least {self.execution.workers} (sums "
-                "then differ in their last bits, and statistics are collected anew), or workers lower"
-            )
-        if self.deployment.scheme not in self.grid.schemes:
-            raise ValueError(f"deployment.scheme: {self.deployment.scheme!r} is not in grid.schemes")
-        if self.report.baseline is not None and self.report.baseline not in self.grid.calibrations:
-            raise ValueError(f"report.baseline: {self.report.baseline!r} is not in grid.calibrations")
+    def _sections_agree(self) -> Params:
+        if mistakes := [*_mistakes_in_names(self), *_mistakes_in_grid(self), *_mistakes_in_numbers(self)]:
+            raise Mistakes(mistakes)
         return self
 
     def pairs(self) -> dict[str, tuple[str, str]]:
         """Key -> (calibration, scheme) of every pair of the grid, in order."""
         return {pair_key(c, s): (c, s) for c in self.grid.calibrations for s in self.grid.schemes}
+
+
+Mistake = tuple[tuple[str, ...], str]
+"""Keys from the top of params.yaml, and a sentence."""
+
+
+def _mistakes_in_names(params: Params) -> Iterator[Mistake]:
+    sections: dict[tuple[str, ...], Iterable[str]] = {
+        ("calibrations",): params.calibrations,
+        ("schemes",): params.schemes,
+        ("studies",): params.studies,
+    }
+    for keys, names in sections.items():
+        for name in names:
+            if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+                yield (
+                    (*keys, name),
+                    (
+                        f"the name {name!r:.60} becomes a folder and a DVC stage; use a-z, 0-9, '-' and '_', at most "
+                        f"{LONGEST_NAME} characters"
+                    ),
+                )
+    free = {("corpus", "sources"): list(params.corpus.sources)}
+    free |= {("studies", study, "rules"): list(entry.rules) for study, entry in params.studies.items()}
+    for keys, names in free.items():
+        for name in names:
+            if not FREE_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+                yield (
+                    (*keys, name),
+                    (
+                        f"the name {name!r:.60} becomes part of paths; use letters, digits, '.', '-' and '_', first a "
+                        f"letter or digit, at most {LONGEST_NAME} characters"
+                    ),
+                )
+    for name in params.corpus.sources:
+        if name in RESERVED_SOURCES:
+            yield ("corpus", "sources", name), f"{name} is a name that the corpus uses itself; rename the source"
+
+
+def _mistakes_in_grid(params: Params) -> Iterator[Mistake]:
+    for section in ("calibrations", "schemes"):
+        wanted, names = getattr(params.grid, section), getattr(params, section)
+        if unknown := [name for name in wanted if name not in names]:
+            yield ("grid", section), f"{unknown} not under {section}: (there: {sorted(names)})"
+        if len(set(wanted)) < len(wanted):
+            yield ("grid", section), "a name occurs twice"
+        if not wanted:
+            yield ("grid", section), "found none, expected at least one"
+    pairs = [
+        (pair_key(c, s), c, s)
+        for c in dict.fromkeys(params.grid.calibrations)
+        for s in dict.fromkeys(params.grid.schemes)
+    ]
+    if len({key for key, _, _ in pairs}) < len(pairs):
+        yield ("grid",), "two pairs share the name CALIBRATION-SCHEME; rename a choice or a scheme"
+    for name, study in params.studies.items():
+        if unknown := [scheme for scheme in study.schemes if scheme not in params.schemes]:
+            yield ("studies", name, "schemes"), f"{unknown} not under schemes: (there: {sorted(params.schemes)})"
+    studied = (scheme for study in params.studies.values() for scheme in study.schemes)
+    for name in dict.fromkeys((*params.grid.schemes, *studied)):
+        if name in params.schemes and "hessian" in params.schemes[name].reads and not params.statistics.hessian:
+            yield (
+                ("schemes", name),
+                (
+                    "reads second moments, which statistics.hessian: false leaves out; write statistics: "
+                    "{hessian: true}, or take the scheme out of grid and studies"
+                ),
+            )
+    if params.deployment.scheme not in params.grid.schemes:
+        yield ("deployment", "scheme"), f"{params.deployment.scheme!r} is not in grid.schemes"
+    if params.report.baseline is not None and params.report.baseline not in params.grid.calibrations:
+        yield ("report", "baseline"), f"{params.report.baseline!r} is not in grid.calibrations"
+
+
+def _mistakes_in_numbers(params: Params) -> Iterator[Mistake]:
+    if params.execution.workers > params.statistics.shards:
+        yield (
+            ("execution", "workers"),
+            (
+                f"{params.execution.workers} processes, but statistics.shards: {params.statistics.shards} part(s) to "
+                f"share out; set shards to at least {params.execution.workers} (sums then differ in their last bits, "
+                "and statistics are collected anew), or workers lower"
+            ),
+        )
+    splits = params.tokenize.splits
+    if splits.tuning + splits.report >= 1:
+        yield (
+            ("tokenize", "splits"),
+            (
+                f"tuning {splits.tuning:g} and report {splits.report:g} sum to {splits.tuning + splits.report:g}, "
+                "expected less than 1: the rest is the pool that sets are chosen from; lower one of them"
+            ),
+        )
+    if splits.report == 0:
+        yield (
+            ("tokenize", "splits"),
+            ("report is 0, expected more: models are evaluated on its documents; 0.1 is usual"),
+        )
+    if splits.tuning == 0 and params.corpus.production is None:
+        yield (
+            ("tokenize", "splits"),
+            (
+                "tuning is 0, expected more: without corpus.production its documents are what a set should represent; "
+                "0.1 is usual"
+            ),
+        )
+    seeds: dict[tuple[str, ...], int] = {
+        ("calibrations", n, "seed"): entry.seed for n, entry in params.calibrations.items()
+    }
+    seeds |= {("studies", n, "seed"): entry.seed for n, entry in params.studies.items()} | {
+        ("report", "seed"): params.report.seed
+    }
+    for keys, seed in seeds.items():
+        if not 0 <= seed < SEEDS:
+            yield keys, f"found {seed}, expected 0 to {SEEDS - 1}, which every random generator takes"
 
 
 def pair_key(calibration: str, scheme: str) -> str:
@@ -123,14 +208,22 @@ def load_params(root: Path | None = None) -> Params:
     path = (root or workspace_root()) / "params.yaml"
     if not path.is_file():
         raise ValueError(f"{path} not found: run inside a Plumbline workspace, or set PLUMBLINE_ROOT to one")
-    return _load(path, path.stat().st_mtime_ns)
+    status = path.stat()
+    return _load(path, status.st_mtime_ns, status.st_size)
 
 
 def requested(root: Path | None = None) -> list[str]:
-    """The requested studies, in order, from requested.yaml, which DVC reads too."""
+    """The requested studies, in order, from requested.yaml, which DVC reads too.
+
+    Raises:
+        ValueError: the file is invalid.
+    """
     path = (root or workspace_root()) / REQUESTED
-    content = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-    return [str(name) for name in content.get("requested") or []]
+    content = read_yaml(path).content if path.is_file() else None
+    names = (content.get("requested") or []) if isinstance(content, dict) else content or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected `requested:` with a list of names, found {content!r:.80}; correct it")
+    return names
 
 
 def request(names: Sequence[str], root: Path | None = None) -> None:
@@ -156,18 +249,12 @@ def request(names: Sequence[str], root: Path | None = None) -> None:
 
 
 @lru_cache(maxsize=8)
-def _load(path: Path, mtime_ns: int) -> Params:
+def _load(path: Path, mtime_ns: int, size: int) -> Params:
+    file = read_yaml(path)
+    if not isinstance(file.content, dict):
+        kind = "nothing" if file.content is None else type(file.content).__name__
+        raise ValueError(f"{path}: expected sections such as `model:`, found {kind}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected sections such as `model:`, found {type(content).__name__}")
-    try:
-        return Params.model_validate(content)
+        return Params.model_validate(file.content)
     except ValidationError as error:
-        wrong = "\n".join(
-            f"  {'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']} (found {e['input']!r:.80})"
-            for e in error.errors()
-        )
-        raise ValueError(f"{path} is not valid:\n{wrong}") from error
+        raise ValueError(f"{path} is not valid:\n{explained(error, file, Params)}") from error

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from plumbline.provenance.link import dig
 from plumbline.provenance.version_index import RecordedVersion, model_versions, set_versions
@@ -24,6 +23,7 @@ from plumbline.raw_corpus.sources.names import SUFFIXES
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.registry import registered_versions
 from plumbline.versioning.cache import cached, cached_folders
+from plumbline.yaml_file import read_yaml
 
 Kind = Literal["document", "file", "text", "source"]
 DOCUMENT = re.compile(r"[0-9a-f]{8,64}")
@@ -206,8 +206,8 @@ def _by_file(what: str, root: Path) -> Query | None:
 def _readers(root: Path) -> list[RowReader]:
     """A reader of rows per way in which a source in params.yaml reads them, the default first."""
     readers = [RowReader("file", "file", LARGEST_DOCUMENT)]
-    with suppress(OSError, ValueError, yaml.YAMLError):
-        sources = dig(yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")), "corpus", "sources")
+    with suppress(OSError, ValueError):
+        sources = dig(read_yaml(root / "params.yaml").content, "corpus", "sources")
         for source in (sources or {}).values():
             column, read, chat = (dig(source, name) for name in ("column", "read", "chat"))
             names = ChatFields.model_validate(chat or {})

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from plumbline.artifact import sha256_file, sha256_json
 from plumbline.calibration_set.reader import set_digest
@@ -20,6 +19,7 @@ from plumbline.raw_corpus.document import document_id
 from plumbline.versioning.cache import cached_listing
 from plumbline.versioning.code import LIBRARY, code_version
 from plumbline.versioning.digest import differences, dvc_digest
+from plumbline.yaml_file import read_yaml
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 FIRST = 3
@@ -102,8 +102,8 @@ def _base_folder(case: Case, named: list[str]) -> Path | None:
 
 def _configured(case: Case, named: list[str]) -> Path | None:
     try:
-        params = yaml.safe_load((case.root / "params.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        params = read_yaml(case.root / "params.yaml").content
+    except (OSError, ValueError):
         return None
     configured = dig(params, "model", "name")
     if isinstance(configured, str) and Path(configured).name in named and (case.root / configured).is_dir():

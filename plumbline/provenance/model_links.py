@@ -9,12 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from plumbline.artifact import sha256_file, sha256_json
 from plumbline.provenance.link import Case, Link, dig, how_to_restore
 from plumbline.versioning.cache import cached_listing
 from plumbline.versioning.digest import differences, folder_digest
+from plumbline.yaml_file import read_yaml
 
 RECORD, CONFIG = "calibration.json", "config.json"
 FORMAT = 1
@@ -320,8 +319,8 @@ def _settings(case: Case, known_parts: dict[str, Any] | None) -> list[Any]:
     candidates: list[Any] = [known_parts] if known_parts else []
     stage = case.lock.get("tokenized_samples")
     candidates.append(dig(stage.params, "tokenize") if stage else None)
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        params = yaml.safe_load((case.root / "params.yaml").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError):
+        params = read_yaml(case.root / "params.yaml").content
         candidates.append(dig(params, "tokenize"))
     settings = []
     for candidate in [*candidates, {}]:

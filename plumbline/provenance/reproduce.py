@@ -25,6 +25,7 @@ from plumbline.versioning.config import new_project
 from plumbline.versioning.digest import Hasher, differences, dvc_digest
 from plumbline.versioning.lock import Entry
 from plumbline.versioning.object_store import Store
+from plumbline.yaml_file import read_yaml
 
 ORDER = (
     "raw_corpus",
@@ -226,7 +227,7 @@ def _write_params(case: Case, run: Entry, place: Path) -> None:
     current: dict[str, Any] = {}
     for folder in (place, case.root):
         if (folder / "params.yaml").is_file():
-            current = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+            current = read_yaml(folder / "params.yaml").content
             break
     used, _ = used_parameters(case)
     choice = next(Path(dep).name for dep in run.deps if dep.startswith("data/calibration_set/"))

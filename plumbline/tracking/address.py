@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from plumbline.tracking.params import TrackingParams
 from plumbline.tracking.store import TrackingError, sqlite_path
+from plumbline.yaml_file import read_yaml
 
 DATABASE = "mlflow.db"
 """Default store: a SQLite file at the root of the workspace."""
@@ -54,8 +53,8 @@ def tracking_section(root: Path) -> TrackingParams:
         TrackingError: the section is invalid.
     """
     content: Any = None
-    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        content = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError):
+        content = read_yaml(root / "params.yaml").content
     section = content.get("tracking") if isinstance(content, dict) else None
     try:
         return TrackingParams.model_validate(section or {})
