@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspac
 
 GROUPS = (run, choices, plan, audit, release, export, maintain, gc, serve, stage, statistics)
 """Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
+TRACEBACK = "PLUMBLINE_TRACEBACK"
 ANYWHERE = ("init", "strategies")
 """Commands that need no workspace."""
 
@@ -62,6 +65,17 @@ def main(folder: Path | None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
+@contextlib.contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    """End with the message of an error that a user can mend; with its traceback if PLUMBLINE_TRACEBACK is set."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+            raise
+        raise click.ClickException(str(error) or type(error).__name__) from error
+
+
 def in_workspace(command: click.Command) -> click.Command:
     """Wrap a command so that it first finds its workspace; without one it fails with exit status 2.
 
@@ -84,7 +98,8 @@ def in_workspace(command: click.Command) -> click.Command:
             link_library(root)
             if not (root / MODEL_LINK).exists():
                 link_inputs(root)
-        return act(*arguments, **options)
+        with _errors_as_sentences():
+            return act(*arguments, **options)
 
     command.callback = act_in_workspace
     return command

@@ -111,8 +111,8 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     """The error of a failed run: that of the failed step, or the descriptions of the failed checks."""
     for event in result.get_step_failure_events():
         error = event.step_failure_data.error
-        while error is not None and error.cause is not None:  # the original error, not Dagster's wrapper
-            error = error.cause
+        while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
+            error = error.cause  # ours, not Dagster's wrapper; its own cause is what it explains
         if error is not None:
             return f"{event.step_key}: {error.message.strip()}"
     return "; ".join(failed_checks(result)) or "the run failed; see the Dagster UI"

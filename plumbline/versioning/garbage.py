@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from plumbline.versioning.cache import cache_folder
-from plumbline.versioning.config import new_project
+from plumbline.versioning.config import new_project, require_git_or_no_scm
 from plumbline.versioning.digest import HASH
 from plumbline.versioning.run_history import History
 
@@ -74,6 +74,7 @@ def upstream_hashes(root: Path, models: Iterable[str]) -> frozenset[str]:
 
 
 def _dvc_gc(root: Path, hashes: Collection[str], options: Sequence[str], projects: Sequence[Path]) -> str:
+    require_git_or_no_scm(root)
     with tempfile.TemporaryDirectory(prefix="plumbline-gc.") as name:
         project = Path(name)
         _project(project, cache_folder(root).parents[1], hashes)

@@ -22,6 +22,7 @@ from plumbline.artifact import replace_text
 from plumbline.versioning.code import STAGE, VERSIONS
 from plumbline.versioning.config import require_git_or_no_scm
 from plumbline.versioning.facts import FACTS
+from plumbline.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -56,7 +57,11 @@ class Stage:
 
 
 def stage_names(root: Path) -> list[str]:
-    """Names of the stages of dvc.yaml in its order, without partitions."""
+    """Names of the stages of dvc.yaml in its order, without partitions.
+
+    Raises:
+        ValueError: dvc.yaml is invalid.
+    """
     return list(_definitions(root))
 
 
@@ -85,7 +90,7 @@ def _names_code(item: Any) -> bool:
 def _definitions(root: Path) -> dict[str, dict[str, Any]]:
     """The stages by name; for a partitioned stage, the content of `do`."""
     stages = _content(root).get("stages") or {}
-    return {name: stage.get("do", stage) for name, stage in stages.items()}
+    return {str(name): stage.get("do", stage) for name, stage in stages.items() if isinstance(stage, dict)}
 
 
 def _content(root: Path) -> dict[str, Any]:
@@ -98,8 +103,15 @@ def _content(root: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _parse(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {}
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = read_yaml(path).content  # slower, and says what is wrong
+    stages = content.get("stages") if isinstance(content, dict) else content
+    if not isinstance(content or {}, dict) or not isinstance(stages or {}, dict):
+        raise ValueError(f"{path}: expected `stages:` with a stage per asset, found {content!r:.80}; correct it")
+    return content or {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,6 +197,24 @@ class Pipeline:
     """
 
     def __init__(self, root: Path) -> None:
+        """Load the stages.
+
+        Raises:
+            ValueError: the folder is no DVC project, or DVC cannot read its configuration, dvc.yaml or params.yaml.
+        """
+        from dvc.exceptions import DvcException, NotDvcRepoError
+
+        try:
+            self._load(root)
+        except NotDvcRepoError as error:
+            raise ValueError(
+                f"{root} is no DVC project, because it has no .dvc: bring that folder back, or make one there with "
+                "`dvc init` (without git: `dvc init --no-scm`)"
+            ) from error
+        except DvcException as error:
+            raise ValueError(f"DVC cannot read {root / FILE}: {_sentences(error)}") from error
+
+    def _load(self, root: Path) -> None:
         from dvc.repo import Repo
 
         require_git_or_no_scm(root)
@@ -215,6 +245,16 @@ class Pipeline:
         item = self._paths[path]
         with contextlib.chdir(self.root):
             return str(item.get_hash().value) if item.exists else None
+
+
+def _sentences(error: BaseException) -> str:
+    """The messages of an error and its causes, in one line."""
+    messages: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(messages) < 5:
+        messages.append(" ".join(str(cause).split()))
+        cause = cause.__cause__
+    return ": ".join(dict.fromkeys(message for message in messages if message))
 
 
 def pipeline(root: Path) -> Pipeline:

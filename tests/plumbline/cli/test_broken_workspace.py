@@ -1,0 +1,77 @@
+"""A workspace that somebody damaged: every command ends with a sentence that names the file, never with a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from plumbline.cli.main import main
+from tests.helpers.paths import PROJECT
+from tests.helpers.workspace import make_workspace
+
+
+def _append(name: str, data: bytes) -> Callable[[Path], None]:
+    return lambda root: (root / name).write_bytes((root / name).read_bytes() + data) and None
+
+
+def _write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).write_text(text) and None
+
+
+def _without_dvc(root: Path) -> None:
+    (root / ".dvc").rename(root / "elsewhere")
+
+
+DAMAGES = {
+    "params.yaml is cut off": (_write("params.yaml", "model: ["), "params.yaml, line 1: not YAML"),
+    "a byte is not UTF-8": (_append("params.yaml", b"# caf\xe9\n"), "the byte 0xe9 is not UTF-8"),
+    "a key is doubled": (_append("params.yaml", b"model: {}\n"), "the key 'model' occurs twice"),
+    "a value is wrong": (_append("params.yaml", b"drift: {no: 1}\n"), "drift.no: unknown key"),
+    "dvc.yaml is cut off": (_write("dvc.yaml", "stages: ["), "dvc.yaml, line 1: not YAML"),
+    "dvc.yaml is a list": (_write("dvc.yaml", "- 1"), "expected `stages:`"),
+    "dvc.yaml has an unknown key": (_write("dvc.yaml", "stages: {a: {cmdx: b}}"), "extra keys not allowed"),
+    "dvc.yaml names an unknown variable": (
+        _write("dvc.yaml", "stages: {a: {cmd: b, outs: ['${nobody}']}}"),
+        "Could not find 'nobody'",
+    ),
+    "dvc.lock is cut off": (_write("dvc.lock", "stages: ["), "git checkout dvc.lock"),
+    "intake.yaml is cut off": (_write("intake.yaml", "files: ["), "git checkout intake.yaml"),
+    "requested.yaml is a number": (_write("requested.yaml", "5"), "requested.yaml"),
+    "there is no .dvc": (_without_dvc, "it has no .dvc"),
+    "DVC's settings are cut off": (_append(".dvc/config", b"[core\n"), "config file error"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("command", ["status", "run"])
+def test_the_file_is_named(command: str, damage: str, tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace").root
+    act, said = DAMAGES[damage]
+    act(root)
+    result = CliRunner().invoke(main, [command], env={"PLUMBLINE_ROOT": str(root), "DAGSTER_HOME": str(tmp_path)})
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 1, repr(result.exception)
+    assert said in result.output and result.output.splitlines()[-1].strip(), result.output
+
+
+def test_reconcile_says_it_too(tmp_path: Path) -> None:
+    """In a process of its own, because it imports the workspace's definitions."""
+    root = make_workspace(tmp_path / "workspace").root
+    _append("params.yaml", b"model: {}\n")(root)
+    environment = {**os.environ, "PLUMBLINE_ROOT": str(root), "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "plumbline", "reconcile"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "the key 'model' occurs twice" in done.stderr
+
+
+def test_a_developer_can_have_the_traceback(tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace").root
+    _append("params.yaml", b"model: {}\n")(root)
+    result = CliRunner().invoke(main, ["status"], env={"PLUMBLINE_ROOT": str(root), "PLUMBLINE_TRACEBACK": "1"})
+    assert isinstance(result.exception, ValueError)
