@@ -5,11 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from plumbline.workspace import workspace_root
+
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C stopped."""
 
 
 @click.command()
@@ -20,13 +24,8 @@ def run(only: tuple[str, ...]) -> None:
     \b
     Example: plumbline run --only raw_corpus --only tokenized_samples
     """
-    from plumbline.graph.run import RunFailed, run_graph
-
     root, started = workspace_root(), time.perf_counter()
-    try:
-        steps = run_graph(root, only, click.echo)
-    except (RunFailed, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    steps = _run(root, only)
     seconds = time.perf_counter() - started
     click.echo(_took(steps, seconds))
     if (root / "data" / "calibration_report" / "table.json").is_file():
@@ -55,13 +54,10 @@ def study(names: tuple[str, ...]) -> None:
             raise ValueError(f"{root / 'params.yaml'}: nothing under `studies:`; add an entry")
         request(studies, root)  # before the graph is loaded: requested studies are partitions of it
 
-        from plumbline.graph.run import RunFailed, run_graph, with_upstream
+        from plumbline.graph.run import with_upstream
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    try:
-        steps = run_graph(root, with_upstream(root, "study"), click.echo)
-    except (RunFailed, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    steps = _run(root, with_upstream(root, "study"))
     seconds = time.perf_counter() - started
     click.echo(_took(steps, seconds))
     from plumbline.cli.summary import show_study
@@ -115,6 +111,19 @@ def _unregistered(root: Path) -> list[str]:
     except TrackingError as error:
         click.echo(f"registry: not checked: {error}")
         return []
+
+
+def _run(root: Path, only: Sequence[str]) -> int:
+    """Run the graph and return the number of steps; errors become messages."""
+    from plumbline.graph.run import Interrupted, RunFailed, run_graph
+
+    try:
+        return run_graph(root, only, click.echo)
+    except (Interrupted, KeyboardInterrupt) as error:
+        click.echo(f"\n{str(error) or 'stopped. Nothing was lost: `plumbline run` continues'}", err=True)
+        sys.exit(INTERRUPTED)
+    except (RunFailed, ValueError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _took(steps: int, seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from plumbline.versioning.recording import Step
 
@@ -16,12 +17,25 @@ def require_declared(step: Step, paths: Mapping[str, str]) -> None:
     Raises:
         ValueError: a path is not listed; the message says what to add.
     """
-    declared = [(step.root / path).resolve() for path in step.inputs]
-    for parameter, path in paths.items():
-        resolved = (step.root / path).resolve()
-        if not any(resolved == dependency or dependency in resolved.parents for dependency in declared):
-            stage = step.name.split("@")[0]
-            raise ValueError(
-                f"{parameter} reads {path}, which dvc.yaml does not list: add it to the deps of {stage} there "
-                f"(deps: [..., {path}]), so that changes to it are noticed"
-            )
+    for problem in undeclared(step.root, step.name.split("@")[0], step.inputs, paths):
+        raise ValueError(problem)
+
+
+def undeclared(root: Path, stage: str, deps: Iterable[str], paths: Mapping[str, str]) -> list[str]:
+    """A sentence for each path that is not among the dependencies of a stage.
+
+    Args:
+        deps: the stage's dependencies, relative to the root.
+        paths: parameter -> path, absolute or relative to the root.
+    """
+    declared = [(root / path).resolve() for path in deps]
+    missing = {
+        parameter: path
+        for parameter, path in paths.items()
+        if not any(known == (root / path).resolve() or known in (root / path).resolve().parents for known in declared)
+    }
+    return [
+        f"{parameter} reads {path}, which dvc.yaml does not list: add it to the deps of {stage} there "
+        f"(deps: [..., {path}]), so that changes to it are noticed"
+        for parameter, path in missing.items()
+    ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plumbline.graph.instance import QUIET, instance
+from plumbline.versioning.lock import stage_name
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
     """Materialize an asset, or one partition of it.
 
     Raises:
-        ValueError: there is no such asset or partition, or the partition key is missing.
+        ValueError: there is no such asset or partition, the partition key is missing, or something is known to make the
+            step fail.
     """
     import dagster as dg
 
     from plumbline.graph.definitions import checks_of, stage_assets
-    from plumbline.graph.run import failed_checks, failure
+    from plumbline.graph.preflight import require_ready
+    from plumbline.graph.run import failed_checks, failure, stopped, was_interrupted
 
     assets = {definition.key.to_user_string(): definition for definition in stage_assets(root)}
     if asset not in assets:
@@ -41,6 +44,7 @@ def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
     if key not in keys:
         partitions = ", ".join(map(str, keys)) if definition.partitions_def else "none, so omit KEY"
         raise ValueError(f"{asset} has no partition {key!r}; partitions: {partitions}")
+    require_ready(root, [stage_name(asset, key)])
     with instance() as history:
         result = dg.materialize(
             [definition, *checks_of(root, definition)],
@@ -50,4 +54,6 @@ def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
             raise_on_error=False,
             tags={"front_door": "dvc repro"},
         )
+    if was_interrupted(result):
+        return Materialized(stopped(stage_name(asset, key)), ())
     return Materialized("", tuple(failed_checks(result))) if result.success else Materialized(failure(result), ())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbline.graph.intake import take_in_now
+from plumbline.graph.preflight import require_ready
 from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.restoration import restore
+from plumbline.versioning.facts import STAGES
 from plumbline.versioning.lock import stage_name
-from plumbline.versioning.pipeline import on_request
+from plumbline.versioning.pipeline import on_request, stage_names
 from plumbline.versioning.recording import refresh_facts
 from plumbline.versioning.scratch import sweep
 from plumbline.versioning.status import changed_stages
@@ -22,10 +26,15 @@ if TYPE_CHECKING:
 
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
+INTERRUPTS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
 
 
 class RunFailed(RuntimeError):
     """A step failed; the message is its error."""
+
+
+class Interrupted(RunFailed):
+    """Somebody stopped the run."""
 
 
 def ranges(keys: Sequence[str], wanted: set[str]) -> Iterator[list[str]]:
@@ -47,14 +56,18 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
         only: the assets to run; empty: all except those that run on request.
 
     Raises:
-        RunFailed: a step failed; the steps that finished before are kept.
+        ValueError: `only` names no asset; or something is known to make a step fail, see preflight.py.
+        RunFailed: a step failed, or was interrupted; the steps that finished before are kept.
     """
+    require_assets(root, only)
     sweep(root)
     refresh_facts(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
         take_in_now(root)
     skipped = on_request(root) - set(only)
     changed = changed_stages(root, *only)
+    if changed:
+        require_ready(root, changed)
     restored = restore(root, changed, announce) if not only or {"evaluation", "deployed_model"} & set(only) else 0
     if not changed:
         return restored
@@ -75,19 +88,22 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
             keys = list(asset.partitions_def.get_partition_keys()) if asset.partitions_def else [""]
             wanted = {key for key in keys if stage_name(name, key or None) in changed}
             for run in ranges(keys, wanted):
-                shown = f"{name} {run[0]}" + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
-                announce(f"▸ {shown}".rstrip())
+                shown = f"{name} {run[0]}".rstrip() + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
+                announce(f"▸ {shown}")
                 started = time.perf_counter()
                 tags = {"front_door": "plumbline run"}
                 if asset.partitions_def:
                     tags |= {RANGE_START: run[0], RANGE_END: run[-1]}
-                result = dg.materialize(
-                    [asset, *checks_of(root, asset)],
-                    instance=history,
-                    tags=tags,
-                    run_config=QUIET,
-                    raise_on_error=False,
-                )
+                with _interruptible(shown):
+                    result = dg.materialize(
+                        [asset, *checks_of(root, asset)],
+                        instance=history,
+                        tags=tags,
+                        run_config=QUIET,
+                        raise_on_error=False,
+                    )
+                if was_interrupted(result):
+                    raise Interrupted(stopped(shown))
                 if not result.success:
                     raise RunFailed(failure(result))
                 for warning in failed_checks(result):
@@ -95,6 +111,48 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
                 steps += len(run)
                 announce(f"  {time.perf_counter() - started:.1f} s")
     return steps
+
+
+def require_assets(root: Path, names: Iterable[str]) -> None:
+    """Refuse names that no asset of the graph has.
+
+    Raises:
+        ValueError: names the one that is closest.
+    """
+    known = [name for name in stage_names(root) if name not in STAGES]
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"there is no asset {name!r}; {hint}Assets: {', '.join(known)}")
+
+
+@contextlib.contextmanager
+def _interruptible(step: str) -> Iterator[None]:
+    import dagster as dg
+
+    try:
+        yield
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
+        raise Interrupted(stopped(step)) from error
+
+
+def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether a run ended because somebody stopped it, not because a step failed."""
+    errors = [event.step_failure_data.error for event in result.get_step_failure_events()]
+    while any(errors):
+        if any(error and error.cls_name in INTERRUPTS for error in errors):
+            return True
+        errors = [error.cause if error else None for error in errors]
+    return False
+
+
+def stopped(step: str) -> str:
+    """What to tell somebody who stopped a run in this step."""
+    return (
+        f"stopped in {step}. Nothing was lost: every finished step is recorded, and the last good version of the "
+        "others is in place. `plumbline run` continues with this step"
+    )
 
 
 def with_upstream(root: Path, asset: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from plumbline.artifact import write_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.context import context_length
 from plumbline.tokenized_samples.control_tokens import sentence
 from plumbline.tokenized_samples.encode import Encoder
 from plumbline.tokenized_samples.params import TokenizeParams
@@ -29,9 +30,11 @@ def build_tokenized_samples(
 
     Raises:
         ValueError: a token without an embedding, a chat without a chat template, too many chats that the template
-            refuses, no room beside the special tokens, bad split shares, or no sample is left.
+            refuses, no room beside the special tokens, samples longer than the model reads, bad split shares, or no
+            sample is left.
     """
     split_of("", params.splits.tuning, params.splits.report)  # fail before the work, not after
+    params = params.within(context_length(base.folder))
     encoder = Encoder(base, params)
     require_embeddings(base, encoder.tokenizer)
     shards = write_shards(params, base, encoder, corpus, out, previous)

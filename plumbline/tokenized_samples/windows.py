@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,8 @@ def windows(
     Raises:
         ValueError: max_length leaves no room beside the special tokens.
     """
-    room = params.max_length - len(prefix) - len(suffix)
+    longest = sys.maxsize if params.max_length is None else params.max_length
+    room = longest - len(prefix) - len(suffix)
     if room < 1:
         raise ValueError(
             f"tokenize.max_length is {params.max_length}, but the tokenizer adds {len(prefix) + len(suffix)} special "

@@ -14,6 +14,7 @@ from plumbline.yaml_file import read_yaml
 
 DATABASE = "mlflow.db"
 """Default store: a SQLite file at the root of the workspace."""
+SUPPORTED = re.compile(r"https?://[^/]|sqlite:////")
 
 
 def tracking_address(root: Path, *, read_only: bool = False) -> TrackingParams:
@@ -26,10 +27,18 @@ def tracking_address(root: Path, *, read_only: bool = False) -> TrackingParams:
             absent. A missing SQLite store is an error, because opening it would create it.
 
     Raises:
-        ValueError: params.yaml is invalid; a `TrackingError` if there is no store to read.
+        ValueError: params.yaml is invalid; a `TrackingError` if there is no store to read, or the address is of another
+            kind. The message shows no password.
     """
     section = tracking_section(root) if read_only else _checked_section(root)
-    uri = section.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / DATABASE}"
+    environment = os.environ.get("MLFLOW_TRACKING_URI")
+    if (named := section.uri or environment) and not SUPPORTED.match(named):
+        source = f"{root / 'params.yaml'}, tracking.uri" if section.uri else "the variable MLFLOW_TRACKING_URI"
+        raise TrackingError(
+            f"{source}: found {shown_uri(named)!r}, expected http(s)://HOST of an MLflow server, or "
+            "sqlite:////ABSOLUTE/PATH/mlflow.db; correct it, or remove it to use mlflow.db in the workspace"
+        )
+    uri = named or f"sqlite:///{root.resolve() / DATABASE}"
     if read_only and uri.startswith("sqlite:") and not sqlite_path(uri).is_file():
         raise TrackingError(f"no model is registered in this workspace: {uri} does not exist; `plumbline run` makes it")
     return section.model_copy(update={"uri": uri})

@@ -23,6 +23,7 @@ from plumbline.workspace import workspace_root
 from tests.helpers.paths import PROJECT
 
 WAITING = "study"
+ORIGINAL = dg.materialize
 
 
 @pytest.fixture
@@ -34,6 +35,9 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         success = True
 
         def get_asset_check_evaluations(self) -> list[Any]:
+            return []
+
+        def get_step_failure_events(self) -> list[Any]:
             return []
 
     def note(assets: Sequence[Any], **_: Any) -> Done:
@@ -56,6 +60,7 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(graph_run, "changed_stages", changed)
     monkeypatch.setattr(graph_run, "sweep", lambda root: 0)
     monkeypatch.setattr(graph_run, "refresh_facts", lambda root: None)
+    monkeypatch.setattr(graph_run, "require_ready", lambda root, stages: None)
     monkeypatch.setattr(dg, "materialize", note)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     return names
@@ -208,3 +213,45 @@ def test_a_warning_is_said_and_fails_nothing() -> None:
     result = dg.materialize([weights, enough_tokens])
     assert result.success
     assert graph_run.failed_checks(result) == ["check enough_tokens: two sites starve"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("nope", "Assets: raw_corpus"), ("evaluations", "did you mean evaluation?")]
+)
+def test_an_asset_that_is_not_there_is_an_error(name: str, hint: str) -> None:
+    """It was up to date before."""
+    done = CliRunner().invoke(main, ["run", "--only", name], env={"PLUMBLINE_ROOT": str(PROJECT)})
+    assert done.exit_code == 1 and f"there is no asset {name!r}" in done.output and hint in done.output
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, dg.DagsterExecutionInterruptedError])
+@pytest.mark.parametrize("in_step", [True, False])
+def test_who_stops_a_run_is_told_that_nothing_is_lost(
+    in_step: bool, raised: type[BaseException], materialized: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.asset
+    def weights() -> None:
+        raise raised
+
+    def stop(*_: Any, **__: Any) -> Any:
+        if in_step:
+            return ORIGINAL([weights], raise_on_error=False)
+        raise raised
+
+    monkeypatch.setattr(dg, "materialize", stop)
+    done = CliRunner().invoke(main, ["run", "--only", "raw_corpus"], env={"PLUMBLINE_ROOT": str(PROJECT)})
+    assert done.exit_code == 130, done.output
+    assert "stopped in raw_corpus. Nothing was lost" in done.output and "`plumbline run` continues" in done.output
+    assert "Dagster" not in done.output.splitlines()[-1]
+
+
+def test_the_error_of_a_step_is_ours_not_that_which_it_explains() -> None:
+    @dg.asset
+    def weights() -> None:
+        try:
+            {}["x"]
+        except KeyError as error:
+            raise ValueError("config.json lacks x; add it") from error
+
+    result = dg.materialize([weights], raise_on_error=False)
+    assert graph_run.failure(result) == "weights: ValueError: config.json lacks x; add it"

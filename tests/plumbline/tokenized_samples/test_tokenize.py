@@ -114,7 +114,7 @@ def test_a_template_that_begins_with_the_prefix_repeats_it_in_every_window(
 def test_a_template_with_todays_date_gives_the_same_tomorrow(build: Any, tokenizer_folder: Any, corpus_of: Any) -> None:
     template = "\n {%- if strftime_now is defined %}  {{ strftime_now('%d %b %Y') }}{% endif %}\n"
     folder = tokenizer_folder(template=template)
-    samples, _ = build(TokenizeParams(min_tokens=1), folder, corpus_of({"d": [CHAT]}))
+    samples, _ = build(TokenizeParams(max_length=1024, min_tokens=1), folder, corpus_of({"d": [CHAT]}))
     ids = read_samples(samples)["input_ids"].to_pylist()[0]
     assert AutoTokenizer.from_pretrained(folder).decode(ids) == "  26 Jul 2024"
 
@@ -246,7 +246,7 @@ def test_reader_selects_splits_columns_and_shards(
 def test_errors_say_what_to_do(build: Any, tokenizer_folder: Any, corpus_of: Any) -> None:
     corpus, folder = corpus_of({"d": ["abc"]}), tokenizer_folder()
     with pytest.raises(ValueError, match=r"none of 1 documents gave a sample \(too_short: 1 documents\).*min_tokens"):
-        build(TokenizeParams(min_tokens=10), folder, corpus)
+        build(TokenizeParams(max_length=1024, min_tokens=10), folder, corpus)
     with pytest.raises(ValueError, match="leave a pool"):
         build(TokenizeParams.model_validate({"splits": {"tuning": 0.5, "report": 0.5}}), folder, corpus)
 

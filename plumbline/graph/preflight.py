@@ -1,0 +1,149 @@
+"""What can be known before the first step: all problems at once, instead of one per hour of work."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from plumbline.artifact import read_json
+from plumbline.graph.declared import undeclared
+from plumbline.params import Params, load_params
+from plumbline.raw_corpus.params import Directory
+from plumbline.versioning.pipeline import resolved
+
+TRACKED = ("evaluation", "calibration_report", "deployed_model", "study")
+"""Assets that log in MLflow."""
+
+
+class NotReady(ValueError):
+    """Steps would fail; the message has a line per problem."""
+
+
+def require_ready(root: Path, stages: Collection[str]) -> None:
+    """Refuse to start these stages if one of them cannot succeed.
+
+    Raises:
+        NotReady: lists every problem.
+        ValueError: params.yaml or dvc.yaml is invalid.
+    """
+    found = list(dict.fromkeys(problems(root, stages)))
+    if found:
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise NotReady(
+            f"{count} found before the first step; nothing was run:\n" + "\n".join(f"- {line}" for line in found)
+        )
+
+
+def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
+    """What would make one of these stages fail, as far as params.yaml and the workspace tell."""
+    params, assets = load_params(root), {name.split("@")[0] for name in stages}
+    yield from _base_model(params, root)
+    if "raw_corpus" in assets:
+        yield from _sources(params, root)
+    if "tokenized_samples" in assets:
+        yield from _tokenization(params, root)
+    if "calibration_choice" in assets:
+        yield from _choices(
+            params, [name.partition("@")[2] for name in stages if name.startswith("calibration_choice@")]
+        )
+    if "calibration_set" in assets and not assets & {"raw_corpus", "tokenized_samples"}:
+        yield from _pool(
+            params, root, [name.partition("@")[2] for name in stages if name.startswith("calibration_set@")]
+        )
+    if "evaluation" in assets and params.evaluation.items:
+        yield from _declared(root, "evaluation", {"evaluation.items": params.evaluation.items})
+    if assets & set(TRACKED):
+        from plumbline.tracking.readiness import store_problem
+
+        if problem := store_problem(root):
+            yield problem
+
+
+def _base_model(params: Params, root: Path) -> Iterator[str]:
+    from plumbline.base_model.folder import COMMIT, local_folder, model_folder, require_weights
+
+    folder = local_folder(params.model, root)
+    try:
+        if folder is not None:
+            require_weights(folder)
+        elif not COMMIT.fullmatch(params.model.revision or "") or (root / params.model.name.split("/")[0]).is_dir():
+            model_folder(params.model, root)  # raises: no such folder, or no commit
+    except (ValueError, OSError) as error:
+        yield f"model: {error}"
+    if params.model.device == "cuda":
+        from plumbline.base_model.load import torch_device
+
+        try:
+            torch_device("cuda")
+        except ValueError as error:
+            yield str(error)
+
+
+def _sources(params: Params, root: Path) -> Iterator[str]:
+    yield from _declared(root, "raw_corpus", params.corpus.folders())
+    for name, source in params.corpus.in_order().items():
+        if isinstance(source, Directory) and not (root / source.path).is_dir():
+            yield f"corpus source {name!r}: there is no folder {source.path}; correct its path in params.yaml"
+
+
+def _declared(root: Path, stage: str, paths: dict[str, str]) -> Iterator[str]:
+    stages = resolved(root)
+    declared = [path for name, entry in stages.items() if name.split("@")[0] == stage for path in entry.deps]
+    yield from undeclared(root, stage, declared, paths)
+
+
+def _tokenization(params: Params, root: Path) -> Iterator[str]:
+    from plumbline.base_model.context import context_length
+    from plumbline.base_model.folder import local_folder, tokenizer_files
+    from plumbline.raw_corpus.peek import first_chat
+
+    folder = local_folder(params.model, root)
+    if folder is None or not (folder / "config.json").is_file():
+        return  # on the hub, or reported
+    try:
+        params.tokenize.within(context_length(folder))
+    except ValueError as error:
+        yield str(error)
+    if not tokenizer_files(folder):
+        yield f"model: {folder.name} has no tokenizer (tokenizer.json, tokenizer.model or vocab.*); copy its own there"
+    elif not _has_template(folder) and (chat := first_chat(params.corpus, root)):
+        yield (
+            f"{chat} holds chats, and the tokenizer of {params.model.name} has no chat template: take a base model "
+            "that has one (its instruction-tuned variant), put its chat_template.jinja into the model's folder, or "
+            "remove the source from params.yaml"
+        )
+
+
+def _has_template(folder: Path) -> bool:
+    if any(
+        path.stat().st_size for path in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja"))
+    ):
+        return True
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    return bool(isinstance(config, dict) and config.get("chat_template")) or (folder / "chat_template.json").is_file()
+
+
+def _choices(params: Params, names: list[str]) -> Iterator[str]:
+    from plumbline.calibration_choice.choice import resolve
+
+    for name in names:
+        try:
+            resolve(name, params.calibrations[name].model_dump())
+        except ValueError as error:
+            yield str(error)
+
+
+def _pool(params: Params, root: Path, names: list[str]) -> Iterator[str]:
+    """Choices that ask for more samples than the pool of the current samples has."""
+    accounting = root / "data/tokenized_samples/accounting.json"
+    if not accounting.is_file():
+        return
+    size = read_json(accounting)["by_split"]["pool"]["samples"]
+    for name in names:
+        choice = params.calibrations[name]
+        if choice.n > size and not choice.allow_fewer:
+            yield (
+                f"params.yaml, calibrations: {name}: asked for n = {choice.n} samples, the pool has {size}; lower n to "
+                f"{size}, add documents, or set `allow_fewer: true`"
+            )

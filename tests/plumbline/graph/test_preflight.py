@@ -1,0 +1,172 @@
+"""What can be known before the first step is said before it, all at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from plumbline.cli.main import main
+from plumbline.graph.preflight import NotReady, problems, require_ready
+from plumbline.versioning.pipeline import resolved
+from tests.helpers.paths import BUNDLED
+from tests.helpers.workspace import SMALL, make_workspace
+
+TEXTS = SMALL["corpus"]["sources"]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace that is ready, with a copy of a model without a chat template; nothing was run."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = make_workspace(tmp_path / "workspace", **SMALL, model={"name": "base"}).root
+    (root / "texts/a.txt").write_text("text")
+    (root / "base").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(BUNDLED / name, root / "base" / name)
+    (root / "base/model.safetensors").touch()
+    return root
+
+
+def set_params(root: Path, **sections: Any) -> None:
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    (root / "params.yaml").write_text(yaml.safe_dump({**params, **sections}))
+
+
+def found(root: Path, *assets: str) -> list[str]:
+    return list(problems(root, [name for name in resolved(root) if not assets or name.split("@")[0] in assets]))
+
+
+def test_a_good_workspace_has_none(root: Path) -> None:
+    assert found(root) == []
+    require_ready(root, resolved(root))
+
+
+def test_all_are_said_at_once_and_nothing_is_run(root: Path) -> None:
+    context = json.loads((BUNDLED / "config.json").read_text())["max_position_embeddings"]
+    (root / "texts/b.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n")
+    set_params(
+        root,
+        tokenize={"max_length": context + 1},
+        corpus={"sources": {**TEXTS, "more": {"kind": "directory", "path": "nowhere"}}},
+        calibrations={**SMALL["calibrations"], "odd": {"strategy": "randum", "n": 1}},
+        evaluation={"items": "items.jsonl"},
+    )
+    environment = {"PLUMBLINE_ROOT": str(root), "DAGSTER_HOME": str(root / ".dagster")}
+    result = CliRunner().invoke(main, ["run"], env={**environment, "MLFLOW_TRACKING_URI": "postgresql://u:secret@db/x"})
+    assert result.exit_code == 1 and "problems found before the first step; nothing was run" in result.output
+    for said in (
+        "'more' reads nowhere, which dvc.yaml does not list",
+        "there is no folder nowhere",
+        f"tokenize.max_length: found {context + 1}, but the base model reads at most {context}",
+        "b.jsonl holds chats, and the tokenizer of base has no chat template",
+        "no strategy is called `randum`",
+        "evaluation.items reads items.jsonl, which dvc.yaml does not list",
+        "the variable MLFLOW_TRACKING_URI: found 'postgresql://***@db/x'",
+    ):
+        assert said in result.output
+    assert "secret" not in result.output and not (root / "data/raw_corpus").exists()
+
+
+def test_only_what_will_run_is_checked(root: Path) -> None:
+    set_params(root, tokenize={"max_length": 10**9}, tracking={"uri": "nothing"})
+    assert found(root, "raw_corpus") == []
+    assert [line.split(":")[0] for line in found(root, "tokenized_samples")] == ["tokenize.max_length"]
+    (line,) = found(root, "evaluation")
+    assert "params.yaml, tracking.uri: found 'nothing'" in line
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("config.json", "model: base: no config.json"),
+        ("model.safetensors", "model: base: no *.safetensors"),
+        ("tokenizer.json", "model: base has no tokenizer"),
+    ],
+)
+def test_a_model_that_lacks_a_file_is_noticed(root: Path, file: str, said: str) -> None:
+    (root / "base" / file).unlink()
+    (root / "base/tokenizer_config.json").unlink()
+    assert said in "\n".join(found(root))
+
+
+@pytest.mark.parametrize("model", [{"name": "gone/model"}, {"name": "texts/model", "revision": "0" * 40}])
+def test_a_model_that_is_not_there_is_noticed(root: Path, model: dict[str, str]) -> None:
+    set_params(root, model=model)
+    assert found(root)[0].startswith("model: model.")
+
+
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_is_found_wherever_it_is(root: Path, where: str) -> None:
+    (root / "texts/b.jsonl").write_text('{"messages": []}\n')
+    assert "has no chat template" in found(root)[0]
+    (root / "base" / where).write_text('{"chat_template": "{{ messages }}"}')
+    assert found(root) == []
+
+
+def test_a_choice_of_more_samples_than_the_pool_has_is_noticed(root: Path) -> None:
+    samples = root / "data/tokenized_samples"
+    samples.mkdir(parents=True)
+    (samples / "accounting.json").write_text(json.dumps({"by_split": {"pool": {"samples": 7}}}))
+    lines = found(root, "calibration_set")
+    assert [line.split(":")[1].strip() for line in lines] == ["random-8", "stratified-8"]
+    assert "asked for n = 8 samples, the pool has 7" in lines[0]
+    assert found(root, "calibration_set", "tokenized_samples") == []  # the pool will be another
+    set_params(root, calibrations={name: {**c, "allow_fewer": True} for name, c in SMALL["calibrations"].items()})
+    assert found(root, "calibration_set") == []
+
+
+class _Answering(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), _Answering)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_does_not_answer_is_noticed(root: Path, server: HTTPServer) -> None:
+    uri = f"http://u:secret@127.0.0.1:{server.server_port}"
+    set_params(root, tracking={"uri": uri})
+    assert found(root) == []
+    server.shutdown()
+    server.server_close()
+    (line,) = found(root)
+    assert "does not answer" in line and "secret" not in line
+
+
+def test_a_database_of_another_mlflow_is_noticed(root: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(root / "mlflow.db") as database:
+        assert found(root) == []  # empty: MLflow makes its tables
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('older')")
+    (line,) = found(root)
+    assert "mlflow.db was written by another version of MLflow (its tables are of revision older" in line
+    assert "mlflow db upgrade sqlite:///" in line
+    (root / "mlflow.db").write_bytes(b"nonsense" * 200)
+    assert "cannot be read" in found(root)[0]
+
+
+def test_the_step_of_dvc_repro_checks_too(root: Path) -> None:
+    set_params(root, tokenize={"max_length": 10**9})
+    with pytest.raises(NotReady, match=r"1 problem found.*\n- tokenize\.max_length"):
+        require_ready(root, ["tokenized_samples"])
