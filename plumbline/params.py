@@ -99,7 +99,7 @@ def _mistakes_in_names(params: Params) -> Iterator[Mistake]:
                         f"{LONGEST_NAME} characters"
                     ),
                 )
-    free = {("corpus", "sources"): list(params.corpus.sources)}
+    free: dict[tuple[str, ...], list[str]] = {("corpus", "sources"): list(params.corpus.sources)}
     free |= {("studies", study, "rules"): list(entry.rules) for study, entry in params.studies.items()}
     for keys, names in free.items():
         for name in names:

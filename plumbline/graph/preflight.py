@@ -71,7 +71,7 @@ def _base_model(params: Params, root: Path) -> Iterator[str]:
     except (ValueError, OSError) as error:
         yield f"model: {error}"
     if params.model.device == "cuda":
-        from plumbline.base_model.load import torch_device
+        from plumbline.base_model.device import torch_device
 
         try:
             torch_device("cuda")
