@@ -177,4 +177,6 @@ def lines(names: Sequence[str], schemes: Sequence[str] = SCHEMES) -> Iterator[st
                 yield from table(scheme, plan_of(model, params.schemes[scheme], dtype))
             except ValueError as error:
                 yield f"{scheme}: refused: {error}"
+                left = params.schemes[scheme].model_copy(update={"experts": "full_precision"})
+                yield from table(f"{scheme}, experts: full_precision", plan_of(model, left, dtype))
         yield ""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from plumbline.base_model.parts import KINDS, kind_of
 from plumbline.quantized_model.coverage import reasons_of
+from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices, scheme_of
@@ -96,7 +97,7 @@ class SchemePlan:
         return 8 * self.bytes / self.weights
 
 
-def plan_of(model: nn.Module, scheme: SchemeParams, dtype: torch.dtype) -> SchemePlan:
+def plan_of(model: PreTrainedModel, scheme: SchemeParams, dtype: torch.dtype) -> SchemePlan:
     """What the scheme would quantize of the model, and why it leaves the rest.
 
     Args:
@@ -107,6 +108,7 @@ def plan_of(model: nn.Module, scheme: SchemeParams, dtype: torch.dtype) -> Schem
         ValueError: the scheme does not suit the model, as in `quantize_model`.
     """
     chosen = quantizable_matrices(model, scheme)
+    require_readable_experts(model, chosen, scheme)
     sizes = layer_group_sizes(chosen, scheme)
     stored: dict[int, float] = defaultdict(float)
     quantized: Counter[int] = Counter()
