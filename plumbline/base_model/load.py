@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from plumbline.base_model.params import Device
 from plumbline.base_model.streamed import StreamedModel
 from plumbline.base_model.threads import settle_threads
 from plumbline.base_model.weight_files import weight_files
+
+# Experts in one tensor are no module: transformers decompresses them itself, and compressed-tensors finds no match.
+logging.getLogger("compressed_tensors.utils.match").addFilter(lambda record: "experts" not in record.getMessage())
 
 
 def load_model(

@@ -68,10 +68,11 @@ def _activate(root: Path) -> str:
 def _table(root: Path) -> Table:
     params = load_params(root)
     seconds = _seconds(list(params.pairs()))
-    table = Table(title="Quantized model against base model, on held-out documents", title_justify="left")
+    title = "Quantized model against base model, on held-out documents"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("scheme", "calibration"):
         table.add_column(column, no_wrap=True)
-    for column in ("KL", "perplexity", "top-1", "share", "bits", "MB", "seconds"):
+    for column in ("KL", "ppl.", "top-1", "share", "bits", "MB", "s"):
         table.add_column(column, justify="right", no_wrap=True)
     base = 0.0
     for scheme in params.grid.schemes:
@@ -83,7 +84,7 @@ def _table(root: Path) -> Table:
                 scheme if index == 0 else "",
                 calibration,
                 f"[bold]{kl}[/bold]" if row["kl_mean"] == best else kl,
-                f"{row['perplexity_quantized']:.3f}",
+                f"{row['perplexity_quantized']:.2f}",
                 f"{100 * row['top1_agreement']:.1f} %",
                 f"{100 * row['share']:.0f} %",
                 f"{row['bits_per_weight']:.1f}",
@@ -92,9 +93,9 @@ def _table(root: Path) -> Table:
                 end_section=index == len(rows) - 1,
             )
     table.caption = (
-        f"KL: divergence from the base model, nats per token; the base model's perplexity is {base:.3f}; "
+        f"KL: divergence from the base model, nats per token; ppl.: perplexity, the base model's is {base:.2f}; "
         "top-1: same next token; share: of the weights in matrices that are quantized, without embeddings, head, "
-        "routers and towers; bits: per weight of the whole model; MB: weights on disk; seconds: to quantize and "
+        "routers and towers; bits: per weight of the whole model; MB: weights on disk; s: seconds to quantize and "
         "evaluate"
     )
     table.caption_justify = "left"

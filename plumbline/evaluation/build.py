@@ -16,7 +16,7 @@ from plumbline.evaluation.metrics import layer_errors, summarize
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
 from plumbline.quantized_model.record import granularity
-from plumbline.quantized_model.summary import bits_per_weight
+from plumbline.quantized_model.share import bits_per_weight
 from plumbline.raw_corpus.document import OUT_OF_DOMAIN
 
 

@@ -91,7 +91,7 @@ def build_quantized_model(
     choice = {key: manifest["choice"].get(key) for key in ("name", "strategy", "n", "seed")}
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}
     add_provenance(out, files, record, {**origin, "calibration_set": {**choice, **size}})
-    write_card(out, record | {"model": read_json(out / "calibration.json")["model"]})
+    write_card(out)
 
 
 def _results(quantized: Quantized, header: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from plumbline.quantized_model.summary import summary
+from plumbline.artifact import read_json
+from plumbline.quantized_model.share import bits_per_weight, rows_of, sentence
 
 
-def write_card(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write README.md into an exported folder.
-
-    Args:
-        folder: with its weights and calibration.json.
-        record: the content of calibration.json.
-    """
+def write_card(folder: Path) -> None:
+    """Write README.md into an exported folder that has its weights and calibration.json."""
+    record = read_json(folder / "calibration.json")
     base, chosen = record["base_model"], record["calibration_set"]
-    facts, scheme = summary(folder), record["scheme"]
+    scheme, facts = record["scheme"], rows_of(record["coverage"])
+    weight_files = [file for file in record["model"] if file.endswith(".safetensors")]
+    said = sentence(facts, bits_per_weight(folder, weight_files, record["coverage"]))
     is_hub = "/" in base["name"] and not Path(base["name"]).exists()
     data = ModelCardData(
         base_model=base["name"] if is_hub else None,
@@ -29,10 +26,10 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     )
     kinds = "\n".join(f"| {row['kind']} | {row['weights']:,} | {100 * row['share']:.1f} % |" for row in facts["kinds"])
     left = "\n".join(f"- {row['kind']}, {row['matrices']}: {row['why']}" for row in facts["left"])
-    remarks = "".join(f"- {remark}\n" for remark in facts["remarks"] or [])
+    remarks = "".join(f"- {remark}\n" for remark in record["notes"].get("remarks", []))
     text = f"""# {base["name"]}, quantized under {scheme["name"]}
 
-{facts["sentence"]}
+{said}
 
 It was calibrated with {len(chosen["samples"])} samples of the choice `{chosen["choice"]["name"]}` (strategy
 {chosen["choice"]["strategy"]}, seed {chosen["choice"]["seed"]}); `calibration.json` names each of them with its

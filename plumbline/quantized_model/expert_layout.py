@@ -26,7 +26,7 @@ from plumbline.quantized_model.params import SchemeParams
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class StoredPart:
     """A tensor of the checkpoint that holds some rows of an expert's matrix.
 
     Attributes:
@@ -40,7 +40,7 @@ class Piece:
     rows: Tensor
 
 
-def pieces_of_experts(model: PreTrainedModel, owner: str) -> list[Piece]:
+def pieces_of_experts(model: PreTrainedModel, owner: str) -> list[StoredPart]:
     """The tensors in which a checkpoint of this model stores the experts of the module `owner`.
 
     Returns:
@@ -68,7 +68,7 @@ def pieces_of_experts(model: PreTrainedModel, owner: str) -> list[Piece]:
         rows = model.get_parameter(f"{owner}.{part}").shape[2 if module.is_transposed else 1]
         numbers = values[:, 0] % 2**40
         expert = int(numbers[0]) // rows
-        pieces.append(Piece(name.removesuffix(".weight"), f"{owner}.{expert}.{part}", numbers % rows))
+        pieces.append(StoredPart(name.removesuffix(".weight"), f"{owner}.{expert}.{part}", numbers % rows))
     return pieces
 
 

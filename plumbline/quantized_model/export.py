@@ -21,7 +21,7 @@ from plumbline.quantized_model.expert_layout import pieces_of_experts
 from plumbline.quantized_model.grid import QuantizedWeight
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantization_config import Target, quantization_config, scheme_of_group
+from plumbline.quantized_model.quantization_config import ConfigTarget, quantization_config, scheme_of_group
 from plumbline.quantized_model.scheme import scheme_of
 
 COPIED = (
@@ -103,15 +103,15 @@ def _require_scales(quantized: Quantized, found: dict[str, Matrix], scheme: Sche
 
 def _tensors_of_layers(
     model: PreTrainedModel, quantized: Quantized, found: dict[str, Matrix], scheme: SchemeParams
-) -> Iterator[tuple[str, QuantizedWeight, Target]]:
+) -> Iterator[tuple[str, QuantizedWeight, ConfigTarget]]:
     """Every quantized Linear under its module name, and every part of an expert under its name in the checkpoint."""
     for name, layer in quantized.layers.items():
         if found[name].expert is None:
-            yield name, layer.weight, Target(name, layer.weight.grid, scheme.activations)
+            yield name, layer.weight, ConfigTarget(name, layer.weight.grid, scheme.activations)
     for owner in dict.fromkeys(matrix.owner for matrix in found.values() if matrix.expert is not None):
         for piece in pieces_of_experts(model, owner):
             weight = quantized.layers[piece.matrix].weight.take(piece.rows)
-            yield piece.name, weight, Target(piece.name, weight.grid, None, expert=True)
+            yield piece.name, weight, ConfigTarget(piece.name, weight.grid, None, expert=True)
 
 
 def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, Tensor]:

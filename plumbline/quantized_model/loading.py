@@ -21,7 +21,7 @@ from transformers.quantizers.quantizer_compressed_tensors import CompressedTenso
 from plumbline.base_model.quiet import quiet
 from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.quantization_config import Target, quantization_config
+from plumbline.quantized_model.quantization_config import ConfigTarget, quantization_config
 
 _REHEARSED: WeakKeyDictionary[PreTrainedModel, dict[Any, str | None]] = WeakKeyDictionary()
 """The results of `rehearsed` for the models in memory, by what the scheme says."""
@@ -59,12 +59,13 @@ def rehearsed(model: PreTrainedModel, scheme: SchemeParams) -> str | None:
     key = (scheme.weight_bits, scheme.symmetric, scheme.per_tensor, scheme.activations)
     if key not in known:
         known[key] = _rehearse(
-            model, Target("", Grid(scheme.weight_bits, None, scheme.symmetric, scheme.per_tensor), scheme.activations)
+            model,
+            ConfigTarget("", Grid(scheme.weight_bits, None, scheme.symmetric, scheme.per_tensor), scheme.activations),
         )
     return known[key]
 
 
-def _rehearse(model: PreTrainedModel, target: Target) -> str | None:
+def _rehearse(model: PreTrainedModel, target: ConfigTarget) -> str | None:
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     config = quantization_config([target], linears, ["lm_head"])
     with torch.device("meta"), quiet():

@@ -22,7 +22,7 @@ PACKED, INTEGERS, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 
 
 @dataclass(frozen=True)
-class Target:
+class ConfigTarget:
     """A quantized layer as engines see it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Target:
 
 
 def quantization_config(
-    targets: Sequence[Target], linears: Collection[str], ignore: Sequence[str]
+    targets: Sequence[ConfigTarget], linears: Collection[str], ignore: Sequence[str]
 ) -> QuantizationConfig:
     """The `quantization_config` of a model.
 

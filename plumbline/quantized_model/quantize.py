@@ -7,13 +7,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.inputs import EXPERT
 from plumbline.base_model.matrices import WeightMatrix
 from plumbline.base_model.one_thread import one_thread
+from plumbline.base_model.own_modules import with_own_modules
 from plumbline.quantized_model.awq import awq
 from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.factors import Factors
@@ -29,6 +32,9 @@ from plumbline.quantized_model.quantize_site import quantize_site, relative_erro
 from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices, scheme_of
 from plumbline.quantized_model.smoothquant import smoothquant
 from plumbline.quantized_model.statistics_check import require_statistics
+
+FEW = 4
+"""Tokens that show which Linears a model calls."""
 
 
 def quantize_model(
@@ -59,7 +65,7 @@ def quantize_model(
     require_readable_experts(model, linears, scheme)
     dense = loads_dense(model, scheme)
     static = scheme.activations is not None and not scheme.activations.dynamic
-    left = not_called(linears, stats) if static else {}
+    left = not_called(model, linears, stats) if static else {}
     linears = {name: matrix for name, matrix in linears.items() if name not in left}
     sizes = layer_group_sizes(linears, scheme, dense)
     require_statistics(linears, stats, scheme)
@@ -91,10 +97,20 @@ def quantize_model(
     return Quantized({name: layers[name] for name in linears}, parameters, notes, dense, left)
 
 
-def not_called(linears: Mapping[str, WeightMatrix], stats: Statistics) -> dict[str, str]:
-    """Matrices outside experts that no token reached -> reason: the model's code reads the weight itself."""
-    reason = "the model reads its weight without calling it, so nothing rounds its input"
-    return {name: reason for name in linears if name in stats.unreached and not EXPERT.search(name)}
+@torch.no_grad()
+def not_called(model: PreTrainedModel, linears: Mapping[str, WeightMatrix], stats: Statistics) -> dict[str, str]:
+    """Matrices outside experts that the model does not call -> reason. Runs a few tokens if some were not reached."""
+    unreached = [name for name in linears if name in stats.unreached and not EXPERT.search(name)]
+    if not unreached:
+        return {}
+    called: set[str] = set()
+    own = with_own_modules(model)
+    for name in unreached:
+        own.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.add(name))  # type: ignore[misc]
+    with called_as_quantized(own):
+        own(input_ids=torch.arange(FEW, device=model.device)[None], use_cache=False)
+    reason = "the model does not call it (it may read the weight itself), so nothing rounds its input"
+    return {name: reason for name in unreached if name not in called}
 
 
 def _bits(

@@ -62,6 +62,8 @@ def verify(root: Path) -> list[Corrupted]:
 
 def _stages(root: Path) -> set[str]:
     """Names of the stages that dvc.yaml has now; of all in dvc.lock if it cannot be resolved."""
+    if not (root / "dvc.yaml").is_file():
+        return set(read_lock(root))
     try:
         return set(resolved(root))
     except Exception:  # DVC's errors have no common class, and the bytes can be checked without dvc.yaml

@@ -63,7 +63,7 @@ def test_builds_without_a_forward_pass_and_loads(scheme, project, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(nn.Linear, "forward", forbidden)
         patch.setattr(LlamaForCausalLM, "forward", forbidden)
-        patch.setattr("plumbline.quantized_model.build.require_loads", lambda *given: {})
+        patch.setattr("plumbline.quantized_model.build.require_loads", lambda *given: {"tokens": 1})
         summary = build(project, tmp_path / "out", scheme)
     assert summary["fallbacks"] == {}
     assert summary["quantized_layers"] == 14
@@ -279,7 +279,8 @@ def test_no_shipped_scheme_runs_text_through_the_base_model(scheme, project, tmp
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
     monkeypatch.setattr("plumbline.quantized_model.build.export", lambda *given: [])
-    monkeypatch.setattr("plumbline.quantized_model.build.require_loads", lambda *given: {})
+    monkeypatch.setattr("plumbline.quantized_model.build.write_card", lambda *given: None)
+    monkeypatch.setattr("plumbline.quantized_model.build.require_loads", lambda *given: {"tokens": 1})
     monkeypatch.setattr("plumbline.quantized_model.build.add_provenance", lambda *given: None)
     build(project, tmp_path / "out", scheme, scheme_params=SHIPPED[scheme])
     assert set(seen) == ({TOKENS} if SHIPPED[scheme].transform else set())

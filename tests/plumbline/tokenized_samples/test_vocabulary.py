@@ -52,7 +52,7 @@ def test_tokens_beyond_the_embedding_are_refused(tmp_path: Path, part: str | Non
 def test_it_is_said_before_anything_is_tokenized(tmp_path: Path) -> None:
     base, _ = base_with(tmp_path / "base", {"model_type": "llama", "vocab_size": TOKENS}, " the")
     with pytest.raises(ValueError, match="its tokenizer has 258 tokens, its embedding 257"):
-        build_tokenized_samples(TokenizeParams(), base, tmp_path / "no corpus", tmp_path / "out")
+        build_tokenized_samples(TokenizeParams(max_length=64), base, tmp_path / "no corpus", tmp_path / "out")
 
 
 def test_a_padding_token_beyond_is_said_and_allowed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
