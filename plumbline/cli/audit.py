@@ -74,7 +74,7 @@ def audit(
              plumbline audit data/quantized_model/random-64-w4a16-gptq --html audit.html
     """
     from plumbline.provenance import audit_subject, render, resolved
-    from plumbline.provenance.model_links import record_of
+    from plumbline.provenance.model_files import record_of
 
     root = workspace_root()
     with usage(), resolved(model, root, fetch=restore_to is not None) as subject:

@@ -8,7 +8,7 @@ from typing import Any
 
 from plumbline.calibration_report.page import environment
 from plumbline.provenance.link import AuditResult
-from plumbline.provenance.model_links import samples_of
+from plumbline.provenance.model_files import samples_of
 
 MEANINGS = {
     "registry": "The registered version is this folder, and its tags agree with the model's record.",

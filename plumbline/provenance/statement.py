@@ -10,7 +10,7 @@ from plumbline.artifact import sha256_file
 from plumbline.distribution import version
 from plumbline.provenance.cache_recovery import chain_hashes
 from plumbline.provenance.link import Case, dig
-from plumbline.provenance.model_links import samples_of
+from plumbline.provenance.model_files import samples_of
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:plumbline:quantized-model:1"
