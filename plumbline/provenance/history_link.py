@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
 
 from plumbline.provenance.decision_links import decision_of
 from plumbline.provenance.link import Case, Link, Status
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.promotion import MACHINE, PROMOTED_BY, REASON, PromotionHistory, read_history
-from plumbline.tracking.promotion_chain import COPY, PREVIOUS, contradictions, read_copy
+from plumbline.tracking.promotion_chain import COPY, PREVIOUS, contradictions, entry_digest, read_copy
 from plumbline.tracking.registry import ALIAS
 from plumbline.tracking.store import TrackingError
 
@@ -67,6 +69,22 @@ def promotion_history(case: Case) -> Link | None:
     meaning = f"{len(recorded.entries)} promotions, the last of version {champion}"
     meaning += "" if linked == len(recorded.entries) else f", {len(recorded.entries) - linked} of an earlier Plumbline"
     return Link(name, "verified", f"{meaning}{copied}")
+
+
+def newest_promotion(case: Case) -> tuple[int, str] | None:
+    """Number and digest of the newest entry of the history; None without one, or where MLflow does not answer."""
+    entries = known_promotions(case)
+    number = max(entries, default=None)
+    return None if number is None else (number, entry_digest(entries[number]))
+
+
+def known_promotions(case: Case) -> dict[int, dict[str, Any]]:
+    """The entries of the registry's history by number; empty where there is no registry."""
+    with suppress(TrackingError, ValueError):
+        model = case.registry.model() if case.registry else None
+        if model is not None:
+            return dict(read_history([model.tags]).numbered)
+    return {}
 
 
 def _against_the_versions(

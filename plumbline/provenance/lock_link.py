@@ -93,9 +93,11 @@ def _without_inputs(runs: dict[str, Entry]) -> Iterator[str]:
                 yield f"{entry.name} is said to have read no {needed.rstrip('/')}"
 
 
-def _dropped(case: Case, paths: Iterable[str]) -> Iterator[str]:
+def _dropped(case: Case, runs: dict[str, Entry]) -> Iterator[str]:
     """Artifacts that are in the workspace while dvc.lock has no entry for them."""
-    for path in paths:
+    read = {dep: None for entry in runs.values() for dep in entry.deps if ARTIFACT.fullmatch(dep)}
+    partitioned = {path.rsplit("/", 1)[0] for path in runs if path.count("/") > 1}
+    for path in {**read, **dict.fromkeys(runs)}.keys() - partitioned:
         if case.recorded(path) is None and (case.root / path).exists():
             yield f"dvc.lock has no entry for {path}, which is in the workspace"
 
