@@ -33,9 +33,11 @@ def promotion_history(case: Case) -> Link | None:
         versions = {version.version: version for version in case.registry.versions()}
     except TrackingError:
         return None  # the link `registry` says it
-    recorded = read_history([model.tags, *(version.tags for version in versions.values())])
     champion = model.aliases.get(ALIAS, "")
-    problems, copied = list(recorded.remarks), ""
+    recorded = read_history([model.tags, *(version.tags for version in versions.values())], champion)
+    # A move that was interrupted before the alias moved did not happen, and is no fault.
+    problems = [remark for remark in recorded.remarks if not (recorded.pending and remark.endswith("did not happen"))]
+    copied = ""
     try:
         copy = read_copy(case.root, case.registry.name)
         problems += contradictions(recorded.numbered, copy)
@@ -54,6 +56,8 @@ def promotion_history(case: Case) -> Link | None:
     unfinished = ""
     if champion and not recorded.entries:
         unfinished = f"version {champion} is the champion, but no promotion is on record"
+    elif recorded.pending is not None and recorded.entries[-1:] == (recorded.pending,):
+        unfinished = f"the alias names version {champion}, and the entry of that promotion was begun, not recorded"
     elif recorded.entries and recorded.entries[-1].version != champion:
         last = recorded.entries[-1]
         what = f"the last promotion on record made version {last.version} the champion, the alias names "
@@ -94,7 +98,7 @@ def _against_the_versions(
     signed: dict[str, set[tuple[str | None, str | None]]] = {}
     for entry in recorded.entries:
         signed.setdefault(entry.version, set()).add((entry.who, entry.why))
-    if recorded.entries and recorded.entries[-1].version == champion:
+    if recorded.entries and recorded.entries[-1].version == champion and recorded.pending is None:
         signed[champion] = {(recorded.entries[-1].who, recorded.entries[-1].why)}
     for number, pairs in signed.items():
         tags = versions[number].tags if number in versions else {}

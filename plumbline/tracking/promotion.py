@@ -251,7 +251,9 @@ def _record(registry: Registry, root: Path, client: MlflowClient, entry: Promoti
     content = {**asdict(entry), "previous": digest_before(recorded, number)}
     client.set_model_version_tag(registry.name, entry.version, PROMOTED_BY, entry.who)
     client.set_model_version_tag(registry.name, entry.version, REASON, entry.why)
-    client.set_registered_model_tag(registry.name, f"{ENTRY}{number}", json.dumps(content, sort_keys=True, ensure_ascii=False))
+    client.set_registered_model_tag(
+        registry.name, f"{ENTRY}{number}", json.dumps(content, sort_keys=True, ensure_ascii=False)
+    )
     write_copy(root, registry.name, {**recorded, number: content})
     client.delete_registered_model_tag(registry.name, PENDING)
 
