@@ -149,7 +149,7 @@ WAYS = [
     Harmless("outputs deleted, in the cache", then(set_gone)),
     Harmless("pushed, deleted and pulled", then(pull_again)),
     Harmless("cloned and pulled, no registry", cloned),
-    Harmless("history of an earlier version", then(older_history)),
+    Harmless("history of an earlier version", then(older_history), before_signing=True),
     Harmless("copy of the history behind", then(behind)),
     Harmless("re-saved by save_pretrained, with its record", resaved(True), signed=False),
     Harmless("re-saved by save_pretrained, record left behind", resaved(False), signed=False),

@@ -34,3 +34,5 @@ class Harmless:
     """What is done to the workspace; returns the workspace and the reference to audit."""
     signed: bool = True
     """Whether the signature still holds; else its link is missing, which is said, and nothing is called tampered."""
+    before_signing: bool = False
+    """Whether it rewrites what a signature covers, so that it is no harmless change once signed."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from plumbline.versioning.code import code_version
 from plumbline.versioning.digest import differences, dvc_digest
 
 if TYPE_CHECKING:
+    from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.tokenized_samples.encode import Encoder
 
 CORPUS = "data/raw_corpus"
@@ -155,13 +157,27 @@ def texts(case: Case) -> Link | None:
     return Link(name, "tampered", meaning + "; ".join(problems[:FIRST]), fix=fix)
 
 
+@dataclass(frozen=True)
+class _Served:
+    """What an `Encoder` reads of a base model, from the quantized model's folder, which holds the same tokenizer."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def tokenizer(self) -> Any:
+        from plumbline.base_model.load import load_tokenizer
+
+        return load_tokenizer(self.folder)
+
+
 def _encoder(model: Path, settings: Mapping[str, Any]) -> Encoder:
-    from plumbline.base_model.checkpoint import BaseCheckpoint
-    from plumbline.base_model.params import ModelParams
     from plumbline.tokenized_samples.encode import Encoder
     from plumbline.tokenized_samples.fingerprint import policy_of
 
-    return Encoder(BaseCheckpoint.of(ModelParams(name=str(model.resolve()))), policy_of(settings))
+    return Encoder(cast("BaseCheckpoint", _Served(model)), policy_of(settings))
 
 
 def _samples_of(encoder: Encoder, settings: Mapping[str, Any], document: Document) -> dict[str, Tokens]:
