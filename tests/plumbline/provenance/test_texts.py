@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plumbline.artifact import read_json, write_json, write_table
@@ -39,6 +39,7 @@ def shortest(tokens: list[int], sources: list[list[int]]) -> int:
     return best[-1] if best[-1] <= len(tokens) else 0
 
 
+@settings(deadline=None)
 @given(tokens=int32, sources=st.lists(int32, min_size=1, max_size=3))
 def test_the_fewest_pieces_are_those_of_an_exhaustive_search(tokens: Any, sources: list[Any]) -> None:
     assert fewest_pieces(tokens, sources) == shortest(tokens.tolist(), [s.tolist() for s in sources])
