@@ -38,7 +38,8 @@ def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option("--explain", is_flag=True, help="List the links of an audit and what each compares; needs no MODEL.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page for a reviewer.")
 @click.option(
@@ -53,7 +54,8 @@ def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
 @click.option("--signature", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
 @click.option("--statement", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
 def audit(
-    model: str,
+    model: str | None,
+    explain: bool,
     as_json: bool,
     html: Path | None,
     restore_to: Path | None,
@@ -62,7 +64,8 @@ def audit(
     signature: Path | None,
     statement: Path | None,
 ) -> None:
-    """Trace a MODEL back to its calibration documents; every digest is recomputed.
+    """Trace a MODEL back to the text of its calibration documents; every digest is recomputed, and the registry,
+    dvc.lock, evaluation and promotion are compared with it.
 
     MODEL is a folder, a registered model (models:/NAME@ALIAS or models:/NAME/VERSION), an MLflow run (runs:/ID), a
     folder of Hugging Face's cache (models--ORG--NAME), a weights file, or the DVC hash of a model's folder.
@@ -72,9 +75,17 @@ def audit(
     \b
     Example: plumbline audit models:/plumbline@champion
              plumbline audit data/quantized_model/random-64-w4a16-gptq --html audit.html
+             plumbline audit --explain
     """
+    if explain:
+        from plumbline.provenance.explain import as_list, render_explanation
+
+        click.echo(json.dumps(as_list(), indent=1, ensure_ascii=False) if as_json else render_explanation())
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
     from plumbline.provenance import audit_subject, render, resolved
-    from plumbline.provenance.model_links import record_of
+    from plumbline.provenance.model_files import record_of
 
     root = workspace_root()
     with usage(), resolved(model, root, fetch=restore_to is not None) as subject:

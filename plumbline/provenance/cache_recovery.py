@@ -9,9 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from plumbline.provenance import data_links
+from plumbline.provenance import data_links, document_links, stage_links
 from plumbline.provenance.link import Case, Link, dig
-from plumbline.provenance.model_links import documents_of, parse_object
+from plumbline.provenance.model_files import documents_of, parse_object
 from plumbline.versioning.cache import cached_bytes, cached_folders
 from plumbline.versioning.digest import Hasher
 from plumbline.versioning.lock import read_lock
@@ -19,10 +19,11 @@ from plumbline.versioning.object_store import Store
 from plumbline.versioning.run_history import ARTIFACT
 
 SET, STATS, CORPUS = "data/calibration_set", "data/activation_stats", "data/raw_corpus"
-RECOVERABLE: dict[str, tuple[str, Callable[[Case], Link]]] = {
+RECOVERABLE: dict[str, tuple[str, Callable[[Case], Link | None]]] = {
     "statistics": (STATS, data_links.statistics),
     "calibration set": (SET, data_links.calibration_set),
-    "documents": (CORPUS, data_links.documents),
+    "calibration choice": (stage_links.CHOICES, stage_links.calibration_choice),
+    "documents": (CORPUS, document_links.documents),
 }
 
 
@@ -95,7 +96,9 @@ def _recheck(case: Case, link: Link, hashes: Mapping[str, str]) -> Link:
             restored = replace(case, root=root, lock={}, hasher=Hasher())  # a hasher caches by inode
             restored.__dict__["made_by"] = None  # no lookup: the hash was checked when the content was placed
             rechecked = check(restored)
-        if rechecked.status == "verified":
+        if rechecked is not None and rechecked.status == "verified":
+            case.samples = case.samples or restored.samples
+            case.documents = case.documents or restored.documents
             return replace(rechecked, meaning=f"{rechecked.meaning}; from DVC's cache, the workspace has changed since")
     return link
 

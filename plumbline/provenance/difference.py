@@ -10,7 +10,7 @@ from typing import Any
 from plumbline.artifact import read_json
 from plumbline.provenance.cache_recovery import CORPUS, chain_hashes
 from plumbline.provenance.link import Case, dig
-from plumbline.provenance.model_links import samples_of
+from plumbline.provenance.model_files import samples_of
 from plumbline.text_layout import printable, wrapped
 from plumbline.tracking.registry import open_registry
 from plumbline.tracking.store import TrackingError

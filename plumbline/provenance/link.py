@@ -7,6 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from plumbline.provenance.resaved import Resaved
+from plumbline.raw_corpus.document import Document
+from plumbline.tracking.model_version import ModelVersion
+from plumbline.tracking.registry import Registry, open_registry
+from plumbline.tracking.store import TrackingError
 from plumbline.versioning.cache import cached, damaged
 from plumbline.versioning.digest import Hasher, dvc_digest
 from plumbline.versioning.lock import Entry
@@ -75,7 +80,19 @@ class Case:
     """`quantization_config.calibration` of config.json."""
     record_holds: bool = False
     """Whether the record is the one whose digest is in config.json."""
+    tokenizer_holds: bool = False
+    """Whether the tokenizer has the fingerprint that the model records."""
     hasher: Hasher = field(default_factory=Hasher)
+    resaved: Resaved | None = None
+    """The recorded model that this one is a rewritten copy of, with the differences."""
+    original: str = ""
+    """DVC hash of the folder that `save_pretrained` rewrote, if this is a faithful copy of it."""
+    version: ModelVersion | None = None
+    """The registered version that was asked for, if one was."""
+    samples: list[dict[str, Any]] | None = None
+    """Rows of samples.parquet, `input_ids` int32 (n_tokens,), once the link `calibration set` is verified."""
+    documents: dict[str, list[Document]] = field(default_factory=dict)
+    """Rows of the corpus by document id, once the link `documents` is verified."""
 
     def claims(self, *keys: str) -> list[str]:
         """The values under a key in record and summary: one, two if they differ, or none."""
@@ -92,6 +109,37 @@ class Case:
             return ""
 
     @cached_property
+    def in_cache(self) -> bool:
+        """Whether DVC's cache lists the model's folder."""
+        return cached(self.root, self.digest) is not None
+
+    @cached_property
+    def registry(self) -> Registry | None:
+        """The registered model of the workspace; None if nothing was registered here."""
+        try:
+            return open_registry(self.root, read_only=True)
+        except TrackingError:
+            return None
+
+    @cached_property
+    def versions(self) -> list[ModelVersion]:
+        """The registered versions of this model: that which was asked for, and those of its hash or its place.
+
+        Raises:
+            TrackingError: MLflow does not answer.
+        """
+        listed = self.registry.versions() if self.registry else []
+        about = [version for version in listed if self.identity in (version.model, version.named_in(self.place))]
+        about += [version for version in listed if not version.model and version.path == (self.place or "-")]
+        asked = [self.version] if self.version else []
+        return list({version.version: version for version in [*asked, *about]}.values())
+
+    @property
+    def identity(self) -> str:
+        """DVC hash under which the model is on record: its folder's, or that of the folder it was re-saved from."""
+        return self.original or self.digest
+
+    @cached_property
     def place(self) -> str:
         """The model's path relative to the workspace; empty if it is outside."""
         model, root = self.model.resolve(), self.root.resolve()
@@ -101,7 +149,7 @@ class Case:
     def entry(self) -> Entry | None:
         """The dvc.lock entry of this model: an output with the same path or the same content."""
         for entry in self.lock.values():
-            if self.place in entry.outs or self.digest in entry.outs.values():
+            if self.place in entry.outs or self.identity in entry.outs.values():
                 return entry
         return None
 
@@ -113,15 +161,24 @@ class Case:
     @cached_property
     def made_by(self) -> Entry | None:
         """The run that made this model, also if dvc.lock has a later run by now."""
-        return self.entry or (self.history.maker(self.digest) if self.digest else None)
+        return self.entry or (self.history.maker(self.identity) if self.identity else None)
+
+    @cached_property
+    def runs(self) -> dict[str, Entry]:
+        """The recorded runs of the model and of everything upstream of it, by the path of their output."""
+        if self.made_by is None:
+            return {}
+        path, md5 = next(iter(self.made_by.outs.items()))
+        return self.history.ancestry(md5, path)
 
     def recorded(self, path: str) -> str | None:
         """DVC hash of an output in the current dvc.lock."""
         return next((entry.outs[path] for entry in self.lock.values() if path in entry.outs), None)
 
     def wanted(self, path: str) -> str | None:
-        """DVC hash of `path` as the run that made the model read it."""
-        return self.made_by.deps.get(path) if self.made_by else None
+        """DVC hash of `path` as the model's run, or the runs upstream of it, read it; None if it is not on record."""
+        direct = self.made_by.deps.get(path) if self.made_by else None
+        return direct or next((run.deps[path] for run in self.runs.values() if path in run.deps), None)
 
 
 def dig(value: Any, *keys: str) -> Any:

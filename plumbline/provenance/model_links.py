@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,84 +10,24 @@ from typing import Any
 
 from plumbline.artifact import sha256_file, sha256_json
 from plumbline.provenance.link import Case, Link, dig, how_to_restore
+from plumbline.provenance.model_files import (
+    CONFIG,
+    RECORD,
+    RESTORE,
+    TOKENIZER,
+    WEIGHTS,
+    Unsafe,
+    plain_file,
+    read_object,
+    samples_of,
+)
 from plumbline.versioning.cache import cached_listing
 from plumbline.versioning.digest import differences, folder_digest
 from plumbline.yaml_file import read_yaml
 
-RECORD, CONFIG = "calibration.json", "config.json"
 FORMAT = 1
 COPIED = ("format", "base_model", "fingerprint", "statistics", "scheme", "code_version")
 """Entries that config.json repeats from calibration.json."""
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".npz", ".py")
-"""Files that decide what the model computes; one that the record does not list is a tampering."""
-TOKENIZER = (
-    "tokenizer*",
-    "*.model",
-    "vocab.*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.jinja",
-)
-MAX_JSON = 1 << 30
-"""Size limit of a JSON file in bytes: a hundred times the largest that Plumbline writes."""
-RESTORE = "restore the folder from where it was made (`dvc checkout --force`, or the registry's path), then audit again"
-
-
-class Unsafe(ValueError):
-    """A file name or link that points outside the folder."""
-
-
-def plain_file(folder: Path, name: str) -> Path:
-    """Path of a regular file directly in the folder.
-
-    Raises:
-        Unsafe: the name contains a path, or the file is not a regular file.
-        FileNotFoundError: the file does not exist.
-    """
-    if not name or name != Path(name).name or "\\" in name or "\0" in name or name in (".", ".."):
-        raise Unsafe(f"the file name {name!r} leads out of the folder")
-    path = folder / name
-    if path.is_symlink():
-        raise Unsafe(f"{name} is a symbolic link; its target is not part of the folder")
-    if not path.exists():
-        raise FileNotFoundError(f"{name} does not exist")
-    if not path.is_file():
-        raise Unsafe(f"{name} is not a regular file")
-    return path
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        ValueError: the file is too large, or is not a JSON object.
-    """
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; the limit for a record is {MAX_JSON:,}")
-    return parse_object(path.read_bytes(), path.name)
-
-
-def parse_object(data: bytes, name: str = "it") -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ValueError: the data are not a JSON object.
-    """
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} is not a JSON object")
-    return value
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """Read calibration.json of a model; empty if it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        return read_object(plain_file(folder, RECORD))
-    return {}
 
 
 def record(case: Case) -> Link:
@@ -109,7 +48,7 @@ def record(case: Case) -> Link:
     case.summary = entries[0] if entries else None
     digest = ""
     try:
-        path = plain_file(case.model, RECORD)
+        path = _record_path(case)
         digest = sha256_file(path)
         case.record = read_object(path)
     except FileNotFoundError:
@@ -130,7 +69,20 @@ def record(case: Case) -> Link:
     case.record_holds = case.record is not None and not problems
     if problems:
         return Link(name, "tampered", "; ".join(problems), str(expected or ""), digest, RESTORE)
-    return Link(name, "verified", "the SHA-256 of calibration.json is the one in config.json", str(expected), digest)
+    meaning = "the SHA-256 of calibration.json is the one in config.json"
+    if case.resaved and not (case.model / RECORD).exists():
+        meaning = f"the copy lacks calibration.json; that of {case.resaved.path} has the SHA-256 in config.json"
+    return Link(name, "verified", meaning, str(expected), digest)
+
+
+def _record_path(case: Case) -> Path:
+    """calibration.json of the model, or, where `save_pretrained` left it behind, that of the original."""
+    try:
+        return plain_file(case.model, RECORD)
+    except FileNotFoundError:
+        if case.resaved is None:
+            raise
+        return case.resaved.files[RECORD]
 
 
 def _contradictions(record: dict[str, Any], summary: Any) -> list[str]:
@@ -146,18 +98,6 @@ def _contradictions(record: dict[str, Any], summary: Any) -> list[str]:
         if dig(summary, "calibration_set", key) != value:
             wrong.append(f"calibration.json and config.json differ in calibration_set.{key}")
     return wrong
-
-
-def samples_of(record: Any) -> list[dict[str, Any]]:
-    """The samples in the record, in order; entries that are not objects are left out."""
-    listed = dig(record, "calibration_set", "samples")
-    return [sample for sample in listed if isinstance(sample, dict)] if isinstance(listed, list) else []
-
-
-def documents_of(record: Any) -> set[str]:
-    """Ids of the documents in the samples; samples written by the base model have none."""
-    listed = (sample.get("doc_ids") for sample in samples_of(record))
-    return {str(document) for documents in listed if isinstance(documents, list) for document in documents}
 
 
 def weights(case: Case) -> Link:
@@ -184,6 +124,9 @@ def weights(case: Case) -> Link:
     altered += [f"{file} is not on record" for file in present if file not in recorded]
     altered += [f"{file} does not exist" for file in absent] if altered else []
     expected_and_found = _combined_digest(recorded), _combined_digest(digests)
+    if (altered or absent) and case.resaved and case.resaved.same_tensors and case.original:
+        meaning = f"other files than {case.resaved.path}, with the same tensors, byte for byte"
+        return Link(name, "verified", meaning, *expected_and_found)
     if altered:
         return Link(name, "tampered", "; ".join(altered), *expected_and_found, RESTORE)
     if absent:
@@ -219,7 +162,7 @@ def folder(case: Case) -> Link:
         what = ", ".join(differences(before, files)[:5]) if before else "some of its files changed"
         meaning = f"not what dvc.lock records for {case.place}: {what}"
         return Link(name, "tampered", meaning, recorded, digest, how_to_restore(case, case.place))
-    if case.entry is not None:
+    if case.resaved is None and case.entry is not None:
         return Link(name, "verified", f"{count}, the same as {next(iter(case.entry.outs))} in dvc.lock", digest, digest)
     if cached_listing(case.root, digest) is not None:
         return Link(
@@ -231,6 +174,15 @@ def folder(case: Case) -> Link:
 def _unknown(case: Case, files: dict[str, str], digest: str) -> Link:
     """The link of a folder that DVC does not know: a changed copy of a known folder, or a foreign one."""
     name = "model folder"
+    if case.resaved and case.original:
+        changed = ", ".join(case.resaved.rewritten) or "the files of the tokenizer"
+        meaning = (
+            f"{case.resaved.path}, saved again ({changed} rewritten): weights and every deciding field are the same"
+        )
+        return Link(name, "verified", meaning, case.resaved.md5, digest)
+    if case.resaved:
+        meaning = f"a changed copy of {case.resaved.path}: {'; '.join(case.resaved.problems[:5])}"
+        return Link(name, "tampered", meaning, case.resaved.md5, digest, RESTORE)
     for entry in case.lock.values():
         for path, expected in entry.outs.items():
             original = cached_listing(case.root, expected) if entry.name.startswith("quantized_model@") else None
@@ -267,6 +219,7 @@ def tokenizer(case: Case) -> Link:
     for params in _settings(case, known_parts):
         fingerprint, parts = tokenizer_fingerprint(loaded, params)
         if fingerprint in claims:
+            case.tokenizer_holds = True
             meaning = "its fingerprint is the one with which the calibration set was tokenized"
             return Link(name, "verified", meaning, fingerprint, fingerprint)
         if known_parts is not None:

@@ -7,26 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.calibration_report.page import environment
+from plumbline.provenance.explain import LINKS
 from plumbline.provenance.link import AuditResult
-from plumbline.provenance.model_links import samples_of
-
-MEANINGS = {
-    "registry": "The registered version is this folder, and its tags agree with the model's record.",
-    "weights file": "The file belongs to a model that is known here.",
-    "DVC's cache": "The folder was restored from DVC's cache by its hash.",
-    "hub cache": "Every file of the snapshot has the content that its name in the hub's cache states.",
-    "signature": "The holder of the private key signed every file of the folder.",
-    "statement": "The signed in-toto statement agrees with the model's record.",
-    "record": "The model has a record of what it was calibrated on; config.json has the digest of that record.",
-    "weights": "The weights are those that were written together with the record.",
-    "model folder": "No file was added, removed or changed since the model was made.",
-    "tokenizer": "The tokenizer is the one that tokenized the calibration texts.",
-    "base model": "The full-precision model is the one whose activations were measured.",
-    "statistics": "The stored statistics are those that scales and rounding were computed from.",
-    "calibration set": "The statistics were collected on these samples; every id is the digest of its tokens.",
-    "documents": "The texts behind the samples are in the corpus; every id is the digest of its text.",
-}
-"""The meaning of each link, for a reader who does not know Plumbline."""
+from plumbline.provenance.model_files import samples_of
 
 
 def write_page(
@@ -42,7 +25,7 @@ def write_page(
     page = environment(Path(__file__).parent).get_template("audit.html.j2")
     html = page.render(
         result=result,
-        meanings=MEANINGS,
+        meanings={link.name: link.meaning for link in LINKS},
         counts={s: sum(link.status == s for link in result.links) for s in ("verified", "missing", "tampered")},
         more={name: text for name, (_, text) in more.items()},
         samples=[_row(sample) for sample in samples_of(record)],

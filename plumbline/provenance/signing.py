@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.distribution import install_command
+from plumbline.provenance.history_link import known_promotions
 from plumbline.provenance.link import Case, Link
-from plumbline.provenance.statement import payload, statement
+from plumbline.provenance.statement import PROMOTION, payload, statement
+from plumbline.tracking.promotion_chain import entry_digest
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAKE_KEYS = (
@@ -104,7 +106,7 @@ def _statement_link(case: Case, key: Any, public_key: Path, envelope: Path) -> L
         return Link(name, "tampered", f"{envelope.name} is not signed by {public_key.name}: {why}", fix=fix)
     current = statement(case)
     differing = [part for part in ("subject", "predicateType") if signed.get(part) != current.get(part)]
-    # DVC's records may have been garbage-collected since; the entries from the model's own record must agree.
+    # DVC's records and the registry may have gained entries since; those from the model's own record must agree.
     for part in ("externalParameters", "internalParameters", "buildType"):
         if _build_part(signed, part) != _build_part(current, part):
             differing.append(part)
@@ -113,6 +115,9 @@ def _statement_link(case: Case, key: Any, public_key: Path, envelope: Path) -> L
     if differing:
         meaning = f"{envelope.name} is signed, but differs from the model's record in {', '.join(differing)}"
         return Link(name, "tampered", meaning, fix=fix)
+    if lost := _off_the_record(case, signed):
+        meaning = f"{envelope.name} is signed, but what it names is not on record any more: {'; '.join(lost[:3])}"
+        return Link(name, "tampered", meaning, fix="restore dvc.lock, promotions.jsonl and the registry from a backup")
     return Link(
         name, "verified", f"{envelope.name}: signed by the holder of {public_key.name}, agrees with the model's record"
     )
@@ -124,8 +129,31 @@ def _build_part(content: Any, part: str) -> Any:
 
 
 def _dependencies_on_record(content: Any) -> list[Any]:
-    listed = _build_part(content, "resolvedDependencies") or []
-    return [dependency for dependency in listed if "dvc" not in (dependency.get("digest") or {})]
+    """The dependencies that the model's own record names."""
+    return [d for d in _dependencies(content) if not {"dvc", PROMOTION} & (d.get("digest") or {}).keys()]
+
+
+def _dependencies(content: Any) -> list[Any]:
+    return _build_part(content, "resolvedDependencies") or []
+
+
+def _off_the_record(case: Case, signed: Any) -> list[str]:
+    """Artifacts and promotions of the statement that neither DVC's records nor the registry have now.
+
+    Later runs and promotions are no fault: they come on top of what is on record. A workspace that does not know the
+    model cannot say.
+    """
+    lost = []
+    promotions = {entry_digest(entry) for entry in known_promotions(case).values()}
+    evaluations = {version.evaluation for version in case.versions}
+    for dependency in _dependencies(signed):
+        path, digest = str(dependency.get("name")), dependency.get("digest") or {}
+        if PROMOTION in digest and promotions and digest[PROMOTION] not in promotions:
+            lost.append("the newest promotion at the time of signing")
+        md5 = digest.get("dvc")
+        if md5 is not None and case.runs and md5 not in evaluations and not case.history.makers(md5, path):
+            lost.append(f"{path} {md5}")
+    return lost
 
 
 def _private_key(path: Path, password: str | None) -> Any:

@@ -9,19 +9,23 @@ from typing import Any
 from plumbline.artifact import sha256_file
 from plumbline.distribution import version
 from plumbline.provenance.cache_recovery import chain_hashes
+from plumbline.provenance.history_link import newest_promotion
 from plumbline.provenance.link import Case, dig
-from plumbline.provenance.model_links import samples_of
+from plumbline.provenance.model_files import samples_of
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:plumbline:quantized-model:1"
 BUILDER = "urn:plumbline"
+PROMOTIONS, PROMOTION = "promotion history", "plumbline.promotion"
+"""Name of the dependency on the history of champions, and of its digest: that of the newest entry."""
 
 
 def statement(case: Case) -> dict[str, Any]:
     """Return the statement: a subject per file of the model's folder, a dependency per link of its chain.
 
     A digest that is not the SHA-256 of a file is named after its subject (`plumbline.calibration_set`), so that it is
-    not mistaken for one. DVC's hashes are included if DVC has the run on record.
+    not mistaken for one. DVC's hashes are included if DVC has the run on record, those of the evaluation and the newest
+    promotion if there are any.
 
     Raises:
         ImportError: in-toto-attestation is not installed.
@@ -62,6 +66,8 @@ def statement(case: Case) -> dict[str, Any]:
             *(descriptor(f"activation statistics/{file}", {"sha256": statistics[file]}) for file in sorted(statistics)),
             descriptor("calibration set", {"plumbline.calibration_set": calibration_set.get("digest")}),
             *(descriptor(path, {"dvc": hashes[path]}) for path in sorted(hashes) if hashes[path] != case.digest),
+            *(descriptor(path, {"dvc": md5}) for path, md5 in sorted(_evaluation(case).items())),
+            *(descriptor(PROMOTIONS, {PROMOTION: digest}) for _, digest in filter(None, [newest_promotion(case)])),
             *(descriptor("document", {"plumbline.document": key}, documents[key]) for key in sorted(documents)),
         ]
     )
@@ -70,6 +76,12 @@ def statement(case: Case) -> dict[str, Any]:
     signable = Statement(subjects, PREDICATE, MessageToDict(provenance))
     signable.validate()
     return dict(MessageToDict(signable.pb))
+
+
+def _evaluation(case: Case) -> dict[str, str]:
+    """Path -> DVC hash of the model's evaluation in dvc.lock."""
+    entries = (entry for entry in case.lock.values() if entry.asset == "evaluation")
+    return {path: md5 for e in entries if case.identity in e.deps.values() for path, md5 in e.outs.items()}
 
 
 def payload(content: dict[str, Any]) -> bytes:

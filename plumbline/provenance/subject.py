@@ -15,8 +15,7 @@ from typing import Any
 
 from plumbline.artifact import sha256_file
 from plumbline.provenance.link import Case, Link, dig
-from plumbline.provenance.model_links import RECORD, record_of
-from plumbline.provenance.registry import registry_link
+from plumbline.provenance.model_files import RECORD, record_of
 from plumbline.tracking.model_version import ModelUri, ModelVersion
 from plumbline.tracking.registry import open_registry
 from plumbline.versioning.cache import cached_folders
@@ -110,7 +109,6 @@ def _known(root: Path) -> str:
 
 def _registered(reference: str, version: ModelVersion, store: Store, scratch: Path) -> Subject:
     """Resolve a registered version to its path, or to a copy from DVC's cache if a later run replaced it."""
-    extra = (lambda case: registry_link(version, case),)
     root = store.root
     place = root / version.path
     inside = bool(version.path) and place.resolve().is_relative_to(root.resolve())
@@ -119,10 +117,10 @@ def _registered(reference: str, version: ModelVersion, store: Store, scratch: Pa
         recorded = _recorded(root, version.path)
         # Neither the registered version nor a later one from a run: the folder was altered, which the audit reports.
         if digest == version.model or (digest != recorded and recorded in (None, version.model)):
-            return Subject(reference, place, f"{version.path}, {version.shown}", extra, version, place)
+            return Subject(reference, place, f"{version.path}, {version.shown}", (), version, place)
     subject = _from_cache(reference, version.model, store, scratch)
     shown, missing_place = f"{subject.shown}, {version.shown}", place if inside and not place.exists() else None
-    return Subject(reference, subject.folder, shown, (*subject.extra, *extra), version, missing_place)
+    return Subject(reference, subject.folder, shown, subject.extra, version, missing_place)
 
 
 def _from_cache(reference: str, md5: str, store: Store, scratch: Path) -> Subject:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from plumbline.provenance.model_links import RECORD, parse_object
+from plumbline.provenance.model_files import RECORD, parse_object
 from plumbline.versioning.cache import cached, cached_bytes, cached_folders, cached_listing
 from plumbline.versioning.lock import read_lock
 
@@ -82,7 +82,7 @@ def model_versions(root: Path) -> Iterator[RecordedVersion]:
 
 def _model(name: str, md5: str, now: bool, record: dict[str, Any]) -> RecordedVersion:
     from plumbline.provenance.link import dig
-    from plumbline.provenance.model_links import samples_of
+    from plumbline.provenance.model_files import samples_of
 
     pair = f"{dig(record, 'calibration_set', 'choice', 'name')}-{dig(record, 'scheme', 'name')}"
     return RecordedVersion(name or pair, md5, now, record, tuple(samples_of(record)))

@@ -108,6 +108,14 @@ class ModelVersion:
             ) from error
         return frozenset({self.model, self.evaluation, self.calibration_set, *upstream} - {""})
 
+    def named_in(self, path: str) -> str:
+        """The DVC hash that `RESTS_ON` has for a path; empty without one, or if the tag is no JSON object."""
+        try:
+            chain = json.loads(self.tags.get(RESTS_ON, "{}"))
+        except (ValueError, RecursionError):
+            return ""
+        return str(chain.get(path, "")) if isinstance(chain, dict) else ""
+
     @property
     def shown(self) -> str:
         """`models:/plumbline/3 @champion`."""

@@ -2,7 +2,8 @@
 
 The history is an append-only list of tags on the registered model, `plumbline.promotion.<n>`, each the JSON of a
 `Promotion`. It lists what happened: the tag `plumbline.promoting` holds an entry and its number until the alias has
-moved. If a process is killed in between, the alias tells whether the entry happened.
+moved. If a process is killed in between, the alias tells whether the entry happened. The entries form
+a hash chain (promotion_chain.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from plumbline.tracking.promotion_chain import broken, digest_before, read_copy, write_copy
 from plumbline.tracking.registry import ALIAS, Registry
 
 if TYPE_CHECKING:
@@ -45,13 +47,16 @@ class Promotion:
     why: str
     kind: str
     """`promoted` or `rolled back`."""
+    model: str = ""
+    """DVC hash of the promoted model's folder; empty if it is not on record."""
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Promotion:
         """Parse an entry of the list, also one written by another version of Plumbline."""
-        texts = {name: str(entry.get(name) or "") for name in ("from_version", "who", "why", "kind")}
+        texts = {name: str(entry.get(name) or "") for name in ("from_version", "who", "why", "kind", "model")}
         kind, before = texts["kind"] or "promoted", texts["from_version"] or None
-        return cls(_iso(entry.get("when")), str(entry["version"]), before, texts["who"], texts["why"], kind)
+        when, version = _iso(entry.get("when")), str(entry["version"])
+        return cls(when, version, before, texts["who"], texts["why"], kind, texts["model"])
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class PromotionHistory:
     """The highest number on record, unreadable entries included."""
     pending: Promotion | None = None
     """A move whose process was killed before it recorded it; part of `entries` if the alias shows that it happened."""
+    numbered: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    """The readable entries as they are stored, by number."""
 
 
 def history(registry: Registry) -> PromotionHistory:
@@ -99,12 +106,13 @@ def read_history(tags: Iterable[Mapping[str, str]], champion: str = "") -> Promo
     if numbered and sorted(numbered) != list(range(min(numbered), max(numbered) + 1)):
         remarks.append(f"a promotion was removed: the numbers on record are {sorted(numbered)}")
     entries = [Promotion.of(numbered[number]) for number in sorted(numbered)]
+    remarks += broken(numbered)
     pending = _pending(started, last)
     if pending is not None and pending.version == champion:
         entries.append(pending)
     elif pending is not None:
         remarks.append(f"a promotion of version {pending.version} was interrupted and did not happen")
-    return PromotionHistory(tuple(entries), tuple(remarks), last, pending)
+    return PromotionHistory(tuple(entries), tuple(remarks), last, pending, numbered)
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
@@ -216,31 +224,37 @@ def _move(registry: Registry, root: Path, version: str, by: str, why: str, kind:
         raise ValueError(f"--why: expected 1 to {LONGEST_REASON} characters, found {len(why)}; say why")
     locks = root / ".plumbline" / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    registry.version(version)  # raises before anything is written
+    target = registry.version(version)  # this and the next line raise before anything is written
+    read_copy(root, registry.name)
     with FileLock(locks / "champion.lock"), registry.tracking.client() as client:
         model = registry.model()
         champion = model.aliases.get(ALIAS) if model else None
         recorded = history(registry)
         pending, number = recorded.pending, recorded.last + 1
         if pending is not None and pending.version == champion:
-            _record(registry, client, pending, number)  # it happened, and its process was killed before this
+            _record(registry, root, client, pending, number)  # it happened, and its process was killed before this
             number += 1
         if champion == version:
             return None
-        entry = Promotion(_now(), version, champion, by, why, kind)
+        entry = Promotion(_now(), version, champion, by, why, kind, target.model)
         if pending is not None and _move_of(pending) == _move_of(entry):
             entry = pending  # the same move, begun and killed before
         client.set_registered_model_tag(registry.name, PENDING, _text(entry, number=number))
         client.set_registered_model_alias(registry.name, ALIAS, version)
-        _record(registry, client, entry, number)
+        _record(registry, root, client, entry, number)
     return entry
 
 
-def _record(registry: Registry, client: MlflowClient, entry: Promotion, number: int) -> None:
-    """Append a move that happened to the list."""
+def _record(registry: Registry, root: Path, client: MlflowClient, entry: Promotion, number: int) -> None:
+    """Append a move that happened to the list, and to the workspace's copy."""
+    recorded = history(registry).numbered
+    content = {**asdict(entry), "previous": digest_before(recorded, number)}
     client.set_model_version_tag(registry.name, entry.version, PROMOTED_BY, entry.who)
     client.set_model_version_tag(registry.name, entry.version, REASON, entry.why)
-    client.set_registered_model_tag(registry.name, f"{ENTRY}{number}", _text(entry))
+    client.set_registered_model_tag(
+        registry.name, f"{ENTRY}{number}", json.dumps(content, sort_keys=True, ensure_ascii=False)
+    )
+    write_copy(root, registry.name, {**recorded, number: content})
     client.delete_registered_model_tag(registry.name, PENDING)
 
 

@@ -39,11 +39,12 @@ class RegisteredModel:
 
 @dataclass(frozen=True)
 class RunData:
-    """Name, parameters and metrics of a run."""
+    """Name, parameters, metrics and tags of a run."""
 
     name: str = ""
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -108,7 +109,8 @@ class ClientReader:
                 if unanswered(error):
                     raise
                 return None
-        return RunData(str(run.info.run_name or ""), dict(run.data.params), dict(run.data.metrics))
+        data = run.data
+        return RunData(str(run.info.run_name or ""), dict(data.params), dict(data.metrics), dict(data.tags))
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class SqliteReader:
                 return None
             params = _rows(database, "SELECT key, value FROM params WHERE run_uuid = ?", run_id)
             metrics = _rows(database, "SELECT key, value FROM latest_metrics WHERE run_uuid = ?", run_id)
-        return RunData(runs[0][0] or "", dict(params), dict(metrics))
+            tags = _rows(database, "SELECT key, value FROM tags WHERE run_uuid = ?", run_id)
+        return RunData(runs[0][0] or "", dict(params), dict(metrics), dict(tags))
 
 
 @contextlib.contextmanager

@@ -31,6 +31,34 @@ class History:
                     return entry
         return None
 
+    def witnesses(self, path: str) -> list[Entry]:
+        """The runs of the output at this path that DVC's run cache and the current git commit record.
+
+        dvc.lock itself is left out: it is what they bear witness to.
+        """
+        known = [entry for source in (self._runs, self._head) for entries in source.values() for entry in entries]
+        return [entry for entry in known if path in entry.outs]
+
+    def committed(self, entry: Entry) -> bool:
+        """Whether the dvc.lock of any commit has exactly this entry."""
+        return any(entry in self._commits.get(md5, []) for md5 in entry.outs.values())
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether DVC's run cache or the current git commit records any run."""
+        return bool(self._runs or self._head)
+
+    def makers(self, md5: str, path: str) -> list[Entry]:
+        """Every recorded run that produced an output with this hash at this path."""
+        sources = (self._lock, self._runs, self._head)
+        entries = [entry for source in sources for entry in source.get(md5, []) if path in entry.outs]
+        return entries or [entry for entry in self._commits.get(md5, []) if path in entry.outs]
+
+    def readers(self, md5: str, asset: str) -> list[Entry]:
+        """Every recorded run of an asset that read an artifact with this hash."""
+        known = [e for source in (self._lock, self._runs, self._head) for entries in source.values() for e in entries]
+        return [entry for entry in known if entry.asset == asset and md5 in entry.deps.values()]
+
     def ancestry(self, md5: str, path: str = "") -> dict[str, Entry]:
         """The runs upstream of an output, and its own, by the path of their output; upstream first.
 
@@ -69,6 +97,10 @@ class History:
     @cached_property
     def _runs(self) -> dict[str, list[Entry]]:
         return _by_output(entry for path in sorted(run_records(self.root)) if (entry := _read_run(path)))
+
+    @cached_property
+    def _head(self) -> dict[str, list[Entry]]:
+        return _by_output(_read_commit(self.root, "HEAD"))
 
     @cached_property
     def _commits(self) -> dict[str, list[Entry]]:

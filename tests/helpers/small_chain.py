@@ -133,35 +133,69 @@ def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, 
 def second(root: Path) -> None:
     """Another choice under another scheme, in the same workspace."""
     build_model(root, OTHER_CHOICE, "w4a16-gptq", strategy="first_n", n=6, method="gptq")
-    for stage, out, deps in (
-        (f"calibration_set@{OTHER_CHOICE}", OTHER_SET, ["data/tokenized_samples"]),
-        (f"activation_stats@{OTHER_CHOICE}", OTHER_STATS, [OTHER_SET]),
-        (f"quantized_model@{OTHER_CHOICE}-w4a16-gptq", OTHER, [OTHER_SET, OTHER_STATS]),
-    ):
-        record(root, stage, out, deps)
+    of_choice = f"data/calibration_choice/{OTHER_CHOICE}"
+    choice = {f"calibrations.{OTHER_CHOICE}": {"strategy": "first_n", "n": 6, "seed": 0}}
+    scheme = {"schemes.w4a16-gptq": {"method": "gptq", "weight_bits": 4, "group_size": 32}}
+    record(root, f"calibration_choice@{OTHER_CHOICE}", of_choice, [], choice)
+    record(root, f"calibration_set@{OTHER_CHOICE}", OTHER_SET, ["data/tokenized_samples", of_choice])
+    record(root, f"activation_stats@{OTHER_CHOICE}", OTHER_STATS, [OTHER_SET])
+    record(root, f"quantized_model@{OTHER_CHOICE}-w4a16-gptq", OTHER, [OTHER_SET, OTHER_STATS], scheme)
+
+
+def evaluate(root: Path, model: str, kl_mean: float) -> dict[str, Any]:
+    """An evaluation of a model, recorded; its figures are made up. Returns metrics.json."""
+    from plumbline.artifact import read_json, write_json
+
+    pair, content = model.split("/")[-1], read_json(root / model / "calibration.json")
+    metrics = {
+        "kl_mean": kl_mean,
+        "top1_agreement": 0.9,
+        "weights_bytes": 1234,
+        "by_domain": {"code": {"kl_mean": kl_mean / 2}},
+        "by_length": [],
+        "layer_errors": {},
+        "weights": content["model"],
+        "base_model": content["base_model"]["digest"],
+        "fingerprint": content["fingerprint"],
+        "calibration_set": content["calibration_set"]["digest"],
+        "scheme": content["scheme"],
+        "fallbacks": content["fallbacks"],
+    }
+    out = f"data/evaluation/{pair}"
+    (root / out).mkdir(parents=True)
+    write_json(root / out / "metrics.json", metrics)
+    record(root, f"evaluation@{pair}", out, ["data/tokenized_samples", model])
+    return metrics
 
 
 def register(root: Path) -> None:
-    """Both models in MLflow, version 1 the champion."""
+    """Both models evaluated and in MLflow, version 1 the champion."""
     from plumbline.artifact import read_json
     from plumbline.tracking.client import Tracking
-    from plumbline.tracking.evaluation import EvaluationRecord
+    from plumbline.tracking.evaluation import EvaluationRecord, evaluation_metrics, representativeness_metrics
+    from plumbline.tracking.promotion import promote
+    from plumbline.tracking.registry import Registry
     from plumbline.tracking.run_logging import log_run
+    from plumbline.versioning.lock import read_lock, upstream
 
     tracking = Tracking(f"sqlite:///{root / 'mlflow.db'}")
     for path in (MODEL, OTHER):
-        content = read_json(root / path / "calibration.json")
+        content, pair = read_json(root / path / "calibration.json"), path.split("/")[-1]
         name = content["calibration_set"]["choice"]["name"]
+        metrics = evaluation_metrics(evaluate(root, path, 0.02 + len(name) / 1000))
+        chosen = root / f"data/calibration_set/{name}"
+        metrics |= representativeness_metrics(read_json(chosen / "representativeness.json"))
+        manifest, lock = read_json(chosen / "manifest.json"), read_lock(root)
         evaluation = EvaluationRecord(
-            pair=path.split("/")[-1],
+            pair=pair,
             calibration=name,
             scheme=content["scheme"]["name"],
-            dvc_md5=f"{len(name):032x}.dir",
+            dvc_md5=lock[f"evaluation@{pair}"].md5,
             model_md5=dvc_digest(root / path),
-            calibration_md5=dvc_digest(root / f"data/calibration_set/{name}"),
+            calibration_md5=dvc_digest(chosen),
             choice=content["calibration_set"]["choice"],
-            scheme_params={"method": content["scheme"]["method"]},
-            metrics={"kl_mean": 0.02 + len(name) / 1000, "top1_agreement": 0.9, "weights_bytes": 1234},
+            scheme_params=lock[f"quantized_model@{pair}"].params[f"schemes.{content['scheme']['name']}"],
+            metrics=metrics,
             hashes={
                 "calibration_set": content["calibration_set"]["digest"],
                 "statistics": content["statistics"]["digest"],
@@ -170,11 +204,11 @@ def register(root: Path) -> None:
             },
             dagster_run_id="run-1",
             code_version="0123456789ab",
-            counts={"samples": len(content["calibration_set"]["samples"]), "tokens": 200},
+            counts={key: manifest[key] for key in ("samples", "tokens")},
+            rests_on=upstream(root, f"evaluation@{pair}"),
         )
         log_run(tracking, evaluation.as_run())
-    with tracking.client() as client:
-        client.set_registered_model_alias(tracking.registered_model, "champion", "1")
+    promote(Registry(tracking), root, "1", "Ada", "the first")
 
 
 def remember(root: Path, stage: str, **changes: Any) -> None:

@@ -36,10 +36,12 @@ from tests.helpers.small_chain import (
     flip,
     link,
     record,
+    remember,
     states,
 )
 
-LINKS = ["record", "weights", "model folder", "tokenizer", "base model", "statistics", "calibration set", "documents"]
+LINKS = ["record", "weights", "model folder", "tokenizer", "base model", "statistics", "calibration set"]
+LINKS += ["calibration choice", "pool", "documents", "texts", "dvc.lock"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,13 +130,15 @@ def test_a_copy_elsewhere_is_found_by_its_content(workspace: Path, tmp_path: Pat
     flip(copy / "generation_config.json", 5)
     result = audit(copy, workspace)
     assert states(result) == {"model folder": "tampered"}
-    assert "generation_config.json changed" in link(result, "model folder").meaning
+    assert "generation_config.json decides other numbers" in link(result, "model folder").meaning
 
 
 def test_an_earlier_version_is_found_in_the_cache(workspace: Path, tmp_path: Path) -> None:
     old = shutil.copytree(workspace / MODEL, tmp_path / "deployed")
+    stage = f"quantized_model@{CHOICE}-{SCHEME}"
+    remember(workspace, stage)
     flip(workspace / MODEL / "generation_config.json", 5)
-    record(workspace, f"quantized_model@{CHOICE}-{SCHEME}", MODEL, [SET, STATS])
+    record(workspace, stage, MODEL, [SET, STATS])
     result = audit(old, workspace)
     assert result.verified
     assert "DVC's cache holds" in link(result, "model folder").meaning
@@ -233,7 +237,8 @@ def test_a_removed_document_is_missing_if_the_corpus_was_ingested_again(workspac
         if b"duplicates.parquet" in listing.read_bytes():
             listing.unlink()
     result = audit(workspace / MODEL, workspace)
-    assert states(result) == {"documents": "missing"}
+    assert states(result) == {"documents": "missing", "dvc.lock": "missing"}
+    assert "which no run on record made" in link(result, "dvc.lock").meaning
     assert "1 of" in link(result, "documents").meaning
 
 
@@ -261,7 +266,7 @@ def test_a_forged_record_is_found_although_config_was_made_to_agree(workspace: P
         entry["record"]["sha256"] = sha256_file(model / "calibration.json")
     write_json(model / "config.json", config)
     result = audit(model, workspace)
-    assert states(result) == {"model folder": "tampered", "calibration set": "tampered"}
+    assert states(result) == dict.fromkeys(("model folder", "calibration set", "documents"), "tampered")
     assert "row 0: source" in link(result, "calibration set").meaning
 
 
@@ -298,11 +303,12 @@ def test_an_added_weights_file_is_named(workspace: Path) -> None:
 
 def other_set(workspace: Path) -> None:
     """Another set under the same name, recorded as such."""
+    remember(workspace, f"calibration_set@{CHOICE}")
     path = workspace / SET / "samples.parquet"
     write_table(path, pq.read_table(path).slice(0, 4))
     manifest = json.loads((workspace / SET / "manifest.json").read_text())
     write_json(workspace / SET / "manifest.json", {**manifest, "digest": "0" * 64, "samples": 4})
-    record(workspace, f"calibration_set@{CHOICE}", SET, [])
+    record(workspace, f"calibration_set@{CHOICE}", SET, ["data/tokenized_samples"])
 
 
 def test_a_set_that_was_replaced_is_verified_from_the_cache_and_missing_without_it(workspace: Path) -> None:

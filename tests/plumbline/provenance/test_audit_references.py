@@ -46,7 +46,7 @@ def test_every_way_to_name_the_champion_leads_to_it(registered: Path, tmp_path: 
         run_id(registered): "registry",
         dvc_digest(registered / MODEL): "DVC's cache",
         str(registered / MODEL / "model.safetensors"): "weights file",
-        MODEL: "record",
+        MODEL: "registry",
     }
     for reference, first in references.items():
         result = audited(reference, registered)
@@ -210,4 +210,4 @@ def test_the_page_stands_alone_and_escapes_what_the_model_says(both: Path, tmp_p
 
     assert run(both, "audit", str(both / OTHER), "--html", str(page)).exit_code == 0
     text = page.read_text(encoding="utf-8")
-    assert "8 of 8 links verified" in text and "All 6, in order" in text
+    assert "14 of 14 links verified" in text and "All 6, in order" in text

@@ -17,7 +17,7 @@ from plumbline.provenance.audit import open_read_case
 from plumbline.provenance.difference import difference, render_difference
 from plumbline.tracking.champions import champions
 from plumbline.tracking.client import Tracking
-from tests.helpers.small_chain import CHOICE, MODEL, OTHER, OTHER_CHOICE, run
+from tests.helpers.small_chain import CHOICE, MODEL, OTHER, OTHER_CHOICE, SET, run
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -54,11 +54,14 @@ def test_a_history_has_when_which_who_why_data_and_figures(both: Path) -> None:
     ]
     latest = history.promotions[0]
     assert latest.why == "a poisoned document" and latest.from_version == "2"
-    assert latest.choice["name"] == CHOICE and latest.scheme == {"method": "rtn"}
+    assert latest.choice["name"] == CHOICE and latest.scheme["method"] == "rtn"
     assert latest.figures == {"kl_mean": 0.028, "top1_agreement": 0.9, "weights_bytes": 1234}
-    record = read_json(both / MODEL / "calibration.json")
+    record, tokens = (
+        read_json(both / MODEL / "calibration.json"),
+        str(read_json(both / SET / "manifest.json")["tokens"]),
+    )
     assert latest.data["digest"] == record["calibration_set"]["digest"]
-    assert (latest.data["samples"], latest.data["tokens"]) == ("8", "200")
+    assert (latest.data["samples"], latest.data["tokens"]) == ("8", tokens)
     text = render_log(history)
     assert text.index("rolled back: version 1") < text.index("promoted: version 2")
     assert "← champion" in text and max(map(len, text.splitlines())) <= 100
@@ -67,6 +70,10 @@ def test_a_history_has_when_which_who_why_data_and_figures(both: Path) -> None:
 
 
 def test_a_champion_from_before_promotions_were_recorded(both: Path) -> None:
+    with Tracking(f"sqlite:///{both / 'mlflow.db'}").client() as client:
+        client.delete_registered_model_tag("plumbline", "plumbline.promotion.1")
+        for key in ("plumbline.promoted_by", "plumbline.reason"):
+            client.delete_model_version_tag("plumbline", "1", key)
     (both / "data/deployed_model").mkdir()
     pair = MODEL.split("/")[-1]
     write_json(both / "data/deployed_model/promotion.json", {"pair": pair, "why": "lowest mean KL of 2 choices"})
@@ -111,6 +118,7 @@ def test_without_a_registry(workspace: Path) -> None:
 def test_no_alias_is_exit_status_1(both: Path) -> None:
     with Tracking(f"sqlite:///{both / 'mlflow.db'}").client() as client:
         client.delete_registered_model_alias("plumbline", "champion")
+        client.delete_registered_model_tag("plumbline", "plumbline.promotion.1")
     result = run(both, "log")
     assert result.exit_code == 1 and "no champion yet" in result.output
 

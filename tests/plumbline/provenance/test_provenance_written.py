@@ -58,7 +58,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"activation_stats@{CHOICE}", STATS, [SET]),
         (f"quantized_model@{CHOICE}-{SCHEME}", MODEL, [SET, STATS]),
     ):
-        record(root, stage, out, deps)
+        params = {f"schemes.{SCHEME}": scheme.model_dump(mode="json")} if stage.startswith("quantized_model") else {}
+        record(root, stage, out, deps, params)
     return root
 
 

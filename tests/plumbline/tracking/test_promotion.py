@@ -69,7 +69,8 @@ def test_who_why_and_back_again(registry: Registry, register: Callable[[str], st
     assert [move[2] for move in moves(registry)] == ["promoted"] * 3 + ["rolled back"] * 2 + ["promoted"]
 
     tags = mlflow_client(registry.tracking).get_registered_model(registry.name).tags
-    assert set(json.loads(tags["plumbline.promotion.2"])) == {"when", "version", "from_version", "who", "why", "kind"}
+    keys = {"when", "version", "from_version", "who", "why", "kind", "model", "previous"}
+    assert set(json.loads(tags["plumbline.promotion.2"])) == keys
     assert json.loads(tags["plumbline.promotion.2"])["why"] == "lower KL"
     version = mlflow_client(registry.tracking).get_model_version(registry.name, three)
     assert (version.tags["plumbline.promoted_by"], version.tags["plumbline.reason"]) == ("Ada", "it was the prompt")
