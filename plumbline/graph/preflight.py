@@ -50,6 +50,8 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
         yield from _pool(
             params, root, [name.partition("@")[2] for name in stages if name.startswith("calibration_set@")]
         )
+    if "quantized_model" in assets:
+        yield from _schemes(params, root)
     if "evaluation" in assets and params.evaluation.items:
         yield from _declared(root, "evaluation", {"evaluation.items": params.evaluation.items})
     if assets & set(TRACKED):
@@ -122,6 +124,31 @@ def _has_template(folder: Path) -> bool:
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
     return bool(isinstance(config, dict) and config.get("chat_template")) or (folder / "chat_template.json").is_file()
+
+
+def _schemes(params: Params, root: Path) -> Iterator[str]:
+    """What is wrong with a scheme of the grid for this model, from its config.json."""
+    from plumbline.base_model.checkpoint import BaseCheckpoint
+    from plumbline.base_model.folder import local_folder
+    from plumbline.quantized_model.suits import suited
+
+    folder = local_folder(params.model, root)
+    if (
+        folder is None
+        or not (folder / "config.json").is_file()
+        or "model_type" not in read_json(folder / "config.json")
+    ):
+        return  # on the hub, or reported
+    try:
+        model = BaseCheckpoint.of(params.model, root).skeleton()
+    except (ValueError, OSError) as error:
+        yield f"model: {error}"
+        return
+    for name in params.grid.schemes:
+        try:
+            suited(model, params.schemes[name])
+        except ValueError as error:
+            yield f"schemes.{name}: {error}"
 
 
 def _choices(params: Params, names: list[str]) -> Iterator[str]:

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from plumbline.base_model.parts import KINDS, kind_of
 from plumbline.quantized_model.coverage import reasons_of
-from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices, scheme_of
+from plumbline.quantized_model.scheme import scheme_of
+from plumbline.quantized_model.suits import suited
 
 VECTORS = "vectors: norms, biases, gains"
 SHAPE_BYTES = 16
@@ -107,9 +107,8 @@ def plan_of(model: PreTrainedModel, scheme: SchemeParams, dtype: torch.dtype) ->
     Raises:
         ValueError: the scheme does not suit the model, as in `quantize_model`.
     """
-    chosen = quantizable_matrices(model, scheme)
-    require_readable_experts(model, chosen, scheme)
-    sizes = layer_group_sizes(chosen, scheme)
+    suits = suited(model, scheme)
+    chosen, sizes = suits.matrices, suits.sizes
     stored: dict[int, float] = defaultdict(float)
     quantized: Counter[int] = Counter()
     for name, matrix in chosen.items():

@@ -18,20 +18,19 @@ from plumbline.base_model.matrices import WeightMatrix
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.quantized_model.awq import awq
-from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.folding import Transform, nothing_folded, scaled_site
 from plumbline.quantized_model.gptq import solve_flops
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.layer import Layer, Quantized
-from plumbline.quantized_model.loading import loads_dense
 from plumbline.quantized_model.mixed import allocate
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize_site import quantize_site, relative_error
-from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices, scheme_of
+from plumbline.quantized_model.scheme import scheme_of
 from plumbline.quantized_model.smoothquant import smoothquant
 from plumbline.quantized_model.statistics_check import require_statistics
+from plumbline.quantized_model.suits import suited
 
 FEW = 4
 """Tokens that show which Linears a model calls."""
@@ -61,13 +60,11 @@ def quantize_model(
     """
     if scheme.propagate == "quantized":
         raise ValueError("propagate: quantized runs the calibration set again: call propagate.propagated instead")
-    linears = quantizable_matrices(model, scheme)
-    require_readable_experts(model, linears, scheme)
-    dense = loads_dense(model, scheme)
+    suits = suited(model, scheme)
     static = scheme.activations is not None and not scheme.activations.dynamic
-    left = not_called(model, linears, stats) if static else {}
-    linears = {name: matrix for name, matrix in linears.items() if name not in left}
-    sizes = layer_group_sizes(linears, scheme, dense)
+    left = not_called(model, suits.matrices, stats) if static else {}
+    linears = {name: matrix for name, matrix in suits.matrices.items() if name not in left}
+    sizes = suits.sizes
     require_statistics(linears, stats, scheme)
     sites = {member: site for site in stats.sites.values() for member in site.members}
     by_site: dict[str, list[str]] = {}
@@ -94,7 +91,7 @@ def quantize_model(
     ]
     layers = {name: layer for part in in_parallel(tasks, costs) for name, layer in part.items()}
     parameters = {} if transform is None else dict(transform.parameters)
-    return Quantized({name: layers[name] for name in linears}, parameters, notes, dense, left)
+    return Quantized({name: layers[name] for name in linears}, parameters, notes, suits.dense, left)
 
 
 @torch.no_grad()

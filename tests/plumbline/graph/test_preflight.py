@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from transformers import GptOssConfig
 
 from plumbline.cli.main import main
 from plumbline.graph.preflight import NotReady, problems, require_ready
@@ -170,3 +171,13 @@ def test_the_step_of_dvc_repro_checks_too(root: Path) -> None:
     set_params(root, tokenize={"max_length": 10**9})
     with pytest.raises(NotReady, match=r"1 problem found.*\n- tokenize\.max_length"):
         require_ready(root, ["tokenized_samples"])
+
+
+def test_a_scheme_that_the_model_does_not_suit_is_noticed(root: Path) -> None:
+    """By config.json alone: transformers reads no quantized experts of GPT-OSS."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 4096}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    GptOssConfig(**sizes, **heads).save_pretrained(root / "base")
+    (name,) = yaml.safe_load((root / "params.yaml").read_text())["grid"]["schemes"][:1]
+    assert any(f"schemes.{name}: GptOssExperts" in line for line in found(root, "quantized_model"))
+    assert not any("GptOssExperts" in line for line in found(root, "raw_corpus"))
