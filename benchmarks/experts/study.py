@@ -144,4 +144,5 @@ def sentence(result: Resampled, p: float) -> str:
         return "the same model." if not estimate else f"{estimate:+.1f} %, without spread."
     if p <= 1 - CONFIDENCE:
         return f"{'worse' if estimate > 0 else 'better'} by {abs(estimate):.1f} ± {half:.1f} % (p = {p:.3f})."
-    return f"no difference, at most {abs(estimate) + half:.1f} % (p = {p:.2f})."
+    alone = ", though its own interval excludes 0" if abs(estimate) > half else ""
+    return f"no difference, at most {abs(estimate) + half:.1f} % (p = {p:.2f}{alone})."

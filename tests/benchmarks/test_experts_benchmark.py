@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -110,11 +111,13 @@ def test_a_sentence_says_no_difference_or_how_large_it_is() -> None:
     kl = {arms.ROUTED: rng.uniform(1, 2, (5, 12))}
     for name in arms.ARMS[1:]:
         kl[name] = kl[arms.ROUTED] * rng.normal(1, 0.05, (5, 12))
+    kl["gptq, at_least: 32"] = kl[arms.ROUTED] * rng.normal(1.2, 0.02, (5, 12))
     kl[arms.RTN] = kl[arms.ROUTED] * 1.5
     kl[arms.ARMS[-1]] = kl[arms.ROUTED]
     cell = Cell(4, 8, kl, np.full(12, 100.0), np.repeat([0, 1], 6), dict.fromkeys(arms.ARMS, 0.0))
     text = "\n".join(lines([cell]))
     assert "rtn, mse: +50.0 %, without spread." in text
     assert "gptq, all: no difference, at most " in text
+    assert re.search(r"gptq, at_least: 32: worse by (19|20|21)[.]\d ± ", text)
     assert "expert_floor: 1: the same model." in text
     assert f"| 4 | 8 | 5 | {arms.ROUTED} | {kl[arms.ROUTED].sum() / 6000:.4f} |  | 0 |" in text
