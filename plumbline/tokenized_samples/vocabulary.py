@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 def require_embeddings(base: BaseCheckpoint, tokenizer: Any) -> None:
     """Refuse a tokenizer that may give the model a token it has no embedding for.
 
-    A padding token beyond the embedding is allowed, with a warning: fine-tuned models often add one, and no sample
-    holds it.
+    Special tokens beyond the embedding that no sample begins or ends with are allowed, with a warning: fine-tuned
+    models often add one for padding, some classes of tokenizers add their own, and only a text that spells it holds it.
 
     Raises:
         ValueError: such a token exists; names the number of tokens, that of embeddings, and the first such token.
@@ -27,7 +27,9 @@ def require_embeddings(base: BaseCheckpoint, tokenizer: Any) -> None:
     numbers = (
         f"its tokenizer has {max(ids.values()) + 1} tokens, its embedding {embeddings} (vocab_size in config.json)"
     )
-    rest = [(number, token) for number, token in beyond if token != tokenizer.pad_token]
+    around = set(tokenizer("a")["input_ids"])
+    idle = {token for token in tokenizer.all_special_tokens if ids.get(token) not in around}
+    rest = [(number, token) for number, token in beyond if token not in idle]
     if rest:
         number, token = rest[0]
         raise ValueError(
@@ -35,4 +37,7 @@ def require_embeddings(base: BaseCheckpoint, tokenizer: Any) -> None:
             "model's own tokenizer into its folder, or add embeddings (resize_token_embeddings) and save the model"
         )
     if beyond:
-        log.warning("%s: %s; only its padding token %r is beyond", base.name, numbers, tokenizer.pad_token)
+        names = ", ".join(repr(token) for _, token in beyond)
+        log.warning(
+            "%s: %s; special tokens beyond, which only a text that spells them holds: %s", base.name, numbers, names
+        )

@@ -62,6 +62,22 @@ def test_a_padding_token_beyond_is_said_and_allowed(tmp_path: Path, caplog: pyte
     assert "its tokenizer has 258 tokens, its embedding 257" in caplog.text and "'[PAD]'" in caplog.text
 
 
+def test_a_special_token_that_every_sample_begins_with_is_refused(tmp_path: Path) -> None:
+    """The begin token of this tokenizer is 0: a model of no embedding at all has none for it."""
+    with pytest.raises(ValueError, match="its embedding 0"):
+        require_embeddings(*base_with(tmp_path / "base", {"model_type": "llama", "vocab_size": 0}))
+
+
+def test_a_special_token_that_no_sample_holds_is_said_and_allowed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, tokenizer = base_with(tmp_path / "base", {"model_type": "llama", "vocab_size": TOKENS})
+    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})
+    with caplog.at_level(logging.WARNING):
+        require_embeddings(base, tokenizer)
+    assert "'<|endoftext|>'" in caplog.text
+
+
 def test_a_multimodal_model_is_asked_for_its_text_vocabulary(tmp_path: Path) -> None:
     for name, config in CONFIGS.items():
         config.save_pretrained(tmp_path / name)
