@@ -16,7 +16,6 @@ SHARED_KV = "attend to keys and values that earlier layers computed"
 ONE_TENSOR = "stores all experts of a layer in one tensor"
 ZERO_POINTS = "transformers drops the zero points of experts"
 UNKNOWN = "experts in one tensor whose arithmetic is not known here"
-OTHER_EXPERTS = "in another way in a quantized model"
 
 _ONE_TENSOR = (
     "granite-moe", "granite-moe-shared", "granite-hybrid", "gpt-oss", "qwen3-vl-moe", "gemma4-moe-text",
@@ -37,8 +36,6 @@ REFUSED: dict[str, dict[tuple[str, ...], str]] = {
     "gemma3n-text": {(LAYERWISE,): SHARED_KV},
     "gemma4-text": {(LAYERWISE,): SHARED_KV},
     "gemma4": {(LAYERWISE,): SHARED_KV},
-    "llama4-text": {(LAYERWISE,): OTHER_EXPERTS},
-    "llama4": {(LAYERWISE,): OTHER_EXPERTS},
     "bamba": {(LAYERWISE,): "with its layers replaced its code fails"},
 }
 """Architecture -> schemes -> part of the reason."""
