@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -42,16 +43,22 @@ def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
     weights = {id(x): x.numel() * x.element_size() for x in model.parameters()}
     if not settings.hessian:
         return sum(weights.values())
-    hessians = 0
-    for layer in watched_layers(model, settings.ignore).values():
+    hessians = hessian_bytes(model, settings.ignore)
+    # With several shards, the sum so far and that of the next shard are both in memory.
+    return sum(weights.values()) + hessians * (1 if settings.shards == 1 else 2)
+
+
+def hessian_bytes(model: nn.Module, ignore: Sequence[str]) -> int:
+    """Upper bound on the bytes of one set's Hessians (one site per layer); weights may be on the meta device."""
+    total = 0
+    for layer in watched_layers(model, ignore).values():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor):
             # A Linear stores its weight as (out, in), a Conv1D as (in, out).
-            hessians += 8 * weight.shape[1 if isinstance(layer, nn.Linear) else 0] ** 2
+            total += 8 * weight.shape[1 if isinstance(layer, nn.Linear) else 0] ** 2
         else:
-            hessians += 8 * max(x.shape[-1] for x in layer.parameters(recurse=False)) ** 2
-    # With several shards, the sum so far and that of the next shard are both in memory.
-    return sum(weights.values()) + hessians * (1 if settings.shards == 1 else 2)
+            total += 8 * max(x.shape[-1] for x in layer.parameters(recurse=False)) ** 2
+    return total
 
 
 def free_bytes(device: str) -> int:

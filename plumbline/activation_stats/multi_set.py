@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from plumbline.activation_stats.params import ExpertTokens, StatisticsParams
@@ -19,7 +19,7 @@ from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.bfloat16 import wide_products
-from plumbline.base_model.inputs import LinearInputs, linear_layers, network_of, require_readable, watched_layers
+from plumbline.base_model.inputs import LinearInputs, network_of, require_readable, watched_layers
 from plumbline.base_model.threads import settle_threads
 
 
@@ -129,14 +129,3 @@ class _RunningSets:
         }
         reached = {member for name in sites for member in members[name]}
         return SetTotals(sites, tuple(sorted(set(layers) - reached)), self.settings)
-
-
-def hessian_bytes(model: PreTrainedModel, ignore: Sequence[str]) -> int:
-    """Upper bound on the bytes of one set's Hessians (one site per layer), without a forward pass."""
-    total = 0
-    for layer in linear_layers(model, ignore).values():
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        # A Linear stores its weight as (out, in), a Conv1D as (in, out).
-        total += 8 * weight.shape[1 if isinstance(layer, nn.Linear) else 0] ** 2
-    return total

@@ -25,7 +25,6 @@ UNKNOWN = 2**31 - 1
 tokens, and the rows of a convolution are patches."""
 EXPERT = re.compile(r"\bexperts\.\d+\b")
 """Matches the name of a layer of an expert that is a module of its own."""
-UNSEEN = "their inputs are not seen"
 OUTPUT = ":output"
 """Suffix of the name of a site that is a layer's output."""
 
@@ -97,11 +96,19 @@ def left_out(model: nn.Module, ignore: Sequence[str]) -> dict[str, str]:
         kind = type(module).__name__
         if isinstance(module, nn.Conv2d):
             reasons[name] = f"{kind} of {module.groups} groups: only convolutions of one group are watched"
-        elif any(len(shape) == 3 for shape in shapes) and "xpert" in kind:
-            reasons[name] = f"{kind}: experts in one tensor whose arithmetic is not known here; {UNSEEN}"
+        elif are_unknown_experts(module):
+            reasons[name] = (
+                f"{kind}: experts in one tensor whose arithmetic is not known here; their inputs are not seen"
+            )
         else:
             reasons[name] = f"{kind} with weights {', '.join(map(str, shapes))}: what it reads is not known here"
     return reasons
+
+
+def are_unknown_experts(module: nn.Module) -> bool:
+    """Whether a module holds experts in one tensor, by its name, whose arithmetic is not known here."""
+    dimensions = {weight.dim() for weight in module.parameters(recurse=False)}
+    return 3 in dimensions and "xpert" in type(module).__name__ and not are_fused_experts(module)
 
 
 def output_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:

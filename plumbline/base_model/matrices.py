@@ -65,6 +65,11 @@ class Matrix:
         return self.out_features * self.in_features
 
 
+def is_slice(matrix: WeightMatrix) -> bool:
+    """Whether a matrix is one expert's slice of a tensor that holds all experts of a layer."""
+    return isinstance(matrix, Matrix) and matrix.expert is not None
+
+
 def matrices(model: nn.Module) -> dict[str, Matrix]:
     """Every matrix of a model that a scheme can quantize, by name, in the order of its modules."""
     found: dict[str, Matrix] = {}

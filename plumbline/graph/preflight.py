@@ -51,7 +51,7 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
             params, root, [name.partition("@")[2] for name in stages if name.startswith("calibration_set@")]
         )
     if "quantized_model" in assets:
-        yield from _schemes(params, root)
+        yield from _schemes(params, root, stages)
     if "evaluation" in assets and params.evaluation.items:
         yield from _declared(root, "evaluation", {"evaluation.items": params.evaluation.items})
     if assets & set(TRACKED):
@@ -126,8 +126,8 @@ def _has_template(folder: Path) -> bool:
     return bool(isinstance(config, dict) and config.get("chat_template")) or (folder / "chat_template.json").is_file()
 
 
-def _schemes(params: Params, root: Path) -> Iterator[str]:
-    """What is wrong with a scheme of the grid for this model, from its config.json."""
+def _schemes(params: Params, root: Path, stages: Collection[str]) -> Iterator[str]:
+    """What is wrong for this model with a scheme of a model that will be made, from the base model's config.json."""
     from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.base_model.folder import local_folder
     from plumbline.quantized_model.suits import suited
@@ -144,7 +144,9 @@ def _schemes(params: Params, root: Path) -> Iterator[str]:
     except (ValueError, OSError) as error:
         yield f"model: {error}"
         return
-    for name in params.grid.schemes:
+    pairs = params.pairs()
+    made = (name.partition("@")[2] for name in stages if name.startswith("quantized_model@"))
+    for name in dict.fromkeys(pairs[pair][1] for pair in made if pair in pairs):
         try:
             suited(model, params.schemes[name])
         except ValueError as error:

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from plumbline.base_model.inputs import UNSEEN, left_out
+from plumbline.base_model.inputs import are_unknown_experts, left_out
 from plumbline.base_model.matrices import matrices
 from plumbline.base_model.parts import AUDIO, EMBEDDING, HEAD, KINDS, ROUTER, VISION, kind_of
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.scheme import why_not_quantized
+from plumbline.quantized_model.scheme import LEFT_ALONE, why_not_quantized
 
 APART = (EMBEDDING, HEAD, ROUTER, VISION, AUDIO)
 """Kinds that most users leave alone, and that `Coverage.share` leaves out."""
@@ -65,14 +65,13 @@ class Coverage:
         }
 
 
-def coverage_of(model: nn.Module, quantized: Quantized | Collection[str], scheme: SchemeParams) -> Coverage:
+def coverage_of(model: nn.Module, quantized: Quantized, scheme: SchemeParams) -> Coverage:
     """The coverage of a model.
 
     Args:
         model: the base model; weights may be on the meta device.
-        quantized: the result, or the names of the quantized matrices.
+        quantized: the result.
     """
-    names = set(quantized.layers if isinstance(quantized, Quantized) else quantized)
     weights: Counter[str] = Counter()
     done: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
@@ -81,14 +80,14 @@ def coverage_of(model: nn.Module, quantized: Quantized | Collection[str], scheme
     for name, matrix in matrices(model).items():
         kind, apart = kind_of(name), kind_of(name) in APART
         of_matrices += 0 if apart else matrix.numel
-        if name in names:
+        if name in quantized.layers:
             done[kind] += matrix.numel
             of_quantized += 0 if apart else matrix.numel
-    left = reasons_of(model, names, scheme)
-    if isinstance(quantized, Quantized):
-        left |= {f"{name}.weight": reason for name, reason in quantized.left.items()}
+    left = reasons_of(model, quantized.layers, scheme)
+    left |= {f"{name}.weight": reason for name, reason in quantized.left.items()}
     for name, parameter in model.named_parameters():
-        if left.get(name) == CONV1D or left.get(name, "").endswith(UNSEEN):
+        module = model.get_submodule(name.rpartition(".")[0])
+        if name in left and (isinstance(module, Conv1D) or are_unknown_experts(module)):
             of_matrices += 0 if kind_of(name) in APART else parameter.numel()
     return Coverage(dict(weights), dict(done), of_matrices, of_quantized, left)
 
@@ -122,5 +121,5 @@ def _why_no_matrix(name: str, module: nn.Module, unknown: dict[str, str]) -> str
     if isinstance(module, Conv1D):
         return CONV1D
     if kind_of(name) == ROUTER:
-        return "router: another choice of experts costs more than its few weights save"
+        return LEFT_ALONE[ROUTER]
     return unknown.get(name, f"{type(module).__name__}: no matrix that a Linear or an expert multiplies with")

@@ -1,6 +1,6 @@
 """How a checkpoint stores the experts of a layer: one by one, or all in one tensor.
 
-transformers holds them in one tensor either way, and reverts that when it saves a model. `names_of_experts` reverts
+transformers holds them in one tensor either way, and reverts that when it saves a model. `pieces_of_experts` reverts
 tensors of row numbers, so that every name of the checkpoint shows which rows of which expert it holds, whatever the
 order, the interleaving or the transposition.
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from plumbline.base_model.experts import are_fused_experts, projections
-from plumbline.base_model.inputs import UNSEEN, left_out
+from plumbline.base_model.inputs import are_unknown_experts, left_out
 from plumbline.base_model.matrices import Matrix
 from plumbline.quantized_model.params import SchemeParams
 
@@ -81,12 +81,12 @@ def require_readable_experts(model: PreTrainedModel, matrices: Mapping[str, Matr
     Raises:
         ValueError: says why, and what works instead.
     """
-    unknown = {name: reason for name, reason in left_out(model, ()).items() if reason.endswith(UNSEEN)}
+    reasons = left_out(model, ())
+    unknown = sorted(name for name in reasons if are_unknown_experts(model.get_submodule(name)))
     if unknown and scheme.experts != "full_precision":
-        name = min(unknown)
         raise ValueError(
-            f"{name}: {unknown[name]}, so they cannot be quantized; write experts: full_precision in the scheme, which "
-            "leaves them as they are"
+            f"{unknown[0]}: {reasons[unknown[0]]}, so they cannot be quantized; write experts: full_precision in the "
+            "scheme, which leaves them as they are"
         )
     owners = sorted({matrix.owner for matrix in matrices.values() if matrix.expert is not None})
     if not owners:

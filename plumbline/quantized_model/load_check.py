@@ -14,6 +14,7 @@ from plumbline.base_model.bfloat16 import with_wide_products
 from plumbline.base_model.quiet import quiet
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.scheme import some
 from plumbline.quantized_model.simulate import simulate
 
 TOKENS = 128
@@ -57,7 +58,7 @@ def require_loads(
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, info[problem])):
-            raise ValueError(f"the quantized model loads with {problem.replace('_', ' ')}: {_some(names)}")
+            raise ValueError(f"the quantized model loads with {problem.replace('_', ' ')}: {some(names)}")
     loaded = with_wide_products(loaded.eval().to(model.device))
     x = torch.tensor([list(ids[:TOKENS])], device=model.device)
     outputs: list[dict[str, Tensor]] = []
@@ -68,7 +69,7 @@ def require_loads(
     weights = _different(simulated.state_dict(), loaded.state_dict())
     layers = [name for name, out in outputs[0].items() if not torch.equal(out, outputs[1].get(name, out[..., :0]))]
     size = float((logits[0].float() - logits[1].float()).norm() / logits[0].float().norm())
-    where = f"weights that differ: {_some(weights)}" if weights else f"first layer that differs: {_some(layers[:1])}"
+    where = f"weights that differ: {some(weights)}" if weights else f"first layer that differs: {some(layers[:1])}"
     raise ValueError(
         f"the loaded model does not compute what was quantized: its logits are off by {size:.2g} (relative); {where}"
     )
@@ -99,7 +100,3 @@ def _run(network: PreTrainedModel, x: Tensor, outputs: list[dict[str, Tensor]]) 
 def _different(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Names of the weights that are not equal, or not there."""
     return [name for name, value in expected.items() if name not in found or not torch.equal(value, found[name])]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

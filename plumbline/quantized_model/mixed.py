@@ -27,7 +27,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from plumbline.base_model.inputs import EXPERT
-from plumbline.base_model.matrices import Matrix, WeightMatrix
+from plumbline.base_model.matrices import WeightMatrix, is_slice
 from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.grid import Grid, dequantize
@@ -129,7 +129,7 @@ def _together(linears: Mapping[str, WeightMatrix], by_site: Mapping[str, Sequenc
     for names in by_site.values():
         matrix = linears[names[0]]
         unit = names[0]
-        if isinstance(matrix, Matrix) and matrix.expert is not None:
+        if is_slice(matrix):
             unit = "experts"
         elif EXPERT.search(names[0]):
             unit = f"experts of {_decoder_layer(names[0])}"

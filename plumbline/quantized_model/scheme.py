@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from compressed_tensors.utils.match import is_match
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from plumbline.base_model.matrices import Matrix, WeightMatrix, matrices
+from plumbline.base_model.matrices import Matrix, WeightMatrix, is_slice, matrices
 from plumbline.base_model.parts import AUDIO, EXPERTS, ROUTER, VISION, kind_of
 from plumbline.quantized_model.params import SchemeParams
 
@@ -36,7 +36,7 @@ def quantizable_matrices(model: nn.Module, scheme: SchemeParams) -> dict[str, Ma
         if entry != "lm_head" and not any(
             _matches(everything[name], name, modules[name], entry) for name in everything
         ):
-            raise ValueError(f"ignore entry {entry!r} matches no Linear; the model has {_some(list(everything))}")
+            raise ValueError(f"ignore entry {entry!r} matches no Linear; the model has {some(list(everything))}")
     selected = {
         name: matrix
         for name, matrix in everything.items()
@@ -53,7 +53,7 @@ def quantizable_matrices(model: nn.Module, scheme: SchemeParams) -> dict[str, Ma
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     shared = [name for name, matrix in selected.items() if id(matrix.parameter) in embeddings]
     if shared:
-        raise ValueError(f"{_some(shared)} shares its weight with the input embedding; add it to the scheme's ignore")
+        raise ValueError(f"{some(shared)} shares its weight with the input embedding; add it to the scheme's ignore")
     return selected
 
 
@@ -80,7 +80,7 @@ def scheme_of(matrix: WeightMatrix, scheme: SchemeParams) -> SchemeParams:
     transformers multiplies experts in one tensor with their inputs as they are, so only their weights are rounded. The
     floor of experts acts on no other matrix.
     """
-    if isinstance(matrix, Matrix) and matrix.expert is not None:
+    if is_slice(matrix):
         return scheme if scheme.activations is None else scheme.model_copy(update={"activations": None})
     return scheme.model_copy(update={"expert_floor": 0.0}) if scheme.expert_floor else scheme
 
@@ -156,7 +156,7 @@ def layer_group_sizes(
             )
         return dict.fromkeys(linears, size)
     sizes: dict[str, int | None] = {}
-    experts = {n: m for n, m in linears.items() if isinstance(m, Matrix) and m.expert is not None}
+    experts = {n: m for n, m in linears.items() if is_slice(m)}
     if experts:  # transformers reads one group size for all of them
         widths = sorted({module.in_features for module in experts.values()})
         try:
@@ -173,5 +173,6 @@ def layer_group_sizes(
     return sizes
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from plumbline.activation_stats.multi_set import SetTotals, collect_together, hessian_bytes
+from plumbline.activation_stats.memory import hessian_bytes
+from plumbline.activation_stats.multi_set import SetTotals, collect_together
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.totals import Sample
 from plumbline.base_model.in_parallel import in_parallel

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from plumbline.activation_stats import kernel
 from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.multi_set import collect_together, hessian_bytes
+from plumbline.activation_stats.memory import hessian_bytes
+from plumbline.activation_stats.multi_set import collect_together
 from plumbline.activation_stats.params import StatisticsParams
 
 IGNORE = ("lm_head",)
