@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.params import SchemeParams
 
 OBSERVERS = {"minmax": "memoryless_minmax", "mse": "memoryless_mse", "hessian": "memoryless_mse"}
 """Observers of weights by range rule, or the nearest there is: llm-compressor 0.14 has none that reads the Hessian, and

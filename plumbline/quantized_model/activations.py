@@ -1,4 +1,4 @@
-"""Rounding of a quantized Linear's input, with a static scale from the site's statistics or a scale per token."""
+"""The static scales of a quantized Linear's input, from the site's statistics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from plumbline import histogram as histograms
 from plumbline.activation_stats.sketch import SiteStats, quantile
 from plumbline.histogram import Histogram
-from plumbline.quantized_model.grid import round_to_grid, scale_and_zero, symmetric_scale
+from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.grid import Grid, global_scale_of, round_to_grid, scale_and_zero
 from plumbline.quantized_model.input_statistics import InputStatistics
-from plumbline.quantized_model.params import ActivationParams
 from plumbline.quantized_model.ranges import SHRINKS
 
 
@@ -51,47 +51,55 @@ def activation_range(site: InputStatistics, params: ActivationParams) -> tuple[f
     values, counts = _spread(histogram)
     values, dtype = values.clamp(low, high), getattr(torch, histogram.dtype)
     shares = torch.tensor(SHRINKS, dtype=torch.float64)
-    scale, zero = scale_and_zero(low * shares, high * shares, params.bits, params.symmetric, dtype)
+    grid = _grid(params)
+    scale, zero = scale_and_zero(low * shares, high * shares, grid, dtype)
     scale, zero = scale.double().unsqueeze(-1), zero.double().unsqueeze(-1)
-    errors = ((round_to_grid(values, scale, params.bits, zero) - zero) * scale - values).square() @ counts
+    rounded = grid.numbers.values(round_to_grid(values, scale, grid, zero))
+    errors = ((rounded - zero) * scale - values).square() @ counts
     best = SHRINKS[int(errors.argmin())]
     return low * best, high * best
 
 
-def activation_scale(low: float, high: float, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def input_scales(site: InputStatistics | None, params: ActivationParams, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What Linears of a site store about their input, by the name of the field of `Layer`.
+
+    Empty where activations are dynamic, or no token reached the site.
+
+    Args:
+        dtype: of the model.
+
+    Raises:
+        ValueError: as `activation_range`.
+    """
+    if params.range == "constant":
+        return {"input_global_scale": torch.ones(1)}
+    if params.dynamic or site is None:
+        return {}
+    low, high = activation_range(site, params)
+    if params.type == "nvfp4":
+        ends = torch.tensor([low, high], dtype=torch.float64) * params.headroom
+        return {"input_global_scale": global_scale_of(ends.to(torch.float32))}
+    scale, zero = activation_scale(low, high, params, dtype)
+    return {"input_scale": scale} | ({} if params.symmetric else {"input_zero_point": zero})
+
+
+def activation_scale(low: float, high: float, params: ActivationParams, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Static scale and zero point of a grid that covers [low, high] and zero; Linears of one site share them.
 
     Args:
         low, high: the range, see `activation_range`.
-        bits: width of a code.
-        symmetric: centre the grid on zero.
         dtype: of the model.
 
     Returns:
         scale (1,) in `dtype`, zero point (1,) int8, 0 where symmetric.
     """
     ends = torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64)
-    scale, zero = scale_and_zero(*ends, bits, symmetric, dtype)
+    scale, zero = scale_and_zero(*ends, _grid(params), dtype)
     return scale, zero.to(torch.int8)
 
 
-def quantize_activation(x: Tensor, scale: Tensor, bits: int, zero_point: Tensor | None = None) -> Tensor:
-    """Round activations to the static grid and back, all in x's dtype, as in front of a W8A8 Linear."""
-    if zero_point is None:
-        return round_to_grid(x, scale, bits) * scale
-    zero = zero_point.to(x.dtype)
-    return (round_to_grid(x, scale, bits, zero) - zero) * scale
-
-
-def quantize_per_token(x: Tensor, bits: int) -> Tensor:
-    """Round every token of x to a symmetric grid of its own and back, all in x's dtype.
-
-    The first two dimensions index the tokens, as in compressed-tensors: x (batch, tokens, width) has a scale per
-    vector, x (rows, width), as behind a router, a single scale.
-    """
-    magnitude = x.abs()
-    absmax = magnitude.amax(tuple(range(2, x.ndim)), keepdim=True) if x.ndim > 2 else magnitude.amax()
-    return quantize_activation(x, symmetric_scale(absmax, bits, x.dtype), bits)
+def _grid(params: ActivationParams) -> Grid:
+    return Grid(params.bits, symmetric=params.symmetric, type="int" if params.type == "int" else "float")
 
 
 def _spread(histogram: Histogram) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ to 0.09 s.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from plumbline.quantized_model.descent import descend
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.gptq import Solution, gptq
-from plumbline.quantized_model.grid import Grid, QuantizedWeight
+from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.ranges import Ranges
 
 
@@ -35,6 +36,7 @@ def adaround(
     *,
     factors: Factors | None = None,
     ranges: Ranges | None = None,
+    global_scale: Tensor | None = None,
 ) -> Solution:
     """Quantize a weight, or several that read the same input, stacked along dimension 0 (rows do not interact).
 
@@ -50,6 +52,7 @@ def adaround(
         damping: as in `gptq`.
         factors: cache of Hessian factors, shared between schemes; it does not change the result.
         ranges: computes scale and zero point of weights (..., group) that share them; None: minmax.
+        global_scale: as in `gptq`.
 
     Returns:
         The solution. Dead channels are rounded to nearest. Without tokens, or with a Hessian that GPTQ cannot factor,
@@ -60,8 +63,9 @@ def adaround(
     """
     best: Solution | None = None
     H = S.to(W.device, torch.float64)
+    shared: dict[str, Any] = {"factors": factors, "ranges": ranges, "global_scale": global_scale}
     for act_order in (False, True):
-        start = gptq(W, S, tokens, grid, damping, act_order=act_order, factors=factors, ranges=ranges)
+        start = gptq(W, S, tokens, grid, damping, act_order=act_order, **shared)
         if start.fallback is not None:
             return start
         codes, lost = descend(W, H, start.weight)
@@ -77,10 +81,10 @@ def _better_rows(a: Solution, b: Solution) -> Solution:
     better = (b.lost < a.lost).unsqueeze(1)
     x, y = a.weight, b.weight
     codes = torch.where(better, y.codes, x.codes)
-    # A per-tensor scale comes from the original weight, so both solutions have the same.
-    scale = x.scale if x.grid.per_tensor else torch.where(better, y.scale, x.scale)
-    zero = x.zero_point
-    if zero is not None and y.zero_point is not None and not x.grid.per_tensor:
-        zero = torch.where(better, y.zero_point, zero)
+    if x.grid.is_split_by_rows:
+        scale = torch.where(better, y.scale, x.scale)
+        zero = None if x.zero_point is None or y.zero_point is None else torch.where(better, y.zero_point, x.zero_point)
+    else:  # a scale of several rows comes from the original weight, so both solutions have the same
+        scale, zero = x.scale, x.zero_point
     lost = torch.minimum(a.lost, b.lost)
-    return replace(a, weight=QuantizedWeight(codes, scale, x.grid, zero), lost=lost)
+    return replace(a, weight=replace(x, codes=codes, scale=scale, zero_point=zero), lost=lost)

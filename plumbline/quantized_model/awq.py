@@ -36,7 +36,7 @@ from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.rtn import rtn
-from plumbline.quantized_model.scheme import layer_group_sizes
+from plumbline.quantized_model.scheme import grid_of_scheme, layer_group_sizes
 from plumbline.quantized_model.smoothquant import OVERFLOW, members_dtype, sites_read_by, why_not
 
 STEPS = 20
@@ -90,10 +90,7 @@ def awq(
     """
     folds, unfolded = find_folds(model, sites_read_by(linears, stats))
     sizes = layer_group_sizes(linears, scheme) if sizes is None else sizes
-    grids = {
-        name: Grid(scheme.weight_bits if bits is None else bits[name], sizes[name], scheme.symmetric, scheme.per_tensor)
-        for name in linears
-    }
+    grids = {name: grid_of_scheme(scheme, None if bits is None else bits[name], sizes[name]) for name in linears}
     refused = {name: reason for name, fold in folds.items() if (reason := why_not(fold, linears, scheme))}
     unfolded |= refused
     accepted = {name: fold for name, fold in folds.items() if name not in refused}

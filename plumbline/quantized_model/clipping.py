@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plumbline.quantized_model.grid import Grid, round_to_grid, scale_and_zero
+from plumbline.quantized_model.grid import Grid, global_scale_of, multiplier, round_to_grid, scale_and_zero
 
 SHARES = tuple(step / 20 for step in range(20, 10, -1))
 """Shares of the whole range, as in AWQ, largest first; the first of equal errors wins. Smaller ones gain nothing."""
@@ -36,6 +36,7 @@ def clipped(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
     block = next(size for size in range(min(BLOCK, group), 0, -1) if group % size == 0)
     S = hessian.to(weight.device).view(columns // block, block, columns // block, block)
     S = torch.stack([S[i, :, i] for i in range(columns // block)]).float()
+    global_scale = global_scale_of(weight) if grid.is_two_level else None
     result = torch.empty_like(weight)
     step = max(1, CHUNK // columns)
     for start in range(0, rows, step):
@@ -48,10 +49,11 @@ def clipped(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
         best_low, best_high = low, high
         for share in SHARES:
             a, b = ((x * share).to(weight.dtype).float() for x in (low, high))
-            scale, zero = scale_and_zero(a, b, grid.bits, grid.symmetric, weight.dtype)
-            s, z = scale.float().unsqueeze(-1), zero.unsqueeze(-1)
+            scale, zero = scale_and_zero(a, b, grid, weight.dtype, global_scale)
+            s, z = multiplier(scale, global_scale).float().unsqueeze(-1), zero.unsqueeze(-1)
             # The product in the model's dtype is what runs, see `grid.dequantize`.
-            running = round_to_grid(W, s, grid.bits, z).sub_(z).mul_(s).to(weight.dtype).float()
+            codes = round_to_grid(W, s, grid, z)
+            running = grid.numbers.values(codes).sub_(z).mul_(s).to(weight.dtype).float()
             D = (running - W).view(len(W), -1, block).transpose(0, 1)
             lost = (torch.bmm(D, S) * D).sum(-1).t().reshape(*low.shape, -1).sum(-1)
             better = lost < least

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from plumbline import kernels
-from plumbline.quantized_model.grid import QuantizedWeight, code_range, dequantize
+from plumbline.quantized_model.grid import (
+    Grid,
+    QuantizedWeight,
+    multiplier,
+    per_row,
+    running_dtype,
+    running_weight,
+)
 
 MARGIN = 1 + 1e-9
 """A code changes if its gain exceeds its cost by this factor: above rounding errors, otherwise negligible."""
@@ -44,39 +51,42 @@ def descend(W: Tensor, S: Tensor, start: QuantizedWeight) -> tuple[Tensor, Tenso
     S = S.contiguous()
     function = library() if W.device.type == "cpu" else None
     codes = start.codes.clone(memory_format=torch.contiguous_format)
-    first, columns = code_range(start.bits)[0], len(S)
+    grid, (rows, columns) = start.grid, codes.shape
+    scales = per_row(multiplier(start.scale, start.global_scale), grid, rows)
+    zeros = None if start.zero_point is None else per_row(start.zero_point, grid, rows)
+    dtype, width = running_dtype(grid, start.scale.dtype), grid.width_of_group(columns)
     lost = []
-    for first_row in range(0, len(codes), ROWS):
+    for first_row in range(0, rows, ROWS):
         part = slice(first_row, first_row + ROWS)
-        scale_rows = slice(None) if start.grid.per_tensor else part
-        scale, zero = start.scale[scale_rows], None if start.zero_point is None else start.zero_point[scale_rows]
-        levels, w, q = _levels(scale, zero, start.bits), W[part].double(), codes[part]
-        G = (w - dequantize(QuantizedWeight(q, scale, start.grid, zero))) @ S
-        mirrored = _mirror(q, scale)
+        w, q, scale, zero = W[part].double(), codes[part], scales[part], None if zeros is None else zeros[part]
+        shared = slice(1) if grid.per_tensor else slice(None)
+        levels = _levels(scale[shared], None if zero is None else zero[shared], grid, dtype)
+        G = (w - running_weight(q, scale, zero, grid, dtype)) @ S
+        mirrored = _mirror(q, scale, width)
         if function is None:
-            _descend(S, G, q, levels.expand(len(G), -1, -1))
+            _descend(S, G, q, levels.expand(len(G), -1, -1), width)
         else:
             groups, count = levels.shape[1:]
-            stride = 0 if start.grid.per_tensor else groups * count
+            stride = 0 if grid.per_tensor else groups * count
             pointers = S.data_ptr(), columns, G.data_ptr(), q.data_ptr(), len(G), levels.data_ptr()
-            if function(*pointers, stride, columns // groups, first, count, MARGIN, SWEEPS) < 0:
+            if function(*pointers, stride, width, grid.numbers.first, count, MARGIN, SWEEPS) < 0:
                 raise MemoryError("out of memory for the list of changed codes")
         if mirrored:
-            _mirror(q, scale)
-        lost.append(((w - dequantize(QuantizedWeight(q, scale, start.grid, zero))) * G).sum(1))
+            _mirror(q, scale, width)
+        lost.append(((w - running_weight(q, scale, zero, grid, dtype)) * G).sum(1))
     return codes, torch.cat(lost)
 
 
-def _levels(scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
-    """(rows, groups, 2^bits) float64: the weights that the codes stand for, rising, rounded to the scale's dtype."""
-    low, high = code_range(bits)
-    codes = torch.arange(low, high + 1, dtype=scale.dtype, device=scale.device)
-    steps = codes.expand(*scale.shape, -1) if zero is None else codes - zero.to(scale.dtype).unsqueeze(-1)
-    levels = (steps * scale.unsqueeze(-1)).double()
+def _levels(scale: Tensor, zero: Tensor | None, grid: Grid, dtype: torch.dtype) -> Tensor:
+    """(rows, groups, codes) float64: the weights that the codes stand for, rising, rounded to `dtype`."""
+    codes = torch.arange(grid.numbers.first, grid.numbers.last + 1, dtype=scale.dtype, device=scale.device)
+    numbers = grid.numbers.values(codes)
+    steps = numbers.expand(*scale.shape, -1) if zero is None else numbers - zero.to(scale.dtype).unsqueeze(-1)
+    levels = (steps * scale.unsqueeze(-1)).to(dtype).double()
     return torch.where(scale.unsqueeze(-1) < 0, levels.flip(-1), levels).contiguous()
 
 
-def _mirror(codes: Tensor, scale: Tensor) -> bool:
+def _mirror(codes: Tensor, scale: Tensor, width: int) -> bool:
     """Exchange code q and -1 - q, in place, where the scale is negative, so that weights rise with codes.
 
     Returns:
@@ -85,21 +95,20 @@ def _mirror(codes: Tensor, scale: Tensor) -> bool:
     negative = scale < 0
     if not bool(negative.any()):
         return False
-    columns = negative.repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
+    columns = negative.repeat_interleave(width, dim=1)
     codes.bitwise_xor_(-columns.to(torch.int8))
     return True
 
 
-def _descend(S: Tensor, G: Tensor, codes: Tensor, levels: Tensor) -> None:
+def _descend(S: Tensor, G: Tensor, codes: Tensor, levels: Tensor, width: int) -> None:
     """descent.c in PyTorch, column by column over all rows; changes codes and G = R S (rows, in) in place."""
     first, count = -(levels.shape[2] // 2), levels.shape[2]
-    group = len(S) // levels.shape[1]
     used = [j for j, s in enumerate(S.diagonal().tolist()) if s > 0]
     rows = torch.arange(len(G), device=G.device)
     for _ in range(SWEEPS):
         moved = torch.zeros(len(G), dtype=torch.bool, device=G.device)
         for j in used:
-            level, at = levels[:, j // group], rows
+            level, at = levels[:, j // width], rows
             while len(at):
                 g, code = G[at, j], codes[at, j].long() - first
                 to = torch.where(g > 0, code + 1, code - 1)

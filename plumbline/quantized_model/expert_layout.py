@@ -22,6 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from plumbline.base_model.experts import are_fused_experts, projections
 from plumbline.base_model.inputs import are_unknown_experts, left_out
 from plumbline.base_model.matrices import Matrix
+from plumbline.base_model.parts import EXPERTS
 from plumbline.quantized_model.params import SchemeParams
 
 
@@ -104,6 +105,23 @@ def require_readable_experts(model: PreTrainedModel, matrices: Mapping[str, Matr
         raise ValueError(
             f"{kind}: a checkpoint of {type(model).__name__} stores all experts of a layer in one tensor, and "
             f"transformers reads no quantized ones there; {instead} and quantizes the rest"
+        )
+    own = scheme.own.get(EXPERTS, scheme)
+    if own.weight_type == "nvfp4":
+        raise ValueError(
+            f"{kind} with weight_type: nvfp4: transformers drops the global scale of experts when it loads them, "
+            "without a word (its issue 48371), so nobody could check or evaluate the result; write weight_type: mxfp4 "
+            f"or fp8 for the experts, or {instead}"
+        )
+    if own.weight_type == "mxfp8":
+        raise ValueError(
+            f"{kind} with weight_type: mxfp8: transformers reads fp8 experts with scales per channel or tensor; "
+            f"write weight_type: mxfp4 or fp8 for the experts, or {instead}"
+        )
+    if own.block_structure is not None:
+        raise ValueError(
+            f"{kind} with block_structure: transformers reads fp8 experts with scales per channel or tensor; "
+            f"remove block_structure, or {instead}"
         )
     if not scheme.symmetric:
         raise ValueError(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
 from compressed_tensors.quantization import QuantizationScheme
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from plumbline.base_model.matrices import Matrix, matrix_of
 from plumbline.base_model.parts import ROUTER, kind_of
 from plumbline.quantized_model.checkpoint_names import as_in_checkpoint, names_in_checkpoint
 from plumbline.quantized_model.expert_layout import pieces_of_experts
-from plumbline.quantized_model.grid import QuantizedWeight
+from plumbline.quantized_model.grid import QuantizedWeight, multiplier, per_row, running_weight
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantization_config import ConfigTarget, quantization_config, scheme_of_group
@@ -78,6 +79,8 @@ def export(
             tensors["input_scale"] = layer.input_scale.clone()
         if layer is not None and layer.input_zero_point is not None:
             tensors["input_zero_point"] = layer.input_zero_point.clone()
+        if layer is not None and layer.input_global_scale is not None:
+            tensors["input_global_scale"] = layer.input_global_scale.clone()
         state.update({f"{stored}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
         targets.append(target)
     model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
@@ -96,8 +99,9 @@ def export(
 
 def _require_scales(quantized: Quantized, found: dict[str, Matrix], scheme: SchemeParams) -> None:
     for name, layer in quantized.layers.items():
-        activations = scheme_of(found[name], scheme).activations
-        if activations is not None and not activations.dynamic and layer.input_scale is None:
+        activations = scheme_of(name, found[name], scheme).activations
+        missing = layer.input_scale is None and layer.input_global_scale is None
+        if activations is not None and activations.static and missing:
             raise ValueError(f"{name} has no static activation scale, which the scheme needs in every layer")
 
 
@@ -107,7 +111,8 @@ def _tensors_of_layers(
     """Every quantized Linear under its module name, and every part of an expert under its name in the checkpoint."""
     for name, layer in quantized.layers.items():
         if found[name].expert is None:
-            yield name, layer.weight, ConfigTarget(name, layer.weight.grid, scheme.activations)
+            activations = scheme_of(name, found[name], scheme).activations
+            yield name, layer.weight, ConfigTarget(name, layer.weight.grid, activations)
     for owner in dict.fromkeys(matrix.owner for matrix in found.values() if matrix.expert is not None):
         for piece in pieces_of_experts(model, owner):
             weight = quantized.layers[piece.matrix].weight.take(piece.rows)
@@ -120,17 +125,18 @@ def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, T
     The compressor divides by the scale and rounds again. In float32 this reproduces every code exactly; in the model's
     bfloat16 it would not. So it gets float32 and the scale is stored in the model's dtype afterwards.
     """
-    rows = weight.codes.shape[0]
-    scale, zero, codes = weight.scale.float(), weight.zero_point, weight.codes.float()
-    if zero is not None:
-        codes = (codes.view(*zero.shape, -1) - zero.unsqueeze(-1)).view(rows, -1)
-    dense = (codes.view(*scale.shape, -1) * scale.unsqueeze(-1)).view(rows, -1)
+    grid, scale, zero = weight.grid, weight.scale.float(), weight.zero_point
+    s = per_row(multiplier(scale, weight.global_scale), grid, len(weight.codes))
+    zeros = None if zero is None else per_row(zero, grid, len(weight.codes))
+    dense = running_weight(weight.codes, s, zeros, grid, torch.float32)
     stored = weight.scale
-    if weight.grid.per_tensor:
+    if grid.per_tensor:
         scale, stored, zero = scale.view(1), stored.view(1), None if zero is None else zero.view(1)
     tensors = {"weight": dense, "weight_scale": scale} | ({} if zero is None else {"weight_zero_point": zero})
+    if weight.global_scale is not None:
+        tensors["weight_global_scale"] = weight.global_scale.clone()
     compressed: dict[str, Tensor] = BaseCompressor.get_value_from_registry(str(scheme.format)).compress(tensors, scheme)
-    return {**compressed, "weight_scale": stored}
+    return compressed if grid.scale_format != "model" else {**compressed, "weight_scale": stored}
 
 
 def add_provenance(out: Path, weight_files: Iterable[str], record: dict[str, Any], summary: dict[str, Any]) -> None:

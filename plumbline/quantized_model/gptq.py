@@ -19,7 +19,8 @@ from torch import Tensor
 
 from plumbline.quantized_model import solver
 from plumbline.quantized_model.factors import Factor, Factors, factor
-from plumbline.quantized_model.grid import Grid, QuantizedWeight, code_range
+from plumbline.quantized_model.grid import Grid, QuantizedWeight, global_scale_of, multiplier, per_row
+from plumbline.quantized_model.numbers import Numbers
 from plumbline.quantized_model.ranges import Ranges, weight_range
 from plumbline.quantized_model.rtn import grid_of, to_nearest
 
@@ -61,13 +62,14 @@ def gptq(
     *,
     factors: Factors | None = None,
     ranges: Ranges | None = None,
+    global_scale: Tensor | None = None,
 ) -> Solution:
     """Quantize a weight, or several that read the same input stacked along dimension 0 (rows do not interact).
 
     The scale of a group is computed from its compensated weights when the solver reaches the group. With `act_order`
-    the columns of a group are not consecutive, so scales come from the original weight, as do per-channel and
-    per-tensor scales. Codes are returned in the original order (compressed-tensors: actorder "static", which needs no
-    g_idx).
+    the columns of a group are not consecutive, so scales come from the original weight, as do scales per channel, block
+    and tensor, and those of floating-point numbers. Codes are returned in the original order (compressed-tensors:
+    actorder "static", which needs no g_idx).
 
     Args:
         weight: (out, in), the model's dtype, which the scale takes.
@@ -80,6 +82,7 @@ def gptq(
         act_order: solve the columns in descending order of diag(S), equal ones by index.
         factors: cache of Hessian factors, shared between schemes; it does not change the result.
         ranges: computes scale and zero point of weights (..., group) that share them; None: minmax.
+        global_scale: (1,) float32, where the grid has one; the same that `ranges` knows.
 
     Returns:
         The solution. Without tokens, or with a Hessian that no damping up to 1 makes positive definite, the weight is
@@ -94,11 +97,16 @@ def gptq(
         raise ValueError(f"the weight is {columns} wide, the Hessian {shape}: these are another model's statistics")
     if grid.group_size is not None and columns % grid.group_size:
         raise ValueError(f"group size {grid.group_size} does not divide the width {columns}; take a divisor of it")
+    if grid.is_two_level and global_scale is None:
+        global_scale = global_scale_of(weight)
     if ranges is None:
-        ranges = partial(weight_range, bits=grid.bits, symmetric=grid.symmetric, dtype=weight.dtype)
+        ranges = partial(weight_range, grid=grid, dtype=weight.dtype, global_scale=global_scale)
+    nearest = partial(to_nearest, weight, grid, ranges, None, global_scale)
     dead = int((hessian.diagonal() == 0).sum())
     if tokens == 0 or dead == columns:
-        return Solution(to_nearest(weight, grid, ranges), None, dead, "no tokens reached this layer")
+        return Solution(
+            to_nearest(weight, grid, ranges, None, global_scale), None, dead, "no tokens reached this layer"
+        )
     F = (
         factor(hessian, damping, act_order, weight.device)
         if factors is None
@@ -106,9 +114,9 @@ def gptq(
     )
     if F is None:
         reason = f"Hessian not positive definite at any damping from {damping:g} to 1"
-        return Solution(to_nearest(weight, grid, ranges), None, dead, reason)
+        return Solution(nearest(), None, dead, reason)
     importance = channel_importance(F, hessian)
-    solved, lost = _solve(weight, F, grid, ranges, importance, min(LEAF, block_size))
+    solved, lost = _solve(weight, F, grid, ranges, importance, min(LEAF, block_size), global_scale)
     return Solution(solved, F.damping, dead, None, lost)
 
 
@@ -124,17 +132,24 @@ def solve_flops(rows: int, columns: int) -> float:
 
 
 def _solve(
-    weight: Tensor, F: Factor, grid: Grid, ranges: Ranges, importance: Tensor, leaf: int
+    weight: Tensor,
+    F: Factor,
+    grid: Grid,
+    ranges: Ranges,
+    importance: Tensor,
+    leaf: int,
+    global_scale: Tensor | None,
 ) -> tuple[QuantizedWeight, Tensor]:
     rows = len(weight)
-    static = F.order is not None or grid.group_size is None
+    static = F.order is not None or grid.group_size is None or grid.type == "float"
     scale, zero = grid_of(weight, grid, ranges, importance) if static else (None, None)
     parts = []
     for start in range(0, rows, ROWS):
         static_grid = None
         if scale is not None and zero is not None:
-            scale_rows = slice(None) if grid.per_tensor else slice(start, start + ROWS)
-            static_grid = scale[scale_rows], zero[scale_rows]
+            part = slice(start, start + ROWS)
+            s = per_row(multiplier(scale, global_scale), grid, rows)
+            static_grid = s[part], per_row(zero, grid, rows)[part]
         parts.append(_solve_rows(weight[start : start + ROWS], F, grid, ranges, importance, leaf, static_grid))
     codes, scales, zeros, lost = (torch.cat(part) for part in zip(*parts, strict=True))
     if F.order is not None:
@@ -143,7 +158,7 @@ def _solve(
         assert scale is not None and zero is not None
         scales, zeros = scale, zero
     zero_point = None if grid.symmetric else zeros.to(torch.int8)
-    return QuantizedWeight(codes.contiguous(), scales.contiguous(), grid, zero_point), lost
+    return QuantizedWeight(codes.contiguous(), scales.contiguous(), grid, zero_point, global_scale), lost
 
 
 def _solve_rows(
@@ -161,19 +176,19 @@ def _solve_rows(
     weight plus the compensation of earlier errors; afterwards, its total error w - q.
 
     Args:
-        static_grid: scale and zero point of these rows; None: computed per group.
+        static_grid: multiplier and zero point (rows, groups); None: computed per group, whose scale is the multiplier.
     """
     W = (weight if F.order is None else weight[:, F.order]).t().contiguous()
     B = W.to(torch.float64)
     columns, rows = W.shape
-    width = grid.group_size or columns
+    width = grid.width_of_group(columns)
     group = torch.arange(columns, device=W.device) if F.order is None else F.order
     group = group // width
     if static_grid is None:
         scale = torch.empty(columns // width, rows, dtype=weight.dtype, device=W.device)
         zero = torch.empty(columns // width, rows, dtype=torch.float32, device=W.device)
     else:
-        scale, zero = (x.expand(rows, -1).t().contiguous() for x in static_grid)
+        scale, zero = (x.t().contiguous() for x in static_grid)
     s, z = scale.to(torch.float64), None if grid.symmetric else zero.to(torch.float64)
     codes = torch.empty(columns, rows, dtype=torch.int8, device=W.device)
     R = torch.empty(leaf, rows, dtype=torch.float64, device=W.device)
@@ -193,7 +208,7 @@ def _solve_rows(
         elif middle > a:  # pass the errors of [a, middle) on to [middle, b)
             solver.add_product(B[middle:b], F.L[middle:b, a:middle], B[a:middle])
         else:
-            solve(W[a:b], B[a:b], F.L[a:b, a:b], group[a:b], s, z, grid.bits, codes[a:b], R[: b - a])
+            solve(W[a:b], B[a:b], F.L[a:b, a:b], group[a:b], s, z, grid.numbers, codes[a:b], R[: b - a])
             lost.addmv_(R[: b - a].square_().t(), F.D[a:b])
     lost.sub_(F.added @ B.square_())
     return codes.t(), scale.t(), zero.t(), lost
@@ -222,19 +237,28 @@ def _steps(a: int, b: int, width: int, leaf: int) -> Iterator[tuple[int, int, in
 
 
 def _one_by_one(
-    W: Tensor, B: Tensor, L: Tensor, group: Tensor, s: Tensor, z: Tensor | None, bits: int, codes: Tensor, R: Tensor
+    W: Tensor,
+    B: Tensor,
+    L: Tensor,
+    group: Tensor,
+    s: Tensor,
+    z: Tensor | None,
+    numbers: Numbers,
+    codes: Tensor,
+    R: Tensor,
 ) -> None:
     """Solve the columns of a leaf; writes `codes`, B and R, the error of each column against its target."""
-    low, high = code_range(bits)
     for j, g in enumerate(group.tolist()):
         w, r, q = B[j], R[j], B[j] / s[g]
         if z is not None:
             q.add_(z[g])
-        codes[j] = q.round_().clamp_(low, high)
+        q = numbers.nearest(q)
+        codes[j] = q
+        q = numbers.values(q)
         if z is not None:
-            q.sub_(z[g])
+            q = q - z[g]
         # The model multiplies with the product rounded to its own dtype; compensate that error, too.
-        running = q.mul_(s[g]).to(W.dtype).to(torch.float64)
+        running = q.mul(s[g]).to(W.dtype).to(torch.float64)
         torch.sub(w, running, out=r)
         torch.sub(W[j], running, out=w)
         # Round product and sum separately: bit for bit as in solver.c.

@@ -24,6 +24,7 @@ class Layer:
         error: relative output error on the calibration set, tr(dW S dW^T) / tr(W S W^T), of the weight alone, against
             the base model's weight before any folding; None without a Hessian.
         input_zero_point: int8, shape (1,); None where the activations' grid is symmetric or there is none.
+        input_global_scale: float32, shape (1,), of NVFP4 activations, by which their E4M3 scales are divided.
     """
 
     weight: QuantizedWeight
@@ -34,6 +35,7 @@ class Layer:
     fallback: str | None = None
     error: float | None = None
     input_zero_point: Tensor | None = None
+    input_global_scale: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,12 @@ from transformers import CompressedTensorsConfig, PreTrainedModel
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 
 from plumbline.base_model.quiet import quiet
-from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantization_config import ConfigTarget, quantization_config
+from plumbline.quantized_model.scheme import grid_of_scheme
 
+IN_BFLOAT16 = ("nvfp4", "mxfp4", "mxfp8")
+"""Types of weights that compressed-tensors 0.20 decompresses to bfloat16, whatever the model's dtype."""
 _REHEARSED: WeakKeyDictionary[PreTrainedModel, dict[Any, str | None]] = WeakKeyDictionary()
 """The results of `rehearsed` for the models in memory, by what the scheme says."""
 
@@ -39,14 +41,23 @@ def loads_dense(model: PreTrainedModel, scheme: SchemeParams) -> bool:
     """
     if not scheme.symmetric and not scheme.per_tensor and scheme.activations is None:
         return True
-    problem = rehearsed(model, scheme)
-    if problem is None:
+    narrow = model.dtype != torch.bfloat16 and any(own.weight_type in IN_BFLOAT16 for own in scheme.all)
+    problem = None if narrow else rehearsed(model, scheme)
+    if not narrow and problem is None:
         return False
     reason = f"{type(model).__name__} does not load quantized as it is stored (its code says {problem}), "
-    if scheme.activations is not None:
-        raise ValueError(f"{reason}and decompressed while loading its inputs are not rounded; remove activations")
+    fix = "remove"
+    if narrow:
+        dtype = str(model.dtype).removeprefix("torch.")
+        types = sorted({own.weight_type for own in scheme.all} & set(IN_BFLOAT16))
+        reason = f"transformers decompresses {' and '.join(types)} weights to bfloat16, and this model is {dtype}, "
+        fix = "store the base model in bfloat16, or remove"
+    if any(own.activations is not None for own in scheme.all):
+        raise ValueError(f"{reason}and decompressed while loading its inputs are not rounded; {fix} activations")
     if scheme.mixed is not None:
         raise ValueError(f"{reason}and decompressed while loading it has one width; write weight_bits instead of mixed")
+    if scheme.overrides:
+        raise ValueError(f"{reason}and decompressed while loading it has one format; {fix} overrides")
     return True
 
 
@@ -56,13 +67,14 @@ def rehearsed(model: PreTrainedModel, scheme: SchemeParams) -> str | None:
     The steps are those of `from_pretrained` around the weights, on a model without weights.
     """
     known = _REHEARSED.setdefault(model, {})
-    key = (scheme.weight_bits, scheme.symmetric, scheme.per_tensor, scheme.activations)
-    if key not in known:
-        known[key] = _rehearse(
-            model,
-            ConfigTarget("", Grid(scheme.weight_bits, None, scheme.symmetric, scheme.per_tensor), scheme.activations),
-        )
-    return known[key]
+    problems = []
+    for own in scheme.all:
+        size = own.group_size if own.weight_type != "int" else None
+        target = ConfigTarget("", grid_of_scheme(own, None, size), own.activations)
+        if target not in known:
+            known[target] = _rehearse(model, target)
+        problems.append(known[target])
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _rehearse(model: PreTrainedModel, target: ConfigTarget) -> str | None:

@@ -30,11 +30,11 @@ from plumbline.base_model.inputs import EXPERT
 from plumbline.base_model.matrices import WeightMatrix, is_slice
 from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.factors import Factors
-from plumbline.quantized_model.grid import Grid, dequantize
+from plumbline.quantized_model.grid import dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize_site import quantize_site
-from plumbline.quantized_model.scheme import layer_group_sizes
+from plumbline.quantized_model.scheme import grid_of_scheme, layer_group_sizes
 
 ROWS = 192
 """Output channels, spread evenly, on which the sensitivity of a layer is measured."""
@@ -187,7 +187,7 @@ def error_at(
 
     tr(dW S dW^T) / tr(W S W^T) of at most `ROWS` rows; S = I if no token reached the layer.
     """
-    grid = Grid(width, group_size, scheme.symmetric, scheme.per_tensor)
+    grid = grid_of_scheme(scheme, width, group_size)
     rows = weight.detach() if scheme.per_tensor else _some_rows(weight)
     layer = quantize_site({"": rows}, site, grid, scheme, factors)[""]
     if layer.error is not None:

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RangeRule = Literal["minmax", "percentile", "mse"]
-WeightRangeRule = Literal["minmax", "percentile", "mse", "hessian"]
+from plumbline.quantized_model.format_params import FormatParams
 
 CORRECTION = 0.5
 """Default strength of the correction: benchmarks/rounders.py found 0.25 to 1 within a few per cent of each other."""
-
-
-class ActivationParams(BaseModel):
-    """Rounding of the input of every quantized Linear at run time.
-
-    Raises:
-        pydantic.ValidationError: parameters contradict each other.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bits: Literal[8] = 8
-    dynamic: bool = False
-    """True: a scale per token, computed at run time. False: one per tensor, from the statistics."""
-    symmetric: bool = True
-    range: RangeRule = "minmax"
-    """Static scales: the whole range, the range up to `percentile`, or that of least squared error."""
-    percentile: float = Field(default=99.99, gt=50, le=100)
-
-    @model_validator(mode="after")
-    def _parts_go_together(self) -> Self:
-        _require_percentile_acts(self, "activations.")
-        if self.dynamic and self.range != "minmax":
-            raise ValueError(
-                f"activations.range {self.range} with dynamic: true: a dynamic scale is computed per token at run time "
-                "and reads no statistics; remove range, or remove dynamic"
-            )
-        if self.dynamic and not self.symmetric:
-            raise ValueError(
-                "activations.symmetric: false with dynamic: true: per-token scales are symmetric in kernels; remove one"
-            )
-        return self
+OverrideKind = Literal["attention", "state space", "mlp", "experts", "shared experts", "router", "vision", "audio"]
 
 
 class MixedParams(BaseModel):
@@ -67,7 +34,7 @@ class MixedParams(BaseModel):
         return self
 
 
-class SchemeParams(BaseModel):
+class SchemeParams(FormatParams):
     """A quantization scheme: bit widths, granularity, and how scales and codes are computed.
 
     Raises:
@@ -75,27 +42,10 @@ class SchemeParams(BaseModel):
             is raised when params.yaml is read, before anything runs.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     method: Literal["rtn", "gptq", "adaround"]
     """Round each weight to nearest, or a layer's weights jointly to minimize its output error."""
-    weight_bits: Literal[2, 3, 4, 8] = 4
-    group_size: int | None = Field(default=None, gt=0)
-    """Input channels that share a scale; None: one scale per output channel. Where it does not divide the width, the
-    largest divisor below it is used and named in the result."""
-    per_tensor: bool = False
-    """One scale for the whole weight."""
-    symmetric: bool = True
-    """False: a zero point beside each scale."""
-    signed_scale: bool = False
-    """Symmetric weights alone: a negative scale where the weights reach further to the positive side, so that the code
-    that a symmetric grid has on one side only is there. GPTQ, AdaRound: true if the scheme allows it."""
-    range: WeightRangeRule = "minmax"
-    """Range of the weights that share a scale; "hessian": of least error weighted by what GPTQ cannot compensate, which
-    is the default of GPTQ and AdaRound."""
-    percentile: float = Field(default=99.9, gt=50, le=100)
-    activations: ActivationParams | None = None
-    """None: activations stay in the model's precision (A16)."""
+    overrides: dict[OverrideKind, FormatParams] = Field(default_factory=dict)
+    """Formats of kinds of matrices that differ from the others: attention, mlp, experts, "shared experts" ..."""
     transform: Literal["smoothquant", "awq"] | None = None
     """Channel scales moved from activations into weights before rounding, and folded into the producers."""
     smoothing: float = Field(default=0.5, ge=0, le=1)
@@ -123,15 +73,32 @@ class SchemeParams(BaseModel):
     """GPTQ, AdaRound: an expert that fewer tokens reached than this share of its input channels is rounded to nearest,
     by the range of its weights."""
 
+    @cached_property
+    def own(self) -> dict[str, SchemeParams]:
+        """The scheme of every kind in `overrides`: method and the like from here, the format from there."""
+        shared = {
+            name: getattr(self, name)
+            for name in self.model_fields_set - set(FormatParams.model_fields) - {"overrides", "transform", "mixed"}
+        }
+        return {
+            kind: SchemeParams.model_validate(shared | {name: getattr(part, name) for name in part.model_fields_set})
+            for kind, part in self.overrides.items()
+        }
+
+    @property
+    def all(self) -> tuple[SchemeParams, ...]:
+        """This scheme and those of the overrides."""
+        return (self, *self.own.values())
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The parts of the statistics that are read: "hessian" (second moments), "histogram", "sums", "ranges"."""
-        static = self.activations is not None and not self.activations.dynamic
+        static = [s.activations for s in self.all if s.activations is not None and s.activations.calibrated]
         is_read_by_part = {
             "hessian": self.method != "rtn" or self.mixed is not None or self.transform == "awq",
-            "histogram": static and self.activations is not None and self.activations.range != "minmax",
-            "sums": self.transform == "awq",
-            "ranges": static or self.transform == "smoothquant",
+            "histogram": any(activations.range != "minmax" for activations in static),
+            "sums": self.transform == "awq" or any(s.range == "imatrix" for s in self.all),
+            "ranges": bool(static) or self.transform == "smoothquant",
         }
         return tuple(name for name, is_read in is_read_by_part.items() if is_read)
 
@@ -156,21 +123,25 @@ class SchemeParams(BaseModel):
         """Fill in the defaults that depend on other fields, so that a record of the scheme holds what was used."""
         if not isinstance(entry, dict):
             return entry
-        defaults: dict[str, Any] = {}
-        if entry.get("method") in ("gptq", "adaround"):
-            eight = entry.get("weight_bits", 4) == 8 and entry.get("mixed") is None
-            signed = entry.get("symmetric", True) is True and entry.get("activations") is None and not eight
-            defaults |= {"range": "hessian", "signed_scale": signed, "act_order": entry["method"] == "gptq"}
+        method = entry.get("method")
+        defaults = _range_of_method(entry, method)
+        if method == "gptq":
+            defaults["act_order"] = True
+        overrides = entry.get("overrides")
+        if isinstance(overrides, dict):
+            entry = entry | {
+                "overrides": {
+                    kind: _range_of_method(part, method) | part if isinstance(part, dict) else part
+                    for kind, part in overrides.items()
+                }
+            }
         if entry.get("propagate") == "quantized":
             defaults["correction"] = CORRECTION
         return defaults | entry
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
-        _require_percentile_acts(self, "")
-        self._require_granularity_suits()
-        self._require_percentile_leaves_something_out()
-        self._require_zero_points_load()
+        self._require_one_layout()
         self._require_transform_suits()
         if self.mixed is not None and "weight_bits" in self.model_fields_set:
             raise ValueError("weight_bits and mixed: mixed gives every layer its own width; remove one of them")
@@ -187,60 +158,45 @@ class SchemeParams(BaseModel):
         if self.range == "hessian" and self.method == "rtn":
             raise ValueError(
                 "range: hessian weighs channels by the factor of the Hessian, which method: rtn does not read; write "
-                "range: mse, or method: gptq"
+                "range: mse, range: imatrix, or method: gptq"
             )
-        self._require_signed_scales_load()
+        if self.range == "imatrix" and self.method != "rtn":
+            raise ValueError(
+                f"range: imatrix is for rounding to nearest; method: {self.method} knows better what a channel's error "
+                "costs: write range: hessian"
+            )
         if self.transform != "smoothquant" and self.smoothing != type(self).model_fields["smoothing"].default:
             raise ValueError("smoothing acts on transform: smoothquant only; remove it")
         return self
 
-    def _require_granularity_suits(self) -> None:
-        if self.per_tensor and self.group_size is not None:
-            raise ValueError(f"per_tensor: true with group_size {self.group_size}: remove one of them")
-        if self.activations is not None and self.group_size is not None:
-            raise ValueError(
-                f"group_size {self.group_size} with quantized activations: integer matrix products need one scale "
-                "per output channel; remove group_size, or remove activations"
-            )
-        if self.activations is not None and (self.weight_bits != 8 or self.mixed is not None):
-            raise ValueError(
-                "quantized activations with weights of another width than 8: the format stores 8-bit weights "
-                "beside them; write weight_bits: 8 without mixed, or remove activations"
-            )
-
-    def _require_percentile_leaves_something_out(self) -> None:
-        """Refuse groups of less than 1 / (1 - p) weights (asymmetric: 2 / (1 - p)): their p-quantile is the largest."""
-        if self.range != "percentile" or self.group_size is None:
-            return
-        left_out = (100 - Fraction(repr(self.percentile))) / (1 if self.symmetric else 2)
-        if left_out * self.group_size < 100:
-            fewest = f"in groups of {math.ceil(100 / left_out)} weights or more" if left_out else "below 100"
-            raise ValueError(
-                f"range: percentile with percentile {self.percentile:g} and group_size {self.group_size}: it clips "
-                f"something only {fewest}; lower the percentile, make groups larger, or write range: mse"
-            )
-
-    def _require_signed_scales_load(self) -> None:
-        if not self.signed_scale:
-            return
-        if not self.symmetric:
-            raise ValueError(
-                "signed_scale: true with symmetric: false: a zero point places the grid already; remove one of them"
-            )
-        if self.activations is not None:
-            raise ValueError(
-                "signed_scale: true with quantized activations: kernels for integer products may require positive "
-                "scales, and 8-bit weights gain nothing; remove signed_scale"
-            )
-
-    def _require_zero_points_load(self) -> None:
-        if self.symmetric:
-            return
-        if self.mixed is not None:
+    def _require_one_layout(self) -> None:
+        """Refuse widths or formats per layer together with what transformers reads for one layout of all layers."""
+        if self.mixed is not None and not self.symmetric:
             raise ValueError(
                 "symmetric: false with mixed: transformers reads packed zero points only where all layers have one "
                 "width and one group size; remove symmetric, or give one weight_bits"
             )
+        if self.mixed is not None and self.activations is not None:
+            raise ValueError(
+                "quantized activations with weights of another width than 8: mixed gives every layer its own width; "
+                "remove mixed, or remove activations"
+            )
+        if self.mixed is not None and self.weight_type != "int":
+            raise ValueError(
+                f"mixed with weight_type: {self.weight_type}: mixed chooses between widths of integers; remove one of "
+                "them, or give kinds of matrices their formats by overrides"
+            )
+        if not self.overrides:
+            return
+        if self.mixed is not None or self.transform is not None:
+            other = "mixed" if self.mixed is not None else f"transform: {self.transform}"
+            raise ValueError(f"overrides with {other}, which treats all layers alike; remove one of them")
+        for kind, own in self.own.items():
+            if not (self.symmetric and own.symmetric):
+                raise ValueError(
+                    f"overrides.{kind} with symmetric: false: transformers reads packed zero points only where all "
+                    "layers have one width and one group size; remove symmetric"
+                )
 
     def _require_transform_suits(self) -> None:
         if self.transform == "smoothquant" and self.activations is None:
@@ -265,6 +221,10 @@ class SchemeParams(BaseModel):
             )
 
 
-def _require_percentile_acts(params: ActivationParams | SchemeParams, prefix: str) -> None:
-    if params.range != "percentile" and params.percentile != type(params).model_fields["percentile"].default:
-        raise ValueError(f"{prefix}percentile acts with {prefix}range: percentile only; remove it")
+def _range_of_method(entry: dict[str, Any], method: Any) -> dict[str, Any]:
+    """The defaults of the range of weights that follow from the method and the format."""
+    if method not in ("gptq", "adaround"):
+        return {}
+    few = entry.get("weight_type", "int") == "int" and (entry.get("weight_bits", 4) != 8 or entry.get("mixed"))
+    signed = entry.get("symmetric", True) is True and entry.get("activations") is None and bool(few)
+    return {"range": "hessian", "signed_scale": signed}

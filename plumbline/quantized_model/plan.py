@@ -18,7 +18,7 @@ from plumbline.base_model.parts import KINDS, kind_of
 from plumbline.quantized_model.coverage import reasons_of
 from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.scheme import scheme_of
+from plumbline.quantized_model.scheme import grid_of_scheme, scheme_of
 from plumbline.quantized_model.suits import suited
 
 VECTORS = "vectors: norms, biases, gains"
@@ -112,8 +112,8 @@ def plan_of(model: PreTrainedModel, scheme: SchemeParams, dtype: torch.dtype) ->
     stored: dict[int, float] = defaultdict(float)
     quantized: Counter[int] = Counter()
     for name, matrix in chosen.items():
-        grid = Grid(scheme.weight_bits, sizes[name], scheme.symmetric, scheme.per_tensor)
-        own = scheme_of(matrix, scheme)
+        own = scheme_of(name, matrix, scheme)
+        grid = grid_of_scheme(own, None, sizes[name])
         quantized[id(matrix.parameter)] += matrix.numel
         parts = 2 if matrix.expert is not None and matrix.part == "gate_up_proj" else 1  # two tensors of a checkpoint
         rows = matrix.out_features // parts
@@ -158,8 +158,16 @@ def stored_bytes(rows: int, width: int, grid: Grid, scheme: SchemeParams, dtype:
     """
     groups = 1 if grid.group_size is None else width // grid.group_size
     scales = 1 if grid.per_tensor else rows * groups
-    size = float(scales * dtype.itemsize)
-    if scheme.activations is not None:
+    if grid.block is not None:
+        scales = math.ceil(rows / grid.block[0]) * math.ceil(width / grid.block[1])
+    size = float(scales * (dtype.itemsize if grid.scale_format == "model" else 1))
+    if grid.type == "float":
+        activations = scheme.activations
+        size += 4 if grid.is_two_level else 0
+        if activations is not None and activations.static:
+            size += 4 if activations.type == "nvfp4" else dtype.itemsize
+        return size + rows * width * grid.bits / 8
+    if scheme.activations is not None and scheme.activations.type == "int":
         static = dtype.itemsize + (0 if scheme.activations.symmetric else 1)
         return size + rows * width + (0 if scheme.activations.dynamic else static) + (0 if grid.symmetric else scales)
     if scheme.mixed is not None:

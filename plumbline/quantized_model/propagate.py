@@ -29,6 +29,7 @@ from plumbline.base_model.matrices import holder, matrix_of
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.quantized_model.correction import CrossMoments
+from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.input_statistics import Statistics
 from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.paired_streams import PairedSite, Streams
@@ -90,9 +91,15 @@ def propagated(
     matrices = {name: matrix_of(model, name) for name in stored.layers}
 
     def solve(site: SiteStats | None, names: tuple[str, ...], cross: CrossMoments | None) -> Mapping[str, Layer]:
-        members = {name: matrices[name].weight.contiguous() for name in names}
-        own = scheme_of(matrices[names[0]], scheme)
-        return quantize_site(members, site, stored.layers[names[0]].weight.grid, own, cross=cross)
+        by_grid: dict[Grid, list[str]] = {}
+        for name in names:
+            by_grid.setdefault(stored.layers[name].weight.grid, []).append(name)
+        layers: dict[str, Layer] = {}
+        for grid, alike in by_grid.items():
+            members = {name: matrices[name].weight.contiguous() for name in alike}
+            own = scheme_of(alike[0], matrices[alike[0]], scheme)
+            layers |= quantize_site(members, site, grid, own, cross=cross)
+        return layers
 
     ordered = in_order(model, samples)
     gain = Gain(Decoder(with_own_modules(model)), ordered, stored, scheme)

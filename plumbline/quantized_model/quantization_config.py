@@ -6,8 +6,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from compressed_tensors.quantization import (
+    DynamicType,
     QuantizationArgs,
     QuantizationConfig,
     QuantizationScheme,
@@ -15,8 +18,8 @@ from compressed_tensors.quantization import (
     QuantizationStrategy,
 )
 
-from plumbline.quantized_model.grid import Grid
-from plumbline.quantized_model.params import ActivationParams
+from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.grid import Grid, ScaleFormat
 
 PACKED, INTEGERS, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 
@@ -77,26 +80,72 @@ def quantization_config(
 
 def scheme_of_group(grid: Grid, targets: list[str], activations: ActivationParams | None) -> QuantizationScheme:
     """A config group."""
-    strategy = QuantizationStrategy.GROUP if grid.group_size else QuantizationStrategy.CHANNEL
+    inputs = None if activations is None else activation_args(activations)
     return QuantizationScheme(
-        targets=targets,
-        weights=QuantizationArgs(
-            num_bits=grid.bits,
-            symmetric=grid.symmetric,
-            strategy=QuantizationStrategy.TENSOR if grid.per_tensor else strategy,
-            group_size=grid.group_size,
-        ),
-        input_activations=None
-        if activations is None
-        else QuantizationArgs(
-            num_bits=activations.bits,
-            symmetric=activations.symmetric,
-            strategy=QuantizationStrategy.TOKEN if activations.dynamic else QuantizationStrategy.TENSOR,
-            dynamic=activations.dynamic,
-        ),
-        # 8-bit weights alone are packed, too: vLLM reads int-quantized ones only beside quantized activations.
-        format=PACKED if activations is None else INTEGERS,
+        targets=targets, weights=weight_args(grid), input_activations=inputs, format=_format(grid, activations)
     )
+
+
+def weight_args(grid: Grid) -> QuantizationArgs:
+    """compressed-tensors' description of a grid of weights."""
+    strategy = QuantizationStrategy.GROUP if grid.group_size else QuantizationStrategy.CHANNEL
+    if grid.per_tensor:
+        strategy = QuantizationStrategy.TENSOR
+    elif grid.block is not None:
+        strategy = QuantizationStrategy.BLOCK
+    elif grid.scale_format == "e4m3":
+        strategy = QuantizationStrategy.TENSOR_GROUP
+    return QuantizationArgs(
+        num_bits=grid.bits,
+        type=grid.type,
+        symmetric=grid.symmetric,
+        strategy=strategy,
+        group_size=grid.group_size,
+        **({} if grid.block is None else {"block_structure": list(grid.block)}),
+        **_dtypes_of_scales(grid.scale_format),
+    )
+
+
+def activation_args(activations: ActivationParams) -> QuantizationArgs:
+    """compressed-tensors' description of rounded activations."""
+    dynamic: bool | DynamicType = activations.dynamic
+    strategy = QuantizationStrategy.TENSOR
+    if activations.type == "nvfp4":
+        dynamic, strategy = DynamicType.LOCAL, QuantizationStrategy.TENSOR_GROUP
+    elif activations.group_size is not None:
+        strategy = QuantizationStrategy.GROUP
+    elif activations.dynamic:
+        strategy = QuantizationStrategy.TOKEN
+    scale_formats: dict[str, ScaleFormat] = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}
+    return QuantizationArgs(
+        num_bits=activations.bits,
+        type="int" if activations.type == "int" else "float",
+        symmetric=activations.symmetric,
+        strategy=strategy,
+        group_size=activations.group_size,
+        dynamic=dynamic,
+        **_dtypes_of_scales(scale_formats.get(activations.type, "model")),
+    )
+
+
+def _dtypes_of_scales(scale_format: ScaleFormat) -> dict[str, Any]:
+    if scale_format == "model":
+        return {}
+    dtype = torch.float8_e4m3fn if scale_format == "e4m3" else torch.uint8
+    return {"scale_dtype": dtype, "zp_dtype": dtype}
+
+
+def _format(grid: Grid, activations: ActivationParams | None) -> str:
+    """The name of the layout on disk."""
+    if grid.type == "float":
+        if grid.scale_format == "e4m3":
+            return "nvfp4-pack-quantized"
+        if grid.scale_format == "e8m0":
+            return "mxfp4-pack-quantized" if grid.bits == 4 else "mxfp8-quantized"
+        return "float-quantized"
+    # 8-bit weights alone are packed, too: vLLM reads int-quantized ones only beside quantized activations. It reads the
+    # 4-bit weights of W4AFP8 packed, and those of W4A8 a code per byte.
+    return PACKED if activations is None or activations.type == "fp8" else INTEGERS
 
 
 def _experts(names: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from plumbline.base_model.inputs import EXPERT
 from plumbline.base_model.matrices import WeightMatrix
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
+from plumbline.base_model.parts import kind_of
 from plumbline.quantized_model.awq import awq
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.folding import Transform, nothing_folded, scaled_site
@@ -27,7 +28,7 @@ from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.mixed import allocate
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize_site import quantize_site, relative_error
-from plumbline.quantized_model.scheme import scheme_of
+from plumbline.quantized_model.scheme import grid_of_scheme, scheme_of
 from plumbline.quantized_model.smoothquant import smoothquant
 from plumbline.quantized_model.statistics_check import require_statistics
 from plumbline.quantized_model.suits import suited
@@ -61,15 +62,17 @@ def quantize_model(
     if scheme.propagate == "quantized":
         raise ValueError("propagate: quantized runs the calibration set again: call propagate.propagated instead")
     suits = suited(model, scheme)
-    static = scheme.activations is not None and not scheme.activations.dynamic
+    static = any(own.activations is not None and own.activations.calibrated for own in scheme.all)
     left = not_called(model, suits.matrices, stats) if static else {}
     linears = {name: matrix for name, matrix in suits.matrices.items() if name not in left}
     sizes = suits.sizes
     require_statistics(linears, stats, scheme)
     sites = {member: site for site in stats.sites.values() for member in site.members}
-    by_site: dict[str, list[str]] = {}
-    for name in linears:
-        by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
+    own = {name: scheme_of(name, linears[name], scheme) for name in linears}
+    by_site: dict[tuple[str, int], list[str]] = {}
+    for name in linears:  # members of a site with formats of their own are quantized apart
+        first = sites[name].members[0] if name in sites else name
+        by_site.setdefault((first, id(scheme.own.get(kind_of(name)))), []).append(name)
     notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
     with one_thread():  # fixes the order of sums whatever the number of cores
         bits = _bits(linears, stats, scheme, notes, factors)
@@ -77,12 +80,11 @@ def quantize_model(
 
     def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
         site, first = sites.get(names[0]), names[0]
-        grid = Grid(bits[first], sizes[first], scheme.symmetric, scheme.per_tensor)
+        grid = grid_of_scheme(own[first], bits.get(first), sizes[first])
         members = {name: linears[name].weight.contiguous() for name in names}
-        own = scheme_of(linears[first], scheme)
         if transform is None:
-            return partial(quantize_site, members, site, grid, own, factors, errors)
-        return partial(_quantize_transformed, transform, members, site, grid, own, errors)
+            return partial(quantize_site, members, site, grid, own[first], factors, errors)
+        return partial(_quantize_transformed, transform, members, site, grid, own[first], errors)
 
     tasks = [task(names) for names in by_site.values()]
     costs = [
@@ -118,7 +120,7 @@ def _bits(
     factors: Factors | None,
 ) -> dict[str, int]:
     if scheme.mixed is None:
-        return dict.fromkeys(linears, scheme.weight_bits)
+        return {name: scheme_of(name, matrix, scheme).weight_bits for name, matrix in linears.items()}
     allocation = allocate(linears, stats, scheme, factors)
     notes["mixed"] = allocation.facts
     return allocation.bits

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from plumbline.quantized_model.activations import activation_range, activation_scale
+from plumbline.quantized_model.activations import input_scales
 from plumbline.quantized_model.adaround import adaround
 from plumbline.quantized_model.correction import CrossMoments, corrected
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.gptq import Solution, gptq
-from plumbline.quantized_model.grid import Grid, dequantize
+from plumbline.quantized_model.grid import Grid, dequantize, global_scale_of, scale_dtype
 from plumbline.quantized_model.input_statistics import InputStatistics
 from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
@@ -49,10 +50,12 @@ def quantize_site(
     if cross is not None and site is not None and site.hessian is not None:
         factors = Factors() if factors is None else factors  # the correction and the solver share one
         targets = _corrected(members, cross, site.hessian, scheme, factors)
-    parts = [[name] for name in members] if grid.per_tensor else [list(members)]
+    parts = [list(members)] if grid.is_split_by_rows else [[name] for name in members]
     dtype = next(iter(members.values())).dtype
+    # engines merge the members of a site (q, k, v; gate, up) into one matrix, which has one global scale
+    shared = global_scale_of(torch.stack([W.abs().amax() for W in targets.values()])) if grid.is_two_level else None
     layers = [
-        _quantize_stacked({name: targets[name] for name in part}, dtype, site, grid, scheme, factors, errors)
+        _quantize_stacked({name: targets[name] for name in part}, dtype, site, grid, scheme, factors, errors, shared)
         for part in parts
     ]
     return {name: layer for part in layers for name, layer in part.items()}
@@ -79,23 +82,18 @@ def _quantize_stacked(
     scheme: SchemeParams,
     factors: Factors | None,
     errors: bool,
+    global_scale: Tensor | None,
 ) -> dict[str, Layer]:
     W = torch.cat(list(members.values())) if len(members) > 1 else next(iter(members.values()))
-    solution = _rounded(W, dtype, site, grid, scheme, factors)
-    scale, zero = None, None
-    activations = scheme.activations
-    if activations is not None and not activations.dynamic and site is not None:
-        low, high = activation_range(site, activations)
-        scale, zero = activation_scale(low, high, activations.bits, activations.symmetric, dtype)
-        zero = None if activations.symmetric else zero
+    solution = _rounded(W, dtype, site, grid, scheme, factors, global_scale)
+    inputs: dict[str, Any] = {} if scheme.activations is None else input_scales(site, scheme.activations, dtype)
     layers, start = {}, 0
     for name, weight in members.items():
         part = solution.weight if len(members) == 1 else solution.weight.rows(start, start + len(weight))
         lost = None if solution.lost is None else solution.lost[start : start + len(weight)]
         error = relative_error(weight, dequantize(part), site, lost) if errors else None
-        layers[name] = Layer(
-            part, scale, grid.group_size, solution.damping, solution.dead, solution.fallback, error, zero
-        )
+        how = solution.damping, solution.dead, solution.fallback, error
+        layers[name] = replace(Layer(part, None, grid.group_size, *how), **inputs)
         start += len(weight)
     return layers
 
@@ -107,8 +105,11 @@ def _rounded(
     grid: Grid,
     scheme: SchemeParams,
     factors: Factors | None,
+    global_scale: Tensor | None,
 ) -> Solution:
-    nearest = partial(rtn, W, grid, scheme.range, scheme.percentile, scheme.signed_scale)
+    importance = site.sum_sq if scheme.range == "imatrix" and site is not None else None
+    options = scheme.range, scheme.percentile, scheme.signed_scale
+    nearest = partial(rtn, W, grid, *options, importance=importance, global_scale=global_scale)
     if scheme.method == "rtn":
         return Solution(nearest(), None, 0, None)
     if site is None or site.hessian is None:
@@ -117,13 +118,18 @@ def _rounded(
         return Solution(
             nearest(), None, 0, f"{site.tokens} tokens reached this expert, under the scheme's expert_floor"
         )
-    ranges = ranges_of(grid, scheme, dtype)
+    shared: dict[str, Any] = {
+        "factors": factors,
+        "ranges": ranges_of(grid, scheme, dtype, global_scale),
+        "global_scale": global_scale,
+    }
     problem = W, site.hessian, site.tokens, grid, scheme.damping
     if scheme.method == "adaround":
-        return adaround(*problem, factors=factors, ranges=ranges)
-    solution = gptq(*problem, scheme.block_size, scheme.act_order, factors=factors, ranges=ranges)
+        return adaround(*problem, **shared)
+    solution = gptq(*problem, scheme.block_size, scheme.act_order, **shared)
     # Scales are values of `dtype`; a corrected weight is float32, which gptq takes for their dtype.
-    return replace(solution, weight=replace(solution.weight, scale=solution.weight.scale.to(dtype)))
+    scale = solution.weight.scale.to(scale_dtype(grid, dtype))
+    return replace(solution, weight=replace(solution.weight, scale=scale))
 
 
 def relative_error(

@@ -15,6 +15,8 @@ divergence gains more, because `mse` clips weights of the few channels that carr
 0.868, mse 0.726, hessian 0.510, and 0.471 with signed scales (mse 0.708); at 4 bits 0.262 and 0.138 with both. The
 range may also grow, because a symmetric grid clips the positive end by half a step.
 
+`imatrix` weighs it by H_jj: for rounding to nearest, which compensates for nothing.
+
 A signed scale uses the code that a symmetric grid has on one side only: where the weights reach further to the positive
 side, the scale is negative, and the code -2^(bits-1) stands for the largest weight, as in the symmetric grids of
 AutoRound and GGUF. Any kernel that multiplies code and scale computes it.
@@ -30,13 +32,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from plumbline.quantized_model.grid import Grid, code_range, scale_and_zero
-from plumbline.quantized_model.params import SchemeParams, WeightRangeRule
+from plumbline.quantized_model.format_params import WeightRangeRule
+from plumbline.quantized_model.grid import Grid, multiplier, scale_and_zero, scale_dtype
+from plumbline.quantized_model.numbers import Numbers
+from plumbline.quantized_model.params import SchemeParams
 
 SHRINKS = tuple(step / 100 for step in range(100, 19, -1))
 """Shares of the whole range that `mse` tries."""
 SHARES = tuple(step / 100 for step in range(121, 20, -3))
 """Shares of the whole range that `hessian` tries; finer steps lower the error by 0.2 %."""
+FLOAT_SHARES = tuple(step / 100 for step in (100, *range(180, 100, -4), *range(96, 59, -4)))
+"""Those for floating-point numbers. Above 1 the largest weight gets a smaller number, 4 instead of 6, say, which leaves
+finer steps below it (Cook et al., Four Over Six, arXiv 2512.02010)."""
+OCTAVES = (1.0, 2.0, 0.5)
+"""Those for scales that are powers of two."""
 CHUNK = 1 << 16
 """Values rounded at a time, few enough for the cache of a core."""
 
@@ -47,70 +56,85 @@ class Ranges(Protocol):
     def __call__(self, values: Tensor, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
 
 
-def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> Ranges:
-    """The function that computes scale and zero point of a group in GPTQ."""
+def ranges_of(grid: Grid, scheme: SchemeParams, dtype: torch.dtype, global_scale: Tensor | None = None) -> Ranges:
+    """The function that computes scale and zero point of a group in a solver.
+
+    Args:
+        global_scale: of the weight, where the grid has one.
+    """
     return partial(
         weight_range,
-        bits=grid.bits,
-        symmetric=grid.symmetric,
+        grid=grid,
         dtype=dtype,
         rule=scheme.range,
         percentile=scheme.percentile,
         signed=scheme.signed_scale,
+        global_scale=global_scale,
     )
 
 
 def weight_range(
     values: Tensor,
-    bits: int,
-    symmetric: bool,
+    grid: Grid,
     dtype: torch.dtype,
     rule: WeightRangeRule = "minmax",
     percentile: float = 99.9,
     signed: bool = False,
     *,
     importance: Tensor | None = None,
+    global_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point of groups of weights.
 
     Args:
         values: (..., group), float32 or float64: the last dimension shares a scale.
-        bits: width of a code.
-        symmetric: centre the grid on zero.
-        dtype: of the model, in which the scale is stored.
+        grid: numbers, symmetry, format of the scale.
+        dtype: of the model.
         rule: see the module.
         percentile: of the magnitudes (symmetric), or the share in the middle that is covered (asymmetric). The
             p-quantile of n values is the ceil(p * n)-th smallest, so it acts if more than 1 / (1 - p) share a scale.
-        signed: the scale may be negative, see the module; symmetric grids only. `minmax` and `percentile` then put the
-            code -2^(bits-1) on the end that lies further from zero; the other rules try both.
+        signed: the scale may be negative, see the module; symmetric integers only. `minmax` and `percentile` then put
+            the code -2^(bits-1) on the end that lies further from zero; the other rules try both.
         importance: not negative, of the shape of `values` or of its last dimensions: what a squared error counts in
-            `hessian`. None, or all zero in a group: every value counts the same.
+            `hessian` and `imatrix`. None, or all zero in a group: every value counts the same.
+        global_scale: float32 (1,), where the grid has one.
 
     Returns:
-        scale (in `dtype`, positive unless signed) and zero point (float32 integers, 0 where symmetric), each (...,).
+        scale (in `scale_dtype`, positive unless signed) and zero point (float32 integers, 0 where symmetric), each
+        (...,).
     """
-    signed = signed and symmetric
+    signed = signed and grid.symmetric
     if rule == "percentile":
-        low, high = _inner(values, percentile, symmetric)
+        low, high = _inner(values, percentile, grid.symmetric)
     else:
         low, high = values.amin(-1), values.amax(-1)
     if rule in ("minmax", "percentile"):
-        return _one_sided(low, high, bits, dtype) if signed else scale_and_zero(low, high, bits, symmetric, dtype)
+        if signed:
+            return _one_sided(low, high, grid, dtype)
+        return scale_and_zero(low, high, grid, dtype, global_scale)
     shape, size = low.shape, values.shape[-1]
     weights = None
-    if rule == "hessian" and importance is not None:
+    if rule in ("hessian", "imatrix") and importance is not None:
         weights = importance.to(values.dtype).reshape(-1, size)
         weights = torch.where((weights > 0).any(-1, keepdim=True), weights, 1.0)
-    shares = SHARES if rule == "hessian" else SHRINKS
     flat = values.reshape(-1, size), low.reshape(-1), high.reshape(-1)
-    scale, zero = _least_error(*flat, weights, shares, bits, symmetric, signed, dtype)
+    scale, zero = _least_error(*flat, weights, shares_of(grid, rule), grid, signed, dtype, global_scale)
     return scale.view(shape), zero.view(shape)
 
 
-def _one_sided(low: Tensor, high: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def shares_of(grid: Grid, rule: WeightRangeRule) -> tuple[float, ...]:
+    """The shares of the whole range that a search tries, the first of equal errors wins."""
+    if grid.scale_format == "e8m0":
+        return OCTAVES
+    if grid.type == "float":
+        return FLOAT_SHARES
+    return SHRINKS if rule == "mse" else SHARES
+
+
+def _one_sided(low: Tensor, high: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The smallest signed scale whose grid covers the end that lies further from zero; the negative one of equals."""
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = (torch.where(high > -low, high, low) / code_range(bits)[0]).to(dtype)
+    scale = (torch.where(high > -low, high, low) / grid.numbers.first).to(dtype)
     scale = torch.where(scale == 0, torch.finfo(dtype).eps, scale)
     return scale, torch.zeros_like(scale, dtype=torch.float32)
 
@@ -137,10 +161,10 @@ def _least_error(
     high: Tensor,
     weights: Tensor | None,
     shares: tuple[float, ...],
-    bits: int,
-    symmetric: bool,
+    grid: Grid,
     signed: bool,
     dtype: torch.dtype,
+    global_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point (groups,) of least squared error among shares of the range; the first of equals.
 
@@ -151,7 +175,7 @@ def _least_error(
         shares: candidates; a signed grid tries each with both signs, the positive ones first.
     """
     groups, size = values.shape
-    best_scale = torch.empty(groups, dtype=dtype, device=values.device)
+    best_scale = torch.empty(groups, dtype=scale_dtype(grid, dtype), device=values.device)
     best_zero = torch.zeros(groups, dtype=torch.float32, device=values.device)
     step = max(1, CHUNK // size)
     for start in range(0, groups, step):
@@ -159,12 +183,13 @@ def _least_error(
         v = None if weights is None else weights[torch.arange(start, start + len(w), device=w.device) % len(weights)]
         q = torch.empty_like(w)
         least = torch.full_like(a, torch.inf)
-        best, nought = scale_and_zero(a * shares[0], b * shares[0], bits, symmetric, dtype)
+        best, nought = scale_and_zero(a * shares[0], b * shares[0], grid, dtype, global_scale)
         for sign in (1, -1) if signed else (1,):
             for share in shares:
-                scale, zero = scale_and_zero(a * share, b * share, bits, symmetric, dtype)
+                scale, zero = scale_and_zero(a * share, b * share, grid, dtype, global_scale)
                 scale = scale * sign
-                errors = _errors(w, v, scale, None if symmetric else zero, bits, q)
+                s = multiplier(scale, global_scale).to(w.dtype).unsqueeze(-1)
+                errors = _errors(w, v, s, None if grid.symmetric else zero, grid.numbers, q)
                 better = errors < least
                 least = torch.where(better, errors, least)
                 best, nought = torch.where(better, scale, best), torch.where(better, zero, nought)
@@ -172,13 +197,12 @@ def _least_error(
     return best_scale, best_zero
 
 
-def _errors(w: Tensor, v: Tensor | None, scale: Tensor, zero: Tensor | None, bits: int, q: Tensor) -> Tensor:
-    """(groups,): squared errors of w (groups, group), weighted by v, rounded to the grid; q is working memory."""
-    s = scale.to(w.dtype).unsqueeze(-1)
+def _errors(w: Tensor, v: Tensor | None, s: Tensor, zero: Tensor | None, numbers: Numbers, q: Tensor) -> Tensor:
+    """(groups,): squared errors of w (groups, group), weighted by v, rounded to numbers * s; q is working memory."""
     torch.div(w, s, out=q)
     if zero is not None:
         q.add_(zero.to(w.dtype).unsqueeze(-1))
-    q.round_().clamp_(*code_range(bits))
+    numbers.round_(q)
     if zero is not None:
         q.sub_(zero.to(w.dtype).unsqueeze(-1))
     q.mul_(s).sub_(w).square_()

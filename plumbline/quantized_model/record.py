@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from plumbline.quantized_model.grid import Grid
+
 if TYPE_CHECKING:
     from plumbline.quantized_model.layer import Layer
 
@@ -13,6 +15,8 @@ def layer_record(layer: Layer) -> dict[str, Any]:
     """The entry of a layer in calibration.json, without values that are None, zero or false."""
     record: dict[str, Any] = {"bits": layer.weight.bits, "group_size": layer.group_size}
     extra = {
+        "format": _format(layer.weight.grid),
+        "block": layer.weight.grid.block,
         "per_tensor": layer.weight.grid.per_tensor or None,
         "zero_points": layer.weight.zero_point is not None or None,
         "damping": layer.damping,
@@ -29,4 +33,13 @@ def granularity(layer: Mapping[str, Any]) -> str:
     Args:
         layer: entry of calibration.json.
     """
+    if block := layer.get("block"):
+        return f"blocks of {block[0]} x {block[1]}"
     return "per tensor" if layer.get("per_tensor") else str(layer["group_size"] or "per channel")
+
+
+def _format(grid: Grid) -> str | None:
+    """The name of the numbers and scales; None for integers."""
+    if grid.type == "int":
+        return None
+    return {"model": "fp8", "e4m3": "nvfp4", "e8m0": "mxfp4" if grid.bits == 4 else "mxfp8"}[grid.scale_format]

@@ -12,6 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from plumbline.base_model.matrices import Matrix, WeightMatrix, is_slice, matrices
 from plumbline.base_model.parts import AUDIO, EXPERTS, ROUTER, VISION, kind_of
+from plumbline.quantized_model.activation_params import GROUP_SIZES
+from plumbline.quantized_model.grid import Grid, ScaleFormat
 from plumbline.quantized_model.params import SchemeParams
 
 LEFT_ALONE = {
@@ -74,15 +76,35 @@ def why_not_quantized(name: str, matrix: Matrix, module: nn.Module, scheme: Sche
     return LEFT_ALONE.get(kind) or ("altup: a few rows that steer the whole block" if STEERS.search(name) else None)
 
 
-def scheme_of(matrix: WeightMatrix, scheme: SchemeParams) -> SchemeParams:
-    """The scheme as it acts on one matrix.
+def scheme_of(name: str, matrix: WeightMatrix, scheme: SchemeParams) -> SchemeParams:
+    """The scheme as it acts on one matrix: the format of its kind, if `overrides` has one.
 
     transformers multiplies experts in one tensor with their inputs as they are, so only their weights are rounded. The
     floor of experts acts on no other matrix.
     """
+    own = scheme.own.get(kind_of(name), scheme) if scheme.overrides else scheme
     if is_slice(matrix):
-        return scheme if scheme.activations is None else scheme.model_copy(update={"activations": None})
-    return scheme.model_copy(update={"expert_floor": 0.0}) if scheme.expert_floor else scheme
+        return own if own.activations is None else own.model_copy(update={"activations": None})
+    return own.model_copy(update={"expert_floor": 0.0}) if own.expert_floor else own
+
+
+def grid_of_scheme(scheme: SchemeParams, bits: int | None = None, group_size: int | None = None) -> Grid:
+    """The grid of weights under a scheme.
+
+    Args:
+        bits: where `mixed` gives the matrix its own width; None: the scheme's.
+        group_size: used for the matrix, see `layer_group_sizes`.
+    """
+    formats: dict[str, ScaleFormat] = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}
+    return Grid(
+        scheme.weight_bits if bits is None else bits,
+        group_size,
+        scheme.symmetric,
+        scheme.per_tensor,
+        type="int" if scheme.weight_type == "int" else "float",
+        scale_format=formats.get(scheme.weight_type, "model"),
+        block=scheme.block_structure,
+    )
 
 
 def quantizable_linears(model: nn.Module, ignore: tuple[str, ...] = ("lm_head",)) -> dict[str, nn.Linear]:
@@ -136,38 +158,82 @@ def layer_group_sizes(
     Raises:
         ValueError: a width does not suit the scheme; the message names the layer.
     """
+    schemes = {name: scheme_of(name, matrix, scheme) for name, matrix in linears.items()}
+    require_widths(linears, schemes)
+    fixed = {name: own.group_size for name, own in schemes.items() if own.weight_type != "int"}
+    rest = {name: matrix for name, matrix in linears.items() if name not in fixed}
+    if (dense or not scheme.symmetric) and scheme.group_size is not None and rest:
+        sizes: dict[str, int | None] = dict.fromkeys(rest, _common_size(rest, scheme))
+    else:
+        sizes = _own_sizes(rest, schemes)
+    return {name: (fixed | sizes)[name] for name in linears}
+
+
+def require_widths(linears: Mapping[str, WeightMatrix], schemes: Mapping[str, SchemeParams]) -> None:
+    """Refuse input widths that the groups of a format do not divide.
+
+    Raises:
+        ValueError: names the layers, their width and what to write.
+    """
+    problems: dict[tuple[str, int, int], list[str]] = {}
+    for name, matrix in linears.items():
+        own = schemes[name]
+        sizes: dict[str, int | None] = {own.weight_type: GROUP_SIZES.get(own.weight_type)}
+        if own.activations is not None and own.activations.group_size is not None:
+            sizes[f"{own.activations.type} activations"] = own.activations.group_size
+        for format_, size in sizes.items():
+            if size is not None and matrix.in_features % size:
+                problems.setdefault((format_, size, matrix.in_features), []).append(name)
+    if problems:
+        lines = (
+            f"{some(names)}: width {width} is no multiple of {size}, the group of {format_}"
+            for (format_, size, width), names in problems.items()
+        )
+        raise ValueError(f"{'; '.join(lines)}: add them to the scheme's ignore, or give them another format")
+
+
+def _common_size(linears: Mapping[str, WeightMatrix], scheme: SchemeParams) -> int | None:
+    """The group size of all layers."""
     bits = scheme.weight_bits if scheme.mixed is None else max(scheme.mixed.widths)
-    if (dense or not scheme.symmetric) and scheme.group_size is not None:
-        widths = sorted({module.in_features for module in linears.values()})
-        why = "with zero points" if not scheme.symmetric else "in a model that is decompressed while it is loaded"
-        try:
-            size = group_size_for(math.gcd(*widths), scheme.group_size, bits)
-        except ValueError as error:
-            raise ValueError(
-                f"group_size {scheme.group_size}: {why} one group size must divide all input widths {widths}, and of "
-                f"their greatest common divisor: {error}"
-            ) from error
-        # compressed-tensors 0.20 fails to unpack 4-bit zero points that fill one word per column
-        few = [name for name, module in linears.items() if bits == 4 and module.out_features <= 8]
-        if few and not scheme.symmetric:
-            raise ValueError(
-                f"{few[0]}: {linears[few[0]].out_features} output channels: compressed-tensors does not read "
-                "4-bit zero points of so few; add the layer to the scheme's ignore, or remove symmetric"
-            )
-        return dict.fromkeys(linears, size)
+    widths = sorted({module.in_features for module in linears.values()})
+    why = "with zero points" if not scheme.symmetric else "in a model that is decompressed while it is loaded"
+    try:
+        size = group_size_for(math.gcd(*widths), scheme.group_size, bits)
+    except ValueError as error:
+        raise ValueError(
+            f"group_size {scheme.group_size}: {why} one group size must divide all input widths {widths}, and of "
+            f"their greatest common divisor: {error}"
+        ) from error
+    # compressed-tensors 0.20 fails to unpack 4-bit zero points that fill one word per column
+    few = [name for name, module in linears.items() if bits == 4 and module.out_features <= 8]
+    if few and not scheme.symmetric:
+        raise ValueError(
+            f"{few[0]}: {linears[few[0]].out_features} output channels: compressed-tensors does not read "
+            "4-bit zero points of so few; add the layer to the scheme's ignore, or remove symmetric"
+        )
+    return size
+
+
+def _own_sizes(linears: Mapping[str, WeightMatrix], schemes: Mapping[str, SchemeParams]) -> dict[str, int | None]:
+    """The group size of every layer, one for all experts, which transformers requires."""
     sizes: dict[str, int | None] = {}
+
+    def size_for(name: str, width: int) -> int | None:
+        own = schemes[name]
+        return group_size_for(width, own.group_size, own.weight_bits if own.mixed is None else max(own.mixed.widths))
+
     experts = {n: m for n, m in linears.items() if is_slice(m)}
-    if experts:  # transformers reads one group size for all of them
+    if experts:
         widths = sorted({module.in_features for module in experts.values()})
         try:
-            sizes = dict.fromkeys(experts, group_size_for(math.gcd(*widths), scheme.group_size, bits))
+            sizes = dict.fromkeys(experts, size_for(next(iter(experts)), math.gcd(*widths)))
         except ValueError as error:
             raise ValueError(f"experts with input widths {widths}, which share one group size: {error}") from error
     for name, module in linears.items():
         if name in sizes:
             continue
         try:
-            sizes[name] = group_size_for(module.in_features, scheme.group_size, bits)
+            sizes[name] = size_for(name, module.in_features)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return sizes

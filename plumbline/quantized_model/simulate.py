@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from compressed_tensors.quantization import QuantizationArgs, fake_quantize
+from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 from torch import Tensor, nn
 
 from plumbline.base_model.as_quantized import set_quantized
 from plumbline.base_model.matrices import Matrix, matrix_of, replaced
-from plumbline.quantized_model.activations import quantize_activation, quantize_per_token
 from plumbline.quantized_model.grid import dequantize
 from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantization_config import activation_args
 from plumbline.quantized_model.scheme import scheme_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -47,7 +49,7 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
     if not quantized.dense:
         set_quantized(simulated)
     for name, layer in quantized.layers.items():
-        _round_input(simulated, matrix_of(simulated, name), layer, scheme)
+        _round_input(simulated, matrix_of(simulated, name), name, layer, scheme)
     return simulated
 
 
@@ -55,26 +57,34 @@ def put(module: nn.Module, name: str, layer: Layer, scheme: SchemeParams) -> Non
     """Make the matrix `name` of a module compute what the quantized one does, in place."""
     matrix = matrix_of(module, name)
     matrix.weight.copy_(dequantize(layer.weight))
-    _round_input(module, matrix, layer, scheme)
+    _round_input(module, matrix, name, layer, scheme)
 
 
-def _round_input(model: nn.Module, matrix: Matrix, layer: Layer, scheme: SchemeParams) -> None:
-    activations = scheme_of(matrix, scheme).activations
+def _round_input(model: nn.Module, matrix: Matrix, name: str, layer: Layer, scheme: SchemeParams) -> None:
+    activations = scheme_of(name, matrix, scheme).activations
     if activations is not None:
-        hook = rounding(activations.bits, layer.input_scale, layer.input_zero_point)
+        hook = rounding(activation_args(activations), layer)
         model.get_submodule(matrix.owner).register_forward_pre_hook(hook)
 
 
-def rounding(
-    bits: int, scale: Tensor | None, zero: Tensor | None
-) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """A forward pre-hook that rounds the first argument of a Linear; per token if `scale` is None."""
+def rounding(args: QuantizationArgs, layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A forward pre-hook that rounds the first argument of a Linear as compressed-tensors does, in the dtype of x.
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0]
-        if scale is None:
-            return (quantize_per_token(x, bits), *args[1:])
-        zero_on_device = None if zero is None else zero.to(x.device)
-        return (quantize_activation(x, scale.to(x.device), bits, zero_on_device), *args[1:])
+    Args:
+        args: of the activations; dynamic scales are computed per token, or per group of a token.
+        layer: whose static scales are used.
+    """
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = inputs[0]
+        if not x.numel():  # an expert that no token reached
+            return inputs
+        scale, zero, global_scale = (
+            None if tensor is None else tensor.to(x.device)
+            for tensor in (layer.input_scale, layer.input_zero_point, layer.input_global_scale)
+        )
+        if args.dynamic:
+            scale, zero = compute_dynamic_scales_and_zp(x, args, module, global_scale)
+        return (fake_quantize(x, scale, zero, args, global_scale), *inputs[1:])
 
     return hook

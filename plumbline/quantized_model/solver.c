@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define VERSION 1 /* of this interface; solver.py refuses any other */
+#define VERSION 2 /* of this interface; solver.py refuses any other */
 #define EXPORT __attribute__((visibility("default")))
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__)
@@ -51,6 +51,22 @@ static inline double through_bfloat16(double value) {
     return narrow;
 }
 
+/* Floating-point numbers with a mantissa of m bits, the smallest normal one 2^e0: see numbers.py, which counts codes.
+ * The step between numbers in the binade of |q| is 2^(e - m). */
+static inline double power(int64_t e) {
+    uint64_t bits = (uint64_t)(e + 1023) << 52;
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline int64_t binade(double magnitude, int64_t e0) {
+    uint64_t bits;
+    memcpy(&bits, &magnitude, sizeof bits);
+    int64_t e = (int64_t)(bits >> 52) - 1023;
+    return e > e0 ? e : e0;
+}
+
 /* Solve `columns` <= LEAF columns of `rows` rows.
  *
  * W       columns x rows, the weight itself, bfloat16 or float32; rows of the matrix lie `rows` apart, as in B, codes, R
@@ -58,11 +74,18 @@ static inline double through_bfloat16(double value) {
  * L       columns x columns, unit lower triangular, its rows `stride` apart: column k gets L[k][j] * error of column j
  * group   per column, which row of s and z is its scale and zero point
  * s, z    groups x rows; z is NULL where the grid is symmetric
+ * low, high  smallest and largest code
+ * m, e0   of floating-point numbers; m < 0: integers
  * codes   out. R: out, the error of each column against its target
  */
 ANY EXPORT void plumbline_solver_columns(
     int64_t rows, int64_t columns, const void *W, int bfloat16, double *B, const double *L, int64_t stride,
-    const int64_t *group, const double *s, const double *z, double low, double high, int8_t *codes, double *R) {
+    const int64_t *group, const double *s, const double *z, double low, double high, int m, int e0,
+    int8_t *codes, double *R) {
+    /* A code of 2^m and more is a normal number: a binade holds 2^m of them. */
+    const int64_t top = m < 0 ? 0 : (int64_t)high;
+    const int64_t top_binade = m < 0 || top >> m < 1 ? 0 : (top >> m) - 1;
+    const double largest = m < 0 ? 0 : (double)(top - (top_binade << m)) * power(top_binade + e0 - m);
     double b[LEAF][STRIP] __attribute__((aligned(64)));
     double w[STRIP] __attribute__((aligned(64)));
     double running[STRIP] __attribute__((aligned(64)));
@@ -77,7 +100,19 @@ ANY EXPORT void plumbline_solver_columns(
             const double *zero = z ? z + group[j] * rows + start : 0;
             int8_t *code = codes + j * rows + start;
             double *residual = R + j * rows + start;
-            for (int64_t r = 0; r < n; r++) {
+            if (m >= 0) {
+                for (int64_t r = 0; r < n; r++) {
+                    const double q = b[j][r] / scale[r];
+                    double magnitude = fabs(q);
+                    magnitude = magnitude > largest ? largest : magnitude;
+                    const int64_t e = binade(magnitude, e0);
+                    const double steps = rint(magnitude * power(m - e));
+                    const double k = steps + (double)((e - e0) * ((int64_t)1 << m));
+                    code[r] = (int8_t)(q < 0 ? -k : k);
+                    const double value = steps * power(e - m);
+                    running[r] = (q < 0 ? -value : value) * scale[r];
+                }
+            } else for (int64_t r = 0; r < n; r++) {
                 double q = b[j][r] / scale[r];
                 if (zero) q += zero[r];
                 q = rint(q);

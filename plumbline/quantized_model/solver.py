@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from plumbline import kernels
-from plumbline.quantized_model.grid import code_range
+from plumbline.quantized_model.numbers import Numbers
 
-VERSION = 1
+VERSION = 2
 """Interface version of solver.c."""
 BLOCK = 128
 """Rows and columns of the diagonal blocks that LAPACK factors or inverts; the rest is matrix products."""
@@ -31,7 +31,7 @@ def library() -> ctypes.CDLL | None:
     address, number, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
     loaded.plumbline_solver_columns.argtypes = [
         *(number, number, address, integer, address, address, number),
-        *(address, address, address, real, real, address, address),
+        *(address, address, address, real, real, integer, integer, address, address),
     ]
     loaded.plumbline_solver_columns.restype = None
     loaded.plumbline_solver_product.argtypes = [
@@ -127,7 +127,7 @@ def solve_columns(
     group: Tensor,
     s: Tensor,
     z: Tensor | None,
-    bits: int,
+    numbers: Numbers,
     codes: Tensor,
     R: Tensor,
 ) -> None:
@@ -137,9 +137,17 @@ def solve_columns(
     """
     loaded = library()
     assert loaded is not None
-    low, high = code_range(bits)
+    m = -1 if numbers.mantissa is None else numbers.mantissa
     loaded.plumbline_solver_columns(
         *(W.shape[1], W.shape[0], W.data_ptr(), W.dtype == torch.bfloat16, B.data_ptr(), L.data_ptr(), L.stride(0)),
-        *(group.data_ptr(), s.data_ptr(), None if z is None else z.data_ptr(), low, high),
+        *(
+            group.data_ptr(),
+            s.data_ptr(),
+            None if z is None else z.data_ptr(),
+            numbers.first,
+            numbers.last,
+            m,
+            numbers.exponent,
+        ),
         *(codes.data_ptr(), R.data_ptr()),
     )

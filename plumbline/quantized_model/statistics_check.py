@@ -28,8 +28,8 @@ def require_statistics(matrices: Mapping[str, WeightMatrix], stats: Statistics, 
         return
     sites = {member: site for site in stats.sites.values() for member in site.members}
     for name, matrix in matrices.items():
-        site, own = sites.get(name), scheme_of(matrix, scheme)
-        static = own.activations is not None and not own.activations.dynamic
+        site, own = sites.get(name), scheme_of(name, matrix, scheme)
+        static = own.activations is not None and own.activations.calibrated
         if site is None and name not in stats.unreached:
             reader = f"method {scheme.method}" if scheme.method != "rtn" else "the scheme"
             raise ValueError(

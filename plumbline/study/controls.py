@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,32 +18,47 @@ from numpy.typing import NDArray
 from plumbline.calibration_set.methods.quotas import apportion
 from plumbline.calibration_set.strategies.base import generator, sample_id
 from plumbline.evaluation.held_out import HeldOut
-from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.params import NONSENSE, ORACLE
 from plumbline.tokenized_samples.reader import read_samples
+
+FORMAT = (
+    "weight_type", "group_size", "per_tensor", "block_structure", "symmetric", "signed_scale", "percentile",
+)  # fmt: skip
+"""Fields of a scheme that say how its weights are stored, and need no calibration data."""
 
 
 def without_calibration(scheme: SchemeParams) -> SchemeParams | None:
     """The scheme without calibration data; None if it reads none.
 
-    Weights are rounded to nearest on the scheme's own grid (bits, group size, symmetry, sign, range; mse for a range
+    Weights are rounded to nearest on the scheme's own grid (numbers, group size, symmetry, sign, range; mse for a range
     that reads the Hessian). Static activation scales, which need texts, become dynamic ones, a scale per token at run
-    time. Mixed bits, which depend on measured sensitivity, become the largest of the scheme's widths within its
-    budget.
+    time, and the global scale of NVFP4 activations becomes 1. Mixed bits, which depend on measured sensitivity, become
+    the largest of the scheme's widths within its budget.
     """
     if not scheme.reads:
         return None
-    grid = {
-        name: getattr(scheme, name)
-        for name in ("group_size", "per_tensor", "symmetric", "signed_scale", "range", "percentile", "ignore")
-    }
-    if scheme.range == "hessian":
-        grid["range"] = "mse"
+    overrides = {kind: _format_without(part) for kind, part in scheme.own.items()}
+    others = {name: getattr(scheme, name) for name in ("ignore", "include", "experts")}
+    return SchemeParams.model_validate({"method": "rtn", **_format_without(scheme), **others, "overrides": overrides})
+
+
+def _format_without(scheme: SchemeParams) -> dict[str, Any]:
+    """The format of a scheme, with a range and activations that need no calibration data."""
     bits = scheme.weight_bits
     if scheme.mixed is not None:
         bits = max(width for width in scheme.mixed.widths if width <= scheme.mixed.average_bits)
-    activations = None if scheme.activations is None else ActivationParams(dynamic=True)
-    return SchemeParams(method="rtn", weight_bits=bits, activations=activations, **grid)
+    activations = scheme.activations
+    if activations is not None and activations.static:
+        rule = {"range": "constant"} if activations.type == "nvfp4" else {"dynamic": True}
+        activations = ActivationParams.model_validate({"type": activations.type, **rule})
+    return {
+        **{name: getattr(scheme, name) for name in FORMAT},
+        "weight_bits": bits,
+        "range": "mse" if scheme.range in ("hessian", "imatrix") else scheme.range,
+        "activations": activations,
+    }
 
 
 def nonsense(samples: Sequence[Sequence[int]], special_prefix: int, vocabulary: int, seed: int) -> pa.Table:

@@ -10,7 +10,8 @@ import numpy as np
 
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.calibration_set.pool import Sources
-from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.build import build_study
 from plumbline.study.params import StudyParams
 from plumbline.study.summary import summary

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plumbline.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
+from plumbline.quantized_model.grid import Grid, QuantizedWeight, dequantize
+from plumbline.quantized_model.numbers import code_range
 from plumbline.quantized_model.rtn import rtn
 from plumbline.quantized_model.scheme import group_size_for, quantizable_linears
 

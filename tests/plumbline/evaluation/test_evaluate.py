@@ -259,10 +259,11 @@ def test_changed_weights_are_an_error(root, samples, tmp_path):
 def test_quantized_activations_are_measured(root, samples, tmp_path):
     """Same weights, activations on a coarse and on a fine grid: the coarse one costs far more, which
     a loading path that drops activation scales (dequantize=True) would not see."""
+    from plumbline.quantized_model.activation_params import ActivationParams
     from plumbline.quantized_model.export import export
     from plumbline.quantized_model.grid import Grid
     from plumbline.quantized_model.layer import Layer, Quantized
-    from plumbline.quantized_model.params import ActivationParams, SchemeParams
+    from plumbline.quantized_model.params import SchemeParams
     from plumbline.quantized_model.rtn import rtn
     from plumbline.quantized_model.scheme import quantizable_linears
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from plumbline.activation_stats.sketch import ActivationStats
-from plumbline.quantized_model import awq
 from tests.helpers.activations import Seen, seen_by_linears, statistics_of
 from tests.helpers.paths import BUNDLED
 from tests.helpers.tiny_models import tiny_llama
@@ -52,9 +52,9 @@ def stats(llama: LlamaForCausalLM, tokens: Tensor) -> ActivationStats:
 
 @pytest.fixture(scope="session")
 def bundled() -> tuple[PreTrainedModel, Tensor]:
-    """The bundled model and 8 x 128 tokens of text that it can read: a module of this project."""
+    """The bundled model and 8 x 128 tokens of text that it can read: a module of Python."""
     model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.bfloat16).eval()
-    text = Path(awq.__file__).read_text(encoding="utf-8")
+    text = Path(textwrap.__file__).read_text(encoding="utf-8")
     ids = AutoTokenizer.from_pretrained(BUNDLED)(text, truncation=True, max_length=1024)["input_ids"]
     return model, torch.tensor(ids).view(8, 128)
 

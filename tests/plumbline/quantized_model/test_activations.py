@@ -7,19 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationArgs, fake_quantize
-from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.utils import calculate_qparams
 
 from plumbline.activation_stats.sketch import SiteStats
+from plumbline.quantized_model.activation_params import ActivationParams
 from plumbline.quantized_model.activations import (
     activation_range,
     activation_scale,
-    quantize_activation,
-    quantize_per_token,
 )
-from plumbline.quantized_model.grid import code_range
-from plumbline.quantized_model.params import ActivationParams
+from plumbline.quantized_model.grid import Grid, QuantizedWeight
+from plumbline.quantized_model.layer import Layer
+from plumbline.quantized_model.numbers import code_range
+from plumbline.quantized_model.quantization_config import activation_args
 from plumbline.quantized_model.ranges import SHRINKS
+from plumbline.quantized_model.simulate import rounding
 from tests.helpers.activations import statistics_of
 from tests.helpers.tiny_models import tiny_llama
 
@@ -105,22 +107,38 @@ def test_a_range_must_be_finite(value: float) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_static_rounding_is_that_of_compressed_tensors(dtype: torch.dtype, symmetric: bool) -> None:
+def test_static_scales_are_those_of_compressed_tensors(dtype: torch.dtype, symmetric: bool) -> None:
     x = (torch.randn(4, 33, generator=torch.Generator().manual_seed(0)) + 0.5).to(dtype)
     args = QuantizationArgs(num_bits=8, symmetric=symmetric, strategy="tensor")
     low, high = x.amin(), x.amax()
     expected, expected_zero = calculate_qparams(low, high, args)
-    scale, zero = activation_scale(float(low), float(high), 8, symmetric, dtype)
+    scale, zero = activation_scale(float(low), float(high), ActivationParams(symmetric=symmetric), dtype)
     assert torch.equal(scale, expected)
     assert symmetric or abs(int(zero) - int(expected_zero)) <= 1  # theirs is rounded in bfloat16
-    given = None if symmetric else zero
-    assert torch.equal(quantize_activation(3 * x, scale, 8, given), fake_quantize(3 * x, scale, given, args))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 5, 33), (7, 33)])
-def test_rounding_per_token_is_that_of_compressed_tensors(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    args = QuantizationArgs(num_bits=8, symmetric=True, strategy="token", dynamic=True)
-    scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Linear(1, 1))
-    assert torch.equal(quantize_per_token(x, 8), fake_quantize(x, scale, zero, args))
+def rounded(x: torch.Tensor, params: ActivationParams, layer: Layer) -> np.ndarray:
+    """What the hook of the simulation makes of x."""
+    (result,) = rounding(activation_args(params), layer)(torch.nn.Linear(1, 1), (x,))
+    return result.double().numpy()
+
+
+NOTHING = Layer(QuantizedWeight(torch.zeros(1, 1, dtype=torch.int8), torch.ones(1, 1), Grid(8)), None, None)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_static_rounding_clips_to_the_range(symmetric: bool) -> None:
+    x = torch.randn(4, 33, generator=torch.Generator().manual_seed(0)) + 0.5
+    params = ActivationParams(symmetric=symmetric)
+    scale, zero = activation_scale(float(x.min()) / 2, float(x.max()) / 2, params, x.dtype)
+    layer = replace(NOTHING, input_scale=scale, input_zero_point=None if symmetric else zero)
+    s, z = scale.double().numpy(), 0 if symmetric else zero.double().numpy()
+    expected = (np.clip(np.round((x / scale).double().numpy() + z), *code_range(8)) - z) * s
+    assert rounded(x, params, layer) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_every_token_has_a_scale_of_its_own() -> None:
+    x = torch.randn(2, 5, 33, generator=torch.Generator().manual_seed(0))
+    s = x.abs().amax(-1, keepdim=True) / 127.5
+    expected = np.clip(np.round((x / s).double().numpy()), *code_range(8)) * s.double().numpy()
+    assert rounded(x, ActivationParams(dynamic=True), NOTHING) == pytest.approx(expected, rel=1e-6, abs=1e-12)

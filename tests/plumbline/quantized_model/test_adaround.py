@@ -16,7 +16,8 @@ from plumbline.quantized_model import descent
 from plumbline.quantized_model.adaround import adaround
 from plumbline.quantized_model.descent import descend
 from plumbline.quantized_model.gptq import gptq
-from plumbline.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
+from plumbline.quantized_model.grid import Grid, QuantizedWeight, dequantize
+from plumbline.quantized_model.numbers import code_range
 from plumbline.quantized_model.rtn import rtn
 
 GRIDS = [

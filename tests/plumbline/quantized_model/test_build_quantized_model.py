@@ -18,9 +18,10 @@ from plumbline.activation_stats.params import StatisticsParams
 from plumbline.artifact import read_json, sha256_file, write_json
 from plumbline.base_model.folder import base_model_digest
 from plumbline.params import load_params
+from plumbline.quantized_model.activation_params import ActivationParams
 from plumbline.quantized_model.build import build_quantized_model
 from plumbline.quantized_model.fold_search import TOKENS
-from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.summary import summary as summary_of
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.paths import PROJECT

@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 
 from plumbline.artifact import sha256_file
 from plumbline.quantized_model.export import add_provenance, compress, export
-from plumbline.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
+from plumbline.quantized_model.grid import Grid, QuantizedWeight, dequantize
 from plumbline.quantized_model.layer import Layer
+from plumbline.quantized_model.numbers import code_range
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantization_config import scheme_of_group
 from plumbline.quantized_model.quantize import quantize_model

@@ -14,6 +14,7 @@ from torch import Tensor
 from plumbline.quantized_model import factors as module
 from plumbline.quantized_model import solver
 from plumbline.quantized_model.factors import Factor, Factors, factor
+from plumbline.quantized_model.numbers import E2M1, E4M3, integers
 from plumbline.quantized_model.solver import add_product, factor_backwards, solve_columns, solve_lower, wide_library
 
 compiled = pytest.mark.skipif(wide_library() is None, reason="solver.c is not compiled here, or not for this processor")
@@ -126,12 +127,12 @@ def test_triangular_systems_are_solved(n) -> None:
 @given(
     rows=st.integers(1, 150),
     columns=st.integers(1, 32),
-    bits=st.sampled_from([2, 3, 4, 8]),
+    numbers=st.sampled_from([integers(2), integers(3), integers(4), integers(8), E4M3, E2M1]),
     symmetric=st.booleans(),
     bfloat16=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_columns_are_solved_to_the_same_bits_as_in_pytorch(rows, columns, bits, symmetric, bfloat16, seed) -> None:
+def test_columns_are_solved_to_the_same_bits_as_in_pytorch(rows, columns, numbers, symmetric, bfloat16, seed) -> None:
     from plumbline.quantized_model.gptq import _one_by_one
 
     g = torch.Generator().manual_seed(seed)
@@ -139,12 +140,13 @@ def test_columns_are_solved_to_the_same_bits_as_in_pytorch(rows, columns, bits, 
     B = W.double() + 0.1 * torch.randn(columns, rows, generator=g).double()
     L = torch.randn(columns + 3, columns + 3, generator=g).double()[:columns, :columns]
     s = (torch.rand(3, rows, generator=g) + 0.01).to(W.dtype).double()
-    z = None if symmetric else torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (3, rows), generator=g).double()
+    zeros = torch.randint(numbers.first, numbers.last + 1, (3, rows), generator=g).double()
+    z = None if symmetric or numbers.mantissa is not None else zeros
     group = torch.randint(0, 3, (columns,), generator=g)
     found = []
     for solve in (_one_by_one, solve_columns):
         error, R, codes = B.clone(), torch.zeros_like(B), torch.zeros(columns, rows, dtype=torch.int8)
-        solve(W, error, L, group, s, z, bits, codes, R)
+        solve(W, error, L, group, s, z, numbers, codes, R)
         found.append((error, R, codes))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)

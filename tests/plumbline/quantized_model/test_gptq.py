@@ -198,7 +198,7 @@ def test_ranges_are_those_of_the_compensated_weights_when_the_group_is_entered()
 
     def ranges(values: Tensor, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         calls.append(values.clone())
-        return weight_range(values, 4, False, torch.float32, "mse")
+        return weight_range(values, Grid(4, symmetric=False), torch.float32, "mse")
 
     solution = gptq(W, S, 300, Grid(4, 32, symmetric=False), ranges=ranges)
     assert [tuple(values.shape) for values in calls] == [(6, 32)] * 3
@@ -208,7 +208,7 @@ def test_ranges_are_those_of_the_compensated_weights_when_the_group_is_entered()
     H = S + 0.01 * S.diagonal().mean() * torch.eye(96, dtype=torch.float64)
     best = W[:, 32:] + torch.linalg.solve(H[32:, 32:], H[32:, :32] @ lost.T).T
     torch.testing.assert_close(calls[1], best[:, :32], rtol=0, atol=1e-10)
-    scale, zero = weight_range(calls[1], 4, False, torch.float32, "mse")
+    scale, zero = weight_range(calls[1], Grid(4, symmetric=False), torch.float32, "mse")
     assert torch.equal(solution.weight.scale[:, 1], scale)
     assert torch.equal(solution.weight.zero_point[:, 1], zero.to(torch.int8))
 
@@ -216,7 +216,7 @@ def test_ranges_are_those_of_the_compensated_weights_when_the_group_is_entered()
 @pytest.mark.parametrize("grid", [Grid(4, 32, symmetric=False), Grid(3), Grid(3, per_tensor=True)], ids=str)
 def test_with_act_order_ranges_are_those_of_the_weight_as_it_was(grid) -> None:
     W, S = problem(6, 96, 300)
-    ranges = partial(weight_range, bits=grid.bits, symmetric=grid.symmetric, dtype=W.dtype, rule="mse")
+    ranges = partial(weight_range, grid=grid, dtype=W.dtype, rule="mse")
     solution, nearest = gptq(W, S, 300, grid, act_order=True, ranges=ranges), rtn(W, grid, "mse")
     assert torch.equal(solution.weight.scale, nearest.scale)
     assert grid.symmetric or torch.equal(solution.weight.zero_point, nearest.zero_point)
@@ -240,7 +240,7 @@ def test_a_channel_never_used_is_rounded_to_nearest_and_counted(act_order) -> No
 def test_no_tokens_falls_back_by_name_with_the_scheme_s_own_range() -> None:
     W, _ = problem(8, 32, 10)
     grid = Grid(4, 16, symmetric=False)
-    ranges = partial(weight_range, bits=4, symmetric=False, dtype=W.dtype, rule="mse")
+    ranges = partial(weight_range, grid=Grid(4, symmetric=False), dtype=W.dtype, rule="mse")
     solution = gptq(W, torch.zeros(32, 32), 0, grid, ranges=ranges)
     assert solution.fallback == "no tokens reached this layer"
     assert solution.damping is None

@@ -9,7 +9,8 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plumbline.quantized_model.grid import Grid, code_range, dequantize
+from plumbline.quantized_model.grid import Grid, dequantize
+from plumbline.quantized_model.numbers import code_range
 from plumbline.quantized_model.rtn import rtn
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from plumbline.quantized_model.grid import Grid, code_range, dequantize
+from plumbline.quantized_model.grid import Grid, dequantize
+from plumbline.quantized_model.numbers import code_range
 from plumbline.quantized_model.ranges import SHRINKS, weight_range
 from plumbline.quantized_model.rtn import rtn
 
@@ -51,7 +52,7 @@ def numpy_error(w: Array, scale: float, zero: float, bits: int) -> float:
 )
 def test_mse_is_the_best_of_all_shares_by_brute_force(seed, bits, symmetric, size, dtype) -> None:
     w = values_of(seed, 4, size).double()
-    scale, zero = weight_range(w, bits, symmetric, dtype, "mse")
+    scale, zero = weight_range(w, Grid(bits, symmetric=symmetric), dtype, "mse")
     for row, values in enumerate(w.numpy()):
         errors = [
             numpy_error(values, *numpy_grid(values.min() * p, values.max() * p, bits, symmetric, dtype), bits)
@@ -65,8 +66,8 @@ def test_mse_cuts_an_outlier_off_where_that_pays_and_nothing_where_it_does_not()
     normal = torch.randn(1, 4096, generator=torch.Generator().manual_seed(0))
     flat = torch.linspace(-1, 1, 4096)[None]
     for values, shrinks in ((normal, True), (flat, False)):
-        whole, _ = weight_range(values, 3, True, torch.float32)
-        best, _ = weight_range(values, 3, True, torch.float32, "mse")
+        whole, _ = weight_range(values, Grid(3), torch.float32)
+        best, _ = weight_range(values, Grid(3), torch.float32, "mse")
         assert (float(best / whole) < 0.75) == shrinks
 
 
@@ -79,7 +80,7 @@ def test_mse_cuts_an_outlier_off_where_that_pays_and_nothing_where_it_does_not()
 )
 def test_percentiles_are_ranks(seed, size, percentile, symmetric) -> None:
     w = values_of(seed, 3, size)
-    scale, zero = weight_range(w, 4, symmetric, torch.float32, "percentile", percentile)
+    scale, zero = weight_range(w, Grid(4, symmetric=symmetric), torch.float32, "percentile", percentile)
     for row, values in enumerate(w.double().numpy()):
         inner = Fraction(str(percentile)) if symmetric else (100 + Fraction(str(percentile))) / 2
         ends = (np.abs(values), np.abs(values)) if symmetric else (-values, values)
@@ -93,7 +94,7 @@ def test_ranks_are_exact() -> None:
     """99.9 % of 1000 would be 999.0000000000001, hence the 1000th, in floating point: ranks are exact."""
     w = torch.arange(1.0, 1001.0)[None]
     for percentile in (57.0, 99.0, 99.9):
-        scale, _ = weight_range(w, 8, True, torch.float32, "percentile", percentile)
+        scale, _ = weight_range(w, Grid(8), torch.float32, "percentile", percentile)
         assert float(scale) == pytest.approx(10 * percentile / 127.5, rel=1e-6)
 
 
@@ -127,6 +128,6 @@ def test_one_scale_for_the_whole_weight(symmetric: bool) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_and_single_signs_stay_finite(rule, symmetric) -> None:
     w = torch.stack([torch.zeros(64), torch.rand(64) + 1, -torch.rand(64) - 1])
-    scale, zero = weight_range(w, 4, symmetric, torch.bfloat16, rule)
+    scale, zero = weight_range(w, Grid(4, symmetric=symmetric), torch.bfloat16, rule)
     assert torch.isfinite(scale).all() and (scale > 0).all()
     assert torch.isfinite(zero).all()

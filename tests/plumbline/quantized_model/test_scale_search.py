@@ -20,7 +20,8 @@ from plumbline.quantized_model.adaround import adaround
 from plumbline.quantized_model.descent import descend
 from plumbline.quantized_model.factors import factor
 from plumbline.quantized_model.gptq import channel_importance, gptq
-from plumbline.quantized_model.grid import Grid, QuantizedWeight, code_range, dequantize
+from plumbline.quantized_model.grid import Grid, QuantizedWeight, dequantize
+from plumbline.quantized_model.numbers import code_range
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.ranges import SHARES, SHRINKS, weight_range
@@ -75,7 +76,9 @@ def error(values: Array, importance: Array, scale: float, zero: float, bits: int
 def test_the_search_is_the_best_of_all_candidates_by_brute_force(seed, bits, kind, size, rule) -> None:
     symmetric, signed = kind
     values, importance = values_of(seed, 4, size)
-    scale, zero = weight_range(values, bits, symmetric, torch.float32, rule, signed=signed, importance=importance)
+    scale, zero = weight_range(
+        values, Grid(bits, symmetric=symmetric), torch.float32, rule, signed=signed, importance=importance
+    )
     counted = importance if rule == "hessian" else torch.ones_like(importance)
     for row in range(4):
         w, v = values[row].numpy(), counted[row].numpy()
@@ -84,7 +87,7 @@ def test_the_search_is_the_best_of_all_candidates_by_brute_force(seed, bits, kin
         found = error(w, v, float(scale[row]), float(zero[row]), bits)
         assert found == pytest.approx(min(errors), rel=1e-9, abs=1e-30)
         # So it is never worse than the whole range, which is a candidate.
-        whole, middle = weight_range(values[row], bits, symmetric, torch.float32)
+        whole, middle = weight_range(values[row], Grid(bits, symmetric=symmetric), torch.float32)
         assert found <= error(w, v, float(whole), float(middle), bits) * (1 + 1e-9)
 
 
@@ -95,7 +98,7 @@ def test_close_to_the_best_of_all_scales(bits: int) -> None:
     for seed in range(20):
         values, importance = values_of(seed, 1, 32)
         w, v = values[0].numpy(), importance[0].numpy()
-        scale, _ = weight_range(values, bits, True, torch.float32, "hessian", signed=True, importance=importance)
+        scale, _ = weight_range(values, Grid(bits), torch.float32, "hessian", signed=True, importance=importance)
         top = np.abs(w).max() / ((2**bits - 1) / 2)
         every = min(error(w, v, sign * s, 0.0, bits) for s in np.linspace(0.15, 1.3, 2000) * top for sign in (1, -1))
         ratios.append(error(w, v, float(scale[0]), 0.0, bits) / every)
@@ -108,7 +111,7 @@ def test_close_to_the_best_of_all_scales(bits: int) -> None:
 def test_the_smallest_signed_scale_clips_nothing(seed: int, bits: int, size: int) -> None:
     """Unsigned, the positive end lies half a step above the last code; signed, the longer end is the first code."""
     values, _ = values_of(seed, 5, size)
-    scale, zero = weight_range(values, bits, True, torch.float32, "minmax", signed=True)
+    scale, zero = weight_range(values, Grid(bits), torch.float32, "minmax", signed=True)
     assert not zero.any()
     for w, s in zip(values.numpy(), scale.double().tolist(), strict=True):
         end = w[np.abs(w).argmax()]
@@ -124,7 +127,9 @@ def test_the_smallest_signed_scale_clips_nothing(seed: int, bits: int, size: int
 def test_zeros_single_signs_and_dead_groups_stay_finite(rule: str, symmetric: bool) -> None:
     w = torch.stack([torch.zeros(64), torch.rand(64) + 1, -torch.rand(64) - 1])
     for importance in (None, torch.zeros(64), torch.eye(64)[0]):
-        scale, zero = weight_range(w, 4, symmetric, torch.bfloat16, rule, signed=True, importance=importance)
+        scale, zero = weight_range(
+            w, Grid(4, symmetric=symmetric), torch.bfloat16, rule, signed=True, importance=importance
+        )
         assert torch.isfinite(scale).all()
         assert (scale != 0).all()
         assert torch.isfinite(zero).all()
@@ -133,10 +138,10 @@ def test_zeros_single_signs_and_dead_groups_stay_finite(rule: str, symmetric: bo
 
 def test_without_importance_every_value_counts_the_same() -> None:
     values, _ = values_of(0, 6, 32)
-    one = weight_range(values, 3, True, torch.float32, "hessian")
+    one = weight_range(values, Grid(3), torch.float32, "hessian")
     for importance in (torch.ones(6, 32), torch.zeros(6, 32), torch.full((32,), 7.0)):
         for found, expected in zip(
-            weight_range(values, 3, True, torch.float32, "hessian", importance=importance), one, strict=True
+            weight_range(values, Grid(3), torch.float32, "hessian", importance=importance), one, strict=True
         ):
             assert torch.equal(found, expected)
 
@@ -163,9 +168,7 @@ def test_importance_is_what_later_channels_cannot_compensate(act_order: bool) ->
 @pytest.mark.parametrize("signed", [True, False])
 def test_static_scales_are_those_of_the_weights_with_the_importance_of_their_channels(grid: Grid, signed: bool) -> None:
     W, S = problem(6, 48, 300)
-    ranges = partial(
-        weight_range, bits=grid.bits, symmetric=grid.symmetric, dtype=W.dtype, rule="hessian", signed=signed
-    )
+    ranges = partial(weight_range, grid=grid, dtype=W.dtype, rule="hessian", signed=signed)
     solution = gptq(W, S, 300, grid, act_order=True, ranges=ranges).weight
     F = factor(S, 0.01, True)
     assert F is not None
@@ -187,7 +190,7 @@ def test_a_group_that_is_entered_gets_the_importance_of_its_own_channels() -> No
 
     def ranges(values: Tensor, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         seen.append(importance)
-        return weight_range(values, 3, True, torch.float32, "hessian", importance=importance)
+        return weight_range(values, Grid(3), torch.float32, "hessian", importance=importance)
 
     gptq(W, S, 300, Grid(3, 16), ranges=ranges)
     F = factor(S, 0.01)
@@ -199,7 +202,7 @@ def test_a_group_that_is_entered_gets_the_importance_of_its_own_channels() -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_negative_scales_give_the_same_bits_compiled_and_in_pytorch(act_order, dtype, monkeypatch) -> None:
     W, S = problem(40, 64, 300, dtype)
-    ranges = partial(weight_range, bits=3, symmetric=True, dtype=dtype, rule="hessian", signed=True)
+    ranges = partial(weight_range, grid=Grid(3), dtype=dtype, rule="hessian", signed=True)
     fast = gptq(W, S, 300, Grid(3, 16), act_order=act_order, ranges=ranges)
     assert (fast.weight.scale < 0).any()
     assert (fast.weight.scale > 0).any()
@@ -240,7 +243,7 @@ def test_descent_on_negative_scales_is_descent_on_the_mirrored_weight(compiled, 
 def test_per_tensor_signed_scales_descend_too() -> None:
     W, S = problem(8, 32, 200)
     W = W.abs() + 0.1  # further to the positive side
-    ranges = partial(weight_range, bits=4, symmetric=True, dtype=W.dtype, rule="hessian", signed=True)
+    ranges = partial(weight_range, grid=Grid(4), dtype=W.dtype, rule="hessian", signed=True)
     solution = adaround(W, S, 200, Grid(4, None, per_tensor=True), ranges=ranges)
     assert float(solution.weight.scale) < 0
     start = gptq(W, S, 200, Grid(4, None, per_tensor=True), ranges=ranges)
@@ -255,7 +258,7 @@ def test_each_step_lowers_the_output_error_where_channels_differ(bits: int) -> N
             total = 0.0
             for seed in range(4):
                 W, S = problem(48, 128, 600, seed=seed)
-                ranges = partial(weight_range, bits=bits, symmetric=True, dtype=W.dtype, rule=rule, signed=signed)
+                ranges = partial(weight_range, grid=Grid(bits), dtype=W.dtype, rule=rule, signed=signed)
                 lost = gptq(W, S, 600, Grid(bits, 32), act_order=True, ranges=ranges).lost
                 assert lost is not None
                 total += float(lost.sum())
@@ -271,7 +274,7 @@ def test_grid_of_repeats_the_importance_for_every_row() -> None:
 
     def ranges(values: Tensor, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         seen.append((tuple(values.shape), importance))
-        return weight_range(values, 4, True, torch.float32)
+        return weight_range(values, Grid(4), torch.float32)
 
     for grid in (Grid(4, 8), Grid(4), Grid(4, None, per_tensor=True)):
         grid_of(W, grid, ranges, importance)

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from plumbline.evaluation.held_out import choose
-from plumbline.quantized_model.params import ActivationParams, MixedParams, SchemeParams
+from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.params import MixedParams, SchemeParams
 from plumbline.study.controls import Oracle, nonsense, without_calibration
 from tests.helpers.study import VOCABULARY, Small
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plumbline.quantized_model.params import ActivationParams, SchemeParams
+from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.result_cache import Measured
 from plumbline.study.size_curve import family_of, recommendations, size_curve
 from plumbline.study.testing import Family
