@@ -41,9 +41,11 @@ TRANSFORMS = {
     "weights up by as much",
     "awq": "before that, AWQ: weights that meet large activations are scaled up, so that rounding costs them less",
 }
+TYPES = {"fp8": "FP8", "nvfp4": "NVFP4", "mxfp4": "MXFP4", "mxfp8": "MXFP8"}
 RANGES = {
     "percentile": "values beyond the {percentile:g}th percentile are cut off",
     "mse": "the range with the least squared error is taken",
+    "imatrix": "the range with the least squared error is taken, weighted by how large the inputs are",
     "hessian": "the range with the least error is taken, weighted by what the columns that follow cannot make up for",
 }
 
@@ -64,6 +66,9 @@ def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: M
         bits: layers by width of a weight; read for mixed precision.
     """
     parts = [_weights(scheme, sizes, bits)]
+    for kind, own in (scheme.get("overrides") or {}).items():
+        size = "per tensor" if own.get("per_tensor") else str(own.get("group_size") or "per channel")
+        parts.append(f"in {kind}, {_weights(own, {_blocks(own) or size: 1}, {})}")
     parts.append(METHODS.get(scheme["method"], scheme["method"]) + _order(scheme))
     if transform := scheme.get("transform"):
         parts.append(TRANSFORMS.get(transform, transform))
@@ -80,15 +85,25 @@ def _weights(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: Mapping[
         used = [f"{width} bits in {count} layers" for width, count in sorted(bits.items())]
         text = f"weights of {mixed['average_bits']:g} bits on average" + (f" ({join(used)})" if used else "")
     else:
-        text = f"{scheme['weight_bits']}-bit weights"
+        text = f"{TYPES.get(scheme.get('weight_type', 'int')) or str(scheme['weight_bits']) + '-bit'} weights"
     if activations := scheme.get("activations"):
-        text += f" and {activations['bits']}-bit activations ({_activations(activations)})"
+        width = TYPES.get(activations.get("type", "int")) or f"{activations['bits']}-bit"
+        text += f" and {width} activations ({_activations(activations)})"
     return f"{text}, {_scales(scheme, sizes)}"
+
+
+def _blocks(scheme: Mapping[str, Any]) -> str | None:
+    block = scheme.get("block_structure")
+    return None if block is None else f"blocks of {block[0]} x {block[1]}"
 
 
 def _activations(activations: Mapping[str, Any]) -> str:
     if activations["dynamic"]:
-        return "a scale per token, found while the model runs"
+        size = activations.get("group_size")
+        return f"a scale per {f'{size} channels of a ' if size else ''}token, found while the model runs"
+    if activations.get("type") == "nvfp4":
+        source = "is 1" if activations.get("range") == "constant" else "comes from the calibration set"
+        return f"a scale per 16 channels of a token, found while the model runs, below a global scale that {source}"
     range_ = RANGES.get(activations.get("range", "minmax"))
     text = "one range per tensor from the calibration set" + (f": {range_.format(**activations)}" if range_ else "")
     return text if activations.get("symmetric", True) else f"{text}, not centred on zero"
@@ -99,6 +114,8 @@ def _scales(scheme: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
         text = "one scale per output channel"
     elif set(sizes) == {"per tensor"}:
         text = "one scale per layer"
+    elif all(size.startswith("blocks") for size in sizes):
+        text = f"one scale for {join(sorted(sizes))}"
     else:
         used = [f"{size} ({count} layers)" if len(sizes) > 1 else size for size, count in sorted(sizes.items())]
         text = f"one scale per group of {join(used)} weights"

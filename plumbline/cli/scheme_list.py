@@ -13,13 +13,16 @@ from plumbline.quantized_model.params import SchemeParams
 WIDTH = 100
 PARTS = {
     "method": "rtn (round to nearest), gptq, adaround: how codes are chosen",
-    "weight_bits": "2, 3, 4 or 8; or mixed: {average_bits: 3.5} for widths per layer by sensitivity",
+    "weight_type": "int, fp8, nvfp4, mxfp4, mxfp8",
+    "weight_bits": "int: 2, 3, 4 or 8; or mixed: {average_bits: 3.5} for widths per layer by sensitivity",
     "group_size": "number of weights that share a scale, e.g. 128; default: one scale per output channel",
     "per_tensor": "true: one scale for the whole weight",
+    "block_structure": "fp8: [128, 128], one scale per block",
     "symmetric": "false: with a zero point per scale",
     "signed_scale": "scales may be negative: the longer side gets the extra code; gptq, adaround: true",
-    "range": "of the weights: minmax (rtn), percentile (percentile: 99.9), mse, hessian (others)",
-    "activations": "{range: minmax | percentile | mse, symmetric: …} static; {dynamic: true} per token",
+    "range": "minmax (rtn), percentile (percentile: 99.9), mse, imatrix, hessian (others)",
+    "activations": "{type: int | fp8 | …, range: minmax | percentile | mse}; {dynamic: true}",
+    "overrides": "formats by kind, such as {attention: {weight_type: fp8}}",
     "transform": "smoothquant (with smoothing: 0.5; for activations) or awq (for weights only)",
     "act_order": "gptq: columns with the largest Hessian diagonal first; true",
     "damping": "gptq, adaround: fraction of the mean Hessian diagonal to add to it, 0.01",
@@ -41,7 +44,7 @@ def list_schemes(schemes: Mapping[str, SchemeParams], grid: Collection[str]) -> 
     for name, scheme in schemes.items():
         lines.append(f"{name + (' *' if name in grid else ''):{column}}{_in_short(scheme)}")
     lines += ["", "* in the grid: built by plumbline run. Fields of an entry under schemes:"]
-    lines += [f"{part:12} {line}" for part, line in PARTS.items()]
+    lines += [f"{part:15} {line}" for part, line in PARTS.items()]
     return "\n".join([*lines, "", "plumbline schemes NAME   one scheme with all its defaults, in words"])
 
 
@@ -57,21 +60,31 @@ def show_scheme(name: str, scheme: SchemeParams) -> str:
 def in_words(scheme: SchemeParams) -> str:
     """Describe a scheme as the report does, without a model."""
     size = "per tensor" if scheme.per_tensor else str(scheme.group_size or "per channel")
+    if scheme.block_structure is not None:
+        size = "blocks of 128 x 128"
     return describe_scheme(scheme.model_dump(mode="json"), {size: 1}, {})
 
 
 def _usual(scheme: SchemeParams) -> SchemeParams:
     """A scheme with the defaults that follow from its method and grid."""
     bits = {"mixed": scheme.mixed} if scheme.mixed is not None else {"weight_bits": scheme.weight_bits}
-    part = {"method": scheme.method, "symmetric": scheme.symmetric, "activations": scheme.activations}
+    part = {
+        "method": scheme.method,
+        "weight_type": scheme.weight_type,
+        "block_structure": scheme.block_structure,
+        "symmetric": scheme.symmetric,
+        "activations": scheme.activations,
+    }
     return SchemeParams.model_validate(part | bits)
 
 
 def _in_short(scheme: SchemeParams) -> str:
     bits = f"{scheme.weight_bits}-bit" if scheme.mixed is None else f"{scheme.mixed.average_bits:g}-bit (mean)"
+    bits = bits if scheme.weight_type == "int" else scheme.weight_type.upper()
     scales = (
         "per tensor" if scheme.per_tensor else f"groups of {scheme.group_size}" if scheme.group_size else "channels"
     )
+    scales = scales if scheme.block_structure is None else "blocks"
     parts = [f"{bits} weights, {scales}"]
     parts += [] if scheme.symmetric else ["zero points"]
     usual = _usual(scheme)
@@ -79,8 +92,10 @@ def _in_short(scheme: SchemeParams) -> str:
         parts.append("signed scales" if scheme.signed_scale else "unsigned")
     parts += [] if scheme.range == usual.range else [f"range {scheme.range}"]
     if scheme.activations is not None:
-        kind = "per token" if scheme.activations.dynamic else f"static, {scheme.activations.range}"
-        parts.append(f"8-bit activations {kind}")
+        own = scheme.activations
+        kind = "per group" if own.group_size else "per token" if own.dynamic else f"static, {own.range}"
+        parts.append(f"{'8-bit' if own.type == 'int' else own.type.upper()} activations {kind}")
+    parts += [f"{kind} {part.weight_type.upper()}" for kind, part in scheme.overrides.items()]
     order = "" if scheme.act_order == usual.act_order else ", columns in order"
     again = ", propagated" if scheme.propagate == "quantized" else ""
     return f"{', '.join(parts)}; {scheme.transform + ' + ' if scheme.transform else ''}{scheme.method}{order}{again}"

@@ -6,8 +6,15 @@ from typing import Any
 
 from plumbline.quantized_model.activation_params import ActivationParams
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.quantization_config import activation_args, weight_args
+from plumbline.quantized_model.scheme import grid_of_scheme
 
-OBSERVERS = {"minmax": "memoryless_minmax", "mse": "memoryless_mse", "hessian": "memoryless_mse"}
+OBSERVERS = {
+    "minmax": "memoryless_minmax",
+    "mse": "memoryless_mse",
+    "imatrix": "imatrix_mse",
+    "hessian": "memoryless_mse",
+}
 """Observers of weights by range rule, or the nearest there is: llm-compressor 0.14 has none that reads the Hessian, and
 none that clips at a percentile."""
 
@@ -78,6 +85,10 @@ def _unsupported(scheme: SchemeParams) -> dict[str, str]:
         reasons["method: adaround"] = "it learns roundings with AutoRound, another objective"
     if scheme.mixed is not None:
         reasons["mixed"] = "it takes widths layer by layer from the user"
+    if scheme.overrides:
+        reasons["overrides"] = "its groups need names of layers; write them into the recipe"
+    if scheme.activations is not None and (scheme.activations.headroom != 1 or scheme.activations.range == "constant"):
+        reasons["headroom, and range: constant"] = "its input global scales are those of the largest magnitude"
     if scheme.transform == "awq":
         reasons["transform: awq"] = "its AWQ searches on other losses and does not run without an accelerator"
     if scheme.range == "percentile":
@@ -88,25 +99,11 @@ def _unsupported(scheme: SchemeParams) -> dict[str, str]:
 
 
 def _weights(scheme: SchemeParams) -> dict[str, Any]:
-    strategy = "tensor" if scheme.per_tensor else "channel" if scheme.group_size is None else "group"
-    return {
-        "num_bits": scheme.weight_bits,
-        "type": "int",
-        "symmetric": scheme.symmetric,
-        "strategy": strategy,
-        **({} if scheme.group_size is None else {"group_size": scheme.group_size}),
-        "dynamic": False,
-        "observer": OBSERVERS[scheme.range],
-    }
+    args = weight_args(grid_of_scheme(scheme, None, scheme.group_size)).model_dump(mode="json", exclude_none=True)
+    return {**args, "dynamic": False, "observer": OBSERVERS[scheme.range]}
 
 
 def _activations(activations: ActivationParams) -> dict[str, Any]:
     # The default observer, "minmax", is a moving average, which depends on the order of the samples.
-    return {
-        "num_bits": activations.bits,
-        "type": "int",
-        "symmetric": activations.symmetric,
-        "strategy": "token" if activations.dynamic else "tensor",
-        "dynamic": activations.dynamic,
-        "observer": None if activations.dynamic else "static_minmax",
-    }
+    args = activation_args(activations).model_dump(mode="json", exclude_none=True)
+    return {**args, "observer": None if activations.dynamic else "static_minmax"}

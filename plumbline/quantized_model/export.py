@@ -136,7 +136,7 @@ def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, T
     if weight.global_scale is not None:
         tensors["weight_global_scale"] = weight.global_scale.clone()
     compressed: dict[str, Tensor] = BaseCompressor.get_value_from_registry(str(scheme.format)).compress(tensors, scheme)
-    return compressed if grid.scale_format != "model" else {**compressed, "weight_scale": stored}
+    return compressed if grid.scale_format != "model" else {**compressed, "weight_scale": stored.clone()}
 
 
 def add_provenance(out: Path, weight_files: Iterable[str], record: dict[str, Any], summary: dict[str, Any]) -> None:

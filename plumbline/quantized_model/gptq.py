@@ -19,7 +19,15 @@ from torch import Tensor
 
 from plumbline.quantized_model import solver
 from plumbline.quantized_model.factors import Factor, Factors, factor
-from plumbline.quantized_model.grid import Grid, QuantizedWeight, global_scale_of, multiplier, per_row
+from plumbline.quantized_model.grid import (
+    Grid,
+    QuantizedWeight,
+    dequantize,
+    global_scale_of,
+    multiplier,
+    per_row,
+    running_dtype,
+)
 from plumbline.quantized_model.numbers import Numbers
 from plumbline.quantized_model.ranges import Ranges, weight_range
 from plumbline.quantized_model.rtn import grid_of, to_nearest
@@ -117,6 +125,9 @@ def gptq(
         return Solution(nearest(), None, dead, reason)
     importance = channel_importance(F, hessian)
     solved, lost = _solve(weight, F, grid, ranges, importance, min(LEAF, block_size), global_scale)
+    if running_dtype(grid, weight.dtype) != weight.dtype:  # the solver rounds products to the weight's dtype
+        R = weight.double() - dequantize(solved).double()
+        lost = (R @ hessian.to(R) * R).sum(1)
     return Solution(solved, F.damping, dead, None, lost)
 
 

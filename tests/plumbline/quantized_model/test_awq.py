@@ -252,9 +252,9 @@ def test_lowers_the_error_of_every_site_of_the_bundled_model(
             scaled = dequantize(rtn(found.weights[member], Grid(4, 128))).double()
             after += output_error(scaled * back / s, W, site.hessian)
         searched = found.facts["sites"][name]["error"]
-        assert after / before < searched if clips else after / before == pytest.approx(searched, rel=0.04), name
+        assert after / before < searched if clips else after / before == pytest.approx(searched, rel=0.02), name
         gains.append(after / before)
-    assert np.mean(gains) < (0.8 if clips else 0.97)
+    assert np.mean(gains) < (0.8 if clips else 0.98)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
