@@ -15,7 +15,7 @@ PARTS = {
     "method": "rtn (round to nearest), gptq, adaround: how codes are chosen",
     "weight_type": "int, fp8, nvfp4, mxfp4, mxfp8",
     "weight_bits": "int: 2, 3, 4 or 8; or mixed: {average_bits: 3.5} for widths per layer by sensitivity",
-    "group_size": "number of weights that share a scale, e.g. 128; default: one scale per output channel",
+    "group_size": "weights that share a scale, e.g. 128; default: one scale per output channel",
     "per_tensor": "true: one scale for the whole weight",
     "block_structure": "fp8: [128, 128], one scale per block",
     "symmetric": "false: with a zero point per scale",
