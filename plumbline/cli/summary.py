@@ -33,10 +33,12 @@ def show(root: Path) -> None:
     console.print(verdict)
     for warning in _left_out(root):
         console.print(f"[bold]![/bold] {warning}")
-    first = next(iter(load_params(root).pairs()))
+    first, (choice, _) = next(iter(load_params(root).pairs().items()))
     console.print(
         f"""
 [bold]Look[/bold]   data/calibration_report/report.html    the report, in a browser
+       plumbline show {choice}
+                      the samples of a calibration set; also data/sample_page/{choice}/samples.html
        plumbline ui       the graph and its history, http://127.0.0.1:3000
        plumbline mlflow   every evaluation as a run, http://127.0.0.1:5000
 [bold]Try[/bold]    {_activate(root)}plumbline audit data/quantized_model/{first}
