@@ -20,6 +20,7 @@ from plumbline.cli import (
     choices,
     export,
     gc,
+    judge,
     maintain,
     plan,
     release,
@@ -35,10 +36,10 @@ from plumbline.versioning.current_facts import link_inputs
 from plumbline.versioning.facts import MODEL_LINK
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
-GROUPS = (run, choices, plan, show, audit, release, export, maintain, gc, serve, stage, statistics)
+GROUPS = (run, choices, plan, show, judge, audit, release, export, maintain, gc, serve, stage, statistics)
 """Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
 TRACEBACK = "PLUMBLINE_TRACEBACK"
-ANYWHERE = ("init", "strategies")
+ANYWHERE = ("init", "strategies", "judge")
 """Commands that need no workspace."""
 
 
