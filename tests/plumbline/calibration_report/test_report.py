@@ -205,3 +205,9 @@ def test_scales():
     bins = length_bins([np.array([20, 64]), np.array([65, 1000])])
     assert bins == [32, 64, 128, 256, 512, 1024]
     assert shares(np.array([20, 32, 33, 1000]), bins) == [0.5, 0.25, 0, 0, 0, 0.25]
+
+
+def test_the_base_model_is_named_with_revision_and_digest(page, tmp_path):
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"org/base at revision {'c' * 40} (digest {'b' * 12})" in html
+    assert read_json(tmp_path / "out" / "verdict.json")["base_model"]["name"] == "org/base"

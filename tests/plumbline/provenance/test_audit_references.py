@@ -212,6 +212,9 @@ def test_the_page_stands_alone_and_escapes_what_the_model_says(both: Path, tmp_p
     assert run(both, "audit", str(both / OTHER), "--html", str(page)).exit_code == 0
     text = page.read_text(encoding="utf-8")
     assert "14 of 14 links verified" in text and "All 6, in order" in text
+    digest = read_json(both / OTHER / "calibration.json")["base_model"]["digest"]
+    assert f"Base model: <b>base (digest {digest[:12]})" in text
+    assert f"base model base (digest {digest[:12]})" in run(both, "audit", str(both / OTHER)).output
 
 
 def test_the_page_links_to_the_samples_of_the_set_on_record(workspace: Path, tmp_path: Path) -> None:
