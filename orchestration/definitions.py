@@ -14,6 +14,7 @@ from assets.production_drift import production_drift
 from assets.quantized_model import quantized_model
 from assets.raw_corpus import inbox, raw_corpus
 from assets.sample_features import sample_features
+from assets.sample_page import sample_page
 from assets.study import study
 from assets.tokenized_samples import tokenized_samples
 from orchestration.checks import CHECKS
@@ -27,6 +28,7 @@ ASSETS: list[dg.AssetsDefinition] = [
     calibration_choice,
     calibration_set,
     activation_stats,
+    sample_page,
     quantized_model,
     evaluation,
     calibration_report,

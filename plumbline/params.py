@@ -22,6 +22,7 @@ from plumbline.quantized_model.params import SchemeParams
 from plumbline.raw_corpus.document import OUT_OF_DOMAIN, PRODUCTION
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.sample_features.params import FeatureParams
+from plumbline.sample_page.params import PageParams
 from plumbline.study.params import StudyParams, require_read_together
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tracking.params import TrackingParams
@@ -63,6 +64,7 @@ class Params(BaseModel):
     grid: GridParams
     evaluation: EvaluationParams = EvaluationParams()
     report: ReportParams = ReportParams()
+    pages: PageParams = PageParams()
     deployment: DeploymentParams
     drift: DriftParams = DriftParams()
     studies: dict[str, StudyParams] = {}

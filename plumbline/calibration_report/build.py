@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from plumbline.artifact import write_json
+from plumbline.activation_stats.store import HEADER
+from plumbline.artifact import read_json, write_json
 from plumbline.calibration_report import extremes, sections
 from plumbline.calibration_report.answers import compare_answers
 from plumbline.calibration_report.extremes import read_extremes
@@ -43,6 +45,7 @@ def build_calibration_report(
     largest = {choice: read_extremes(statistics[choice], calibration_sets[choice]) for choice in study.calibrations}
     rows = sections.table(study, verdict)
     verdict["digests"] = digests(study, sets)
+    verdict["base_model"] = _base_model(statistics[study.calibrations[0]], verdict["digests"]["base model"])
     write_json(out / "verdict.json", verdict)
     write_json(out / "table.json", rows)
     shown = {
@@ -54,3 +57,9 @@ def build_calibration_report(
     }
     (out / "report.html").write_text(render(study, verdict, rows, shown), encoding="utf-8")
     write_plots(study, verdict, out)
+
+
+def _base_model(statistics: Path, digest: str) -> dict[str, Any] | None:
+    """Name, revision and digest of the base model; None if the statistics do not name the one that was evaluated."""
+    origin = read_json(statistics / HEADER).get("base_model")
+    return dict(origin) if isinstance(origin, dict) and origin.get("digest") == digest else None

@@ -7,13 +7,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from plumbline.calibration_report.wording import join, percent, signed
+from plumbline.calibration_report.wording import base_model_in_words, join, percent, signed
 
 
 def environment(*folders: Path) -> Environment:
     """Jinja with the templates of `folders`, then those here: `page.html.j2` to extend, `macros.html.j2` to import.
 
-    Filters: kl (three digits), percent and signed (of a share), join (a, b and c), count (with thin spaces).
+    Filters: kl (three digits), percent and signed (of a share), join (a, b and c), count (with thin spaces),
+    base_model (name, revision and digest).
     """
     jinja = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
@@ -28,6 +29,7 @@ def environment(*folders: Path) -> Environment:
         percent=percent,
         signed=signed,
         join=join,
+        base_model=base_model_in_words,
         count=lambda value: f"{value:,}".replace(",", "\u202f"),
     )
     return jinja

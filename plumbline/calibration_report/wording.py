@@ -89,6 +89,13 @@ def signed(share: float) -> str:
     return ("±" if text == "0 %" else "+" if share > 0 else "−") + text
 
 
+def base_model_in_words(origin: Mapping[str, Any]) -> str:
+    """Name, revision and digest of a base model, as artifacts record them."""
+    revision = f" at revision {origin['revision']}" if origin.get("revision") else ""
+    dequantized = f", dequantized from {origin['dequantized_from']}" if origin.get("dequantized_from") else ""
+    return f"{origin['name']}{revision}{dequantized} (digest {str(origin['digest'])[:12]})"
+
+
 def join(names: Sequence[str]) -> str:
     """a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -100,7 +100,7 @@ def audit(
         if html is not None:
             from plumbline.provenance.page import write_page
 
-            write_page(result, html, more, record_of(subject.folder))
+            write_page(result, html, more, record_of(subject.folder), root)
     content = {**result.as_dict(), **{name: part for name, (part, _) in more.items()}}
     lines = [render(result), *(text for _, text in more.values())]
     click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else "\n\n".join(lines))

@@ -15,16 +15,31 @@ from typing import Any
 import click
 
 from plumbline import distribution
-from plumbline.cli import audit, choices, export, gc, maintain, plan, release, run, serve, stage, statistics, workspace
+from plumbline.cli import (
+    audit,
+    choices,
+    export,
+    gc,
+    judge,
+    maintain,
+    plan,
+    release,
+    run,
+    serve,
+    show,
+    stage,
+    statistics,
+    workspace,
+)
 from plumbline.versioning.code import link_library
 from plumbline.versioning.current_facts import link_inputs
 from plumbline.versioning.facts import MODEL_LINK
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
-GROUPS = (run, choices, plan, audit, release, export, maintain, gc, serve, stage, statistics)
+GROUPS = (run, choices, plan, show, judge, audit, release, export, maintain, gc, serve, stage, statistics)
 """Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
 TRACEBACK = "PLUMBLINE_TRACEBACK"
-ANYWHERE = ("init", "strategies")
+ANYWHERE = ("init", "strategies", "judge")
 """Commands that need no workspace."""
 
 
@@ -50,6 +65,7 @@ def main(folder: Path | None) -> None:
     plumbline init DIR                              create a workspace
     plumbline run                                   bring every artifact up to date, show the table
     plumbline audit data/quantized_model/NAME       trace a model back to its documents
+    plumbline show CHOICE                           look at the samples of a calibration set
     plumbline study                                 compare calibration strategies, with confidence intervals
     plumbline status                                list what is out of date, and why
     """

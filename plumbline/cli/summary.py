@@ -33,16 +33,49 @@ def show(root: Path) -> None:
     console.print(verdict)
     for warning in _left_out(root):
         console.print(f"[bold]![/bold] {warning}")
-    first = next(iter(load_params(root).pairs()))
+    _show_champion(console, root)
+    first, (choice, _) = next(iter(load_params(root).pairs().items()))
     console.print(
         f"""
 [bold]Look[/bold]   data/calibration_report/report.html    the report, in a browser
+       plumbline show {choice}
+                      the samples of a calibration set; also data/sample_page/{choice}/samples.html
        plumbline ui       the graph and its history, http://127.0.0.1:3000
        plumbline mlflow   every evaluation as a run, http://127.0.0.1:5000
 [bold]Try[/bold]    {_activate(root)}plumbline audit data/quantized_model/{first}
                       trace a model back to its calibration documents
        params.yaml    add a choice under calibrations: and its name under grid:
        inbox/         put your own texts there, then plumbline run"""
+    )
+
+
+def _show_champion(console: Console, root: Path) -> None:
+    """Print which model won, where it lies, and how to load and serve it; nothing before the first decision."""
+    path = root / "data" / "deployed_model" / "promotion.json"
+    if not path.is_file():
+        return
+    decision = read_json(path)
+    champion = decision if decision["decision"] == "promoted" else decision["champion_before"]
+    if champion is None:
+        console.print(f"\n[bold]Champion[/bold]  none: {decision['why']}", soft_wrap=True)
+        return
+    folder = f"data/quantized_model/{champion['pair']}"
+    uri = f"models:/{load_params(root).tracking.registered_model}@champion"
+    if decision["decision"] == "rejected":  # the folder may hold the candidate that was refused
+        console.print(
+            f"\n[bold]Champion[/bold]  {champion['pair']}, as before: {decision['why']}\n"
+            f'[bold]Load[/bold]   mlflow.transformers.load_model("{uri}")',
+            soft_wrap=True,
+        )
+        return
+    console.print(
+        f"""
+[bold]Champion[/bold]  {champion["pair"]}, {uri}, in {folder}
+[bold]Load[/bold]   from transformers import AutoModelForCausalLM, AutoTokenizer
+       model = AutoModelForCausalLM.from_pretrained("{folder}")
+       tokenizer = AutoTokenizer.from_pretrained("{folder}")
+[bold]Serve[/bold]  vllm serve {folder}""",
+        soft_wrap=True,
     )
 
 

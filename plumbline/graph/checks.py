@@ -45,7 +45,7 @@ def no_file_of_the_inbox_is_held_back(data: Path) -> CheckOutcome:
 
     "Held back" is what `raw_corpus.summary.quarantine` lists.
     """
-    from plumbline.raw_corpus.summary import quarantine
+    from plumbline.raw_corpus.quarantine import quarantine
 
     manifest = read_json(data / "raw_corpus" / "manifest.json")
     held_back = quarantine(data / "raw_corpus")

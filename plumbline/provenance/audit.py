@@ -148,7 +148,9 @@ def _about(case: Case) -> dict[str, Any]:
     """The model's own description, for the head of the report."""
     choice, scheme = dig(case.record, "calibration_set", "choice"), dig(case.record, "scheme")
     samples = model_files.samples_of(case.record)
+    base = dig(case.record, "base_model")
     return {
+        "base_model": base if isinstance(base, dict) and {"name", "digest"} <= base.keys() else {},
         "choice": choice if isinstance(choice, dict) else {},
         "scheme": scheme if isinstance(scheme, dict) else {},
         "samples": len(samples),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plumbline.calibration_report.wording import base_model_in_words
 from plumbline.provenance.link import AuditResult, Link
 from plumbline.text_layout import printable, wrapped
 
@@ -33,6 +34,7 @@ def _head(about: dict[str, Any]) -> list[str]:
         return []
     domains = ", ".join(f"{count} {domain}" for domain, count in list(about["domains"].items())[:6])
     lines = [
+        *([f"base model {base_model_in_words(about['base_model'])}"] if about.get("base_model") else []),
         f"{about['scheme'].get('name')} calibrated by {about['choice'].get('name')} "
         f"(strategy {about['choice'].get('strategy')}, seed {about['choice'].get('seed')})",
         f"on {about['samples']} samples of {about['documents']} documents: {domains}",

@@ -66,7 +66,8 @@ def build_study(
     documents, _ = documents_of(held_out)
     width = widest_layer(sources, schemes.values())
     verdict = judge(Evidence(cells, documents, width, plan.absent, distances, why_not), params, schemes)
-    verdict = {**rounded(verdict), "digests": about}
+    base_model = {**sources.base.origin(), "digest": about["base model"]}
+    verdict = {**rounded(verdict), "digests": about, "base_model": base_model}
     write_json(out / "verdict.json", verdict)
     write_table(out / "documents.parquet", _table(cells, documents))
     plot_differences(verdict, out / DIFFERENCE)

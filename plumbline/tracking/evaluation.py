@@ -39,6 +39,8 @@ class EvaluationRecord:
     plots: Sequence[Path] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
     """Rows and tokens in, out and lost by reason, nested by name."""
+    base_model: Mapping[str, Any] = field(default_factory=dict)
+    """Its name, revision and digest."""
     rests_on: Mapping[str, str] = field(default_factory=dict)
     """Path -> DVC hash of every upstream artifact of the model, for `plumbline gc`."""
 
@@ -58,7 +60,11 @@ class EvaluationRecord:
                 "model_path": path,
                 **origin_tags(self.dagster_run_id, self.code_version, {}),
             },
-            params={**prefixed("choice", self.choice), **prefixed("scheme", self.scheme_params)},
+            params={
+                **prefixed("choice", self.choice),
+                **prefixed("scheme", self.scheme_params),
+                **prefixed("base_model", self.base_model),
+            },
             metrics={**self.metrics, **{f"count/{name}": n for name, n in flatten(self.counts, "/").items()}},
             dataset=DatasetRecord(
                 self.calibration,
@@ -123,6 +129,7 @@ def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mappi
         code_version=step.code_version,
         plots=sorted(step.out.glob("*.png")),
         counts={name: manifest[name] for name in ("samples", "tokens")},
+        base_model=chain["base_model"],
         rests_on=upstream(step.root, step.name),
     )
 

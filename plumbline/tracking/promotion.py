@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -19,11 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from plumbline.tracking.model_artifact import attach_model
 from plumbline.tracking.promotion_chain import broken, digest_before, read_copy, write_copy
 from plumbline.tracking.registry import ALIAS, Registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
 
 PROMOTED_BY, REASON, ENTRY = "plumbline.promoted_by", "plumbline.reason", "plumbline.promotion."
 PENDING = "plumbline.promoting"
@@ -239,6 +243,8 @@ def _move(registry: Registry, root: Path, version: str, by: str, why: str, kind:
         entry = Promotion(_now(), version, champion, by, why, kind, target.model)
         if pending is not None and _move_of(pending) == _move_of(entry):
             entry = pending  # the same move, begun and killed before
+        if problem := attach_model(registry, root, target):
+            log.warning(problem)  # the alias moves all the same: a rollback must not wait for files
         client.set_registered_model_tag(registry.name, PENDING, _text(entry, number=number))
         client.set_registered_model_alias(registry.name, ALIAS, version)
         _record(registry, root, client, entry, number)

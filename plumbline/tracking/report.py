@@ -38,7 +38,10 @@ class ReportRecord:
             name=NAME,
             identity={STAGE: "calibration_report", OUTPUT: self.dvc_md5},
             tags=self.tags,
-            params=prefixed("report", {name: self.verdict[name] for name in names}),
+            params={
+                **prefixed("report", {name: self.verdict[name] for name in names}),
+                **prefixed("base_model", self.verdict.get("base_model") or {}),
+            },
             metrics=_metrics(self.verdict),
             description=verdict_description(self.verdict),
             artifacts=self.artifacts,

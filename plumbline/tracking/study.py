@@ -51,7 +51,10 @@ class StudyRecord:
             name=self.name,
             identity={STAGE: f"study@{self.name}", OUTPUT: self.dvc_md5},
             tags=self.tags,
-            params=prefixed("study", _settings(self.verdict)),
+            params={
+                **prefixed("study", _settings(self.verdict)),
+                **prefixed("base_model", self.verdict.get("base_model") or {}),
+            },
             metrics=_study_metrics(self),
             description=verdict_description(self.verdict),
             dataset=DatasetRecord("tokenized_samples", self.samples_md5, "data/tokenized_samples", "study"),

@@ -36,6 +36,9 @@ REFERENCE = {
 }
 
 
+BASE_MODEL = {"name": "org/base", "revision": "c" * 40, "digest": "b" * 64}
+
+
 class Disk:
     """Folders of a study, as the stages upstream write them."""
 
@@ -111,7 +114,9 @@ class Disk:
         ids = [f"{choice}{number}" for number in range(8)]
         about = {name: {"members": [name]} for name in sites}
         digest = set_digest(ids, FINGERPRINT)
-        write_json(path / HEADER, {"sites": about, "sample_ids": ids, "calibration_set": digest})
+        write_json(
+            path / HEADER, {"sites": about, "sample_ids": ids, "calibration_set": digest, "base_model": BASE_MODEL}
+        )
         return path
 
     def _evaluation(self, choice: str, scheme: str, kl: np.ndarray, weights: str) -> None:
@@ -140,7 +145,7 @@ class Disk:
             "left": {"the scheme's ignore: lm_head": 1},
             "base_weights_bytes": 12_000_000,
             "weights": {"model.safetensors": weights},
-            "base_model": "b" * 64,
+            "base_model": BASE_MODEL["digest"],
             "calibration_set": set_digest([f"{choice}{number}" for number in range(8)], FINGERPRINT),
             "scheme": {"name": scheme, "method": scheme.split("-")[1], "weight_bits": 4, "activations": None},
             "group_sizes": {"128": 40, "43": 5},

@@ -69,7 +69,7 @@ def test_a_version_covers_what_a_run_of_the_stage_runs(new_workspace: Callable[.
     )
     (workspace.root / "requested.yaml").write_text("requested: [lengths]\n")
     (workspace.root / "traced_run.py").write_text(TRACE)
-    keys = dict.fromkeys(("calibration_choice", "calibration_set", "activation_stats"), choice)
+    keys = dict.fromkeys(("calibration_choice", "calibration_set", "activation_stats", "sample_page"), choice)
     keys |= {"quantized_model": pair, "evaluation": pair, "study": "lengths"}
     stages = list(yaml.safe_load((workspace.root / "dvc.yaml").read_text())["stages"])
     assert {*stages} == {"code_versions", "base_model", "named_outputs", *assets_with_code(workspace.root)}

@@ -183,4 +183,5 @@ def test_calibration_sets_follow_new_data_by_themselves(
     assert all(after[path] != before[path] for path in sets)
     # Evaluations read the samples, too, and were not made in vain: they wait for the models.
     waiting = {name.split()[0] for name in stale(workspace)}
-    assert waiting == {"activation_stats", "quantized_model", "evaluation", "calibration_report", "deployed_model"}
+    made = {"activation_stats", "sample_page", "quantized_model", "evaluation", "calibration_report", "deployed_model"}
+    assert waiting == made

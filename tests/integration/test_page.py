@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing wider than the screen, tables that sort, everything open on paper."""
+"""Pages in a real browser: nothing wider than the screen, what sorts sorts, and no text of a sample is run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from plumbline.base_model.load import load_tokenizer
+from plumbline.sample_page.page import render
+from plumbline.sample_page.shown import read_shown_set
 from tests.helpers.calibration_report import Disk, add_items, build_report
+from tests.helpers.shown_set import CHOICES, HOSTILE, write_workspace
 
 pytestmark = pytest.mark.integration
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")
@@ -69,3 +73,42 @@ def test_the_page_fits_screens_sorts_and_prints(browser: Any, report: str, tmp_p
     assert page.locator("details:not([open]):not(.aside)").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details[open]").count() == 0
+
+
+def test_the_page_of_samples_searches_sorts_and_runs_no_text(browser: Any, tmp_path: Path) -> None:
+    root = write_workspace(tmp_path / "workspace")
+    data, tokenizer = root / "data", load_tokenizer(root / "base")
+    sets = [
+        read_shown_set(
+            data / "calibration_set" / name, data / "raw_corpus", tokenizer, data / "activation_stats" / name
+        )
+        for name in CHOICES
+    ]
+    for number, shown in enumerate((sets[:1], sets)):
+        (tmp_path / f"{number}.html").write_text(render(*shown), encoding="utf-8")
+    for number, width in ((0, 1280), (0, 390), (1, 1280), (1, 390)):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        trouble: list[str] = []
+        page.on("pageerror", lambda error, trouble=trouble: trouble.append(str(error)))
+        page.on("request", lambda request, trouble=trouble: trouble.append(request.url))
+        page.goto((tmp_path / f"{number}.html").as_uri())
+        page.locator("details").evaluate_all("all => all.forEach(part => part.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert trouble == [(tmp_path / f"{number}.html").as_uri()] and "samples" in page.title()
+        for text in HOSTILE:
+            assert page.get_by_text(text).count() >= 1  # shown, not run
+
+    cards = page.locator("article.sample:visible")
+    page.fill("#search", "QUESTION 12")
+    expected = sum("Question 12" in sample.text for shown in sets for sample in shown.samples)
+    assert cards.count() == expected > 0 and page.locator("#count").inner_text() == f"{expected} of 21 samples"
+    page.fill("#search", sets[0].samples[3].sample_id)  # ids are there in full
+    assert {card.get_attribute("data-position") for card in cards.all()} >= {"3"}
+    page.fill("#search", "")
+    page.select_option("#which", "both")
+    assert cards.count() == page.locator('article[data-in="both"]').count() < 21
+    page.select_option("#which", "")
+    page.select_option("#order", "-tokens")
+    for column, shown in zip(page.locator(".column").all(), sets, strict=True):
+        lengths = [int(str(card.get_attribute("data-tokens"))) for card in column.locator("article").all()]
+        assert lengths == sorted((sample.tokens for sample in shown.samples), reverse=True)

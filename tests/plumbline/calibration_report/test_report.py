@@ -136,7 +136,9 @@ def test_layers_are_shown_in_the_models_order_where_their_errors_are_known(disk,
 def test_nothing_comes_from_elsewhere(page, tmp_path):
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "http" not in html and "@import" not in html and "url(" not in html
-    assert not [a for _, a in page.tags if "src" in a or "href" in a]
+    assert not [a for _, a in page.tags if "src" in a]
+    links = [a["href"] for _, a in page.tags if "href" in a]  # pages of the same workspace, opened by a click
+    assert links == [f"../sample_page/{name}/samples.html" for name in ("random", "chosen", "off-domain")]
 
 
 def test_what_comes_from_data_is_escaped(page):
@@ -203,3 +205,9 @@ def test_scales():
     bins = length_bins([np.array([20, 64]), np.array([65, 1000])])
     assert bins == [32, 64, 128, 256, 512, 1024]
     assert shares(np.array([20, 32, 33, 1000]), bins) == [0.5, 0.25, 0, 0, 0, 0.25]
+
+
+def test_the_base_model_is_named_with_revision_and_digest(page, tmp_path):
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"org/base at revision {'c' * 40} (digest {'b' * 12})" in html
+    assert read_json(tmp_path / "out" / "verdict.json")["base_model"]["name"] == "org/base"

@@ -58,8 +58,9 @@ def test_new_data_goes_down_the_graph_one_layer_at_a_time(ticks: Ticks) -> None:
     ticks.made("calibration_set", "second")
     assert ticks.tick() == {"activation_stats": sorted(CHOICES)}
     ticks.made("activation_stats", "second")
-    assert ticks.tick() == {"quantized_model": sorted(PAIRS)}
+    assert ticks.tick() == {"quantized_model": sorted(PAIRS), "sample_page": sorted(CHOICES)}
     ticks.made("quantized_model", "second")
+    ticks.made("sample_page", "second")
     assert ticks.tick() == {"evaluation": sorted(PAIRS)}  # once, for the samples and the models
     ticks.made("evaluation", "second")
     assert ticks.tick() == {"calibration_report": ["None"]}
@@ -84,9 +85,8 @@ def test_a_changed_choice_leaves_the_others_alone(ticks: Ticks) -> None:
     ticks.made("calibration_set", "second", [choice])
     assert ticks.tick() == {"activation_stats": [choice]}
     ticks.made("activation_stats", "second", [choice])
-    assert ticks.tick() == {
-        "quantized_model": sorted(k for k, (of, _) in load_params().pairs().items() if of == choice)
-    }
+    pairs = sorted(key for key, (of, _) in load_params().pairs().items() if of == choice)
+    assert ticks.tick() == {"quantized_model": pairs, "sample_page": [choice]}
 
 
 def test_a_change_right_behind_a_run_is_seen(ticks: Ticks) -> None:

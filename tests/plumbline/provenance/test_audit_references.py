@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from plumbline.artifact import sha256_file
+from plumbline.artifact import read_json, sha256_file
 from plumbline.provenance import AuditResult, audit_subject, dvc_digest, resolved
 from plumbline.tracking.registry import registered_versions
 from tests.helpers.small_chain import (
@@ -211,3 +212,19 @@ def test_the_page_stands_alone_and_escapes_what_the_model_says(both: Path, tmp_p
     assert run(both, "audit", str(both / OTHER), "--html", str(page)).exit_code == 0
     text = page.read_text(encoding="utf-8")
     assert "14 of 14 links verified" in text and "All 6, in order" in text
+    digest = read_json(both / OTHER / "calibration.json")["base_model"]["digest"]
+    assert f"Base model: <b>base (digest {digest[:12]})" in text
+    assert f"base model base (digest {digest[:12]})" in run(both, "audit", str(both / OTHER)).output
+
+
+def test_the_page_links_to_the_samples_of_the_set_on_record(workspace: Path, tmp_path: Path) -> None:
+    """The workspace's page of the set, but not that of another version of it."""
+    page, shown = tmp_path / "audits" / "a.html", workspace / "data/sample_page" / CHOICE
+    shown.mkdir(parents=True)
+    (shown / "samples.html").write_text("samples")
+    for digest, links in (("0" * 64, 0), (read_json(workspace / SET / "manifest.json")["digest"], 1)):
+        (shown / "page.json").write_text(json.dumps({"digest": digest}))
+        run(workspace, "audit", str(workspace / MODEL), "--html", str(page))
+        found = re.findall(r'href="([^"]*samples.html)"', page.read_text(encoding="utf-8"))
+        assert len(found) == links
+    assert (page.parent / found[0]).read_text() == "samples"

@@ -1,0 +1,48 @@
+"""What `plumbline run` says of the champion at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from plumbline.artifact import write_json
+from plumbline.cli.summary import _show_champion
+from tests.helpers.paths import PROJECT
+
+
+def said(root: Path, **decision: object) -> str:
+    (root / "params.yaml").write_text((PROJECT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (root / "data/deployed_model").mkdir(parents=True, exist_ok=True)
+    write_json(root / "data/deployed_model/promotion.json", decision)
+    console = Console(highlight=False, width=80)
+    with console.capture() as captured:
+        _show_champion(console, root)
+    return captured.get()
+
+
+@pytest.mark.parametrize(("decision", "champion"), [("promoted", "new-w4"), ("kept", "old-w4")])
+def test_the_champion_is_named_with_its_folder_and_three_lines(tmp_path: Path, decision: str, champion: str) -> None:
+    text = said(tmp_path, decision=decision, pair="new-w4", why="lowest KL", champion_before={"pair": "old-w4"})
+    assert f"Champion  {champion}, models:/plumbline@champion, in data/quantized_model/{champion}" in text
+    assert f'model = AutoModelForCausalLM.from_pretrained("data/quantized_model/{champion}")' in text
+    assert f"vllm serve data/quantized_model/{champion}" in text
+
+
+def test_a_refused_candidate_leaves_the_earlier_champion_which_is_loaded_by_its_uri(tmp_path: Path) -> None:
+    text = said(tmp_path, decision="rejected", pair="same", why="KL is higher.", champion_before={"pair": "same"})
+    assert "Champion  same, as before: KL is higher." in text and "data/quantized_model" not in text
+    assert 'mlflow.transformers.load_model("models:/plumbline@champion")' in text
+    none = said(tmp_path, decision="rejected", pair="new", why="it falls back.", champion_before=None)
+    assert none.strip() == "Champion  none: it falls back."
+
+
+def test_the_lines_load_the_name_in_params(tmp_path: Path) -> None:
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
+    assert "tracking" not in params  # the default name above
+    console = Console(width=80)
+    with console.capture() as captured:
+        _show_champion(console, tmp_path)  # before the first decision
+    assert captured.get() == ""
