@@ -20,6 +20,7 @@ PARTS = {
     "signed_scale": "scales may be negative: the longer side gets the extra code; gptq, adaround: true",
     "range": "of the weights: minmax (rtn), percentile (percentile: 99.9), mse, hessian (others)",
     "activations": "{range: minmax | percentile | mse, symmetric: …} static; {dynamic: true} per token",
+    "kv_cache": "{strategy: tensor | attn_head, range: minmax | percentile | unit}: FP8 keys and values",
     "transform": "smoothquant (with smoothing: 0.5; for activations) or awq (for weights only)",
     "act_order": "gptq: columns with the largest Hessian diagonal first; true",
     "damping": "gptq, adaround: fraction of the mean Hessian diagonal to add to it, 0.01",
@@ -81,6 +82,8 @@ def _in_short(scheme: SchemeParams) -> str:
     if scheme.activations is not None:
         kind = "per token" if scheme.activations.dynamic else f"static, {scheme.activations.range}"
         parts.append(f"8-bit activations {kind}")
+    if scheme.kv_cache is not None:
+        parts.append(f"FP8 cache per {'layer' if scheme.kv_cache.strategy == 'tensor' else 'head'}")
     order = "" if scheme.act_order == usual.act_order else ", columns in order"
     again = ", propagated" if scheme.propagate == "quantized" else ""
     return f"{', '.join(parts)}; {scheme.transform + ' + ' if scheme.transform else ''}{scheme.method}{order}{again}"
