@@ -85,7 +85,7 @@ def build_quantized_model(
         "fingerprint_parts": manifest["fingerprint_parts"],
         "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
         **_results(quantized, header),
-        **({"kv_cache": cache_record(quantized)} if quantized.cache else {}),
+        **({"kv_cache": cache_record(quantized.cache)} if quantized.cache else {}),
         "coverage": coverage_of(model, quantized, scheme).record(),
         "loads": loads,
         "unloaded_tensors": unloaded_tensors(base.folder, model),

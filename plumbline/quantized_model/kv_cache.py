@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy, QuantizationType
@@ -19,9 +19,6 @@ from plumbline.quantized_model.folding import scaled_site
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.kv_cache_layers import cached_attention, heads_of
 from plumbline.quantized_model.kv_cache_params import CacheParams
-
-if TYPE_CHECKING:
-    from plumbline.quantized_model.layer import Quantized
 
 LARGEST = 448.0
 """The largest value of E4M3."""
@@ -155,14 +152,14 @@ def cache_args(params: CacheParams) -> QuantizationArgs:
     )
 
 
-def cache_record(quantized: Quantized) -> dict[str, Any]:
+def cache_record(scales: Mapping[str, CacheScales]) -> dict[str, Any]:
     """The scales by attention module, for calibration.json: a number, or a list with one per head."""
 
     def plain(scale: Tensor) -> Any:
         values = scale.float().flatten().tolist()
         return values if scale.dim() > 1 else values[0]
 
-    return {name: {"k": plain(own.keys), "v": plain(own.values)} for name, own in quantized.cache.items()}
+    return {name: {"k": plain(own.keys), "v": plain(own.values)} for name, own in scales.items()}
 
 
 def _folded(site: InputStatistics, name: str, rows: Mapping[str, Tensor]) -> InputStatistics:
