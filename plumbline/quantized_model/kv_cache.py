@@ -94,11 +94,11 @@ def largest_of(site: InputStatistics, heads: int, params: CacheParams) -> Tensor
     whole = torch.maximum(-site.min, site.max).double().view(heads, -1).amax(1)
     if params.range == "minmax":
         return whole
-    counts = site.histogram
-    if counts is None:
+    whole_site = site.histogram
+    if whole_site is None:
         raise ValueError("the statistics hold no histogram, which kv_cache.range percentile needs: use range: minmax")
-    by_head = counts.counts.view(heads, -1, counts.counts.shape[1]).sum(1)
-    by_head = Histogram(by_head, counts.first, counts.mantissa_bits, counts.dtype)
+    counts = whole_site.counts.view(heads, -1, whole_site.counts.shape[1]).sum(1)
+    by_head = Histogram(counts, whole_site.first, whole_site.mantissa_bits, whole_site.dtype)
     inner = histograms.quantile(by_head, params.percentile / 100, per_channel=True, absolute=True)
     return torch.minimum(inner, whole)
 
