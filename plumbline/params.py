@@ -147,6 +147,15 @@ def _mistakes_in_grid(params: Params) -> Iterator[Mistake]:
                     "{hessian: true}, or take the scheme out of grid and studies"
                 ),
             )
+        if name in params.schemes and "cache" in params.schemes[name].reads and not params.statistics.cache:
+            yield (
+                ("schemes", name),
+                (
+                    "kv_cache reads keys and values, which statistics hold with statistics: {cache: true} only; write "
+                    "that (the statistics of every set are then collected once more), or take the scheme out of grid "
+                    "and studies"
+                ),
+            )
     if params.deployment.scheme not in params.grid.schemes:
         yield ("deployment", "scheme"), f"{params.deployment.scheme!r} is not in grid.schemes"
     if params.report.baseline is not None and params.report.baseline not in params.grid.calibrations:

@@ -18,6 +18,7 @@ from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
 from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.bfloat16 import wide_products
+from plumbline.base_model.cache import caching_modules
 from plumbline.base_model.inputs import LinearInputs, network_of, output_layers, watched_layers
 from plumbline.base_model.threads import settle_threads
 
@@ -56,7 +57,8 @@ def collect(
     totals = Totals(in_order(model, samples), settings, base_model_digest, fingerprint, masks)
     layers, outputs = watched_layers(model, settings.ignore), output_layers(model, settings.outputs)
     network, device = network_of(model, {**layers, **outputs}), next(model.parameters()).device
-    inputs = LinearInputs(layers, totals.add, outputs, settings.expert_tokens)
+    caching = caching_modules(model) if settings.cache else {}
+    inputs = LinearInputs(layers, totals.add, outputs, settings.expert_tokens, caching)
     with wide_products(model), called_as_quantized(model), inputs.hooked():
         for sample_id, ids in totals.samples():
             inputs.begin(sample_id, len(ids))

@@ -18,6 +18,7 @@ from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
 from plumbline.base_model.as_quantized import called_as_quantized
+from plumbline.base_model.cache import caching_modules
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.inputs import LinearInputs, Visit, network_of, output_layers, watched_layers
@@ -77,6 +78,7 @@ class _Walk:
         self.streamed, self.decoder = streamed, Decoder(model)
         self.layers = watched_layers(model, settings.ignore)
         self.outputs = output_layers(model, settings.outputs)
+        self.caching = caching_modules(model) if settings.cache else {}
         self.network = network_of(model, {**self.layers, **self.outputs})
         names = (f"{name}." if name else "" for name, module in model.named_modules() if module is self.network)
         self._prefix = next(names)
@@ -113,7 +115,9 @@ class _Walk:
         """The statistics of the modules that `inside` selects, from `run` with the weights that `present` selects."""
         watched = {name: module for name, module in self.layers.items() if inside(name)}
         outputs = {name: module for name, module in self.outputs.items() if inside(name)}
-        inputs = LinearInputs(watched, guarded(totals.add, self.calls), outputs, totals.settings.expert_tokens)
+        caching = {name: module for name, module in self.caching.items() if inside(name)}
+        visit, experts = guarded(totals.add, self.calls), totals.settings.expert_tokens
+        inputs = LinearInputs(watched, visit, outputs, experts, caching)
         with self.streamed.present(present), called_as_quantized(self.decoder.model):
             for row, (sample_id, ids) in enumerate(totals.samples()):
                 inputs.begin(sample_id, len(ids))

@@ -19,7 +19,8 @@ from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.bfloat16 import wide_products
-from plumbline.base_model.inputs import LinearInputs, network_of, require_readable, watched_layers
+from plumbline.base_model.cache import caching_modules
+from plumbline.base_model.inputs import NO_INPUT, LinearInputs, network_of, require_readable, watched_layers
 from plumbline.base_model.threads import settle_threads
 
 
@@ -46,6 +47,7 @@ def collect_together(
     normalization: Literal["token", "sequence"] = "token",
     experts: Literal["routed", "all"] | ExpertTokens = "routed",
     mantissa_bits: int | None = None,
+    cache: bool = False,
 ) -> list[SetTotals]:
     """Run the full-precision model once over the samples of all sets and return the totals of each set.
 
@@ -59,6 +61,7 @@ def collect_together(
         experts: which tokens experts see, as in `StatisticsParams`.
         mantissa_bits: resolution of the histogram; None: no histogram. A histogram costs 4 * width * buckets bytes per
             site and set (1283 buckets at 4 bits) and an addition of as many counts per sample and set.
+        cache: whether keys and values are described, too.
 
     Returns:
         The totals of every set. All are in memory at once: one Hessian per site and set.
@@ -66,7 +69,7 @@ def collect_together(
     Raises:
         ValueError: a set is empty or names a sample twice, or as `collect` for model and samples.
     """
-    settings = StatisticsParams(ignore=tuple(ignore), normalization=normalization, experts=experts)
+    settings = StatisticsParams(ignore=tuple(ignore), normalization=normalization, experts=experts, cache=cache)
     if mantissa_bits is not None:
         settings = settings.model_copy(update={"mantissa_bits": mantissa_bits})
     settle_threads()
@@ -74,7 +77,8 @@ def collect_together(
     layers = watched_layers(model, ignore)
     network, device = network_of(model, layers), next(model.parameters()).device
     running = _RunningSets(settings, histogram=mantissa_bits is not None)
-    inputs = LinearInputs(layers, running.add, expert_tokens=settings.expert_tokens)
+    caching = caching_modules(model) if cache else {}
+    inputs = LinearInputs(layers, running.add, expert_tokens=settings.expert_tokens, caching=caching)
     with wide_products(model), called_as_quantized(model), inputs.hooked():
         for name in sorted(holders):  # the order in which `collect` sums
             ids = samples[name]
@@ -116,8 +120,9 @@ class _RunningSets:
     def add(self, site: str, x: Tensor, positions: Tensor | None) -> None:
         x = x.reshape(-1, x.shape[-1])
         if site not in self._sites:
+            hessian = not site.endswith(NO_INPUT)
             self._sites[site] = RunningSite(
-                site, x.shape[1], x.dtype, x.device, self._without_places, 1, hessian=True, histogram=self.histogram
+                site, x.shape[1], x.dtype, x.device, self._without_places, 1, hessian=hessian, histogram=self.histogram
             )
         self._sites[site].add(x, 0, self._sample_id, sets=self._sets)
 

@@ -37,6 +37,9 @@ class StatisticsParams(BaseModel):
     """Largest magnitudes kept per site with the sample that caused each."""
     outputs: tuple[str, ...] = ()
     """Layers whose output is described, too (ranges, moments, histogram): names as in `ignore`."""
+    cache: bool = False
+    """Describe the keys and values that attention caches, too (ranges, moments, histogram); schemes with `kv_cache`
+    read them."""
     shards: int = Field(default=1, ge=1)
     """Parts that the samples are cut into, in order; each is summed by itself and the sums are merged in order. What
     workers may share out: the result depends on the number of shards, not on the number of workers."""

@@ -29,7 +29,7 @@ def starved_sites(header: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     starved = {
         name: {"tokens": int(site["tokens"]), "width": int(site["width"])}
         for name, site in header["sites"].items()
-        if site["tokens"] < site["width"] and not name.endswith(":output")  # outputs have no Hessian
+        if site["tokens"] < site["width"] and ":" not in name  # outputs, keys and values have no Hessian
     }
     starved |= {name: {"tokens": 0} for name in header["unreached"] if kind_of(name) not in TOWERS}
     return {name: starved[name] for name in sorted(starved)}

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.running import RunningSite
 from plumbline.activation_stats.sketch import ActivationStats, merge
-from plumbline.base_model.inputs import OUTPUT, UNKNOWN, require_readable
+from plumbline.base_model.inputs import NO_INPUT, UNKNOWN, require_readable
 
 Sample = tuple[str, Sequence[int]]
 """(sample id, token ids)."""
@@ -106,7 +106,7 @@ class Totals:
         if not len(x):
             return
         if site not in self._sites:
-            wanted = False if site.endswith(OUTPUT) else None  # an output needs no Hessian
+            wanted = False if site.endswith(NO_INPUT) else None
             self._sites[site] = RunningSite(site, x.shape[-1], x.dtype, x.device, self.settings, self._n, wanted)
         if positions is None:
             self._sites[site].add(x, self._row, self._sample_id)

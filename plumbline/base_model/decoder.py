@@ -92,7 +92,7 @@ class Decoder:
                 )
             )
         self.network = hidden_states_network(model)
-        self.name, self.layers = _layers(model)
+        self.name, self.layers = decoder_layers(model)
         self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))
         """Full module names of the layers."""
         self._in_tuple = False
@@ -221,7 +221,7 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Full name and modules of the outermost ModuleList with the most parameters in the language model."""
     part = language_part(model)
     lists = {

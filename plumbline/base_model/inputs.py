@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from plumbline.base_model.cache import KEYS, VALUES, channels, exchanged
 from plumbline.base_model.experts import are_fused_experts, projections, routed_inputs
 from plumbline.base_model.patches import geometry, patches
 
@@ -27,6 +28,9 @@ EXPERT = re.compile(r"\bexperts\.\d+\b")
 """Matches the name of a layer of an expert that is a module of its own."""
 OUTPUT = ":output"
 """Suffix of the name of a site that is a layer's output."""
+
+NO_INPUT = (OUTPUT, KEYS, VALUES)
+"""Suffixes of the names of sites that no layer multiplies: they have no Hessian."""
 
 Visit = Callable[[str, Tensor, Tensor | None], None]
 """(name of the site, its activations (..., width), their positions). The first layer that reads the activations names
@@ -200,12 +204,14 @@ class LinearInputs:
         visit: Visit,
         outputs: Mapping[str, nn.Module] | None = None,
         expert_tokens: int | None = 0,
+        caching: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """
         Args:
             layers: from `linear_layers` or `watched_layers`.
             outputs: modules whose output is visited, too, as the site `<name>:output`.
             expert_tokens: tokens of a sample that every expert sees at least; 0: what the router sends it; None: all.
+            caching: from `caching_modules`: their keys and values are visited, too, as `<name>:k` and `<name>:v`.
 
         Raises:
             ValueError: experts are modules of their own, which see only what the router sends them.
@@ -217,7 +223,7 @@ class LinearInputs:
                 "sees only what the router sends it; write experts: routed"
             )
         self.expert_tokens = expert_tokens
-        self.layers, self.visit, self.outputs = layers, visit, outputs or {}
+        self.layers, self.visit, self.outputs, self.caching = layers, visit, outputs or {}, caching or {}
         self.site_of: dict[str, str] = {}
         """Layer -> site, in the order in which the layers first ran."""
         self.sample_id = ""
@@ -249,7 +255,8 @@ class LinearInputs:
         for name, layer in self.outputs.items():
             handles.append(layer.register_forward_hook(self._output_hook(name + OUTPUT)))
         try:
-            yield
+            with exchanged(self.caching, self._show_cache):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -315,6 +322,11 @@ class LinearInputs:
                 self._show(site, x, chosen)
 
         return observe
+
+    def _show_cache(self, name: str, keys: Tensor, values: Tensor) -> None:
+        for suffix, states in ((KEYS, keys), (VALUES, values)):
+            self.site_of.setdefault(name + suffix, name + suffix)
+            self._show(name + suffix, channels(states), False)
 
     def _show(self, site: str, x: Tensor, chosen: bool) -> None:
         """Pass activations to `visit`; `chosen`: their rows are not the sample's tokens in order."""

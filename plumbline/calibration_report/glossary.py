@@ -7,6 +7,7 @@ from typing import Any
 
 from plumbline.calibration_report.study import Study
 from plumbline.calibration_report.wording import join
+from plumbline.quantized_model.kv_cache_words import in_words
 
 TERMS = {
     "Quantization": "Storing a model's weights, and sometimes its activations, as integers of few bits. The model "
@@ -72,6 +73,8 @@ def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: M
     parts.append(METHODS.get(scheme["method"], scheme["method"]) + _order(scheme))
     if transform := scheme.get("transform"):
         parts.append(TRANSFORMS.get(transform, transform))
+    if kv_cache := scheme.get("kv_cache"):
+        parts.append(in_words(kv_cache))
     if scheme.get("propagate") == "quantized":
         parts.append(
             "each layer is solved behind the ones that are already quantized, so the set is run again"

@@ -23,6 +23,7 @@ PARTS = {
     "range": "minmax (rtn), percentile (percentile: 99.9), mse, imatrix, hessian (others)",
     "activations": "{type: int | fp8 | …, range: minmax | percentile | mse}; {dynamic: true}",
     "overrides": "formats by kind, such as {attention: {weight_type: fp8}}",
+    "kv_cache": "{strategy: tensor | attn_head, range: minmax | percentile | unit}: FP8 keys and values",
     "transform": "smoothquant (with smoothing: 0.5; for activations) or awq (for weights only)",
     "act_order": "gptq: columns with the largest Hessian diagonal first; true",
     "damping": "gptq, adaround: fraction of the mean Hessian diagonal to add to it, 0.01",
@@ -96,6 +97,8 @@ def _in_short(scheme: SchemeParams) -> str:
         kind = "per group" if own.group_size else "per token" if own.dynamic else f"static, {own.range}"
         parts.append(f"{'8-bit' if own.type == 'int' else own.type.upper()} activations {kind}")
     parts += [f"{kind} {part.weight_type.upper()}" for kind, part in scheme.overrides.items()]
+    if scheme.kv_cache is not None:
+        parts.append(f"FP8 cache per {'layer' if scheme.kv_cache.strategy == 'tensor' else 'head'}")
     order = "" if scheme.act_order == usual.act_order else ", columns in order"
     again = ", propagated" if scheme.propagate == "quantized" else ""
     return f"{', '.join(parts)}; {scheme.transform + ' + ' if scheme.transform else ''}{scheme.method}{order}{again}"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from plumbline.activation_stats import store
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.artifact import read_json
-from plumbline.base_model.inputs import OUTPUT
+from plumbline.base_model.inputs import NO_INPUT
 from plumbline.export.tensor_names import architecture_of, blocks_of, llama_cpp_names
 
 TENSOR_NAME = 63
@@ -63,8 +63,8 @@ def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out:
         )
     config = read_json(model / "config.json")
     architecture = architecture_of(config)
-    # Statistics of outputs (statistics.outputs) say nothing about the columns of a weight.
-    layers = [layer for site in collected.sites.values() for layer in site.members if not layer.endswith(OUTPUT)]
+    # Statistics of outputs (statistics.outputs), keys and values say nothing about the columns of a weight.
+    layers = [layer for site in collected.sites.values() for layer in site.members if not layer.endswith(NO_INPUT)]
     names = llama_cpp_names(layers, architecture, blocks_of(config))
     sums = importance(collected, names)
     header = read_json(stats / store.HEADER)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedModel
 
 from plumbline.activation_stats.totals import Masks, Sample
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.input_statistics import Statistics
+from plumbline.quantized_model.kv_cache import cache_scales, require_cached
+from plumbline.quantized_model.kv_cache_layers import cached_attention
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.propagate import propagated
@@ -38,7 +41,13 @@ def apply_scheme(
     Raises:
         ValueError: the scheme does not suit the model or the statistics.
     """
+    if scheme.kv_cache is not None:  # before the work
+        require_cached(stats, cached_attention(model, scheme.kv_cache), scheme.kv_cache)
     if scheme.propagate == "quantized":
         samples, masks = calibration()
-        return propagated(model, samples, scheme, stats, masks)
-    return quantize_model(model, stats, scheme, factors, errors=errors)
+        quantized = propagated(model, samples, scheme, stats, masks)
+    else:
+        quantized = quantize_model(model, stats, scheme, factors, errors=errors)
+    if scheme.kv_cache is None:
+        return quantized
+    return replace(quantized, cache=cache_scales(model, stats, scheme.kv_cache, quantized.rows))

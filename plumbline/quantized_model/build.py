@@ -20,6 +20,7 @@ from plumbline.quantized_model.card import write_card
 from plumbline.quantized_model.coverage import coverage_of
 from plumbline.quantized_model.export import add_provenance, export
 from plumbline.quantized_model.factors import Factors
+from plumbline.quantized_model.kv_cache import cache_record
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.load_check import require_loads
 from plumbline.quantized_model.params import SchemeParams
@@ -84,6 +85,7 @@ def build_quantized_model(
         "fingerprint_parts": manifest["fingerprint_parts"],
         "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
         **_results(quantized, header),
+        **({"kv_cache": cache_record(quantized.cache)} if quantized.cache else {}),
         "coverage": coverage_of(model, quantized, scheme).record(),
         "loads": loads,
         "unloaded_tensors": unloaded_tensors(base.folder, model),

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from plumbline.artifact import read_json
+from plumbline.quantized_model.kv_cache_words import card_lines
 from plumbline.quantized_model.share import bits_per_weight, rows_of, sentence
 
 
@@ -27,6 +28,8 @@ def write_card(folder: Path) -> None:
     kinds = "\n".join(f"| {row['kind']} | {row['weights']:,} | {100 * row['share']:.1f} % |" for row in facts["kinds"])
     left = "\n".join(f"- {row['kind']}, {row['matrices']}: {row['why']}" for row in facts["left"])
     remarks = "".join(f"- {remark}\n" for remark in record["notes"].get("remarks", []))
+    cache = record["coverage"].get("cache")
+    cached = "" if cache is None else "\n".join(["", *card_lines(scheme["kv_cache"], cache), ""])
     text = f"""# {base["name"]}, quantized under {scheme["name"]}
 
 {said}
@@ -42,7 +45,7 @@ document. `plumbline audit FOLDER` checks that these weights come from them.
 In full precision:
 
 {left}
-
+{cached}
 Base model: {base["name"]}{f", commit {base['revision']}" if base["revision"] else ""}, digest `{base["digest"]}`.
 Loaded by transformers with the default settings, {record["loads"]["tokens"]} tokens give the logits that were
 simulated, bit for bit. Loaded and saved again, transformers writes the weights in full width.

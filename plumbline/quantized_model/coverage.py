@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from plumbline.base_model.inputs import are_unknown_experts, left_out
 from plumbline.base_model.matrices import matrices
 from plumbline.base_model.parts import AUDIO, EMBEDDING, HEAD, KINDS, ROUTER, VISION, kind_of
+from plumbline.quantized_model.kv_cache_layers import cache_coverage
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.scheme import LEFT_ALONE, why_not_quantized
@@ -33,6 +35,8 @@ class Coverage:
         quantized: number of them that are quantized.
         matrices, quantized_matrices: the same for the matrices that are not of a kind in `APART`.
         left: parameter of two or more dimensions in full precision -> reason.
+        cache: of keys and values: number of attention modules with scales, `windows` (module -> tokens) and `without`
+            (decoder layer -> reason); None: the scheme does not quantize it.
     """
 
     weights: dict[str, int]
@@ -40,6 +44,7 @@ class Coverage:
     matrices: int
     quantized_matrices: int
     left: dict[str, str]
+    cache: dict[str, Any] | None = None
 
     @property
     def share(self) -> float:
@@ -62,10 +67,10 @@ class Coverage:
                 if kind in self.weights
             },
             "left": self.left,
-        }
+        } | ({} if self.cache is None else {"cache": self.cache})
 
 
-def coverage_of(model: nn.Module, quantized: Quantized, scheme: SchemeParams) -> Coverage:
+def coverage_of(model: PreTrainedModel, quantized: Quantized, scheme: SchemeParams) -> Coverage:
     """The coverage of a model.
 
     Args:
@@ -89,7 +94,8 @@ def coverage_of(model: nn.Module, quantized: Quantized, scheme: SchemeParams) ->
         module = model.get_submodule(name.rpartition(".")[0])
         if name in left and (isinstance(module, Conv1D) or are_unknown_experts(module)):
             of_matrices += 0 if kind_of(name) in APART else parameter.numel()
-    return Coverage(dict(weights), dict(done), of_matrices, of_quantized, left)
+    cache = cache_coverage(model, quantized.cache) if quantized.cache else None
+    return Coverage(dict(weights), dict(done), of_matrices, of_quantized, left, cache)
 
 
 def reasons_of(model: nn.Module, quantized: Collection[str], scheme: SchemeParams) -> dict[str, str]:

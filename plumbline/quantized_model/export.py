@@ -20,6 +20,7 @@ from plumbline.base_model.parts import ROUTER, kind_of
 from plumbline.quantized_model.checkpoint_names import as_in_checkpoint, names_in_checkpoint
 from plumbline.quantized_model.expert_layout import pieces_of_experts
 from plumbline.quantized_model.grid import QuantizedWeight, multiplier, per_row, running_weight
+from plumbline.quantized_model.kv_cache import cache_tensors
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantization_config import ConfigTarget, quantization_config, scheme_of_group
@@ -83,11 +84,12 @@ def export(
             tensors["input_global_scale"] = layer.input_global_scale.clone()
         state.update({f"{stored}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
         targets.append(target)
+    state.update(cache_tensors(model, quantized.cache))
     model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
     ignore = [name for name in linears if name not in quantized.layers]
     ignore += [name for name, _ in model.named_modules() if kind_of(name) == ROUTER and name not in linears]
     ignore += [stored_names[name] for name in ignore if stored_names.get(name, name) != name]
-    ModelCompressor(quantization_config(targets, linears, ignore)).update_config(str(out))
+    ModelCompressor(quantization_config(targets, linears, ignore, scheme.kv_cache)).update_config(str(out))
     if quantized.dense:
         config_json = read_json(out / "config.json")
         config_json["quantization_config"]["dequantize"] = True

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from plumbline.quantized_model.grid import QuantizedWeight
+from plumbline.quantized_model.kv_cache import CacheScales
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,8 @@ class Quantized:
         notes: JSON-able facts about the transform, the bits per layer and the propagation.
         dense: transformers loads the model with every weight decompressed as it is read (`loading.loads_dense`).
         left: matrix that the scheme selects and the model does not allow -> reason why it stays in full precision.
+        rows: Linear -> divisors (out,) of its output channels, which a transform folded in.
+        cache: attention module -> scales of the keys and values that it caches; empty: they are not quantized.
     """
 
     layers: dict[str, Layer]
@@ -56,3 +59,5 @@ class Quantized:
     notes: dict[str, Any] = field(default_factory=dict)
     dense: bool = False
     left: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    cache: dict[str, CacheScales] = field(default_factory=dict)

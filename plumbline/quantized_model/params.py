@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plumbline.quantized_model.format_params import FormatParams
+from plumbline.quantized_model.kv_cache_params import HOW_TO_SERVE, CacheParams
 
 CORRECTION = 0.5
 """Default strength of the correction: benchmarks/rounders.py found 0.25 to 1 within a few per cent of each other."""
@@ -46,6 +47,8 @@ class SchemeParams(FormatParams):
     """Round each weight to nearest, or a layer's weights jointly to minimize its output error."""
     overrides: dict[OverrideKind, FormatParams] = Field(default_factory=dict)
     """Formats of kinds of matrices that differ from the others: attention, mlp, experts, "shared experts" ..."""
+    kv_cache: CacheParams | None = None
+    """FP8 keys and values; None: cached in the model's precision."""
     transform: Literal["smoothquant", "awq"] | None = None
     """Channel scales moved from activations into weights before rounding, and folded into the producers."""
     smoothing: float = Field(default=0.5, ge=0, le=1)
@@ -76,9 +79,9 @@ class SchemeParams(FormatParams):
     @cached_property
     def own(self) -> dict[str, SchemeParams]:
         """The scheme of every kind in `overrides`: method and the like from here, the format from there."""
+        of_the_model = {"overrides", "transform", "mixed", "kv_cache"}
         shared = {
-            name: getattr(self, name)
-            for name in self.model_fields_set - set(FormatParams.model_fields) - {"overrides", "transform", "mixed"}
+            name: getattr(self, name) for name in self.model_fields_set - set(FormatParams.model_fields) - of_the_model
         }
         return {
             kind: SchemeParams.model_validate(shared | {name: getattr(part, name) for name in part.model_fields_set})
@@ -92,7 +95,8 @@ class SchemeParams(FormatParams):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The parts of the statistics that are read: "hessian" (second moments), "histogram", "sums", "ranges"."""
+        """The parts of the statistics that are read: "hessian" (second moments), "histogram", "sums", "ranges",
+        "cache" (keys and values)."""
         static = [s.activations for s in self.all if s.activations is not None and s.activations.calibrated]
         is_read_by_part = {
             "hessian": self.method != "rtn" or self.mixed is not None or self.transform == "awq",
@@ -100,7 +104,8 @@ class SchemeParams(FormatParams):
             "sums": self.transform == "awq" or any(s.range == "imatrix" for s in self.all),
             "ranges": bool(static) or self.transform == "smoothquant",
         }
-        return tuple(name for name, is_read in is_read_by_part.items() if is_read)
+        cache = () if self.kv_cache is None else self.kv_cache.reads
+        return tuple(dict.fromkeys([*(name for name, is_read in is_read_by_part.items() if is_read), *cache]))
 
     @property
     def remarks(self) -> list[str]:
@@ -115,7 +120,7 @@ class SchemeParams(FormatParams):
             remarks.append("vLLM reads 8-bit weights beside quantized activations without zero points only")
         if self.activations is not None and not self.activations.symmetric:
             remarks.append("vLLM calls static activations with a zero point implemented, but untested")
-        return remarks
+        return remarks + ([] if self.kv_cache is None else [HOW_TO_SERVE])
 
     @model_validator(mode="before")
     @classmethod

@@ -20,6 +20,8 @@ from compressed_tensors.quantization import (
 
 from plumbline.quantized_model.activation_params import ActivationParams
 from plumbline.quantized_model.grid import Grid, ScaleFormat
+from plumbline.quantized_model.kv_cache import cache_args
+from plumbline.quantized_model.kv_cache_params import CacheParams
 
 PACKED, INTEGERS, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 
@@ -42,7 +44,10 @@ class ConfigTarget:
 
 
 def quantization_config(
-    targets: Sequence[ConfigTarget], linears: Collection[str], ignore: Sequence[str]
+    targets: Sequence[ConfigTarget],
+    linears: Collection[str],
+    ignore: Sequence[str],
+    kv_cache: CacheParams | None = None,
 ) -> QuantizationConfig:
     """The `quantization_config` of a model.
 
@@ -55,6 +60,7 @@ def quantization_config(
         targets: every quantized layer.
         linears: names of all Linears of the model.
         ignore: names of what is not quantized.
+        kv_cache: of the scheme.
     """
     groups: dict[tuple[Grid, ActivationParams | None, bool], list[str]] = defaultdict(list)
     kinds = {(target.grid, target.activations) for target in targets}
@@ -72,6 +78,7 @@ def quantization_config(
     formats = {str(group.format) for group in config_groups.values()}
     return QuantizationConfig(
         config_groups=config_groups,
+        kv_cache_scheme=None if kv_cache is None else cache_args(kv_cache),
         format=formats.pop() if len(formats) == 1 else MIXED,
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=list(ignore),

@@ -93,7 +93,8 @@ def quantize_model(
     ]
     layers = {name: layer for part in in_parallel(tasks, costs) for name, layer in part.items()}
     parameters = {} if transform is None else dict(transform.parameters)
-    return Quantized({name: layers[name] for name in linears}, parameters, notes, suits.dense, left)
+    rows = {} if transform is None else transform.rows
+    return Quantized({name: layers[name] for name in linears}, parameters, notes, suits.dense, left, rows)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plumbline.base_model.as_quantized import set_quantized
 from plumbline.base_model.matrices import Matrix, matrix_of, replaced
 from plumbline.quantized_model.grid import dequantize
+from plumbline.quantized_model.kv_cache import round_cache
 from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantization_config import activation_args
@@ -50,6 +51,7 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
         set_quantized(simulated)
     for name, layer in quantized.layers.items():
         _round_input(simulated, matrix_of(simulated, name), name, layer, scheme)
+    round_cache(simulated, quantized.cache)
     return simulated
 
 

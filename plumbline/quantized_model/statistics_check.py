@@ -24,6 +24,7 @@ def require_statistics(matrices: Mapping[str, WeightMatrix], stats: Statistics, 
     Raises:
         ValueError: names the layer, what is missing and the line of params.yaml to change.
     """
+    scheme = scheme.model_copy(update={"kv_cache": None})  # kv_cache.py checks keys and values
     if not scheme.reads:
         return
     sites = {member: site for site in stats.sites.values() for member in site.members}

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from plumbline.base_model.matrices import Matrix
 from plumbline.quantized_model.expert_layout import require_readable_experts
+from plumbline.quantized_model.kv_cache_layers import cached_attention
 from plumbline.quantized_model.loading import loads_dense
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices
@@ -37,4 +38,6 @@ def suited(model: PreTrainedModel, scheme: SchemeParams) -> Suited:
     matrices = quantizable_matrices(model, scheme)
     require_readable_experts(model, matrices, scheme)
     dense = loads_dense(model, scheme)
+    if scheme.kv_cache is not None:
+        cached_attention(model, scheme.kv_cache, dense)
     return Suited(matrices, layer_group_sizes(matrices, scheme, dense), dense)

@@ -19,6 +19,7 @@ from plumbline.calibration_set.methods.quotas import apportion
 from plumbline.calibration_set.strategies.base import generator, sample_id
 from plumbline.evaluation.held_out import HeldOut
 from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.kv_cache_params import CacheParams
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.params import NONSENSE, ORACLE
 from plumbline.tokenized_samples.reader import read_samples
@@ -34,13 +35,16 @@ def without_calibration(scheme: SchemeParams) -> SchemeParams | None:
 
     Weights are rounded to nearest on the scheme's own grid (numbers, group size, symmetry, sign, range; mse for a range
     that reads the Hessian). Static activation scales, which need texts, become dynamic ones, a scale per token at run
-    time, and the global scale of NVFP4 activations becomes 1. Mixed bits, which depend on measured sensitivity, become
-    the largest of the scheme's widths within its budget.
+    time, and the global scale of NVFP4 activations becomes 1, as do the scales of keys and values (which engines take
+    where a checkpoint has none). Mixed bits, which depend on measured sensitivity, become the largest of the scheme's
+    widths within its budget.
     """
     if not scheme.reads:
         return None
     overrides = {kind: _format_without(part) for kind, part in scheme.own.items()}
-    others = {name: getattr(scheme, name) for name in ("ignore", "include", "experts")}
+    others: dict[str, Any] = {name: getattr(scheme, name) for name in ("ignore", "include", "experts")}
+    if scheme.kv_cache is not None:
+        others["kv_cache"] = CacheParams(strategy=scheme.kv_cache.strategy, range="unit")
     return SchemeParams.model_validate({"method": "rtn", **_format_without(scheme), **others, "overrides": overrides})
 
 

@@ -198,6 +198,7 @@ def _statistics(
             normalization=settings.normalization,
             experts=settings.experts,
             mantissa_bits=mantissa_bits,
+            cache=settings.cache,
         )
 
     groups = _parts(chosen, -(-len(chosen) // torch.get_num_threads()))

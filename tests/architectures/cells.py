@@ -78,25 +78,32 @@ def cells(blueprint: Blueprint, schemes: Mapping[str, dict[str, Any]], work: Pat
     calibration = work / "set"
     calibration.mkdir()
     write_set(calibration, "sentences", [np.array(ids, np.int32) for ids in samples()])
+    settings = StatisticsParams(cache=any("kv_cache" in entry for entry in schemes.values()))
     try:
-        whole = _statistics(base, calibration, work / "whole", "whole")
+        whole = _statistics(base, calibration, settings, work / "whole", "whole")
     except Exception as error:
         yield from ((name, _stopped("statistics", error)) for name in ("layerwise", *schemes))
         return
-    yield "layerwise", _layerwise(base, calibration, whole, work / "layerwise")
+    yield "layerwise", _layerwise(base, calibration, settings, whole, work / "layerwise")
     for name, entry in schemes.items():
         yield name, _cell(blueprint, base, SchemeParams.model_validate(entry), whole, calibration, work / name)
 
 
-def _statistics(base: BaseCheckpoint, calibration: Path, out: Path, mode: Literal["whole", "layerwise"]) -> Path:
+def _statistics(
+    base: BaseCheckpoint,
+    calibration: Path,
+    settings: StatisticsParams,
+    out: Path,
+    mode: Literal["whole", "layerwise"],
+) -> Path:
     out.mkdir()
-    build_activation_stats(StatisticsParams(), base, calibration, out, ExecutionParams(mode=mode))
+    build_activation_stats(settings, base, calibration, out, ExecutionParams(mode=mode))
     return out
 
 
-def _layerwise(base: BaseCheckpoint, calibration: Path, whole: Path, out: Path) -> Cell:
+def _layerwise(base: BaseCheckpoint, calibration: Path, settings: StatisticsParams, whole: Path, out: Path) -> Cell:
     try:
-        _statistics(base, calibration, out, "layerwise")
+        _statistics(base, calibration, settings, out, "layerwise")
     except Exception as error:
         return _stopped("statistics", error)
     files = (store.HEADER, store.TENSORS)

@@ -32,14 +32,15 @@ def run(root: Path, *arguments: str) -> Result:
     return result
 
 
-def chain(root: Path, strategy: str) -> Path:
-    """Sources, stages and records of a model whose set that strategy chose."""
+def chain(root: Path, strategy: str, kv_cache: dict[str, Any] | None = None) -> Path:
+    """Sources, stages and records of a model whose set that strategy chose; `kv_cache` as in a scheme."""
     root.mkdir()
     write_sources(root)
-    build(root, strategy)
+    build(root, strategy, kv_cache)
     texts = {"texts": {"kind": "directory", "path": "texts"}}
     choice = {"strategy": strategy, "n": 8, "seed": 0}
-    scheme = {"method": "rtn", "weight_bits": 4, "group_size": 32}
+    scheme: dict[str, Any] = {"method": "rtn", "weight_bits": 4, "group_size": 32}
+    scheme |= {} if kv_cache is None else {"kv_cache": kv_cache}
     of_set, chosen = f"data/calibration_choice/{CHOICE}", {f"calibrations.{CHOICE}": choice}
     record(root, "raw_corpus", CORPUS, [], {"corpus": {"sources": texts}})
     record(root, "tokenized_samples", "data/tokenized_samples", [CORPUS], {"tokenize": {"max_length": 32}})
@@ -92,7 +93,7 @@ def write_sources(root: Path) -> None:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "base")
 
 
-def build(root: Path, strategy: str) -> None:
+def build(root: Path, strategy: str, kv_cache: dict[str, Any] | None = None) -> None:
     """The stages, called as Dagster calls them."""
     from plumbline.raw_corpus.build import build_raw_corpus
     from plumbline.raw_corpus.params import CorpusParams
@@ -105,10 +106,19 @@ def build(root: Path, strategy: str) -> None:
     corpus = {"sources": {"texts": {"kind": "directory", "path": "texts"}}}
     build_raw_corpus(CorpusParams.model_validate(corpus), root, root / CORPUS)
     build_tokenized_samples(TokenizeParams(max_length=32, workers=1), checkpoint("base", root), root / CORPUS, samples)
-    build_model(root, CHOICE, SCHEME, strategy=strategy, n=8, method="rtn")
+    build_model(root, CHOICE, SCHEME, strategy=strategy, n=8, method="rtn", kv_cache=kv_cache)
 
 
-def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, method: str) -> None:
+def build_model(
+    root: Path,
+    choice: str,
+    scheme: str,
+    *,
+    strategy: str,
+    n: int,
+    method: str,
+    kv_cache: dict[str, Any] | None = None,
+) -> None:
     """A choice's set and statistics, and a model from them."""
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.params import StatisticsParams
@@ -125,8 +135,9 @@ def build_model(root: Path, choice: str, scheme: str, *, strategy: str, n: int, 
     build_calibration_choice(choice, {"strategy": strategy, "n": n, "seed": 0}, of_choice)
     build_calibration_set(of_choice, Sources(root / "data/tokenized_samples", None), chosen)
     base = checkpoint("base", root)
-    build_activation_stats(StatisticsParams(), base, chosen, stats)
-    params = SchemeParams.model_validate({"method": method, "weight_bits": 4, "group_size": 32})
+    build_activation_stats(StatisticsParams(cache=kv_cache is not None), base, chosen, stats)
+    entry = {"method": method, "weight_bits": 4, "group_size": 32, "kv_cache": kv_cache}
+    params = SchemeParams.model_validate(entry)
     build_quantized_model(scheme, params, base, stats, chosen, out, "0123456789ab")
 
 

@@ -73,7 +73,7 @@ def test_no_way_of_collecting_changes_a_byte(
     caplog.set_level(logging.INFO, "plumbline")
     if execution.get("executor") == "ray":
         pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
-    settings = StatisticsParams(shards=4)
+    settings = StatisticsParams(shards=4, cache=True)
     expected = build(workspace, tmp_path / "whole", settings)
     found = build(workspace, tmp_path / "other", settings, **execution)
     for name in (HEADER, TENSORS):

@@ -130,8 +130,14 @@ def assert_identical(a: ActivationStats, b: ActivationStats) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"shards": 4}, {"ignore": ()}, {"outputs": ("lm_head", "re:.*(layers|h).1$", "re:.*(embed_tokens|wte)$")}],
-    ids=["one shard", "four shards", "lm_head", "outputs"],
+    [
+        {},
+        {"shards": 4},
+        {"ignore": ()},
+        {"outputs": ("lm_head", "re:.*(layers|h).1$", "re:.*(embed_tokens|wte)$")},
+        {"cache": True, "shards": 2},
+    ],
+    ids=["one shard", "four shards", "lm_head", "outputs", "cache"],
 )
 def test_same_bits_as_the_model_in_memory(
     folders: dict[str, Path], name: str, settings: dict[str, Any], samples: Any, tmp_path: Path

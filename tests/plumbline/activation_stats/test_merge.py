@@ -166,6 +166,7 @@ OTHER = {
     "mantissa_bits": 3,
     "histogram_share": 0.5,
     "top_k": 4,
+    "cache": True,
     "outputs": ("o_proj",),
     "ignore": ("o_proj",),
 }

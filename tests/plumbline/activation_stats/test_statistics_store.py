@@ -71,6 +71,7 @@ def test_the_header_says_what_is_inside(stats: ActivationStats, tmp_path: Path) 
         "histogram_share": 1.0,
         "top_k": 8,
         "outputs": [],
+        "cache": False,
         "shards": 1,
         "ignore": ["lm_head"],
     }

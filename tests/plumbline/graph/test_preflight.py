@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from transformers import GptOssConfig
+from transformers import DeepseekV3Config, GptOssConfig
 
 from plumbline.cli.main import main
 from plumbline.graph.preflight import NotReady, problems, require_ready
@@ -181,3 +181,22 @@ def test_a_scheme_that_the_model_does_not_suit_is_noticed(root: Path) -> None:
     (name,) = yaml.safe_load((root / "params.yaml").read_text())["grid"]["schemes"][:1]
     assert any(f"schemes.{name}: GptOssExperts" in line for line in found(root, "quantized_model"))
     assert not any("GptOssExperts" in line for line in found(root, "raw_corpus"))
+
+
+def test_a_cache_that_the_statistics_leave_out_or_the_model_does_not_have_is_noticed(root: Path) -> None:
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    (name,) = params["grid"]["schemes"][:1]
+    schemes = {**params["schemes"], name: {**params["schemes"][name], "kv_cache": {"strategy": "attn_head"}}}
+    set_params(root, schemes=schemes)
+    with pytest.raises(ValueError, match=rf"schemes\.{name}.*\n?.*statistics: {{cache: true}}"):
+        found(root, "quantized_model")
+    set_params(root, schemes=schemes, statistics={"cache": True})
+    assert not any("kv_cache" in line for line in found(root, "quantized_model"))
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 4096}
+    latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 2}
+    DeepseekV3Config(**sizes, **latent, **heads).save_pretrained(root / "base")
+    assert any(
+        f"schemes.{name}: kv_cache: model.layers.0.self_attn keeps a latent" in line
+        for line in found(root, "quantized_model")
+    )

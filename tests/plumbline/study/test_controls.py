@@ -42,6 +42,10 @@ from tests.helpers.study import VOCABULARY, Small
             {"method": "rtn", "weight_bits": 8, "activations": ActivationParams(dynamic=True)},
         ),
         (
+            {"method": "rtn", "kv_cache": {"strategy": "attn_head", "range": "percentile"}},
+            {"method": "rtn", "kv_cache": {"strategy": "attn_head", "range": "unit"}},
+        ),
+        (
             {"method": "gptq", "mixed": MixedParams(average_bits=3.5)},
             {"method": "rtn", "weight_bits": 3, "range": "mse", "signed_scale": True},
         ),
