@@ -15,16 +15,30 @@ from typing import Any
 import click
 
 from plumbline import distribution
-from plumbline.cli import audit, choices, export, gc, maintain, plan, release, run, serve, stage, statistics, workspace
+from plumbline.cli import (
+    audit,
+    choices,
+    export,
+    gc,
+    maintain,
+    plan,
+    release,
+    run,
+    serve,
+    serve_check,
+    stage,
+    statistics,
+    workspace,
+)
 from plumbline.versioning.code import link_library
 from plumbline.versioning.current_facts import link_inputs
 from plumbline.versioning.facts import MODEL_LINK
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
-GROUPS = (run, choices, plan, audit, release, export, maintain, gc, serve, stage, statistics)
+GROUPS = (run, choices, plan, audit, release, export, maintain, gc, serve, serve_check, stage, statistics)
 """Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
 TRACEBACK = "PLUMBLINE_TRACEBACK"
-ANYWHERE = ("init", "strategies")
+ANYWHERE = ("init", "strategies", "engine", "serve-check")
 """Commands that need no workspace."""
 
 
