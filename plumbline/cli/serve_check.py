@@ -75,21 +75,22 @@ def serve_check(
 def _check(
     names: Sequence[str], base: Path | None, files: Sequence[Path], products: Any, dtype: str | None, out: Path | None
 ) -> None:
+    from plumbline.graph.served import base_and_texts
     from plumbline.serving.check import CheckSettings, dtype_of, serve_check
     from plumbline.serving.environment import engine_environment
-    from plumbline.serving.record import record_path, write_record
+    from plumbline.serving.record import LOG, record_path, write_record
     from plumbline.serving.text import SUMMARY_HEAD, described, summary_row
 
     root = _workspace()
     if root is None and (base is None or not files or not names):
         raise click.UsageError("outside of a workspace, give a folder as MODEL, --base FOLDER and --texts FILE")
     environment = engine_environment(root)
-    folder, trusted, tokens = _base_and_texts(root, base, files)
+    folder, trusted, tokens = base_and_texts(root, base, files)
     settings = CheckSettings(dtype or dtype_of(folder), products, trust_remote_code=trusted)
     with contextlib.ExitStack() as stack:
         folders = {} if root is None else _of_workspace(root, names, stack)
         folders = folders or {Path(name).resolve().name: Path(name) for name in names}
-        log = (root or Path.cwd()) / ".plumbline" / "engines" / "vllm.log"
+        log = (root or Path.cwd()) / LOG
         records = serve_check(
             environment, folder, folders, tokens, settings, log, lambda line: click.echo(line, err=True)
         )
@@ -109,23 +110,6 @@ def _workspace() -> Path | None:
         return workspace_root()
     except NoWorkspace:
         return None
-
-
-def _base_and_texts(root: Path | None, base: Path | None, files: Sequence[Path]) -> tuple[Path, bool, list[list[int]]]:
-    """The folder of the base model, whether its own code may run, and the tokens of the texts."""
-    from plumbline.base_model.checkpoint import BaseCheckpoint
-    from plumbline.base_model.load import load_tokenizer
-    from plumbline.params import load_params
-    from plumbline.serving import prompts
-
-    trusted = False
-    if base is None:
-        assert root is not None
-        checkpoint = BaseCheckpoint.of(load_params(root).model, root)
-        base, trusted = checkpoint.folder, checkpoint.trust_remote_code
-    if files or root is None:
-        return base, trusted, prompts.of_files(files, load_tokenizer(base, trusted))
-    return base, trusted, prompts.of_workspace(root)
 
 
 def _of_workspace(root: Path, names: Sequence[str], stack: contextlib.ExitStack) -> dict[str, Path]:

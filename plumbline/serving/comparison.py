@@ -25,7 +25,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Difference:
+class RunDifference:
     """Two runs over the same sequences.
 
     Attributes:
@@ -48,7 +48,7 @@ class Difference:
     positions: int
 
 
-def difference(first: Sequence[Scored], second: Sequence[Scored]) -> Difference:
+def difference(first: Sequence[Scored], second: Sequence[Scored]) -> RunDifference:
     """Compare two runs over the same sequences.
 
     Raises:
@@ -63,7 +63,7 @@ def difference(first: Sequence[Scored], second: Sequence[Scored]) -> Difference:
     if bad := int((~np.isfinite(change)).sum()):
         raise ValueError(f"{bad} of {len(change)} log-probabilities are not finite (inf or NaN)")
     shift = float(change.mean())
-    return Difference(
+    return RunDifference(
         mean=float(np.abs(change).mean()),
         largest=float(np.abs(change).max()),
         shift=shift,

@@ -37,7 +37,9 @@ def _one(model: Any, sequence: Sequence[int], prompt: int) -> Scored:
 
 @contextlib.contextmanager
 def noise_in_last_bits(model: Any, seed: int = 0) -> Iterator[None]:
-    """Multiply the inputs of quantized layers by 1 + noise, of the size of a rounding error in the model's dtype.
+    """Multiply the inputs of quantized layers by 1 + noise of the size of the dtype's last bit.
+
+    Sums in another order, layer after layer, make differences of that size.
 
     A model without such layers (decompressed while it was loaded) is left as it is.
     """
@@ -45,7 +47,7 @@ def noise_in_last_bits(model: Any, seed: int = 0) -> Iterator[None]:
 
     def disturb(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         x = arguments[0]
-        noise = torch.randn(x.shape, generator=generator).to(x.device) * (torch.finfo(x.dtype).eps / 2)
+        noise = torch.randn(x.shape, generator=generator).to(x.device) * torch.finfo(x.dtype).eps
         return ((x.float() * (1 + noise)).to(x.dtype), *arguments[1:])
 
     layers = [module for module in model.modules() if getattr(module, "quantization_scheme", None) is not None]

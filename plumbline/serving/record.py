@@ -11,6 +11,8 @@ from plumbline.base_model.folder import base_model_digest
 
 PLACE = Path(".plumbline") / "serve_check"
 FILE = "serve_check.json"
+LOG = PLACE / "engine.log"
+"""What the engine printed last."""
 
 
 def record_path(root: Path, name: str) -> Path:

@@ -82,4 +82,7 @@ def test_one_sequence_has_no_error_and_other_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match="different sequences"):
         difference([], [])
     with pytest.raises(ValueError, match="1 of .* not finite"):
-        difference(first, [Scored(np.where(np.arange(len(first[0].logprobs)) == 2, np.nan, 0), first[0].likeliest, first[0].prompt)])
+        difference(
+            first,
+            [Scored(np.where(np.arange(len(first[0].logprobs)) == 2, np.nan, 0), first[0].likeliest, first[0].prompt)],
+        )
