@@ -13,7 +13,8 @@ import click
 
 from plumbline.workspace import NoWorkspace, workspace_root
 
-EXIT = {"passed": 0, "failed": 1, "no kernel": 3}
+EXIT = {"failed": 1, "no kernel": 3}
+"""Verdict of a model -> exit status, the worst first."""
 
 
 @click.command()
@@ -102,7 +103,8 @@ def _check(
             where = str(path.relative_to(root) if root and path.is_relative_to(root) else path)
             todo = _next_step(record, shlex.quote(names[0] if names else str(folders[name])), folders[name])
             click.echo(described(name, record, where, todo) if len(records) == 1 else summary_row(name, record))
-    sys.exit(max(EXIT[record["verdict"]] for record in records.values()))
+    verdicts = {record["verdict"] for record in records.values()}
+    sys.exit(next((status for verdict, status in EXIT.items() if verdict in verdicts), 0))
 
 
 def _workspace() -> Path | None:

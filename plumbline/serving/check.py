@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from plumbline.artifact import read_json
+from plumbline.base_model.architecture import read_config
 from plumbline.base_model.folder import base_model_digest
 from plumbline.base_model.load import load_model
 from plumbline.serving.comparison import Scored, difference
@@ -72,8 +73,12 @@ def serve_check(
 
     Raises:
         EngineFailed: vLLM does not start, or does not serve the base model.
+        FileNotFoundError: a folder has no config.json.
+        ValueError: a folder has no weights, or transformers does not know the model.
     """
     folders = {"": base, **models}
+    digests = {name: base_model_digest(folder) for name, folder in folders.items()}
+    read_config(base, settings.trust_remote_code)
     jobs = {
         name: Job(
             str(folder.resolve()),
@@ -104,7 +109,7 @@ def serve_check(
     measured = _measure(base, models, compared, answers, prompts, settings)
     return {
         name: _record(
-            folder,
+            digests[name],
             answers[name],
             "reference" if first == "reference" or name in set(lacking) - refused else "native",
             lacking.get(name, ""),
@@ -112,7 +117,7 @@ def serve_check(
             run,
             settings,
         )
-        for name, folder in models.items()
+        for name in models
     }
 
 
@@ -163,7 +168,7 @@ def _loaded(folder: Path, settings: CheckSettings) -> Any:
 
 
 def _record(
-    folder: Path,
+    digest: str,
     answer: Answer,
     products: Products,
     lacking: str,
@@ -185,7 +190,7 @@ def _record(
         verdict, sentence = "failed", f"vLLM does not serve it: {answer.error.splitlines()[0]}"
     record = {
         "format": FORMAT,
-        "model": base_model_digest(folder),
+        "model": digest,
         "verdict": verdict,
         "sentence": sentence,
         "products": products,

@@ -56,9 +56,9 @@ def _texts(file: Path) -> Iterator[str]:
     reader = RowReader(file.name, "", MAX_TEXT)
     with file.open("rb") as stream:
         rows = reader.json_lines(stream) if file.suffix == ".jsonl" else iter([reader.text(0, stream.read())])
-        for row in rows:
+        for number, row in enumerate(rows, 1):
             if isinstance(row, Rejected):
-                raise ValueError(f"{file} row {row.row + 1}: {row.reason} ({row.detail}); correct or remove it")
+                raise ValueError(f"{file} row {number}: {row.reason} ({row.detail}); correct or remove it")
             if row.text is None:
-                raise ValueError(f"{file} row {row.row + 1}: a chat; give rows with a `text`")
+                raise ValueError(f"{file} row {number}: a chat; give rows with a `text`")
             yield row.text

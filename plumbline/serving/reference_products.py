@@ -35,7 +35,7 @@ def unpacked(packed: Tensor, bits: int, width: int) -> Tensor:
     return ((words[:, word] | words[:, word + 1] << 32) >> shift) & (2**bits - 1)
 
 
-class ReferencePacked(kernels.MPLinearKernel):
+class ReferencePacked(kernels.MPLinearKernel):  # type: ignore[misc]
     """Packed weights of 2 to 8 bits, with or without zero points; decompressed once, after loading."""
 
     @classmethod
@@ -46,7 +46,7 @@ class ReferencePacked(kernels.MPLinearKernel):
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
         return True, None
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         packed, scale, zero_point = self._get_weight_params(layer)
         bits, (width, rows) = self.config.weight_type.size_bits, self.config.partition_weight_shape
         codes = unpacked(packed, bits, width).view(rows, scale.shape[1], -1)
@@ -57,11 +57,11 @@ class ReferencePacked(kernels.MPLinearKernel):
         weight = (codes - zero.unsqueeze(-1)).to(scale.dtype) * scale.unsqueeze(-1)
         layer.reference_weight = weight.view(rows, width)
 
-    def apply_weights(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply_weights(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear(x, layer.reference_weight, bias)
 
 
-class ReferenceInt8(kernels.Int8ScaledMMLinearKernel):
+class ReferenceInt8(kernels.Int8ScaledMMLinearKernel):  # type: ignore[misc]
     """8-bit weights beside 8-bit inputs, static or per token, with or without a zero point of the input."""
 
     @classmethod
@@ -72,7 +72,7 @@ class ReferenceInt8(kernels.Int8ScaledMMLinearKernel):
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
         return True, None
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         weight, scale, input_scale, input_zero, _ = self._get_layer_params(layer)
         if not self.config.is_channelwise:  # a scale per part of a fused Linear
             scale = scale.repeat_interleave(torch.tensor(layer.logical_widths)).unsqueeze(-1)
@@ -81,7 +81,7 @@ class ReferenceInt8(kernels.Int8ScaledMMLinearKernel):
         layer.reference_input = None if input_scale is None else input_scale.max().double()
         layer.reference_zero = 0 if input_zero is None else input_zero.view(-1)[0].double()
 
-    def apply_weights(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply_weights(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         scale, zero = layer.reference_input, layer.reference_zero
         if scale is None:
             scale = (x.abs().amax(-1, keepdim=True).float() / 127).clamp(min=1e-12).double()

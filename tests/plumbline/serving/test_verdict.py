@@ -30,6 +30,7 @@ def measured(**means: float) -> Measurements:
         ({"engines": 0.05, "engines_on_base": 0.03, "served": 0.139}, True),  # bfloat16
         ({"engines": 0.05, "noise": 0.03}, True),  # rounded activations
         ({"engines": 0.05, "noise": 0.03, "served": 0.12}, False),  # ... and it lies farther off than simulated
+        ({"engines": 0.11, "engines_on_base": 0.11}, False),  # an engine that computes another model altogether
         ({"served": 0.116}, False),
         ({"served": 0.02}, True),  # nearer to the base model than simulated: no harm
     ],
@@ -41,6 +42,7 @@ def test_the_limits(means: dict[str, float], passed: bool) -> None:
 def test_the_sentence_names_the_numbers_that_decide() -> None:
     assert "0.030 nats a token (mean), more than the 0.025 that" in measured(engines=0.03).sentence
     assert "moves 0.200 nats a token away from the base model, simulated were 0.100" in measured(served=0.2).sentence
+    assert "by 0.300 nats a token (mean) before quantization already" in measured(engines_on_base=0.3).sentence
     chaotic = measured(engines=0.05, noise=0.04)
     assert "noise in the last bits alone moves 0.040" in chaotic.sentence and chaotic.passed
     assert (
@@ -80,4 +82,4 @@ def test_a_missing_kernel_is_told_from_a_fault(error: str, kernels: dict, cpu: d
 def test_limits_grow_with_what_they_are_made_of() -> None:
     quiet = measured()
     assert replace(quiet, noise=of_mean(0.5)).allowed == 1.0
-    assert replace(quiet, engines_on_base=of_mean(0.5)).allowed_served == pytest.approx(1.1 * 0.1 + 0.5)
+    assert replace(quiet, engines_on_base=of_mean(0.05)).allowed_served == pytest.approx(1.1 * 0.1 + 0.05)
