@@ -10,7 +10,7 @@ COMPILE := $(BIN)/python -m compileall -qq -r 20 -j 0 -x '/site-packages/(.*/tes
 # `dvc repro` calls `python` from PATH; Dagster stores its history in DAGSTER_HOME.
 ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ignore::FutureWarning
 
-.PHONY: setup demo test architectures integration lint ui mlflow repro clean
+.PHONY: setup demo test architectures integration engine lint ui mlflow repro clean
 
 setup: $(VENV)/.ready
 
@@ -42,6 +42,10 @@ architectures: setup
 integration: setup
 	@$(ENV) $(TESTS) --dist worksteal -m integration
 
+# vLLM in .plumbline/engines/vllm, for `plumbline serve-check`: its pins clash with those of .venv.
+engine: setup
+	@$(ENV) $(BIN)/plumbline engine
+
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -55,7 +59,8 @@ mlflow: setup
 	@$(ENV) $(BIN)/plumbline mlflow
 
 clean:
-	rm -rf data dvc.lock .plumbline mlflow.db* mlruns .dvc/cache .dvc/tmp
+	rm -rf data dvc.lock mlflow.db* mlruns .dvc/cache .dvc/tmp
+	@test ! -d .plumbline || find .plumbline -mindepth 1 -maxdepth 1 -not -name engines -exec rm -rf {} +
 	find .dagster -mindepth 1 -not -name dagster.yaml -delete
 	sed -i -e '/^requested:/,$$d' requested.yaml && echo 'requested: []' >> requested.yaml
 	@printf '%s\n' '# What the inbox and the hub have brought in; `plumbline run` and the sensors write it, raw_corpus reads it.' 'files: {}' 'revisions: {}' > intake.yaml

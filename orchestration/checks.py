@@ -1,5 +1,7 @@
 """The asset checks."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
 from assets.activation_stats import activation_stats
@@ -10,7 +12,9 @@ from assets.raw_corpus import raw_corpus
 from assets.tokenized_samples import tokenized_samples
 from plumbline.deployed_model.check_specs import GATES
 from plumbline.graph import checks
-from plumbline.graph.check_result import as_result, data_folder, partitions
+from plumbline.graph.check_result import as_result, data_folder, partitions, runs_alone
+from plumbline.graph.served import served_as_simulated as served_outcome
+from plumbline.workspace import workspace_root
 
 
 @dg.asset_check(asset=raw_corpus, blocking=True)
@@ -95,6 +99,24 @@ def most_matrices_are_quantized(context: dg.AssetCheckExecutionContext) -> dg.As
     return as_result(checks.most_matrices_are_quantized(data_folder(), partitions(context, quantized_model)))
 
 
+@dg.multi_asset_check(
+    name="served_as_simulated",
+    specs=[
+        dg.AssetCheckSpec(
+            "served_as_simulated",
+            asset=quantized_model,
+            description="vLLM, in an environment of its own (`make engine`), answers as transformers does, on which "
+            "the evaluation rests. On request only: the job serve_check, or `plumbline serve-check`.",
+        )
+    ],
+    can_subset=True,  # so that it may give no result
+)
+def served_as_simulated(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+    """Serve the models that have not been served since they changed; nothing in a run that makes models."""
+    if runs_alone(context):
+        yield as_result(served_outcome(workspace_root(), partitions(context, quantized_model)))
+
+
 def _gate(name: str, description: str) -> dg.AssetChecksDefinition:
     """A promotion gate of `deployed_model` as an asset check, read from promotion.json.
 
@@ -123,5 +145,6 @@ CHECKS: list[dg.AssetChecksDefinition] = [
     model_carries_the_tokenizer_it_was_calibrated_with,
     no_layer_fell_back,
     most_matrices_are_quantized,
+    served_as_simulated,
     *GATE_CHECKS,
 ]

@@ -7,6 +7,7 @@ from assets.raw_corpus import raw_corpus
 from assets.sample_features import sample_features
 from assets.study import study
 from assets.tokenized_samples import tokenized_samples
+from orchestration.checks import served_as_simulated
 from plumbline.graph.sensor_ticks import STUDY_JOB
 
 # Selection objects, because string selections depend on the installed version of antlr.
@@ -25,4 +26,9 @@ STUDY = dg.define_asset_job(
     dg.AssetSelection.assets(study),
     description="Runs the requested studies (`plumbline study`); an interrupted study is resumed.",
 )
-JOBS = [INGEST, MEASURE_DRIFT, STUDY]
+SERVE_CHECK = dg.define_asset_job(
+    "serve_check",
+    dg.AssetSelection.checks(served_as_simulated),
+    description="Serves every quantized model in vLLM and compares its answers with the evaluation's (`make engine`).",
+)
+JOBS = [INGEST, MEASURE_DRIFT, STUDY, SERVE_CHECK]

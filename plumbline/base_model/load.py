@@ -6,6 +6,7 @@ import logging
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.base_model.architecture import auto_class, read_config
@@ -24,13 +25,18 @@ logging.getLogger("compressed_tensors.utils.match").addFilter(lambda record: "ex
 
 
 def load_model(
-    folder: Path, device: Device = "auto", trust_remote_code: bool = False, dequantize: bool = False
+    folder: Path,
+    device: Device = "auto",
+    trust_remote_code: bool = False,
+    dequantize: bool = False,
+    dtype: torch.dtype | str = "auto",
 ) -> PreTrainedModel:
-    """The model in the dtype it is stored in, in evaluation mode, without gradients.
+    """The model in evaluation mode, without gradients.
 
     Args:
         dequantize: load a quantized checkpoint as a model in full precision. Without it, a quantized one (an exported
             model) is loaded as such.
+        dtype: of weights and activations; "auto": the one it is stored in. With `dequantize` it is always that.
 
     Raises:
         FileNotFoundError: no config.json.
@@ -47,7 +53,7 @@ def load_model(
     try:
         model, info = auto.from_pretrained(
             folder,
-            dtype="auto",
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,

@@ -26,6 +26,7 @@ from plumbline.cli import (
     release,
     run,
     serve,
+    serve_check,
     show,
     stage,
     statistics,
@@ -36,10 +37,12 @@ from plumbline.versioning.current_facts import link_inputs
 from plumbline.versioning.facts import MODEL_LINK
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
-GROUPS = (run, choices, plan, show, judge, audit, release, export, maintain, gc, serve, stage, statistics)
+GROUPS = (
+    run, choices, plan, show, judge, audit, release, export, maintain, gc, serve, serve_check, stage, statistics,
+)  # fmt: skip
 """Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
 TRACEBACK = "PLUMBLINE_TRACEBACK"
-ANYWHERE = ("init", "strategies", "judge")
+ANYWHERE = ("init", "strategies", "judge", "engine", "serve-check")
 """Commands that need no workspace."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.folder import BUNDLED
 from plumbline.quantized_model.params import SchemeParams
 
 
@@ -53,9 +54,22 @@ def for_imatrix(root: Path, choice: str, base: BaseCheckpoint, out: Path) -> str
 
     stats = _artifact(root, "activation_stats", choice)
     facts = write_imatrix(stats, base.folder, base.digest(), choice, out)
+    unreached = f"note: no token reached {facts['unreached']} weights of experts; llama-quantize weighs them alike\n"
     return (
         f"{out}: {facts['tensors']} tensors of {facts['architecture']}, {facts['tokens']:,} tokens of {choice}\n"
-        f"next, with llama.cpp: llama-quantize --imatrix {out} MODEL-f16.gguf MODEL-q4_k_m.gguf q4_k_m"
+        f"{unreached if facts['unreached'] else ''}"
+        f"next, with llama.cpp: python convert_hf_to_gguf.py {base.folder} --outfile MODEL-f16.gguf{_unknown(base)}\n"
+        f"then: llama-quantize --imatrix {out} MODEL-f16.gguf MODEL-q4_k_m.gguf q4_k_m"
+    )
+
+
+def _unknown(base: BaseCheckpoint) -> str:
+    """A hint where llama.cpp's script is known to refuse the tokenizer."""
+    if base.folder != BUNDLED:
+        return ""
+    return (
+        "\n  (the script refuses the bundled model, whose tokenizer it does not know; in a checkout of Plumbline:\n"
+        "  python -m benchmarks.llama_cpp --convert MODEL-f16.gguf)"
     )
 
 

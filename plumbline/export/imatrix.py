@@ -2,8 +2,10 @@
 
 The file has the format that `llama-imatrix` writes (llama.cpp, tools/imatrix/imatrix.cpp, `save_imatrix`) and
 `llama-quantize` and `llama-imatrix --in-file` read: GGUF with general.type "imatrix", the keys imatrix.datasets,
-.chunk_count and .chunk_size, and per weight the float32 tensors `<weight>.in_sum2`, (1, width) in numpy's order of
-dimensions, and `<weight>.counts`, (1, 1). In llama.cpp a chunk is a full context; here it has the length of the longest
+.chunk_count and .chunk_size, and per weight the float32 tensors `<weight>.in_sum2`, (matrices, width) in numpy's order
+of dimensions, and `<weight>.counts`, (matrices, 1): one matrix, or one per expert of a tensor that holds all experts of
+a block. An expert that no token reached has zeros and the count 0, and llama-quantize weighs its channels alike. In
+llama.cpp a chunk is a full context; here it has the length of the longest
 sample. As in llama.cpp, the number of chunks follows from the number of tokens. Checked with llama.cpp's own loader,
 compiled (common/imatrix-loader.cpp with ggml 0.25.3 of llama-cpp-python 0.3.36), and with the reader of gguf 0.19.
 
@@ -13,6 +15,7 @@ transposes the weights of GPT-2, which transformers stores as (in, out); its inp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from plumbline.activation_stats import store
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.artifact import read_json
 from plumbline.base_model.inputs import NO_INPUT
-from plumbline.export.tensor_names import architecture_of, blocks_of, llama_cpp_names
+from plumbline.export.tensor_names import EXPERT, Place, architecture_of, blocks_of, llama_cpp_places
 
 TENSOR_NAME = 63
 """Longest name of a tensor in bytes (GGML_MAX_NAME, 64, includes the terminating zero)."""
@@ -40,7 +43,7 @@ def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out:
         out: the file to write.
 
     Returns:
-        tensors (weights covered), tokens, architecture.
+        tensors (weights covered), tokens, architecture, unreached (experts' weights that no token reached).
 
     Raises:
         FileExistsError: `out` exists.
@@ -56,35 +59,49 @@ def write_imatrix(stats: Path, model: Path, model_digest: str, choice: str, out:
             f"the statistics of {choice} were collected with another model ({collected.base_model_digest[:12]}, "
             f"model.name in params.yaml has {model_digest[:12]}); run `plumbline run --only activation_stats`"
         )
-    if collected.unreached:
+    unreached = [layer for layer in collected.unreached if EXPERT.fullmatch(layer)]
+    if missing := sorted(set(collected.unreached) - set(unreached)):
         raise ValueError(
-            f"no token of {choice} reached {collected.unreached[0]} ({len(collected.unreached)} layers in all): an "
-            "imatrix without them would leave them unweighted; choose a larger or more varied set"
+            f"no token of {choice} reached {missing[0]} ({len(missing)} layers in all): an imatrix without them would "
+            "leave them unweighted; choose a larger or more varied set"
         )
     config = read_json(model / "config.json")
     architecture = architecture_of(config)
     # Statistics of outputs (statistics.outputs), keys and values say nothing about the columns of a weight.
     layers = [layer for site in collected.sites.values() for layer in site.members if not layer.endswith(NO_INPUT)]
-    names = llama_cpp_names(layers, architecture, blocks_of(config))
-    sums = importance(collected, names)
+    places = llama_cpp_places([*layers, *unreached], architecture, blocks_of(config))
+    sums = importance(collected, places)
     header = read_json(stats / store.HEADER)
     _write(sums, _metadata(collected, header["calibration_set"], choice), out)
-    return {"tensors": len(sums), "tokens": int(collected.sample_tokens.sum()), "architecture": architecture}
+    tokens = int(collected.sample_tokens.sum())
+    return {"tensors": len(sums), "tokens": tokens, "architecture": architecture, "unreached": len(unreached)}
 
 
-def importance(stats: ActivationStats, names: dict[str, str]) -> dict[str, tuple[NDArray[np.float32], int]]:
-    """Per weight, sorted by its name in llama.cpp: (sum of x^2 (width,) float32, number of tokens).
+def importance(
+    stats: ActivationStats, places: Mapping[str, tuple[Place, ...]]
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Per weight, sorted by its name in llama.cpp: (sums of x^2 (matrices, width), numbers of tokens (matrices, 1)).
 
     Args:
-        names: module name of a Linear or Conv1D -> name of its weight; others are left out.
+        places: layer -> places of its weights; layers of the statistics that are not named are left out.
     """
-    sums = {
-        names[layer]: (site.sum_sq.numpy().astype(np.float32), site.tokens)
-        for site in stats.sites.values()
-        for layer in site.members
-        if layer in names
-    }
-    return dict(sorted(sums.items()))
+    sites = {layer: site for site in stats.sites.values() for layer in site.members if layer in places}
+    matrices: dict[str, dict[int, str]] = {}
+    for layer, there in places.items():
+        for place in there:
+            matrices.setdefault(place.weight, {})[place.expert or 0] = layer
+    entries = {}
+    for weight, layers in sorted(matrices.items()):
+        width = next((len(sites[layer].sum_sq) for layer in layers.values() if layer in sites), None)
+        if width is None:
+            continue  # no token reached any of its experts
+        sums = np.zeros((max(layers) + 1, width), np.float32)
+        counts = np.zeros((max(layers) + 1, 1), np.float32)
+        for number, layer in layers.items():
+            if layer in sites:
+                sums[number], counts[number] = sites[layer].sum_sq.numpy(), sites[layer].tokens
+        entries[weight] = (sums, counts)
+    return entries
 
 
 def _metadata(stats: ActivationStats, set_digest: str, choice: str) -> dict[str, Any]:
@@ -101,7 +118,9 @@ def _metadata(stats: ActivationStats, set_digest: str, choice: str) -> dict[str,
     }
 
 
-def _write(sums: dict[str, tuple[NDArray[np.float32], int]], metadata: dict[str, Any], out: Path) -> None:
+def _write(
+    sums: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]], metadata: dict[str, Any], out: Path
+) -> None:
     import gguf
 
     # Drop the writer's first key, general.architecture: an imatrix has none, and no reader in llama.cpp needs it.
@@ -114,8 +133,8 @@ def _write(sums: dict[str, tuple[NDArray[np.float32], int]], metadata: dict[str,
             writer.add_uint32(key, value)
         else:
             writer.add_string(key, value)
-    for name, (in_sum2, tokens) in sums.items():
-        for tensor, values in (("in_sum2", in_sum2[None, :]), ("counts", np.array([[tokens]], np.float32))):
+    for name, (in_sum2, counts) in sums.items():
+        for tensor, values in (("in_sum2", in_sum2), ("counts", counts)):
             full = f"{name}.{tensor}"
             if len(full.encode()) > TENSOR_NAME:
                 raise ValueError(f"tensor name {full!r} is longer than the {TENSOR_NAME} bytes that llama.cpp reads")

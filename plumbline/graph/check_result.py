@@ -24,6 +24,11 @@ def partitions(context: dg.AssetCheckExecutionContext, asset: dg.AssetsDefinitio
     return [key for key in keys if (data_folder() / asset.key.to_user_string() / key).is_dir()]
 
 
+def runs_alone(context: dg.AssetCheckExecutionContext) -> bool:
+    """Whether the run executes checks alone, so that somebody asked for them, and materializes no asset."""
+    return not context.op_execution_context.job_def.asset_layer.executable_asset_keys
+
+
 def as_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
     """Convert an outcome to Dagster's result."""
     return dg.AssetCheckResult(

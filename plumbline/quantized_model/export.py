@@ -17,6 +17,7 @@ from plumbline.artifact import read_json, sha256_file, sha256_files, write_json
 from plumbline.base_model.folder import TOKENIZER
 from plumbline.base_model.matrices import Matrix, matrix_of
 from plumbline.base_model.parts import ROUTER, kind_of
+from plumbline.file_mode import follow_umask
 from plumbline.quantized_model.checkpoint_names import as_in_checkpoint, names_in_checkpoint
 from plumbline.quantized_model.expert_layout import pieces_of_experts
 from plumbline.quantized_model.grid import QuantizedWeight, multiplier, per_row, running_weight
@@ -86,6 +87,7 @@ def export(
         targets.append(target)
     state.update(cache_tensors(model, quantized.cache))
     model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
+    follow_umask(out.glob("*.safetensors"))
     ignore = [name for name in linears if name not in quantized.layers]
     ignore += [name for name, _ in model.named_modules() if kind_of(name) == ROUTER and name not in linears]
     ignore += [stored_names[name] for name in ignore if stored_names.get(name, name) != name]

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from plumbline.quantized_model.engine_remarks import engine_remarks
 from plumbline.quantized_model.format_params import FormatParams
 from plumbline.quantized_model.kv_cache_params import HOW_TO_SERVE, CacheParams
 
@@ -109,18 +110,12 @@ class SchemeParams(FormatParams):
 
     @property
     def remarks(self) -> list[str]:
-        """Restrictions on where the quantized model runs; transformers loads all of them."""
-        remarks = []
+        """Restrictions on where the quantized model runs (engine_remarks.py)."""
         widths = {self.weight_bits} if self.mixed is None else set(self.mixed.widths)
-        if self.activations is None and not widths <= {4, 8}:
-            remarks.append("vLLM has kernels for packed weights of 4 and 8 bits; other widths load in transformers")
-        if self.activations is None and self.per_tensor:
-            remarks.append("vLLM reads packed weights with a scale per group or output channel, not per tensor")
-        if self.activations is not None and not self.symmetric:
-            remarks.append("vLLM reads 8-bit weights beside quantized activations without zero points only")
-        if self.activations is not None and not self.activations.symmetric:
-            remarks.append("vLLM calls static activations with a zero point implemented, but untested")
-        return remarks + ([] if self.kv_cache is None else [HOW_TO_SERVE])
+        remarks = [
+            remark for own in self.all for remark in engine_remarks(own, widths if own is self else {own.weight_bits})
+        ]
+        return list(dict.fromkeys(remarks + ([] if self.kv_cache is None else [HOW_TO_SERVE])))
 
     @model_validator(mode="before")
     @classmethod

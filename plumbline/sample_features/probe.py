@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plumbline.file_mode import follow_umask
 from plumbline.sample_features.params import SignatureParams
 from plumbline.sample_features.signatures import SignatureSite
 
@@ -166,6 +167,7 @@ def save_probe(probe: Probe, path: Path) -> None:
     about = json.dumps({"dtype": probe.dtype, "sites": [asdict(site) for site in probe.sites]}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(arrays, path, metadata={"probe": about})  # one key, as several would be written in any order
+    follow_umask([path])
 
 
 def load_probe(path: Path) -> Probe:

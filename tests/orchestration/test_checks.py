@@ -11,6 +11,7 @@ import pytest
 from assets.calibration_set import calibration_set
 from assets.quantized_model import quantized_model
 from orchestration import checks
+from orchestration.jobs import SERVE_CHECK
 from plumbline.artifact import write_json
 from plumbline.deployed_model.check_specs import GATES
 from plumbline.graph.check_result import as_result, partitions
@@ -19,6 +20,7 @@ from plumbline.params import load_params
 from tests.helpers.paths import PROJECT
 
 FIRST, SECOND, *_ = load_params(PROJECT).calibrations
+PAIR = next(iter(load_params(PROJECT).pairs()))
 BLOCKING = {
     "raw_corpus": ["every_row_is_accounted_for"],
     "tokenized_samples": ["every_token_is_accounted_for"],
@@ -30,7 +32,7 @@ OTHERS = {
     "tokenized_samples": ["no_document_spells_control_tokens"],
     "calibration_set": ["calibration_set_represents_production"],
     "activation_stats": ["every_site_saw_enough_tokens"],
-    "quantized_model": ["no_layer_fell_back", "most_matrices_are_quantized"],
+    "quantized_model": ["no_layer_fell_back", "most_matrices_are_quantized", "served_as_simulated"],
     "deployed_model": list(GATES),
 }
 
@@ -124,3 +126,22 @@ def test_the_gates_read_the_record_of_the_workspace(root: Path) -> None:
     assert [result.description for result in results if isinstance(result, dg.AssetCheckResult)] == [
         f"{name}!" for name in GATES
     ]
+
+
+def test_serving_is_checked_on_request_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that makes models gives no result; the job of checks does, here that there is no engine."""
+    asked = []
+    outcome = CheckOutcome(False, "not tried: no engine", warn=True)
+    monkeypatch.setattr(checks, "served_outcome", lambda root, pairs: asked.append(pairs) or outcome)
+    (root / "data/quantized_model" / PAIR).mkdir(parents=True)
+
+    @dg.asset(name="quantized_model", partitions_def=quantized_model.partitions_def)
+    def stand_in() -> None:
+        """Takes the place of the asset."""
+
+    made = dg.materialize([stand_in, checks.served_as_simulated], partition_key=PAIR)
+    assert made.success and made.get_asset_check_evaluations() == [] and asked == []
+    defs = dg.Definitions([stand_in], asset_checks=[checks.served_as_simulated], jobs=[SERVE_CHECK])
+    alone = defs.resolve_job_def(SERVE_CHECK.name).execute_in_process()
+    [evaluation] = alone.get_asset_check_evaluations()
+    assert asked == [[PAIR]] and not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.WARN

@@ -16,6 +16,7 @@ SELECTED = {
     "ingest": {"raw_corpus", "tokenized_samples", "sample_features"},
     "measure_drift": {"production_drift"},
     "run_study": {"study"},
+    "serve_check": set(),
 }
 
 

@@ -14,17 +14,41 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -32,7 +56,7 @@ from plumbline.activation_stats import store
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.export.imatrix import write_imatrix
-from plumbline.export.tensor_names import architecture_of, blocks_of, llama_cpp_names
+from plumbline.export.tensor_names import Place, architecture_of, blocks_of, llama_cpp_places
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install -c constraints.txt -e '.[gguf]'")
 
@@ -51,19 +75,38 @@ FAMILIES: dict[str, tuple[type, type, str]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, "qwen2"),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, "qwen3"),
     "gpt2": (GPT2Config, GPT2LMHeadModel, "gpt2"),
+    "gemma": (GemmaConfig, GemmaForCausalLM, "gemma"),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, "gemma2"),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, "gemma3"),
+    "granite": (GraniteConfig, GraniteForCausalLM, "granite"),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, "olmo2"),
+    "phi3": (Phi3Config, Phi3ForCausalLM, "phi3"),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, "smollm3"),
+    "starcoder2": (Starcoder2Config, Starcoder2ForCausalLM, "starcoder2"),
+}
+MIXTURES: dict[str, tuple[type, type, str]] = {
+    "mixtral": (MixtralConfig, MixtralForCausalLM, "llama"),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM, "qwen2moe"),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, "qwen3moe"),
+    "olmoe": (OlmoeConfig, OlmoeForCausalLM, "olmoe"),
 }
 GPT2_SHAPE: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
-OUTPUTS = dict.fromkeys(FAMILIES, ("k_proj",)) | {"gpt2": ("mlp.c_fc",)}
+EXPERTS = 4
+OUTPUTS = dict.fromkeys([*FAMILIES, *MIXTURES], ("k_proj",)) | {"gpt2": ("mlp.c_fc",), "phi3": ("o_proj",)}
 DIGEST = "d" * 64
 LENGTHS = (50, 10, 37)
 
 
 def tiny(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    config, model, _ = FAMILIES[family]
+    config, model, _ = (FAMILIES | MIXTURES)[family]
     if family == "gpt2":
         return model(config(**GPT2_SHAPE)).eval()
-    return model(config(**SHAPE, head_dim=16) if family != "qwen2" else config(**SHAPE)).eval()
+    more: dict[str, Any] = {} if family == "qwen2" else {"head_dim": 16}
+    if family in MIXTURES:
+        more |= {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80}
+        more["num_local_experts" if family == "mixtral" else "num_experts"] = EXPERTS
+    return model(config(**SHAPE, **more, pad_token_id=None)).eval()
 
 
 def samples() -> list[tuple[str, list[int]]]:
@@ -169,6 +212,12 @@ PARTS = {
     "mlp.down_proj": "ffn_down",
 }
 """As the table in llama.cpp's docs for these architectures has them."""
+OTHER_PARTS = {
+    "phi3": {"self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output", "mlp.gate_up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down"},
+    "starcoder2": {name: ours for name, ours in PARTS.items() if name.startswith("self_attn")}
+    | {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+}  # fmt: skip
 GPT2_PARTS = {"attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
 
 
@@ -179,13 +228,82 @@ def test_every_weight_of_every_layer_has_the_squares_of_what_it_reads(
     model, file = written(family)
     _, entries = as_llama_cpp_loads_it(file)
     expected = seen(model)
-    prefix, parts = ("transformer.h", GPT2_PARTS) if family == "gpt2" else ("model.layers", PARTS)
+    prefix, parts = "model.layers", OTHER_PARTS.get(family, PARTS)
+    if family == "gpt2":
+        prefix, parts = "transformer.h", GPT2_PARTS
     assert set(entries) == {f"blk.{layer}.{name}.weight" for layer in range(2) for name in parts.values()}
     for layer in range(2):
         for theirs, ours in parts.items():
             sums, counts = entries[f"blk.{layer}.{ours}.weight"]
             assert counts == [sum(LENGTHS)]
             np.testing.assert_allclose(sums, expected[f"{prefix}.{layer}.{theirs}"], rtol=1e-5)
+
+
+def routed(model: PreTrainedModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per block and weight the squares that each expert reads and its tokens, by the formulas of a mixture."""
+    sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def watch(block: int, experts: Any) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], options: dict[str, Any]) -> None:
+            x, chosen = [*args, *options.values()][:2]
+            x = x.reshape(-1, x.shape[-1]).double()
+            for number in range(EXPERTS):
+                tokens = x[(chosen.reshape(len(x), -1) == number).any(-1)]
+                gate, up = (tokens @ experts.gate_up_proj[number].double().T).chunk(2, -1)
+                inner = nn.functional.silu(gate) * up
+                for part, read in (("gate", tokens), ("up", tokens), ("down", inner)):
+                    squares, counts = sums.setdefault(
+                        f"blk.{block}.ffn_{part}_exps.weight", (np.zeros((EXPERTS, read.shape[-1])), np.zeros(EXPERTS))
+                    )
+                    squares[number] += read.square().sum(0).detach().numpy()
+                    counts[number] += len(tokens)
+
+        return hook
+
+    for block, layer in enumerate(model.model.layers):
+        experts = layer.mlp.experts
+        experts.register_forward_pre_hook(watch(block, experts), with_kwargs=True)
+    with torch.no_grad():
+        for _, ids in samples():
+            model(torch.tensor([ids]))
+    return sums
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_are_merged_into_a_tensor_with_a_count_each(
+    family: str, written: Callable[[str], tuple[PreTrainedModel, Path]]
+) -> None:
+    model, file = written(family)
+    _, entries = as_llama_cpp_loads_it(file)
+    expected = routed(model)
+    assert set(expected) <= set(entries) and "blk.1.attn_q.weight" in entries
+    assert ("blk.0.ffn_up_shexp.weight" in entries) == (family == "qwen2_moe"), "the shared expert is no routed one"
+    for name, (squares, counts) in expected.items():
+        found, tokens = entries[name]
+        assert tokens == counts.tolist() and sum(tokens) == 2 * sum(LENGTHS), "two experts a token"
+        np.testing.assert_allclose(found.reshape(EXPERTS, -1), squares, rtol=1e-4, atol=1e-9)
+
+
+def test_an_expert_that_no_token_reached_has_zeros_and_the_others_their_own_rows(
+    written: Callable[[str], tuple[PreTrainedModel, Path]], tmp_path: Path
+) -> None:
+    _, file = written("qwen3_moe")
+    stats = store.load(tmp_path / "stats")
+    lost = [f"model.layers.0.mlp.experts.2.{part}" for part in ("gate_up_proj", "down_proj")]
+    sites = {name: site for name, site in stats.sites.items() if not set(site.members) & set(lost)}
+    assert len(sites) == len(stats.sites) - 2
+    (tmp_path / "fewer").mkdir()
+    fewer = replace(stats, sites=sites, unreached=tuple(lost))
+    store.save(fewer, tmp_path / "fewer", {"base_model": {"name": "x"}, "calibration_set": "c" * 64})
+    facts = write_imatrix(tmp_path / "fewer", tmp_path / "model", DIGEST, "mine", tmp_path / "fewer.gguf")
+    assert facts["unreached"] == 2
+    before, after = (as_llama_cpp_loads_it(one)[1] for one in (file, tmp_path / "fewer.gguf"))
+    for name in before:
+        rows, counts = (before[name][0].reshape(len(before[name][1]), -1).copy(), list(before[name][1]))
+        if name in {f"blk.0.ffn_{part}_exps.weight" for part in ("gate", "up", "down")}:
+            rows[2], counts[2] = 0, 0
+        assert after[name][1] == counts
+        np.testing.assert_array_equal(after[name][0].reshape(rows.shape), rows)
 
 
 def test_the_keys_are_llama_cpps_and_name_no_path(
@@ -229,10 +347,8 @@ def test_refusals_name_the_reason(written: Callable[[str], tuple[PreTrainedModel
     with pytest.raises(ValueError, match="collected with another model"):
         write_imatrix(tmp_path / "stats", tmp_path / "model", "e" * 64, "mine", out)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["MixtralForCausalLM"]}))
-    with pytest.raises(
-        ValueError, match="MixtralForCausalLM; an imatrix is written for GPT2LMHeadModel, LlamaForCausalLM"
-    ):
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["GptOssForCausalLM"]}))
+    with pytest.raises(ValueError, match="GptOssForCausalLM; an imatrix is written for GPT2LMHeadModel, Gemma2For"):
         write_imatrix(tmp_path / "stats", tmp_path / "model", DIGEST, "mine", out)
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     stats = store.load(tmp_path / "stats")
@@ -244,7 +360,9 @@ def test_refusals_name_the_reason(written: Callable[[str], tuple[PreTrainedModel
 
 def test_a_layer_without_a_name_is_refused() -> None:
     with pytest.raises(ValueError, match="gguf has no name for model.layers.0.mlp.side_proj in architecture llama"):
-        llama_cpp_names(["model.layers.0.mlp.up_proj", "model.layers.0.mlp.side_proj"], "llama", 1)
+        llama_cpp_places(["model.layers.0.mlp.up_proj", "model.layers.0.mlp.side_proj"], "llama", 1)
+    experts = llama_cpp_places(["model.layers.0.mlp.experts.3.gate_up_proj"], "qwen3moe", 1)
+    assert list(experts.values()) == [(Place("blk.0.ffn_gate_exps.weight", 3), Place("blk.0.ffn_up_exps.weight", 3))]
     assert architecture_of({"architectures": ["Qwen3ForCausalLM"]}) == "qwen3"
     with pytest.raises(ValueError, match="none of num_hidden_layers, n_layer"):
         blocks_of({"layers": 2})

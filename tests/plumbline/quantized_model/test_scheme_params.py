@@ -94,22 +94,6 @@ def test_what_a_scheme_reads(entry: dict[str, object], reads: set[str]) -> None:
     assert set(SchemeParams.model_validate(entry).reads) == reads
 
 
-@pytest.mark.parametrize(
-    ("entry", "word"),
-    [
-        ({"method": "rtn", "weight_bits": 4}, None),
-        ({"method": "rtn", "weight_bits": 8, "activations": {}}, None),
-        ({"method": "rtn", "weight_bits": 3}, "4 and 8 bits"),
-        ({"method": "rtn", "per_tensor": True}, "per tensor"),
-        ({"method": "rtn", "weight_bits": 8, "activations": {"symmetric": False}}, "untested"),
-        ({"method": "rtn", "weight_bits": 8, "symmetric": False, "activations": {}}, "without zero points"),
-    ],
-)
-def test_where_a_scheme_does_not_run_is_said(entry: dict[str, object], word: str | None) -> None:
-    remarks = SchemeParams.model_validate(entry).remarks
-    assert remarks == [] if word is None else any(word in remark for remark in remarks)
-
-
 def test_reading_params_does_not_import_torch() -> None:
     code = "import sys, plumbline.quantized_model.params; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,90 @@
+"""A plugin of vLLM: the matrix products of quantized Linears in plain torch, for machines without vLLM's kernels.
+
+vLLM matches the configuration, loads and fuses the weights, runs the model and its scheduler as ever. Only unpacking
+and product are replaced: this shows that a folder is read as it is meant, not that a kernel computes it right. vLLM
+finds `register` through the entry point group `vllm.general_plugins` (engine.py puts it there). It runs in the engine's
+environment, whose Python has no Plumbline, and was written for vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+from vllm.model_executor.kernels import linear as kernels
+from vllm.platforms import PlatformEnum
+
+
+def register() -> None:
+    """Put the reference products before vLLM's own kernels for CPUs; doing it twice changes nothing."""
+    for table, kernel in (
+        (kernels._POSSIBLE_KERNELS, ReferencePacked),
+        (kernels._POSSIBLE_INT8_KERNELS, ReferenceInt8),
+    ):
+        if kernel not in table[PlatformEnum.CPU]:
+            table[PlatformEnum.CPU].insert(0, kernel)
+
+
+def unpacked(packed: Tensor, bits: int, width: int) -> Tensor:
+    """The unsigned codes of packed rows, without gaps between words: (rows, words) int32 -> (rows, width) int64."""
+    words = pad(packed.long() & 0xFFFFFFFF, (0, 1))
+    start = torch.arange(width) * bits
+    word, shift = start // 32, start % 32
+    return ((words[:, word] | words[:, word + 1] << 32) >> shift) & (2**bits - 1)
+
+
+class ReferencePacked(kernels.MPLinearKernel):  # type: ignore[misc]
+    """Packed weights of 2 to 8 bits, with or without zero points; decompressed once, after loading."""
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return -1
+
+    @classmethod
+    def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+        return True, None
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        packed, scale, zero_point = self._get_weight_params(layer)
+        bits, (width, rows) = self.config.weight_type.size_bits, self.config.partition_weight_shape
+        codes = unpacked(packed, bits, width).view(rows, scale.shape[1], -1)
+        if self.config.zero_points:
+            zero = unpacked(zero_point.t(), bits, rows).t()
+        else:
+            zero = torch.full_like(scale, 2 ** (bits - 1), dtype=torch.int64)
+        weight = (codes - zero.unsqueeze(-1)).to(scale.dtype) * scale.unsqueeze(-1)
+        layer.reference_weight = weight.view(rows, width)
+
+    def apply_weights(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(x, layer.reference_weight, bias)
+
+
+class ReferenceInt8(kernels.Int8ScaledMMLinearKernel):  # type: ignore[misc]
+    """8-bit weights beside 8-bit inputs, static or per token, with or without a zero point of the input."""
+
+    @classmethod
+    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
+        return True, None
+
+    @classmethod
+    def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+        return True, None
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        weight, scale, input_scale, input_zero, _ = self._get_layer_params(layer)
+        if not self.config.is_channelwise:  # a scale per part of a fused Linear
+            scale = scale.repeat_interleave(torch.tensor(layer.logical_widths)).unsqueeze(-1)
+        layer.reference_weight, layer.reference_scale = weight.double(), scale.view(-1).double()
+        # q, k and v, and gate and up, read the same input, and so have the same scale.
+        layer.reference_input = None if input_scale is None else input_scale.max().double()
+        layer.reference_zero = 0 if input_zero is None else input_zero.view(-1)[0].double()
+
+    def apply_weights(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        scale, zero = layer.reference_input, layer.reference_zero
+        if scale is None:
+            scale = (x.abs().amax(-1, keepdim=True).float() / 127).clamp(min=1e-12).double()
+        codes = (torch.round(x.double() / scale) + zero).clamp(-128, 127) - zero
+        out = linear(codes, layer.reference_weight) * (scale * layer.reference_scale)
+        return out.to(x.dtype) if bias is None else out.to(x.dtype) + bias
