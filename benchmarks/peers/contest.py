@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.peers.environments import PROJECT, REQUIREMENTS, WORK, Unavailable, python_of
 from benchmarks.peers.recipes import LIKE_SCHEME, LLM_COMPRESSOR, PLUMBLINE, Format, recipes
 from benchmarks.peers.results import Results
+from benchmarks.peers.stored_bits import check_bits
 from benchmarks.peers.subjects import Subject
 from plumbline.artifact import read_json, sha256_files, sha256_json
 from plumbline.base_model.folder import base_model_digest
@@ -68,13 +69,16 @@ class Contest:
         Plumbline's include the statistics, which its recipes share.
 
         Raises:
-            Unavailable: it does not run here.
+            Unavailable: it does not run here, or wrote other bits than the format's.
         """
         settings, folder = recipes(tool, form)[recipe], self.model(tool, form, recipe)
         label = f"{form.name}, {recipe}"
         if tool != PLUMBLINE:
             decisive = settings or LIKE_SCHEME
-            return self.measured(tool, label, decisive, lambda: self.peer(tool, form, recipe), folder)
+            figures = self.measured(tool, label, decisive, lambda: self.peer(tool, form, recipe), folder)
+            if tool != LLM_COMPRESSOR:  # which writes packed codes
+                check_bits(folder, form)
+            return figures
         home = folder.parent
         shared = self.measured(tool, "statistics", {}, lambda: self.ours(without(home), {}), home / "statistics")
         own = self.measured(tool, label, settings, lambda: self._scheme(folder, settings), folder)

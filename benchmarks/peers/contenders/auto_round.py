@@ -1,7 +1,7 @@
 """AutoRound: its own default objective (SignRound), on a CPU, with the recipe's settings.
 
-It saves what its format "fake" gives: the dequantized weights, in the model's dtype, which transformers loads as they
-are.
+It tunes in bfloat16 (`amp`). Then its format "fake" replaces every tensor of a float32 model by the base model's
+(0.16.1: "Restored ... to their original FP32 values"). So `out` gets the dequantized weights of the model in memory.
 """
 
 from benchmarks.peers.contenders.process import Task, contend  # isort: skip
@@ -42,11 +42,23 @@ def quantize(loaded: Any, task: Task) -> dict[str, Any]:
         **settings,
     )
     temporary = task.out.with_name(f"{task.out.name}-saved")
-    tuned.quantize_and_save(str(temporary), format="fake")
-    (written,) = {path.parent for path in temporary.rglob("config.json")}
-    written.rename(task.out)
+    quantized, _ = tuned.quantize_and_save(str(temporary), format="fake")
     shutil.rmtree(temporary, ignore_errors=True)
+    base, _ = load(task)
+    put_weights(base, quantized)
+    base.save_pretrained(task.out)
+    tokenizer.save_pretrained(task.out)
     return {"versions": {name: version(name) for name in ("auto-round", "torch", "transformers")}}
+
+
+def put_weights(base: Any, quantized: Any) -> None:
+    """Replace the weights of the Linear layers within blocks by those of the quantized model, in the base's dtype."""
+    import torch
+
+    with torch.no_grad():
+        for name, layer in base.named_modules():
+            if isinstance(layer, torch.nn.Linear) and "layers." in name:
+                layer.weight.copy_(quantized.get_submodule(name).weight)
 
 
 if __name__ == "__main__":
