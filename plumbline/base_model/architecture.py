@@ -69,9 +69,16 @@ def auto_class(folder: Path, config: PreTrainedConfig, trust_remote_code: bool =
 
 
 def skeleton(folder: Path, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model's modules on the meta device, from its configuration alone. Raises as `read_config`, `auto_class`."""
+    """The model's modules on the meta device, from its configuration alone. Raises as `read_config`, `auto_class`.
+
+    Args:
+        dtype: of the weights; None: the one that the configuration names, else bfloat16.
+    """
     config = read_config(folder, trust_remote_code)
     auto = auto_class(folder, config, trust_remote_code)
+    if dtype is None:
+        named = (getattr(part, "dtype", None) for part in (config, config.get_text_config()))
+        dtype = next((name for name in named if isinstance(name, torch.dtype)), torch.bfloat16)
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         return with_sequential_experts(model)

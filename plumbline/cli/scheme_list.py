@@ -23,7 +23,7 @@ PARTS = {
     "range": "minmax (rtn), percentile (percentile: 99.9), mse, imatrix, hessian (others)",
     "activations": "{type: int | fp8 | …, range: minmax | percentile | mse}; {dynamic: true}",
     "overrides": "formats by kind, such as {attention: {weight_type: fp8}}",
-    "kv_cache": "{strategy: tensor | attn_head, range: minmax | percentile | unit}: FP8 keys and values",
+    "kv_cache": "FP8: {strategy: tensor | attn_head, range: minmax | percentile | unit}",
     "transform": "smoothquant (with smoothing: 0.5; for activations) or awq (for weights only)",
     "act_order": "gptq: columns with the largest Hessian diagonal first; true",
     "damping": "gptq, adaround: fraction of the mean Hessian diagonal to add to it, 0.01",

@@ -159,7 +159,6 @@ def layer_group_sizes(
         ValueError: a width does not suit the scheme; the message names the layer.
     """
     schemes = {name: scheme_of(name, matrix, scheme) for name, matrix in linears.items()}
-    require_widths(linears, schemes)
     fixed = {name: own.group_size for name, own in schemes.items() if own.weight_type != "int"}
     rest = {name: matrix for name, matrix in linears.items() if name not in fixed}
     if (dense or not scheme.symmetric) and scheme.group_size is not None and rest:
@@ -169,7 +168,7 @@ def layer_group_sizes(
     return {name: (fixed | sizes)[name] for name in linears}
 
 
-def require_widths(linears: Mapping[str, WeightMatrix], schemes: Mapping[str, SchemeParams]) -> None:
+def require_widths(linears: Mapping[str, WeightMatrix], scheme: SchemeParams) -> None:
     """Refuse input widths that the groups of a format do not divide.
 
     Raises:
@@ -177,7 +176,7 @@ def require_widths(linears: Mapping[str, WeightMatrix], schemes: Mapping[str, Sc
     """
     problems: dict[tuple[str, int, int], list[str]] = {}
     for name, matrix in linears.items():
-        own = schemes[name]
+        own = scheme_of(name, matrix, scheme)
         sizes: dict[str, int | None] = {own.weight_type: GROUP_SIZES.get(own.weight_type)}
         if own.activations is not None and own.activations.group_size is not None:
             sizes[f"{own.activations.type} activations"] = own.activations.group_size

@@ -11,7 +11,7 @@ from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.kv_cache_layers import cached_attention
 from plumbline.quantized_model.loading import loads_dense
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices
+from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices, require_widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ def suited(model: PreTrainedModel, scheme: SchemeParams) -> Suited:
     """
     matrices = quantizable_matrices(model, scheme)
     require_readable_experts(model, matrices, scheme)
+    require_widths(matrices, scheme)
     dense = loads_dense(model, scheme)
     if scheme.kv_cache is not None:
         cached_attention(model, scheme.kv_cache, dense)

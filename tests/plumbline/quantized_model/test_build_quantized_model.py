@@ -25,6 +25,7 @@ from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.summary import summary as summary_of
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.paths import PROJECT
+from tests.helpers.schemes import NARROW
 from tests.helpers.written_set import write_set
 
 SHIPPED = load_params(PROJECT).schemes
@@ -269,7 +270,7 @@ def test_propagation_counts_the_tokens_that_the_statistics_count(project, tmp_pa
     assert not torch.equal(codes[0][last], codes[1][last])
 
 
-@pytest.mark.parametrize("scheme", [name for name in SHIPPED if SHIPPED[name].propagate != "quantized"])
+@pytest.mark.parametrize("scheme", [name for name in NARROW if SHIPPED[name].propagate != "quantized"])
 def test_no_shipped_scheme_runs_text_through_the_base_model(scheme, project, tmp_path, monkeypatch) -> None:
     """A transform checks its folds on a few random hidden states; that is all that a layer ever sees."""
     seen, forward = [], nn.Linear.forward

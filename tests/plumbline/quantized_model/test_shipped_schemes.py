@@ -16,15 +16,9 @@ from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.simulate import simulate
 from tests.helpers.quantizing import quantize
-from tests.helpers.schemes import SHIPPED
+from tests.helpers.schemes import NARROW, SHIPPED
 
 FACTORS = Factors()
-WIDE = {
-    name
-    for name, scheme in SHIPPED.items()
-    if {"fp8-block", "nvfp4", "mxfp4", "mxfp8"} & {name, scheme.get("weight_type")}
-}
-"""Their groups do not divide this model's widths; test_format_reload.py loads them."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     return model(tokens).logits
 
 
-@pytest.mark.parametrize("name", sorted(set(SHIPPED) - WIDE))
+@pytest.mark.parametrize("name", NARROW)
 def test_quantizes_loads_and_computes_the_simulated_logits(
     name: str, base: PreTrainedModel, stories: Path, texts: torch.Tensor, seen_by_base: ActivationStats, tmp_path: Path
 ) -> None:
