@@ -95,6 +95,16 @@ def test_without_a_known_class_no_input_of_the_model_is_dropped(tmp_path: Path, 
         assert type(skeleton(tmp_path / name)) is type(multimodal_model(name))
 
 
+@pytest.mark.parametrize(("named", "dtype"), [("float16", torch.float16), (None, torch.bfloat16)])
+def test_the_skeleton_has_the_dtype_that_the_configuration_names(tmp_path: Path, named: str | None, dtype) -> None:
+    multimodal_model("llava").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        part.pop("dtype", None)
+    (tmp_path / "config.json").write_text(json.dumps(config | ({"dtype": named} if named else {})))
+    assert {parameter.dtype for parameter in skeleton(tmp_path).parameters()} == {dtype}
+
+
 def test_a_text_model_without_architectures_is_loaded(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                  num_attention_heads=2)).save_pretrained(tmp_path)  # fmt: skip
