@@ -54,7 +54,7 @@ def _integers(weights: FormatParams) -> list[str]:
     remarks = []
     if not weights.symmetric:
         remarks.append("vLLM reads 8-bit weights beside quantized activations without zero points only")
-    if activations.dynamic:
+    if activations.dynamic and weights.weight_bits == 8:
         remarks.append(
             "vLLM divides a token's largest magnitude by 127 for its scale; compressed-tensors, and so the evaluation, "
             "by 127.5 (served, the bundled model is as close to its base model)"
@@ -63,4 +63,9 @@ def _integers(weights: FormatParams) -> list[str]:
 
 
 def _fp8(weights: FormatParams) -> list[str]:
-    return []
+    if weights.activations is None:
+        return []
+    return [
+        "vLLM rounds the inputs of FP8 weights on GPUs of compute capability 8.9 or newer; older ones read the weights "
+        "alone"
+    ]

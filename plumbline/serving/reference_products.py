@@ -22,6 +22,9 @@ def register() -> None:
     for table, kernel in (
         (kernels._POSSIBLE_KERNELS, ReferencePacked),
         (kernels._POSSIBLE_INT8_KERNELS, ReferenceInt8),
+        (kernels._POSSIBLE_FP8_KERNELS, ReferenceFp8),
+        (kernels._POSSIBLE_FP8_BLOCK_KERNELS, ReferenceFp8),
+        (kernels._POSSIBLE_WFP8A16_KERNELS, ReferenceFp8Weights),
     ):
         if kernel not in table[PlatformEnum.CPU]:
             table[PlatformEnum.CPU].insert(0, kernel)
@@ -88,3 +91,50 @@ class ReferenceInt8(kernels.Int8ScaledMMLinearKernel):  # type: ignore[misc]
         codes = (torch.round(x.double() / scale) + zero).clamp(-128, 127) - zero
         out = linear(codes, layer.reference_weight) * (scale * layer.reference_scale)
         return out.to(x.dtype) if bias is None else out.to(x.dtype) + bias
+
+
+class ReferenceFp8(kernels.FP8ScaledMMLinearKernel):  # type: ignore[misc]
+    """FP8 weights with any scales beside FP8 inputs: static, per token or per group of a token."""
+
+    def __init__(self, c: Any, layer_param_names: Any) -> None:
+        self.config, self.layer_param_names = c, layer_param_names
+
+    @classmethod
+    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
+        return True, None
+
+    @classmethod
+    def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+        return True, None
+
+    def apply_scaled_mm(self, **arguments: Any) -> Tensor:
+        raise NotImplementedError("apply_weights does all of it")
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        weight, scale, layer.reference_input, _ = self._get_layer_params(layer)
+        if layer.weight_block_size is None:  # stored (in, out) by now
+            layer.reference_weight = (weight.float() * scale.float().reshape(1, -1)).t().contiguous()
+            return
+        rows, columns = layer.weight_block_size
+        spread = scale.float().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        layer.reference_weight = weight.float() * spread[: weight.shape[0], : weight.shape[1]]
+
+    def rounded(self, layer: Any, x: Tensor) -> Tensor:
+        """The input as the product sees it, float32."""
+        size = x.shape[-1] if layer.weight_block_size is None else layer.weight_block_size[1]
+        groups = x.float().unflatten(-1, (-1, size))
+        scale = layer.reference_input
+        if scale is None:
+            scale = (groups.abs().amax(-1, keepdim=True) / 448).clamp(min=1e-12)
+        return ((groups / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale).flatten(-2)
+
+    def apply_weights(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = linear(self.rounded(layer, x), layer.reference_weight).to(x.dtype)
+        return out if bias is None else out + bias
+
+
+class ReferenceFp8Weights(ReferenceFp8):
+    """FP8 weights beside inputs in the model's precision."""
+
+    def rounded(self, layer: Any, x: Tensor) -> Tensor:
+        return x.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,20 @@ SAME_MODEL = 0.1
 """Nats per token by which engines may differ before quantization; bfloat16 makes 0.01 to 0.03."""
 FARTHER = 1.1
 """Times as far from the base model as simulated: what a second error of nearly half the size of the first adds."""
+
+
+MISSING = {
+    "cpu_gemm_wna16.*not implemented for": (
+        "vLLM's kernel for 4-bit weights on a CPU computes in bfloat16 and float16 alone"
+    ),
+    "cpu_gemm_wna16": "this machine lacks the kernel for 4-bit weights (AVX-512)",
+    r"static_scaled_fp8_quant|narrow\(\) cannot be applied to a 0-dim tensor": (
+        "vLLM 0.32 has no static FP8 rounding of activations on a CPU"
+    ),
+    "No compressed-tensors compatible scheme": "vLLM does not take this format on a CPU",
+    "Forced .* kernel .* is not supported": "vLLM has no kernel for it on a CPU",
+}
+"""What vLLM's errors contain where a kernel is missing -> the reason; the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +103,12 @@ def lacking_kernel(error: str, kernels: Mapping[str, int], cpu: Mapping[str, boo
         error, kernels: of the engine's answer.
         cpu: what the machine has.
     """
-    if "cpu_gemm_wna16" in error and "not implemented for" in error:
-        return "vLLM's kernel for 4-bit weights on a CPU computes in bfloat16 and float16 alone"
-    if "cpu_gemm_wna16" in error:
-        return "this machine lacks the kernel for 4-bit weights (AVX-512)"
+    for pattern, reason in MISSING.items():
+        if re.search(pattern, error, re.DOTALL):
+            return reason
     if "Failed to find a kernel" in error:
         lines = [line.strip() for line in error.splitlines() if line.strip().startswith("CPU")]
-        return f"vLLM has no kernel for it on a CPU ({lines[0] if lines else error.splitlines()[0]})"
+        return f"vLLM has no kernel for it on this CPU ({lines[0] if lines else error.splitlines()[0]})"
     if "CPUInt8ScaledMMLinearKernel" in kernels and not cpu.get("vnni", False):
         return "this machine lacks the kernel for 8-bit products (AVX-512 VNNI; without it they saturate)"
     return ""

@@ -72,7 +72,7 @@ def test_a_missing_kernel_has_status_3(run, models: Path, tmp_path: Path) -> Non
     options = ["--base", models / "base", "--texts", models / "texts.jsonl", "--native", "--out", out]
     result = run(models / "refused", *options)
     assert result.exit_code == 3, result.output
-    assert "refused was not served: vLLM has no kernel for it on a CPU" in result.output
+    assert "refused was not served: vLLM has no kernel for it on this CPU" in result.output
     assert json.loads(out.read_text())["verdict"] == "no kernel"
 
 

@@ -27,6 +27,9 @@ WIDTHS, THREE, DIVISOR = "2 to 8 bits", "3 bits with compressed-tensors 0.20", "
         ({"method": "rtn", "weight_bits": 8, "activations": {"dynamic": True}}, [DIVISOR]),
         ({"method": "rtn", "weight_bits": 8, "symmetric": False, "activations": {}}, ["without zero points only"]),
         ({"method": "rtn", "group_size": 128, "activations": {"type": "fp8", "dynamic": True}}, ["Hopper"]),
+        ({"method": "rtn", "weight_bits": 4, "group_size": 128, "activations": {"dynamic": True}}, []),
+        ({"method": "rtn", "weight_type": "fp8"}, []),
+        ({"method": "rtn", "weight_type": "fp8", "activations": {"type": "fp8"}}, ["capability 8.9"]),
         ({"method": "rtn", "weight_type": "nvfp4"}, ["nvfp4 runs in vLLM on GPUs"]),
         ({"method": "rtn", "weight_type": "mxfp8", "activations": {"type": "mxfp8"}}, ["mxfp8 runs in vLLM on GPUs"]),
         (

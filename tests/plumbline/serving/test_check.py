@@ -142,7 +142,7 @@ def test_without_reference_products_a_missing_kernel_is_a_result_of_its_own(fold
     record = run_check(folders, ["w4"], tmp_path, products="native")["w4"]
     assert runs == [("native", ["base", "w4"])]
     assert record["verdict"] == "no kernel" and "measurements" not in record
-    assert described("w4", record, "", "command").startswith("w4 was not served: vLLM has no kernel for it on a CPU")
+    assert described("w4", record, "", "command").startswith("w4 was not served: vLLM has no kernel for it on this CPU")
 
 
 def test_any_other_refusal_is_a_failure_with_its_reason(folders, engine, tmp_path) -> None:

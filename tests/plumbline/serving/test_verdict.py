@@ -67,7 +67,10 @@ NO_KERNEL = """ValueError: Failed to find a kernel that can implement the WNA16 
     [
         (NO_OPERATOR, {}, {"avx512": False}, "this machine lacks the kernel for 4-bit weights (AVX-512)"),
         (NO_FLOAT, {}, {"avx512": True}, "vLLM's kernel for 4-bit weights on a CPU computes in bfloat16"),
-        (NO_KERNEL, {}, {"avx512": True}, "vLLM has no kernel for it on a CPU (CPUWNA16LinearKernel cannot"),
+        (NO_KERNEL, {}, {"avx512": True}, "vLLM has no kernel for it on this CPU (CPUWNA16LinearKernel"),
+        ("RuntimeError: _C::static_scaled_fp8_quant() expected at most 0", {}, {}, "vLLM 0.32 has no static FP8"),
+        ("NotImplementedError: No compressed-tensors compatible scheme was", {}, {}, "vLLM does not take this format"),
+        ("ValueError: Forced NVFP4 kernel MarlinNvFp4LinearKernel is not supported: x", {}, {}, "vLLM has no kernel"),
         ("", {"CPUInt8ScaledMMLinearKernel": 24}, {"vnni": False}, "this machine lacks the kernel for 8-bit products"),
         ("", {"CPUInt8ScaledMMLinearKernel": 24}, {"vnni": True}, ""),
         ("", {"CPUWNA16LinearKernel": 24}, {"vnni": False}, ""),

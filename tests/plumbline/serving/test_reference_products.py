@@ -1,0 +1,144 @@
+"""The arithmetic of the plugin, loaded with a stand-in for vLLM, against compressed-tensors."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from torch import Tensor
+from torch.nn.functional import linear
+
+ROWS, WIDTH = 24, 96
+
+
+class Kernel:
+    """Base class of vLLM's kernels, as far as the plugin uses it."""
+
+    def __init__(self, config: Any, *names: str) -> None:
+        self.config = config
+
+    def _get_weight_params(self, layer: Any) -> tuple[Any, ...]:
+        return layer.weight_packed, layer.weight_scale, layer.weight_zero_point
+
+    def _get_layer_params(self, layer: Any) -> tuple[Any, ...]:
+        return layer.weight, layer.weight_scale, layer.input_scale, getattr(layer, "input_zero_point", None), None
+
+
+class Fp8Kernel(Kernel):
+    def _get_layer_params(self, layer: Any) -> tuple[Any, ...]:
+        return layer.weight, layer.weight_scale, layer.input_scale, None
+
+
+@pytest.fixture(scope="module")
+def products() -> ModuleType:
+    tables = ("", "_INT8", "_FP8", "_FP8_BLOCK")
+    linear_module = ModuleType("vllm.model_executor.kernels.linear")
+    for table in tables:
+        setattr(linear_module, f"_POSSIBLE{table}_KERNELS", {"cpu": ["vLLM's own"]})
+    linear_module._POSSIBLE_WFP8A16_KERNELS = {"cpu": []}
+    for name in ("MPLinearKernel", "Int8ScaledMMLinearKernel"):
+        setattr(linear_module, name, Kernel)
+    linear_module.FP8ScaledMMLinearKernel = Fp8Kernel
+    parent, platforms = ModuleType("vllm.model_executor.kernels"), ModuleType("vllm.platforms")
+    parent.linear, platforms.PlatformEnum = linear_module, SimpleNamespace(CPU="cpu")
+    modules = {name: ModuleType(name) for name in ("vllm", "vllm.model_executor")}
+    modules |= {"vllm.model_executor.kernels": parent, "vllm.platforms": platforms}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in modules.items():
+            patch.setitem(sys.modules, name, module)
+        from plumbline.serving import reference_products
+
+        return reference_products
+
+
+def test_it_comes_before_vllms_own_kernels_once(products: ModuleType) -> None:
+    products.register()
+    products.register()
+    assert products.kernels._POSSIBLE_KERNELS["cpu"] == [products.ReferencePacked, "vLLM's own"]
+    assert products.kernels._POSSIBLE_FP8_BLOCK_KERNELS["cpu"] == [products.ReferenceFp8, "vLLM's own"]
+    assert products.kernels._POSSIBLE_WFP8A16_KERNELS["cpu"] == [products.ReferenceFp8Weights]
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("width", [32, 96, 50, 7])
+def test_codes_are_unpacked_without_gaps(products: ModuleType, bits: int, width: int) -> None:
+    half = 2 ** (bits - 1)
+    codes = torch.randint(-half, half, (5, width), generator=torch.Generator().manual_seed(bits), dtype=torch.int8)
+    assert torch.equal(products.unpacked(pack_to_int32(codes, bits), bits, width) - half, codes.long())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_packed_weights(products: ModuleType, bits: int, zero_points: bool) -> None:
+    torch.manual_seed(0)
+    half = 2 ** (bits - 1)
+    codes = torch.randint(-half, half, (ROWS, WIDTH), dtype=torch.int8)
+    zero = torch.randint(-half, half, (ROWS, 3), dtype=torch.int8) if zero_points else torch.zeros(ROWS, 3).char()
+    scale, x = torch.rand(ROWS, 3) + 0.1, torch.randn(2, 4, WIDTH)
+    packed_zero = pack_to_int32(zero, bits, packed_dim=0) if zero_points else None
+    layer = SimpleNamespace(weight_packed=pack_to_int32(codes, bits), weight_scale=scale, weight_zero_point=packed_zero)
+    config = SimpleNamespace(
+        weight_type=SimpleNamespace(size_bits=bits), partition_weight_shape=(WIDTH, ROWS), zero_points=zero_points
+    )
+    kernel = products.ReferencePacked(config)
+    kernel.process_weights_after_loading(layer)
+    dense = ((codes.view(ROWS, 3, -1).float() - zero.float()[..., None]) * scale[..., None]).view(ROWS, WIDTH)
+    assert torch.equal(kernel.apply_weights(layer, x), linear(x, dense))
+
+
+def fake_quantized(x: Tensor, scale: Tensor, zero: Tensor, **args: Any) -> Tensor:
+    return fake_quantize(x, scale, zero, QuantizationArgs(**args))
+
+
+@pytest.mark.parametrize("zero", [0, 17])
+def test_static_8_bit_integers(products: ModuleType, zero: int) -> None:
+    torch.manual_seed(0)
+    weight, scale = torch.randint(-128, 128, (ROWS, WIDTH), dtype=torch.int8), torch.rand(ROWS, 1) / 100
+    x, input_scale, bias = torch.randn(5, WIDTH), torch.tensor([0.02]), torch.randn(ROWS)
+    layer = SimpleNamespace(
+        weight=weight,
+        weight_scale=scale,
+        input_scale=input_scale,
+        input_zero_point=torch.tensor([zero], dtype=torch.int8),
+    )
+    kernel = products.ReferenceInt8(SimpleNamespace(is_channelwise=True))
+    kernel.process_weights_after_loading(layer)
+    rounded = fake_quantized(x, input_scale, torch.tensor([zero]), num_bits=8, strategy="tensor", symmetric=zero == 0)
+    expected = linear(rounded, weight * scale, bias)
+    torch.testing.assert_close(kernel.apply_weights(layer, x, bias), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dynamic_8_bit_integers_divide_by_127_as_vllm_does(products: ModuleType) -> None:
+    x = torch.tensor([[127.0, 63.4, -1.6]])
+    layer = SimpleNamespace(weight=torch.eye(3).char(), weight_scale=torch.ones(3, 1), input_scale=None)
+    kernel = products.ReferenceInt8(SimpleNamespace(is_channelwise=True))
+    kernel.process_weights_after_loading(layer)
+    assert kernel.apply_weights(layer, x).tolist() == [[127.0, 63.0, -2.0]]
+
+
+@pytest.mark.parametrize("strategy", ["tensor", "token", "group"])
+def test_fp8(products: ModuleType, strategy: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(ROWS, WIDTH).to(torch.float8_e4m3fn)
+    x, scale = torch.randn(5, WIDTH), torch.rand(ROWS, 1)
+    if strategy == "group":
+        scale, block, size = torch.rand(3, 3), [8, 32], 32
+        dense = weight.float() * scale.repeat_interleave(8, 0).repeat_interleave(32, 1)
+    else:
+        block, size, dense = None, WIDTH, weight.float() * scale
+    input_scale = torch.tensor(0.004) if strategy == "tensor" else None
+    groups = x.view(5, -1, size)
+    steps = input_scale if input_scale is not None else groups.abs().amax(-1, keepdim=True) / 448
+    rounded = ((groups / steps).clamp(-448, 448).to(torch.float8_e4m3fn).float() * steps).view(5, WIDTH)
+    stored = weight if block else weight.t()
+    layer = SimpleNamespace(weight=stored, weight_scale=scale, input_scale=input_scale, weight_block_size=block)
+    for kernel, expected in ((products.ReferenceFp8, rounded), (products.ReferenceFp8Weights, x)):
+        made = kernel(SimpleNamespace(), ())
+        made.process_weights_after_loading(layer)
+        torch.testing.assert_close(made.apply_weights(layer, x), linear(expected, dense), rtol=1e-5, atol=1e-5)
