@@ -123,7 +123,7 @@ def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mappi
         code_version=step.code_version,
         plots=sorted(step.out.glob("*.png")),
         counts={name: manifest[name] for name in ("samples", "tokens")},
-        rests_on=upstream(step.root, step.name),
+        rests_on=upstream(step.root, {step.out.relative_to(step.root).as_posix(): step.md5}, step.inputs),
     )
 
 
