@@ -75,7 +75,7 @@ def _errors_as_sentences(root: Path) -> Iterator[None]:
         yield
     except click.ClickException as error:
         if is_full(error, root):
-            error.message += f"\n{advice(root)}"
+            raise click.ClickException(f"{error.message}\n{advice(root)}") from error
         raise
     except Exception as error:
         if is_full(error, root) and not os.environ.get(TRACEBACK):

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 
-def new_array_file(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray:
+def new_array_file(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
     """Create a .npy file of zeros and map it into memory.
 
     Its blocks are reserved first. Otherwise the first write to a page for which the disk has no room ends the process

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,6 +21,7 @@ from transformers import GptOssConfig
 
 from plumbline.cli.main import main
 from plumbline.graph.preflight import NotReady, problems, require_ready
+from plumbline.tracking import readiness
 from plumbline.versioning.pipeline import resolved
 from tests.helpers.paths import BUNDLED
 from tests.helpers.workspace import SMALL, make_workspace
@@ -135,6 +138,18 @@ def test_a_chat_template_is_found_wherever_it_is(root: Path, where: str) -> None
     assert "has no chat template" in found(root)[0]
     (root / "base" / where).write_text('{"chat_template": "{{ messages }}"}')
     assert found(root) == []
+
+
+def test_a_locked_store_is_not_called_broken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "SECONDS", 0.05)
+    connection = sqlite3.connect(root / "mlflow.db", isolation_level=None)
+    connection.execute("CREATE TABLE alembic_version (version_num)")
+    connection.execute("BEGIN EXCLUSIVE")
+    [problem] = found(root, "evaluation")
+    connection.close()
+    assert "has been locked by another process" in problem and "fuser" in problem and "backup" not in problem
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != root / "mlflow.db")
+    assert found(root, "evaluation")[-1].startswith(f"{root / 'mlflow.db'} cannot be written")
 
 
 def test_a_choice_of_more_samples_than_the_pool_has_is_noticed(root: Path) -> None:
