@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+LONGEST_LABEL = 40
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6670"  # Okabe and Ito (2008): distinct with any colour vision
 
 
@@ -16,6 +17,12 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def literal(name: str) -> str:
+    """A name of the user's, such as a domain, for a label: in one line, short, and no formula between dollar signs."""
+    line = " ".join(name.split())
+    return (line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}…").replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path, tight: bool = False) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
@@ -23,7 +22,7 @@ from plumbline.raw_corpus.document import OUT_OF_DOMAIN, PRODUCTION
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_page.params import PageParams
-from plumbline.study.params import StudyParams, require_read_together
+from plumbline.study.params import StudyParams
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tracking.params import TrackingParams
 from plumbline.workspace import workspace_root
@@ -35,8 +34,6 @@ LONGEST_NAME = 100
 """A pair's key, a scratch folder's prefix and suffix fit into the 255 bytes of a file name with two such names."""
 RESERVED_SOURCES = ("inbox", PRODUCTION, OUT_OF_DOMAIN)
 SEEDS = 2**63
-REQUESTED = "requested.yaml"
-HEADER = "# Entries of `studies:` in params.yaml that `plumbline study` was asked for; it writes this file.\n"
 
 
 class GridParams(BaseModel):
@@ -221,42 +218,6 @@ def load_params(root: Path | None = None) -> Params:
         raise ValueError(f"{path} not found: run inside a Plumbline workspace, or set PLUMBLINE_ROOT to one")
     status = path.stat()
     return _load(path, status.st_mtime_ns, status.st_size)
-
-
-def requested(root: Path | None = None) -> list[str]:
-    """The requested studies, in order, from requested.yaml, which DVC reads too.
-
-    Raises:
-        ValueError: the file is invalid.
-    """
-    path = (root or workspace_root()) / REQUESTED
-    content = read_yaml(path).content if path.is_file() else None
-    names = (content.get("requested") or []) if isinstance(content, dict) else content or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: expected `requested:` with a list of names, found {content!r:.80}; correct it")
-    return names
-
-
-def request(names: Sequence[str], root: Path | None = None) -> None:
-    """Add studies to requested.yaml, which makes them stages and partitions of the graph.
-
-    Raises:
-        ValueError: params.yaml has no such study, or its `statistics` do not fit studies.
-    """
-    params = load_params(root)
-    studies = params.studies
-    if unknown := [name for name in names if name not in studies]:
-        raise ValueError(f"studies: {unknown} not in params.yaml (there: {sorted(studies)})")
-    for name in names:
-        reads = {part for scheme in studies[name].schemes for part in params.schemes[scheme].reads}
-        require_read_together(params.statistics, "histogram" in reads)
-    before = requested(root)
-    after = [name for name in dict.fromkeys([*before, *names]) if name in studies]
-    if after != before:
-        from plumbline.artifact import replace_text  # imported here to keep commands fast
-
-        path = (root or workspace_root()) / REQUESTED
-        replace_text(path, HEADER + yaml.safe_dump({"requested": after}, default_flow_style=None))
 
 
 @lru_cache(maxsize=8)

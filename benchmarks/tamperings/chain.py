@@ -12,6 +12,8 @@ from random import Random
 
 import yaml
 
+from tests.helpers.small_model import CHAT_TEMPLATE, WORDS, write_base_model
+
 OTHER_CHOICE, CHOICE = "random-8", "packed-16"
 SCHEME = "w4a16-gptq"
 CHAMPION, URI = f"{CHOICE}-{SCHEME}", "models:/plumbline@champion"
@@ -37,8 +39,6 @@ PARAMS = {
     "deployment": {"scheme": SCHEME, "max_worse": 100.0},
     "studies": {},
 }
-TEXT = "the quick model reads short words and counts every token of a document before it rounds its weights"
-WORDS = TEXT.split()
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -75,7 +75,7 @@ def build(root: Path) -> None:
     graph = (root / "dvc.yaml").read_text(encoding="utf-8")
     (root / "dvc.yaml").write_text(graph.replace("deps: [intake.yaml]", "deps: [intake.yaml, texts]"), encoding="utf-8")
     write_texts(root / "texts")
-    write_base_model(root / "base")
+    write_base_model(root / "base", CHAT_TEMPLATE, bos_token_id=0, eos_token_id=1)
     command(root, "run")
     promote(root)
     shutil.rmtree(root / ".dagster")  # run logs, which no test reads
@@ -106,38 +106,6 @@ def write_texts(folder: Path) -> None:
         messages = [{"role": role, "content": " ".join(random.choices(WORDS, k=30))} for role in ("user", "assistant")]
         lines.append(json.dumps({"messages": messages}))
     (folder / "chat" / "chats.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_base_model(folder: Path) -> None:
-    """A model of one layer with a tokenizer and a chat template."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([" ".join(WORDS)], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
 def keys(folder: Path) -> tuple[Path, Path]:

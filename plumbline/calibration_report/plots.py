@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from plumbline.figure import BLUE, GREY, ORANGE, save
+from plumbline.figure import BLUE, GREY, ORANGE, literal, save
 
 DIFFERENCE, DOMAINS = "difference.png", "by_domain.png"
 _BETTER_TO_WORSE = LinearSegmentedColormap.from_list("better to worse", [BLUE, "#ffffff", ORANGE])
@@ -78,8 +78,15 @@ def plot_heat(
     for (row, column), value in np.ndenumerate(changes):
         if np.isfinite(value):
             axes.text(column, row, f"{100 * value:+.1f}", ha="center", va="center", fontsize=7)
-    axes.set_xticks(range(len(columns)), columns, fontsize=7.5, rotation=30, ha="left", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), rows, fontsize=7.5)
+    axes.set_xticks(
+        range(len(columns)),
+        [literal(name) for name in columns],
+        fontsize=7.5,
+        rotation=30,
+        ha="left",
+        rotation_mode="anchor",
+    )
+    axes.set_yticks(range(len(rows)), [literal(name) for name in rows], fontsize=7.5)
     axes.xaxis.tick_top()
     axes.set_xlabel(f"KL against {baseline}, %; not tested", fontsize=8)
     axes.tick_params(length=0)

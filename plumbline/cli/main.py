@@ -32,6 +32,7 @@ from plumbline.cli import (
     statistics,
     workspace,
 )
+from plumbline.cli.disk_full import advice, is_full
 from plumbline.versioning.code import link_library
 from plumbline.versioning.current_facts import link_inputs
 from plumbline.versioning.facts import MODEL_LINK
@@ -44,6 +45,8 @@ GROUPS = (
 TRACEBACK = "PLUMBLINE_TRACEBACK"
 ANYWHERE = ("init", "strategies", "judge", "engine", "serve-check")
 """Commands that need no workspace."""
+ANYWHERE_WITH = {"audit": "explain"}
+"""Commands that need none with this option."""
 
 
 class OutsideWorkspace(click.ClickException):
@@ -85,11 +88,19 @@ def main(folder: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _errors_as_sentences() -> Iterator[None]:
+def _errors_as_sentences(root: Path) -> Iterator[None]:
     """End with the message of an error that a user can mend; with its traceback if PLUMBLINE_TRACEBACK is set."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except click.ClickException as error:
+        if is_full(error, root):
+            raise click.ClickException(f"{error.message}\n{advice(root)}") from error
+        raise
+    except Exception as error:
+        if is_full(error, root) and not os.environ.get(TRACEBACK):
+            raise click.ClickException(f"{error}\n{advice(root)}") from error
+        if not isinstance(error, (ValueError, OSError)):
+            raise
         if os.environ.get(TRACEBACK) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
             raise
         raise click.ClickException(str(error) or type(error).__name__) from error
@@ -105,6 +116,8 @@ def in_workspace(command: click.Command) -> click.Command:
 
     @functools.wraps(act)
     def act_in_workspace(*arguments: Any, **options: Any) -> Any:
+        if options.get(ANYWHERE_WITH.get(command.name or "", "")):
+            return act(*arguments, **options)
         try:
             root = workspace_root()
         except NoWorkspace as error:
@@ -117,7 +130,7 @@ def in_workspace(command: click.Command) -> click.Command:
             link_library(root)
             if not (root / MODEL_LINK).exists():
                 link_inputs(root)
-        with _errors_as_sentences():
+        with _errors_as_sentences(root):
             return act(*arguments, **options)
 
     command.callback = act_in_workspace

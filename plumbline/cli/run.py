@@ -45,7 +45,8 @@ def study(names: tuple[str, ...]) -> None:
     \b
     Example: plumbline study strategies
     """
-    from plumbline.params import load_params, request
+    from plumbline.params import load_params
+    from plumbline.requested import request
 
     root, started = workspace_root(), time.perf_counter()
     try:

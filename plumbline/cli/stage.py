@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from plumbline.versioning.code import VERSIONS
@@ -29,8 +27,7 @@ def materialize(asset: str, key: str | None) -> None:
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
     if result.error:
-        click.echo(f"Error: {result.error}", err=True)
-        sys.exit(1)
+        raise click.ClickException(result.error)
 
 
 @click.command(name="code-versions")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from plumbline.artifact import read_json
@@ -25,14 +26,14 @@ def show(root: Path) -> None:
     verdict_file = read_json(root / "data" / "calibration_report" / "verdict.json")
     verdict = Table.grid(padding=(0, 1))
     for sentence in (s for s in verdict_file["sentences"] if s.startswith(f"{scheme}:")):
-        verdict.add_row("•", sentence)
-    verdict.add_row("•", verdict_file["caveat"])
+        verdict.add_row("•", escape(sentence))
+    verdict.add_row("•", escape(verdict_file["caveat"]))
     if others := len(load_params(root).grid.schemes) - 1:
         shown = "the other scheme" if others == 1 else f"the other {others} schemes"
         verdict.add_row("•", f"the verdict on {shown} is in the report")
     console.print(verdict)
     for warning in _left_out(root):
-        console.print(f"[bold]![/bold] {warning}")
+        console.print(f"[bold]![/bold] {escape(warning)}")
     _show_champion(console, root)
     first, (choice, _) = next(iter(load_params(root).pairs().items()))
     console.print(
@@ -57,13 +58,13 @@ def _show_champion(console: Console, root: Path) -> None:
     decision = read_json(path)
     champion = decision if decision["decision"] == "promoted" else decision["champion_before"]
     if champion is None:
-        console.print(f"\n[bold]Champion[/bold]  none: {decision['why']}", soft_wrap=True)
+        console.print(f"\n[bold]Champion[/bold]  none: {escape(decision['why'])}", soft_wrap=True)
         return
     folder = f"data/quantized_model/{champion['pair']}"
     uri = f"models:/{load_params(root).tracking.registered_model}@champion"
     if decision["decision"] == "rejected":  # the folder may hold the candidate that was refused
         console.print(
-            f"\n[bold]Champion[/bold]  {champion['pair']}, as before: {decision['why']}\n"
+            f"\n[bold]Champion[/bold]  {champion['pair']}, as before: {escape(decision['why'])}\n"
             f'[bold]Load[/bold]   mlflow.transformers.load_model("{uri}")',
             soft_wrap=True,
         )
@@ -146,7 +147,7 @@ def show_study(root: Path, name: str) -> None:
     console.print(_table_of_study(verdict))
     advice = Table.grid(padding=(0, 1))
     for answer in (*verdict["recommendations"], *verdict["representativeness"]["by_scheme"]):
-        advice.add_row("•", answer["sentence"])
+        advice.add_row("•", escape(answer["sentence"]))
     console.print(advice)
     console.print(
         f"""
@@ -163,7 +164,11 @@ def _table_of_study(verdict: Mapping[str, Any]) -> Table:
     if len(sizes) > SHOWN_SIZES:  # evenly spaced, including both ends
         sizes = [sizes[round(i * (len(sizes) - 1) / (SHOWN_SIZES - 1))] for i in range(SHOWN_SIZES)]
     table = Table(
-        title=verdict["headline"], title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=escape(verdict["headline"]),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for column in ("scheme", "rule"):
         table.add_column(column, no_wrap=True)

@@ -12,7 +12,9 @@ import click
 import yaml
 
 from plumbline import distribution
+from plumbline.versioning.config import require_git_or_no_scm
 from plumbline.versioning.current_facts import link_inputs
+from plumbline.versioning.writable import awkward
 from plumbline.workspace_template import files_of, template_root
 
 README = Path(__file__).with_name("workspace.md")
@@ -49,8 +51,11 @@ def init(folder: Path) -> None:
     if in_the_way := [name for name in names if name not in OWN]:
         shown = ", ".join(in_the_way[:5]) + (" …" if len(in_the_way) > 5 else "")
         raise click.ClickException(f"{folder} is not empty ({shown}); name an empty folder or a new one")
+    if problem := awkward(folder.resolve()):
+        raise click.ClickException(problem)
     write_workspace(folder)
-    link_inputs(folder.resolve())  # `dvc repro` may come first
+    require_git_or_no_scm(folder.resolve())  # these two, as `dvc repro` may come first
+    link_inputs(folder.resolve())
     click.echo(next_steps(folder))
 
 
@@ -60,9 +65,9 @@ def write_workspace(folder: Path) -> None:
     Raises:
         FileNotFoundError: the installed package lacks a file.
     """
-    from plumbline.params import HEADER, REQUESTED
     from plumbline.raw_corpus.intake import HEADER as INTAKE_HEADER
     from plumbline.raw_corpus.intake import INTAKE
+    from plumbline.requested import HEADER, REQUESTED
 
     source = template_root()
     for name in files_of(source):

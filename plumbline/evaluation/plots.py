@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from plumbline.figure import BLUE, GREY, ORANGE, new_axes, save
+from plumbline.figure import BLUE, GREY, ORANGE, literal, new_axes, save
 
 SMALLEST_KL = 1e-9
 HISTOGRAM, DOMAINS = "kl_histogram.png", "kl_by_domain.png"
@@ -39,7 +39,7 @@ def plot_kl_by_domain(by_domain: Mapping[str, Mapping[str, Any]], path: Path) ->
     figure, axes = new_axes(6, 2.8)
     names = list(by_domain)
     means = [by_domain[name]["kl_mean"] for name in names]
-    axes.barh(names, means, color=BLUE, alpha=0.75, height=0.6)
+    axes.barh([literal(name) for name in names], means, color=BLUE, alpha=0.75, height=0.6)
     for row, (name, mean) in enumerate(zip(names, means, strict=True)):
         text = f"{mean:.3g}  ({100 * by_domain[name]['top1_agreement']:.1f} % same top token)"
         axes.annotate(text, (mean, row), (4, 0), textcoords="offset points", va="center", fontsize=8, color=GREY)

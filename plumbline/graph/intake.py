@@ -27,6 +27,7 @@ from plumbline.raw_corpus.stores import Seen, store_of
 from plumbline.versioning.digest import dvc_digest
 from plumbline.versioning.lock import read_lock
 
+STATE = ".plumbline/intake.json"
 SETTLED = 4.0
 """Seconds for which a file must stay unchanged before it counts as complete."""
 PATIENCE = 60.0
@@ -56,17 +57,22 @@ def _state(root: Path, alone: float | None = None) -> Iterator[dict[str, Any]]:
     """
     from filelock import FileLock
 
-    path = root / ".plumbline" / "intake.json"
+    path = root / STATE
     locks = path.parent / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     reader = contextlib.nullcontext() if alone is None else FileLock(locks / "raw_corpus.lock", timeout=alone)
     with FileLock(locks / "intake.lock"), reader:
-        state: dict[str, Any] = {}
-        if path.is_file():
-            with contextlib.suppress(ValueError):  # ignore a corrupt state file
-                state = json.loads(path.read_text(encoding="utf-8"))
+        state = _last_state(root)
         yield state
         replace_text(path, json.dumps(state))
+
+
+def _last_state(root: Path) -> dict[str, Any]:
+    """The content of the state file, which is replaced as a whole; empty if there is none, or a corrupt one."""
+    with contextlib.suppress(OSError, ValueError):
+        state = json.loads((root / STATE).read_text(encoding="utf-8"))
+        return state if isinstance(state, dict) else {}
+    return {}
 
 
 def take_in_now(root: Path) -> IntakeChanges:
@@ -189,8 +195,7 @@ def waiting(root: Path) -> IntakeChanges:
     params = load_params(root).corpus
     store = store_of(params.inbox, root, params.max_file_bytes)
     before: Intake = read_intake(root / INTAKE)
-    with _state(root) as state:
-        read = {name: entry for name, entry in state.get("seen", {}).items() if entry.get("sha256")}
+    read = {name: entry for name, entry in _last_state(root).get("seen", {}).items() if entry.get("sha256")}
     listing = store.look()
     new = [n for n, seen in listing.items() if not seen.problem and read.get(n, {}).get("stamp") != seen.stamp]
     removed = [name for name, taken in before.files.items() if name not in listing and not taken.refused]

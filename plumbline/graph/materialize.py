@@ -35,6 +35,7 @@ def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
     from plumbline.graph.definitions import checks_of, stage_assets
     from plumbline.graph.preflight import require_ready
     from plumbline.graph.run import failed_checks, failure, stopped, was_interrupted
+    from plumbline.graph.step import FRONT_DOOR
 
     assets = {definition.key.to_user_string(): definition for definition in stage_assets(root)}
     if asset not in assets:
@@ -52,7 +53,7 @@ def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
             partition_key=key,
             run_config=QUIET,
             raise_on_error=False,
-            tags={"front_door": "dvc repro"},
+            tags={FRONT_DOOR: "dvc repro"},
         )
     if was_interrupted(result):
         return Materialized(stopped(stage_name(asset, key)), ())

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from plumbline.params import load_params, requested
+from plumbline.params import load_params
+from plumbline.requested import requested
 
 _params = load_params()
 

@@ -10,6 +10,7 @@ from plumbline.graph.declared import undeclared
 from plumbline.params import Params, load_params
 from plumbline.raw_corpus.params import Directory
 from plumbline.versioning.pipeline import resolved
+from plumbline.versioning.writable import unwritable
 
 TRACKED = ("evaluation", "calibration_report", "deployed_model", "study")
 """Assets that log in MLflow."""
@@ -34,9 +35,20 @@ def require_ready(root: Path, stages: Collection[str]) -> None:
         )
 
 
+def require_writable(root: Path) -> None:
+    """Refuse to start anything where a run cannot write.
+
+    Raises:
+        NotReady: names the folder.
+    """
+    for problem in unwritable(root):
+        raise NotReady(problem)
+
+
 def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
     """What would make one of these stages fail, as far as params.yaml and the workspace tell."""
     params, assets = load_params(root), {name.split("@")[0] for name in stages}
+    yield from unwritable(root)
     yield from _base_model(params, root)
     if "raw_corpus" in assets:
         yield from _sources(params, root)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbline.graph.intake import take_in_now
-from plumbline.graph.preflight import require_ready
+from plumbline.graph.preflight import require_ready, require_writable
 from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.restoration import restore
 from plumbline.versioning.facts import STAGES
@@ -60,6 +60,7 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
         RunFailed: a step failed, or was interrupted; the steps that finished before are kept.
     """
     require_assets(root, only)
+    require_writable(root)
     sweep(root)
     refresh_facts(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
@@ -76,6 +77,7 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
 
     from plumbline.graph.definitions import checks_of, stage_assets
     from plumbline.graph.instance import QUIET, instance
+    from plumbline.graph.step import FRONT_DOOR
 
     steps = restored
     with instance() as history:
@@ -91,7 +93,7 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
                 shown = f"{name} {run[0]}".rstrip() + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
                 announce(f"▸ {shown}")
                 started = time.perf_counter()
-                tags = {"front_door": "plumbline run"}
+                tags = {FRONT_DOOR: "plumbline run"}
                 if asset.partitions_def:
                     tags |= {RANGE_START: run[0], RANGE_END: run[-1]}
                 with _interruptible(shown):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,11 @@ import dagster as dg
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
+from plumbline.graph.preflight import require_ready
 from plumbline.versioning.code import Library, library_of, link_library
 from plumbline.versioning.code import code_version as version_in
 from plumbline.versioning.lock import Entry, read_lock, stage_name
+from plumbline.versioning.pipeline import resolved
 from plumbline.versioning.recording import Step as Step  # for the asset definitions
 from plumbline.versioning.recording import recording
 from plumbline.versioning.status import unfinished_mark
@@ -38,6 +41,8 @@ After = Callable[[Step, str], Mapping[str, Any]]
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`")
 
 OWNERS = ["team:plumbline"]
+FRONT_DOOR = "front_door"
+"""Tag of a run whose command has looked ahead for all its steps: which command it was."""
 PREVIEW_BYTES = 150_000  # metadata is stored in the event log
 
 _A: Any = dg.AutomationCondition
@@ -114,6 +119,8 @@ def materialize(
     A second event per partition follows with the correct one, so that staleness is tracked per partition.
     """
     asset = context.asset_key.to_user_string()
+    if FRONT_DOOR not in context.run.tags:
+        require_ready(workspace_root(), list(_stages_of_run(context)))
     keys = list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else [""]
     steps: list[_FinishedStep] = []
     try:
@@ -130,6 +137,15 @@ def materialize(
     else:
         yield dg.MaterializeResult(metadata={"partitions": len(steps)})
         yield from (_event(context, finished) for finished in steps)
+
+
+def _stages_of_run(context: dg.AssetExecutionContext) -> Iterator[str]:
+    """The stages of a run that a person launched in the UI, or a sensor: nobody has looked ahead for it."""
+    stages, tags = resolved(workspace_root()), context.run.tags
+    keys = [*context.partition_keys] if context.has_partition_key_range else [tags.get("dagster/partition")]
+    for asset in context.run.asset_selection or {context.asset_key}:
+        name = asset.to_user_string()
+        yield from (stage for stage in {name, *(stage_name(name, key) for key in keys)} if stage in stages)
 
 
 @contextlib.contextmanager
@@ -158,7 +174,8 @@ def _one(
     name, changed = stage_name(asset, key or None), overrides(key) if overrides else {}
     unfinished = unfinished_mark(workspace_root(), name)
     with recording(workspace_root(), name, changed) as (step, folder):
-        build(step, key, folder)
+        if not step.is_current:
+            build(step, key, folder)
         if after:
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             unfinished.touch()
@@ -232,10 +249,15 @@ def as_metadata(summary: Mapping[str, Any]) -> dict[str, Any]:
             records = [dg.TableRecord({k: _shown(v) for k, v in row.items()}) for row in value[:200]]
             metadata[name] = dg.MetadataValue.table(records)
         elif isinstance(value, list) and all(isinstance(line, str) and " " in line for line in value):
-            metadata[name] = dg.MetadataValue.md("\n".join(f"- {line}" for line in value))
+            metadata[name] = dg.MetadataValue.md("\n".join(f"- {_literal(line)}" for line in value))
         else:
             metadata[name] = dg.MetadataValue.json(value)
     return metadata
+
+
+def _literal(text: str) -> str:
+    """Text with the names of domains and documents in it, as Markdown that shows it as it is: no link, image, HTML."""
+    return re.sub(r"[\\`*<>\[\]!|~#]", r"\\\g<0>", " ".join(text.split()))
 
 
 def _shown(value: Any) -> Any:

@@ -115,5 +115,8 @@ def _against_the_decision(
         return
     own = {number for number, version in versions.items() if version.model == case.identity}
     why = " ".join(str(decision.get("why")).split())
-    if not any((entry.who, entry.why) == (MACHINE, why) and entry.version in own for entry in recorded.entries):
+    if not any(
+        (entry.who, entry.why) == (MACHINE, why) and (entry.version in own or entry.model == case.identity)
+        for entry in recorded.entries
+    ):
         yield "promotion.json promoted this model, the history has no such promotion"

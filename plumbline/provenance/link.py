@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from plumbline.provenance.model_files import irregular
 from plumbline.provenance.resaved import Resaved
 from plumbline.raw_corpus.document import Document
 from plumbline.tracking.model_version import ModelVersion
@@ -103,8 +104,9 @@ class Case:
     def digest(self) -> str:
         """DVC's hash of the model's folder; empty unless it is a folder of regular files."""
         try:
-            links = any(path.is_symlink() for path in self.model.rglob("*"))
-            return "" if links or not self.model.is_dir() else dvc_digest(self.model, self.hasher)
+            if not self.model.is_dir() or irregular(self.model):
+                return ""
+            return dvc_digest(self.model, self.hasher)
         except (OSError, ValueError):
             return ""
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from plumbline.versioning.digest import HASH, TRUSTING
 
 RECORD, CONFIG = "calibration.json", "config.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".npz", ".py")
@@ -38,13 +44,54 @@ def plain_file(folder: Path, name: str) -> Path:
     if not name or name != Path(name).name or "\\" in name or "\0" in name or name in (".", ".."):
         raise Unsafe(f"the file name {name!r} leads out of the folder")
     path = folder / name
-    if path.is_symlink():
+    if path.is_symlink() and not is_cache_link(path):
         raise Unsafe(f"{name} is a symbolic link; its target is not part of the folder")
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist")
     if not path.is_file():
         raise Unsafe(f"{name} is not a regular file")
     return path
+
+
+def is_cache_link(path: Path) -> bool:
+    """Whether a path is a link to an object of a DVC cache that holds what its name says.
+
+    DVC checks files out as such links with `cache.type = symlink`. Any other link is foreign: its target may change
+    without a trace in the folder.
+    """
+    if not path.is_symlink():
+        return False
+    try:
+        target = path.resolve(strict=True)
+        name = target.parent.name + target.name
+        return bool(HASH.fullmatch(name)) and target.is_file() and TRUSTING.file(target) == name
+    except (OSError, RuntimeError, ValueError):  # a broken link, a loop, a device
+        return False
+
+
+def irregular(folder: Path) -> list[str]:
+    """Relative paths of foreign links and devices below a folder, sorted."""
+    paths = (path for path in folder.rglob("*") if not is_cache_link(path))
+    strange = (path for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir()))
+    return sorted(path.relative_to(folder).as_posix() for path in strange)
+
+
+@contextlib.contextmanager
+def without_links(folder: Path) -> Iterator[Path]:
+    """The folder, or, if it holds links into DVC's cache, a temporary one with the files themselves."""
+    links = [path for path in folder.rglob("*") if is_cache_link(path)]
+    if not links:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="plumbline-audit-") as scratch:
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            place = Path(scratch) / folder.name / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), place)
+            except OSError:  # another file system
+                shutil.copyfile(path, place)
+        yield Path(scratch) / folder.name
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from plumbline.provenance.model_files import (
     TOKENIZER,
     WEIGHTS,
     Unsafe,
+    irregular,
+    is_cache_link,
     plain_file,
     read_object,
     samples_of,
@@ -148,10 +150,8 @@ def folder(case: Case) -> Link:
     name, digest = "model folder", case.digest
     if not case.model.is_dir():
         return Link(name, "missing", f"{case.model} is not a folder", fix="name the folder that contains config.json")
-    irregular = [path for path in case.model.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())]
-    if irregular:
-        names = sorted(path.relative_to(case.model).as_posix() for path in irregular)
-        return Link(name, "tampered", f"it contains links or devices: {', '.join(names[:5])}", "", digest, RESTORE)
+    if strange := irregular(case.model):
+        return Link(name, "tampered", f"it contains links or devices: {', '.join(strange[:5])}", "", digest, RESTORE)
     files = case.hasher.files(case.model)
     count = f"{len(files)} files"
     recorded = case.recorded(case.place) if case.place else None
@@ -204,8 +204,9 @@ def tokenizer(case: Case) -> Link:
     if not claims:
         return Link(name, "missing", "the model does not record a tokenization fingerprint", fix=RESTORE)
     files = [path for pattern in TOKENIZER for path in case.model.glob(pattern)]
-    if irregular := [path.name for path in files if path.is_symlink() or not path.is_file()]:
-        return Link(name, "tampered", f"not a regular file: {', '.join(irregular)}", claims[0], "", RESTORE)
+    strange = [path.name for path in files if not (path.is_file() and (not path.is_symlink() or is_cache_link(path)))]
+    if strange:
+        return Link(name, "tampered", f"not a regular file: {', '.join(strange)}", claims[0], "", RESTORE)
     if not files:
         return Link(name, "missing", "the folder has no tokenizer", claims[0], "", RESTORE)
     loaded, problem = _load_tokenizer(case.model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.artifact import sha256_file
-from plumbline.provenance.model_files import CONFIG, RECORD, TOKENIZER, parse_object, plain_file, read_object
+from plumbline.provenance.model_files import CONFIG, RECORD, TOKENIZER, irregular, parse_object, plain_file, read_object
 from plumbline.versioning.cache import cached, cached_bytes, cached_folders
 from plumbline.versioning.digest import Hasher, folder_digest
 from plumbline.versioning.lock import Entry
@@ -47,7 +47,7 @@ def resaved(model: Path, root: Path, lock: Mapping[str, Entry], hasher: Hasher) 
     None if the copy names no record, if no recorded model has it, or if it is a recorded folder itself.
     """
     digest = _record_digest(model)
-    if not digest or not model.is_dir() or any(path.is_symlink() for path in model.rglob("*")):
+    if not digest or not model.is_dir() or irregular(model):
         return None
     own = folder_digest(hasher.files(model))
     inside = model.resolve().relative_to(root.resolve()).as_posix() if _inside(model, root) else ""

@@ -12,6 +12,7 @@ from typing import Any
 from plumbline.distribution import install_command
 from plumbline.provenance.history_link import known_promotions
 from plumbline.provenance.link import Case, Link
+from plumbline.provenance.model_files import without_links
 from plumbline.provenance.statement import PROMOTION, payload, statement
 from plumbline.tracking.promotion_chain import entry_digest
 
@@ -50,7 +51,8 @@ def sign(case: Case, key: Path, password: str | None, signature: Path, envelope:
     with tempfile.TemporaryDirectory(prefix=".signing-", dir=signature.parent) as scratch:
         drafts = Path(scratch) / "sig", Path(scratch) / "intoto"
         try:
-            signing.Config().use_elliptic_key_signer(private_key=key, password=password).sign(case.model, drafts[0])
+            with without_links(case.model) as folder:
+                signing.Config().use_elliptic_key_signer(private_key=key, password=password).sign(folder, drafts[0])
         except (ValueError, OSError, TypeError) as error:
             raise ValueError(f"{case.model} cannot be signed with {key}: {error}") from error
         text = json.dumps(sealed.to_dict(), sort_keys=True, indent=1)
@@ -83,7 +85,8 @@ def _folder_link(case: Case, public_key: Path, signature: Path) -> Link:
         fix = f"plumbline sign {case.model.name} --key PRIVATE_KEY, by the signer; or name the file with --signature"
         return Link(name, "missing", f"{signature.name} does not exist beside the folder", fix=fix)
     try:
-        verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(case.model, signature)
+        with without_links(case.model) as folder:
+            verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
     except Exception as error:  # a forged bundle may raise anything
         why = " ".join(str(error).split())[:300] or type(error).__name__
         meaning = f"{signature.name} is not a signature of this folder by {public_key.name}: {why}"

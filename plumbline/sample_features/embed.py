@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, read_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.sample_features.array_file import new_array_file
 from plumbline.sample_features.embedder import embed, embedder_digest, load, matmul_precision
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.reader import Features, read_features, read_manifest, shard_table
@@ -100,7 +101,7 @@ def _prepare(
             continue
         rows, embeddings = earlier.embeddings_of(table["sample_id"])
         shape = (table.num_rows, earlier.dimension if len(rows) else engine.dimension)
-        file = np.lib.format.open_memmap(out / f"{shard}.npy", mode="w+", dtype=np.float16, shape=shape)
+        file = new_array_file(out / f"{shard}.npy", np.float16, shape)
         file[rows] = embeddings
         del file  # closes it, as a corpus may have more shards than a process may open files
         progress.update(len(rows))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, sha256_file, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.sample_features.array_file import new_array_file
 from plumbline.sample_features.params import SignatureParams
 from plumbline.sample_features.probe import Probe, load_probe, make_probe, save_probe
 from plumbline.sample_features.reader import read_manifest
@@ -164,7 +165,7 @@ class _Writer:
         stored_rows = np.flatnonzero(plan.rows >= 0)
         for name, (shape, dtype) in self._layout.items():
             path = out / f"{plan.split}.{name}.npy"
-            file = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(plan.names), *shape))
+            file = new_array_file(path, dtype, (len(plan.names), *shape))
             if earlier.stored is not None and len(stored_rows):
                 file[stored_rows] = earlier.stored.raw(name, plan.rows[stored_rows])
             file.flush()

@@ -122,7 +122,7 @@ class ReferenceFp8(kernels.FP8ScaledMMLinearKernel):  # type: ignore[misc]
     def rounded(self, layer: Any, x: Tensor) -> Tensor:
         """The input as the product sees it, float32."""
         size = x.shape[-1] if layer.weight_block_size is None else layer.weight_block_size[1]
-        groups = x.float().unflatten(-1, (-1, size))
+        groups = x.float().reshape(*x.shape[:-1], -1, size)
         scale = layer.reference_input
         if scale is None:
             scale = (groups.abs().amax(-1, keepdim=True) / 448).clamp(min=1e-12)

@@ -13,6 +13,7 @@ from plumbline.tracking.model_version import CALIBRATION, ModelVersion
 from plumbline.tracking.promotion import PROMOTED_BY, REASON, Promotion, read_history
 from plumbline.tracking.reading import RunData
 from plumbline.tracking.registry import ALIAS, Registry, open_registry
+from plumbline.tracking.renumbered import renumbered
 from plumbline.tracking.store import TrackingError
 
 FIGURES = ("kl_mean", "kl_p99", "perplexity_base", "perplexity_quantized", "top1_agreement", "weights_bytes")
@@ -83,6 +84,7 @@ def champions(root: Path) -> Champions:
             remarks.append(f"the last promotion on record is of version {last}, but the alias names {champion}")
         why = _reason_of_decision(root, versions.get(champion))
         entries.append(Promotion("", champion, None, "", why, "promoted"))
+    entries = renumbered(entries, list(versions.values()))
     records = [_champion_record(registry, entry, versions.get(entry.version)) for entry in reversed(entries)]
     return Champions(registry.name, tuple(records), champion, tuple(remarks))
 

@@ -130,7 +130,7 @@ def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mappi
         plots=sorted(step.out.glob("*.png")),
         counts={name: manifest[name] for name in ("samples", "tokens")},
         base_model=chain["base_model"],
-        rests_on=upstream(step.root, step.name),
+        rests_on=upstream(step.root, {step.out.relative_to(step.root).as_posix(): step.md5}, step.inputs),
     )
 
 

@@ -14,15 +14,17 @@ import logging
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from plumbline.tracking.model_artifact import attach_model
 from plumbline.tracking.promotion_chain import broken, digest_before, read_copy, write_copy
+from plumbline.tracking.promotion_entry import Kind
+from plumbline.tracking.promotion_entry import Promotion as Promotion
 from plumbline.tracking.registry import ALIAS, Registry
+from plumbline.tracking.renumbered import renumbered
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,32 +37,6 @@ NUMBERED = re.compile(re.escape(ENTRY) + r"([0-9]+)")
 MACHINE = "plumbline"
 """Recorded as `who` when the graph promotes."""
 LONGEST_REASON = 2000
-Kind = Literal["promoted", "rolled back"]
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """A move of the alias."""
-
-    when: str
-    """UTC, ISO 8601; empty if it is not on record."""
-    version: str
-    from_version: str | None
-    """The previous champion; None: there was none, or it is not on record."""
-    who: str
-    why: str
-    kind: str
-    """`promoted` or `rolled back`."""
-    model: str = ""
-    """DVC hash of the promoted model's folder; empty if it is not on record."""
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> Promotion:
-        """Parse an entry of the list, also one written by another version of Plumbline."""
-        texts = {name: str(entry.get(name) or "") for name in ("from_version", "who", "why", "kind", "model")}
-        kind, before = texts["kind"] or "promoted", texts["from_version"] or None
-        when, version = _iso(entry.get("when")), str(entry["version"])
-        return cls(when, version, before, texts["who"], texts["why"], kind, texts["model"])
 
 
 @dataclass(frozen=True)
@@ -133,15 +109,6 @@ def _pending(started: str, last: int) -> Promotion | None:
     return Promotion.of(entry) if entry is not None and entry.get("number") == last + 1 else None
 
 
-def _iso(when: Any) -> str:
-    """Convert a recorded time to ISO 8601: text unchanged, or a number of milliseconds or seconds since 1970."""
-    if isinstance(when, int | float):
-        with suppress(ValueError, OverflowError, OSError):
-            moment = datetime.fromtimestamp(when / 1000 if when > 1e11 else when, UTC)
-            return moment.isoformat(timespec="seconds")
-    return str(when or "")
-
-
 def promote(registry: Registry, root: Path, version: str, by: str, why: str) -> Promotion | None:
     """Move the alias to a version, and record who and why; returns None if the version has the alias already.
 
@@ -159,9 +126,10 @@ def rollback(registry: Registry, root: Path, by: str, why: str) -> Promotion:
         ValueError: there was no champion, or no earlier one is left.
         TrackingError: MLflow does not answer.
     """
-    champion = registry.champion()
-    registered = {version.version for version in registry.versions()}
-    reigns = _reigns(history(registry).entries, champion.version if champion else "")
+    champion, versions = registry.champion(), registry.versions()
+    registered = {version.version for version in versions}
+    entries = renumbered(history(registry).entries, versions)
+    reigns = _reigns(entries, champion.version if champion else "")
     if not reigns:
         raise ValueError(f"{registry.name} has no champion, so there is nothing to roll back")
     last, earlier = reigns[-1], [version for version in reigns[:-1] if version != reigns[-1]]
@@ -173,6 +141,22 @@ def rollback(registry: Registry, root: Path, by: str, why: str) -> Promotion:
     entry = _move(registry, root, target, by, why, "rolled back")
     assert entry is not None, "a version is never its own predecessor"
     return entry
+
+
+def restore_history(registry: Registry, root: Path) -> Promotion | None:
+    """Bring the workspace's copy of the history back into a registry that has none; returns its newest entry.
+
+    Raises:
+        ValueError: the copy cannot be read.
+    """
+    copy = read_copy(root, registry.name)
+    if not copy or history(registry).numbered:
+        return None
+    with registry.tracking.client() as client:
+        for number in sorted(copy):
+            text = json.dumps(copy[number], sort_keys=True, ensure_ascii=False)
+            client.set_registered_model_tag(registry.name, f"{ENTRY}{number}", text)
+    return Promotion.of(copy[max(copy)])
 
 
 def _reigns(entries: Iterable[Promotion], champion: str) -> list[str]:
@@ -197,9 +181,10 @@ def _reigns(entries: Iterable[Promotion], champion: str) -> list[str]:
 
 def withdrawn(registry: Registry) -> dict[str, str]:
     """DVC hash of every model that was rolled back and not promoted since -> who rolled it back, and why."""
-    models = {version.version: version.model for version in registry.versions()}
+    versions = registry.versions()
+    models = {version.version: version.model for version in versions}
     reasons: dict[str, str] = {}
-    for entry in history(registry).entries:
+    for entry in renumbered(history(registry).entries, versions):
         if entry.kind == "promoted":
             reasons.pop(models.get(entry.version, ""), None)
         elif entry.from_version is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import urllib.error
@@ -23,12 +24,13 @@ def store_problem(root: Path) -> str:
     except TrackingError as error:
         return str(error)
     if uri.startswith("http"):
-        return _server_problem(uri)
+        return server_problem(uri)
     path = sqlite_path(uri)
     return _database_problem(path) if path.is_file() else ""
 
 
-def _server_problem(uri: str) -> str:
+def server_problem(uri: str) -> str:
+    """The reason why a server is unreachable, found within seconds; empty if something answers."""
     address = re.sub(r"//.*@", "//", uri.rstrip("/"))  # urllib takes a user for a part of the host
     try:
         urllib.request.urlopen(f"{address}/health", timeout=SECONDS).close()
@@ -46,8 +48,17 @@ def _database_problem(path: Path) -> str:
     try:
         revision = _revision(path)
     except sqlite3.Error as error:
+        if "locked" in str(error):
+            return (
+                f"{path} has been locked by another process for {SECONDS} s: wait until that ends, or end it "
+                f"(`fuser {path}` names it)"
+            )
         return (
             f"{path} cannot be read ({error}); restore it from a backup, or move it away and `plumbline run` makes one"
+        )
+    if closed := next((place for place in (path, path.parent) if not os.access(place, os.W_OK)), None):
+        return (
+            f"{closed} cannot be written, and MLflow's runs go there: give the user of this process the right to write"
         )
     if revision in SCHEMAS or revision is None:
         return ""
@@ -66,7 +77,7 @@ def _database_problem(path: Path) -> str:
 
 def _revision(path: Path) -> str | None:
     """The revision of MLflow's tables; None: there are none yet."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=SECONDS)
     try:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if "alembic_version" not in tables:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from plumbline.artifact import read_json
 from plumbline.tracking.client import Tracking
 from plumbline.tracking.evaluation import log_evaluation
-from plumbline.tracking.promotion import MACHINE, promote
+from plumbline.tracking.promotion import LONGEST_REASON, MACHINE, promote, restore_history
+from plumbline.tracking.promotion_chain import COPY
 from plumbline.tracking.reading import reader
 from plumbline.tracking.registry import Registry
 from plumbline.tracking.store import TrackingError
@@ -39,8 +40,10 @@ def unregistered(root: Path) -> dict[str, Entry]:
 def restore(root: Path, stale: Collection[str], announce: Callable[[str], None]) -> int:
     """Register every evaluation that is up to date and has no version; returns their number.
 
-    If the registered model was gone as a whole, the alias goes to the champion of the last decision. Who promoted or
-    rolled back by hand is lost with the registry.
+    If one was lost, the runs of the report and of the studies are logged again, too.
+
+    If the registered model was gone as a whole, the history of promotions comes back from promotions.jsonl, and the
+    alias goes to its last champion; without that file, to the champion of the last decision.
 
     Args:
         stale: the stages that are out of date; they register their own output.
@@ -63,27 +66,53 @@ def restore(root: Path, stale: Collection[str], announce: Callable[[str], None])
         restored += 1
     if restored and was_gone and "deployed_model" not in stale:
         _restore_champion(root, announce)
+    if restored:
+        _log_pages(root, stale)
     return restored
 
 
+def _log_pages(root: Path, stale: Collection[str]) -> None:
+    """Log the report and the studies that are up to date; a store that has their runs stays as it is."""
+    from plumbline.tracking.report import log_report
+    from plumbline.tracking.study import log_study
+    from plumbline.versioning.lock import read_lock
+    from plumbline.versioning.status import changed_stages
+
+    out_of_date = {*stale, *changed_stages(root, "study")}
+    for name, entry in read_lock(root).items():
+        step = _step(root, entry) if entry.asset in ("calibration_report", "study") else None
+        if step is None or name in out_of_date or not (step.out / "verdict.json").is_file():
+            continue
+        if entry.asset == "study":
+            log_study(step, name.partition("@")[2], "restored")
+        else:
+            log_report(step, "restored")
+
+
 def _restore_champion(root: Path, announce: Callable[[str], None]) -> None:
-    record = root / "data" / "deployed_model" / "promotion.json"
-    if not record.is_file():
-        return
-    decision: dict[str, Any] = read_json(record)
-    champion = decision if decision["decision"] == "promoted" else decision["champion_before"]
-    if champion is None:
-        return
     registry = Registry(Tracking.of(root))
     try:
-        version = registry.of_model(champion["model"]).version
-    except TrackingError:
-        announce(
-            f"  warning: the champion {champion['pair']} is not in this workspace; `plumbline promote` names another"
-        )
+        last = restore_history(registry, root)
+    except ValueError as error:
+        announce(f"  warning: the history of promotions was not restored: {error}")
         return
-    promote(registry, root, version, MACHINE, f"Restored from the last decision: {decision['why']}")
-    announce(f"▸ {champion['pair']} (version {version}) is the champion again")
+    if last is not None:
+        announce(f"▸ the history of promotions is restored from {COPY}")
+        model, why, shown = last.model, f"Restored from {COPY}: {last.why}", f"version {last.version} of then"
+    else:
+        record = root / "data" / "deployed_model" / "promotion.json"
+        decision: dict[str, Any] = read_json(record) if record.is_file() else {"decision": "", "champion_before": None}
+        champion = decision if decision["decision"] == "promoted" else decision["champion_before"]
+        if champion is None:
+            return
+        model, why, shown = champion["model"], f"Restored from the last decision: {decision['why']}", champion["pair"]
+    try:
+        version = registry.of_model(model)
+    except TrackingError:
+        announce(f"  warning: the champion {shown} is not in this workspace; `plumbline promote` names another")
+        return
+    promote(registry, root, version.version, MACHINE, why[:LONGEST_REASON])
+    announce(f"▸ {version.pair} (version {version.version}) is the champion again")
 
 
 def _registry(root: Path) -> Registry | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from plumbline.tracking.address import DATABASE, tracking_section
 from plumbline.tracking.client import Tracking
 from plumbline.tracking.model_version import EVALUATION, MODEL, RESTS_ON, ModelVersion
+from plumbline.tracking.readiness import server_problem
 from plumbline.tracking.store import TrackingError, mlflow_error, sqlite_path
 
 PAGE = 1000
@@ -39,6 +40,8 @@ def retained_versions(root: Path) -> list[ModelVersion]:
 
 
 def _versions(tracking: Tracking) -> list[ModelVersion]:
+    if tracking.uri.startswith("http") and (problem := server_problem(tracking.uri)):
+        raise TrackingError(f"{problem}. What it names is not known, so nothing was deleted")
     versions: list[ModelVersion] = []
     token = None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,14 @@ def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
 
 
 def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten nested values to parameters: {"a": {"b": 1}} under "c" -> {"c.a.b": "1"}."""
+    """Flatten nested values to parameters: {"a": {"b": 1}} under "c" -> {"c.a.b": "1"}.
+
+    A key that is a name of the user's, such as a domain, is changed to what MLflow accepts; equal names get a number.
+    """
+    flat = {f"{prefix}.{name}": value for name, value in flatten(values).items()}
     return {
-        f"{prefix}.{name}": value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-        for name, value in flatten(values).items()
+        name: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+        for name, value in zip(_accepted(flat), flat.values(), strict=True)
     }
 
 
@@ -102,14 +106,20 @@ def metric_names(metrics: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ValueError: a value is not a finite number; the message names the metric.
     """
-    named: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"metric {name!r}: expected a finite number, found {value!r}")
+    return dict(zip(_accepted(metrics), map(float, metrics.values()), strict=True))
+
+
+def _accepted(names: Iterable[str]) -> list[str]:
+    """The names as MLflow accepts them, in the same order; equal ones get a number appended."""
+    accepted: dict[str, None] = {}
+    for name in names:
         parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-        accepted = "/".join("_" if part in ("", ".", "..") else part for part in parts)[:240]
-        unique, n = accepted, 1
-        while unique in named:
-            unique, n = f"{accepted}_{n + 1}", n + 1
-        named[unique] = float(value)
-    return named
+        plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)[:240]
+        unique, n = plain, 1
+        while unique in accepted:
+            unique, n = f"{plain}_{n + 1}", n + 1
+        accepted[unique] = None
+    return list(accepted)

@@ -149,16 +149,21 @@ def write_entry(root: Path, name: str, record: Mapping[str, Any]) -> None:
     replace_text(path, dump({"schema": "2.0", "stages": {**stages, name: record}}))
 
 
-def upstream(root: Path, name: str) -> dict[str, str]:
-    """Path -> DVC hash, in dvc.lock, of a stage's output and of every artifact upstream of it."""
+def upstream(root: Path, outs: Mapping[str, str], deps: Mapping[str, str]) -> dict[str, str]:
+    """Path -> DVC hash of a stage's output and of every artifact upstream of it.
+
+    The stage itself need not be in dvc.lock: `dvc repro` writes its entry only when its command has ended.
+
+    Args:
+        outs: what the stage wrote.
+        deps: what it read.
+    """
     lock = read_lock(root)
     makers = {path: stage for stage, entry in lock.items() for path in entry.outs}
-    hashes: dict[str, str] = {}
-    waiting = [name] if name in lock else []
+    hashes, waiting = dict(outs), [deps]
     while waiting:
-        entry = lock[waiting.pop()]
-        for path, md5 in (*entry.outs.items(), *entry.deps.items()):
+        for path, md5 in waiting.pop().items():
             if path in makers and path not in hashes:
                 hashes[path] = md5
-                waiting.append(makers[path])
+                waiting.append({**lock[makers[path]].outs, **lock[makers[path]].deps})
     return hashes

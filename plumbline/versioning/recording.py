@@ -20,6 +20,7 @@ from plumbline.versioning.facts import FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import dump, read_lock, write_entry
 from plumbline.versioning.pipeline import pipeline, plain, resolved
 from plumbline.versioning.scratch import aside_of, remove, scratch
+from plumbline.versioning.status import changed_stages
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -52,6 +53,8 @@ class Step:
     seconds: float = 0.0
     """Duration of the step, set once its output is published."""
     reads: list[Any] = field(default_factory=list, repr=False)
+    is_current: bool = False
+    """Another process brought the output up to date while this one waited for it: there is nothing to do."""
 
     def input(self, asset: str, key: str | None = None) -> Path:
         """Folder of an upstream artifact.
@@ -183,6 +186,8 @@ def _check_recorded(root: Path, name: str, inputs: Mapping[str, str]) -> None:
 def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None) -> Iterator[tuple[Step, Path]]:
     """Run one stage: yields (step, empty folder); on success the folder becomes the output and dvc.lock records it.
 
+    If another process did so while this one waited for the lock, `step.is_current` is set and nothing is published.
+
     A file lock allows one writer per output, under `dvc repro` as well. DVC's own lock is not held while the body runs.
     After a failure, here or in DVC, the last good output and its entry are unchanged.
 
@@ -193,10 +198,15 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
         _require_current_facts(root, name)
     elif name in resolved(root):
         refresh_facts(root, resolved(root)[name].facts)
+    before = read_lock(root).get(name)
     with scratch(root, name) as folder:
         step = _begin(root, name, overrides or {})
+        entry = read_lock(root).get(name)
+        if entry is not None and entry != before and not overrides and name not in changed_stages(root, entry.asset):
+            step.is_current, step.md5 = True, entry.md5
         yield step, folder
-        _publish(step, folder, overridden=bool(overrides))
+        if not step.is_current:
+            _publish(step, folder, overridden=bool(overrides))
 
 
 def _publish(step: Step, made: Path, overridden: bool) -> None:

@@ -14,6 +14,7 @@ from plumbline.cli.main import main
 from plumbline.provenance import AuditResult, dvc_digest
 from plumbline.versioning.digest import Hasher
 from tests.helpers.checkpoint import checkpoint
+from tests.helpers.small_model import WORDS, write_base_model
 
 CHOICE, SCHEME = "random-8", "w4a16-rtn"
 MODEL = f"data/quantized_model/{CHOICE}-{SCHEME}"
@@ -53,44 +54,15 @@ def chain(root: Path, strategy: str, kv_cache: dict[str, Any] | None = None) -> 
 
 def write_sources(root: Path) -> None:
     """Documents, params.yaml and a base model with its tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    sentence = "the quick model reads short words and counts every token of a document before it rounds its weights"
-    words = sentence.split()
     random = Random(0)
     for domain in ("prose", "code"):
         (root / "texts" / domain).mkdir(parents=True)
         for i in range(20):
-            text = " ".join(random.choices(words, k=60))
+            text = " ".join(random.choices(WORDS, k=60))
             (root / "texts" / domain / f"{i:02}.txt").write_text(text, encoding="utf-8")
     params = {"model": {"name": "base"}, "tokenize": {"max_length": 32}}
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([" ".join(words)], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    fast.save_pretrained(root / "base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "base")
+    write_base_model(root / "base")
 
 
 def build(root: Path, strategy: str, kv_cache: dict[str, Any] | None = None) -> None:
@@ -216,7 +188,7 @@ def register(root: Path) -> None:
             dagster_run_id="run-1",
             code_version="0123456789ab",
             counts={key: manifest[key] for key in ("samples", "tokens")},
-            rests_on=upstream(root, f"evaluation@{pair}"),
+            rests_on=upstream(root, lock[f"evaluation@{pair}"].outs, lock[f"evaluation@{pair}"].deps),
         )
         log_run(tracking, evaluation.as_run())
     promote(Registry(tracking), root, "1", "Ada", "the first")

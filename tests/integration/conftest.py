@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.shared import made_once
 from tests.helpers.workspace import SMALL, Workspace, make_workspace, write_texts
 
 
@@ -26,7 +27,10 @@ def new_workspace(tmp_path: Path) -> Callable[..., Workspace]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A small workspace on which `plumbline run` has run once. Do not change it: copy it."""
-    workspace = make_workspace(tmp_path_factory.mktemp("finished") / "workspace", **SMALL)
-    write_texts(workspace.root / "texts")
-    workspace.plumbline("run")
-    return workspace
+
+    def make(folder: Path) -> None:
+        workspace = make_workspace(folder / "workspace", **SMALL)
+        write_texts(workspace.root / "texts")
+        workspace.plumbline("run")
+
+    return Workspace(made_once(tmp_path_factory, "finished", make) / "workspace")

@@ -38,15 +38,6 @@ def test_the_table_is_shown_with_what_to_do_next(finished: Workspace) -> None:
     assert max(map(len, shown.splitlines())) <= 120
 
 
-def test_the_same_inputs_give_the_same_bytes(finished: Workspace, tmp_path: Path) -> None:
-    again = finished.copy(tmp_path / "again")
-    for name in ("data", "dvc.lock", ".dvc/cache", ".dvc/tmp", ".plumbline", "mlflow.db"):
-        path = again.root / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    again.plumbline("run")
-    assert again.lock() == finished.lock()
-
-
 def test_push_ships_everything_and_pull_brings_it_back(finished: Workspace, tmp_path: Path) -> None:
     workspace = finished.copy(tmp_path / "pushed")
     workspace.dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
@@ -82,6 +73,8 @@ def test_dvc_repro_leaves_dagster_nothing_stale(finished: Workspace, tmp_path: P
     workspace.dvc("repro")
     assert workspace.dvc("status").stdout.strip() == "Data and pipelines are up to date."
     assert stale(workspace) == {}
+    told = workspace.plumbline("audit", "data/quantized_model/random-8-w4a16-gptq", check=False)
+    assert told.returncode == 0, told.stdout  # DVC writes a stage's entry only after its command has registered it
 
 
 def test_what_dvc_restores_without_running_is_reported(finished: Workspace, tmp_path: Path) -> None:

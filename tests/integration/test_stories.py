@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers.articles import pieces
+from tests.helpers.shared import made_once
 from tests.helpers.workspace import Workspace, make_workspace
 
 pytestmark = pytest.mark.integration
@@ -24,16 +25,24 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Work
         "web": corpora / "exllamav2-cal/c4.utf8",
         "code": corpora / "exllamav2-cal/code.utf8",
     }
+
+    def make(folder: Path) -> None:
+        write_and_run(folder / "workspace", shared_data / "models/stories260K", files)
+
+    return Workspace(made_once(tmp_path_factory, "stories", make) / "workspace")
+
+
+def write_and_run(root: Path, model: Path, files: dict[str, Path]) -> None:
     texts = {domain: pieces(path.read_text(encoding="utf-8"), 1200) for domain, path in files.items()}
-    domains = {"stories": "in-domain", "code": "code", "web": "web"}
+    domains = {"stories": "in-domain", "code": "code"}
     calibrations = {
         f"{domains[domain]}-{draw}": {"strategy": "random", "n": 48, "seed": draw, "domains": [domain]}
-        for domain in texts
+        for domain in domains
         for draw in range(DRAWS)
     }
     workspace = make_workspace(
-        tmp_path_factory.mktemp("stories") / "workspace",
-        model={"name": str(shared_data / "models/stories260K"), "revision": None},
+        root,
+        model={"name": str(model), "revision": None},
         corpus={"sources": {"texts": {"kind": "directory", "path": "texts"}}, "inbox": "inbox"},
         tokenize={"max_length": 256, "long_documents": "window", "splits": {"tuning": 0.1, "report": 0.2}},
         calibrations=calibrations,
@@ -50,7 +59,6 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Work
         rows = (json.dumps({"text": text.strip()}) for text in documents if text.strip())
         (folder / f"{domain}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     workspace.plumbline("run")
-    return workspace
 
 
 def kl_on_stories(workspace: Workspace, calibration: str) -> float:
@@ -70,4 +78,4 @@ def test_widths_that_128_does_not_divide_are_quantized_in_the_largest_divisor(st
 
 
 def test_the_chain_of_a_foreign_model_verifies(stories: Workspace) -> None:
-    assert stories.plumbline("audit", "data/quantized_model/web-0-w3a16-gptq").returncode == 0
+    assert stories.plumbline("audit", "data/quantized_model/code-0-w3a16-gptq").returncode == 0

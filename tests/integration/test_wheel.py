@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,11 +16,14 @@ import pytest
 import yaml
 
 from plumbline.workspace_template import FOLDER, files_of
+from tests.helpers.shared import made_once
 
 pytestmark = pytest.mark.integration
 
 PROJECT = Path(__file__).resolve().parents[2]
 CHAMPION = "models:/plumbline@champion"
+PLUMBLINE = ("python", "-m", "plumbline")
+"""The command in a copied environment, whose scripts name the Python of the original."""
 SMALL: dict[str, Any] = {
     "corpus": {"sources": {}, "inbox": "inbox"},
     "tokenize": {"max_length": 128, "long_documents": "window", "splits": {"tuning": 0.2, "report": 0.2}},
@@ -66,7 +70,11 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """Built as for an index: a source distribution from the checkout, and from that a wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
+    return Installed(made_once(tmp_path_factory, "wheel", install) / "venv")
+
+
+def install(folder: Path) -> None:
+    """Make the environment."""
     environment = Installed(folder / "venv")
     subprocess.run([sys.executable, "-m", "venv", environment.folder], check=True)
     pip = ("python", "-m", "pip", "--disable-pip-version-check", "install", "-q")
@@ -79,13 +87,20 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     # editable Plumbline of this environment stays out of reach.
     packages = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (environment.package.parent / "dependencies.pth").write_text("\n".join(sorted(packages)) + "\n")
-    return environment
 
 
 @pytest.fixture(scope="module")
 def workspace(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace by `plumbline init`, with texts in its inbox and a grid of one model, on which a run has run."""
-    folder = tmp_path_factory.mktemp("user")
+
+    def make(folder: Path) -> None:
+        init_and_run(installed, folder)
+
+    return made_once(tmp_path_factory, "user", make) / "W"
+
+
+def init_and_run(installed: Installed, folder: Path) -> None:
+    """Make the workspace."""
     installed.run(folder, "plumbline", "init", "W")
     root = folder / "W"
     params = yaml.safe_load((root / "params.yaml").read_text())
@@ -94,12 +109,11 @@ def workspace(installed: Installed, tmp_path_factory: pytest.TempPathFactory) ->
     for module in modules[:24]:
         (root / "inbox" / f"{module.stem}.txt").write_text(module.read_text(encoding="utf-8")[:4000], encoding="utf-8")
     installed.run(root, "plumbline", "run")
-    return root
 
 
 def outdated(installed: Installed, root: Path) -> set[str]:
     """The assets of which `plumbline status` calls a stage out of date."""
-    lines = installed.run(root, "plumbline", "status", status=1).stdout.splitlines()
+    lines = installed.run(root, *PLUMBLINE, "status", status=1).stdout.splitlines()
     return {line.split("@")[0] for line in lines if not line.startswith(" ") and "out of date" not in line}
 
 
@@ -145,16 +159,17 @@ def test_the_graph_runs_in_a_new_workspace_and_both_doors_see_it(
 
 
 def test_an_upgrade_makes_exactly_the_stages_out_of_date_whose_code_changed(
-    installed: Installed, workspace: Path
+    installed: Installed, workspace: Path, tmp_path: Path
 ) -> None:
-    file = installed.package / "quantized_model" / "gptq.py"
+    shutil.copytree(installed.folder, tmp_path / "venv", symlinks=True)  # other workers use this one
+    shutil.copytree(workspace, tmp_path / "W", symlinks=True)
+    upgraded, root = Installed(tmp_path / "venv"), tmp_path / "W"
+    file = upgraded.package / "quantized_model" / "gptq.py"
     before = file.read_text()
-    try:
-        file.write_text(before.replace("from __future__", "# A comment changes nothing.\nfrom __future__", 1))
-        assert "everything is up to date" in installed.run(workspace, "plumbline", "status").stdout
-        file.write_text(before + "\nANOTHER_CONSTANT = 1\n")
-        # A choice checks the options of the strategies, some of which quantize to score a set.
-        assert outdated(installed, workspace) == {"calibration_choice", "calibration_set", "quantized_model"}
-    finally:
-        file.write_text(before)
-    assert "everything is up to date" in installed.run(workspace, "plumbline", "status").stdout
+    file.write_text(before.replace("from __future__", "# A comment changes nothing.\nfrom __future__", 1))
+    assert "everything is up to date" in upgraded.run(root, *PLUMBLINE, "status").stdout
+    file.write_text(before + "\nANOTHER_CONSTANT = 1\n")
+    # A choice checks the options of the strategies, some of which quantize to score a set.
+    assert outdated(upgraded, root) == {"calibration_choice", "calibration_set", "quantized_model"}
+    file.write_text(before)
+    assert "everything is up to date" in upgraded.run(root, *PLUMBLINE, "status").stdout

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from plumbline.params import load_params, pair_key, request, requested
+from plumbline.params import load_params, pair_key
+from plumbline.requested import request, requested
 from plumbline.yaml_file import read_yaml
 from tests.helpers.paths import PROJECT
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from dvc.repo import Repo
 
 from plumbline.cli.main import main
+from plumbline.tracking import readiness
 from plumbline.tracking.client import Tracking
 from plumbline.tracking.model_version import MODEL, RESTS_ON
 from plumbline.tracking.store import opened
@@ -221,3 +223,20 @@ def execute(store: Path, statement: str) -> None:
 def set_params(root: Path, **sections: object) -> None:
     params = yaml.safe_load((root / "params.yaml").read_text())
     (root / "params.yaml").write_text(yaml.safe_dump({**params, **sections}))
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_silent_server_is_given_up_after_seconds_and_nothing_is_deleted(
+    answers: bool, workspace: Workspaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that takes the connection and says nothing; and one that does so after it called itself healthy."""
+    root, hashes = workspace(store=False)
+    monkeypatch.setattr(readiness, "SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        if answers:
+            monkeypatch.setattr("plumbline.tracking.retained.server_problem", lambda _: "")
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        quick = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+        result = gc(root, "--yes", MLFLOW_TRACKING_URI=uri, **quick)
+    assert result.exit_code == 1 and "does not answer" in result.output and uri in result.output, result.output
+    assert whole(root, hashes) == set(NAMES)

@@ -10,8 +10,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from plumbline.cli.main import main
-from plumbline.params import load_params, requested
+from plumbline.params import load_params
 from plumbline.raw_corpus.intake import INTAKE, read_intake
+from plumbline.requested import requested
 from plumbline.workspace import is_workspace
 from plumbline.workspace_template import FOLDER, files_of, template_root
 

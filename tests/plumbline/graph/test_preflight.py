@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -17,6 +21,7 @@ from transformers import DeepseekV3Config, GptOssConfig
 
 from plumbline.cli.main import main
 from plumbline.graph.preflight import NotReady, problems, require_ready
+from plumbline.tracking import readiness
 from plumbline.versioning.pipeline import resolved
 from tests.helpers.paths import BUNDLED
 from tests.helpers.workspace import SMALL, make_workspace
@@ -105,12 +110,46 @@ def test_a_model_that_is_not_there_is_noticed(root: Path, model: dict[str, str])
     assert found(root)[0].startswith("model: model.")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversation": [{"role": "user", "content": "x"}]},
+        {"conversations": [{"from": "human", "value": "x"}]},
+        {"instruction": "x", "input": "", "output": "y"},
+        {"prompt": "x", "completion": "y"},
+        {"dialogue": [{"role": "user", "content": "x"}]},
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_chat_in_any_form_that_is_read_needs_a_template(suffix: str, row: dict[str, Any], root: Path) -> None:
+    path = root / f"texts/b.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path.write_text("\n" + json.dumps(row) + "\n")  # a blank row first
+    named = {"chat": {"messages": "dialogue"}} if "dialogue" in row else {}
+    set_params(root, corpus={"sources": {"texts": {**TEXTS["texts"], **named}}})
+    assert any(f"b.{suffix} holds chats" in line for line in found(root))
+
+
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
 def test_a_chat_template_is_found_wherever_it_is(root: Path, where: str) -> None:
-    (root / "texts/b.jsonl").write_text('{"messages": []}\n')
+    (root / "texts/b.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
     assert "has no chat template" in found(root)[0]
     (root / "base" / where).write_text('{"chat_template": "{{ messages }}"}')
     assert found(root) == []
+
+
+def test_a_locked_store_is_not_called_broken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "SECONDS", 0.05)
+    connection = sqlite3.connect(root / "mlflow.db", isolation_level=None)
+    connection.execute("CREATE TABLE alembic_version (version_num)")
+    connection.execute("BEGIN EXCLUSIVE")
+    [problem] = found(root, "evaluation")
+    connection.close()
+    assert "has been locked by another process" in problem and "fuser" in problem and "backup" not in problem
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != root / "mlflow.db")
+    assert found(root, "evaluation")[-1].startswith(f"{root / 'mlflow.db'} cannot be written")
 
 
 def test_a_choice_of_more_samples_than_the_pool_has_is_noticed(root: Path) -> None:

@@ -15,7 +15,7 @@ from orchestration.definitions import ASSETS
 from plumbline.artifact import write_json
 from plumbline.cli.main import main
 from plumbline.graph import run as graph_run
-from plumbline.params import request, requested
+from plumbline.requested import request, requested
 from plumbline.versioning.facts import STAGES
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import on_request, stage_names

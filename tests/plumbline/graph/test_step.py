@@ -13,6 +13,7 @@ import dagster as dg
 import pytest
 
 from plumbline.graph import step
+from plumbline.graph.preflight import NotReady
 from plumbline.graph.step import as_metadata
 from plumbline.versioning.status import unfinished_mark
 
@@ -46,7 +47,7 @@ def test_a_summary_becomes_what_people_can_read() -> None:
 
 
 def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(md5="m", name="n", params={}, inputs={}, out=tmp_path)
+    made = SimpleNamespace(is_current=False, md5="m", name="n", params={}, inputs={}, out=tmp_path)
 
     @contextlib.contextmanager
     def recording(*_: Any) -> Iterator[Any]:
@@ -72,7 +73,7 @@ def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monk
 def test_the_summary_is_read_from_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the library logs stands in the log of the run, and the metadata come from the output's files."""
     out = tmp_path / "out"
-    made = SimpleNamespace(md5="m", name="n", params={"n": 2}, inputs={}, out=out, root=tmp_path)
+    made = SimpleNamespace(is_current=False, md5="m", name="n", params={"n": 2}, inputs={}, out=out, root=tmp_path)
 
     @contextlib.contextmanager
     def recording(root: Path, name: str, changed: dict[str, Any]) -> Iterator[Any]:
@@ -97,9 +98,45 @@ def test_the_summary_is_read_from_what_was_published(tmp_path: Path, monkeypatch
         yield from step.materialize(context, build, summary, overrides=lambda key: {"n": 2})
 
     instance = dg.DagsterInstance.ephemeral()
-    result = dg.materialize([choice], instance=instance)
+    result = dg.materialize([choice], instance=instance, tags={step.FRONT_DOOR: "a test"})
     [event] = result.asset_materializations_for_node("choice")
     assert event.metadata["count"].value == 3
     assert event.metadata["overridden"].value == ["n"]
     assert "took over 1 of 3" in [entry.user_message for entry in instance.all_logs(result.run_id)]
     assert not logging.getLogger("plumbline").handlers
+
+
+def test_a_launch_that_nobody_looked_ahead_for_does_so_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run from the UI asks for all its stages before the first; one of a command, which has asked, does not."""
+    asked: list[set[str]] = []
+
+    def refuse(_: Path, stages: list[str]) -> None:
+        asked.append(set(stages))
+        raise NotReady("1 problem found before the first step")
+
+    monkeypatch.setattr(step, "require_ready", refuse)
+    monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
+    names = ("choice", "sets@a", "sets@b", "models@a-w4", "other")
+    monkeypatch.setattr(step, "resolved", lambda _: dict.fromkeys(names))
+    partitions = dg.StaticPartitionsDefinition(["a", "b"])
+
+    @dg.asset(partitions_def=partitions)
+    def sets(context) -> Iterator[Any]:
+        yield from step.materialize(context, lambda *_: None, lambda _: {})
+
+    result = dg.materialize([sets], partition_key="a", raise_on_error=False, instance=dg.DagsterInstance.ephemeral())
+    assert not result.success and asked == [{"sets@a"}]
+    assert "1 problem found before the first step" in str(result.get_step_failure_events()[0].step_failure_data.error)
+
+
+def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(is_current=True, md5="m", name="n", params={}, inputs={}, out=tmp_path)
+    monkeypatch.setattr(step, "recording", lambda *_: contextlib.nullcontext((made, tmp_path)))
+    monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
+    logged = []
+
+    def build(*_: Any) -> None:
+        raise AssertionError("it is there")
+
+    finished = step._one("evaluation", "a", build, lambda _: {}, None, lambda *_: logged.append(1) or {})
+    assert finished.step.md5 == "m" and logged == [1]  # the other may have died before MLflow knew of it

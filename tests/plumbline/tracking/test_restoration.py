@@ -11,13 +11,15 @@ import yaml
 
 from plumbline.artifact import read_json, write_json
 from plumbline.provenance import dvc_digest
+from plumbline.tracking.champions import champions
 from plumbline.tracking.client import Tracking
-from plumbline.tracking.promotion import history, promote
+from plumbline.tracking.promotion import history, promote, restore_history, rollback
+from plumbline.tracking.promotion_chain import COPY, contradictions, read_copy
 from plumbline.tracking.registry import open_registry
 from plumbline.tracking.restoration import restore, unregistered
 from tests.helpers.checkpoint import checkpoint
 from tests.helpers.small_chain import CHOICE, MODEL, QUANTIZED, SCHEME, chain, record, run
-from tests.helpers.tracking import mlflow_client
+from tests.helpers.tracking import log_evaluation, mlflow_client
 
 PAIR = f"{CHOICE}-{SCHEME}"
 EVALUATION = f"data/evaluation/{PAIR}"
@@ -127,3 +129,63 @@ def test_the_status_lists_what_the_registry_lacks(root: Path, monkeypatch: pytes
     assert "the registry lacks versions: plumbline run" in shown.output
     restore(root, [], lambda _: None)
     assert run(root, "status").exit_code == 0
+
+
+def test_the_history_of_promotions_comes_back_and_goes_on(root: Path) -> None:
+    """The registry is lost after two promotions by hand; the models get other numbers in the new one."""
+    restore(root, [], lambda _: None)
+    registry = open_registry(root)
+    other = log_evaluation(Tracking.of(root), pair="another-w4", model_md5=f"{7:032x}.dir")
+    for version, who, why in (("2", "Ada", "a try"), ("1", "Grace", "it was worse")):
+        promote(registry, root, version, who, why)
+    copied = (root / COPY).read_text()
+    mlflow_client(Tracking.of(root)).delete_registered_model("plumbline")
+    said: list[str] = []
+    assert restore(root, [], said.append) == 1
+    assert "▸ the history of promotions is restored from promotions.jsonl" in said
+    registry = open_registry(root)
+    assert other.version == "2" and versions(root) == [("1", PAIR, ("champion",))]
+    entries = history(registry).entries
+    assert [(entry.who, entry.why) for entry in entries] == [
+        ("plumbline", "Restored from the last decision: lowest mean KL"),
+        ("Ada", "a try"),
+        ("Grace", "it was worse"),
+        ("plumbline", "Restored from promotions.jsonl: it was worse"),
+    ]
+    assert history(registry).remarks == () and (root / COPY).read_text().startswith(copied)
+    assert contradictions(history(registry).numbered, read_copy(root, "plumbline")) == []
+    with pytest.raises(ValueError, match="is the first champion: none came before it; the earlier ones were deleted"):
+        rollback(registry, root, "Ada", "back")
+
+
+def test_a_rollback_goes_to_the_same_model_under_its_new_number(root: Path) -> None:
+    restore(root, [], lambda _: None)
+    digests = {"model_md5": f"{7:032x}.dir", "calibration_md5": f"{6:032x}.dir"}
+    log_evaluation(Tracking.of(root), pair="another-w4", **digests)
+    promote(open_registry(root), root, "2", "Ada", "a try")
+    mlflow_client(Tracking.of(root)).delete_registered_model("plumbline")
+    assert log_evaluation(Tracking.of(root), pair="another-w4", **digests).version == "1"
+    registry = open_registry(root)
+    mlflow_client(Tracking.of(root)).set_registered_model_alias("plumbline", "champion", "1")
+    restore_history(registry, root)
+    restore(root, [], lambda _: None)
+    assert [pair for _, pair, _ in versions(root)] == ["another-w4", PAIR]
+    assert rollback(registry, root, "Ada", "back").version == "2"
+    [newest, *_] = champions(root).promotions
+    assert (newest.kind, newest.pair) == ("rolled back", PAIR)
+
+
+def test_a_lost_report_is_logged_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    (root / "data/calibration_report").mkdir()
+    write_json(root / "data/calibration_report/verdict.json", {})
+    record(root, "calibration_report", "data/calibration_report", [EVALUATION])
+    monkeypatch.setattr("plumbline.tracking.report.log_report", lambda step, run: logged.append(f"{step.name} {run}"))
+    monkeypatch.setattr("plumbline.versioning.status.changed_stages", lambda *_: {})
+    restore(root, ["calibration_report"], lambda _: None)
+    assert logged == []
+    mlflow_client(Tracking.of(root)).delete_registered_model("plumbline")
+    restore(root, [], lambda _: None)
+    assert logged == ["calibration_report restored"]
+    restore(root, [], lambda _: None)
+    assert len(logged) == 1

@@ -343,9 +343,14 @@ def test_what_a_stage_rests_on(tmp_path: Path) -> None:
         "other": entry("other", a="md5-a"),
         "c": entry("c", a="md5-a", b="md5-b", source="d"),
     }
-    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
-    assert upstream(tmp_path, "c") == {"a": "md5-a", "b": "md5-b", "c": "md5-c"}
-    assert upstream(tmp_path, "nothing") == {}
+    read = {"a": "md5-a", "b": "md5-b", "source": "d"}
+    for recorded in (
+        stages,
+        {name: stage for name, stage in stages.items() if name != "c"},
+    ):  # before and after its end
+        (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": recorded}))
+        assert upstream(tmp_path, {"c": "md5-c"}, read) == {"a": "md5-a", "b": "md5-b", "c": "md5-c"}
+    assert upstream(tmp_path, {"c": "md5-c"}, {}) == {"c": "md5-c"}
 
 
 def test_status_agrees_with_dvc(root: Path) -> None:

@@ -1,0 +1,68 @@
+"""Two that work in one workspace at once, and what changes while they do."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.chaos.processes import REPRO, RUN, Process, ran
+from benchmarks.chaos.small import differences
+
+
+def wrong_after_two(start: Path, place: Path, commands: Sequence[Sequence[str]], expected: dict[str, str]) -> list[str]:
+    """Start the commands at the same time in a copy of the workspace; what is wrong at their end.
+
+    One may lose against the other, with a message that says so; then it is given once more.
+    """
+    shutil.copytree(start, place, symlinks=True)
+    processes = [Process(place, command, Path(f"{place}.{i}.log")) for i, command in enumerate(commands)]
+    ends = [process.ended() for process in processes]
+    wrong = [end.tail for end in ends if "Traceback (most recent call last)" in end.output]
+    for command, end in zip(commands, ends, strict=True):
+        if end.status:
+            ran(place, *command)
+    if not wrong:
+        wrong = differences(place, expected)
+    return wrong
+
+
+def wrong_after_an_edit(
+    start: Path, place: Path, edit: Callable[[Path], None], seconds: float, expected: dict[str, str]
+) -> list[str]:
+    """Edit a file of the workspace while a run goes on; the next run gives what a run after the edit gives."""
+    shutil.copytree(start, place, symlinks=True)
+    process = Process(place, RUN, Path(f"{place}.0.log"))
+    process.wait(seconds)
+    edit(place)
+    end = process.ended()
+    if "Traceback (most recent call last)" in end.output:
+        return [end.tail]
+    if end.status and "run it again" not in end.output and "run" not in end.output:
+        return [f"it does not say what to do: {end.tail}"]
+    ran(place, *RUN)
+    return differences(place, expected)
+
+
+def wrong_with_a_locked_store(finished: Path, place: Path) -> list[str]:
+    """Start a run while another process holds MLflow's database."""
+    shutil.copytree(finished, place, symlinks=True)
+    params = place / "params.yaml"
+    params.write_text(params.read_text(encoding="utf-8").replace("resamples: 100", "resamples: 101"), encoding="utf-8")
+    connection = sqlite3.connect(place / "mlflow.db", isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        locked = ran(place, *RUN, status=1)
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+    wrong = [] if "locked by another process" in locked.output else [f"it only says: {locked.tail}"]
+    ran(place, *RUN)
+    return wrong
+
+
+PAIRS: dict[str, Sequence[Sequence[str]]] = {
+    "two `plumbline run` at once": (RUN, RUN),
+    "`plumbline run` beside `dvc repro`": (RUN, REPRO),
+}
