@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from plumbline.quantized_model.kv_cache_words import served_with
 from plumbline.workspace import NoWorkspace, workspace_root
 
 EXIT = {"failed": 1, "no kernel": 3}
@@ -147,7 +148,7 @@ def _next_step(record: Mapping[str, Any], name: str, folder: Path) -> str:
         return f"{again} --reference   passes if vLLM's kernels are at fault, not the format"
     if record["verdict"] == "failed":
         return f"{again} --dtype float32   fewer differences by rounding; then compare the schemes of the grid"
-    return f"vllm serve {shlex.quote(str(folder))}   where it is deployed"
+    return f"vllm serve {shlex.quote(str(folder))}{served_with(folder)}   where it is deployed"
 
 
 COMMANDS = (engine, serve_check)

@@ -16,6 +16,7 @@ from plumbline.distribution import CHECKOUT, in_checkout
 from plumbline.graph.timings import seconds_of
 from plumbline.params import load_params
 from plumbline.quantized_model.coverage import LEAST_SHARE
+from plumbline.quantized_model.kv_cache_words import served_with
 
 
 def show(root: Path) -> None:
@@ -75,7 +76,7 @@ def _show_champion(console: Console, root: Path) -> None:
 [bold]Load[/bold]   from transformers import AutoModelForCausalLM, AutoTokenizer
        model = AutoModelForCausalLM.from_pretrained("{folder}")
        tokenizer = AutoTokenizer.from_pretrained("{folder}")
-[bold]Serve[/bold]  vllm serve {folder}""",
+[bold]Serve[/bold]  vllm serve {folder}{served_with(root / folder)}""",
         soft_wrap=True,
     )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from plumbline.artifact import read_json
 
 SCALES = {"tensor": "one scale per layer", "attn_head": "one scale per head"}
 RANGES = {
@@ -42,6 +45,13 @@ def card_lines(kv_cache: Mapping[str, Any], cache: Mapping[str, Any]) -> list[st
     for name, reason in cache["without"].items():
         by_reason[reason].append(name)
     return lines + [f"Without scales: {_some(names)} ({reason})." for reason, names in by_reason.items()]
+
+
+def served_with(folder: Path) -> str:
+    """What `vllm serve FOLDER` needs beside the folder: " --kv-cache-dtype fp8" where it has scales of its cache."""
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return " --kv-cache-dtype fp8" if config.get("quantization_config", {}).get("kv_cache_scheme") else ""
 
 
 def _some(names: list[str]) -> str:

@@ -31,6 +31,18 @@ def test_the_champion_is_named_with_its_folder_and_three_lines(tmp_path: Path, d
     assert f"vllm serve data/quantized_model/{champion}" in text
 
 
+def test_a_cache_with_scales_is_served_as_fp8(tmp_path: Path) -> None:
+    for scheme, ending in (({"num_bits": 8}, " --kv-cache-dtype fp8"), (None, "")):
+        write_config(tmp_path / "data/quantized_model/new", scheme)
+        text = said(tmp_path, decision="promoted", pair="new", why="lowest KL", champion_before=None)
+        assert f"vllm serve data/quantized_model/new{ending}\n" in text
+
+
+def write_config(folder: Path, scheme: dict[str, int] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"quantization_config": {"kv_cache_scheme": scheme}})
+
+
 def test_a_refused_candidate_leaves_the_earlier_champion_which_is_loaded_by_its_uri(tmp_path: Path) -> None:
     text = said(tmp_path, decision="rejected", pair="same", why="KL is higher.", champion_before={"pair": "same"})
     assert "Champion  same, as before: KL is higher." in text and "data/quantized_model" not in text
