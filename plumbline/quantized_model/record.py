@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from plumbline.quantized_model.grid import Grid
-
 if TYPE_CHECKING:
+    from plumbline.quantized_model.grid import Grid
     from plumbline.quantized_model.layer import Layer
 
 

@@ -24,7 +24,7 @@ from plumbline.tracking.promotion_chain import broken, digest_before, read_copy,
 from plumbline.tracking.promotion_entry import Kind
 from plumbline.tracking.promotion_entry import Promotion as Promotion
 from plumbline.tracking.registry import ALIAS, Registry
-from plumbline.tracking.renumbered import renumbered
+from plumbline.tracking.renumbered import LOST, renumbered
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,11 +132,12 @@ def rollback(registry: Registry, root: Path, by: str, why: str) -> Promotion:
     reigns = _reigns(entries, champion.version if champion else "")
     if not reigns:
         raise ValueError(f"{registry.name} has no champion, so there is nothing to roll back")
-    last, earlier = reigns[-1], [version for version in reigns[:-1] if version != reigns[-1]]
+    earlier = [version for version in reigns[:-1] if version != reigns[-1]]
     target = next((version for version in reversed(earlier) if version in registered), None)
     if target is None:
+        last, *gone_before = (version.removeprefix(LOST) for version in (reigns[-1], *earlier))
         shown = f"version {last}" + (f" ({champion.pair})" if champion else ", which was deleted,")
-        gone = f"; the earlier ones were deleted: {', '.join(dict.fromkeys(earlier))}" if earlier else ""
+        gone = f"; the earlier ones were deleted: {', '.join(dict.fromkeys(gone_before))}" if earlier else ""
         raise ValueError(f"{shown} is the first champion: none came before it{gone}")
     entry = _move(registry, root, target, by, why, "rolled back")
     assert entry is not None, "a version is never its own predecessor"
