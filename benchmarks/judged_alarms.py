@@ -23,7 +23,7 @@ from benchmarks.false_alarms import interval
 from plumbline.judgement.verdicts import verdicts
 
 CALLED = ("better", "worse")
-SIZES = (8, 16, 32, 64, 128, 256)
+SIZES = (16, 24, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)

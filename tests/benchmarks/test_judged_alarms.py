@@ -33,7 +33,7 @@ def losses(documents: int, seed: int, factor: float = 1.0) -> pa.Table:
     )
 
 
-@pytest.mark.parametrize("documents", [8, 20])
+@pytest.mark.parametrize("documents", [16, 24])
 def test_equal_checkpoints_are_called_different_at_no_more_than_the_nominal_rate(documents: int) -> None:
     """150 repetitions: at a true rate of 5 %, 14 or more are called once in a hundred."""
     assert stats.binom.sf(14, 150, 0.05) < 0.01
