@@ -33,7 +33,8 @@ def test_it_writes_the_files_of_the_repository_and_its_own(tmp_path: Path) -> No
     for name in ("assets/raw_corpus.py", "orchestration/definitions.py", ".dvc/config", ".dagster/dagster.yaml"):
         assert name in copied
     written = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-    assert written == {*copied, "README.md", "pyproject.toml", "intake.yaml", "requested.yaml"}
+    # without git, which .dvc/config.local tells DVC
+    assert written == {*copied, "README.md", "pyproject.toml", "intake.yaml", "requested.yaml", ".dvc/config.local"}
     assert (
         list(load_params(root).grid.calibrations)
         == yaml.safe_load((PROJECT / "params.yaml").read_text())["grid"]["calibrations"]
