@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,18 @@ def test_a_summary_becomes_what_people_can_read() -> None:
         dg.TableRecord({"layer": "q_proj", "bits": 4, "shape": "[2, 3]", "error": 0.00233513})
     ]
     assert set(metadata) == {"samples", "exact", "kl_mean", "shares", "sentences", "names", "layers", "mlflow_run"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<img src=x onerror=alert(1)>", "![i](http://evil.example/i)", "[a](http://evil.example)", "# a\n- b", "`c` *d*"],
+)
+def test_a_name_in_a_sentence_is_no_markdown(name: str) -> None:
+    shown = as_metadata({"sentences": [f"the domain {name} is missing"]})["sentences"].value
+    [line] = shown.splitlines()
+    plain = re.sub(r"\\(.)", r"\1", line)
+    assert plain == f"- the domain {' '.join(name.split())} is missing"
+    assert not re.search(r"(?<!\\)[<>\[\]`*!#]", line)
 
 
 def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

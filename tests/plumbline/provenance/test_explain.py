@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from plumbline.cli.main import main
 from plumbline.provenance import audit
 from plumbline.provenance.audit import AFTER, CHECKS, REGISTRY
 from plumbline.provenance.explain import LINKS
@@ -39,3 +41,11 @@ def test_the_command_lists_them_without_a_model(arguments: list[str], pristine: 
 def test_without_a_model_the_command_says_what_is_missing(pristine: Path) -> None:
     result = run(pristine, "audit")
     assert result.exit_code == 2 and "Missing argument 'MODEL'" in result.output
+
+
+def test_the_list_needs_no_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PLUMBLINE_ROOT", raising=False)
+    shown = CliRunner().invoke(main, ["audit", "--explain"])
+    assert shown.exit_code == 0 and all(f"{name}: " in shown.output for name in NAMES)
+    assert CliRunner().invoke(main, ["audit", "models:/plumbline@champion"]).exit_code == 2

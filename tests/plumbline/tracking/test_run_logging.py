@@ -39,6 +39,14 @@ def tracking(store: Path, request: pytest.FixtureRequest) -> Tracking:
     return Tracking(f"sqlite:///{store / 'mlflow.db'}", experiment=name, registered_model=name)
 
 
+def test_a_parameter_named_after_a_domain_is_accepted(tracking: Tracking) -> None:
+    quotas = {"c++": 0.5, "c#!": 0.25, "<b>$x": 0.25}
+    logged = log_evaluation(tracking, choice={"name": "random-64", "quotas": quotas})
+    params = mlflow_client(tracking).get_run(logged.run_id).data.params
+    found = {name: value for name, value in params.items() if name.startswith("choice.quotas")}
+    assert found == {"choice.quotas.c__": "0.5", "choice.quotas.c___2": "0.25", "choice.quotas._b__x": "0.25"}
+
+
 def test_a_record_holds_parameters_metrics_hashes_dataset_and_plots(tracking: Tracking, store: Path) -> None:
     plot = store / "kl_histogram.png"
     plot.write_bytes(PNG)
