@@ -29,6 +29,10 @@ FEATURES = {
 """What kernels need -> names of torch, of which one is enough."""
 
 
+KERNELS = ("kernel", "fp8_linear", "linear_kernel")
+"""Names that vLLM's schemes give to what computes the product."""
+
+
 def main(request: Path, answer: Path) -> None:
     """Answer a request: {"jobs": [the fields of engine.Job]}; writes after every job."""
     jobs = json.loads(request.read_text(encoding="utf-8"))["jobs"]
@@ -84,8 +88,9 @@ def served(
 
 def products(model: torch.nn.Module) -> dict[str, int]:
     """Name of the class that computes the product -> number of quantized Linears."""
-    schemes = (getattr(module, "scheme", None) for module in model.modules())
-    return dict(Counter(type(getattr(scheme, "kernel", scheme)).__name__ for scheme in schemes if scheme is not None))
+    schemes = [module.scheme for module in model.modules() if getattr(module, "scheme", None) is not None]
+    kernels = [next((getattr(scheme, name) for name in KERNELS if hasattr(scheme, name)), scheme) for scheme in schemes]
+    return dict(Counter(type(kernel).__name__ for kernel in kernels))
 
 
 def features() -> dict[str, bool]:

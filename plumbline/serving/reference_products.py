@@ -47,7 +47,8 @@ class ReferencePacked(kernels.MPLinearKernel):  # type: ignore[misc]
 
     @classmethod
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
-        return True, None
+        # Signed types are those of W4A8, whose weights vLLM unpacks and whose inputs it rounds.
+        return not c.weight_type.is_signed(), "signed codes"
 
     def process_weights_after_loading(self, layer: Any) -> None:
         packed, scale, zero_point = self._get_weight_params(layer)

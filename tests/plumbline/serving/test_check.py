@@ -76,6 +76,10 @@ def answered(job: Job) -> Answer:
     return Answer(tuple(scored(model, sequences, lengths)), continuations, {"Kernel": 14}, "", 1.0)
 
 
+def with_reference(name: str, answer: Answer) -> Answer:
+    return replace(answer, kernels={"ReferencePacked": 14}) if name.startswith("reference") else answer
+
+
 def moved(answer: Answer, size: float) -> Answer:
     """The answer with noise of a size in its log-probabilities."""
     rng = np.random.default_rng(0)
@@ -124,7 +128,9 @@ REFUSED = "ValueError: Failed to find a kernel\n CPUWNA16LinearKernel cannot imp
 
 
 def without_kernel(name: str, answer: Answer) -> Answer:
-    return replace(answer, scored=(), continuations=(), error=REFUSED) if name == "native w4" else answer
+    if name == "native w4":
+        return replace(answer, scored=(), continuations=(), error=REFUSED)
+    return with_reference(name, answer)
 
 
 def test_what_lacks_a_kernel_runs_with_reference_products_and_says_so(folders, engine, tmp_path) -> None:
@@ -134,7 +140,9 @@ def test_what_lacks_a_kernel_runs_with_reference_products_and_says_so(folders, e
     assert [records[name]["products"] for name in ("w4", "w8a8")] == ["reference", "native"]
     assert records["w4"]["verdict"] == "passed" and "this width" in records["w4"]["lacking"]
     text = described("w4", records["w4"], "", "command")
-    assert "reference products (14 × Kernel)" in text and "its own products are untried" in text.replace("\n ", "")
+    assert "reference products (14 × ReferencePacked)" in text and "its own products are untried" in text.replace(
+        "\n ", ""
+    )
 
 
 def test_without_reference_products_a_missing_kernel_is_a_result_of_its_own(folders, engine, tmp_path) -> None:
@@ -143,6 +151,13 @@ def test_without_reference_products_a_missing_kernel_is_a_result_of_its_own(fold
     assert runs == [("native", ["base", "w4"])]
     assert record["verdict"] == "no kernel" and "measurements" not in record
     assert described("w4", record, "", "command").startswith("w4 was not served: vLLM has no kernel for it on this CPU")
+
+
+def test_a_kernel_of_vllm_is_no_reference_product_whatever_was_asked_for(folders, engine, tmp_path) -> None:
+    engine(lambda name, answer: answer)
+    assert run_check(folders, ["w4"], tmp_path, products="reference")["w4"]["products"] == "native"
+    engine(with_reference)
+    assert run_check(folders, ["w4"], tmp_path, products="reference")["w4"]["products"] == "reference"
 
 
 def test_any_other_refusal_is_a_failure_with_its_reason(folders, engine, tmp_path) -> None:

@@ -92,6 +92,12 @@ def test_packed_weights(products: ModuleType, bits: int, zero_points: bool) -> N
     assert torch.equal(kernel.apply_weights(layer, x), linear(x, dense))
 
 
+def test_w4a8_is_left_to_vllm(products: ModuleType) -> None:
+    for signed in (False, True):
+        config = SimpleNamespace(weight_type=SimpleNamespace(is_signed=lambda signed=signed: signed))
+        assert products.ReferencePacked.can_implement(config)[0] is not signed
+
+
 def fake_quantized(x: Tensor, scale: Tensor, zero: Tensor, **args: Any) -> Tensor:
     return fake_quantize(x, scale, zero, QuantizationArgs(**args))
 
