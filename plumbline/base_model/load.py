@@ -14,6 +14,7 @@ from plumbline.base_model.as_quantized import with_sequential_experts
 from plumbline.base_model.bfloat16 import with_wide_products
 from plumbline.base_model.checkpoint_check import CONVERSION, require_complete, require_finite
 from plumbline.base_model.device import torch_device
+from plumbline.base_model.expert_scales import expert_global_scales
 from plumbline.base_model.folder import base_model_digest, require_weights
 from plumbline.base_model.params import Device
 from plumbline.base_model.streamed import StreamedModel
@@ -51,15 +52,16 @@ def load_model(
     target = torch_device(device)
     auto = auto_class(folder, read_config(folder, trust_remote_code), trust_remote_code)
     try:
-        model, info = auto.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the name of the weight
-        )
+        with expert_global_scales():
+            model, info = auto.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the name of the weight
+            )
     except RuntimeError as error:
         if "conversion of the weights" not in str(error):
             raise

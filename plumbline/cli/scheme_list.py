@@ -33,6 +33,7 @@ PARTS = {
     "ignore": "matrices kept in full precision: names, or re: and a regular expression; [lm_head]",
     "include": "kinds that are otherwise left alone: router, vision, audio; []",
     "experts": "quantized or full_precision",
+    "loads_in": "transformers, or vllm: allow NVFP4 experts, which transformers 5.23 reads wrong",
     "expert_floor": "gptq, adaround: least tokens of an expert, as a fraction of its input channels; 0",
 }
 """One line per field of `SchemeParams`; a test compares the two."""

@@ -107,11 +107,11 @@ def require_readable_experts(model: PreTrainedModel, matrices: Mapping[str, Matr
             f"transformers reads no quantized ones there; {instead} and quantizes the rest"
         )
     own = scheme.own.get(EXPERTS, scheme)
-    if own.weight_type == "nvfp4":
+    if own.weight_type == "nvfp4" and scheme.loads_in != "vllm":
         raise ValueError(
             f"{kind} with weight_type: nvfp4: transformers drops the global scale of experts when it loads them, "
-            "without a word (its issue 48371), so nobody could check or evaluate the result; write weight_type: mxfp4 "
-            f"or fp8 for the experts, or {instead}"
+            "without a word (its issue 48371); write loads_in: vllm for a model that vLLM alone shall load, "
+            f"weight_type: mxfp4 or fp8 for the experts, or {instead}"
         )
     if own.weight_type == "mxfp8":
         raise ValueError(

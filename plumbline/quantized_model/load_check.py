@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plumbline.base_model.bfloat16 import with_wide_products
+from plumbline.base_model.expert_scales import expert_global_scales
 from plumbline.base_model.quiet import quiet
 from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
@@ -32,6 +34,8 @@ def require_loads(
 ) -> dict[str, Any]:
     """Load a quantized model with the default settings of `from_pretrained` and compare it with its simulation.
 
+    With `loads_in: vllm`, transformers reads the global scales of NVFP4 experts, which it drops by itself.
+
     Args:
         folder: the exported model.
         model: the base model; not changed.
@@ -48,7 +52,7 @@ def require_loads(
     """
     simulated = simulate(model, quantized, scheme)
     try:
-        with quiet():
+        with quiet(), expert_global_scales() if scheme.loads_in == "vllm" else nullcontext():
             loaded, info = type(model).from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )

@@ -73,6 +73,9 @@ class SchemeParams(FormatParams):
     """Kinds of matrices that are quantized, too; without it they are left alone."""
     experts: Literal["quantized", "full_precision"] = "quantized"
     """"quantized" is refused where transformers cannot read quantized experts; "full_precision" leaves them alone."""
+    loads_in: Literal["transformers", "vllm"] = "transformers"
+    """"vllm": allow experts in NVFP4, whose global scales transformers 5.23 drops without a word; Plumbline's own
+    evaluation reads them."""
     expert_floor: float = Field(default=0.0, ge=0)
     """GPTQ, AdaRound: an expert that fewer tokens reached than this share of its input channels is rounded to nearest,
     by the range of its weights."""
@@ -115,6 +118,11 @@ class SchemeParams(FormatParams):
         remarks = [
             remark for own in self.all for remark in engine_remarks(own, widths if own is self else {own.weight_bits})
         ]
+        if self.loads_in == "vllm":
+            remarks.append(
+                "transformers 5.23 drops the global scales of NVFP4 experts (its issue 48371) and computes something "
+                "else without a word: load the model in vLLM. Plumbline's evaluation reads the scales"
+            )
         return list(dict.fromkeys(remarks + ([] if self.kv_cache is None else [HOW_TO_SERVE])))
 
     @model_validator(mode="before")

@@ -42,7 +42,7 @@ def without_calibration(scheme: SchemeParams) -> SchemeParams | None:
     if not scheme.reads:
         return None
     overrides = {kind: _format_without(part) for kind, part in scheme.own.items()}
-    others: dict[str, Any] = {name: getattr(scheme, name) for name in ("ignore", "include", "experts")}
+    others: dict[str, Any] = {name: getattr(scheme, name) for name in ("ignore", "include", "experts", "loads_in")}
     if scheme.kv_cache is not None:
         others["kv_cache"] = CacheParams(strategy=scheme.kv_cache.strategy, range="unit")
     return SchemeParams.model_validate({"method": "rtn", **_format_without(scheme), **others, "overrides": overrides})

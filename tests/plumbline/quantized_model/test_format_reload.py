@@ -27,7 +27,7 @@ from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.plan import plan_of
 from plumbline.quantized_model.quantization_config import activation_args
 from plumbline.quantized_model.quantize import quantize_model
-from plumbline.quantized_model.simulate import rounding
+from plumbline.quantized_model.simulate import rounding, simulate
 from plumbline.study.controls import without_calibration
 from tests.helpers import formats
 from tests.helpers.activations import statistics_of
@@ -216,6 +216,33 @@ def test_experts_load_equal(name: str, mixture: Base, tmp_path: Path) -> None:
     quantized = quantize_model(model, stats, scheme)
     export(model, quantized, scheme, folder, tmp_path)
     require_loads(tmp_path, model, quantized, scheme, IDS[0].tolist())
+
+
+def test_nvfp4_experts_beside_fp8_attention_are_for_vllm(mixture: Base, tmp_path: Path) -> None:
+    """NVFP4 experts and FP8 attention, as mixtures are deployed: our loader reads them, and the remark says so."""
+    folder, model, stats = mixture
+    scheme = SchemeParams.model_validate(
+        {
+            "method": "gptq",
+            "weight_type": "fp8",
+            "activations": TOKEN,
+            "overrides": {"experts": {"weight_type": "nvfp4"}},
+            "loads_in": "vllm",
+        }
+    )
+    quantized = quantize_model(model, stats, scheme)
+    assert any("48371" in remark for remark in quantized.notes["remarks"])
+    export(model, quantized, scheme, folder, tmp_path)
+    require_loads(tmp_path, model, quantized, scheme, IDS[0].tolist())
+    simulated = simulate(model, quantized, scheme)
+    ids = IDS[:1]
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path)(ids).logits, simulated(ids).logits)
+    with safe_open(tmp_path / "model.safetensors", "pt") as tensors:
+        scales = {key for key in tensors.keys() if key.endswith("experts.0.w1.weight_global_scale")}  # noqa: SIM118
+        for key in scales:  # vLLM merges w1 and w3
+            assert torch.equal(tensors.get_tensor(key), tensors.get_tensor(key.replace(".w1.", ".w3.")))
+    assert len(scales) == 2
 
 
 @pytest.mark.parametrize(
