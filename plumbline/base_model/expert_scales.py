@@ -15,7 +15,7 @@ from transformers.quantizers import quantizer_compressed_tensors
 GLOBAL = "weight_global_scale"
 
 
-class _WithGlobalScales(CompressedTensorsDequantize):
+class _WithGlobalScales(CompressedTensorsDequantize):  # type: ignore[misc]
     """Decompresses experts with what their checkpoint stores beside the codes."""
 
     def convert(

@@ -105,8 +105,8 @@ def _table(root: Path) -> Table:
     seconds = _seconds(list(params.pairs()))
     title = "Quantized model against base model, on held-out documents"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("scheme", "calibration"):
-        table.add_column(column, no_wrap=True)
+    for column in ("scheme", "calibration"):  # long names wrap, so that no number is cut off
+        table.add_column(column, overflow="fold")
     for column in ("KL", "ppl.", "top-1", "share", "bits", "MB", "s"):
         table.add_column(column, justify="right", no_wrap=True)
     base = 0.0
