@@ -66,10 +66,9 @@ def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: M
         sizes: layers by group size, "per channel" or "per tensor".
         bits: layers by width of a weight; read for mixed precision.
     """
-    parts = [_weights(scheme, sizes, bits)]
-    for kind, own in (scheme.get("overrides") or {}).items():
-        size = "per tensor" if own.get("per_tensor") else str(own.get("group_size") or "per channel")
-        parts.append(f"in {kind}, {_weights(own, {_blocks(own) or size: 1}, {})}")
+    overrides = scheme.get("overrides") or {}
+    parts = [_weights(scheme, _own_size(scheme) if overrides else sizes, bits)]
+    parts += [f"in {kind}, {_weights(own, _own_size(own), {})}" for kind, own in overrides.items()]
     parts.append(METHODS.get(scheme["method"], scheme["method"]) + _order(scheme))
     if transform := scheme.get("transform"):
         parts.append(TRANSFORMS.get(transform, transform))
@@ -95,9 +94,11 @@ def _weights(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: Mapping[
     return f"{text}, {_scales(scheme, sizes)}"
 
 
-def _blocks(scheme: Mapping[str, Any]) -> str | None:
-    block = scheme.get("block_structure")
-    return None if block is None else f"blocks of {block[0]} x {block[1]}"
+def _own_size(scheme: Mapping[str, Any]) -> dict[str, int]:
+    """What shares a scale by the scheme itself, as `sizes` has it."""
+    if block := scheme.get("block_structure"):
+        return {f"blocks of {block[0]} x {block[1]}": 1}
+    return {"per tensor" if scheme.get("per_tensor") else str(scheme.get("group_size") or "per channel"): 1}
 
 
 def _activations(activations: Mapping[str, Any]) -> str:
@@ -118,7 +119,7 @@ def _scales(scheme: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     elif set(sizes) == {"per tensor"}:
         text = "one scale per layer"
     elif all(size.startswith("blocks") for size in sizes):
-        text = f"one scale for {join(sorted(sizes))}"
+        text = f"one scale per {join(size.replace('blocks', 'block') for size in sorted(sizes))}"
     else:
         used = [f"{size} ({count} layers)" if len(sizes) > 1 else size for size, count in sorted(sizes.items())]
         text = f"one scale per group of {join(used)} weights"

@@ -106,3 +106,19 @@ def test_the_order_of_columns_is_gptqs_alone() -> None:
 def test_an_older_record_without_the_newer_fields_is_described_too() -> None:
     old = {"method": "rtn", "weight_bits": 4, "group_size": 128, "activations": None}
     assert describe_scheme(old, {"128": 3}, {}) == f"4-bit weights, one scale per group of 128 weights; {NEAREST}."
+
+
+def test_formats_and_overrides_are_said() -> None:
+    scheme = SchemeParams.model_validate(
+        {
+            "method": "rtn",
+            "weight_type": "nvfp4",
+            "activations": {"type": "nvfp4"},
+            "overrides": {"attention": {"weight_type": "fp8", "block_structure": [128, 128]}},
+        }
+    )
+    assert describe_scheme(scheme.model_dump(mode="json"), {"16": 18, "per channel": 24}, {"4": 18, "8": 24}) == (
+        "NVFP4 weights and NVFP4 activations (a scale per 16 channels of a token, found while the model runs, below a "
+        "global scale that comes from the calibration set), one scale per group of 16 weights; in attention, FP8 "
+        f"weights, one scale per block of 128 x 128; {NEAREST}."
+    )
