@@ -119,7 +119,7 @@ def _scales(scheme: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     elif set(sizes) == {"per tensor"}:
         text = "one scale per layer"
     elif all(size.startswith("blocks") for size in sizes):
-        text = f"one scale per {join(size.replace('blocks', 'block') for size in sorted(sizes))}"
+        text = f"one scale per {join([size.replace('blocks', 'block') for size in sorted(sizes)])}"
     else:
         used = [f"{size} ({count} layers)" if len(sizes) > 1 else size for size, count in sorted(sizes.items())]
         text = f"one scale per group of {join(used)} weights"
