@@ -162,7 +162,9 @@ def _candidate(case: Case, content: Mapping[str, Any]) -> list[str]:
     path = f"{EVALUATIONS}/{pair_of(case)}"
     metrics = metrics_of(case, case.recorded(path) or "")
     # After a later evaluation the decision is out of date, and its figures are those of the earlier one.
-    current = decided is not None and decided.deps.get(EVALUATIONS) == _digest(case, EVALUATIONS)
+    read = decided.deps if decided is not None else {}
+    # Records of earlier versions name the folder of all evaluations.
+    current = read[path] == case.recorded(path) if path in read else read.get(EVALUATIONS) == _digest(case, EVALUATIONS)
     figures = content.get("figures")
     if current and metrics is not None and isinstance(figures, dict):
         wrong += [

