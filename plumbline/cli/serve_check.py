@@ -130,7 +130,7 @@ def _of_workspace(root: Path, names: Sequence[str], stack: contextlib.ExitStack)
     folders = {}
     for name in names:
         pair = root / MODELS / name
-        if pair.is_dir():
+        if Path(name).name == name and pair.is_dir():  # not a path, which would take the place of the workspace's
             folders[name] = pair
             continue
         subject = stack.enter_context(resolved(name, root))

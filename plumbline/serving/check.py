@@ -95,10 +95,8 @@ def serve_check(
     answers = dict(zip(jobs, run.answers, strict=True))
     if answers[""].error:
         raise EngineFailed(f"vLLM does not serve the model before quantization either: {answers[''].error}")
-    lacking: dict[str, str] = {}
-    if first == "native":
-        reasons = {name: lacking_kernel(answers[name].error, answers[name].kernels, run.cpu) for name in models}
-        lacking = {name: reason for name, reason in reasons.items() if reason}
+    reasons = {name: lacking_kernel(answers[name].error, answers[name].kernels, run.cpu) for name in models}
+    lacking = {name: reason for name, reason in reasons.items() if reason}
     if lacking and settings.products == "auto":
         announce(f"vLLM again, with reference products: {len(lacking)} of them lack a kernel here")
         again = run_engine(environment, [jobs[name] for name in lacking], "reference", log)

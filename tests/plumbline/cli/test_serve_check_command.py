@@ -99,3 +99,15 @@ def test_a_folder_without_a_model_is_told_before_vllm_starts(run, models: Path, 
     result = run(tmp_path, "--base", models / "base", "--texts", models / "texts.jsonl")
     assert result.exit_code == 1 and "no config.json" in result.output
     assert not list(tmp_path.rglob("engine.log"))
+
+
+def test_in_a_workspace_the_record_of_a_path_is_kept_there_and_not_in_the_model(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    from plumbline.cli.serve_check import _of_workspace
+
+    pair, path = tmp_path / "data/quantized_model/a-w4", tmp_path / "elsewhere" / "b-w4"
+    for folder in (pair, path):
+        folder.mkdir(parents=True)
+    with ExitStack() as stack:
+        assert _of_workspace(tmp_path, ["a-w4", str(path)], stack) == {"a-w4": pair, "b-w4": path}

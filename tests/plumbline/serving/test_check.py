@@ -153,6 +153,12 @@ def test_without_reference_products_a_missing_kernel_is_a_result_of_its_own(fold
     assert described("w4", record, "", "command").startswith("w4 was not served: vLLM has no kernel for it on this CPU")
 
 
+def test_what_reference_products_lack_too_is_no_failure(folders, engine, tmp_path) -> None:
+    engine(lambda name, answer: replace(answer, scored=(), error=REFUSED) if "w4" in name else answer)
+    for products in ("reference", "auto"):
+        assert run_check(folders, ["w4"], tmp_path, products=products)["w4"]["verdict"] == "no kernel"
+
+
 def test_a_kernel_of_vllm_is_no_reference_product_whatever_was_asked_for(folders, engine, tmp_path) -> None:
     engine(lambda name, answer: answer)
     assert run_check(folders, ["w4"], tmp_path, products="reference")["w4"]["products"] == "native"
