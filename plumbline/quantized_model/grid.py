@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -49,8 +49,17 @@ class Grid:
 
     @property
     def is_split_by_rows(self) -> bool:
-        """Whether rows share no scale, so that the members of a site can be quantized stacked."""
+        """Whether rows share no scale."""
         return not self.per_tensor and self.block is None
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the members of a site are quantized as one matrix.
+
+        Engines merge them (q, k, v; gate, up). Under one FP8 scale per tensor they would round them again to the
+        largest of their scales, so the members share one.
+        """
+        return self.is_split_by_rows or (self.per_tensor and self.type == "float")
 
     @property
     def is_two_level(self) -> bool:
@@ -90,13 +99,15 @@ class QuantizedWeight:
         return self.grid.group_size
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
-        """The output channels [start, stop), to split the stacked members of a site.
+        """The output channels [start, stop), to split the stacked members of a site; a scale per tensor stays theirs.
 
         Raises:
-            ValueError: rows share a scale.
+            ValueError: the members are not stacked.
         """
-        if not self.grid.is_split_by_rows:
+        if not self.grid.is_stacked:
             raise ValueError("a weight whose rows share a scale cannot be split; quantize each layer separately")
+        if self.grid.per_tensor:
+            return replace(self, codes=self.codes[start:stop].contiguous())
         zero = None if self.zero_point is None else self.zero_point[start:stop].contiguous()
         codes, scale = self.codes[start:stop].contiguous(), self.scale[start:stop].contiguous()
         return QuantizedWeight(codes, scale, self.grid, zero, self.global_scale)

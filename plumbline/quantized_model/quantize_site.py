@@ -50,7 +50,7 @@ def quantize_site(
     if cross is not None and site is not None and site.hessian is not None:
         factors = Factors() if factors is None else factors  # the correction and the solver share one
         targets = _corrected(members, cross, site.hessian, scheme, factors)
-    parts = [list(members)] if grid.is_split_by_rows else [[name] for name in members]
+    parts = [list(members)] if grid.is_stacked else [[name] for name in members]
     dtype = next(iter(members.values())).dtype
     # engines merge the members of a site (q, k, v; gate, up) into one matrix, which has one global scale
     shared = global_scale_of(torch.stack([W.abs().amax() for W in targets.values()])) if grid.is_two_level else None

@@ -201,12 +201,24 @@ def test_members_of_a_site_share_one_global_scale() -> None:
         assert torch.equal(layers[name].weight.codes, rtn(W, GRIDS["nvfp4"], global_scale=expected).codes)
 
 
-def test_blocks_and_tensors_are_not_stacked() -> None:
+def test_members_of_a_site_share_an_fp8_scale_per_tensor() -> None:
+    """vLLM merges them and rounds them again to the largest scale, which changes nothing if they have one."""
+    members = {"q": torch.randn(13, 32), "k": 9 * torch.randn(4, 32)}
+    layers = quantize_site(members, None, GRIDS["fp8-tensor"], SchemeParams.model_validate({"method": "rtn"}))
+    scale = max(W.abs().max() for W in members.values()) / 448
+    for member, W in members.items():
+        weight = layers[member].weight
+        assert weight.scale.item() == scale
+        numbers = formats.nearest((W / scale).numpy(), formats.E4M3)
+        assert np.array_equal(weight.grid.numbers.values(weight.codes.double()).numpy(), numbers)
+
+
+def test_blocks_and_integers_per_tensor_are_not_stacked() -> None:
     members = {"q": torch.randn(130, 32), "k": 9 * torch.randn(4, 32)}
-    for name in ("fp8-block", "fp8-tensor"):
-        layers = quantize_site(members, None, GRIDS[name], SchemeParams.model_validate({"method": "rtn"}))
+    for grid in (GRIDS["fp8-block"], Grid(8, per_tensor=True)):
+        layers = quantize_site(members, None, grid, SchemeParams.model_validate({"method": "rtn"}))
         for member, W in members.items():
-            assert torch.equal(layers[member].weight.scale, rtn(W, GRIDS[name]).scale)
+            assert torch.equal(layers[member].weight.scale, rtn(W, grid).scale)
         with pytest.raises(ValueError, match="rows share a scale"):
             layers["q"].weight.rows(0, 2)
     with pytest.raises(ValueError, match="blocks of rows"):
