@@ -1,0 +1,1 @@
+"""Every number format under every solver: `python -m benchmarks.formats`."""
