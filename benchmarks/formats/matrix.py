@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.formats import peer
 from benchmarks.formats.arms import PRESETS, RTN, arms
-from benchmarks.peers.contest import LIMIT, Contest
+from benchmarks.peers.contest import LIMIT, Contest, code
 from benchmarks.peers.environments import Unavailable
 from benchmarks.peers.evaluation import Judge, Sums, interval, verdict
 from benchmarks.peers.results import Results
@@ -44,6 +44,7 @@ class Matrix:
             "model": base_model_digest(about.model),
             "samples": [name for name, _ in self.samples],
             "held out": about.held_out.digest,
+            "code": code("plumbline"),
         }
         started = time.process_time()
         self.stats = collect(self.model, self.samples, StatisticsParams(), base_model_digest="", fingerprint="")
@@ -117,7 +118,7 @@ class Matrix:
                 except Unavailable as problem:
                     yield f"| {name} | llm-compressor, {solver}: not run: {problem} | | | |"
                     continue
-                yield _line(name, f"llm-compressor {PRESETS[name]}, {solver}", theirs, rows.get(solver), "ours: ")
+                yield _line(name, f"llm-compressor {PRESETS[name]}, {solver}", theirs, rows.get(solver), "to ours: ")
         yield f"\n{said}. Statistics: {self.cpu:.0f} CPU seconds in one pass. {self.computed} models were computed from"
         yield f"them now, with {self.passes} forward passes of the base model: none for a new format."
 

@@ -98,7 +98,7 @@ class Contest:
             "samples": self._samples,
             "model": self._model,
             "threads": self.threads,
-            "version": _code("plumbline") if tool == PLUMBLINE else REQUIREMENTS[tool],
+            "version": code("plumbline") if tool == PLUMBLINE else REQUIREMENTS[tool],
             "settings": dict(settings),
         }
         figures: dict[str, Any] = self.results.get(f"{self.about.name}: {tool}, {label}", decided_by, measure, folder)
@@ -156,7 +156,7 @@ class Contest:
         return passes
 
 
-def _code(*folders: str) -> str:
+def code(*folders: str) -> str:
     """A digest of sources, so that figures of other code are not reused."""
     files = [
         path
