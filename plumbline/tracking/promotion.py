@@ -217,6 +217,7 @@ def _move(registry: Registry, root: Path, version: str, by: str, why: str, kind:
     target = registry.version(version)  # this and the next line raise before anything is written
     read_copy(root, registry.name)
     with FileLock(locks / "champion.lock"), registry.tracking.client() as client:
+        restore_history(registry, root)  # a new registry goes on where the lost one ended
         model = registry.model()
         champion = model.aliases.get(ALIAS) if model else None
         recorded = history(registry)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.disk import NoDisk, enlarge, small_disk, used
+from benchmarks.chaos.disk import NoDisk, enlarge, leave_free, small_disk
 from benchmarks.chaos.surroundings import FOLDER, VARIABLES, bound_by_modes
 from tests.helpers.processes import running, until
 from tests.helpers.workspace import Workspace
@@ -69,10 +69,11 @@ def test_killed_runs_in_odd_surroundings_give_the_same_bytes(
 
 def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(finished: Workspace, tmp_path: Path) -> None:
     try:
-        with small_disk(tmp_path / "disk", used(finished.root) + 300) as disk:
+        with small_disk(tmp_path / "disk") as disk:
             workspace = finished.copy(disk / "workspace")
             before = workspace.lock()
             other_report(workspace)
+            leave_free(disk, 300)
             full = workspace.plumbline("run", check=False)
             assert full.returncode == 1 and "A disk is full. Free: " in full.stderr, full.stdout + full.stderr
             assert "Traceback" not in full.stderr
