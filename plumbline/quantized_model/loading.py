@@ -9,6 +9,7 @@ Linears and rounds no activations.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,46 +30,49 @@ _REHEARSED: WeakKeyDictionary[PreTrainedModel, dict[Any, str | None]] = WeakKeyD
 """The results of `rehearsed` for the models in memory, by what the scheme says."""
 
 
-def loads_dense(model: PreTrainedModel, scheme: SchemeParams) -> bool:
+def loads_dense(model: PreTrainedModel, scheme: SchemeParams, formats: Sequence[SchemeParams]) -> bool:
     """Whether the folder of this model needs `dequantize: true`.
 
     Zero points of packed weights are packed, too. transformers 5.23 with compressed-tensors 0.20 allocates unpacked
     ones in the model it loads into, and fails on the shapes; decompressing each weight as it is read works. A model
     loaded this way is saved again in full width. vLLM ignores the key; it reads packed zero points of 4 and 8 bits.
 
+    Args:
+        formats: the scheme of every kind of matrices that the model has and the scheme quantizes.
+
     Raises:
         ValueError: the model needs it, and the scheme cannot have it: it has several widths, or rounds activations.
     """
     if not scheme.symmetric and not scheme.per_tensor and scheme.activations is None:
         return True
-    narrow = model.dtype != torch.bfloat16 and any(own.weight_type in IN_BFLOAT16 for own in scheme.all)
-    problem = None if narrow else rehearsed(model, scheme)
+    narrow = model.dtype != torch.bfloat16 and any(own.weight_type in IN_BFLOAT16 for own in formats)
+    problem = None if narrow else rehearsed(model, formats)
     if not narrow and problem is None:
         return False
     reason = f"{type(model).__name__} does not load quantized as it is stored (its code says {problem}), "
     fix = "remove"
     if narrow:
         dtype = str(model.dtype).removeprefix("torch.")
-        types = sorted({own.weight_type for own in scheme.all} & set(IN_BFLOAT16))
+        types = sorted({own.weight_type for own in formats} & set(IN_BFLOAT16))
         reason = f"transformers decompresses {' and '.join(types)} weights to bfloat16, and this model is {dtype}, "
         fix = "store the base model in bfloat16, or remove"
-    if any(own.activations is not None for own in scheme.all):
+    if any(own.activations is not None for own in formats):
         raise ValueError(f"{reason}and decompressed while loading its inputs are not rounded; {fix} activations")
     if scheme.mixed is not None:
         raise ValueError(f"{reason}and decompressed while loading it has one width; write weight_bits instead of mixed")
-    if scheme.overrides:
+    if len(formats) > 1:
         raise ValueError(f"{reason}and decompressed while loading it has one format; {fix} overrides")
     return True
 
 
-def rehearsed(model: PreTrainedModel, scheme: SchemeParams) -> str | None:
-    """The error of loading a model of this class under the scheme; None if there is none.
+def rehearsed(model: PreTrainedModel, formats: Sequence[SchemeParams]) -> str | None:
+    """The error of loading a model of this class under these formats; None if there is none.
 
     The steps are those of `from_pretrained` around the weights, on a model without weights.
     """
     known = _REHEARSED.setdefault(model, {})
     problems = []
-    for own in scheme.all:
+    for own in formats:
         size = own.group_size if own.weight_type != "int" else None
         target = ConfigTarget("", grid_of_scheme(own, None, size), own.activations)
         if target not in known:

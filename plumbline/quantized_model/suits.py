@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from plumbline.base_model.matrices import Matrix
+from plumbline.base_model.parts import kind_of
 from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.kv_cache_layers import cached_attention
 from plumbline.quantized_model.loading import loads_dense
@@ -38,7 +39,8 @@ def suited(model: PreTrainedModel, scheme: SchemeParams) -> Suited:
     matrices = quantizable_matrices(model, scheme)
     require_readable_experts(model, matrices, scheme)
     require_widths(matrices, scheme)
-    dense = loads_dense(model, scheme)
+    formats = {id(own): own for name in matrices for own in [scheme.own.get(kind_of(name), scheme)]}
+    dense = loads_dense(model, scheme, list(formats.values()))
     if scheme.kv_cache is not None:
         cached_attention(model, scheme.kv_cache, dense)
     return Suited(matrices, layer_group_sizes(matrices, scheme, dense), dense)
