@@ -166,9 +166,7 @@ def test_an_upgrade_makes_exactly_the_stages_out_of_date_whose_code_changed(
     upgraded, root = Installed(tmp_path / "venv"), tmp_path / "W"
     file = upgraded.package / "quantized_model" / "gptq.py"
     before = file.read_text()
-    upgraded.run(
-        root, *PLUMBLINE, "run"
-    )  # takes in the copied inbox, and computes nothing
+    upgraded.run(root, *PLUMBLINE, "run")  # takes in the copied inbox, and computes nothing
     file.write_text(before.replace("from __future__", "# A comment changes nothing.\nfrom __future__", 1))
     assert "everything is up to date" in upgraded.run(root, *PLUMBLINE, "status").stdout
     file.write_text(before + "\nANOTHER_CONSTANT = 1\n")
