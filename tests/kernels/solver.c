@@ -6,11 +6,25 @@ int plumbline_solver_leaf(void);
 int plumbline_solver_wide(void);
 void plumbline_solver_columns(int64_t rows, int64_t columns, const void *W, int bfloat16, double *B, const double *L,
                               int64_t stride, const int64_t *group, const double *s, const double *z, double low,
-                              double high, int8_t *codes, double *R);
+                              double high, int m, int e0, int8_t *codes, double *R);
 int plumbline_solver_product(int64_t m, int64_t n, int64_t depth, const double *A, int64_t a_row, int64_t a_column,
                              const double *B, int64_t b_row, double *C, int64_t c_row, double sign, int lower);
 
-static void columns(int64_t rows, int64_t n, int bfloat16, int with_zero) {
+/* The code of the floating-point number that is nearest to q, by trying all: codes count them in ascending order. */
+static int8_t nearest(double q, int high, int m, int e0, double *number) {
+    int best = 0;
+    double least = HUGE_VAL;
+    for (int k = 0; k <= high; k++) {
+        int binade = k >> m > 1 ? (k >> m) - 1 : 0;
+        double v = ldexp(k - (binade << m), binade + e0 - m), distance = fabs(fabs(q) - v);
+        if (distance < least || (distance == least && k % 2 == 0)) best = k, least = distance, *number = v;
+    }
+    *number = q < 0 ? -*number : *number;
+    return (int8_t)(q < 0 ? -best : best);
+}
+
+static void columns(int64_t rows, int64_t n, int bfloat16, int with_zero, int m) {
+    int high = m < 0 ? 7 : m == 1 ? 7 : 126, e0 = m == 3 ? -6 : 0;
     int64_t stride = n + 3, groups = (n + 7) / 8;
     void *W = buffer(rows * n, bfloat16 ? sizeof(uint16_t) : sizeof(float));
     double *B = buffer(rows * n, sizeof *B), *L = buffer((n - 1) * stride + n, sizeof *L);
@@ -35,13 +49,17 @@ static void columns(int64_t rows, int64_t n, int bfloat16, int with_zero) {
     }
     for (int64_t j = 0; j < n; j++) group[j] = j / 8;
 
-    plumbline_solver_columns(rows, n, W, bfloat16, B, L, stride, group, s, z, -8, 7, codes, R);
+    plumbline_solver_columns(rows, n, W, bfloat16, B, L, stride, group, s, z, m < 0 ? -8 : -high, high, m, e0, codes, R);
 
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < n; j++) {
             double *b = &expected[j * rows + r], scale = s[group[j] * rows + r], zero = z ? z[group[j] * rows + r] : 0;
             double w = bfloat16 ? from_bfloat16(((uint16_t *)W)[j * rows + r]) : ((float *)W)[j * rows + r];
             double code = fmin(fmax(rint(*b / scale + zero), -8), 7), running = (code - zero) * scale;
+            if (m >= 0) {
+                code = nearest(*b / scale, high, m, e0, &running);
+                running *= scale;
+            }
             CHECK(codes[j * rows + r] == (int8_t)code);
             double tolerance = (bfloat16 ? 0x1p-8 : 0x1p-23) * (1 + fabs(running));
             CHECK(is_near(R[j * rows + r], *b - running, tolerance));
@@ -83,7 +101,10 @@ int main(void) {
     for (kind = 0; kind < KINDS; kind++) {
         for (int64_t r = 0; r < COUNT(rows); r++)
             for (int64_t c = 0; c < COUNT(widths); c++)
-                for (int i = 0; i < 4; i++) columns(rows[r], widths[c], i & 1, i & 2);
+                for (int i = 0; i < 4; i++) {
+                    columns(rows[r], widths[c], i & 1, i & 2, -1);
+                    columns(rows[r], widths[c], i & 1, 0, i & 2 ? 3 : 1);
+                }
         for (int64_t i = 0; plumbline_solver_wide() && i < COUNT(m); i++)
             for (int64_t j = 0; j < COUNT(n); j++)
                 for (int64_t k = 0; k < COUNT(depth); k++) {
