@@ -165,7 +165,7 @@ def test_the_graph_is_there_in_the_order_of_flow(lasting_page: Any, tmp_path: Pa
     page = lasting_page
     page.goto("/asset-groups")
     collapsed = page.locator("foreignObject.group")
-    playwright.expect(collapsed).to_have_count(len(GROUPS))
+    playwright.expect(collapsed).to_have_count(len(GROUPS), timeout=60_000)  # the first page loads the graph
     lefts = [collapsed.filter(has_text=group).bounding_box()["x"] for group in GROUPS]
     assert lefts == sorted(lefts)
     page.keyboard.press("Alt+KeyE")  # expands all groups
