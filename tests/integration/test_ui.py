@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
@@ -49,10 +48,10 @@ def answers(url: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def served(workspace: Workspace, log: Path) -> Iterator[tuple[Workspace, str]]:
+@pytest.fixture
+def server(finished: Workspace, tmp_path: Path) -> Iterator[tuple[Workspace, str]]:
     """What `plumbline ui` starts, on a copy of a finished workspace, whose own code it loads."""
-    port = free_port()
+    workspace, log, port = finished.copy(tmp_path / "ui"), tmp_path / "dagster.log", free_port()
     url = f"http://127.0.0.1:{port}"
     settings = workspace.root / ".dagster/dagster.yaml"
     if "nux:" not in settings.read_text():  # an invitation to a newsletter, which would lie over everything
@@ -63,41 +62,15 @@ def served(workspace: Workspace, log: Path) -> Iterator[tuple[Workspace, str]]:
 
 
 @pytest.fixture
-def server(finished: Workspace, tmp_path: Path) -> Iterator[tuple[Workspace, str]]:
-    with served(finished.copy(tmp_path / "ui"), tmp_path / "dagster.log") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def lasting_server(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspace, str]]:
-    """For the tests that leave the workspace as it was."""
-    folder = tmp_path_factory.mktemp("lasting")
-    with served(finished.copy(folder / "ui"), folder / "dagster.log") as server:
-        yield server
-
-
-@contextlib.contextmanager
-def browsed(url: str) -> Iterator[Any]:
+def page(server: tuple[Workspace, str]) -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("needs a browser: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1440, "height": 1000}, base_url=url)
+        page = browser.new_page(viewport={"width": 1440, "height": 1000}, base_url=server[1])
         page.set_default_timeout(60_000)
         yield page
         browser.close()
-
-
-@pytest.fixture
-def page(server: tuple[Workspace, str]) -> Iterator[Any]:
-    with browsed(server[1]) as page:
-        yield page
-
-
-@pytest.fixture
-def lasting_page(lasting_server: tuple[Workspace, str]) -> Iterator[Any]:
-    with browsed(lasting_server[1]) as page:
-        yield page
 
 
 def materialize(page: Any, asset: str, partition: str, config: str | None = None) -> str:
@@ -144,8 +117,8 @@ def asked(url: str, method: str = "GET", data: bytes | None = None, **headers: s
         return error.code, error.read().decode()
 
 
-def test_no_other_site_reads_the_ui_or_acts_through_it(lasting_server: tuple[Workspace, str]) -> None:
-    url = lasting_server[1]
+def test_no_other_site_reads_the_ui_or_acts_through_it(server: tuple[Workspace, str]) -> None:
+    url = server[1]
     mutation = "mutation { setNuxSeen }"
     by_get = f"{url}/graphql?{urllib.parse.urlencode({'query': mutation})}"
     body = json.dumps({"query": mutation}).encode()
@@ -155,29 +128,34 @@ def test_no_other_site_reads_the_ui_or_acts_through_it(lasting_server: tuple[Wor
     assert asked(by_get)[0] == 403
     assert asked(by_get, "POST", b"", Origin="http://evil.example")[0] == 403
     assert asked(f"{url}/graphql", "POST", body, Origin="null", **json_type)[0] == 403
-    assert not (lasting_server[0].root / ".dagster/.nux").exists()
+    assert not (server[0].root / ".dagster/.nux").exists()
     status, answer = asked(f"{url}/graphql", "POST", body, Origin=url, **json_type)
     assert status == 200 and "errors" not in json.loads(answer), answer
     assert asked(f"{url}/graphql?query=%7Bversion%7D")[0] == 200
 
 
-def test_the_graph_is_there_in_the_order_of_flow(lasting_page: Any, tmp_path: Path) -> None:
-    page = lasting_page
+def test_the_graph_is_there_in_the_order_of_flow(page: Any, tmp_path: Path) -> None:
     page.goto("/asset-groups")
     collapsed = page.locator("foreignObject.group")
     playwright.expect(collapsed).to_have_count(len(GROUPS), timeout=60_000)  # the first page loads the graph
-    lefts = [collapsed.filter(has_text=group).bounding_box()["x"] for group in GROUPS]
-    assert lefts == sorted(lefts)
+    # the layout is drawn after the groups are there
+    page.wait_for_function(
+        """names => {
+            const boxes = [...document.querySelectorAll("foreignObject.group")];
+            const lefts = names.map(name => boxes.find(b => b.textContent.includes(name)).getBoundingClientRect().x);
+            return lefts.every((x, i) => i === 0 || lefts[i - 1] < x);
+        }""",
+        arg=GROUPS,
+        timeout=20_000,
+    )
     page.keyboard.press("Alt+KeyE")  # expands all groups
     for asset in ("inbox", "raw_corpus", "calibration_choice", "quantized_model", "deployed_model"):
         page.locator("foreignObject").get_by_text(asset, exact=True).first.wait_for()
     page.screenshot(path=str(tmp_path / "graph.png"))
 
 
-def test_materialize_one_partition_by_clicking(
-    lasting_server: tuple[Workspace, str], lasting_page: Any, tmp_path: Path
-) -> None:
-    (workspace, _), page = lasting_server, lasting_page
+def test_materialize_one_partition_by_clicking(server: tuple[Workspace, str], page: Any, tmp_path: Path) -> None:
+    workspace, _ = server
     before = workspace.lock()
     run = materialize(page, "calibration_set", "random-8")
 
