@@ -16,7 +16,7 @@ from plumbline.versioning.code import code_version
 
 
 @dg.asset(
-    group_name="2_calibration",
+    group_name="3_model",
     kinds={"html"},
     owners=OWNERS,
     partitions_def=CALIBRATIONS,

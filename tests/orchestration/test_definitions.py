@@ -104,6 +104,15 @@ def test_every_asset_says_what_it_is() -> None:
         assert node.description and node.group_name and node.owners and node.kinds and node.code_version
 
 
+def test_groups_read_from_earlier_groups_only() -> None:
+    """Dagster draws the groups in the order of flow only if they form no circle."""
+    graph = defs.resolve_asset_graph()
+    for asset in ASSETS:
+        group = graph.get(asset.key).group_name
+        for parent in graph.get(asset.key).parent_keys:
+            assert graph.get(parent).group_name <= group, (asset.key, parent)
+
+
 def test_a_code_server_can_load_everything() -> None:
     """Jobs and assets share their names, which Dagster finds out only when it loads them all."""
     defs.get_repository_def().load_all_definitions()
