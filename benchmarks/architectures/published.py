@@ -14,11 +14,12 @@ from typing import Any
 import transformers
 
 from plumbline.artifact import read_json
+from plumbline.base_model.architecture import stored_dtype
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
 from plumbline.cli.plan import table
 from plumbline.params import load_params
-from plumbline.quantized_model.plan import plan_of, stored_dtype
+from plumbline.quantized_model.plan import plan_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMES = ("w4a16-gptq", "w8a8-dynamic")

@@ -6,6 +6,7 @@ modules and weights agree.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from plumbline.artifact import read_json
 from plumbline.base_model.as_quantized import with_sequential_experts
 
 AUTO_CLASSES: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
@@ -68,17 +70,31 @@ def auto_class(folder: Path, config: PreTrainedConfig, trust_remote_code: bool =
     return next(reversed(fitting))
 
 
+def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that config.json names for the weights; bfloat16 where it names none.
+
+    Raises:
+        ValueError: no dtype of torch has that name.
+    """
+    text = config.get("text_config") or {}
+    keys = ("dtype", "torch_dtype")
+    name = next((part[key] for part in (config, text) for key in keys if part.get(key)), "bfloat16")
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"config.json: dtype is {name!r}, expected a name such as bfloat16 or float32")
+    return dtype
+
+
 def skeleton(folder: Path, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model's modules on the meta device, from its configuration alone. Raises as `read_config`, `auto_class`.
 
     Args:
-        dtype: of the weights; None: the one that the configuration names, else bfloat16.
+        dtype: of the weights; None: the `stored_dtype`.
     """
     config = read_config(folder, trust_remote_code)
     auto = auto_class(folder, config, trust_remote_code)
     if dtype is None:
-        named = (getattr(part, "dtype", None) for part in (config, config.get_text_config()))
-        dtype = next((name for name in named if isinstance(name, torch.dtype)), torch.bfloat16)
+        dtype = stored_dtype(read_json(folder / "config.json"))
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         return with_sequential_experts(model)

@@ -8,6 +8,7 @@ from typing import Any
 from plumbline.calibration_report.study import Study
 from plumbline.calibration_report.wording import join
 from plumbline.quantized_model.kv_cache_words import in_words
+from plumbline.quantized_model.record import granularity
 
 TERMS = {
     "Quantization": "Storing a model's weights, and sometimes its activations, as integers of few bits. The model "
@@ -67,8 +68,8 @@ def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: M
         bits: layers by width of a weight; read for mixed precision.
     """
     overrides = scheme.get("overrides") or {}
-    parts = [_weights(scheme, _own_size(scheme) if overrides else sizes, bits)]
-    parts += [f"in {kind}, {_weights(own, _own_size(own), {})}" for kind, own in overrides.items()]
+    parts = [_weights(scheme, own_size(scheme) if overrides else sizes, bits)]
+    parts += [f"in {kind}, {_weights(own, own_size(own), {})}" for kind, own in overrides.items()]
     parts.append(METHODS.get(scheme["method"], scheme["method"]) + _order(scheme))
     if transform := scheme.get("transform"):
         parts.append(TRANSFORMS.get(transform, transform))
@@ -94,11 +95,9 @@ def _weights(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: Mapping[
     return f"{text}, {_scales(scheme, sizes)}"
 
 
-def _own_size(scheme: Mapping[str, Any]) -> dict[str, int]:
+def own_size(scheme: Mapping[str, Any]) -> dict[str, int]:
     """What shares a scale by the scheme itself, as `sizes` has it."""
-    if block := scheme.get("block_structure"):
-        return {f"blocks of {block[0]} x {block[1]}": 1}
-    return {"per tensor" if scheme.get("per_tensor") else str(scheme.get("group_size") or "per channel"): 1}
+    return {granularity({"group_size": None, **scheme, "block": scheme.get("block_structure")}): 1}
 
 
 def _activations(activations: Mapping[str, Any]) -> str:

@@ -59,7 +59,8 @@ def _checkpoint(model: Path | None, params: Params, root: Path) -> BaseCheckpoin
 
 def _lines(base: BaseCheckpoint, params: Params, names: tuple[str, ...]) -> list[str]:
     from plumbline.artifact import read_json
-    from plumbline.quantized_model.plan import plan_of, stored_dtype
+    from plumbline.base_model.architecture import stored_dtype
+    from plumbline.quantized_model.plan import plan_of
 
     config = read_json(base.folder / CONFIG)
     model, dtype = base.skeleton(), stored_dtype(config)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import yaml
 
-from plumbline.calibration_report.glossary import describe_scheme
+from plumbline.calibration_report.glossary import describe_scheme, own_size
 from plumbline.quantized_model.params import SchemeParams
 
 WIDTH = 100
@@ -61,10 +61,8 @@ def show_scheme(name: str, scheme: SchemeParams) -> str:
 
 def in_words(scheme: SchemeParams) -> str:
     """Describe a scheme as the report does, without a model."""
-    size = "per tensor" if scheme.per_tensor else str(scheme.group_size or "per channel")
-    if scheme.block_structure is not None:
-        size = "blocks of 128 x 128"
-    return describe_scheme(scheme.model_dump(mode="json"), {size: 1}, {})
+    entry = scheme.model_dump(mode="json")
+    return describe_scheme(entry, own_size(entry), {})
 
 
 def _usual(scheme: SchemeParams) -> SchemeParams:

@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RangeRule = Literal["minmax", "percentile", "mse", "constant"]
 ActivationType = Literal["int", "fp8", "nvfp4", "mxfp4", "mxfp8"]
+BITS: dict[str, Literal[4, 8]] = {"fp8": 8, "nvfp4": 4, "mxfp4": 4, "mxfp8": 8}
+"""Width of the types that fix it, of activations and of weights."""
 GROUP_SIZES = {"nvfp4": 16, "mxfp4": 32, "mxfp8": 32}
-"""Channels that share a scale in the formats that fix this number, of activations and of weights."""
+"""Channels that share a scale in the types that fix this number."""
 
 
 class ActivationParams(BaseModel):
@@ -51,22 +53,14 @@ class ActivationParams(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults_of_type(cls, entry: Any) -> Any:
-        if not isinstance(entry, dict):
-            return entry
-        type_ = entry.get("type", "int")
-        defaults: dict[str, Any] = {}
-        if type_ in ("nvfp4", "mxfp4"):
-            defaults["bits"] = 4
-        if type_ in GROUP_SIZES:
-            defaults["group_size"] = GROUP_SIZES[type_]
-        if type_ in ("mxfp4", "mxfp8"):
-            defaults["dynamic"] = True
-        return defaults | entry
+        entry = with_defaults_of_type(entry, "type", "bits")
+        dynamic = isinstance(entry, dict) and entry.get("type") in ("mxfp4", "mxfp8")
+        return {"dynamic": True} | entry if dynamic else entry
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
         require_percentile_acts(self, "activations.")
-        expected = 4 if self.type in ("nvfp4", "mxfp4") else 8
+        expected = BITS.get(self.type, 8)
         if self.bits != expected:
             raise ValueError(
                 f"activations.bits {self.bits} with type: {self.type}: it has {expected} bits; remove bits"
@@ -115,6 +109,15 @@ class ActivationParams(BaseModel):
                 f"activations.range: {self.range} with type: nvfp4: a global scale that leaves out the largest values "
                 "makes the E4M3 scales of their groups saturate, which costs 1 to 25 dB; write range: minmax"
             )
+
+
+def with_defaults_of_type(entry: Any, type_field: str, bits_field: str) -> Any:
+    """An entry of params.yaml with the width and group size that its type fixes, where it does not name them."""
+    if not isinstance(entry, dict):
+        return entry
+    type_ = entry.get(type_field, "int")
+    fixed = {bits_field: BITS.get(type_), "group_size": GROUP_SIZES.get(type_)}
+    return {name: value for name, value in fixed.items() if value is not None} | entry
 
 
 def require_percentile_acts(params: Any, prefix: str) -> None:

@@ -36,6 +36,8 @@ COPIED = (
     "*.py",
 )
 MAX_SHARD_SIZE = "5GB"
+INPUT_TENSORS = ("input_scale", "input_zero_point", "input_global_scale")
+"""What a checkpoint stores about the input of a Linear: fields of `Layer`, and names of tensors."""
 
 
 def export(
@@ -75,14 +77,10 @@ def export(
     for name, weight, target in _tensors_of_layers(model, quantized, found, scheme):
         stored = name if target.expert else stored_names[name]
         tensors = compress(weight, scheme_of_group(weight.grid, ["Linear"], target.activations))
-        layer = None if target.expert else quantized.layers[name]
-        # clone: q, k and v share one scale, and safetensors store no aliases
-        if layer is not None and layer.input_scale is not None:
-            tensors["input_scale"] = layer.input_scale.clone()
-        if layer is not None and layer.input_zero_point is not None:
-            tensors["input_zero_point"] = layer.input_zero_point.clone()
-        if layer is not None and layer.input_global_scale is not None:
-            tensors["input_global_scale"] = layer.input_global_scale.clone()
+        if not target.expert:
+            inputs = ((key, getattr(quantized.layers[name], key)) for key in INPUT_TENSORS)
+            # clone: q, k and v share one scale, and safetensors store no aliases
+            tensors |= {key: tensor.clone() for key, tensor in inputs if tensor is not None}
         state.update({f"{stored}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
         targets.append(target)
     state.update(cache_tensors(model, quantized.cache))

@@ -8,12 +8,16 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plumbline.quantized_model.activation_params import GROUP_SIZES, ActivationParams, require_percentile_acts
+from plumbline.quantized_model.activation_params import (
+    BITS,
+    GROUP_SIZES,
+    ActivationParams,
+    require_percentile_acts,
+    with_defaults_of_type,
+)
 
 WeightRangeRule = Literal["minmax", "percentile", "mse", "imatrix", "hessian"]
 WeightType = Literal["int", "fp8", "nvfp4", "mxfp4", "mxfp8"]
-BITS: dict[str, Literal[4, 8]] = {"fp8": 8, "nvfp4": 4, "mxfp4": 4, "mxfp8": 8}
-"""Width of the types that fix it."""
 
 
 class FormatParams(BaseModel):
@@ -50,15 +54,7 @@ class FormatParams(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults_of_type(cls, entry: Any) -> Any:
-        if not isinstance(entry, dict):
-            return entry
-        type_ = entry.get("weight_type", "int")
-        defaults: dict[str, Any] = {}
-        if type_ in BITS:
-            defaults["weight_bits"] = BITS[type_]
-        if type_ in GROUP_SIZES:
-            defaults["group_size"] = GROUP_SIZES[type_]
-        return defaults | entry
+        return with_defaults_of_type(entry, "weight_type", "weight_bits")
 
     @model_validator(mode="after")
     def _format_is_possible(self) -> Self:

@@ -112,9 +112,7 @@ def gptq(
     nearest = partial(to_nearest, weight, grid, ranges, None, global_scale)
     dead = int((hessian.diagonal() == 0).sum())
     if tokens == 0 or dead == columns:
-        return Solution(
-            to_nearest(weight, grid, ranges, None, global_scale), None, dead, "no tokens reached this layer"
-        )
+        return Solution(nearest(), None, dead, "no tokens reached this layer")
     F = (
         factor(hessian, damping, act_order, weight.device)
         if factors is None
@@ -154,13 +152,12 @@ def _solve(
     rows = len(weight)
     static = F.order is not None or grid.group_size is None or grid.type == "float"
     scale, zero = grid_of(weight, grid, ranges, importance) if static else (None, None)
+    of_rows: tuple[Tensor, ...] | None = None
+    if scale is not None and zero is not None:
+        of_rows = tuple(per_row(shared, grid, rows) for shared in (multiplier(scale, global_scale), zero))
     parts = []
     for start in range(0, rows, ROWS):
-        static_grid = None
-        if scale is not None and zero is not None:
-            part = slice(start, start + ROWS)
-            s = per_row(multiplier(scale, global_scale), grid, rows)
-            static_grid = s[part], per_row(zero, grid, rows)[part]
+        static_grid = None if of_rows is None else tuple(shared[start : start + ROWS] for shared in of_rows)
         parts.append(_solve_rows(weight[start : start + ROWS], F, grid, ranges, importance, leaf, static_grid))
     codes, scales, zeros, lost = (torch.cat(part) for part in zip(*parts, strict=True))
     if F.order is not None:
@@ -179,7 +176,7 @@ def _solve_rows(
     ranges: Ranges,
     importance: Tensor,
     leaf: int,
-    static_grid: tuple[Tensor, Tensor] | None,
+    static_grid: tuple[Tensor, ...] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes (rows, in) in the solver's order, scale and zero point (rows, groups), and squared errors (rows,).
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from plumbline.quantized_model.numbers import E2M1, E4M3, Numbers, integers
 
 ScaleFormat = Literal["model", "e4m3", "e8m0"]
+SCALE_FORMATS: dict[str, ScaleFormat] = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}
+"""The format of scales by the type of weights or activations; of others: the model's dtype."""
 E4M3_EPSILON = 0.125
 """Stored instead of an E4M3 scale that rounds to zero, as in compressed-tensors."""
 GLOBAL_RANGE = E4M3.largest * E2M1.largest

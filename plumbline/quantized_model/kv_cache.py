@@ -16,12 +16,13 @@ from plumbline.base_model.cache import KEYS, VALUES, hand_cache
 from plumbline.histogram import Histogram
 from plumbline.quantized_model.checkpoint_names import names_in_checkpoint
 from plumbline.quantized_model.folding import scaled_site
+from plumbline.quantized_model.grid import Grid, symmetric_scale
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.kv_cache_layers import cached_attention, heads_of
 from plumbline.quantized_model.kv_cache_params import CacheParams
 
-LARGEST = 448.0
-"""The largest value of E4M3."""
+FP8 = Grid(8, per_tensor=True, type="float")
+"""The grid of keys and values, whose scale may be a head's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +106,12 @@ def largest_of(site: InputStatistics, heads: int, params: CacheParams) -> Tensor
 
 def scale_of(largest: Tensor, dtype: torch.dtype) -> Tensor:
     """largest / 448 in `dtype`, as compressed-tensors computes it; where that is zero, the smallest step of `dtype`."""
-    scale = largest.to(dtype) / torch.tensor(LARGEST, dtype=dtype, device=largest.device)
-    return torch.where(scale == 0, torch.finfo(dtype).eps, scale)
+    return symmetric_scale(largest.to(dtype), FP8, dtype)
 
 
 def round_states(x: Tensor, scale: Tensor) -> Tensor:
     """Round keys or values (batch, heads, tokens, head width) to the grid of E4M3 and back, all in x's dtype."""
-    codes = (x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-    return codes.to(x.dtype) * scale
+    return FP8.numbers.round_(x / scale) * scale
 
 
 def round_cache(model: nn.Module, scales: Mapping[str, CacheScales]) -> None:

@@ -9,7 +9,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -134,21 +133,6 @@ def plan_of(model: PreTrainedModel, scheme: SchemeParams, dtype: torch.dtype) ->
         tuple(sorted(map(_full_precision, left, left.values()), key=lambda entry: (-entry.weights, entry.reason))),
         Counter(sizes.values()),
     )
-
-
-def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype that config.json names for the weights; bfloat16 where it names none.
-
-    Raises:
-        ValueError: no dtype of torch has that name.
-    """
-    text = config.get("text_config") or {}
-    keys = ("dtype", "torch_dtype")
-    name = next((part[key] for part in (config, text) for key in keys if part.get(key)), "bfloat16")
-    dtype = getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"config.json: dtype is {name!r}, expected a name such as bfloat16 or float32")
-    return dtype
 
 
 def stored_bytes(rows: int, width: int, grid: Grid, scheme: SchemeParams, dtype: torch.dtype) -> float:

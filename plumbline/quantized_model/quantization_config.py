@@ -19,7 +19,7 @@ from compressed_tensors.quantization import (
 )
 
 from plumbline.quantized_model.activation_params import ActivationParams
-from plumbline.quantized_model.grid import Grid, ScaleFormat
+from plumbline.quantized_model.grid import SCALE_FORMATS, Grid, ScaleFormat
 from plumbline.quantized_model.kv_cache import cache_args
 from plumbline.quantized_model.kv_cache_params import CacheParams
 
@@ -123,7 +123,6 @@ def activation_args(activations: ActivationParams) -> QuantizationArgs:
         strategy = QuantizationStrategy.GROUP
     elif activations.dynamic:
         strategy = QuantizationStrategy.TOKEN
-    scale_formats: dict[str, ScaleFormat] = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}
     return QuantizationArgs(
         num_bits=activations.bits,
         type="int" if activations.type == "int" else "float",
@@ -131,7 +130,7 @@ def activation_args(activations: ActivationParams) -> QuantizationArgs:
         strategy=strategy,
         group_size=activations.group_size,
         dynamic=dynamic,
-        **_dtypes_of_scales(scale_formats.get(activations.type, "model")),
+        **_dtypes_of_scales(SCALE_FORMATS.get(activations.type, "model")),
     )
 
 

@@ -17,7 +17,6 @@ from plumbline.base_model.inputs import EXPERT
 from plumbline.base_model.matrices import WeightMatrix
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
-from plumbline.base_model.parts import kind_of
 from plumbline.quantized_model.awq import awq
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.folding import Transform, nothing_folded, scaled_site
@@ -28,7 +27,7 @@ from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.mixed import allocate
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantize_site import quantize_site, relative_error
-from plumbline.quantized_model.scheme import grid_of_scheme, scheme_of
+from plumbline.quantized_model.scheme import format_of, grid_of_scheme, scheme_of
 from plumbline.quantized_model.smoothquant import smoothquant
 from plumbline.quantized_model.statistics_check import require_statistics
 from plumbline.quantized_model.suits import suited
@@ -72,7 +71,7 @@ def quantize_model(
     by_site: dict[tuple[str, int], list[str]] = {}
     for name in linears:  # members of a site with formats of their own are quantized apart
         first = sites[name].members[0] if name in sites else name
-        by_site.setdefault((first, id(scheme.own.get(kind_of(name)))), []).append(name)
+        by_site.setdefault((first, id(format_of(name, scheme))), []).append(name)
     notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
     with one_thread():  # fixes the order of sums whatever the number of cores
         bits = _bits(linears, stats, scheme, notes, factors)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from plumbline.base_model.matrices import Matrix, WeightMatrix, is_slice, matrices
 from plumbline.base_model.parts import AUDIO, EXPERTS, ROUTER, VISION, kind_of
 from plumbline.quantized_model.activation_params import GROUP_SIZES
-from plumbline.quantized_model.grid import Grid, ScaleFormat
+from plumbline.quantized_model.grid import SCALE_FORMATS, Grid
 from plumbline.quantized_model.params import SchemeParams
 
 LEFT_ALONE = {
@@ -76,13 +76,18 @@ def why_not_quantized(name: str, matrix: Matrix, module: nn.Module, scheme: Sche
     return LEFT_ALONE.get(kind) or ("altup: a few rows that steer the whole block" if STEERS.search(name) else None)
 
 
+def format_of(name: str, scheme: SchemeParams) -> SchemeParams:
+    """The scheme with the format that `overrides` gives to the matrix's kind; the scheme itself without one."""
+    return scheme.own.get(kind_of(name), scheme) if scheme.overrides else scheme
+
+
 def scheme_of(name: str, matrix: WeightMatrix, scheme: SchemeParams) -> SchemeParams:
     """The scheme as it acts on one matrix: the format of its kind, if `overrides` has one.
 
     transformers multiplies experts in one tensor with their inputs as they are, so only their weights are rounded. The
     floor of experts acts on no other matrix.
     """
-    own = scheme.own.get(kind_of(name), scheme) if scheme.overrides else scheme
+    own = format_of(name, scheme)
     if is_slice(matrix):
         return own if own.activations is None else own.model_copy(update={"activations": None})
     return own.model_copy(update={"expert_floor": 0.0}) if own.expert_floor else own
@@ -95,14 +100,13 @@ def grid_of_scheme(scheme: SchemeParams, bits: int | None = None, group_size: in
         bits: where `mixed` gives the matrix its own width; None: the scheme's.
         group_size: used for the matrix, see `layer_group_sizes`.
     """
-    formats: dict[str, ScaleFormat] = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}
     return Grid(
         scheme.weight_bits if bits is None else bits,
         group_size,
         scheme.symmetric,
         scheme.per_tensor,
         type="int" if scheme.weight_type == "int" else "float",
-        scale_format=formats.get(scheme.weight_type, "model"),
+        scale_format=SCALE_FORMATS.get(scheme.weight_type, "model"),
         block=scheme.block_structure,
     )
 

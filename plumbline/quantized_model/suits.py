@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from plumbline.base_model.matrices import Matrix
-from plumbline.base_model.parts import kind_of
 from plumbline.quantized_model.expert_layout import require_readable_experts
 from plumbline.quantized_model.kv_cache_layers import cached_attention
 from plumbline.quantized_model.loading import loads_dense
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.scheme import layer_group_sizes, quantizable_matrices, require_widths
+from plumbline.quantized_model.scheme import format_of, layer_group_sizes, quantizable_matrices, require_widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,7 @@ def suited(model: PreTrainedModel, scheme: SchemeParams) -> Suited:
     matrices = quantizable_matrices(model, scheme)
     require_readable_experts(model, matrices, scheme)
     require_widths(matrices, scheme)
-    formats = {id(own): own for name in matrices for own in [scheme.own.get(kind_of(name), scheme)]}
+    formats = {id(own): own for own in (format_of(name, scheme) for name in matrices)}
     dense = loads_dense(model, scheme, list(formats.values()))
     if scheme.kv_cache is not None:
         cached_attention(model, scheme.kv_cache, dense)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from plumbline.artifact import read_json
-from plumbline.base_model.architecture import read_config
+from plumbline.base_model.architecture import read_config, stored_dtype
 from plumbline.base_model.folder import base_model_digest
 from plumbline.base_model.load import load_model
 from plumbline.serving.comparison import Scored, difference
@@ -43,10 +43,8 @@ class CheckSettings:
 
 
 def dtype_of(folder: Path) -> str:
-    """The dtype that config.json of a model names; "bfloat16" if it names none."""
-    config = read_json(folder / "config.json")
-    part = config.get("text_config", {}) | config
-    return str(part.get("dtype") or part.get("torch_dtype") or "bfloat16")
+    """The name of the `stored_dtype` of a model's folder."""
+    return str(stored_dtype(read_json(folder / "config.json"))).removeprefix("torch.")
 
 
 def serve_check(

@@ -10,21 +10,13 @@ import pytest
 from plumbline.provenance import audit
 from plumbline.provenance.model_files import irregular, is_cache_link, without_links
 from plumbline.versioning.digest import md5_of
-from tests.helpers.small_chain import MODEL, chain, link, make_keys, register, run, second, states
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = chain(tmp_path_factory.mktemp("linked") / "workspace", "random")
-    second(root)
-    register(root)
-    return root
+from tests.helpers.small_chain import MODEL, link, make_keys, run, states
 
 
 @pytest.fixture
-def root(made: Path, tmp_path: Path) -> Path:
+def root(registered: Path, tmp_path: Path) -> Path:
     """A workspace whose model is checked out as links into its cache."""
-    root = Path(shutil.copytree(made, tmp_path / "workspace"))
+    root = Path(shutil.copytree(registered, tmp_path / "workspace"))
     for path in sorted((root / MODEL).iterdir()):
         path.symlink_to(replaced(root, path))
     return root

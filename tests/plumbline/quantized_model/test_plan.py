@@ -12,9 +12,10 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.base_model.architecture import stored_dtype
 from plumbline.quantized_model.export import export
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.plan import SchemePlan, plan_of, stored_dtype
+from plumbline.quantized_model.plan import SchemePlan, plan_of
 from plumbline.quantized_model.quantize import quantize_model
 from tests.helpers.tiny_models import random_llama, tiny_llama
 
