@@ -144,13 +144,13 @@ def _mistakes_in_grid(params: Params) -> Iterator[Mistake]:
                     "{hessian: true}, or take the scheme out of grid and studies"
                 ),
             )
+    for name in dict.fromkeys(params.grid.schemes):  # a study collects what its schemes read
         if name in params.schemes and "cache" in params.schemes[name].reads and not params.statistics.cache:
             yield (
                 ("schemes", name),
                 (
                     "kv_cache reads keys and values, which statistics hold with statistics: {cache: true} only; write "
-                    "that (the statistics of every set are then collected once more), or take the scheme out of grid "
-                    "and studies"
+                    "that (the statistics of every set are then collected once more), or take the scheme out of grid"
                 ),
             )
     if params.deployment.scheme not in params.grid.schemes:

@@ -16,6 +16,17 @@ FORMATS: dict[str, dict[str, Any]] = {
     "fp8-block": {"weight_type": "fp8", "block_structure": [128, 128], "activations": TOKEN | {"group_size": 128}},
     "mxfp8": {"weight_type": "mxfp8", "activations": {"type": "mxfp8"}},
     "nvfp4": {"weight_type": "nvfp4", "activations": {"type": "nvfp4"}},
+    "nvfp4-fp8-attention": {
+        "weight_type": "nvfp4",
+        "activations": {"type": "nvfp4"},
+        "overrides": {"attention": {"weight_type": "fp8", "activations": TOKEN}},
+    },
+    "nvfp4-experts": {
+        "weight_type": "fp8",
+        "activations": TOKEN,
+        "overrides": {"experts": {"weight_type": "nvfp4"}},
+        "loads_in": "vllm",
+    },
     "nvfp4a16": {"weight_type": "nvfp4"},
     "mxfp4": {"weight_type": "mxfp4", "activations": {"type": "mxfp4"}},
     "w4afp8": {"weight_bits": 4, "group_size": 128, "activations": TOKEN},

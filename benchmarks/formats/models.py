@@ -39,7 +39,7 @@ def subjects(arguments: Namespace, work: Path) -> Iterator[Subject]:
     if MIXTURE in wanted:
         yield mixture(arguments, work)
     if REAL in wanted and arguments.model:
-        settings = Articles(arguments.model, arguments.texts, 8, 256, 12, 128)
+        settings = Articles(arguments.model, arguments.texts, 8, 256, 32, 96)
         yield subject_of_articles(settings, work, DTYPE)
 
 

@@ -70,7 +70,7 @@ def measure_cells(
     Args:
         plan: the sets.
         schemes: by name, in order.
-        settings: `statistics:`.
+        settings: `statistics:`. Keys and values are described if a scheme reads them, whatever `cache` says.
         cache: where results are stored.
 
     Returns:
@@ -80,7 +80,9 @@ def measure_cells(
         ValueError: a rule cannot choose, the model cannot be quantized or evaluated, or the settings are not supported
             for reading many sets at once.
     """
-    histogram = any("histogram" in scheme.reads for scheme in schemes.values())
+    reads = {part for scheme in schemes.values() for part in scheme.reads}
+    histogram = "histogram" in reads
+    settings = settings.model_copy(update={"cache": "cache" in reads})
     require_read_together(settings, histogram)
     bits = settings.mantissa_bits if histogram else None
     work = _Work(plan, schemes, cache)

@@ -16,8 +16,9 @@ TOKENS_PER_WIDTH = 4
 """A Hessian of d channels has d directions; with fewer than 4 d tokens, damping determines many of them."""
 FAMILIES = {
     "hessian": "Hessian-based (GPTQ, AdaRound, mixed bits)",
-    "channel": "per-channel scales (SmoothQuant, AWQ)",
+    "channel": "per-channel scales (SmoothQuant, AWQ, range: imatrix)",
     "tensor": "per-tensor activation ranges",
+    "cache": "scales of keys and values",
     "none": "reads no calibration data",
 }
 
@@ -28,7 +29,10 @@ def family_of(scheme: SchemeParams) -> str:
         return "hessian"
     if scheme.transform is not None:
         return "channel"
-    return "tensor" if scheme.reads else "none"
+    for part, family in (("ranges", "tensor"), ("sums", "channel"), ("cache", "cache")):
+        if part in scheme.reads:
+            return family
+    return "none"
 
 
 def size_curve(

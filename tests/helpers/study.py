@@ -11,6 +11,7 @@ import numpy as np
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.calibration_set.pool import Sources
 from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.kv_cache_params import CacheParams
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.build import build_study
 from plumbline.study.params import StudyParams
@@ -20,6 +21,7 @@ VOCABULARY = 96
 SCHEMES = {
     "w4": SchemeParams(method="gptq", weight_bits=4, group_size=16),
     "w8a8": SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams(range="mse")),
+    "kv8": SchemeParams(method="rtn", weight_bits=8, kv_cache=CacheParams(range="percentile", percentile=90)),
 }
 RULES = {"random": {"strategy": "random"}, "lengths": {"strategy": "length_stratified", "quotas": "equal"}}
 SETTINGS = StatisticsParams()
@@ -33,7 +35,7 @@ class Small:
     root: Path
 
     def params(self, **changed: Any) -> StudyParams:
-        asked = {"rules": RULES, "sizes": [2, 5], "draws": 5, "schemes": list(SCHEMES), "resamples": 400}
+        asked = {"rules": RULES, "sizes": [2, 5], "draws": 5, "schemes": ["w4", "w8a8"], "resamples": 400}
         asked |= {"random_sets": 0, "tokens_per_domain": 140}
         return StudyParams.model_validate({**asked, **changed})
 

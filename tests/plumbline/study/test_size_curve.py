@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from plumbline.quantized_model.activation_params import ActivationParams
+from plumbline.quantized_model.kv_cache_params import CacheParams
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.result_cache import Measured
 from plumbline.study.size_curve import family_of, recommendations, size_curve
@@ -71,6 +72,9 @@ def test_tokens_against_the_width() -> None:
         (TENSOR, "tensor"),
         (SchemeParams(method="rtn", weight_bits=4, transform="awq"), "channel"),
         (SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams(), transform="smoothquant"), "channel"),
+        (SchemeParams(method="rtn", weight_bits=4, range="imatrix"), "channel"),
+        (SchemeParams(method="rtn", kv_cache=CacheParams()), "cache"),
+        (SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams(), kv_cache=CacheParams()), "tensor"),
         (SchemeParams(method="rtn", weight_bits=4), "none"),
         (SchemeParams(method="rtn", weight_bits=8, activations=ActivationParams(dynamic=True)), "none"),
     ],
