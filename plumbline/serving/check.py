@@ -47,6 +47,12 @@ def dtype_of(folder: Path) -> str:
     return str(stored_dtype(read_json(folder / "config.json"))).removeprefix("torch.")
 
 
+def kv_cache_of(folder: Path) -> str:
+    """How a folder's scales of keys and values are shared, such as "tensor"; empty: it has none."""
+    config = read_json(folder / "config.json").get("quantization_config") or {}
+    return str((config.get("kv_cache_scheme") or {}).get("strategy", ""))
+
+
 def serve_check(
     environment: Path,
     base: Path,
@@ -84,6 +90,7 @@ def serve_check(
             [list(ids) for ids in prompts],
             settings.max_new_tokens,
             settings.trust_remote_code,
+            kv_cache_of(folder),
         )
         for name, folder in folders.items()
     }
@@ -93,19 +100,24 @@ def serve_check(
     answers = dict(zip(jobs, run.answers, strict=True))
     if answers[""].error:
         raise EngineFailed(f"vLLM does not serve the model before quantization either: {answers[''].error}")
-    reasons = {name: lacking_kernel(answers[name].error, answers[name].kernels, run.cpu) for name in models}
+    reasons = {
+        name: lacking_kernel(answers[name].error, answers[name].kernels, run.cpu, jobs[name].kv_cache)
+        for name in models
+    }
     lacking = {name: reason for name, reason in reasons.items() if reason}
-    if lacking and settings.products == "auto":
-        announce(f"vLLM again, with reference products: {len(lacking)} of them lack a kernel here")
-        again = run_engine(environment, [jobs[name] for name in lacking], "reference", log)
-        answers |= dict(zip(lacking, again.answers, strict=True))
+    replaceable = [name for name in lacking if jobs[name].kv_cache != "attn_head"]  # by reference products
+    if replaceable and settings.products == "auto":
+        announce(f"vLLM again, with reference products: {len(replaceable)} of them lack a kernel here")
+        again = run_engine(environment, [jobs[name] for name in replaceable], "reference", log)
+        answers |= dict(zip(replaceable, again.answers, strict=True))
     announce("transformers scores the same texts")
-    refused = set(lacking) if settings.products == "native" else set()
+    refused = set(lacking) if settings.products == "native" else set(lacking).difference(replaceable)
     compared = [name for name in models if not answers[name].error and name not in refused]
     measured = _measure(base, models, compared, answers, prompts, settings)
     return {
         name: _record(
             digests[name],
+            jobs[name],
             answers[name],
             _products(
                 answers[name], "reference" if first == "reference" or name in set(lacking) - refused else "native"
@@ -174,6 +186,7 @@ def _loaded(folder: Path, settings: CheckSettings) -> Any:
 
 def _record(
     digest: str,
+    job: Job,
     answer: Answer,
     products: Products,
     lacking: str,
@@ -201,6 +214,7 @@ def _record(
         "products": products,
         "lacking": lacking,
         "kernels": answer.kernels,
+        "kv_cache": job.kv_cache,
         "error": answer.error,
         "settings": asdict(settings),
         "versions": {**run.versions, "transformers of Plumbline": version("transformers")},

@@ -46,6 +46,7 @@ class Job:
         prompts: token ids.
         max_new_tokens: tokens to choose greedily behind each prompt.
         trust_remote_code: whether the model's own code may run.
+        kv_cache: how FP8 scales of cached keys and values are shared: "tensor", "attn_head"; empty: no FP8 cache.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Job:
     prompts: list[list[int]]
     max_new_tokens: int
     trust_remote_code: bool = False
+    kv_cache: str = ""
 
 
 @dataclass(frozen=True)

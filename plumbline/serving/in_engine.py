@@ -50,7 +50,7 @@ def main(request: Path, answer: Path) -> None:
 
 
 def served(
-    model: str, dtype: str, prompts: list[list[int]], max_new_tokens: int, trust_remote_code: bool
+    model: str, dtype: str, prompts: list[list[int]], max_new_tokens: int, trust_remote_code: bool, kv_cache: str
 ) -> dict[str, Any]:
     """Load a folder; score and continue the prompts.
 
@@ -61,6 +61,7 @@ def served(
     engine = LLM(
         model=model,
         dtype=dtype,
+        kv_cache_dtype="fp8" if kv_cache else "auto",
         enforce_eager=True,
         max_model_len=max(map(len, prompts)) + max_new_tokens,
         enable_prefix_caching=False,

@@ -50,7 +50,8 @@ def noise_in_last_bits(model: Any, seed: int = 0) -> Iterator[None]:
         noise = torch.randn(x.shape, generator=generator).to(x.device) * torch.finfo(x.dtype).eps
         return ((x.float() * (1 + noise)).to(x.dtype), *arguments[1:])
 
-    layers = [module for module in model.modules() if getattr(module, "quantization_scheme", None) is not None]
+    linears = (module for module in model.modules() if isinstance(module, torch.nn.Linear))  # not attention's cache
+    layers = [linear for linear in linears if getattr(linear, "quantization_scheme", None) is not None]
     handles = [layer.register_forward_pre_hook(disturb) for layer in layers]
     try:
         yield

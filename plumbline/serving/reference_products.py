@@ -1,18 +1,21 @@
 """A plugin of vLLM: the matrix products of quantized Linears in plain torch, for machines without vLLM's kernels.
 
 vLLM matches the configuration, loads and fuses the weights, runs the model and its scheduler as ever. Only unpacking
-and product are replaced: this shows that a folder is read as it is meant, not that a kernel computes it right. vLLM
+and product are replaced, and keys and values are rounded before its cache truncates them to E4M3: this shows that a folder is read as it is meant, not that a kernel computes it right. vLLM
 finds `register` through the entry point group `vllm.general_plugins` (engine.py puts it there). It runs in the engine's
 environment, whose Python has no Plumbline, and was written for vLLM 0.32.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
+from vllm import _custom_ops
 from vllm.model_executor.kernels import linear as kernels
 from vllm.platforms import PlatformEnum
 
@@ -28,6 +31,27 @@ def register() -> None:
     ):
         if kernel not in table[PlatformEnum.CPU]:
             table[PlatformEnum.CPU].insert(0, kernel)
+    if not hasattr(_custom_ops.cpu_attn_reshape_and_cache, "__wrapped__"):
+        _custom_ops.cpu_attn_reshape_and_cache = rounding_before(_custom_ops.cpu_attn_reshape_and_cache)
+
+
+def rounding_before(store: Callable[..., None]) -> Callable[..., None]:
+    """vLLM's function that stores keys and values, with values on the grid of E4M3 before it truncates them to it."""
+
+    @functools.wraps(store)
+    def rounded(key: Tensor, value: Tensor, *rest: Any, k_scale: float, v_scale: float, kv_cache_dtype: str) -> None:
+        if kv_cache_dtype.startswith("fp8"):
+            key, value = on_grid(key, k_scale), on_grid(value, v_scale)
+        store(key, value, *rest, k_scale=k_scale, v_scale=v_scale, kv_cache_dtype=kv_cache_dtype)
+
+    return rounded
+
+
+def on_grid(x: Tensor, scale: float) -> Tensor:
+    """The nearest numbers of E4M3 under a scale, 1 % farther from zero: truncated, they are these numbers in any dtype,
+    as the next ones are at least 6 % away."""
+    codes = (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    return (codes * scale * 1.01).to(x.dtype)
 
 
 def unpacked(packed: Tensor, bits: int, width: int) -> Tensor:

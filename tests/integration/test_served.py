@@ -27,6 +27,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "zero": {"method": "rtn", "weight_bits": 4, "group_size": 128, "symmetric": False},
     "static": {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}},
     "dynamic": {"method": "rtn", "weight_bits": 8, "activations": {"dynamic": True}},
+    "cache": {**GPTQ, "weight_bits": 4, "kv_cache": {"strategy": "tensor"}},
 }
 
 
@@ -55,7 +56,7 @@ def prompts() -> list[list[int]]:
 def folders(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The bundled model under every scheme, calibrated on half of the texts."""
     place, model = tmp_path_factory.mktemp("served"), load_model(BUNDLED)
-    statistics = collect(model, prompts[::2])
+    statistics = collect(model, prompts[::2], cache=True)
     for name, scheme in SCHEMES.items():
         save(model, quantize(model, statistics, scheme), scheme, BUNDLED, place / name)
     return {name: place / name for name in SCHEMES}
@@ -77,6 +78,7 @@ def test_vllm_reads_every_format_as_it_is_meant(environment, folders, prompts, t
         assert found[name]["equal_continuations"] == found[name]["sequences"] >= 10
         assert records[name]["kernels"] == {"ReferencePacked": 24}
     assert 1e-4 < found["zero"]["mean"] < 0.01
+    assert records["cache"]["kv_cache"] == "tensor" and found["cache"]["mean"] < 1e-3
     assert records["static"]["kernels"] == records["dynamic"]["kernels"] == {"ReferenceInt8": 24}
     for name in ("static", "dynamic"):
         measurements = records[name]["measurements"]
@@ -84,7 +86,7 @@ def test_vllm_reads_every_format_as_it_is_meant(environment, folders, prompts, t
 
 
 def test_its_own_kernels_compute_it_where_the_machine_has_them(environment, folders, prompts, tmp_path) -> None:
-    some = {name: folders[name] for name in ("w4", "zero", "static", "dynamic", "w3")}
+    some = {name: folders[name] for name in ("w4", "zero", "static", "dynamic", "w3", "cache")}
     records = served(environment, some, prompts, tmp_path / "log", dtype="bfloat16", products="native")
     cpu = records["w4"]["cpu"]
     has_kernel = {
@@ -93,9 +95,10 @@ def test_its_own_kernels_compute_it_where_the_machine_has_them(environment, fold
         "static": cpu["vnni"],
         "dynamic": cpu["vnni"],
         "w3": False,
+        "cache": False,
     }
     for name, expected in has_kernel.items():
         record = records[name]
         assert record["verdict"] == ("passed" if expected else "no kernel"), record
         assert record["products"] == "native" and bool(record["lacking"]) is not expected, name
-    assert "supported types are" in records["w3"]["lacking"]
+    assert "supported types are" in records["w3"]["lacking"] and "truncates" in records["cache"]["lacking"]
