@@ -1,9 +1,10 @@
 """A plugin of vLLM: the matrix products of quantized Linears in plain torch, for machines without vLLM's kernels.
 
 vLLM matches the configuration, loads and fuses the weights, runs the model and its scheduler as ever. Only unpacking
-and product are replaced, and keys and values are rounded before its cache truncates them to E4M3: this shows that a folder is read as it is meant, not that a kernel computes it right. vLLM
-finds `register` through the entry point group `vllm.general_plugins` (engine.py puts it there). It runs in the engine's
-environment, whose Python has no Plumbline, and was written for vLLM 0.32.
+and product are replaced, and keys and values are rounded before its cache truncates them to E4M3: this shows that a
+folder is read as it is meant, not that a kernel computes it right. vLLM finds `register` through the entry point group
+`vllm.general_plugins` (engine.py puts it there). It runs in the engine's environment, whose Python has no Plumbline,
+and was written for vLLM 0.32.
 """
 
 from __future__ import annotations
