@@ -52,7 +52,10 @@ class Quantized(torch.nn.Module):
 
 
 class LLM:
-    def __init__(self, model, dtype, enforce_eager, max_model_len, enable_prefix_caching, trust_remote_code):
+    def __init__(
+        self, model, dtype, kv_cache_dtype, enforce_eager, max_model_len, enable_prefix_caching, trust_remote_code
+    ):
+        assert kv_cache_dtype == ("fp8" if "cache" in model else "auto")
         plugins = [plugin.value for plugin in entry_points(group="vllm.general_plugins")]
         print("serving", model, dtype, plugins, os.environ["VLLM_PLUGINS"].split())
         if "refused" in model:

@@ -22,6 +22,11 @@ def environment(tmp_path: Path) -> Path:
     return stand_in_environment(tmp_path / "engine")
 
 
+def test_a_cache_is_in_fp8_where_the_folder_has_scales(environment: Path, tmp_path: Path) -> None:
+    jobs = [Job("/cache", "bfloat16", PROMPTS, 2, kv_cache="tensor"), Job("/none", "bfloat16", PROMPTS, 2)]
+    assert [answer.error for answer in run_engine(environment, jobs, "native", tmp_path / "log").answers] == ["", ""]
+
+
 def test_every_job_has_its_answer_whatever_became_of_the_others(environment: Path, tmp_path: Path) -> None:
     jobs = [job("/a"), job("/refused"), job("/b"), job("/crash"), job("/c")]
     run = run_engine(environment, jobs, "native", tmp_path / "log" / "engine.log")

@@ -35,6 +35,19 @@ class Fp8Kernel(Kernel):
         return layer.weight, layer.weight_scale, layer.input_scale, None
 
 
+def truncating(
+    key: Tensor, value: Tensor, stored: list, k_scale: float = 1.0, v_scale: float = 1.0, kv_cache_dtype: str = "auto"
+) -> None:
+    """vLLM's function on a CPU: to the next number of E4M3 toward zero."""
+    numbers = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    for x, scale in ((key, k_scale), (value, v_scale)):
+        if kv_cache_dtype == "auto":
+            stored.append(x)
+            continue
+        size = (x.float().abs() / scale).clamp(max=448)
+        stored.append(numbers[torch.searchsorted(numbers, size, right=True) - 1] * x.sign())
+
+
 @pytest.fixture(scope="module")
 def products() -> ModuleType:
     tables = ("", "_INT8", "_FP8", "_FP8_BLOCK")
@@ -47,7 +60,9 @@ def products() -> ModuleType:
     linear_module.FP8ScaledMMLinearKernel = Fp8Kernel
     parent, platforms = ModuleType("vllm.model_executor.kernels"), ModuleType("vllm.platforms")
     parent.linear, platforms.PlatformEnum = linear_module, SimpleNamespace(CPU="cpu")
-    modules = {name: ModuleType(name) for name in ("vllm", "vllm.model_executor")}
+    modules = {name: ModuleType(name) for name in ("vllm", "vllm.model_executor", "vllm._custom_ops")}
+    modules["vllm"]._custom_ops = modules["vllm._custom_ops"]  # type: ignore[attr-defined]
+    modules["vllm._custom_ops"].cpu_attn_reshape_and_cache = truncating  # type: ignore[attr-defined]
     modules |= {"vllm.model_executor.kernels": parent, "vllm.platforms": platforms}
     with pytest.MonkeyPatch.context() as patch:
         for name, module in modules.items():
@@ -148,3 +163,20 @@ def test_fp8(products: ModuleType, strategy: str) -> None:
         made = kernel(SimpleNamespace(), ())
         made.process_weights_after_loading(layer)
         torch.testing.assert_close(made.apply_weights(layer, x), linear(expected, dense), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_keys_and_values_are_rounded_before_vllm_truncates_them(products: ModuleType, dtype: torch.dtype) -> None:
+    products.register()
+    store = products._custom_ops
+    generator = torch.Generator().manual_seed(0)
+    size = torch.exp(torch.empty(4000).uniform_(-9, 7, generator=generator))
+    x = (size * torch.where(torch.rand(4000, generator=generator) < 0.5, -1, 1)).to(dtype)
+    stored: list[Tensor] = []
+    store.cpu_attn_reshape_and_cache(x, -x, stored, k_scale=0.37, v_scale=0.0125, kv_cache_dtype="fp8")
+    for codes, scale, sign in zip(stored, (0.37, 0.0125), (1, -1), strict=True):
+        expected = (sign * x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+        assert torch.equal(codes, expected) and len(codes.unique()) > 100
+    stored.clear()
+    store.cpu_attn_reshape_and_cache(x, x, stored, k_scale=1.0, v_scale=1.0, kv_cache_dtype="auto")
+    assert stored[0] is x

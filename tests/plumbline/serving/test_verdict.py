@@ -82,6 +82,11 @@ def test_a_missing_kernel_is_told_from_a_fault(error: str, kernels: dict, cpu: d
     assert found.startswith(expected) and bool(found) is bool(expected)
 
 
+def test_the_cache_of_a_cpu_is_not_that_of_the_checkpoint() -> None:
+    assert "truncates" in lacking_kernel("", {}, {}, "tensor")
+    assert "one scale for all heads" in lacking_kernel("", {}, {}, "attn_head")
+
+
 def test_limits_grow_with_what_they_are_made_of() -> None:
     quiet = measured()
     assert replace(quiet, noise=of_mean(0.5)).allowed == 1.0
