@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from plumbline.workspace import workspace_root
 
 if TYPE_CHECKING:
     from plumbline.provenance.affected import Kind
+    from plumbline.provenance.link import AuditResult
     from plumbline.provenance.subject import Subject
 
+PAPER = click.Path(dir_okay=False, path_type=Path)
 PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -49,6 +51,8 @@ def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
     metavar="DIR",
     help="Restore the exact calibration set, statistics and parameters from DVC's cache or remote.",
 )
+@click.option("--bom", type=PAPER, metavar="FILE", help="Write a CycloneDX 1.7 bill of materials (ML-BOM).")
+@click.option("--croissant", type=PAPER, metavar="FILE", help="Write the calibration set's Croissant 1.1 description.")
 @click.option("--reproduce", "again", is_flag=True, help="Rerun the chain in a clean workspace and compare the bytes.")
 @click.option("--public-key", type=PEM, metavar="PEM", help="Also verify the signatures of `plumbline sign`.")
 @click.option("--signature", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
@@ -59,6 +63,8 @@ def audit(
     as_json: bool,
     html: Path | None,
     restore_to: Path | None,
+    bom: Path | None,
+    croissant: Path | None,
     again: bool,
     public_key: Path | None,
     signature: Path | None,
@@ -75,6 +81,7 @@ def audit(
     \b
     Example: plumbline audit models:/plumbline@champion
              plumbline audit data/quantized_model/random-64-w4a16-gptq --html audit.html
+             plumbline audit models:/plumbline@champion --bom bom.cdx.json --croissant croissant.json
              plumbline audit --explain
     """
     if explain:
@@ -89,6 +96,8 @@ def audit(
 
     root = workspace_root()
     with usage(), resolved(model, root, fetch=restore_to is not None) as subject:
+        papers = {"bom": bom, "croissant": croissant}
+        _require_outside(papers, subject, root)
         signed: tuple[Any, ...] = ()
         if public_key is not None:
             from plumbline.provenance.signing import signature_links, signature_paths
@@ -101,6 +110,8 @@ def audit(
             from plumbline.provenance.page import write_page
 
             write_page(result, html, more, record_of(subject.folder), root)
+        written, papers_written = _write_papers(papers, subject, root, result)
+        more, succeeded = more | written, succeeded and papers_written
     content = {**result.as_dict(), **{name: part for name, (part, _) in more.items()}}
     lines = [render(result), *(text for _, text in more.values())]
     click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else "\n\n".join(lines))
@@ -134,6 +145,39 @@ def _further(
         except UNFORESEEN as error:
             more["reproduced"], succeeded = ({"error": str(error)}, f"NOT REPRODUCED: {_why(error)}"), False
     return more, succeeded
+
+
+def _require_outside(papers: Mapping[str, Path | None], subject: Subject, root: Path) -> None:
+    from plumbline.provenance.papers.write import require_outside
+
+    for target in filter(None, papers.values()):
+        require_outside(target, subject.place or subject.folder, root)
+
+
+def _write_papers(
+    papers: Mapping[str, Path | None], subject: Subject, root: Path, result: AuditResult
+) -> tuple[dict[str, tuple[Any, str]], bool]:
+    """Write what --bom and --croissant ask for; returns name -> (JSON value, text), and whether all succeeded."""
+    from plumbline.provenance.audit import UNFORESEEN, open_read_case
+    from plumbline.provenance.papers.facts import gather
+    from plumbline.provenance.papers.write import write_bom, write_croissant
+
+    written: dict[str, tuple[Any, str]] = {}
+    succeeded = True
+    for name, target in papers.items():
+        if target is None:
+            continue
+        try:
+            case = open_read_case(subject.folder, root)
+            facts = gather(case, result)
+            if name == "bom":
+                write_bom(facts, target)
+            else:
+                write_croissant(facts, case, target)
+            written[name] = {"file": str(target)}, f"WRITTEN: {target}"
+        except UNFORESEEN as error:
+            written[name], succeeded = ({"error": str(error)}, f"NOT WRITTEN: {target}: {_why(error)}"), False
+    return written, succeeded
 
 
 def _why(error: Exception) -> str:
