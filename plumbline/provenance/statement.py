@@ -14,6 +14,7 @@ from plumbline.provenance.link import Case, dig
 from plumbline.provenance.model_files import samples_of
 from plumbline.provenance.root_digest import file_digests, root_digest
 
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:plumbline:quantized-model:1"
 BUILDER = "urn:plumbline"

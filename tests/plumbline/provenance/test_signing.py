@@ -14,6 +14,8 @@ import pytest
 
 from plumbline.artifact import sha256_file
 from plumbline.provenance import dvc_digest, signing
+from plumbline.provenance.key_signatures import private_key
+from plumbline.provenance.statement import PAYLOAD_TYPE, payload
 from tests.helpers.small_chain import MODEL, OTHER, flip, make_keys, run
 
 
@@ -121,8 +123,8 @@ def test_a_signed_statement_that_hides_a_document_is_found(signed: Path, keys: t
 
     said = json.loads(base64.b64decode(json.loads(envelope(signed).read_text())["payload"]))
     said["predicate"]["buildDefinition"]["resolvedDependencies"].pop()
-    sealed = Envelope(signing.payload(said), signing.PAYLOAD_TYPE, {})
-    sealed.sign(CryptoSigner(signing._private_key(keys[0], None)))
+    sealed = Envelope(payload(said), PAYLOAD_TYPE, {})
+    sealed.sign(CryptoSigner(private_key(keys[0], None)))
     envelope(signed).write_text(json.dumps(sealed.to_dict()))
     found = links(signed, keys)
     assert (found["signature"]["status"], found["statement"]["status"]) == ("verified", "tampered")
@@ -142,8 +144,8 @@ def test_a_statement_without_the_root_digest_holds_and_one_with_another_does_not
         said["subject"].pop(0)
     else:
         said["subject"][0]["digest"]["sha256"] = root
-    sealed = Envelope(signing.payload(said), signing.PAYLOAD_TYPE, {})
-    sealed.sign(CryptoSigner(signing._private_key(keys[0], None)))
+    sealed = Envelope(payload(said), PAYLOAD_TYPE, {})
+    sealed.sign(CryptoSigner(private_key(keys[0], None)))
     envelope(signed).write_text(json.dumps(sealed.to_dict()))
     assert links(signed, keys)["statement"]["status"] == status
 
