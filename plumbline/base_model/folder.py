@@ -53,7 +53,7 @@ def model_folder(params: ModelParams, root: Path) -> Path:
     import huggingface_hub
 
     code = ["*.py"] if params.trust_remote_code else []
-    patterns = [*WEIGHTS, "*.json", *TOKENIZER, *code]
+    patterns = [*WEIGHTS, "*.json", *TOKENIZER, "README.md", *code]  # the card names the licence
     try:
         snapshot = Path(huggingface_hub.snapshot_download(name, revision=params.revision, allow_patterns=patterns))
     except OSError as error:  # every error of the hub's client is an OSError

@@ -1,35 +1,29 @@
-"""The commands of the audit: `audit`, `affected`, `log`, `diff` and `sign`.
+"""The commands of the audit: `audit`, `affected`, `log` and `diff`.
 
 Exit status of all: 0 for the good result (verified, not affected, the same), 1 for the other, 2 for a usage error.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from plumbline.cli.papers import require_outside_artifacts, why, write_papers
+from plumbline.cli.sign import verifier_of
+from plumbline.cli.usage import usage
 from plumbline.workspace import workspace_root
 
 if TYPE_CHECKING:
     from plumbline.provenance.affected import Kind
     from plumbline.provenance.subject import Subject
 
+PAPER = click.Path(dir_okay=False, path_type=Path)
 PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-@contextlib.contextmanager
-def usage() -> Iterator[None]:
-    """Convert errors to usage errors: one sentence and exit status 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise click.UsageError(str(error)) from error
 
 
 def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
@@ -49,8 +43,13 @@ def answer(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
     metavar="DIR",
     help="Restore the exact calibration set, statistics and parameters from DVC's cache or remote.",
 )
+@click.option("--bom", type=PAPER, metavar="FILE", help="Write a CycloneDX 1.7 bill of materials (ML-BOM).")
+@click.option("--croissant", type=PAPER, metavar="FILE", help="Write the calibration set's Croissant 1.1 description.")
 @click.option("--reproduce", "again", is_flag=True, help="Rerun the chain in a clean workspace and compare the bytes.")
-@click.option("--public-key", type=PEM, metavar="PEM", help="Also verify the signatures of `plumbline sign`.")
+@click.option("--public-key", type=PEM, metavar="PEM", help="Also verify the signatures of `plumbline sign --key`.")
+@click.option("--identity", metavar="NAME", help="Also verify those of `sign --keyless`: an e-mail address or a URL.")
+@click.option("--issuer", metavar="URL", help="Who vouches for --identity: its OpenID Connect provider.")
+@click.option("--trust-config", type=PEM, metavar="FILE", help="A private Sigstore instance (default: the public one).")
 @click.option("--signature", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
 @click.option("--statement", type=click.Path(path_type=Path), metavar="FILE", help="Default: beside the folder.")
 def audit(
@@ -59,8 +58,13 @@ def audit(
     as_json: bool,
     html: Path | None,
     restore_to: Path | None,
+    bom: Path | None,
+    croissant: Path | None,
     again: bool,
     public_key: Path | None,
+    identity: str | None,
+    issuer: str | None,
+    trust_config: Path | None,
     signature: Path | None,
     statement: Path | None,
 ) -> None:
@@ -75,6 +79,7 @@ def audit(
     \b
     Example: plumbline audit models:/plumbline@champion
              plumbline audit data/quantized_model/random-64-w4a16-gptq --html audit.html
+             plumbline audit models:/plumbline@champion --bom bom.cdx.json --croissant croissant.json
              plumbline audit --explain
     """
     if explain:
@@ -89,18 +94,22 @@ def audit(
 
     root = workspace_root()
     with usage(), resolved(model, root, fetch=restore_to is not None) as subject:
+        papers = {"bom": bom, "croissant": croissant}
+        require_outside_artifacts(papers, subject, root)
         signed: tuple[Any, ...] = ()
-        if public_key is not None:
+        if (verifier := verifier_of(public_key, identity, issuer, trust_config)) is not None:
             from plumbline.provenance.signing import signature_links, signature_paths
 
             beside = signature_paths(subject.place or subject.folder)
-            signed = signature_links(public_key, signature or beside[0], statement or beside[1])
+            signed = signature_links(verifier, signature or beside[0], statement or beside[1])
         more, succeeded = _further(subject, root, restore_to, again)
         result = audit_subject(subject, root, signed)  # after restoring, which fetches objects into the cache
         if html is not None:
             from plumbline.provenance.page import write_page
 
             write_page(result, html, more, record_of(subject.folder), root)
+        written, papers_written = write_papers(papers, subject, root, result)
+        more, succeeded = more | written, succeeded and papers_written
     content = {**result.as_dict(), **{name: part for name, (part, _) in more.items()}}
     lines = [render(result), *(text for _, text in more.values())]
     click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else "\n\n".join(lines))
@@ -123,7 +132,7 @@ def _further(
             summary = restore(open_read_case(subject.folder, root), restore_to)
             more["restored"] = {"folder": str(restore_to), **summary}, render_restored(restore_to, summary)
         except UNFORESEEN as error:
-            more["restored"], succeeded = ({"error": str(error)}, f"NOT RESTORED: {_why(error)}"), False
+            more["restored"], succeeded = ({"error": str(error)}, f"NOT RESTORED: {why(error)}"), False
     if again:
         from plumbline.provenance.reproduce import reproduce
 
@@ -132,13 +141,8 @@ def _further(
             more["reproduced"] = reproduction.as_dict(), render_reproduction(reproduction)
             succeeded = succeeded and reproduction.same
         except UNFORESEEN as error:
-            more["reproduced"], succeeded = ({"error": str(error)}, f"NOT REPRODUCED: {_why(error)}"), False
+            more["reproduced"], succeeded = ({"error": str(error)}, f"NOT REPRODUCED: {why(error)}"), False
     return more, succeeded
-
-
-def _why(error: Exception) -> str:
-    """The message of an expected error; for an unexpected one also its type."""
-    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error!s:.200}"
 
 
 @click.command()
@@ -217,40 +221,4 @@ def diff(a: str, b: str, as_json: bool) -> None:
     sys.exit(0 if result.same else 1)
 
 
-@click.command()
-@click.argument("model")
-@click.option("--key", type=PEM, required=True, metavar="PEM", help="Private key on an elliptic curve.")
-@click.option("--password", envvar="PLUMBLINE_KEY_PASSWORD", help="Password of the key (or PLUMBLINE_KEY_PASSWORD).")
-def sign(model: str, key: Path, password: str | None) -> None:
-    """Sign the folder of MODEL and the statement of its provenance, if its audit verifies every link.
-
-    Writes two files beside the folder: NAME.sig, a signature over every file (OpenSSF model-signing), and
-    NAME.intoto.json, the chain as a signed in-toto statement with SLSA provenance. Needs the extra `signing`.
-
-    Exit status: 0 signed, 1 the chain does not verify, 2 the key or the model cannot be used.
-
-    \b
-    Example: openssl ecparam -name prime256v1 -genkey -noout -out key.pem
-             openssl ec -in key.pem -pubout -out key.pub
-             plumbline sign models:/plumbline@champion --key key.pem
-             plumbline audit models:/plumbline@champion --public-key key.pub
-    """
-    from plumbline.provenance import audit_subject, render, resolved
-    from plumbline.provenance.audit import open_read_case
-    from plumbline.provenance.signing import sign as sign_model
-    from plumbline.provenance.signing import signature_paths
-
-    root = workspace_root()
-    with usage(), resolved(model, root) as subject:
-        result = audit_subject(subject, root)
-        if not result.verified:
-            click.echo(f"{render(result)}\n\nNOT SIGNED: the chain is not verified.")
-            sys.exit(1)
-        if subject.place is None:
-            raise ValueError(f"{model}: only DVC's cache has this folder; `dvc checkout` it and sign it there")
-        paths = signature_paths(subject.place)
-        sign_model(open_read_case(subject.folder, root), key, password, *paths)
-    click.echo(f"signed {subject.shown}:\n  {paths[0]}  every file of the folder\n  {paths[1]}  its provenance")
-
-
-COMMANDS = (audit, affected, log, diff, sign)
+COMMANDS = (audit, affected, log, diff)

@@ -28,6 +28,7 @@ from plumbline.cli import (
     serve,
     serve_check,
     show,
+    sign,
     stage,
     statistics,
     workspace,
@@ -39,7 +40,7 @@ from plumbline.versioning.facts import MODEL_LINK
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
 GROUPS = (
-    run, choices, plan, show, judge, audit, release, export, maintain, gc, serve, serve_check, stage, statistics,
+    run, choices, plan, show, judge, audit, sign, release, export, maintain, gc, serve, serve_check, stage, statistics,
 )  # fmt: skip
 """Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
 TRACEBACK = "PLUMBLINE_TRACEBACK"

@@ -59,7 +59,7 @@ def base_model(case: Case) -> Link:
 
     from plumbline.base_model.folder import BUNDLED, base_model_digest
 
-    folder = _base_folder(case, named)
+    folder = base_folder(case, named)
     if folder is None:
         fix = "put it at the folder that params.yaml names, or download the hub revision"
         return Link(name, "missing", f"{named[0]} is not on this machine", claims[0], "", fix)
@@ -80,7 +80,7 @@ def base_model(case: Case) -> Link:
     return Link(name, status, meaning, claims[0], digest, "restore it (`git checkout`, or download the revision again)")
 
 
-def _base_folder(case: Case, named: list[str]) -> Path | None:
+def base_folder(case: Case, named: list[str]) -> Path | None:
     """The base model's folder: in the workspace, in the hub's cache, as configured, or the bundled one."""
     from plumbline.base_model.folder import BUNDLED
 

@@ -32,12 +32,17 @@ def pair_of(case: Case) -> str:
     return "-".join(map(str, names))
 
 
+def evaluation_path(case: Case) -> str:
+    """Path of the model's evaluation in the workspace."""
+    return f"{EVALUATIONS}/{pair_of(case)}"
+
+
 def evaluation(case: Case) -> Link | None:
     """Check that the model's evaluation is the recorded one, and is of this model.
 
     None if no evaluation of this model is on record.
     """
-    name, path = "evaluation", f"{EVALUATIONS}/{pair_of(case)}"
+    name, path = "evaluation", evaluation_path(case)
     known = {entry.outs[path] for entry in case.history.readers(case.identity, "evaluation") if path in entry.outs}
     known |= {version.evaluation for version in case.versions if version.evaluation}
     recorded = case.recorded(path)
@@ -76,7 +81,7 @@ def _was_replaced(case: Case, path: str) -> bool:
 
 def metrics_of(case: Case, md5: str) -> dict[str, Any] | None:
     """metrics.json of the evaluation with this DVC hash; None if it is neither in the workspace nor in the cache."""
-    return artifact_json(case, f"{EVALUATIONS}/{pair_of(case)}", md5, "metrics.json")
+    return artifact_json(case, evaluation_path(case), md5, "metrics.json")
 
 
 def artifact_json(case: Case, path: str, md5: str, file: str) -> dict[str, Any] | None:
@@ -87,6 +92,16 @@ def artifact_json(case: Case, path: str, md5: str, file: str) -> dict[str, Any] 
     with suppress(OSError, ValueError):
         listed = (cached_listing(case.root, md5) or {}).get(file, "")
         return parse_object(cached_bytes(case.root, listed) or b"", file)
+    return None
+
+
+def artifact_bytes(case: Case, path: str, md5: str, file: str) -> bytes | None:
+    """A file of the artifact with this DVC hash, from the workspace, else from DVC's cache; None without it."""
+    with suppress(OSError, ValueError):
+        if (case.root / path).is_dir() and dvc_digest(case.root / path, case.hasher) == md5:
+            return file_in(case.root / path, file).read_bytes()
+    with suppress(OSError, ValueError):
+        return cached_bytes(case.root, (cached_listing(case.root, md5) or {}).get(file, ""))
     return None
 
 
@@ -159,7 +174,7 @@ def _candidate(case: Case, content: Mapping[str, Any]) -> list[str]:
     if content.get("pair") != pair_of(case):
         wrong.append(f"it names the pair {str(content.get('pair'))[:60]}")
     decided = next((entry for entry in case.lock.values() if DECISION in entry.outs), None)
-    path = f"{EVALUATIONS}/{pair_of(case)}"
+    path = evaluation_path(case)
     metrics = metrics_of(case, case.recorded(path) or "")
     # After a later evaluation the decision is out of date, and its figures are those of the earlier one.
     read = decided.deps if decided is not None else {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from plumbline.distribution import install_command
 from plumbline.provenance.history_link import known_promotions
@@ -16,10 +15,29 @@ from plumbline.provenance.model_files import without_links
 from plumbline.provenance.statement import PROMOTION, payload, statement
 from plumbline.tracking.promotion_chain import entry_digest
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-MAKE_KEYS = (
-    "openssl ecparam -name prime256v1 -genkey -noout -out key.pem && openssl ec -in key.pem -pubout -out key.pub"
-)
+
+class Signer(Protocol):
+    """What signs: a key, or an identity."""
+
+    def for_folder(self) -> Any:
+        """A `model_signing.signing.Config` that signs with it."""
+
+    def sealed(self, payload: bytes) -> str:
+        """The text of a file with the signed payload."""
+
+
+class Verifier(Protocol):
+    """What a signature is compared with: a public key, or the name of an identity."""
+
+    @property
+    def signer(self) -> str:
+        """Who signed, in words."""
+
+    def for_folder(self) -> Any:
+        """A `model_signing.verifying.Config` that verifies by it."""
+
+    def opened(self, envelope: bytes) -> Any:
+        """The payload of `sealed`; raises anything on a forged one."""
 
 
 def signature_paths(model: Path) -> tuple[Path, Path]:
@@ -28,87 +46,72 @@ def signature_paths(model: Path) -> tuple[Path, Path]:
     return model.with_name(f"{model.name}.sig"), model.with_name(f"{model.name}.intoto.json")
 
 
-def sign(case: Case, key: Path, password: str | None, signature: Path, envelope: Path) -> None:
+def sign(case: Case, signer: Signer, signature: Path, envelope: Path) -> None:
     """Sign the folder and the in-toto statement of its provenance. Audit the chain first.
 
     Args:
-        key: a private key in PEM, on an elliptic curve.
-        password: of the key, if it has one.
-        signature: the file to write for the folder: a sigstore bundle, which `model_signing verify key` reads.
-        envelope: the file to write for the statement: a DSSE envelope, which in-toto's and SLSA's tools read.
+        signer: a `KeySigner` or a `KeylessSigner`.
+        signature: the file to write for the folder: a sigstore bundle, which `model_signing verify` reads.
+        envelope: the file to write for the statement.
 
     Raises:
-        ValueError: the libraries are not installed, or the key cannot be used.
+        ValueError: the key or the identity cannot be used.
     """
-    _require_installed()
-    from model_signing import signing
-    from securesystemslib.dsse import Envelope
-    from securesystemslib.signer import CryptoSigner
-
-    signer = CryptoSigner(_private_key(key, password))
-    sealed = Envelope(payload(statement(case)), PAYLOAD_TYPE, {})
-    sealed.sign(signer)
+    sealed = signer.sealed(payload(statement(case)))
     with tempfile.TemporaryDirectory(prefix=".signing-", dir=signature.parent) as scratch:
         drafts = Path(scratch) / "sig", Path(scratch) / "intoto"
         try:
             with without_links(case.model) as folder:
-                signing.Config().use_elliptic_key_signer(private_key=key, password=password).sign(folder, drafts[0])
-        except (ValueError, OSError, TypeError) as error:
-            raise ValueError(f"{case.model} cannot be signed with {key}: {error}") from error
-        text = json.dumps(sealed.to_dict(), sort_keys=True, indent=1)
-        drafts[1].write_text(text + "\n", encoding="utf-8")
+                signer.for_folder().sign(folder, drafts[0])
+        except Exception as error:  # of the key's library, of Sigstore
+            raise ValueError(f"{case.model} cannot be signed: {error}") from error
+        drafts[1].write_text(sealed, encoding="utf-8")
         drafts[0].replace(signature)
         drafts[1].replace(envelope)
 
 
 def signature_links(
-    public_key: Path, signature: Path, envelope: Path
+    verifier: Verifier, signature: Path, envelope: Path
 ) -> tuple[tuple[str, Callable[[Case], Link]], ...]:
-    """The links that a public key adds to an audit.
+    """The links that an audit gains by knowing who should have signed.
 
-    Raises:
-        ValueError: the libraries are not installed, or the key cannot be read.
+    Args:
+        verifier: a `KeyVerifier` or a `KeylessVerifier`.
     """
-    _require_installed()
-    key = _public_key(public_key)
     return (
-        ("signature", lambda case: _folder_link(case, public_key, signature)),
-        ("statement", lambda case: _statement_link(case, key, public_key, envelope)),
+        ("signature", lambda case: _folder_link(case, verifier, signature)),
+        ("statement", lambda case: _statement_link(case, verifier, envelope)),
     )
 
 
-def _folder_link(case: Case, public_key: Path, signature: Path) -> Link:
-    from model_signing import verifying
-
+def _folder_link(case: Case, verifier: Verifier, signature: Path) -> Link:
     name = "signature"
     if not signature.is_file():
-        fix = f"plumbline sign {case.model.name} --key PRIVATE_KEY, by the signer; or name the file with --signature"
+        fix = f"plumbline sign {case.model.name}, by the signer; or name the file with --signature"
         return Link(name, "missing", f"{signature.name} does not exist beside the folder", fix=fix)
     try:
         with without_links(case.model) as folder:
-            verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
+            verifier.for_folder().verify(folder, signature)
     except Exception as error:  # a forged bundle may raise anything
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        meaning = f"{signature.name} is not a signature of this folder by {public_key.name}: {why}"
+        meaning = f"{signature.name} is not a signature of this folder by {verifier.signer}: {why}"
         return Link(name, "tampered", meaning, fix="get the folder and its signature again from the signer")
-    return Link(name, "verified", f"{signature.name}: the holder of {public_key.name} signed every file of the folder")
+    return Link(name, "verified", f"{signature.name}: {verifier.signer} signed every file of the folder")
 
 
-def _statement_link(case: Case, key: Any, public_key: Path, envelope: Path) -> Link:
-    from securesystemslib.dsse import Envelope
-
+def _statement_link(case: Case, verifier: Verifier, envelope: Path) -> Link:
     name, fix = "statement", "get the statement again from the signer, or `plumbline sign` the model again"
     if not envelope.is_file():
         return Link(name, "missing", f"{envelope.name} does not exist beside the folder", fix=fix)
     try:
-        sealed = Envelope.from_dict(json.loads(envelope.read_bytes()))
-        sealed.verify([key], 1)
-        signed = json.loads(sealed.payload)
+        signed = verifier.opened(envelope.read_bytes())
     except Exception as error:  # a forged envelope may raise anything
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        return Link(name, "tampered", f"{envelope.name} is not signed by {public_key.name}: {why}", fix=fix)
+        return Link(name, "tampered", f"{envelope.name} is not signed by {verifier.signer}: {why}", fix=fix)
     current = statement(case)
-    differing = [part for part in ("subject", "predicateType") if signed.get(part) != current.get(part)]
+    differing = [] if signed.get("predicateType") == current["predicateType"] else ["predicateType"]
+    if signed.get("subject") not in (current["subject"], current["subject"][1:]):  # earlier ones lack the root digest
+        differing.append("subject")
     # DVC's records and the registry may have gained entries since; those from the model's own record must agree.
     for part in ("externalParameters", "internalParameters", "buildType"):
         if _build_part(signed, part) != _build_part(current, part):
@@ -121,9 +124,7 @@ def _statement_link(case: Case, key: Any, public_key: Path, envelope: Path) -> L
     if lost := _off_the_record(case, signed):
         meaning = f"{envelope.name} is signed, but what it names is not on record any more: {'; '.join(lost[:3])}"
         return Link(name, "tampered", meaning, fix="restore dvc.lock, promotions.jsonl and the registry from a backup")
-    return Link(
-        name, "verified", f"{envelope.name}: signed by the holder of {public_key.name}, agrees with the model's record"
-    )
+    return Link(name, "verified", f"{envelope.name}: signed by {verifier.signer}, agrees with the model's record")
 
 
 def _build_part(content: Any, part: str) -> Any:
@@ -159,36 +160,8 @@ def _off_the_record(case: Case, signed: Any) -> list[str]:
     return lost
 
 
-def _private_key(path: Path, password: str | None) -> Any:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        key = load_pem_private_key(path.read_bytes(), password.encode() if password else None)
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path}: not a usable private key in PEM format ({error}); make one: {MAKE_KEYS}") from error
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise ValueError(f"{path}: expected a key on an elliptic curve, found {type(key).__name__}: {MAKE_KEYS}")
-    return key
-
-
-def _public_key(path: Path) -> Any:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    from securesystemslib.signer import SSlibKey
-
-    try:
-        key = load_pem_public_key(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a public key in PEM format ({error}); openssl ec -in key.pem -pubout -out key.pub"
-        ) from error
-    if not isinstance(key, EllipticCurvePublicKey):
-        raise ValueError(f"{path}: expected a key on an elliptic curve, found {type(key).__name__}: {MAKE_KEYS}")
-    return SSlibKey.from_crypto(key)
-
-
-def _require_installed() -> None:
+def require_installed() -> None:
+    """Raise a ValueError that names the command if a library for signatures is not installed."""
     missing = [name for name in ("model_signing", "in_toto_attestation", "securesystemslib") if find_spec(name) is None]
     if missing:
         raise ValueError(

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from plumbline.artifact import sha256_file
 from plumbline.distribution import version
 from plumbline.provenance.cache_recovery import chain_hashes
+from plumbline.provenance.decision_links import pair_of
 from plumbline.provenance.history_link import newest_promotion
 from plumbline.provenance.link import Case, dig
 from plumbline.provenance.model_files import samples_of
+from plumbline.provenance.root_digest import file_digests, root_digest
 
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:plumbline:quantized-model:1"
 BUILDER = "urn:plumbline"
@@ -21,11 +23,12 @@ PROMOTIONS, PROMOTION = "promotion history", "plumbline.promotion"
 
 
 def statement(case: Case) -> dict[str, Any]:
-    """Return the statement: a subject per file of the model's folder, a dependency per link of its chain.
+    """Return the statement: the model and each file of its folder as subjects, a dependency per link of its chain.
 
-    A digest that is not the SHA-256 of a file is named after its subject (`plumbline.calibration_set`), so that it is
-    not mistaken for one. DVC's hashes are included if DVC has the run on record, those of the evaluation and the newest
-    promotion if there are any.
+    The first subject is the model by its root digest, by which a signature of model signing names it, too; its name is
+    not that of the folder, which may be renamed. Any other digest that is not the SHA-256 of a file is named after its
+    subject (`plumbline.calibration_set`), so that it is not mistaken for one. DVC's hashes are included if DVC has the
+    run on record, those of the evaluation and the newest promotion if there are any.
 
     Raises:
         ImportError: in-toto-attestation is not installed.
@@ -43,8 +46,10 @@ def statement(case: Case) -> dict[str, Any]:
             name=name, digest={k: str(v) for k, v in digest.items()}, annotations=text_annotations
         ).pb
 
-    files = sorted(path for path in case.model.rglob("*") if path.is_file())
-    subjects = [descriptor(p.relative_to(case.model).as_posix(), {"sha256": sha256_file(p)}) for p in files]
+    files = file_digests(case.model)
+    subjects = [
+        descriptor(name, {"sha256": digest}) for name, digest in {pair_of(case): root_digest(files), **files}.items()
+    ]
     base = dig(record, "base_model") or {}
     hashes = chain_hashes(case)
     statistics = dig(record, "statistics", "files") or {}

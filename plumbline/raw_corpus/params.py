@@ -12,6 +12,10 @@ from plumbline.raw_corpus.document import OUT_OF_DOMAIN, PRODUCTION
 class _Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    license: str | None = None
+    """Licence of the texts, by SPDX's identifier where it has one. It is named in the papers of a model (`plumbline
+    audit --bom`, `--croissant`), and decides nothing."""
+
 
 class ChatFields(BaseModel):
     """Names under which a source's rows have their chats; None: the usual names (see chats.py)."""

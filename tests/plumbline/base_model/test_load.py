@@ -77,9 +77,9 @@ def test_of_a_hub_repository_only_safe_files_are_fetched(
         return any(Path(file).match(pattern) for pattern in patterns)
 
     for file in ("model-00001-of-2.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.model",
-                 "merges.txt", "vocab.json", "chat_template.jinja"):  # fmt: skip
+                 "merges.txt", "vocab.json", "chat_template.jinja", "README.md"):  # fmt: skip
         assert fetched(file, patterns), file
-    for file in ("pytorch_model.bin", "consolidated.pth", "model.gguf", "modeling_x.py", "README.md"):
+    for file in ("pytorch_model.bin", "consolidated.pth", "model.gguf", "modeling_x.py"):
         assert not fetched(file, patterns), file
     assert fetched("modeling_x.py", trusting)
 

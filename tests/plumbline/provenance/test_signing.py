@@ -14,6 +14,8 @@ import pytest
 
 from plumbline.artifact import sha256_file
 from plumbline.provenance import dvc_digest, signing
+from plumbline.provenance.key_signatures import private_key
+from plumbline.provenance.statement import PAYLOAD_TYPE, payload
 from tests.helpers.small_chain import MODEL, OTHER, flip, make_keys, run
 
 
@@ -53,7 +55,10 @@ def test_the_statement_names_files_sources_and_documents(signed: Path) -> None:
     assert said["_type"] == "https://in-toto.io/Statement/v1"
     assert said["predicateType"] == "https://slsa.dev/provenance/v1"
     subjects = {each["name"]: each["digest"]["sha256"] for each in said["subject"]}
-    assert subjects == {path.name: sha256_file(path) for path in (signed / MODEL).iterdir()}
+    files = {path.name: sha256_file(path) for path in (signed / MODEL).iterdir()}
+    bundle = json.loads((signed / f"{MODEL}.sig").read_text())
+    [subject] = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["subject"]
+    assert subjects == {"random-8-w4a16-rtn": subject["digest"]["sha256"], **files}  # the digest that was signed
     definition = said["predicate"]["buildDefinition"]
     assert definition["externalParameters"]["choice"]["strategy"] == "random"
     record = json.loads((signed / MODEL / "calibration.json").read_text())
@@ -118,12 +123,31 @@ def test_a_signed_statement_that_hides_a_document_is_found(signed: Path, keys: t
 
     said = json.loads(base64.b64decode(json.loads(envelope(signed).read_text())["payload"]))
     said["predicate"]["buildDefinition"]["resolvedDependencies"].pop()
-    sealed = Envelope(signing.payload(said), signing.PAYLOAD_TYPE, {})
-    sealed.sign(CryptoSigner(signing._private_key(keys[0], None)))
+    sealed = Envelope(payload(said), PAYLOAD_TYPE, {})
+    sealed.sign(CryptoSigner(private_key(keys[0], None)))
     envelope(signed).write_text(json.dumps(sealed.to_dict()))
     found = links(signed, keys)
     assert (found["signature"]["status"], found["statement"]["status"]) == ("verified", "tampered")
     assert "differs from the model's record in resolvedDependencies" in found["statement"]["meaning"]
+
+
+@pytest.mark.parametrize(("root", "status"), [(None, "verified"), ("0" * 64, "tampered")])
+def test_a_statement_without_the_root_digest_holds_and_one_with_another_does_not(
+    root: str | None, status: str, signed: Path, keys: tuple[Path, Path]
+) -> None:
+    """Statements of earlier versions name the files alone."""
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import CryptoSigner
+
+    said = json.loads(base64.b64decode(json.loads(envelope(signed).read_text())["payload"]))
+    if root is None:
+        said["subject"].pop(0)
+    else:
+        said["subject"][0]["digest"]["sha256"] = root
+    sealed = Envelope(payload(said), PAYLOAD_TYPE, {})
+    sealed.sign(CryptoSigner(private_key(keys[0], None)))
+    envelope(signed).write_text(json.dumps(sealed.to_dict()))
+    assert links(signed, keys)["statement"]["status"] == status
 
 
 def test_a_chain_that_does_not_verify_is_not_signed(both: Path, keys: tuple[Path, Path]) -> None:
