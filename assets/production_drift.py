@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.deployed_model import deployed_model
-from plumbline.graph.step import OWNERS, as_metadata
+from plumbline.graph.step import OWNERS, as_metadata, reported
 
 CHECK = "production_is_what_the_champion_was_calibrated_on"
 
@@ -26,10 +26,11 @@ CHECK = "production_is_what_the_champion_was_calibrated_on"
     "compared with the distance at calibration. Measured when new production texts arrive; if it exceeds the limits "
     "under `drift:` in params.yaml, a sensor starts a re-calibration.",
 )
-def production_drift() -> dg.MaterializeResult:
+def production_drift(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     from plumbline.graph.drift import measure
 
-    drift = measure()
+    with reported(context, "production_drift"):
+        drift = measure()
     check = dg.AssetCheckResult(
         check_name=CHECK,
         passed=not drift["drifted"],
@@ -37,5 +38,5 @@ def production_drift() -> dg.MaterializeResult:
         description=drift["sentence"],
         metadata={"metrics": dg.MetadataValue.json(drift["metrics"])},
     )
-    shown = {key: drift[key] for key in ("drifted", "sentence", "p_value", "production_samples", "champion")}
+    shown = {key: drift[key] for key in ("sentence", "drifted", "p_value", "production_samples", "champion")}
     return dg.MaterializeResult(metadata=as_metadata(shown), check_results=[check])
