@@ -1,18 +1,25 @@
 """The Dagster definition of `production_drift`: an observation of live data, and therefore not a DVC stage."""
 
+from datetime import timedelta
+
 import dagster as dg
 
 from assets.deployed_model import deployed_model
+from plumbline.graph.pool import HEAVY
+from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.graph.step import OWNERS, as_metadata, reported
 
-CHECK = "production_is_what_the_champion_was_calibrated_on"
+CHECK = "production_has_not_drifted"
 
 
 @dg.asset(
     group_name="5_live",
     kinds={"numpy"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC, MLFLOW},
+    pool=HEAVY,
     deps=[deployed_model],
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=30), warn_window=timedelta(days=14)),
     check_specs=[
         dg.AssetCheckSpec(
             CHECK,

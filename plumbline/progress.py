@@ -53,7 +53,8 @@ class Bar(tqdm):
     """
 
     def __init__(self, *args: Any, desc: str, unit: str, total: int | None = None, **options: Any) -> None:
-        super().__init__(*args, desc=desc, unit=unit, total=total, **{"disable": None, **options})
+        options = {"desc": desc, "unit": unit, "total": total, "disable": None, **options}
+        super().__init__(*args, **options)
         self._silent = options.get("disable") is True
         self._what, self._units = desc, f"{unit.strip().removesuffix('s')}s"
         self._done, self._began, self._guard = 0, time.monotonic(), Lock()

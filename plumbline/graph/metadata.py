@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 
@@ -84,7 +85,7 @@ def _pages(root: Path, folder: Path) -> dict[str, Any]:
     """A link to each page of an artifact, by the page's name."""
     data = root / "data"
     return {
-        page.stem: dg.MetadataValue.url(f"{PAGES}/{page.relative_to(data).as_posix()}")
+        page.stem: dg.MetadataValue.url(f"{PAGES}/{quote(page.relative_to(data).as_posix())}")
         for page in sorted(folder.glob("*.html"))
         if data in page.parents
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from plumbline.graph.in_process import run_asset
 from plumbline.graph.intake import take_in_now
+from plumbline.graph.pool import HEAVY, wait_for_others
 from plumbline.graph.preflight import require_ready, require_writable
 from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.restoration import restore
@@ -89,6 +90,8 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
             for run in ranges(keys, wanted):
                 shown = f"{name} {run[0]}".rstrip() + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
                 announce(f"▸ {shown}")
+                if asset.op.pool == HEAVY:
+                    wait_for_others(history, shown, announce)
                 started = time.perf_counter()
                 with _interruptible(shown):
                     result = run_asset(root, asset, history, {FRONT_DOOR: "plumbline run"}, [key for key in run if key])

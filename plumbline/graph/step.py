@@ -151,7 +151,7 @@ def _stages_of_run(context: dg.AssetExecutionContext) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def reported(context: dg.AssetExecutionContext, step: str) -> Iterator[None]:
+def reported(context: dg.AssetExecutionContext | dg.OpExecutionContext, step: str) -> Iterator[None]:
     """Within the context, the log of the run says what the library says and how far it is, and an expected error is a
     failure of the run with a sentence."""
     with logged(step, context.log.log), explained():
