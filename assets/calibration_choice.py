@@ -25,7 +25,7 @@ class ChoiceOverrides(dg.Config):
     seed: int | None = Field(default=None, description="Another seed of the random choices; any whole number.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Options of the strategy by name, such as {quotas: proportional}; `plumbline strategies` lists them.",
+        description="Options of the strategy by name, such as {quotas: equal}; `plumbline strategies NAME` lists them.",
     )
 
 

@@ -11,7 +11,7 @@ SHOWN = ("samples", "dimension", "embedder", "embedder_digest", "fingerprint")
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """A sentence, samples, dimension, embedder, its digest, fingerprint, and the number of signatures where there are any."""
+    """A sentence, samples, dimension, embedder, its digest, fingerprint, and the number of signatures, if any."""
     manifest = read_json(folder / "manifest.json")
     sentence = (
         f"{manifest['samples']} samples, each with its length and an embedding of {manifest['dimension']} numbers"

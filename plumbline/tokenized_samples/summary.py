@@ -14,7 +14,7 @@ SHOWN = (
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """A sentence, fingerprint, documents and tokens in, samples and tokens out, lost by reason, counts by split and domain."""
+    """A sentence, fingerprint, documents and tokens in, samples and tokens out, losses, counts by split and domain."""
     accounting = read_json(folder / "accounting.json")
     lost = ", ".join(f"{loss['tokens']} {reason.replace('_', ' ')}" for reason, loss in accounting["lost"].items())
     sentence = (
