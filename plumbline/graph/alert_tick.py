@@ -29,7 +29,7 @@ def alert_tick(context: dg.SensorEvaluationContext, checks: Sequence[dg.AssetChe
     if not channels.any:
         return dg.SkipReason(f"nobody is told anything: {HELP}")
     seen: dict[str, int] | None = json.loads(context.cursor) if context.cursor else None
-    news, sent = dict(seen or {}), []
+    news, sent = dict(seen or {}), list[str]()
     for place, position, alert in happened(context.instance, checks, seen or {}):
         if seen is not None and alert is not None and len(sent) < AT_ONCE:
             send(alert, channels)
@@ -60,12 +60,11 @@ def happened(
 
 
 def _failed_runs(instance: dg.DagsterInstance, after: int | None) -> Iterator[tuple[str, int, Alert | None]]:
-    kind = dg.DagsterEventType.RUN_FAILURE
     if after is None:
-        newest = instance.fetch_run_status_changes(kind, limit=1).records
+        newest = instance.fetch_run_status_changes(dg.DagsterEventType.RUN_FAILURE, limit=1).records
         yield FAILED_RUNS, newest[0].storage_id if newest else 0, None
         return
-    records = dg.RunStatusChangeRecordsFilter(event_type=kind, after_storage_id=after)
+    records = dg.RunStatusChangeRecordsFilter(event_type=dg.DagsterEventType.RUN_FAILURE, after_storage_id=after)
     for record in instance.fetch_run_status_changes(records, limit=AT_ONCE, ascending=True).records:
         run = instance.get_run_by_id(record.run_id)
         assets = ", ".join(sorted(key.to_user_string() for key in (run.asset_selection if run else None) or ()))

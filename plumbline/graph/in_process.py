@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
+PARTITIONS = "plumbline/partitions"
+"""Tag that the list of runs shows; Dagster's own two for a range are hidden there."""
 
 
 def run_asset(
@@ -31,7 +33,7 @@ def run_asset(
 
     # The job behind the UI's button "Materialize". `dg.materialize` makes a nameless job for every call instead.
     job = load_definitions(root).resolve_implicit_global_asset_job_def()
-    several = {RANGE_START: keys[0], RANGE_END: keys[-1]} if len(keys) > 1 else {}
+    several = {RANGE_START: keys[0], RANGE_END: keys[-1], PARTITIONS: shown(keys)} if len(keys) > 1 else {}
     return job.execute_in_process(
         instance=history,
         asset_selection=[asset.key],
@@ -40,3 +42,8 @@ def run_asset(
         run_config=QUIET,
         raise_on_error=False,
     )
+
+
+def shown(keys: Sequence[str]) -> str:
+    """Partitions in a few words: all of up to three, else the first, the last and their number."""
+    return ", ".join(keys) if len(keys) <= 3 else f"{keys[0]} … {keys[-1]} ({len(keys)})"

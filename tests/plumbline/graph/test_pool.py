@@ -29,7 +29,7 @@ def test_a_command_waits_until_the_other_run_ends(tmp_path: Path, monkeypatch: p
 
         wait_for_others(history, "evaluation a", said.append, sleep)
         assert looks == [1, 1]
-        assert said == [f"evaluation a waits for run {other.run_id[:8]} (waits), which holds a model"]
+        assert said == [f"evaluation a waits for run {other.run_id[:8]} (__ephemeral_asset_job__), which holds a model"]
         assert heavy_runs(history) == []
 
 
