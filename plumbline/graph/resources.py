@@ -54,7 +54,12 @@ def resources(root: Path, params: Params) -> dict[str, Any]:
             "params.yaml.",
         ),
     }
-    return {
-        key: dg.ResourceDefinition.hardcoded_resource(value, description)
-        for key, (value, description) in described.items()
-    }
+    return {key: _fixed(key, value, description) for key, (value, description) in described.items()}
+
+
+def _fixed(key: str, value: Any, description: str) -> dg.ResourceDefinition:
+    def resource(_: Any) -> Any:
+        return value
+
+    resource.__name__ = resource.__qualname__ = key  # the page shows it as the type
+    return dg.ResourceDefinition(resource, description=description)

@@ -124,6 +124,9 @@ def test_no_other_site_reads_the_ui_or_acts_through_it(server: tuple[Workspace, 
     body = json.dumps({"query": mutation}).encode()
     json_type = {"Content_Type": "application/json"}
     assert asked(f"{url}/server_info", Host="evil.example")[0] == 400
+    report = f"{url}/pages/calibration_report/report.html"
+    assert asked(report, Host="evil.example")[0] == 400
+    assert asked(report) == (200, (server[0].root / "data/calibration_report/report.html").read_text())
     assert asked(f"{url}/graphql", "POST", body, Host="evil.example", **json_type)[0] == 400
     assert asked(by_get)[0] == 403
     assert asked(by_get, "POST", b"", Origin="http://evil.example")[0] == 403
