@@ -1,5 +1,7 @@
 """Jobs: selections of assets that are launched by name."""
 
+from typing import Any
+
 import dagster as dg
 
 from assets.activation_stats import activation_stats
@@ -61,4 +63,4 @@ SERVE_CHECK = dg.define_asset_job(
     dg.AssetSelection.checks(served_as_simulated),
     description="Serves every quantized model in vLLM and compares its answers with the evaluation's (`make engine`).",
 )
-JOBS = [EVERYTHING, INGEST, CALIBRATION, MODEL, VERDICT, MEASURE_DRIFT, STUDY, SERVE_CHECK]
+JOBS: list[Any] = [EVERYTHING, INGEST, CALIBRATION, MODEL, VERDICT, MEASURE_DRIFT, STUDY, SERVE_CHECK]

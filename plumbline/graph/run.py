@@ -90,7 +90,7 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
             for run in ranges(keys, wanted):
                 shown = f"{name} {run[0]}".rstrip() + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
                 announce(f"▸ {shown}")
-                if asset.op.pool == HEAVY:
+                if HEAVY in getattr(asset.node_def, "pools", ()):
                     wait_for_others(history, shown, announce)
                 started = time.perf_counter()
                 with _interruptible(shown):
