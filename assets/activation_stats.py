@@ -5,19 +5,36 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from assets.calibration_set import calibration_set
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.graph.launch import launched
 from plumbline.graph.partitions import CALIBRATIONS
+from plumbline.graph.pool import HEAVY
+from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.params import load_params
 from plumbline.versioning.code import code_version
+
+
+class CollectionConfig(dg.Config):
+    """How this launch collects; omitted fields are as under `execution:` in params.yaml. No byte depends on it."""
+
+    mode: str | None = Field(default=None, description="whole, layerwise, or auto: layerwise where memory is short.")
+    workers: int | None = Field(default=None, description="Number of processes, at least 1.")
+    executor: str | None = Field(default=None, description="local, or ray (the optional extra).")
+    hidden_gib: float | None = Field(
+        default=None, description="layerwise: GiB of hidden states that each worker keeps in memory."
+    )
 
 
 @dg.asset(
     group_name="3_model",
     kinds={"pytorch"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC},
+    pool=HEAVY,
     partitions_def=CALIBRATIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("activation_stats"),
@@ -26,13 +43,13 @@ from plumbline.versioning.code import code_version
     description="Activation statistics of the base model's linear layers on the calibration set: ranges, moments, "
     "histograms, Hessians, and the sample behind each extreme. Collected once, used by every scheme.",
 )
-def activation_stats(context: dg.AssetExecutionContext) -> Iterator[Any]:
+def activation_stats(context: dg.AssetExecutionContext, config: CollectionConfig) -> Iterator[Any]:
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.summary import summary
 
     def build(step: Step, key: str, out: Path) -> None:
         params = StatisticsParams.model_validate(step.params["statistics"])
-        execution = load_params(step.root).execution
+        execution = launched(load_params(step.root).execution, config.model_dump(), "activation_stats")
         build_activation_stats(params, base_model(step), step.input("calibration_set", key), out, execution)
 
     yield from materialize(context, build, summary)

@@ -8,6 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from plumbline.graph.partitions import CALIBRATIONS
+from plumbline.graph.resources import DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
 from plumbline.params import load_params
 from plumbline.versioning.code import code_version
@@ -16,16 +17,23 @@ from plumbline.versioning.code import code_version
 class ChoiceOverrides(dg.Config):
     """Launch-time overrides of the choice's entry in params.yaml; omitted fields keep their values."""
 
-    strategy: str | None = Field(default=None, description="Another strategy, by its registered name.")
-    n: int | None = Field(default=None, description="Another number of samples.")
-    seed: int | None = Field(default=None, description="Another seed.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Options of the strategy, by name.")
+    strategy: str | None = Field(
+        default=None,
+        description="Another strategy, such as random or token_coverage; `plumbline strategies` lists them.",
+    )
+    n: int | None = Field(default=None, description="Another number of samples, at least 1.")
+    seed: int | None = Field(default=None, description="Another seed of the random choices; any whole number.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of the strategy by name, such as {quotas: equal}; `plumbline strategies NAME` lists them.",
+    )
 
 
 @dg.asset(
     group_name="2_calibration",
     kinds={"yaml"},
     owners=OWNERS,
+    required_resource_keys={DVC},
     partitions_def=CALIBRATIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("calibration_choice"),
@@ -35,13 +43,16 @@ class ChoiceOverrides(dg.Config):
 )
 def calibration_choice(context: dg.AssetExecutionContext, config: ChoiceOverrides) -> Iterator[Any]:
     from plumbline.calibration_choice.build import build_calibration_choice
-    from plumbline.calibration_choice.choice import overrides
+    from plumbline.calibration_choice.choice import overrides, require_launch
     from plumbline.calibration_choice.summary import summary
 
     def build(step: Step, key: str, out: Path) -> None:
         build_calibration_choice(key, step.params[f"calibrations.{key}"], out)
 
     def changes(key: str) -> dict[str, Any]:
-        return overrides(load_params().calibrations[key], config.strategy, config.n, config.seed, config.options)
+        entry = load_params().calibrations[key]
+        changed = overrides(entry, config.strategy, config.n, config.seed, config.options)
+        require_launch(key, entry, changed)
+        return changed
 
     yield from materialize(context, build, summary, overrides=changes)

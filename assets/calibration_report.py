@@ -10,6 +10,7 @@ from assets.activation_stats import activation_stats
 from assets.calibration_set import calibration_set
 from assets.evaluation import evaluation
 from plumbline.calibration_report.params import ReportParams
+from plumbline.graph.resources import DVC, MLFLOW
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
 from plumbline.params import GridParams, pair_key
 from plumbline.versioning.code import code_version
@@ -19,6 +20,7 @@ from plumbline.versioning.code import code_version
     group_name="4_verdict",
     kinds={"html", "mlflow"},
     owners=OWNERS,
+    required_resource_keys={DVC, MLFLOW},
     code_version=code_version("calibration_report"),
     automation_condition=ON_NEW_INPUT,
     deps=[evaluation, calibration_set, activation_stats],

@@ -10,6 +10,8 @@ from assets.calibration_choice import calibration_choice
 from assets.sample_features import sample_features
 from assets.tokenized_samples import tokenized_samples
 from plumbline.graph.partitions import CALIBRATIONS
+from plumbline.graph.pool import HEAVY
+from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.versioning.code import code_version
 
@@ -18,6 +20,8 @@ from plumbline.versioning.code import code_version
     group_name="2_calibration",
     kinds={"parquet"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC},
+    pool=HEAVY,
     partitions_def=CALIBRATIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("calibration_set"),

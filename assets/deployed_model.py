@@ -1,6 +1,7 @@
 """The Dagster definition of `deployed_model`."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from assets.quantized_model import quantized_model
 from assets.tokenized_samples import tokenized_samples
 from plumbline.calibration_report.params import ReportParams
 from plumbline.deployed_model.params import DeploymentParams
+from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.params import GridParams
 from plumbline.quantized_model.params import SchemeParams
@@ -23,8 +25,10 @@ from plumbline.versioning.code import code_version
     group_name="4_verdict",
     kinds={"mlflow"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC, MLFLOW},
     code_version=code_version("deployed_model"),
     automation_condition=ON_NEW_INPUT,
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=180), warn_window=timedelta(days=90)),
     deps=[calibration_report, evaluation, quantized_model, calibration_set, tokenized_samples],
     description="Which model is the champion, and why. The best model of the grid under the deployed scheme is "
     "compared with the champion on the same documents and has to pass the checks below. The registry alias `champion` "
@@ -37,11 +41,10 @@ def deployed_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
     from plumbline.deployed_model.summary import summary
     from plumbline.graph.champion import champion_of, models, promote_candidate
     from plumbline.tracking.promotion import withdrawn
-    from plumbline.tracking.registry import open_registry
 
     def build(step: Step, key: str, out: Path) -> None:
         deployment = DeploymentParams.model_validate(step.params["deployment"])
-        registry = open_registry(step.root)
+        registry = context.resources.mlflow.registry()
         build_deployed_model(
             deployment,
             SchemeParams.model_validate(step.params[f"schemes.{deployment.scheme}"]).model_dump(mode="json"),

@@ -10,6 +10,8 @@ from assets.quantized_model import quantized_model
 from assets.tokenized_samples import tokenized_samples
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.graph.partitions import PAIRS
+from plumbline.graph.pool import HEAVY
+from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.versioning.code import code_version
 
@@ -18,6 +20,8 @@ from plumbline.versioning.code import code_version
     group_name="4_verdict",
     kinds={"mlflow", "pytorch"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC, MLFLOW},
+    pool=HEAVY,
     partitions_def=PAIRS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("evaluation"),

@@ -1,18 +1,25 @@
 """The Dagster definition of `production_drift`: an observation of live data, and therefore not a DVC stage."""
 
+from datetime import timedelta
+
 import dagster as dg
 
 from assets.deployed_model import deployed_model
-from plumbline.graph.step import OWNERS, as_metadata
+from plumbline.graph.pool import HEAVY
+from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
+from plumbline.graph.step import OWNERS, as_metadata, reported
 
-CHECK = "production_is_what_the_champion_was_calibrated_on"
+CHECK = "production_has_not_drifted"
 
 
 @dg.asset(
     group_name="5_live",
     kinds={"numpy"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC, MLFLOW},
+    pool=HEAVY,
     deps=[deployed_model],
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=30), warn_window=timedelta(days=14)),
     check_specs=[
         dg.AssetCheckSpec(
             CHECK,
@@ -26,10 +33,11 @@ CHECK = "production_is_what_the_champion_was_calibrated_on"
     "compared with the distance at calibration. Measured when new production texts arrive; if it exceeds the limits "
     "under `drift:` in params.yaml, a sensor starts a re-calibration.",
 )
-def production_drift() -> dg.MaterializeResult:
+def production_drift(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     from plumbline.graph.drift import measure
 
-    drift = measure()
+    with reported(context, "production_drift"):
+        drift = measure()
     check = dg.AssetCheckResult(
         check_name=CHECK,
         passed=not drift["drifted"],
@@ -37,5 +45,5 @@ def production_drift() -> dg.MaterializeResult:
         description=drift["sentence"],
         metadata={"metrics": dg.MetadataValue.json(drift["metrics"])},
     )
-    shown = {key: drift[key] for key in ("drifted", "sentence", "p_value", "production_samples", "champion")}
+    shown = {key: drift[key] for key in ("sentence", "drifted", "p_value", "production_samples", "champion")}
     return dg.MaterializeResult(metadata=as_metadata(shown), check_results=[check])

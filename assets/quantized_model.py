@@ -9,6 +9,8 @@ import dagster as dg
 from assets.activation_stats import activation_stats
 from assets.calibration_set import calibration_set
 from plumbline.graph.partitions import PAIRS, PAIRS_OF_CALIBRATION, split_pair
+from plumbline.graph.pool import HEAVY
+from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.versioning.code import code_version
@@ -18,6 +20,8 @@ from plumbline.versioning.code import code_version
     group_name="3_model",
     kinds={"pytorch", "huggingface"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC},
+    pool=HEAVY,
     partitions_def=PAIRS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("quantized_model"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from plumbline.graph.resources import DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
 from plumbline.raw_corpus.params import CorpusParams
 from plumbline.versioning.code import code_version
@@ -23,6 +24,7 @@ inbox = dg.AssetSpec(
     group_name="1_corpus",
     kinds={"parquet"},
     owners=OWNERS,
+    required_resource_keys={DVC},
     code_version=code_version("raw_corpus"),
     automation_condition=ON_NEW_INPUT,
     deps=[inbox],

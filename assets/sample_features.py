@@ -7,6 +7,8 @@ from typing import Any
 import dagster as dg
 
 from assets.tokenized_samples import tokenized_samples
+from plumbline.graph.pool import HEAVY
+from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.sample_features.params import FeatureParams
 from plumbline.versioning.code import code_version
@@ -16,6 +18,8 @@ from plumbline.versioning.code import code_version
     group_name="1_corpus",
     kinds={"numpy", "huggingface"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC},
+    pool=HEAVY,
     code_version=code_version("sample_features"),
     automation_condition=ON_NEW_INPUT,
     deps=[tokenized_samples],

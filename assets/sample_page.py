@@ -10,6 +10,7 @@ from assets.activation_stats import activation_stats
 from assets.calibration_set import calibration_set
 from assets.raw_corpus import raw_corpus
 from plumbline.graph.partitions import CALIBRATIONS
+from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.sample_page.params import PageParams
 from plumbline.versioning.code import code_version
@@ -19,6 +20,7 @@ from plumbline.versioning.code import code_version
     group_name="3_model",
     kinds={"html"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC},
     partitions_def=CALIBRATIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("sample_page"),

@@ -10,6 +10,8 @@ from assets.sample_features import sample_features
 from assets.tokenized_samples import tokenized_samples
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.graph.partitions import STUDIES
+from plumbline.graph.pool import HEAVY
+from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.graph.step import OWNERS, Step, base_model, materialize
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.params import StudyParams
@@ -28,6 +30,8 @@ MEASURING = (
     group_name="4_verdict",
     kinds={"html", "mlflow", "pytorch"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC, MLFLOW},
+    pool=HEAVY,
     partitions_def=STUDIES,
     backfill_policy=dg.BackfillPolicy.single_run(),
     code_version=code_version("study"),

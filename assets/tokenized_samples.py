@@ -5,17 +5,29 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from assets.raw_corpus import raw_corpus
+from plumbline.graph.launch import launched
+from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.versioning.code import code_version
+
+
+class TokenizationConfig(dg.Config):
+    """How this launch tokenizes; no byte depends on it."""
+
+    workers: int | None = Field(
+        default=None, description="Number of processes; omitted: as under `tokenize:` in params.yaml."
+    )
 
 
 @dg.asset(
     group_name="1_corpus",
     kinds={"parquet", "huggingface"},
     owners=OWNERS,
+    required_resource_keys={BASE_MODEL, DVC},
     code_version=code_version("tokenized_samples"),
     automation_condition=ON_NEW_INPUT,
     deps=[raw_corpus],
@@ -23,12 +35,13 @@ from plumbline.versioning.code import code_version
     "template. Long documents are cut by policy. Each document is in one of the splits pool, tuning, report and "
     "production. Every lost token is counted by reason.",
 )
-def tokenized_samples(context: dg.AssetExecutionContext) -> Iterator[Any]:
+def tokenized_samples(context: dg.AssetExecutionContext, config: TokenizationConfig) -> Iterator[Any]:
     from plumbline.tokenized_samples.build import build_tokenized_samples
     from plumbline.tokenized_samples.summary import summary
 
     def build(step: Step, key: str, out: Path) -> None:
         params = TokenizeParams.model_validate(step.params["tokenize"])
+        params = launched(params, config.model_dump(), "tokenized_samples")
         build_tokenized_samples(params, base_model(step), step.input("raw_corpus"), out, step.previous)
 
     yield from materialize(context, build, summary)

@@ -24,7 +24,7 @@ def every_row_is_accounted_for() -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset=raw_corpus)
-def no_file_of_the_inbox_is_held_back() -> dg.AssetCheckResult:
+def no_file_is_held_back() -> dg.AssetCheckResult:
     """Every file of the inbox, and every readable file of a source, is in the corpus; others are listed with why.
 
     A failure is a warning: it does not block the rest of the corpus.
@@ -39,7 +39,7 @@ def every_token_is_accounted_for() -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset=tokenized_samples)
-def no_document_spells_control_tokens() -> dg.AssetCheckResult:
+def no_control_tokens_in_texts() -> dg.AssetCheckResult:
     """No document contains the literal of a special token, such as `<s>` or a chat that was rendered beforehand.
 
     A failure is a warning: such texts are tokenized as in production, where they do the same.
@@ -48,21 +48,21 @@ def no_document_spells_control_tokens() -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset=calibration_set, blocking=True)
-def no_report_document_in_a_calibration_set(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+def no_report_document_is_used(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """No calibration set contains a document of the report split."""
     choices = partitions(context, calibration_set)
     return as_result(checks.no_report_document_in_a_calibration_set(data_folder(), choices))
 
 
 @dg.asset_check(asset=calibration_set, blocking=True)
-def calibration_set_was_tokenized_as_the_corpus_is(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+def tokenized_as_the_corpus(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """The calibration set has the tokenization fingerprint of the samples: tokenizer, special tokens, chat template."""
     choices = partitions(context, calibration_set)
     return as_result(checks.calibration_set_was_tokenized_as_the_corpus_is(data_folder(), choices))
 
 
 @dg.asset_check(asset=calibration_set)
-def calibration_set_represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+def represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """The set is no farther from production than random draws of its size, tested over all metrics of the panel.
 
     A failure is a warning: a choice may differ from production on purpose, and one random draw in twenty is flagged.
@@ -81,7 +81,7 @@ def every_site_saw_enough_tokens(context: dg.AssetCheckExecutionContext) -> dg.A
 
 
 @dg.asset_check(asset=quantized_model, blocking=True)
-def model_carries_the_tokenizer_it_was_calibrated_with(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+def carries_its_tokenizer(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """The quantized model has the tokenization fingerprint of the samples."""
     pairs = partitions(context, quantized_model)
     return as_result(checks.model_carries_the_tokenizer_it_was_calibrated_with(data_folder(), pairs))
@@ -135,14 +135,14 @@ GATE_CHECKS = [_gate(name, description) for name, description in GATES.items()]
 
 CHECKS: list[dg.AssetChecksDefinition] = [
     every_row_is_accounted_for,
-    no_file_of_the_inbox_is_held_back,
+    no_file_is_held_back,
     every_token_is_accounted_for,
-    no_document_spells_control_tokens,
-    no_report_document_in_a_calibration_set,
-    calibration_set_was_tokenized_as_the_corpus_is,
-    calibration_set_represents_production,
+    no_control_tokens_in_texts,
+    no_report_document_is_used,
+    tokenized_as_the_corpus,
+    represents_production,
     every_site_saw_enough_tokens,
-    model_carries_the_tokenizer_it_was_calibrated_with,
+    carries_its_tokenizer,
     no_layer_fell_back,
     most_matrices_are_quantized,
     served_as_simulated,

@@ -1,4 +1,4 @@
-"""The Dagster definitions: assets in the order of the data flow, checks, jobs and sensors."""
+"""The Dagster definitions: assets in the order of the data flow, checks, jobs, schedules, sensors and resources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from assets.study import study
 from assets.tokenized_samples import tokenized_samples
 from orchestration.checks import CHECKS
 from orchestration.jobs import JOBS
+from orchestration.resources import RESOURCES
+from orchestration.schedules import SCHEDULES
 from orchestration.sensors import SENSORS
+from plumbline.graph.code_links import with_code_links
 
 ASSETS: list[dg.AssetsDefinition] = [
     raw_corpus,
@@ -37,9 +40,11 @@ ASSETS: list[dg.AssetsDefinition] = [
 ]
 
 defs = dg.Definitions(
-    assets=[inbox, *ASSETS, production_drift],
+    assets=with_code_links([inbox, *ASSETS, production_drift]),
     asset_checks=CHECKS,
     jobs=JOBS,
+    schedules=SCHEDULES,
     sensors=SENSORS,
+    resources=RESOURCES,
     executor=dg.in_process_executor,  # models stay loaded from step to step
 )

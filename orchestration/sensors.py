@@ -1,11 +1,14 @@
-"""The sensors: inbox, hub, drift, DVC, dead runs, and automation of downstream assets."""
+"""The sensors: inbox, hub, drift, DVC, dead runs, alerts, and automation of downstream assets."""
 
 from __future__ import annotations
 
 import dagster as dg
 
+from assets.deployed_model import deployed_model
+from assets.production_drift import CHECK, production_drift
 from orchestration.jobs import INGEST, MEASURE_DRIFT
-from plumbline.graph import sensor_ticks
+from plumbline.deployed_model.check_specs import GATES
+from plumbline.graph import alert_tick, sensor_ticks
 
 RUNNING = dg.DefaultSensorStatus.RUNNING
 
@@ -60,6 +63,24 @@ def dead_run_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return sensor_ticks.dead_run_tick(context.instance)
 
 
+ALERTED = [
+    *(dg.AssetCheckKey(deployed_model.key, gate) for gate in GATES),
+    dg.AssetCheckKey(production_drift.key, CHECK),
+]
+"""The checks whose failure somebody is told of."""
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=RUNNING,
+    description="Tells a webhook or e-mail address of a failed promotion gate, of drift, and of failed runs. The "
+    "settings are in the environment or the file .env: PLUMBLINE_ALERT_WEBHOOK; PLUMBLINE_ALERT_EMAIL and "
+    "PLUMBLINE_ALERT_SMTP.",
+)
+def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    return alert_tick.alert_tick(context, ALERTED)
+
+
 automation = dg.AutomationConditionSensorDefinition(
     "automation",
     target=dg.AssetSelection.all(),
@@ -68,4 +89,4 @@ automation = dg.AutomationConditionSensorDefinition(
     description="Runs downstream assets when the content of a dependency has changed.",
 )
 
-SENSORS = [inbox_sensor, hub_sensor, drift_sensor, dvc_sensor, dead_run_sensor, automation]
+SENSORS = [inbox_sensor, hub_sensor, drift_sensor, dvc_sensor, dead_run_sensor, alert_sensor, automation]

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.executor import require_executor
 from plumbline.activation_stats.layerwise import layer_by_layer
@@ -23,6 +21,7 @@ from plumbline.activation_stats.store import save_parts
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.inputs import left_out
+from plumbline.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -100,4 +99,4 @@ def _collected(
 
 
 def _bar(total: int) -> Any:
-    return tqdm(total=total, unit="token", unit_scale=True, desc="activations", disable=None)
+    return Bar(total=total, unit="token", unit_scale=True, desc="activations")

@@ -10,13 +10,17 @@ from plumbline.artifact import read_json
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Samples, tokens, sites, layers, unreached and starved sites, the largest magnitude with its site and sample."""
+    """A sentence, samples, tokens, sites, layers, unreached and starved sites, the largest magnitude with its site and
+    sample."""
     header = read_json(folder / "header.json")
+    layers = sum(len(site["members"]) for site in header["sites"].values())
     return {
+        "sentence": f"{header['samples']} samples of {header['tokens']} tokens went through {layers} layers with "
+        f"{len(header['sites'])} distinct inputs.",
         "samples": header["samples"],
         "tokens": header["tokens"],
         "sites": len(header["sites"]),
-        "layers": sum(len(site["members"]) for site in header["sites"].values()),
+        "layers": layers,
         "unreached": header["unreached"],
         "starved": starved_sites(header),
         **_largest(folder, header),

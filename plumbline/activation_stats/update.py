@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from plumbline.activation_stats.collect import collect
@@ -26,6 +25,7 @@ from plumbline.activation_stats.store import HEADER, load, save
 from plumbline.activation_stats.totals import Masks, Sample
 from plumbline.artifact import read_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def update(previous: Path, before: Path, after: Path, base: BaseCheckpoint, out:
     changes = change(stats, new.samples)
     sizes = {sample_id: len(ids) for sample_id, ids in (*old.samples, *new.samples)}
     total = sum(sizes[sample_id] for sample_id in (*changes.left, *changes.came))
-    with tqdm(total=total, unit="token", unit_scale=True, desc="activations", disable=None) as bar:
+    with Bar(total=total, unit="token", unit_scale=True, desc="activations") as bar:
         result = updated(
             stats,
             model,

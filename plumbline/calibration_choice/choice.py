@@ -27,13 +27,16 @@ def overrides(
     return {**dict.fromkeys(foreign or {}), **changed, **(options or {})}
 
 
-def resolve(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(name: str, entry: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
     """Check an entry of `calibrations:` against its strategy and fill in every default.
+
+    Args:
+        where: what an error blames; None: the entry in params.yaml.
 
     Raises:
         ValueError: unknown strategy, unknown option (the allowed ones are named) or a value of the wrong type.
     """
-    where = f"params.yaml, calibrations: {name}"
+    where = where or f"params.yaml, calibrations: {name}"
     try:
         params = ChoiceParams.model_validate(dict(entry))
     except ValidationError as error:
@@ -54,6 +57,21 @@ def resolve(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     if params.domains is not None:
         core["domains"] = sorted(set(params.domains))  # a set of names: their order decides nothing
     return {"name": name, **core, **options.model_dump(mode="json")}
+
+
+def require_launch(name: str, entry: ChoiceParams, changed: Mapping[str, Any]) -> None:
+    """Refuse values of a launch that do not suit a choice.
+
+    Args:
+        changed: as `overrides` gives them.
+
+    Raises:
+        ValueError: as `resolve`; it blames the launch, as the entry in params.yaml may be right.
+    """
+    if changed:
+        merged = {key: value for key, value in {**entry.model_dump(), **changed}.items() if value is not None}
+        given = ", ".join(f"{key}: {value}" for key, value in changed.items() if value is not None)
+        resolve(name, merged, f"the launch of calibration_choice {name} with {{{given}}}")
 
 
 def explain(error: ValidationError) -> str:

@@ -9,5 +9,6 @@ from plumbline.artifact import read_json
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Every parameter of the choice."""
-    return dict(read_json(folder / "choice.json"))
+    """A sentence, and every parameter of the choice."""
+    choice = read_json(folder / "choice.json")
+    return {"sentence": f"{choice['n']} samples by {choice['strategy']}, seed {choice['seed']}.", **choice}

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
 from plumbline.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples
+from plumbline.progress import Bar
 from plumbline.raw_corpus.document import PRODUCTION
 from plumbline.sample_features.reader import Embeddings, embeddings_of, read_manifest
 from plumbline.sample_features.signature_reader import Stored, read_probe
@@ -146,7 +146,7 @@ class Sources:
                 f"names is {digest[:12]}; run sample_features again"
             )
         total = sum(len(ids) for ids in samples.values())
-        with tqdm(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1, disable=None) as bar:
+        with Bar(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1) as bar:
             return measure(self.load_model(), samples.items(), self._probe, bar.update)
 
     @cached_property

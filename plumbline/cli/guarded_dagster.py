@@ -53,12 +53,14 @@ def webserver() -> None:
     import uvicorn
 
     from plumbline.cli.guard import guarded
+    from plumbline.cli.pages import WithPages
+    from plumbline.workspace import workspace_root
 
     cli: Any = import_module("dagster_webserver.cli")
     hosts = [host for host in os.environ.get(HOSTS, "").split(",") if host]
 
     def run(app: Any, **options: Any) -> None:
-        uvicorn.run(guarded(app, hosts), **options)
+        uvicorn.run(guarded(WithPages(app, workspace_root() / "data"), hosts), **options)
 
     assert cli.uvicorn is uvicorn, "this version of Dagster serves in another way; install that of constraints.txt"
     cli.uvicorn = SimpleNamespace(run=run)

@@ -88,7 +88,7 @@ def quality(
         champion: the champion's evaluation on the same documents; None: there is no champion, or, with `problem`, it
             could not be evaluated.
     """
-    name, limit = "quality_not_worse_than_the_champion", {"relative_high": deployment.max_worse}
+    name, limit = "no_worse_than_the_champion", {"relative_high": deployment.max_worse}
     if champion is None:
         return Gate(name, not problem, problem or "There is no champion yet to compare with.", None, limit)
     scheme = str(read_json(candidate / "metrics.json")["scheme"]["name"])
@@ -177,7 +177,7 @@ def leak(calibration_set: Path, samples: Path, deployment: DeploymentParams) -> 
             f"{first.share:.0%} of its runs with sample {first.sample}."
         )
     shown = {"exact": len(exact), "near_duplicates": len(nearest), "documents": len(documents)}
-    return Gate("no_report_text_in_the_calibration_set", passed, sentence, shown, {"near_duplicates": allowed})
+    return Gate("no_report_text_is_used", passed, sentence, shown, {"near_duplicates": allowed})
 
 
 def fallbacks(metrics: Mapping[str, Any], deployment: DeploymentParams) -> Gate:

@@ -12,8 +12,8 @@ def summary(folder: Path) -> dict[str, Any]:
     """The decision with its reason, the candidate with its figures, all candidates, and every check."""
     record = read_json(folder / "promotion.json")
     return {
-        "decision": record["decision"],
         "why": record["why"],
+        "decision": record["decision"],
         "candidate": record["pair"],
         **record["figures"],
         "candidates": record["candidates"],

@@ -51,7 +51,9 @@ def divergences(
         logits = shared_base_logits(conditions, base.loaded, work, params.base_logits_bytes)
         while len(_measured) >= REMEMBERED:
             del _measured[next(iter(_measured))]
-        _measured[key] = measure(logits, load_model(quantized, base.device, base.trust_remote_code), work)
+        _measured[key] = measure(
+            logits, load_model(quantized, base.device, base.trust_remote_code), work, progress=True
+        )
     tokens, sample_of_token = _measured[key]
     measurements = []
     for part, end in zip(parts, ends, strict=True):

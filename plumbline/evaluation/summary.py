@@ -11,9 +11,9 @@ from plumbline.raw_corpus.document import OUT_OF_DOMAIN
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The figures over all tokens and per length, KL per domain, layer errors, and the counts."""
+    """A sentence, the figures over all tokens and per length, KL per domain, layer errors, and the counts."""
     metrics = read_json(folder / "metrics.json")
-    shown = _numbers(metrics)
+    shown: dict[str, Any] = {"sentence": _sentence(metrics)} | _numbers(metrics)
     shown |= {f"kl_mean_{domain}": figures["kl_mean"] for domain, figures in metrics["by_domain"].items()}
     shown["by_length"] = [{"samples of tokens": bucket_name(bucket), **bucket} for bucket in metrics["by_length"]]
     shown |= layer_error_figures(metrics["layer_errors"])
@@ -35,6 +35,14 @@ def layer_error_figures(errors: Mapping[str, float]) -> dict[str, Any]:
     worst = max(errors, key=errors.__getitem__)
     mean = sum(errors.values()) / len(errors)
     return {"layer_error_mean": mean, "layer_error_max": errors[worst], "worst_layer": worst}
+
+
+def _sentence(metrics: Mapping[str, Any]) -> str:
+    return (
+        f"KL {metrics['kl_mean']:.3g} nats per token to the base model, whose perplexity "
+        f"{metrics['perplexity_base']:.4g} became {metrics['perplexity_quantized']:.4g}; the same next token for "
+        f"{100 * metrics['top1_agreement']:.1f} % of {metrics['tokens']} tokens."
+    )
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,13 +38,3 @@ def stage_assets(root: Path) -> list[dg.AssetsDefinition]:
     graph = load_definitions(root).resolve_asset_graph()
     assets = {key.to_user_string(): key for key in graph.executable_asset_keys}
     return [load_definitions(root).get_assets_def(assets[stage]) for stage in stage_names(root) if stage in assets]
-
-
-def checks_of(root: Path, asset: dg.AssetsDefinition) -> list[dg.AssetChecksDefinition]:
-    """The checks of an asset."""
-    checks = load_definitions(root).asset_checks or ()
-    return [
-        check
-        for check in checks
-        if isinstance(check, dg.AssetChecksDefinition) and asset.key in {spec.asset_key for spec in check.check_specs}
-    ]

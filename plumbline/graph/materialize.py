@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from plumbline.graph.instance import QUIET, instance
+from plumbline.graph.in_process import run_asset
+from plumbline.graph.instance import instance
 from plumbline.versioning.lock import stage_name
 
 
@@ -30,9 +31,7 @@ def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
         ValueError: there is no such asset or partition, the partition key is missing, or something is known to make the
             step fail.
     """
-    import dagster as dg
-
-    from plumbline.graph.definitions import checks_of, stage_assets
+    from plumbline.graph.definitions import stage_assets
     from plumbline.graph.preflight import require_ready
     from plumbline.graph.run import failed_checks, failure, stopped, was_interrupted
     from plumbline.graph.step import FRONT_DOOR
@@ -47,14 +46,7 @@ def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
         raise ValueError(f"{asset} has no partition {key!r}; partitions: {partitions}")
     require_ready(root, [stage_name(asset, key)])
     with instance() as history:
-        result = dg.materialize(
-            [definition, *checks_of(root, definition)],
-            instance=history,
-            partition_key=key,
-            run_config=QUIET,
-            raise_on_error=False,
-            tags={FRONT_DOOR: "dvc repro"},
-        )
+        result = run_asset(root, definition, history, {FRONT_DOOR: "dvc repro"}, [key] if key else [])
     if was_interrupted(result):
         return Materialized(stopped(stage_name(asset, key)), ())
     return Materialized("", tuple(failed_checks(result))) if result.success else Materialized(failure(result), ())

@@ -10,7 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plumbline.graph.in_process import run_asset
 from plumbline.graph.intake import take_in_now
+from plumbline.graph.pool import HEAVY, wait_for_others
 from plumbline.graph.preflight import require_ready, require_writable
 from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.restoration import restore
@@ -24,8 +26,6 @@ from plumbline.versioning.status import changed_stages
 if TYPE_CHECKING:
     import dagster as dg
 
-RANGE_START = "dagster/asset_partition_range_start"
-RANGE_END = "dagster/asset_partition_range_end"
 INTERRUPTS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
 
 
@@ -73,10 +73,8 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
     if not changed:
         return restored
 
-    import dagster as dg
-
-    from plumbline.graph.definitions import checks_of, stage_assets
-    from plumbline.graph.instance import QUIET, instance
+    from plumbline.graph.definitions import stage_assets
+    from plumbline.graph.instance import instance
     from plumbline.graph.step import FRONT_DOOR
 
     steps = restored
@@ -92,18 +90,11 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
             for run in ranges(keys, wanted):
                 shown = f"{name} {run[0]}".rstrip() + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
                 announce(f"▸ {shown}")
+                if HEAVY in getattr(asset.node_def, "pools", ()):
+                    wait_for_others(history, shown, announce)
                 started = time.perf_counter()
-                tags = {FRONT_DOOR: "plumbline run"}
-                if asset.partitions_def:
-                    tags |= {RANGE_START: run[0], RANGE_END: run[-1]}
                 with _interruptible(shown):
-                    result = dg.materialize(
-                        [asset, *checks_of(root, asset)],
-                        instance=history,
-                        tags=tags,
-                        run_config=QUIET,
-                        raise_on_error=False,
-                    )
+                    result = run_asset(root, asset, history, {FRONT_DOOR: "plumbline run"}, [key for key in run if key])
                 if was_interrupted(result):
                     raise Interrupted(stopped(shown))
                 if not result.success:
@@ -168,8 +159,11 @@ def with_upstream(root: Path, asset: str) -> list[str]:
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """The error of a failed run: that of the failed step, or the descriptions of the failed checks."""
+    """The error of a failed run: the sentence or error of the failed step, or the descriptions of the failed checks."""
     for event in result.get_step_failure_events():
+        expected = event.step_failure_data.user_failure_data
+        if expected is not None:
+            return f"{event.step_key}: {expected.description}"
         error = event.step_failure_data.error
         while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
             error = error.cause  # ours, not Dagster's wrapper; its own cause is what it explains

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import logging
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +15,12 @@ import dagster as dg
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
+from plumbline.graph.failure import explained
+from plumbline.graph.metadata import as_metadata as as_metadata  # for the asset definitions
+from plumbline.graph.metadata import metadata_of
 from plumbline.graph.preflight import require_ready
+from plumbline.graph.run_log import logged
+from plumbline.graph.table import table_metadata
 from plumbline.versioning.code import Library, library_of, link_library
 from plumbline.versioning.code import code_version as version_in
 from plumbline.versioning.lock import Entry, read_lock, stage_name
@@ -43,7 +45,6 @@ warnings.filterwarnings("ignore", message="Parameter `backfill_policy`")
 OWNERS = ["team:plumbline"]
 FRONT_DOOR = "front_door"
 """Tag of a run whose command has looked ahead for all its steps: which command it was."""
-PREVIEW_BYTES = 150_000  # metadata is stored in the event log
 
 _A: Any = dg.AutomationCondition
 _UPSTREAM_IS_NEWER = _A.any_deps_match(_A.newly_updated()).since(_A.newly_updated())
@@ -120,12 +121,13 @@ def materialize(
     """
     asset = context.asset_key.to_user_string()
     if FRONT_DOOR not in context.run.tags:
-        require_ready(workspace_root(), list(_stages_of_run(context)))
+        with explained():
+            require_ready(workspace_root(), list(_stages_of_run(context)))
     keys = list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else [""]
     steps: list[_FinishedStep] = []
     try:
         for key in keys:
-            with _logged(context):
+            with reported(context, stage_name(asset, key or None)):
                 steps.append(_one(asset, key, build, summary, overrides, after))
             if len(keys) > 1:
                 context.log.info(f"{asset} {key} ({len(steps)} of {len(keys)}): {steps[-1].step.md5}")
@@ -149,22 +151,11 @@ def _stages_of_run(context: dg.AssetExecutionContext) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _logged(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """Forward the library's log messages to the log of the run."""
-
-    class ToDagster(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            context.log.log(record.levelno, record.getMessage())
-
-    library, handler = logging.getLogger("plumbline"), ToDagster()
-    level = library.level
-    library.addHandler(handler)
-    library.setLevel(logging.INFO)
-    try:
+def reported(context: dg.AssetExecutionContext | dg.OpExecutionContext, step: str) -> Iterator[None]:
+    """Within the context, the log of the run says what the library says and how far it is, and an expected error is a
+    failure of the run with a sentence."""
+    with logged(step, context.log.log), explained():
         yield
-    finally:
-        library.removeHandler(handler)
-        library.setLevel(level)
 
 
 def _one(
@@ -184,16 +175,16 @@ def _one(
     unfinished.unlink(missing_ok=True)
     if overrides:
         further["overridden"] = sorted(changed)
-    metadata = as_metadata({**further, **summary(step.out)})
-    metadata |= {
+    record = {
         "seconds": step.seconds,
-        "dvc_md5": step.md5,
-        "dvc_stage": step.name,
-        **as_metadata({"params": step.params, "inputs": step.inputs}),
         "path": dg.MetadataValue.path(str(step.out)),
+        "dvc_stage": step.name,
+        "dvc_md5": step.md5,
+        "params": step.params,
+        "inputs": step.inputs,
     }
-    metadata |= _plots(step.out)
-    return _FinishedStep(key, step, metadata)
+    metadata = metadata_of(step.root, step.out, {**summary(step.out), **further}, record)
+    return _FinishedStep(key, step, metadata | table_metadata(asset, step.out))
 
 
 def _event(context: dg.AssetExecutionContext, finished: _FinishedStep) -> dg.AssetMaterialization:
@@ -229,47 +220,3 @@ def provenance_tags(
         tags[f"dagster/input_data_version/{name}"] = md5
         tags[f"dagster/input_event_pointer/{name}"] = str(latest[0].storage_id) if latest else "NULL"
     return tags
-
-
-def as_metadata(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a summary to Dagster metadata; entries that are None or empty are left out.
-
-    Numbers are rounded to six digits and words stay as they are. A URL becomes a link, a list of rows a table, a list
-    of sentences a Markdown list, everything else JSON.
-    """
-    metadata: dict[str, Any] = {}
-    for name, value in summary.items():
-        if value is None or value in ({}, []):
-            continue
-        if isinstance(value, str) and value.startswith(("http://", "https://")):
-            metadata[name] = dg.MetadataValue.url(value)
-        elif isinstance(value, (bool, int, float, str, dg.MetadataValue)):
-            metadata[name] = _shown(value)
-        elif isinstance(value, list) and all(isinstance(row, Mapping) for row in value):
-            records = [dg.TableRecord({k: _shown(v) for k, v in row.items()}) for row in value[:200]]
-            metadata[name] = dg.MetadataValue.table(records)
-        elif isinstance(value, list) and all(isinstance(line, str) and " " in line for line in value):
-            metadata[name] = dg.MetadataValue.md("\n".join(f"- {_literal(line)}" for line in value))
-        else:
-            metadata[name] = dg.MetadataValue.json(value)
-    return metadata
-
-
-def _literal(text: str) -> str:
-    """Text with the names of domains and documents in it, as Markdown that shows it as it is: no link, image, HTML."""
-    return re.sub(r"[\\`*<>\[\]!|~#]", r"\\\g<0>", " ".join(text.split()))
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    return value if isinstance(value, (bool, int, str, dg.MetadataValue)) else str(value)
-
-
-def _plots(folder: Path) -> dict[str, Any]:
-    plots = {}
-    for png in sorted(folder.glob("*.png")):
-        if png.stat().st_size < PREVIEW_BYTES:
-            data = base64.b64encode(png.read_bytes()).decode()
-            plots[png.stem] = dg.MetadataValue.md(f"![{png.stem}](data:image/png;base64,{data})")
-    return plots

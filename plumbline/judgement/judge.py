@@ -142,10 +142,10 @@ def _measured(
 
 @contextmanager
 def _progress(what: str, held_out: HeldOut) -> Iterator[Any]:
-    from tqdm import tqdm
+    from plumbline.progress import Bar
 
     total = sum(len(ids) - 1 for ids in held_out.tokens)
-    with tqdm(total=total, desc=what, unit="token", unit_scale=True, disable=None) as bar:
+    with Bar(total=total, desc=what, unit="token", unit_scale=True) as bar:
         yield bar.update
 
 

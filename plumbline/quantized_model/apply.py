@@ -29,6 +29,7 @@ def apply_scheme(
     factors: Factors | None = None,
     *,
     errors: bool = True,
+    progress: bool = False,
 ) -> Quantized:
     """The model, quantized from the statistics of a calibration set.
 
@@ -37,6 +38,7 @@ def apply_scheme(
         calibration: called only if the scheme runs the set again (`propagate: quantized`).
         factors: cache of Hessian factors, shared between the schemes of a calibration set.
         errors: compute the relative error of every layer, which is reported and influences nothing.
+        progress: say how far it is.
 
     Raises:
         ValueError: the scheme does not suit the model or the statistics.
@@ -45,9 +47,9 @@ def apply_scheme(
         require_cached(stats, cached_attention(model, scheme.kv_cache), scheme.kv_cache)
     if scheme.propagate == "quantized":
         samples, masks = calibration()
-        quantized = propagated(model, samples, scheme, stats, masks)
+        quantized = propagated(model, samples, scheme, stats, masks, progress=progress)
     else:
-        quantized = quantize_model(model, stats, scheme, factors, errors=errors)
+        quantized = quantize_model(model, stats, scheme, factors, errors=errors, progress=progress)
     if scheme.kv_cache is None:
         return quantized
     return replace(quantized, cache=cache_scales(model, stats, scheme.kv_cache, quantized.rows))

@@ -28,6 +28,7 @@ from plumbline.base_model.inputs import EXPERT, LinearInputs
 from plumbline.base_model.matrices import holder, matrix_of
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
+from plumbline.progress import Bar
 from plumbline.quantized_model.correction import CrossMoments
 from plumbline.quantized_model.grid import Grid
 from plumbline.quantized_model.input_statistics import Statistics
@@ -57,6 +58,8 @@ def propagated(
     scheme: SchemeParams,
     stats: Statistics,
     masks: Masks | None = None,
+    *,
+    progress: bool = False,
 ) -> Quantized:
     """Quantize layer by layer, each from statistics that are collected behind the quantized layers before it.
 
@@ -69,6 +72,7 @@ def propagated(
         scheme: with `propagate: quantized`.
         stats: of the calibration set and the base model; their settings are used here, too.
         masks: the tokens that count, if not all tokens of the samples do.
+        progress: say how far it is.
 
     Returns:
         The model. `notes["propagate"]` holds the gain: mean KL (nats per token) and relative error of the last layer's
@@ -87,7 +91,8 @@ def propagated(
         )
     if "histogram" not in scheme.reads:
         settings = settings.model_copy(update={"histogram_share": UNREAD})
-    stored = quantize_model(model, stats, scheme.model_copy(update={"propagate": "full_precision"}))
+    full_precision = scheme.model_copy(update={"propagate": "full_precision"})
+    stored = quantize_model(model, stats, full_precision, progress=progress)
     matrices = {name: matrix_of(model, name) for name in stored.layers}
 
     def solve(site: SiteStats | None, names: tuple[str, ...], cross: CrossMoments | None) -> Mapping[str, Layer]:
@@ -104,7 +109,9 @@ def propagated(
     ordered = in_order(model, samples)
     gain = Gain(Decoder(with_own_modules(model)), ordered, stored, scheme)
     layers, uncorrected = dict(stored.layers), dict[str, str]()
-    for part in walk(gain.decoder, ordered, list(matrices), settings, solve, scheme, masks):
+    parts = walk(gain.decoder, ordered, list(matrices), settings, solve, scheme, masks)
+    quiet = None if progress else True
+    for part in Bar(parts, desc="propagation", total=len(gain.decoder.names), unit="layer", disable=quiet):
         layers |= part.layers
         uncorrected |= part.uncorrected
         gain.through(part.number, part.layers)

@@ -17,6 +17,7 @@ from plumbline.base_model.inputs import EXPERT
 from plumbline.base_model.matrices import WeightMatrix
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
+from plumbline.progress import Bar
 from plumbline.quantized_model.awq import awq
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.folding import Transform, nothing_folded, scaled_site
@@ -43,6 +44,7 @@ def quantize_model(
     factors: Factors | None = None,
     *,
     errors: bool = True,
+    progress: bool = False,
 ) -> Quantized:
     """Quantize every matrix that the scheme selects, from the statistics of its site, without running the model.
 
@@ -53,6 +55,7 @@ def quantize_model(
         stats: of the calibration set.
         factors: cache of Hessian factors, shared between the schemes of a calibration set; None: no cache.
         errors: compute the relative error of every layer. It is reported and influences nothing.
+        progress: say how far it is.
 
     Raises:
         ValueError: the scheme does not suit the model or the statistics, or has `propagate: quantized`, which
@@ -90,10 +93,18 @@ def quantize_model(
         solve_flops(sum(linears[n].out_features for n in names), linears[names[0]].in_features)
         for names in by_site.values()
     ]
-    layers = {name: layer for part in in_parallel(tasks, costs) for name, layer in part.items()}
+    with Bar(total=len(linears), desc="quantization", unit="matrices", disable=None if progress else True) as bar:
+        parts = in_parallel([partial(_counted, bar, task) for task in tasks], costs)
+    layers = {name: layer for part in parts for name, layer in part.items()}
     parameters = {} if transform is None else dict(transform.parameters)
     rows = {} if transform is None else transform.rows
     return Quantized({name: layers[name] for name in linears}, parameters, notes, suits.dense, left, rows)
+
+
+def _counted(bar: Bar, task: Callable[[], dict[str, Layer]]) -> dict[str, Layer]:
+    layers = task()
+    bar.update(len(layers))
+    return layers
 
 
 @torch.no_grad()

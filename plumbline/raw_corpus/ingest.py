@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, read_json
+from plumbline.progress import Bar
 from plumbline.raw_corpus.document import APART
 from plumbline.raw_corpus.file_hashes import FileHashes
 from plumbline.raw_corpus.intake import Intake, take_in
@@ -58,7 +58,7 @@ def write_shards(
     old = _shards_of(previous)
     entries: list[dict[str, Any]] = []
     reused = 0
-    with tqdm(desc="raw_corpus", unit=" files", disable=None) as progress:
+    with Bar(desc="raw_corpus", unit=" files") as progress:
         for source, file in _source_files(params, root, hashes, intake):
             progress.set_postfix_str(f"{source}/{file.name}"[-40:])
             shard = shard_name(source, file)

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, read_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.progress import Bar
 from plumbline.sample_features.array_file import new_array_file
 from plumbline.sample_features.embedder import embed, embedder_digest, load, matmul_precision
 from plumbline.sample_features.params import FeatureParams
@@ -74,7 +74,7 @@ def write_embeddings(
     total = sum(counts["samples"] for split, counts in by_split.items() if split in SPLITS)
     if not total:
         raise ValueError("no sample outside the report split: add documents, or lower tokenize.splits in params.yaml")
-    with tqdm(total=total, desc="sample_features", unit=" samples", disable=None) as progress:
+    with Bar(total=total, desc="sample_features", unit=" samples") as progress:
         todo = _prepare(samples, out, known, engine, names, progress)
         while jobs := list(islice(todo, BUFFER)):
             for positions, embeddings in engine.embed([ids for _, _, ids in jobs]):

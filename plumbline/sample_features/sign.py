@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, sha256_file, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.progress import Bar
 from plumbline.sample_features.array_file import new_array_file
 from plumbline.sample_features.params import SignatureParams
 from plumbline.sample_features.probe import Probe, load_probe, make_probe, save_probe
@@ -242,7 +242,7 @@ def _measure(model: Any, wanted: list[str], samples: Path, probe: Probe, writers
     tokens = _token_ids(samples, list(writers), set(wanted))
     todo = [(name, tokens[name]) for name in wanted]
     total = sum(len(ids) for ids in tokens.values())
-    with tqdm(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1, disable=None) as bar:
+    with Bar(total=total, desc="signatures", unit="token", unit_scale=True, mininterval=1) as bar:
         for signature in measured(model, todo, probe, counter_of, bar.update):
             if signature.sample_id in adding:
                 adding[signature.sample_id].add(signature)

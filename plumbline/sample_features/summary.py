@@ -11,9 +11,13 @@ SHOWN = ("samples", "dimension", "embedder", "embedder_digest", "fingerprint")
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Samples, dimension, embedder, its digest, fingerprint, and the number of signatures where there are any."""
+    """A sentence, samples, dimension, embedder, its digest, fingerprint, and the number of signatures, if any."""
     manifest = read_json(folder / "manifest.json")
-    shown = {name: manifest[name] for name in SHOWN}
+    sentence = (
+        f"{manifest['samples']} samples, each with its length and an embedding of {manifest['dimension']} numbers"
+    )
+    shown = {"sentence": f"{sentence}.", **{name: manifest[name] for name in SHOWN}}
     if manifest["signatures"] is not None:
         shown["signatures"] = sum(split["samples"] for split in manifest["signatures"]["splits"].values())
+        shown["sentence"] = f"{sentence}; {shown['signatures']} with a signature of the base model."
     return shown

@@ -9,6 +9,11 @@ from plumbline.artifact import read_json
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Where the page is, and what it shows in numbers."""
+    """A sentence, and what the page shows in numbers."""
     about = read_json(folder / "page.json")
-    return {"page": str(folder / "samples.html"), **about}
+    texts = "with their texts" if about["texts"] else "without their texts"
+    return {
+        "sentence": f"{about['samples']} samples {texts}; {about['samples_that_set_an_extreme']} of them set a layer's "
+        "extreme.",
+        **about,
+    }

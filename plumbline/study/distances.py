@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from plumbline.base_model.one_thread import one_thread
+from plumbline.progress import Bar
 from plumbline.study.draws import Cell, Plan
 from plumbline.study.result_cache import ResultCache
 
@@ -26,7 +26,7 @@ def measure_distances(plan: Plan, cache: ResultCache) -> tuple[dict[int, dict[st
         return {}, "no rule of the study is `strategy: random` without options, whose sets would tell"
     wanted = [Cell(draw, n, rule) for n in params.sizes for draw in range(max(params.draws, params.random_sets))]
     values_of: dict[Cell, dict[str, float]] = {}
-    for cell in tqdm(wanted, desc="representativeness", unit="set", disable=None):
+    for cell in Bar(wanted, desc="representativeness", unit="set"):
         values = cache.load_figures(**_identity(plan, cell))
         if values is None:
             with one_thread():

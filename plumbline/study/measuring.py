@@ -13,7 +13,6 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from plumbline.activation_stats.memory import hessian_bytes
@@ -30,6 +29,7 @@ from plumbline.evaluation.held_out import HeldOut, HeldOutBatch, batches
 from plumbline.evaluation.measure import measure
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.histogram import n_buckets
+from plumbline.progress import Bar
 from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.params import SchemeParams
@@ -89,13 +89,12 @@ def measure_cells(
     todo = [cell for cell in plan.cells if cell in work.missing]
     per_model = len(plan.held_out.tokens)
     samples = 2 * sum(cell.n for cell in plan.cells)  # of a set: it is chosen, then read
-    with tqdm(
+    with Bar(
         total=samples + per_model * len(work.wanted),
         desc="study",
         unit="sample",
         unit_scale=True,
         smoothing=0.02,
-        disable=None,
     ) as bar:
         bar.update(samples - 2 * sum(cell.n for cell in todo) + per_model * len(work.results))
         if work.missing:
@@ -162,7 +161,7 @@ def _factors(schemes: Collection[SchemeParams]) -> Factors:
 class _Steps:
     """Advances a progress bar from several threads."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: Bar) -> None:
         self._bar, self._lock = bar, Lock()
 
     def __call__(self, steps: int) -> None:

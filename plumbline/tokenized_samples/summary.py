@@ -14,6 +14,11 @@ SHOWN = (
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Fingerprint, documents and tokens in, samples and tokens out, lost by reason, counts by split and domain."""
+    """A sentence, fingerprint, documents and tokens in, samples and tokens out, losses, counts by split and domain."""
     accounting = read_json(folder / "accounting.json")
-    return {**{name: accounting[name] for name in SHOWN}, "shards": len(accounting["shards"])}
+    lost = ", ".join(f"{loss['tokens']} {reason.replace('_', ' ')}" for reason, loss in accounting["lost"].items())
+    sentence = (
+        f"{accounting['documents_in']} documents became {accounting['samples_out']} samples of "
+        f"{accounting['tokens_out']} tokens; " + (f"tokens lost: {lost}." if lost else "no token lost.")
+    )
+    return {"sentence": sentence, **{name: accounting[name] for name in SHOWN}, "shards": len(accounting["shards"])}

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from plumbline.artifact import link_or_copy, read_json, sha256_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.progress import Bar
 from plumbline.raw_corpus import reader as raw_corpus
 from plumbline.raw_corpus.shards import shard_path as corpus_shard_path
 from plumbline.tokenized_samples.batches import (
@@ -88,7 +88,7 @@ def write_shards(
         )
     else:
         results = in_order(work, workers, base, params)
-    with tqdm(desc="tokenized_samples", unit=" documents", disable=None) as progress:
+    with Bar(desc="tokenized_samples", unit=" documents") as progress:
         for shard, batches in itertools.groupby(results, key=lambda result: result[0]):
             entries[shard] = _write_shard(shard, keys[shard], (batch for _, batch in batches), out, progress)
     # A shard whose every document an earlier shard holds gave no work.

@@ -37,6 +37,8 @@ INEXACT = {
     "plumbline.quantized_model.solver": "quantized_model/solver.c",
 }
 """Modules whose compiled kernel and fallback differ in the last bits. The version states which of the two runs."""
+NO_EFFECT = {"plumbline.progress"}
+"""Modules that only tell people something, so that no output depends on them; they are left out of the versions."""
 DIGITS = 12
 MEMO = "code.json"
 MEMO_SIZE = 500
@@ -86,7 +88,7 @@ class Library:
         self._digests: dict[str, str] = {}
 
     def modules(self, *roots: str) -> set[str]:
-        """`roots` and every module that they import, directly or indirectly.
+        """`roots` and every module that they import, directly or indirectly, without those of no effect.
 
         `plumbline/__init__.py` is included, but its imports are not followed: they serve notebooks.
 
@@ -101,7 +103,7 @@ class Library:
         waiting = list(roots)
         while waiting:
             name = waiting.pop()
-            if name in reached or not self._file(name):
+            if name in reached or name in NO_EFFECT or not self._file(name):
                 continue
             reached.add(name)
             parts = name.split(".")

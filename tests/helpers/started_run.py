@@ -12,7 +12,7 @@ RUN = """
 import sys
 import dagster as dg
 
-@dg.asset
+@dg.asset(pool="heavy")
 def waits():
     print("started", flush=True)
     sys.stdin.read()

@@ -144,7 +144,7 @@ def test_the_champion_changes_only_for_a_better_one(history: tuple[Workspace, dg
     worse = decide(group_size=128, weight_bits=3)
     assert (first["decision"], worse["decision"]) == ("promoted", "rejected")
     [failed] = [check for check in worse["checks"] if not check["passed"]]  # type: ignore[attr-defined]
-    assert failed["name"] == "quality_not_worse_than_the_champion" and failed["found"]["relative"]["low"] > 0
+    assert failed["name"] == "no_worse_than_the_champion" and failed["found"]["relative"]["low"] > 0
     assert worse["champion_before"]["model"] == first["model"]  # type: ignore[index]
     workspace.plumbline("gc", "--yes")  # the champion is in the cache alone by now
     better = decide(group_size=128, weight_bits=8)

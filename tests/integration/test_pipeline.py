@@ -92,11 +92,12 @@ def test_what_dvc_restores_without_running_is_reported(finished: Workspace, tmp_
 OVERRIDE = """
 import dagster as dg
 from orchestration.definitions import ASSETS
+from orchestration.resources import RESOURCES
 from plumbline.graph.instance import instance
 with instance() as history:
     [choice] = [a for a in ASSETS if a.key == dg.AssetKey("calibration_choice")]
     config = {"ops": {"calibration_choice": {"config": {"n": 5}}}}
-    dg.materialize([choice], instance=history, partition_key="random-8", run_config=config)
+    dg.materialize([choice], instance=history, partition_key="random-8", run_config=config, resources=RESOURCES)
 """
 
 

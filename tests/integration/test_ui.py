@@ -124,6 +124,9 @@ def test_no_other_site_reads_the_ui_or_acts_through_it(server: tuple[Workspace, 
     body = json.dumps({"query": mutation}).encode()
     json_type = {"Content_Type": "application/json"}
     assert asked(f"{url}/server_info", Host="evil.example")[0] == 400
+    report = f"{url}/pages/calibration_report/report.html"
+    assert asked(report, Host="evil.example")[0] == 400
+    assert asked(report) == (200, (server[0].root / "data/calibration_report/report.html").read_text())
     assert asked(f"{url}/graphql", "POST", body, Host="evil.example", **json_type)[0] == 400
     assert asked(by_get)[0] == 403
     assert asked(by_get, "POST", b"", Origin="http://evil.example")[0] == 403
@@ -156,7 +159,7 @@ def test_materialize_one_partition_by_clicking(server: tuple[Workspace, str], pa
     assert shown["dvc_md5"] == before["data/calibration_set/random-8"]
     assert shown["dvc_stage"] == "calibration_set@random-8"
     assert shown["selected"] == "8"
-    page.goto("/assets/calibration_set?view=checks&checkDetail=no_report_document_in_a_calibration_set")
+    page.goto("/assets/calibration_set?view=checks&checkDetail=no_report_document_is_used")
     page.get_by_text("This is a blocking asset check").wait_for()
     page.get_by_text("Passed", exact=True).wait_for()
 
@@ -210,7 +213,7 @@ def test_a_failing_check_keeps_the_champion_and_says_by_how_much(
     workspace.plumbline("run", *(f"--only={a}" for a in ("quantized_model", "evaluation", "calibration_report")))
 
     # `deployed_model` follows by itself
-    page.goto("/assets/deployed_model?view=checks&checkDetail=quality_not_worse_than_the_champion")
+    page.goto("/assets/deployed_model?view=checks&checkDetail=no_worse_than_the_champion")
     page.get_by_text("Failed", exact=True).first.wait_for(timeout=180_000)
     sentence = page.get_by_text(re.compile(r"^Mean KL \+[\d.]+ % against the champion's"))
     sentence.wait_for()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
+import yaml
 
+from assets.production_drift import production_drift
 from orchestration.definitions import ASSETS, defs
+from orchestration.resources import RESOURCES
 from plumbline.graph.partitions import CALIBRATIONS, PAIRS, PAIRS_OF_CALIBRATION
+from plumbline.graph.pool import HEAVY
 from plumbline.params import load_params
 from plumbline.versioning.facts import FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import stage_name
@@ -116,3 +121,50 @@ def test_groups_read_from_earlier_groups_only() -> None:
 def test_a_code_server_can_load_everything() -> None:
     """Jobs and assets share their names, which Dagster finds out only when it loads them all."""
     defs.get_repository_def().load_all_definitions()
+
+
+def test_every_asset_page_links_to_its_function() -> None:
+    graph = defs.resolve_asset_graph()
+    for asset in [*ASSETS, production_drift]:
+        [link] = graph.get(asset.key).metadata["dagster/code_references"].code_references
+        lines = Path(link.file_path).read_text().splitlines()
+        name = asset.key.to_user_string()
+        assert Path(link.file_path) == PROJECT / f"assets/{name}.py"
+        assert any(f"def {name}(" in line for line in lines[link.line_number - 1 :])
+
+
+def test_resources_say_what_they_are_and_take_no_configuration() -> None:
+    used: dict[str, set[str]] = {}
+    for asset in [*ASSETS, production_drift]:
+        for key in asset.required_resource_keys - {"io_manager"}:
+            used.setdefault(key, set()).add(asset.key.to_user_string())
+    assert used.keys() == RESOURCES.keys() == {"base_model", "dvc", "mlflow"}
+    assert used["mlflow"] == {"evaluation", "calibration_report", "deployed_model", "study", "production_drift"}
+    assert "llama-stdlib-6m" in RESOURCES["base_model"].description
+    assert all(resource.config_schema.config_type.given_name in (None, "Any") for resource in RESOURCES.values())
+
+
+def test_values_of_a_launch_are_described() -> None:
+    described = set()
+    for asset in ASSETS:
+        fields = getattr(asset.op.config_schema.config_type, "fields", {})
+        assert all(field.description for field in fields.values()), asset.key
+        described |= {asset.key.to_user_string()} if fields else set()
+    assert described == {"calibration_choice", "activation_stats", "tokenized_samples"}
+
+
+def test_what_is_measured_from_time_to_time_has_a_freshness_policy() -> None:
+    graph = defs.resolve_asset_graph()
+    fresh = {key.to_user_string() for key in graph.executable_asset_keys if graph.get(key).freshness_policy}
+    assert fresh == {"production_drift", "deployed_model"}
+
+
+def test_what_holds_a_model_is_in_the_pool() -> None:
+    """The pool's limit is in dagster.yaml."""
+    heavy = {asset.key.to_user_string() for asset in [*ASSETS, production_drift] if asset.op.pool == HEAVY}
+    assert heavy == {
+        *("sample_features", "calibration_set", "activation_stats", "quantized_model", "evaluation", "study"),
+        "production_drift",
+    }
+    settings = yaml.safe_load((PROJECT / ".dagster/dagster.yaml").read_text())
+    assert settings["concurrency"]["pools"] == {"default_limit": 1, "granularity": "run"}

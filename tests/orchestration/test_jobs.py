@@ -9,7 +9,9 @@ import pytest
 
 from orchestration.definitions import defs
 from orchestration.jobs import INGEST, JOBS, MEASURE_DRIFT, STUDY
+from orchestration.schedules import SCHEDULES
 from orchestration.sensors import SENSORS
+from plumbline.graph import run as graph_run
 from plumbline.graph.sensor_ticks import reading_the_corpus
 
 SELECTED = {
@@ -28,8 +30,47 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def test_each_job_selects_its_assets_and_says_what_it_does() -> None:
     graph = defs.resolve_asset_graph()
-    assert {job.name: {key.to_user_string() for key in job.selection.resolve(graph)} for job in JOBS} == SELECTED
+    asset_jobs = [job for job in JOBS if not isinstance(job, dg.JobDefinition)]
+    assert {job.name: {key.to_user_string() for key in job.selection.resolve(graph)} for job in asset_jobs} == SELECTED
     assert all(job.description for job in JOBS)
+
+
+def test_there_is_a_job_for_everything_and_one_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on request (study) and what is not made (inbox) belong to none."""
+    taken: dict[str, list[str]] = {}
+    graph = defs.resolve_asset_graph()
+    for job in JOBS:
+        if isinstance(job, dg.JobDefinition):
+            monkeypatch.setattr(
+                graph_run, "run_graph", lambda root, only, announce, name=job.name: taken.update({name: only})
+            )
+            assert defs.resolve_job_def(job.name).execute_in_process().success
+    assert taken.pop("everything") == []
+    of_groups = [*map(set, taken.values()), SELECTED["ingest"], SELECTED["measure_drift"]]
+    groups: dict[str, set[str]] = {}
+    for key in graph.executable_asset_keys - {dg.AssetKey("study")}:
+        groups.setdefault(str(graph.get(key).group_name), set()).add(key.to_user_string())
+    assert sorted(map(sorted, of_groups)) == sorted(map(sorted, groups.values()))
+
+
+def test_a_job_that_fails_says_the_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> int:
+        raise graph_run.RunFailed("raw_corpus: texts/a.txt is empty")
+
+    monkeypatch.setattr(graph_run, "run_graph", fails)
+    monkeypatch.setitem(fails.__globals__, "__name__", "plumbline.graph.run")  # whose `raise` it stands for
+    result = defs.resolve_job_def("everything").execute_in_process(raise_on_error=False)
+    [event] = result.get_step_failure_events()
+    assert event.step_failure_data.user_failure_data.description == "raw_corpus: texts/a.txt is empty"
+
+
+def test_schedules_are_off_until_somebody_switches_them_on() -> None:
+    assert {schedule.name: schedule.job_name for schedule in SCHEDULES} == {
+        "nightly": "everything",
+        "weekly_drift": "measure_drift",
+    }
+    assert {schedule.default_status for schedule in SCHEDULES} == {dg.DefaultScheduleStatus.STOPPED}
+    assert [*(defs.schedules or ())] == SCHEDULES and all(schedule.description for schedule in SCHEDULES)
 
 
 def test_the_definitions_hold_the_jobs_and_what_launches_them() -> None:

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
-from tqdm import tqdm
 
 from plumbline.calibration_set.methods.flip_scores import PATH, ROUNDED, FlipScores, Path
 from plumbline.calibration_set.methods.signed import digits
+from plumbline.progress import Bar
 
 WAYS = {ROUNDED: "one backward pass", PATH: "path integral"}
 """The ways to predict, in the order in which they are tried."""
@@ -65,7 +65,7 @@ class FlipTest:
                 if flip.layer == layer:
                     predicted[number] += float(delta[flip.which].double().sum())
 
-        for ids in tqdm(self.texts, unit="sample", desc="real flips", disable=None):
+        for ids in Bar(self.texts, unit="sample", desc="real flips"):
             base = self.scores.base(ids)
             self.scores.scores(ids, base, receive, path)
             if measure:

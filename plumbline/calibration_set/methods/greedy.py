@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from plumbline.progress import Bar
 
 BATCH = 32
 """Stale gains recomputed together: faster for a vectorised objective, with the same result."""
@@ -46,7 +47,7 @@ def lazy_greedy(objective: Objective, candidates: NDArray[np.int64], n: int) -> 
     fresh = np.zeros(len(candidates), dtype=np.int64)  # |A| when the gain was computed
     taken: list[int] = []
     gains: list[float] = []
-    with tqdm(total=n, desc="greedy", unit="sample", disable=None, leave=False) as bar:
+    with Bar(total=n, desc="greedy", unit="sample", leave=False) as bar:
         while len(taken) < n and heap:
             stale: list[int] = []
             while heap and len(stale) < BATCH and fresh[heap[0][1]] < len(taken):

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from plumbline.progress import Bar
 
 LONGEST = 1.25
 """Largest length of a point; embeddings have length 1, up to the rounding of float16."""
@@ -212,7 +213,7 @@ def _each_block(
         work(blocks[0])
         return
     quiet = None if progress and len(blocks) > 16 else True
-    for _ in tqdm(threads.map(work, blocks), "clustering", len(blocks), unit="block", disable=quiet):
+    for _ in Bar(threads.map(work, blocks), desc="clustering", total=len(blocks), unit="block", disable=quiet):
         pass
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from plumbline.base_model.inputs import LinearInputs, require_finite, require_readable
 from plumbline.base_model.one_thread import one_thread
 from plumbline.calibration_set.strategies.base import Samples
 from plumbline.divergence import BasePrediction, predict, token_divergence
+from plumbline.progress import Bar
 from plumbline.quantized_model.gptq import gptq
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.params import SchemeParams
@@ -109,7 +109,7 @@ def sample_hessians(
     inputs = LinearInputs(linears, add)
     device = next(model.parameters()).device
     with inputs.hooked():
-        for row, (name, ids) in enumerate(tqdm(samples, desc="Hessians", unit="sample", disable=None)):
+        for row, (name, ids) in enumerate(Bar(samples, desc="Hessians", unit="sample")):
             if row == 1:
                 _require_room(hessians, len(samples), memory_gb)
                 for site, first in hessians.items():

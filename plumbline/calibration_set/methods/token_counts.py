@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from plumbline.calibration_set.strategies.base import Pool, Samples
+from plumbline.progress import Bar
 
 BLOCK = 32_768
 """Samples whose token ids are in memory at once; each block is a pass over the shards."""
@@ -108,7 +108,7 @@ def _codes(ids: NDArray[np.int32], ngram: int) -> NDArray[np.int64]:
 
 
 def _token_ids(samples: Samples, rows: NDArray[np.int64], what: str) -> Iterator[list[NDArray[np.int32]]]:
-    with tqdm(total=len(rows), desc=what, unit=" samples", disable=None) as progress:
+    with Bar(total=len(rows), desc=what, unit=" samples") as progress:
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             yield samples.input_ids(block)

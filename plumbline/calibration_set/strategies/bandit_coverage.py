@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from tqdm import tqdm
 
 from plumbline.calibration_set.methods.cheap_features import cheap_features
 from plumbline.calibration_set.methods.greedy import lazy_greedy
 from plumbline.calibration_set.methods.signed import reference_signatures
 from plumbline.calibration_set.strategies.activation_coverage import ActivationCoverage, ladder
 from plumbline.calibration_set.strategies.base import Pool, Selection
+from plumbline.progress import Bar
 
 if TYPE_CHECKING:
     from plumbline.sample_features.signatures import Signatures
@@ -73,7 +73,7 @@ def select(
     split, reference = reference_signatures(pool, "bandit_coverage")
     target = Target(reference, n, outliers)
     clusters = Arms.of(pool, arms, clustering)
-    with tqdm(total=budget * (1 + rival_draws), desc="looks", unit="sample", disable=None) as bar:
+    with Bar(total=budget * (1 + rival_draws), desc="looks", unit="sample") as bar:
 
         def look(row: int) -> ActivationCoverage:
             bar.update()

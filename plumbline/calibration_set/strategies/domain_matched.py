@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from tqdm import tqdm
 
 from plumbline.calibration_set.methods.cheap_features import principal_directions
 from plumbline.calibration_set.methods.token_counts import reference_of
 from plumbline.calibration_set.strategies.base import Pool, Samples, Selection
+from plumbline.progress import Bar
 
 PARTS = ("length", "tokens", "embedding")
 QUANTILES = 32
@@ -219,7 +219,7 @@ def herd(phi: NDArray[np.float64], n: int) -> NDArray[np.int64]:
     """
     cost = np.einsum("sd,sd->s", phi, phi)
     taken: list[int] = []
-    for _ in tqdm(range(n), desc="herding", unit=" samples", disable=None):
+    for _ in Bar(range(n), desc="herding", unit=" samples"):
         best = int(np.argmin(cost))
         taken.append(best)
         cost += 2 * (phi @ phi[best])  # exact in any order: whole numbers, lengths about 2^16, products about 2^32
@@ -228,7 +228,7 @@ def herd(phi: NDArray[np.float64], n: int) -> NDArray[np.int64]:
 
 
 def _blocks(rows: NDArray[np.int64], what: str) -> Iterator[NDArray[np.int64]]:
-    with tqdm(total=len(rows), desc=what, unit=" samples", disable=None) as progress:
+    with Bar(total=len(rows), desc=what, unit=" samples") as progress:
         for start in range(0, len(rows), BLOCK):
             yield rows[start : start + BLOCK]
             progress.update(len(rows[start : start + BLOCK]))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from tqdm import tqdm
 
 from plumbline.calibration_set.methods.greedy import lazy_greedy
 from plumbline.calibration_set.methods.signed import (
@@ -19,6 +18,7 @@ from plumbline.calibration_set.methods.signed import (
     signed_rows,
 )
 from plumbline.calibration_set.strategies.base import Pool, Selection
+from plumbline.progress import Bar
 
 if TYPE_CHECKING:
     from plumbline.sample_features.signatures import Signatures
@@ -229,7 +229,7 @@ def herd(moments: WhitenedMoments, start: NDArray[np.int64], n: int) -> tuple[ND
     taken[start] = True
     u, total = v[start].sum(axis=0), float(moments.weight[start].sum())
     chosen, distances = [], []
-    for _ in tqdm(range(n), desc="hessian_matching", unit="sample", disable=None, leave=False):
+    for _ in Bar(range(n), desc="hessian_matching", unit="sample", leave=False):
         # not a matrix product, whose sums depend on the number of threads
         after = (np.einsum("d,d->", u, u) + 2 * np.einsum("md,d->m", v, u) + squares) / (total + moments.weight) ** 2
         after = np.where(taken, np.inf, np.round(after, 12))

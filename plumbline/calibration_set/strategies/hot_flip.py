@@ -95,10 +95,9 @@ def select(
     Raises:
         ValueError: fewer candidates than n; the predictions rank below `min_rank_correlation`; no Linear to round.
     """
-    from tqdm import tqdm
-
     from plumbline.calibration_set.methods.flip_scores import ROUNDED, FlipScores
     from plumbline.calibration_set.methods.flip_test import FlipTest, random_flips
+    from plumbline.progress import Bar
 
     scored_rows = np.sort(rng.permutation(len(pool))[:candidates])
     if len(scored_rows) < n:
@@ -122,7 +121,7 @@ def select(
         raise ValueError(validation.refusal(test))
 
     signs = SignCounts(scores)
-    with tqdm(total=len(measured) + len(scored_rows), unit="sample", desc="hot flips", disable=None) as bar:
+    with Bar(total=len(measured) + len(scored_rows), unit="sample", desc="hot flips") as bar:
         meter = _Meter(scores, validation.path, tokens, weighting, bar.update)
         production = meter.measure(references, measured, signs)
         sensitivities = meter.measure(pool, scored_rows)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from tqdm import tqdm
 
 from plumbline.calibration_set.methods.cheap_features import cheap_features, principal_directions, standardised
 from plumbline.calibration_set.methods.greedy import lazy_greedy
@@ -25,6 +24,7 @@ from plumbline.calibration_set.methods.set_search import (
 from plumbline.calibration_set.methods.signed import reference_signatures
 from plumbline.calibration_set.strategies.activation_coverage import ActivationCoverage
 from plumbline.calibration_set.strategies.base import Pool, Selection
+from plumbline.progress import Bar
 
 if TYPE_CHECKING:
     from plumbline.calibration_set.methods.quantized_kl import QuantizedKL, Texts
@@ -120,7 +120,7 @@ def select(
             policy = policy.towards(lazy_greedy(coverage, np.arange(count), n)[0])
     budget = steps * sets
     rival_search = swap_search if rival == "swap" else cross_entropy
-    with tqdm(total=3 * budget, desc="sets", unit="set", disable=None) as bar:
+    with Bar(total=3 * budget, desc="sets", unit="set") as bar:
         judge = Judge(model, model.texts(halves[0]), model.texts(halves[1]), coverage, beta, bar.update)
         uniform = random_search(count, n, judge.reward_and_check, for_uniform, budget)
         theirs = rival_search(count, n, judge.reward, for_rival, budget)

@@ -168,13 +168,13 @@ class Writer:
 
 def _passing(writer: Writer, criteria: Criteria, n: int, most: int) -> tuple[list[tuple[int, Text]], int, Counter[str]]:
     """The first n texts that pass, with the number of their attempt; attempts checked; failures by reason."""
-    from tqdm import tqdm
+    from plumbline.progress import Bar
 
     taken: list[tuple[int, Text]] = []
     seen: set[bytes] = set()
     dropped: Counter[str] = Counter()
     attempt = 0
-    with tqdm(total=n, unit="sample", desc="own texts", disable=None) as bar:
+    with Bar(total=n, unit="sample", desc="own texts") as bar:
         while len(taken) < n and attempt < most:
             texts, start = writer.batch(attempt)
             for text in texts:

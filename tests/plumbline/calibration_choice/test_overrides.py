@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from plumbline.calibration_choice.build import build_calibration_choice
-from plumbline.calibration_choice.choice import overrides
+from plumbline.calibration_choice.choice import overrides, require_launch
 from plumbline.calibration_choice.params import ChoiceParams
 from plumbline.calibration_choice.summary import summary as summary_of
 
@@ -35,3 +35,23 @@ def test_another_strategy_is_recorded_whole(tmp_path: Path) -> None:
     choice = summary_of(tmp_path)
     assert (choice["strategy"], choice["n"], choice["seed"]) == ("random", 4, 3)
     assert "quotas" not in choice
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [({"n": -5}, "n: "), ({"strategy": "nonsense"}, "nonsense"), ({"options": {"colour": 1}}, "no option `colour`")],
+)
+def test_a_wrong_value_of_a_launch_blames_the_launch(given: dict[str, Any], complaint: str) -> None:
+    entry = ChoiceParams.model_validate({"strategy": "random", "n": 8, "seed": 0})
+    changed = overrides(entry, **given)
+    with pytest.raises(ValueError) as refused:
+        require_launch("random-8", entry, changed)
+    message = str(refused.value)
+    assert message.startswith("the launch of calibration_choice random-8 with {") and complaint in message
+    assert "params.yaml" not in message
+
+
+def test_a_right_launch_and_none_at_all_pass() -> None:
+    entry = ChoiceParams.model_validate({"strategy": "length_stratified", "n": 8, "quotas": "proportional"})
+    require_launch("a", entry, {})
+    require_launch("a", entry, overrides(entry, strategy="random", n=4))

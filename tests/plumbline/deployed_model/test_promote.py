@@ -52,7 +52,7 @@ def test_a_better_candidate_replaces_the_champion_a_worse_or_unsure_one_does_not
     better = decide(workshop, champion_with(workshop, 0.025), "better")
     assert better["decision"] == "promoted" and better["champion_before"] == {"pair": "old-w4", "model": "md5-old"}
     worse = decide(workshop, champion_with(workshop, 0.015), "worse")
-    assert (worse["decision"], failed(worse)) == ("rejected", ["quality_not_worse_than_the_champion"])
+    assert (worse["decision"], failed(worse)) == ("rejected", ["no_worse_than_the_champion"])
     found = worse["checks"][0]["found"]
     assert found["verdict"] == "worse" and found["relative"]["low"] > 0.1
     assert f"{100 * found['relative']['difference']:+.2f} %" in worse["why"] and "old-w4 stays" in worse["why"]
@@ -147,7 +147,7 @@ def test_a_report_text_in_the_calibration_set_blocks_exact_or_near(workshop: Wor
     pool, report = workshop.split("pool"), workshop.split("report")
     workshop.calibrate("stratified", [*pool[:3], report[0]])
     record = decide(workshop, name="exact")
-    assert failed(record) == ["no_report_text_in_the_calibration_set"] and "1 exact" in record["why"]
+    assert failed(record) == ["no_report_text_is_used"] and "1 exact" in record["why"]
     assert record["checks"][2]["found"]["exact"] == 1
 
     near = {**report[1], "sample_id": "0" * 64, "doc_id": "another"}

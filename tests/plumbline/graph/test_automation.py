@@ -114,7 +114,7 @@ def test_a_new_file_in_the_inbox_is_left_to_its_sensor(ticks: Ticks) -> None:
 @pytest.mark.parametrize("passed", [True, False])
 def test_a_failed_blocking_check_holds_everything_behind_it(ticks: Ticks, passed: bool) -> None:
     ticks.made("calibration_set", "second")
-    for check in ("no_report_document_in_a_calibration_set", "calibration_set_was_tokenized_as_the_corpus_is"):
+    for check in ("no_report_document_is_used", "tokenized_as_the_corpus"):
         ticks.instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(asset_key=dg.AssetKey("calibration_set"), check_name=check, passed=passed)
         )

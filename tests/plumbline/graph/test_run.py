@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from plumbline.workspace import workspace_root
 from tests.helpers.paths import PROJECT
 
 WAITING = "study"
-ORIGINAL = dg.materialize
 
 
 @pytest.fixture
@@ -40,8 +38,8 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         def get_step_failure_events(self) -> list[Any]:
             return []
 
-    def note(assets: Sequence[Any], **_: Any) -> Done:
-        names.append(assets[0].key.to_user_string())
+    def note(root: Path, asset: dg.AssetsDefinition, *_: Any) -> Done:
+        names.append(asset.key.to_user_string())
         return Done()
 
     stages = [name for name in stage_names(workspace_root()) if name not in STAGES]
@@ -61,7 +59,7 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(graph_run, "sweep", lambda root: 0)
     monkeypatch.setattr(graph_run, "refresh_facts", lambda root: None)
     monkeypatch.setattr(graph_run, "require_ready", lambda root, stages: None)
-    monkeypatch.setattr(dg, "materialize", note)
+    monkeypatch.setattr(graph_run, "run_asset", note)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     return names
 
@@ -235,10 +233,10 @@ def test_who_stops_a_run_is_told_that_nothing_is_lost(
 
     def stop(*_: Any, **__: Any) -> Any:
         if in_step:
-            return ORIGINAL([weights], raise_on_error=False)
+            return dg.materialize([weights], raise_on_error=False)
         raise raised
 
-    monkeypatch.setattr(dg, "materialize", stop)
+    monkeypatch.setattr(graph_run, "run_asset", stop)
     done = CliRunner().invoke(main, ["run", "--only", "raw_corpus"], env={"PLUMBLINE_ROOT": str(PROJECT)})
     assert done.exit_code == 130, done.output
     assert "stopped in raw_corpus. Nothing was lost" in done.output and "`plumbline run` continues" in done.output

@@ -14,8 +14,8 @@ import dagster as dg
 import pytest
 
 from plumbline.graph import step
+from plumbline.graph.metadata import as_metadata
 from plumbline.graph.preflight import NotReady
-from plumbline.graph.step import as_metadata
 from plumbline.versioning.status import unfinished_mark
 
 
@@ -60,7 +60,7 @@ def test_a_name_in_a_sentence_is_no_markdown(name: str) -> None:
 
 
 def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(is_current=False, md5="m", name="n", params={}, inputs={}, out=tmp_path)
+    made = SimpleNamespace(is_current=False, md5="m", name="n", params={}, inputs={}, out=tmp_path, root=tmp_path)
 
     @contextlib.contextmanager
     def recording(*_: Any) -> Iterator[Any]:
@@ -143,7 +143,7 @@ def test_a_launch_that_nobody_looked_ahead_for_does_so_itself(tmp_path: Path, mo
 
 
 def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(is_current=True, md5="m", name="n", params={}, inputs={}, out=tmp_path)
+    made = SimpleNamespace(is_current=True, md5="m", name="n", params={}, inputs={}, out=tmp_path, root=tmp_path)
     monkeypatch.setattr(step, "recording", lambda *_: contextlib.nullcontext((made, tmp_path)))
     monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
     logged = []

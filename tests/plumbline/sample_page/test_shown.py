@@ -115,7 +115,8 @@ def test_the_page_is_the_same_bytes_wherever_it_is_made(workspace: Path, tmp_pat
     assert build(elsewhere, tmp_path / "two") == html
     assert (tmp_path / "one/page.json").read_bytes() == (tmp_path / "two/page.json").read_bytes()
     about = summary(tmp_path / "one")
-    assert about["samples"] == 12 and about["texts"] and about["rows"] == 12 and about["page"].endswith("samples.html")
+    assert about["samples"] == 12 and about["texts"] and about["rows"] == 12
+    assert about["sentence"].startswith("12 samples with their texts; ")
 
 
 def test_texts_are_escaped_and_nothing_is_loaded(workspace: Path, tmp_path: Path) -> None:
@@ -130,7 +131,8 @@ def test_no_word_of_a_text_is_on_a_page_without_texts(workspace: Path, tmp_path:
     html = build(workspace, tmp_path / "page", texts=False)
     assert not any(word in html for word in ("plain words", "Question", "document.title", "Yes 1"))
     assert "own/talk/chats.jsonl" in html and "Texts are left out" in html
-    assert not summary(tmp_path / "page")["texts"]
+    about = summary(tmp_path / "page")
+    assert not about["texts"] and about["sentence"].startswith("12 samples without their texts; ")
 
 
 def test_control_characters_and_turned_text_are_made_visible() -> None:

@@ -63,6 +63,7 @@ NO_CHANGE: dict[str, tuple[str, Callable[[str], str]]] = {
     "blank lines": (GPTQ, lambda text: text.replace("\n\n", "\n\n\n\n")),
     "the order of imports": (GPTQ, substitute(r"^(import \w+\n)(from [^\n]*\n)", r"\2\1")),
     "a comment in C": (SOLVER_C, lambda text: f"// because\n/* of\nthis */{text}"),
+    "how progress is told": ("progress.py", lambda text: text.replace("left", "to go")),
     "the layout of C": (SOLVER_C, lambda text: text.replace(";\n", " ;\n\n").replace("    ", "\t")),
 }
 
