@@ -106,9 +106,7 @@ class Decoder:
             ValueError: the model cannot be run layer by layer: it does more between its layers than pass on the hidden
                 states, or a layer's arguments depend on an earlier layer's output.
         """
-        if not self._checked:
-            self._check(ids)
-            self._checked = True
+        self._require_chain(ids)
         hidden, calls, _ = self._pass(self.network, ids, lambda _, x: x)
         return Start(hidden, calls)
 
@@ -133,8 +131,14 @@ class Decoder:
         self._last(network, ids, hidden)
 
     def _last(self, network: nn.Module, ids: Sequence[int], hidden: Tensor) -> Any:
+        self._require_chain(ids)
         last = len(self.layers) - 1
         return self._pass(network, ids, lambda number, x: hidden if number == last else x)[2]
+
+    def _require_chain(self, ids: Sequence[int]) -> None:
+        if not self._checked:
+            self._check(ids)
+            self._checked = True
 
     def _check(self, ids: Sequence[int]) -> None:
         """Find out whether layers return tuples, and refuse a model that cannot be run layer by layer."""
