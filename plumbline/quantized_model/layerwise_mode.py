@@ -39,7 +39,7 @@ class Needed:
     """Bytes of memory that quantizing takes at most.
 
     Attributes:
-        whole: with the whole model in memory.
+        whole: with the whole model in memory, beside `REST`.
         layer: of the largest decoder layer, or of what is outside the layers.
         statistics: of the sites that are solved at a time.
     """
@@ -50,8 +50,8 @@ class Needed:
 
     @property
     def layerwise(self) -> int:
-        """Layer by layer."""
-        return COPIES * self.layer + self.statistics + REST
+        """Layer by layer, beside `REST`."""
+        return COPIES * self.layer + self.statistics
 
 
 def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemeParams, header: Mapping[str, Any]) -> Mode:
@@ -89,7 +89,7 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
             reason,
         )
     most = needed.whole if mode == "whole" else needed.layerwise
-    log.info("mode: %s, at most %s of memory, %s are free", mode, _gib(most), _gib(free))
+    log.info("mode: %s, at most %s of memory, %s are free", mode, _gib(most + REST), _gib(free))
     return mode
 
 
@@ -116,7 +116,7 @@ def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any]) -> Needed:
     prefix, layers = decoder_layers(model)
     sizes = [_bytes(model, within(f"{prefix}.{number}")) for number in range(len(layers))]
     rest = _bytes(model, outside(prefix))
-    whole = COPIES_WHOLE * (sum(sizes) + rest) + sum(_hessians(header, "")) + REST
+    whole = COPIES_WHOLE * (sum(sizes) + rest) + sum(_hessians(header, ""))
     side_by_side = torch.get_num_threads()
     parts = [_hessians(header, f"{prefix}.{number}.") for number in range(len(layers))]
     solved = max((sum(sorted(part, reverse=True)[:side_by_side]) for part in parts), default=0)
