@@ -28,6 +28,20 @@ SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
         },
     ),
+    "llama-1b": (
+        LlamaConfig,
+        {
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+            "tie_word_embeddings": True,
+        },
+    ),
     "qwen3-30b-a3b": (
         Qwen3MoeConfig,
         {
@@ -76,15 +90,17 @@ def write_model(shape: str, folder: Path, layers: int | None = None) -> int:
 def _files(model: Any) -> Iterator[dict[str, Tensor]]:
     """The tensors of each file by name in the checkpoint."""
     generator = torch.Generator().manual_seed(0)
-    state = model.state_dict()
+    state, config = model.state_dict(), model.config
     layers = sorted({int(name.split(".")[2]) for name in state if name.startswith("model.layers.")})
     for prefix in ("model.embed_tokens.", "lm_head.", "model.norm.", *(f"model.layers.{number}." for number in layers)):
         tensors: dict[str, Tensor] = {}
         for name, weight in state.items():
-            if name.startswith(prefix):
+            tied = config.tie_word_embeddings and name == "lm_head.weight"
+            if name.startswith(prefix) and not tied:
                 for key, size in _stored(name, weight):
                     tensors[key] = _random(size, generator)
-        yield tensors
+        if tensors:
+            yield tensors
 
 
 def _stored(name: str, weight: Tensor) -> Iterator[tuple[str, torch.Size]]:
