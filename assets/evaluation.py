@@ -13,6 +13,7 @@ from plumbline.graph.partitions import PAIRS
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.params import load_params
 from plumbline.versioning.code import code_version
 
 
@@ -41,7 +42,7 @@ def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
         params = EvaluationParams.model_validate(step.params["evaluation"])
         require_declared(step, {"evaluation.items": params.items} if params.items else {})
         model, samples = step.input("quantized_model", key), step.input("tokenized_samples")
-        build_evaluation(params, base_model(step), model, samples, out)
+        build_evaluation(params, base_model(step), model, samples, out, load_params(step.root).execution)
 
     def track(step: Step, key: str) -> dict[str, Any]:
         return log_evaluation(step, key, context.run_id, seconds_before(key))

@@ -12,8 +12,10 @@ from plumbline.graph.partitions import PAIRS, PAIRS_OF_CALIBRATION, split_pair
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.params import load_params
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.versioning.code import code_version
+from plumbline.versioning.scratch import parts_of
 
 
 @dg.asset(
@@ -47,6 +49,8 @@ def quantized_model(context: dg.AssetExecutionContext) -> Iterator[Any]:
             step.input("calibration_set", calibration),
             out,
             step.code_version,
+            load_params(step.root).execution,
+            parts_of(step.root, step.name),
         )
 
     yield from materialize(context, build, summary)

@@ -22,13 +22,12 @@ from plumbline.base_model.cache import caching_modules
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.inputs import LinearInputs, Visit, network_of, output_layers, watched_layers
+from plumbline.base_model.names import Names, outside, within
 from plumbline.base_model.streamed import StreamedModel
 
 IN_MEMORY = 4 << 30
 """Bytes of hidden states that are kept in memory."""
 
-Names = Callable[[str], bool]
-"""Selects modules or weights by name."""
 Run = Callable[[int, Sequence[int], LinearInputs], None]
 """(row, token ids, observer of the layers) -> None: runs one sample through the modules in memory."""
 
@@ -64,8 +63,8 @@ def layer_by_layer(
     with HiddenStates(in_memory, scratch) as hidden:
         walk.begin(ordered, hidden)
         for number, name in enumerate(walk.decoder.names):
-            within = _within(name)
-            yield part(within, within, partial(walk.through, hidden, number))
+            inside = within(name)
+            yield part(inside, inside, partial(walk.through, hidden, number))
         if any(map(walk.outside, (*walk.layers, *walk.outputs))):
             yield part(walk.outside, walk.around, partial(walk.finish, hidden))
 
@@ -86,7 +85,7 @@ class _Walk:
 
     def outside(self, name: str) -> bool:
         """Whether a module or weight is outside the decoder layers."""
-        return not _within(self.decoder.name)(name)
+        return outside(self.decoder.name)(name)
 
     def around(self, weight: str) -> bool:
         """Whether a weight outside the layers is needed: that of an output projection only if it is observed."""
@@ -125,11 +124,6 @@ class _Walk:
                 if progress is not None:
                     progress(len(ids))
         return totals.result(inputs.members(), watched)
-
-
-def _within(module: str) -> Names:
-    """A predicate: whether a name is that of the module or of something in it."""
-    return lambda name: name == module or name.startswith(f"{module}.")
 
 
 def guarded(visit: Visit, calls: DecoderCalls) -> Visit:

@@ -54,7 +54,8 @@ class StatisticsParams(BaseModel):
 
 
 class ExecutionParams(BaseModel):
-    """`execution:` in params.yaml: how statistics are collected. It changes no byte of them and makes nothing stale."""
+    """`execution:` in params.yaml: how statistics are collected, models quantized and evaluated. It changes no byte and
+    makes nothing stale."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,11 @@ class Source:
     @property
     def tokens(self) -> int:
         return sum(len(ids) for _, ids in self.samples)
+
+    @property
+    def longest(self) -> Sequence[int]:
+        """The token ids of the longest sample."""
+        return max((ids for _, ids in self.samples), key=len)
 
 
 def read_source(calibration_set: Path, settings: StatisticsParams) -> Source:

@@ -114,28 +114,10 @@ def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
         FileNotFoundError: one of the files is missing.
         ValueError: another format, or the two files do not belong together.
     """
-    for name in (HEADER, TENSORS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder.name}: no {name}; restore the statistics with `dvc checkout`")
-    header = read_json(folder / HEADER)
-    if header.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder.name}/{HEADER}: found format {header.get('format')}, this version reads {FORMAT}; collect anew "
-            "(`dvc repro activation_stats`)"
-        )
+    header = read_header(folder)
     settings = StatisticsParams.model_validate(header["settings"])
-    try:
-        with safe_open(folder / TENSORS, framework="pt") as file:
-            statistics = {
-                name: _site(name, row, settings, file.get_tensor)
-                for name, row in header["sites"].items()
-                if sites is None or name in sites
-            }
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"{folder.name}: {TENSORS} is damaged or not the one that {HEADER} describes ({error}); restore both with "
-            "`dvc checkout`"
-        ) from error
+    names = [name for name in header["sites"] if sites is None or name in sites]
+    statistics = read_sites(folder, header, settings, names)
     return ActivationStats(
         header["base_model"]["digest"],
         header["fingerprint"],
@@ -145,6 +127,39 @@ def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
         statistics,
         tuple(header["unreached"]),
     )
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """header.json, which names every site and says what is stored of it. Raises as `load`."""
+    for name in (HEADER, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder.name}: no {name}; restore the statistics with `dvc checkout`")
+    header: dict[str, Any] = read_json(folder / HEADER)
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder.name}/{HEADER}: found format {header.get('format')}, this version reads {FORMAT}; collect anew "
+            "(`dvc repro activation_stats`)"
+        )
+    return header
+
+
+def read_sites(
+    folder: Path, header: Mapping[str, Any], settings: StatisticsParams, names: Iterable[str]
+) -> dict[str, SiteStats]:
+    """The sites of these names, in their order. Raises as `load`.
+
+    Args:
+        header: from `read_header`.
+        settings: those in the header.
+    """
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            return {name: _site(name, header["sites"][name], settings, file.get_tensor) for name in names}
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{folder.name}: {TENSORS} is damaged or not the one that {HEADER} describes ({error}); restore both with "
+            "`dvc checkout`"
+        ) from error
 
 
 def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Callable[[str], Tensor]) -> SiteStats:

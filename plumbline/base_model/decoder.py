@@ -35,6 +35,8 @@ class UnreadStore(KVSharingDict):  # type: ignore[misc]
         pass
 
 
+Ids = Sequence[int] | Tensor
+"""The token ids of one sequence, or of a batch of sequences (batch, tokens) int64; then "1" in shapes is the batch."""
 Handed = Callable[[int, Tensor], Tensor]
 """(layer number, hidden states it was called with) -> hidden states that its stand-in returns."""
 
@@ -99,16 +101,14 @@ class Decoder:
         """Whether the model's code expects a layer to return a tuple."""
         self._checked = False
 
-    def start(self, ids: Sequence[int]) -> Start:
+    def start(self, ids: Ids) -> Start:
         """The inputs of the layers for one token sequence; no layer runs.
 
         Raises:
             ValueError: the model cannot be run layer by layer: it does more between its layers than pass on the hidden
                 states, or a layer's arguments depend on an earlier layer's output.
         """
-        if not self._checked:
-            self._check(ids)
-            self._checked = True
+        self._require_chain(ids)
         hidden, calls, _ = self._pass(self.network, ids, lambda _, x: x)
         return Start(hidden, calls)
 
@@ -116,7 +116,7 @@ class Decoder:
         """The output (1, tokens, width) of one layer for hidden states (1, tokens, width)."""
         return run_layer(self.layers[number], hidden, call)
 
-    def finish(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
+    def finish(self, ids: Ids, hidden: Tensor) -> Tensor:
         """The base model's output for the last layer's output: usually the final norm, without vocabulary projection.
 
         Returns:
@@ -124,19 +124,25 @@ class Decoder:
         """
         return self._last(self.network, ids, hidden)[0]
 
-    def logits(self, ids: Sequence[int], hidden: Tensor) -> Tensor:
+    def logits(self, ids: Ids, hidden: Tensor) -> Tensor:
         """The logits (1, tokens, vocabulary) for the last layer's output."""
         return self._last(self.model, ids, hidden).logits
 
-    def around(self, network: nn.Module, ids: Sequence[int], hidden: Tensor) -> None:
+    def around(self, network: nn.Module, ids: Ids, hidden: Tensor) -> None:
         """Run all of `network` (the model or its base model) except the layers, so that its hooks fire."""
         self._last(network, ids, hidden)
 
-    def _last(self, network: nn.Module, ids: Sequence[int], hidden: Tensor) -> Any:
+    def _last(self, network: nn.Module, ids: Ids, hidden: Tensor) -> Any:
+        self._require_chain(ids)
         last = len(self.layers) - 1
         return self._pass(network, ids, lambda number, x: hidden if number == last else x)[2]
 
-    def _check(self, ids: Sequence[int]) -> None:
+    def _require_chain(self, ids: Ids) -> None:
+        if not self._checked:
+            self._check(ids)
+            self._checked = True
+
+    def _check(self, ids: Ids) -> None:
         """Find out whether layers return tuples, and refuse a model that cannot be run layer by layer."""
         reasons: list[Exception] = []
         for self._in_tuple in (False, True):
@@ -166,7 +172,7 @@ class Decoder:
         )
 
     @torch.no_grad()
-    def _pass(self, network: nn.Module, ids: Sequence[int], handed: Handed) -> tuple[Tensor, tuple[Call, ...], Any]:
+    def _pass(self, network: nn.Module, ids: Ids, handed: Handed) -> tuple[Tensor, tuple[Call, ...], Any]:
         """Run `network` once with stand-ins for the layers; returns (first hidden states, calls, output)."""
         calls: list[Call] = []
         first: list[Tensor] = []
@@ -190,7 +196,7 @@ class Decoder:
 
         device = self.model.get_input_embeddings().weight.device
         with wide_products(network), _replaced(self.layers, stand_in):
-            out = network(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
+            out = network(input_ids=_batch(ids).to(device), use_cache=False)
         if len(calls) != len(self.layers):
             raise _Broken(f"{len(calls)} of its {len(self.layers)} layers were called")
         return first[0], tuple(calls), out
@@ -202,6 +208,10 @@ def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     with wide_products(layer):
         out = layer(hidden, *call.positional, **call.keywords)
     return out[0] if isinstance(out, tuple) else out
+
+
+def _batch(ids: Ids) -> Tensor:
+    return ids if isinstance(ids, Tensor) else torch.tensor([list(ids)])
 
 
 class _Broken(ValueError):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plumbline.base_model.decoder import Call, Decoder
+from plumbline.base_model.decoder import Call, Decoder, Ids
 
 KEPT_BYTES = 256 << 20
 """Bytes of masks and position embeddings that are kept in memory."""
@@ -32,46 +32,51 @@ class DecoderCalls:
             weights_present: context in which the weights outside the layers are in memory.
         """
         self.decoder, self.weights_present = decoder, weights_present
-        self.digests: dict[int, str] = {}
-        self.kept: OrderedDict[int, tuple[Call, ...]] = OrderedDict()
+        self.digests: dict[Any, str] = {}
+        self.kept: OrderedDict[Any, tuple[Call, ...]] = OrderedDict()
         self.size = 0
         self.by_length = True
         self.current: tuple[Call, ...] = ()
 
-    def begin(self, ids: Sequence[int]) -> Tensor:
+    def begin(self, ids: Ids) -> Tensor:
         """Input of the first layer. Call it once for each sample while the weights outside the layers are in memory."""
         start = self.decoder.start(ids)
         if self.by_length:
             digest = _digest([(call.positional, call.keywords) for call in start.calls], {})
-            if self.digests.setdefault(len(ids), digest) == digest:
-                self._keep(len(ids), start.calls)
+            if self.digests.setdefault(_length(ids), digest) == digest:
+                self._keep(_length(ids), start.calls)
             else:
                 self.by_length = False
                 self.kept.clear()
         return start.hidden
 
-    def call(self, number: int, ids: Sequence[int]) -> Call:
+    def call(self, number: int, ids: Ids) -> Call:
         """The arguments of layer `number`."""
-        if not self.by_length or len(ids) not in self.kept:
+        if not self.by_length or _length(ids) not in self.kept:
             with self.weights_present():
                 self.current = self.decoder.start(ids).calls
             if self.by_length:
-                self._keep(len(ids), self.current)
+                self._keep(_length(ids), self.current)
         else:
-            self.current = self.kept[len(ids)]
+            self.current = self.kept[_length(ids)]
         return self.current[number]
 
     def hold(self, x: Tensor) -> bool:
         """Whether this tensor is an argument of the current sample's layers besides the hidden states."""
         return x.data_ptr() in {tensor.data_ptr() for tensor in _tensors_of(self.current)}
 
-    def _keep(self, length: int, calls: tuple[Call, ...]) -> None:
+    def _keep(self, length: Any, calls: tuple[Call, ...]) -> None:
         if length in self.kept:
             return
         self.kept[length] = calls
         self.size += _size(calls)
         while self.size > KEPT_BYTES and len(self.kept) > 1:
             self.size -= _size(self.kept.popitem(last=False)[1])
+
+
+def _length(ids: Ids) -> Any:
+    """What the arguments of the layers usually depend on alone: the number of tokens, or the shape of a batch."""
+    return tuple(ids.shape) if isinstance(ids, Tensor) else len(ids)
 
 
 def _tensors_of(calls: Sequence[Call]) -> Iterator[Tensor]:

@@ -75,14 +75,14 @@ class StreamedModel:
         Raises:
             ValueError: a weight is inf or NaN.
         """
-        before = dict(_weights(self.model))
+        before = dict(weights_of(self.model))
         try:
             self._fill(wanted, before)
             yield
         finally:
-            for name, tensor in _weights(self.model):
+            for name, tensor in weights_of(self.model):
                 if tensor is not before[name]:
-                    _put(self.model, name, before[name])
+                    put_weight(self.model, name, before[name])
 
     def whole(self) -> PreTrainedModel:
         """The model with all its weights, which stay. It is saved as a model that was never quantized.
@@ -90,7 +90,7 @@ class StreamedModel:
         Raises:
             ValueError: a weight is inf or NaN.
         """
-        self._fill(lambda name: True, dict(_weights(self.model)))
+        self._fill(lambda name: True, dict(weights_of(self.model)))
         rules = get_model_conversion_mapping(self.model)
         names_in_model(self.model, self.shapes, rules)
         self.model._weight_conversions = [rule for rule in rules if rule.was_used()]
@@ -106,16 +106,16 @@ class StreamedModel:
             for key, name in self.names.items()
             if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
         ]
-        with self._slices(keys) as slices:
+        with unread(self.folder, {key: self.files[key] for key in keys}) as slices:
             self._load(slices, self.device, self.quantizer)
-        fresh = [(name, tensor) for name, tensor in _weights(self.model) if tensor is not before[name]]
+        fresh = [(name, tensor) for name, tensor in weights_of(self.model) if tensor is not before[name]]
         for name, tensor in fresh:
             if tensor.dtype != before[name].dtype:  # a quantizer passes what is not quantized on as it is
-                _put(self.model, name, tensor.to(before[name].dtype))
+                put_weight(self.model, name, tensor.to(before[name].dtype))
         require_finite(self.folder, self.model, fresh)
         for name, other in tied.items():
             if wanted(name) and self.model.get_parameter(name).is_meta:
-                _put(self.model, name, self.model.get_parameter(other))
+                put_weight(self.model, name, self.model.get_parameter(other))
 
     def _tied(self) -> dict[str, str]:
         """Weight -> the weight it is tied to, in both directions."""
@@ -144,22 +144,15 @@ class StreamedModel:
         info.missing_keys = {name for name in missing if tied.get(name, name) in missing}
         self.model._adjust_missing_and_unexpected_keys(info)
         require_complete(self.folder, self.model, info.missing_keys, info.unexpected_keys, info.mismatched_keys)
-        for _, tensor in _weights(self.model):  # else transformers fills it with random numbers
+        for _, tensor in weights_of(self.model):  # else transformers fills it with random numbers
             tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)
         self.model.initialize_weights()
         for name, buffer in list(self.model.named_non_persistent_buffers()):
-            _put(self.model, name, buffer.to(self.device))
-
-    @contextmanager
-    def _slices(self, keys: list[str]) -> Iterator[dict[str, Any]]:
-        """Unread tensors of the checkpoint."""
-        with ExitStack() as stack:
-            handles = {
-                file: stack.enter_context(safe_open(self.folder / file, framework="pt"))
-                for file in sorted({self.files[key] for key in keys})
-            }
-            yield {key: handles[self.files[key]].get_slice(key) for key in keys}
+            put_weight(self.model, name, buffer.to(self.device))
+        for name, other in self.model.all_tied_weights_keys.items():  # loading replaced one of the two
+            put_weight(self.model, name, self.model.get_parameter(other))
+        self.conversions = self.model._weight_conversions
 
     def _load(self, weights: Mapping[str, Any], device: torch.device, quantizer: Any = None) -> Any:
         """Load weights by their names in the checkpoint into the model; returns transformers' loading report."""
@@ -175,8 +168,10 @@ class StreamedModel:
             if not next(module.parameters()).is_meta:
                 set_experts(name, module, own[name])
                 for key, weight in module.named_parameters():
-                    _put(module, key, weight.to("meta"))
+                    put_weight(module, key, weight.to("meta"))
         self.model.requires_grad_(False)
+        if hasattr(self, "conversions"):  # those of a part are not all
+            self.model._weight_conversions = self.conversions
         return info
 
     def _load_as_stored(self, weights: Mapping[str, Any], device: torch.device, quantizer: Any) -> Any:
@@ -195,14 +190,29 @@ class StreamedModel:
         return info
 
 
-def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+@contextmanager
+def unread(folder: Path, files: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Unread tensors of a checkpoint.
+
+    Args:
+        files: name of a tensor -> its file.
+    """
+    with ExitStack() as stack:
+        handles = {
+            file: stack.enter_context(safe_open(folder / file, framework="pt")) for file in sorted(set(files.values()))
+        }
+        yield {key: handles[file].get_slice(key) for key, file in files.items()}
+
+
+def weights_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and persistent buffers by name; a shared tensor appears under each of its names."""
     apart = {name for name, _ in model.named_non_persistent_buffers()}  # type: ignore[operator]
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return [(name, tensor) for name, tensor in tensors if name not in apart]
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def put_weight(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a parameter or buffer."""
     module, _, leaf = name.rpartition(".")
     owner = model.get_submodule(module)
     if leaf in owner._buffers:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from plumbline.activation_stats.params import ExecutionParams
 from plumbline.artifact import read_json, write_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.evaluation.checks import checked_base_model, checked_fingerprint, checked_weights
 from plumbline.evaluation.evaluate import answers, divergences
 from plumbline.evaluation.flips import flip_figures
 from plumbline.evaluation.held_out import choose
+from plumbline.evaluation.layerwise_mode import layerwise_of
 from plumbline.evaluation.metrics import layer_errors, summarize
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.evaluation.plots import DOMAINS, HISTOGRAM, plot_kl_by_domain, plot_kl_histogram
@@ -20,7 +23,14 @@ from plumbline.quantized_model.share import bits_per_weight
 from plumbline.raw_corpus.document import OUT_OF_DOMAIN
 
 
-def build_evaluation(params: EvaluationParams, base: BaseCheckpoint, quantized: Path, samples: Path, out: Path) -> None:
+def build_evaluation(
+    params: EvaluationParams,
+    base: BaseCheckpoint,
+    quantized: Path,
+    samples: Path,
+    out: Path,
+    execution: ExecutionParams | None = None,
+) -> None:
     """Compare `quantized` with the base model, token by token, on the report split, and beside it on what
     `corpus.out_of_domain` gave, where params.yaml has that.
 
@@ -35,6 +45,8 @@ def build_evaluation(params: EvaluationParams, base: BaseCheckpoint, quantized: 
         out: gets metrics.json, documents.parquet, kl_histogram.png, kl_by_domain.png; with out-of-domain texts,
             out_of_domain.parquet, too, and their figures in metrics.json under `out_of_domain`; with multiple-choice
             items, items.parquet, and figures under `flips`.
+        execution: whether both models are in memory or one decoder layer at a time; it changes no byte. None: the
+            default.
 
     Raises:
         ValueError: model and samples were tokenized differently, the model was quantized from another base model, its
@@ -48,7 +60,11 @@ def build_evaluation(params: EvaluationParams, base: BaseCheckpoint, quantized: 
     held_out, elsewhere = choose(samples, *limits), choose(samples, *limits, OUT_OF_DOMAIN)
     base_digest = checked_base_model(quantized, record, base.digest())
     parts = [part for part in (held_out, elsewhere) if part.sample_ids]
-    measured = divergences(params, base, base_digest, quantized, weights, parts)
+    evaluated = sum(len(ids) for part in parts for ids in part.tokens)
+    with TemporaryDirectory(dir=out) as scratch:
+        layerwise = layerwise_of(execution or ExecutionParams(), params, evaluated, base, Path(scratch))
+        measured = divergences(params, base, base_digest, quantized, weights, parts, layerwise)
+        chosen = None if params.items is None else answers(params, base, quantized, layerwise)
     tokens, sample_of_token = measured[0]
     figures, documents = summarize(tokens, sample_of_token, held_out, params.length_buckets)
     weight_files = [name for name in weights if name.endswith(".safetensors")]
@@ -67,8 +83,7 @@ def build_evaluation(params: EvaluationParams, base: BaseCheckpoint, quantized: 
     for others in measured[1:]:
         metrics[OUT_OF_DOMAIN], table = summarize(*others, elsewhere, params.length_buckets)
         write_table(out / f"{OUT_OF_DOMAIN}.parquet", table)
-    if params.items is not None:
-        chosen = answers(params, base, quantized)
+    if chosen is not None:
         metrics["flips"] = flip_figures(chosen)
         write_table(out / "items.parquet", chosen)
     write_json(out / "metrics.json", metrics)

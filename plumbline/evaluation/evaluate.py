@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,17 +13,24 @@ import pyarrow as pa
 
 from plumbline.artifact import read_json, sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.decoder import decoder_layers
+from plumbline.base_model.folder import quantization_of
 from plumbline.base_model.load import load_model
+from plumbline.base_model.streamed import StreamedModel
+from plumbline.base_model.streamed_quantized import StreamedQuantized
 from plumbline.divergence import TokenDivergence
 from plumbline.evaluation.base_logits import shared_base_logits
-from plumbline.evaluation.flips import chosen, encoded, item_table, log_likelihoods, read_items
-from plumbline.evaluation.held_out import HeldOut, batches
+from plumbline.evaluation.flips import chosen, encoded, item_batches, item_table, log_likelihoods, read_items
+from plumbline.evaluation.held_out import HeldOut, HeldOutBatch, batches
+from plumbline.evaluation.layerwise import LastStates, likelihoods_layerwise, measure_layerwise
 from plumbline.evaluation.measure import measure
 from plumbline.evaluation.metrics import subset
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.progress import Bar
 
 REMEMBERED = 8
 """Measurements in memory. A repeated one recurs after as many evaluations as there are schemes."""
+_of_base: dict[tuple[str, ...], LastStates] = {}
 _measured: dict[tuple[str, ...], tuple[TokenDivergence, np.ndarray]] = {}
 
 
@@ -33,11 +41,15 @@ def divergences(
     quantized: Path,
     weights: dict[str, str],
     parts: Sequence[HeldOut],
+    layerwise: Layerwise | None = None,
 ) -> list[tuple[TokenDivergence, np.ndarray]]:
     """Measure both models over the same batches, with a result of `measure` per part.
 
     A batch has samples of one part only, so that the first part gives the same bits with or without others. Models with
     the same weights are measured once: rounding to nearest gives one model for all calibration sets.
+
+    Args:
+        layerwise: how to run the models layer by layer, which gives the same bits; None: both in memory.
     """
     conditions = (base_digest, sha256_json([part.digest for part in parts]), params.model_dump_json(), base.device)
     key = (*conditions, _decisive(quantized, weights))
@@ -48,12 +60,16 @@ def divergences(
             for part, end in zip(parts, ends, strict=True)
             for batch in batches(part, params.batch_tokens)
         ]
-        logits = shared_base_logits(conditions, base.loaded, work, params.base_logits_bytes)
         while len(_measured) >= REMEMBERED:
             del _measured[next(iter(_measured))]
-        _measured[key] = measure(
-            logits, load_model(quantized, base.device, base.trust_remote_code), work, progress=True
-        )
+        if layerwise is None:
+            logits = shared_base_logits(conditions, base.loaded, work, params.base_logits_bytes)
+            model = load_model(quantized, base.device, base.trust_remote_code)
+            _measured[key] = measure(logits, model, work, progress=True)
+        else:
+            of_base = layerwise.of_base(conditions, base, work)
+            of_quantized = layerwise.states(layerwise.opened(base, quantized), work)
+            _measured[key] = measure_layerwise(of_base, of_quantized, layerwise.logits)
     tokens, sample_of_token = _measured[key]
     measurements = []
     for part, end in zip(parts, ends, strict=True):
@@ -63,14 +79,56 @@ def divergences(
     return measurements
 
 
-def answers(params: EvaluationParams, base: BaseCheckpoint, quantized: Path) -> pa.Table:
+def answers(
+    params: EvaluationParams, base: BaseCheckpoint, quantized: Path, layerwise: Layerwise | None = None
+) -> pa.Table:
     """The `item_table` of the choices of both models."""
     assert params.items is not None
     items = read_items(base.root / params.items)
     sequences, counts = encoded(items, base.tokenizer())
-    models = base.loaded(), load_model(quantized, base.device, base.trust_remote_code)
-    likely = [log_likelihoods(model, sequences, counts, params.batch_tokens) for model in models]
+    if layerwise is None:
+        models = base.loaded(), load_model(quantized, base.device, base.trust_remote_code)
+        likely = [log_likelihoods(model, sequences, counts, params.batch_tokens) for model in models]
+    else:
+        work = item_batches(sequences, params.batch_tokens)
+        opened = (base.streamed, partial(layerwise.opened, base, quantized))
+        likely = [likelihoods_layerwise(layerwise.states(model(), work), counts) for model in opened]
     return item_table(items, *(chosen(items, of_model) for of_model in likely))
+
+
+@dataclass(frozen=True)
+class Layerwise:
+    """How models are run layer by layer.
+
+    Attributes:
+        scratch: an existing folder for hidden states that do not stay in memory.
+        hidden: bytes of hidden states in memory, of both models together.
+        logits: bytes of base logits in memory.
+    """
+
+    scratch: Path
+    hidden: int
+    logits: int
+
+    def states(self, streamed: StreamedModel | StreamedQuantized, work: Sequence[HeldOutBatch]) -> LastStates:
+        """The last states of a model."""
+        passes = len(decoder_layers(streamed.model)[1])
+        tokens = passes * sum(batch.input_ids.numel() for batch in work)
+        with Bar(total=tokens, unit="tokens", unit_scale=True, desc="evaluation") as bar:
+            return LastStates(streamed, work, self.scratch, self.hidden // 2, bar.update)
+
+    def opened(self, base: BaseCheckpoint, quantized: Path) -> StreamedModel | StreamedQuantized:
+        """The quantized model on the base model's device; a folder in full precision is read as such."""
+        if quantization_of(quantized) is None:
+            return StreamedModel(quantized, base.device, base.trust_remote_code)
+        return StreamedQuantized(quantized, base.device, base.trust_remote_code)
+
+    def of_base(self, key: tuple[str, ...], base: BaseCheckpoint, work: Sequence[HeldOutBatch]) -> LastStates:
+        """The last states of the base model, shared by the models of this process; a new key replaces them."""
+        if key not in _of_base:
+            _of_base.clear()
+            _of_base[key] = self.states(base.streamed(), work)
+        return _of_base[key]
 
 
 def _decisive(quantized: Path, weights: dict[str, str]) -> str:

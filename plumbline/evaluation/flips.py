@@ -7,17 +7,18 @@ Need", arXiv:2407.09141).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from plumbline.artifact import sha256_json
 from plumbline.divergence import predict
-from plumbline.evaluation.held_out import HeldOut, batches, predicted_logits
+from plumbline.evaluation.held_out import HeldOut, HeldOutBatch, batches, predicted_logits
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,29 @@ def _closing(tokenizer: Any) -> int:
 
 
 def log_likelihoods(model: Any, sequences: Sequence[np.ndarray], counts: np.ndarray, batch_tokens: int) -> np.ndarray:
-    """Log-likelihood of the last counts[s] tokens of each sequence given those before, in nats, float64 (S,)."""
-    sums = np.zeros(len(sequences))
-    for batch in batches(HeldOut([], [], [], list(sequences), {}), batch_tokens):
-        nll = predict(predicted_logits(model, batch), batch.targets.to(model.device)).nll.cpu().numpy()
+    """The `likelihoods` of a model in memory."""
+    work = item_batches(sequences, batch_tokens)
+    return likelihoods(lambda _, batch: predicted_logits(model, batch), work, counts)
+
+
+def item_batches(sequences: Sequence[np.ndarray], batch_tokens: int) -> list[HeldOutBatch]:
+    """The sequences in batches of at most `batch_tokens` tokens."""
+    return list(batches(HeldOut([], [], [], list(sequences), {}), batch_tokens))
+
+
+def likelihoods(
+    logits: Callable[[int, HeldOutBatch], Tensor], work: Sequence[HeldOutBatch], counts: np.ndarray
+) -> np.ndarray:
+    """Log-likelihood of the last counts[s] tokens of each sequence given those before, in nats, float64 (S,).
+
+    Args:
+        logits: (number of a batch, batch) -> the model's logits at its predicted positions.
+        work: the sequences in batches.
+    """
+    sums = np.zeros(len(counts))
+    for index, batch in enumerate(work):
+        rows = logits(index, batch)
+        nll = predict(rows, batch.targets.to(rows.device)).nll.cpu().numpy()
         ends = np.cumsum(batch.predicted.sum(1).numpy())
         for row, end in zip(batch.rows, ends, strict=True):
             sums[row] = -nll[end - counts[row] : end].sum()

@@ -142,4 +142,9 @@ def predicted_logits(model: Any, batch: HeldOutBatch) -> torch.Tensor:
     """
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=batch.input_ids.to(model.device), use_cache=False).logits
-        return logits[:, :-1][batch.predicted.to(model.device)]
+        return at_predicted(logits, batch)
+
+
+def at_predicted(logits: torch.Tensor, batch: HeldOutBatch) -> torch.Tensor:
+    """The logits (B, T, vocabulary) of a batch at the predicted positions, (predicted tokens, vocabulary)."""
+    return logits[:, :-1][batch.predicted.to(logits.device)]

@@ -27,6 +27,11 @@ def measure(
     """
     bar = Bar(work, desc="evaluation", unit="batches", disable=None if progress else True)
     parts = [token_divergence(base[index], predicted_logits(model, batch)) for index, batch in enumerate(bar)]
+    return in_order(parts, work)
+
+
+def in_order(parts: Sequence[TokenDivergence], work: Sequence[HeldOutBatch]) -> tuple[TokenDivergence, np.ndarray]:
+    """The divergences of all batches as `measure` returns them."""
     sample_of_token = np.concatenate([np.repeat(batch.rows, batch.predicted.sum(1).numpy()) for batch in work])
     order = np.argsort(sample_of_token, kind="stable")
     columns = (np.concatenate(column)[order] for column in zip(*map(_columns, parts), strict=True))

@@ -88,7 +88,7 @@ def _evaluated(step: Step, version: ModelVersion) -> Champion:
             model, out = scratch / version.pair, scratch / "evaluation"
             out.mkdir()
             Store(step.root).place(version.model, model)
-            build_evaluation(params, base_model(step), model, samples, out)
+            build_evaluation(params, base_model(step), model, samples, out, load_params(step.root).execution)
             shutil.rmtree(evaluation.parent, ignore_errors=True)  # evaluations of earlier champions or report splits
             evaluation.parent.mkdir(parents=True)
             out.rename(evaluation)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plumbline.activation_stats import store
+from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
-from plumbline.activation_stats.source import read_source
+from plumbline.activation_stats.source import Source, read_source
 from plumbline.activation_stats.starved import starved_layers
+from plumbline.activation_stats.stored import StoredStatistics
 from plumbline.artifact import read_json, sha256_files, sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.checkpoint_check import unloaded_tensors
@@ -21,13 +25,23 @@ from plumbline.quantized_model.coverage import coverage_of
 from plumbline.quantized_model.export import add_provenance, export
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.kv_cache import cache_record
-from plumbline.quantized_model.layer import Quantized
+from plumbline.quantized_model.layerwise import quantized_layer_by_layer
+from plumbline.quantized_model.layerwise_mode import mode_of
 from plumbline.quantized_model.load_check import require_loads
+from plumbline.quantized_model.outcome import Outcome, outcome_of
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.record import layer_record
+from plumbline.quantized_model.pieces import Pieces
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from plumbline.base_model.streamed import StreamedModel
+
+log = logging.getLogger(__name__)
 FORMAT = 1
 """Format version of calibration.json."""
+PARTS = ".parts"
+"""Folder of the parts of a model that is made layer by layer."""
 _FACTORS = Factors()
 """Factors of the Hessians of `_loaded_stats`, shared by the schemes of one run."""
 
@@ -40,6 +54,8 @@ def build_quantized_model(
     calibration_set: Path,
     out: Path,
     code_version: str = "",
+    execution: ExecutionParams | None = None,
+    resume: Path | None = None,
 ) -> None:
     """Quantize the base model under a scheme and write a folder that transformers and vLLM load.
 
@@ -51,6 +67,10 @@ def build_quantized_model(
         calibration_set: a calibration_set artifact.
         out: an existing empty folder.
         code_version: of this step, written into the model.
+        execution: whether the whole model is in memory or one decoder layer at a time; it changes no byte. None: the
+            default.
+        resume: where the parts of a model wait that is made layer by layer; a later call with the same inputs goes on
+            from the parts that are there. None: a folder in `out`.
 
     Raises:
         ValueError: statistics, calibration set and model do not belong together (the message names both digests), a
@@ -61,21 +81,23 @@ def build_quantized_model(
     _require_same("calibration set", manifest["digest"], header["calibration_set"])
     _require_same("tokenization fingerprint", manifest["fingerprint"], header["fingerprint"])
 
-    model = base.loaded()
     files_of_stats = sha256_files(stats, (store.HEADER, store.TENSORS))
-    statistics = _loaded_stats(stats.resolve(), sha256_json(files_of_stats))
-    source = read_source(calibration_set, statistics.settings)
-    calibration = (source.samples, source.masks)
-    quantized = apply_scheme(model, statistics, scheme, lambda: calibration, _FACTORS, progress=True)
-    files = export(model, quantized, scheme, base.folder, out)
-    longest = max((ids for _, ids in source.samples), key=len)
-    loads = require_loads(out, model, quantized, scheme, longest, base.trust_remote_code)
+    digest_of_stats = sha256_json(files_of_stats)
+    source = read_source(calibration_set, StatisticsParams.model_validate(header["settings"]))
+    if mode_of(execution or ExecutionParams(), base, scheme, header) == "whole":
+        model = base.loaded()
+        outcome = _whole(model, scheme, base, _loaded_stats(stats.resolve(), digest_of_stats), source, out)
+    else:
+        parts = sha256_json([base.digest(), digest_of_stats, scheme.model_dump(mode="json"), code_version])
+        streamed = base.streamed()
+        model = streamed.model
+        outcome = _layer_by_layer(streamed, scheme, base, stats, source, out, resume or out / PARTS, parts)
 
     origin = {
         "format": FORMAT,
         "base_model": header["base_model"],
         "fingerprint": manifest["fingerprint"],
-        "statistics": {"digest": sha256_json(files_of_stats), "files": files_of_stats},
+        "statistics": {"digest": digest_of_stats, "files": files_of_stats},
         "scheme": {"name": scheme_name, **scheme.model_dump(mode="json")},
         "code_version": code_version,
     }
@@ -85,30 +107,65 @@ def build_quantized_model(
         # lets an audit recompute the fingerprint of a copy outside its workspace
         "fingerprint_parts": manifest["fingerprint_parts"],
         "calibration_set": {"digest": manifest["digest"], "choice": manifest["choice"], "samples": samples},
-        **_results(quantized, header),
-        **({"kv_cache": cache_record(quantized.cache)} if quantized.cache else {}),
-        "coverage": coverage_of(model, quantized, scheme).record(),
-        "loads": loads,
+        **_results(outcome, header),
+        **({"kv_cache": cache_record(outcome.cache)} if outcome.cache else {}),
+        "coverage": coverage_of(model, outcome.layers, scheme, outcome.left, outcome.cache).record(),
+        "loads": outcome.loads,
         "unloaded_tensors": unloaded_tensors(base.folder, model),
     }
     choice = {key: manifest["choice"].get(key) for key in ("name", "strategy", "n", "seed")}
     size = {key: manifest[key] for key in ("digest", "samples", "tokens")}
-    add_provenance(out, files, record, {**origin, "calibration_set": {**choice, **size}})
+    add_provenance(out, outcome.files, record, {**origin, "calibration_set": {**choice, **size}})
     write_card(out)
 
 
-def _results(quantized: Quantized, header: Mapping[str, Any]) -> dict[str, Any]:
+def _whole(
+    model: PreTrainedModel,
+    scheme: SchemeParams,
+    base: BaseCheckpoint,
+    stats: ActivationStats,
+    source: Source,
+    out: Path,
+) -> Outcome:
+    """Quantize a model in memory and write its folder."""
+    calibration = (source.samples, source.masks)
+    quantized = apply_scheme(model, stats, scheme, lambda: calibration, _FACTORS, progress=True)
+    files = export(model, quantized, scheme, base.folder, out)
+    loads = require_loads(out, model, quantized, scheme, source.longest, base.trust_remote_code)
+    return outcome_of(quantized, files, loads)
+
+
+def _layer_by_layer(
+    streamed: StreamedModel,
+    scheme: SchemeParams,
+    base: BaseCheckpoint,
+    stats: Path,
+    source: Source,
+    out: Path,
+    folder: Path,
+    key: str,
+) -> Outcome:
+    """Quantize a model on disk and write its folder; the parts in `folder` are removed once it is there."""
+    pieces, stored = Pieces(folder, key), StoredStatistics(stats)
+    outcome = quantized_layer_by_layer(
+        streamed, stored, scheme, out, pieces, source.longest, base.trust_remote_code, partial(log.info, "on disk: %s")
+    )
+    shutil.rmtree(folder)
+    return outcome
+
+
+def _results(outcome: Outcome, header: Mapping[str, Any]) -> dict[str, Any]:
     """The results per layer for calibration.json.
 
     Args:
         header: of the statistics.
     """
-    layers = quantized.layers
+    layers = outcome.layers
     return {
-        "layers": {name: layer_record(layer) for name, layer in layers.items()},
-        "fallbacks": {name: layer.fallback for name, layer in layers.items() if layer.fallback},
+        "layers": layers,
+        "fallbacks": {name: layer["fallback"] for name, layer in layers.items() if "fallback" in layer},
         "starved": starved_layers(header, layers),
-        "notes": quantized.notes,
+        "notes": outcome.notes,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from plumbline.base_model.inputs import are_unknown_experts, left_out
 from plumbline.base_model.matrices import matrices
 from plumbline.base_model.parts import AUDIO, EMBEDDING, HEAD, KINDS, ROUTER, VISION, kind_of
 from plumbline.quantized_model.kv_cache_layers import cache_coverage
-from plumbline.quantized_model.layer import Quantized
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.scheme import LEFT_ALONE, why_not_quantized
 
@@ -70,12 +69,19 @@ class Coverage:
         } | ({} if self.cache is None else {"cache": self.cache})
 
 
-def coverage_of(model: PreTrainedModel, quantized: Quantized, scheme: SchemeParams) -> Coverage:
+def coverage_of(
+    model: PreTrainedModel,
+    quantized: Collection[str],
+    scheme: SchemeParams,
+    left_by_model: Mapping[str, str],
+    cache: Collection[str],
+) -> Coverage:
     """The coverage of a model.
 
     Args:
         model: the base model; weights may be on the meta device.
-        quantized: the result.
+        quantized: names of the quantized matrices.
+        left_by_model, cache: `left` and `cache` of `Quantized`.
     """
     weights: Counter[str] = Counter()
     done: Counter[str] = Counter()
@@ -85,17 +91,17 @@ def coverage_of(model: PreTrainedModel, quantized: Quantized, scheme: SchemePara
     for name, matrix in matrices(model).items():
         kind, apart = kind_of(name), kind_of(name) in APART
         of_matrices += 0 if apart else matrix.numel
-        if name in quantized.layers:
+        if name in quantized:
             done[kind] += matrix.numel
             of_quantized += 0 if apart else matrix.numel
-    left = reasons_of(model, quantized.layers, scheme)
-    left |= {f"{name}.weight": reason for name, reason in quantized.left.items()}
+    left = reasons_of(model, quantized, scheme)
+    left |= {f"{name}.weight": reason for name, reason in left_by_model.items()}
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
         if name in left and (isinstance(module, Conv1D) or are_unknown_experts(module)):
             of_matrices += 0 if kind_of(name) in APART else parameter.numel()
-    cache = cache_coverage(model, quantized.cache) if quantized.cache else None
-    return Coverage(dict(weights), dict(done), of_matrices, of_quantized, left, cache)
+    cached = cache_coverage(model, cache) if cache else None
+    return Coverage(dict(weights), dict(done), of_matrices, of_quantized, left, cached)
 
 
 def reasons_of(model: nn.Module, quantized: Collection[str], scheme: SchemeParams) -> dict[str, str]:

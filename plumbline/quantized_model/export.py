@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from plumbline.quantized_model.checkpoint_names import as_in_checkpoint, names_i
 from plumbline.quantized_model.expert_layout import pieces_of_experts
 from plumbline.quantized_model.grid import QuantizedWeight, multiplier, per_row, running_weight
 from plumbline.quantized_model.kv_cache import cache_tensors
-from plumbline.quantized_model.layer import Quantized
+from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantization_config import ConfigTarget, quantization_config, scheme_of_group
 from plumbline.quantized_model.scheme import scheme_of
@@ -63,62 +63,125 @@ def export(
         ValueError: a static activation scale is missing, or the model has no parameter of that name.
     """
     found = {name: matrix_of(model, name) for name in quantized.layers}
-    _require_scales(quantized, found, scheme)
-    state: dict[str, Tensor] = dict(model.state_dict())
-    if unknown := sorted(set(quantized.parameters) - set(state)):
-        raise ValueError(f"{unknown[0]} is no parameter of {type(model).__name__}, so it cannot be replaced")
-    state.update({name: value.detach().clone().contiguous() for name, value in quantized.parameters.items()})
-    for key in {f"{matrix.owner}.{matrix.part}" for matrix in found.values()}:
-        del state[key]
-    state = as_in_checkpoint(model, state)
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    stored_names = names_in_checkpoint(model, linears)
-    targets = []
-    for name, weight, target in _tensors_of_layers(model, quantized, found, scheme):
-        stored = name if target.expert else stored_names[name]
-        tensors = compress(weight, scheme_of_group(weight.grid, ["Linear"], target.activations))
-        if not target.expert:
-            inputs = ((key, getattr(quantized.layers[name], key)) for key in INPUT_TENSORS)
-            # clone: q, k and v share one scale, and safetensors store no aliases
-            tensors |= {key: tensor.clone() for key, tensor in inputs if tensor is not None}
-        state.update({f"{stored}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()})
+    state = kept_tensors(model, found, quantized.parameters)
+    names, targets = StoredNames(model, found), []
+    for target, tensors in tensors_of_layers(names, quantized.layers, scheme):
+        state.update(tensors)
         targets.append(target)
     state.update(cache_tensors(model, quantized.cache))
     model.save_pretrained(out, state_dict=state, max_shard_size=MAX_SHARD_SIZE, save_original_format=False)
     follow_umask(out.glob("*.safetensors"))
-    ignore = [name for name in linears if name not in quantized.layers]
-    ignore += [name for name, _ in model.named_modules() if kind_of(name) == ROUTER and name not in linears]
-    ignore += [stored_names[name] for name in ignore if stored_names.get(name, name) != name]
-    ModelCompressor(quantization_config(targets, linears, ignore, scheme.kv_cache)).update_config(str(out))
-    if quantized.dense:
+    describe(names, targets, scheme, quantized.dense, base_folder, out)
+    return sorted(path.name for path in out.glob("*.safetensors"))
+
+
+def kept_tensors(
+    model: PreTrainedModel,
+    quantized: Mapping[str, Matrix],
+    parameters: Mapping[str, Tensor],
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> dict[str, Tensor]:
+    """The tensors that are stored as they are, by their names in the checkpoint and in its order.
+
+    Args:
+        quantized: the matrices that are not.
+        parameters: changed ones by name.
+        wanted: selects tensors by name in the model.
+
+    Raises:
+        ValueError: the model has no parameter of a name in `parameters`.
+    """
+    state: dict[str, Tensor] = dict(model.state_dict())
+    if unknown := sorted(set(parameters) - set(state)):
+        raise ValueError(f"{unknown[0]} is no parameter of {type(model).__name__}, so it cannot be replaced")
+    state.update({name: value.detach().clone().contiguous() for name, value in parameters.items()})
+    for key in {f"{matrix.owner}.{matrix.part}" for matrix in quantized.values()}:
+        del state[key]
+    return as_in_checkpoint(model, {name: tensor for name, tensor in state.items() if wanted(name)})
+
+
+class StoredNames:
+    """The names that a checkpoint gives to quantized matrices. Weights may be on the meta device."""
+
+    def __init__(self, model: PreTrainedModel, matrices: Mapping[str, Matrix]) -> None:
+        """
+        Args:
+            matrices: all that are quantized, in the model's order.
+        """
+        self.model, self.matrices = model, matrices
+        self.linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        self.stored = names_in_checkpoint(model, self.linears)
+        """Module name of a Linear -> its name in the checkpoint."""
+
+    @property
+    def ignored(self) -> list[str]:
+        """What `ignore` of the quantization_config names."""
+        ignore = [name for name in self.linears if name not in self.matrices]
+        modules = (name for name, _ in self.model.named_modules())
+        ignore += [name for name in modules if kind_of(name) == ROUTER and name not in self.linears]
+        return ignore + [self.stored[name] for name in ignore if self.stored.get(name, name) != name]
+
+
+def tensors_of_layers(
+    names: StoredNames, layers: Mapping[str, Layer], scheme: SchemeParams
+) -> Iterator[tuple[ConfigTarget, dict[str, Tensor]]]:
+    """Every quantized matrix as engines see it, with its tensors by their names in the checkpoint.
+
+    Linears come first, then the experts, module by module.
+
+    Args:
+        layers: some or all of `names.matrices`, but all experts of a module or none.
+
+    Raises:
+        ValueError: a static activation scale is missing.
+    """
+    matrices = {name: names.matrices[name] for name in layers}
+    _require_scales(layers, matrices, scheme)
+    for name, layer in layers.items():
+        if matrices[name].expert is None:
+            activations = scheme_of(name, matrices[name], scheme).activations
+            tensors = compress(layer.weight, scheme_of_group(layer.weight.grid, ["Linear"], activations))
+            inputs = ((key, getattr(layer, key)) for key in INPUT_TENSORS)
+            # clone: q, k and v share one scale, and safetensors store no aliases
+            tensors |= {key: tensor.clone() for key, tensor in inputs if tensor is not None}
+            yield ConfigTarget(name, layer.weight.grid, activations), _named(names.stored[name], tensors)
+    for owner in dict.fromkeys(matrix.owner for matrix in matrices.values() if matrix.expert is not None):
+        for piece in pieces_of_experts(names.model, owner):
+            weight = layers[piece.matrix].weight.take(piece.rows)
+            tensors = compress(weight, scheme_of_group(weight.grid, ["Linear"], None))
+            yield ConfigTarget(piece.name, weight.grid, None, expert=True), _named(piece.name, tensors)
+
+
+def _named(stored: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{stored}.{key}": tensor.cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def describe(
+    names: StoredNames, targets: Sequence[ConfigTarget], scheme: SchemeParams, dense: bool, base_folder: Path, out: Path
+) -> None:
+    """Write the quantization into config.json, and copy what else of the base model is needed.
+
+    Args:
+        targets: every quantized matrix.
+        dense: as in `Quantized`.
+        out: a folder with the config.json of the base model.
+    """
+    config = quantization_config(targets, names.linears, names.ignored, scheme.kv_cache)
+    ModelCompressor(config).update_config(str(out))
+    if dense:
         config_json = read_json(out / "config.json")
         config_json["quantization_config"]["dequantize"] = True
         write_json(out / "config.json", config_json)
     for path in sorted({path for pattern in COPIED for path in base_folder.glob(pattern) if path.is_file()}):
         shutil.copyfile(path, out / path.name)
-    return sorted(path.name for path in out.glob("*.safetensors"))
 
 
-def _require_scales(quantized: Quantized, found: dict[str, Matrix], scheme: SchemeParams) -> None:
-    for name, layer in quantized.layers.items():
+def _require_scales(layers: Mapping[str, Layer], found: Mapping[str, Matrix], scheme: SchemeParams) -> None:
+    for name, layer in layers.items():
         activations = scheme_of(name, found[name], scheme).activations
         missing = layer.input_scale is None and layer.input_global_scale is None
         if activations is not None and activations.static and missing:
             raise ValueError(f"{name} has no static activation scale, which the scheme needs in every layer")
-
-
-def _tensors_of_layers(
-    model: PreTrainedModel, quantized: Quantized, found: dict[str, Matrix], scheme: SchemeParams
-) -> Iterator[tuple[str, QuantizedWeight, ConfigTarget]]:
-    """Every quantized Linear under its module name, and every part of an expert under its name in the checkpoint."""
-    for name, layer in quantized.layers.items():
-        if found[name].expert is None:
-            activations = scheme_of(name, found[name], scheme).activations
-            yield name, layer.weight, ConfigTarget(name, layer.weight.grid, activations)
-    for owner in dict.fromkeys(matrix.owner for matrix in found.values() if matrix.expert is not None):
-        for piece in pieces_of_experts(model, owner):
-            weight = quantized.layers[piece.matrix].weight.take(piece.rows)
-            yield piece.name, weight, ConfigTarget(piece.name, weight.grid, None, expert=True)
 
 
 def compress(weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, Tensor]:

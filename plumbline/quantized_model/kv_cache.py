@@ -57,27 +57,33 @@ def require_cached(stats: Statistics, names: Mapping[str, nn.Module], params: Ca
 
 
 def cache_scales(
-    model: PreTrainedModel, stats: Statistics, params: CacheParams, rows: Mapping[str, Tensor]
+    model: PreTrainedModel,
+    stats: Statistics,
+    params: CacheParams,
+    rows: Mapping[str, Tensor],
+    device: torch.device | None = None,
 ) -> dict[str, CacheScales]:
     """The scales of every attention module that caches keys and values, by its name.
 
     Args:
         stats: of the base model.
         rows: Linear -> divisors of its output channels, which a transform folded in.
+        device: of the scales; None: the model's.
 
     Raises:
         ValueError: as `cached_attention` and `require_cached`.
     """
+    device = device or model.device
     modules = cached_attention(model, params)
     require_cached(stats, modules, params)
     heads = heads_of(model) if params.strategy == "attn_head" else 1
     shape = (heads, 1, 1) if params.strategy == "attn_head" else (1,)
     if params.range == "unit":
-        one = torch.ones(shape, dtype=model.dtype, device=model.device)
+        one = torch.ones(shape, dtype=model.dtype, device=device)
         return {name: CacheScales(one, one) for name in modules}
 
     def scale(site: InputStatistics) -> Tensor:
-        return scale_of(largest_of(site, heads, params), model.dtype).view(shape).to(model.device)
+        return scale_of(largest_of(site, heads, params), model.dtype).view(shape).to(device)
 
     return {
         name: CacheScales(scale(stats.sites[name + KEYS]), scale(_folded(stats.sites[name + VALUES], name, rows)))

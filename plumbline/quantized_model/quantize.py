@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.inputs import EXPERT
-from plumbline.base_model.matrices import WeightMatrix
+from plumbline.base_model.matrices import Matrix, WeightMatrix
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.progress import Bar
@@ -63,42 +63,27 @@ def quantize_model(
     """
     if scheme.propagate == "quantized":
         raise ValueError("propagate: quantized runs the calibration set again: call propagate.propagated instead")
-    suits = suited(model, scheme)
-    static = any(own.activations is not None and own.activations.calibrated for own in scheme.all)
-    left = not_called(model, suits.matrices, stats) if static else {}
-    linears = {name: matrix for name, matrix in suits.matrices.items() if name not in left}
-    sizes = suits.sizes
-    require_statistics(linears, stats, scheme)
-    sites = {member: site for site in stats.sites.values() for member in site.members}
-    own = {name: scheme_of(name, linears[name], scheme) for name in linears}
-    by_site: dict[tuple[str, int], list[str]] = {}
-    for name in linears:  # members of a site with formats of their own are quantized apart
-        first = sites[name].members[0] if name in sites else name
-        by_site.setdefault((first, id(format_of(name, scheme))), []).append(name)
-    notes: dict[str, Any] = {"remarks": scheme.remarks} if scheme.remarks else {}
+    work = grouped(model, stats, scheme)
+    linears, notes = work.matrices, notes_of(scheme)
     with one_thread():  # fixes the order of sums whatever the number of cores
         bits = _bits(linears, stats, scheme, notes, factors)
-    transform = _transform(model, linears, stats, scheme, bits, sizes, notes)
+    transform = _transform(model, linears, stats, scheme, bits, work.sizes, notes)
 
     def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
-        site, first = sites.get(names[0]), names[0]
-        grid = grid_of_scheme(own[first], bits.get(first), sizes[first])
+        site, first = work.sites.get(names[0]), names[0]
+        grid = grid_of_scheme(work.schemes[first], bits.get(first), work.sizes[first])
         members = {name: linears[name].weight.contiguous() for name in names}
         if transform is None:
-            return partial(quantize_site, members, site, grid, own[first], factors, errors)
-        return partial(_quantize_transformed, transform, members, site, grid, own[first], errors)
+            return partial(quantize_site, members, site, grid, work.schemes[first], factors, errors)
+        return partial(_quantize_transformed, transform, members, site, grid, work.schemes[first], errors)
 
-    tasks = [task(names) for names in by_site.values()]
-    costs = [
-        solve_flops(sum(linears[n].out_features for n in names), linears[names[0]].in_features)
-        for names in by_site.values()
-    ]
+    tasks = list(map(task, work.groups))
     with Bar(total=len(linears), desc="quantization", unit="matrices", disable=None if progress else True) as bar:
-        parts = in_parallel([partial(_counted, bar, task) for task in tasks], costs)
+        parts = in_parallel([partial(_counted, bar, task) for task in tasks], list(map(work.cost, work.groups)))
     layers = {name: layer for part in parts for name, layer in part.items()}
     parameters = {} if transform is None else dict(transform.parameters)
     rows = {} if transform is None else transform.rows
-    return Quantized({name: layers[name] for name in linears}, parameters, notes, suits.dense, left, rows)
+    return Quantized({name: layers[name] for name in linears}, parameters, notes, work.dense, work.left, rows)
 
 
 def _counted(bar: Bar, task: Callable[[], dict[str, Layer]]) -> dict[str, Layer]:
@@ -107,20 +92,89 @@ def _counted(bar: Bar, task: Callable[[], dict[str, Layer]]) -> dict[str, Layer]
     return layers
 
 
-@torch.no_grad()
-def not_called(model: PreTrainedModel, linears: Mapping[str, WeightMatrix], stats: Statistics) -> dict[str, str]:
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """What a scheme quantizes of a model, in groups that are solved by themselves.
+
+    Attributes:
+        matrices: by name, in the model's order.
+        groups: names of the matrices that read one input and have one format.
+        sites: the statistics of the input by name of a matrix; a matrix that no token reached has none.
+        schemes: as `scheme_of` by name of a matrix.
+        sizes: group sizes.
+        dense, left: as in `Quantized`.
+    """
+
+    matrices: dict[str, Matrix]
+    groups: list[list[str]]
+    sites: Mapping[str, InputStatistics]
+    schemes: dict[str, SchemeParams]
+    sizes: Mapping[str, int | None]
+    dense: bool
+    left: dict[str, str]
+
+    def cost(self, names: list[str]) -> float:
+        """Operations that a group takes."""
+        return solve_flops(sum(self.matrices[n].out_features for n in names), self.matrices[names[0]].in_features)
+
+
+def grouped(
+    model: PreTrainedModel,
+    stats: Statistics,
+    scheme: SchemeParams,
+    run: Callable[[Sequence[str]], set[str]] | None = None,
+) -> Grouped:
+    """What a scheme quantizes of a model, after every check that needs no weight.
+
+    Args:
+        model: weights may be on the meta device if `run` is given.
+        stats: its values are not read.
+        run: runs a few tokens and returns which of the named modules the model calls; None: `called`.
+
+    Raises:
+        ValueError: the scheme does not suit the model or the statistics.
+    """
+    suits = suited(model, scheme)
+    static = any(own.activations is not None and own.activations.calibrated for own in scheme.all)
+    left = not_called(suits.matrices, stats, run or partial(called, model)) if static else {}
+    linears = {name: matrix for name, matrix in suits.matrices.items() if name not in left}
+    require_statistics(linears, stats, scheme)
+    sites = {member: site for site in stats.sites.values() for member in site.members}
+    by_site: dict[tuple[str, int], list[str]] = {}
+    for name in linears:  # members of a site with formats of their own are quantized apart
+        first = sites[name].members[0] if name in sites else name
+        by_site.setdefault((first, id(format_of(name, scheme))), []).append(name)
+    schemes = {name: scheme_of(name, linears[name], scheme) for name in linears}
+    return Grouped(linears, list(by_site.values()), sites, schemes, suits.sizes, suits.dense, left)
+
+
+def notes_of(scheme: SchemeParams) -> dict[str, Any]:
+    """The notes of every model under the scheme."""
+    return {"remarks": scheme.remarks} if scheme.remarks else {}
+
+
+def not_called(
+    linears: Mapping[str, WeightMatrix], stats: Statistics, run: Callable[[Sequence[str]], set[str]]
+) -> dict[str, str]:
     """Matrices outside experts that the model does not call -> reason. Runs a few tokens if some were not reached."""
     unreached = [name for name in linears if name in stats.unreached and not EXPERT.search(name)]
     if not unreached:
         return {}
-    called: set[str] = set()
+    reason = "the model does not call it (it may read the weight itself), so nothing rounds its input"
+    ran = run(unreached)
+    return {name: reason for name in unreached if name not in ran}
+
+
+@torch.no_grad()
+def called(model: PreTrainedModel, names: Sequence[str]) -> set[str]:
+    """Which of these modules the model calls for a few tokens."""
+    seen: set[str] = set()
     own = with_own_modules(model)
-    for name in unreached:
-        own.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.add(name))  # type: ignore[misc]
+    for name in names:
+        own.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.add(name))  # type: ignore[misc]
     with called_as_quantized(own):
         own(input_ids=torch.arange(FEW, device=model.device)[None], use_cache=False)
-    reason = "the model does not call it (it may read the weight itself), so nothing rounds its input"
-    return {name: reason for name in unreached if name not in called}
+    return seen
 
 
 def _bits(

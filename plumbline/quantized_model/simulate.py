@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from compressed_tensors.quantization import QuantizationArgs, fake_quantize
@@ -24,7 +25,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
-def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
+def simulate(model: Model, quantized: Quantized, scheme: SchemeParams, shared: bool = False) -> Model:
     """A copy of the base model that multiplies with the dequantized weights and rounds the inputs of its Linears.
 
     The arithmetic is that of the default `from_pretrained` path (decompressed at the first forward pass, inputs rounded
@@ -34,6 +35,7 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
         model: the base model; not changed.
         quantized: from `quantize_model` of that model.
         scheme: of `quantized`; read for the activations.
+        shared: the copy holds the base model's own tensors where they do not change.
 
     Raises:
         AttributeError: a name is no module or parameter of the model.
@@ -44,7 +46,11 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams) -> Model:
     for name, value in changed.items():
         original = model.get_parameter(name)
         weights[id(original)] = nn.Parameter(value, original.requires_grad)
-    simulated = copy.deepcopy(model, dict(weights))
+    memo: dict[int, Any] = {}
+    if shared:
+        own = {id(model.get_parameter(name)) for name in quantized.parameters}
+        memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers()) if id(tensor) not in own}
+    simulated = copy.deepcopy(model, memo | weights)
     for name, value in quantized.parameters.items():
         simulated.get_parameter(name).copy_(value)
     if not quantized.dense:

@@ -37,6 +37,11 @@ def scratch(root: Path, name: str) -> Iterator[Path]:
             remove(folder)
 
 
+def parts_of(root: Path, name: str) -> Path:
+    """Where a step leaves what a later run of it goes on from. It need not exist; the step removes it at its end."""
+    return root / ".plumbline" / "parts" / name
+
+
 def aside_of(folder: Path) -> Path:
     """Where the last version waits while the new one in a scratch folder takes its place."""
     return folder.with_name(f"{folder.name}{ASIDE}")

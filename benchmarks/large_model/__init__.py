@@ -1,0 +1,1 @@
+"""A model larger than memory through statistics, quantization and evaluation, each in a process of limited memory."""

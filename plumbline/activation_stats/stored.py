@@ -1,0 +1,89 @@
+"""Statistics that stay on disk: a site is read when it is asked for, and nothing keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.sketch import SiteStats
+from plumbline.activation_stats.store import read_header, read_sites
+from plumbline.histogram import Histogram
+
+
+@dataclass(frozen=True, eq=False)
+class SiteOutline:
+    """What header.json says of a site. Its tensors are on the meta device: they say what is stored, not its values."""
+
+    members: tuple[str, ...]
+    width: int
+    tokens: int
+    hessian: Tensor | None
+    histogram: Histogram | None
+    sum: Tensor
+    sum_abs: Tensor
+    sum_sq: Tensor
+    min: Tensor
+    max: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """Statistics without their values, enough for every check that comes before the work."""
+
+    sites: Mapping[str, SiteOutline]
+    unreached: tuple[str, ...]
+    settings: StatisticsParams
+
+
+class StoredStatistics:
+    """The statistics in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read header.json. Raises as `store.load`."""
+        self.folder, self.header = folder, read_header(folder)
+        self.settings = StatisticsParams.model_validate(self.header["settings"])
+        self.unreached: tuple[str, ...] = tuple(self.header["unreached"])
+        self.sites: Mapping[str, SiteStats] = _Sites(self)
+
+    def outline(self) -> Outline:
+        """The same without values."""
+        sites = {name: _outlined(row, self.settings) for name, row in self.header["sites"].items()}
+        return Outline(sites, self.unreached, self.settings)
+
+
+class _Sites(Mapping[str, SiteStats]):
+    """The sites by name; every access reads the site from disk."""
+
+    def __init__(self, stored: StoredStatistics) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> SiteStats:
+        stored = self._stored
+        if name not in stored.header["sites"]:
+            raise KeyError(name)
+        return read_sites(stored.folder, stored.header, stored.settings, [name])[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored.header["sites"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored.header["sites"])
+
+    def __len__(self) -> int:
+        return len(self._stored.header["sites"])
+
+
+def _outlined(row: Mapping[str, Any], settings: StatisticsParams) -> SiteOutline:
+    width = int(row["width"])
+    with torch.device("meta"):
+        totals = torch.empty(width, dtype=torch.float64)
+        hessian = torch.empty(width, width, dtype=torch.float64) if row["hessian"] else None
+        counts = torch.empty(width, 0, dtype=torch.int64)
+    histogram = Histogram(counts, row["first_bucket"], settings.mantissa_bits, row["dtype"])
+    return SiteOutline(tuple(row["members"]), width, row["tokens"], hessian, histogram, *[totals] * 5)

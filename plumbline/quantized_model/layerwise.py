@@ -1,0 +1,249 @@
+"""Quantizing a model that does not fit into memory: one decoder layer after the other, each written before the next.
+
+Memory holds the weights of one layer, what they become, and the statistics of the sites that are being solved. The
+bytes are those of the whole model: every site is solved by itself, by the same functions.
+
+The parts are the decoder layers and, last, what is outside them. A part that is on disk is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from plumbline.activation_stats.stored import StoredStatistics
+from plumbline.base_model.as_quantized import called_as_quantized
+from plumbline.base_model.decoder import Decoder
+from plumbline.base_model.decoder_calls import DecoderCalls
+from plumbline.base_model.in_parallel import in_parallel
+from plumbline.base_model.matrices import Matrix, matrix_of
+from plumbline.base_model.names import Names, outside, within
+from plumbline.base_model.streamed import StreamedModel
+from plumbline.file_mode import follow_umask
+from plumbline.quantized_model.export import (
+    MAX_SHARD_SIZE,
+    StoredNames,
+    describe,
+    kept_tensors,
+    tensors_of_layers,
+)
+from plumbline.quantized_model.grid import Grid
+from plumbline.quantized_model.kv_cache import CacheScales, cache_scales, cache_tensors, require_cached
+from plumbline.quantized_model.kv_cache_layers import cached_attention
+from plumbline.quantized_model.layer import Layer, Quantized
+from plumbline.quantized_model.layerwise_check import require_loads_layerwise
+from plumbline.quantized_model.load_check import TOKENS
+from plumbline.quantized_model.outcome import Outcome
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.pieces import Pieces, write_shards
+from plumbline.quantized_model.quantization_config import ConfigTarget
+from plumbline.quantized_model.quantize import FEW, Grouped, grouped, notes_of
+from plumbline.quantized_model.quantize_site import quantize_site
+from plumbline.quantized_model.record import layer_record
+from plumbline.quantized_model.scheme import grid_of_scheme
+from plumbline.quantized_model.simulate import simulate
+
+OUTSIDE = "outside"
+"""Name of the part that is outside the decoder layers."""
+
+
+@torch.no_grad()
+def quantized_layer_by_layer(
+    streamed: StreamedModel,
+    stats: StoredStatistics,
+    scheme: SchemeParams,
+    out: Path,
+    pieces: Pieces,
+    ids: Sequence[int],
+    trust_remote_code: bool = False,
+    done: Callable[[str], object] = lambda part: None,
+) -> Outcome:
+    """Quantize the base model and write a folder, with the bytes that quantizing it whole gives.
+
+    Args:
+        streamed: the base model.
+        stats: of the calibration set.
+        scheme: one that `layerwise_mode.whole_only` allows.
+        out: an existing folder.
+        pieces: where the parts wait until all are there.
+        ids: tokens of a sample, with which the result is held against its simulation.
+        done: called with the name of each part that is on disk.
+
+    Raises:
+        ValueError: the scheme does not suit the model or the statistics, the model cannot be run layer by layer, or
+            what was written does not load as it was simulated.
+    """
+    walk = _Walk.of(streamed, stats, scheme, ids[:TOKENS])
+    hidden: Tensor | None = None
+    for name in walk.parts:
+        facts = pieces.facts(name)
+        if facts is None:
+            hidden = walk.write(name, pieces, hidden)
+        else:
+            hidden = pieces.hidden(name)
+        done(name)
+    return walk.finish(pieces, out, trust_remote_code)
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """A model that is quantized part by part."""
+
+    streamed: StreamedModel
+    stats: StoredStatistics
+    scheme: SchemeParams
+    ids: Sequence[int]
+    decoder: Decoder
+    calls: DecoderCalls
+    work: Grouped
+    names: StoredNames
+    cache: dict[str, CacheScales]
+
+    @classmethod
+    def of(cls, streamed: StreamedModel, stats: StoredStatistics, scheme: SchemeParams, ids: Sequence[int]) -> _Walk:
+        """Make every check that needs no weight."""
+        model, outline = streamed.model, stats.outline()
+        decoder = Decoder(model)
+        if scheme.kv_cache is not None:
+            require_cached(outline, cached_attention(model, scheme.kv_cache), scheme.kv_cache)
+        work = grouped(model, outline, scheme, partial(_called, streamed, decoder))
+        cache = {}
+        if scheme.kv_cache is not None:
+            cache = cache_scales(model, stats, scheme.kv_cache, {}, streamed.device)
+        calls = DecoderCalls(decoder, partial(streamed.present, outside(decoder.name)))
+        return cls(streamed, stats, scheme, ids, decoder, calls, work, StoredNames(model, work.matrices), cache)
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts, in the order in which they are made."""
+        return [*self.decoder.names, OUTSIDE]
+
+    def selected(self, part: str) -> Names:
+        """Selects the weights and modules of a part."""
+        return outside(self.decoder.name) if part == OUTSIDE else within(part)
+
+    def write(self, part: str, pieces: Pieces, hidden: Tensor | None) -> Tensor:
+        """Quantize and write a part.
+
+        Args:
+            hidden: what the part before computes when it is simulated; None: this is the first.
+
+        Returns:
+            What this part computes: hidden states, or the logits.
+        """
+        inside, model = self.selected(part), self.streamed.model
+        if hidden is None:
+            with self.streamed.present(outside(self.decoder.name)):
+                hidden = self.calls.begin(self.ids)
+        with self.streamed.present(inside):
+            layers = self._solved([names for names in self.work.groups if inside(names[0])])
+            computed = self._simulated(part, layers, hidden)
+            targets: list[dict[str, Any]] = []
+            facts = {"layers": {name: layer_record(layer) for name, layer in layers.items()}, "targets": targets}
+
+            def tensors() -> Iterator[Mapping[str, Tensor]]:
+                yield kept_tensors(model, self.work.matrices, {}, inside)
+                for target, stored in tensors_of_layers(self.names, layers, self.scheme):
+                    targets.append(_plain(target, list(stored)))
+                    yield stored
+                if part == OUTSIDE:
+                    yield cache_tensors(model, self.cache)
+
+            pieces.write(part, tensors(), computed, facts)
+        return computed
+
+    def _solved(self, groups: Sequence[list[str]]) -> dict[str, Layer]:
+        """Quantize some groups, the statistics of a site in memory while it is solved."""
+        work, model = self.work, self.streamed.model
+
+        def solve(names: list[str]) -> dict[str, Layer]:
+            first = names[0]
+            site = self.stats.sites[work.sites[first].members[0]] if first in work.sites else None
+            own, size = work.schemes[first], work.sizes[first]
+            members = {name: matrix_of(model, name).weight.contiguous() for name in names}
+            return quantize_site(members, site, grid_of_scheme(own, own.weight_bits, size), own)
+
+        parts = in_parallel([partial(solve, names) for names in groups], list(map(work.cost, groups)))
+        layers = {name: layer for part in parts for name, layer in part.items()}
+        return {name: layers[name] for name in work.matrices if name in layers}
+
+    def _simulated(self, part: str, layers: dict[str, Layer], hidden: Tensor) -> Tensor:
+        """What the quantized part computes, as `simulate` does."""
+        cache = {name: scales for name, scales in self.cache.items() if self.selected(part)(name)}
+        quantized = Quantized(layers, dense=self.work.dense, cache=cache)
+        decoder = Decoder(simulate(self.streamed.model, quantized, self.scheme, shared=True))
+        if part == OUTSIDE:
+            return decoder.logits(self.ids, hidden)
+        number = self.decoder.names.index(part)
+        return decoder.run(number, hidden, self.calls.call(number, self.ids))
+
+    def finish(self, pieces: Pieces, out: Path, trust_remote_code: bool) -> Outcome:
+        """Write the folder from the parts, and load it again."""
+        model, matrices = self.streamed.model, self.work.matrices
+        facts = [pieces.facts(part) or {} for part in self.parts]
+        rows = _in_order(facts, matrices)
+        order = [*kept_tensors(model, matrices, {}), *(key for row in rows for key in row["keys"])]
+        order += list(cache_tensors(model, self.cache))
+        model.save_pretrained(out, state_dict={}, save_original_format=False)
+        write_shards(pieces, self.parts, order, out, MAX_SHARD_SIZE, model.num_parameters())
+        follow_umask(out.glob("*.safetensors"))
+        targets = [self._target(row) for row in rows]
+        describe(self.names, targets, self.scheme, self.work.dense, self.streamed.folder, out)
+        hidden = {part: partial(pieces.hidden, part) for part in self.parts}
+        loads = require_loads_layerwise(out, self.ids, hidden, str(self.streamed.device), trust_remote_code)
+        records = {name: entry for fact in facts for name, entry in fact["layers"].items()}
+        layers = {name: records[name] for name in matrices}
+        files = sorted(path.name for path in out.glob("*.safetensors"))
+        return Outcome(files, layers, notes_of(self.scheme), self.work.left, self.cache, loads)
+
+    def _target(self, row: Mapping[str, Any]) -> ConfigTarget:
+        grid = dict(row["grid"])
+        grid["block"] = None if grid["block"] is None else tuple(grid["block"])
+        activations = None if row["expert"] else self.work.schemes[row["name"]].activations
+        return ConfigTarget(row["name"], Grid(**grid), activations, row["expert"])
+
+
+def _in_order(facts: Sequence[Mapping[str, Any]], matrices: Mapping[str, Matrix]) -> list[dict[str, Any]]:
+    """The targets of all parts in the order of `export`: Linears, then experts, each in the model's order."""
+    places = {name: number for number, name in enumerate(matrices)}
+    linears = [row for fact in facts for row in fact["targets"] if not row["expert"]]
+    mixtures = [fact for fact in facts if any(row["expert"] for row in fact["targets"])]
+    mixtures.sort(key=lambda fact: min(places[n] for n in fact["layers"] if matrices[n].expert is not None))
+    experts = [row for fact in mixtures for row in fact["targets"] if row["expert"]]
+    return [*sorted(linears, key=lambda row: places[row["name"]]), *experts]
+
+
+def _plain(target: ConfigTarget, keys: list[str]) -> dict[str, Any]:
+    return {"name": target.name, "grid": asdict(target.grid), "expert": target.expert, "keys": keys}
+
+
+def _called(streamed: StreamedModel, decoder: Decoder, names: Sequence[str]) -> set[str]:
+    """Which of these modules the model calls for a few tokens."""
+    seen: set[str] = set()
+    model: PreTrainedModel = streamed.model
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.add(name))  # type: ignore[misc]
+        for name in names
+    ]
+    try:
+        with called_as_quantized(model):
+            ids = list(range(FEW))
+            with streamed.present(outside(decoder.name)):
+                start = decoder.start(ids)
+            hidden = start.hidden
+            for number, call in enumerate(start.calls):
+                with streamed.present(within(decoder.names[number])):
+                    hidden = decoder.run(number, hidden, call)
+            with streamed.present(outside(decoder.name)):
+                decoder.logits(ids, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

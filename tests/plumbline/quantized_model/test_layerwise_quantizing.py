@@ -1,0 +1,210 @@
+"""A model quantized layer by layer against the same one quantized whole: the same files, byte by byte."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.peers.subjects import write_set
+from plumbline.activation_stats.build import build_activation_stats
+from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
+from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.params import ModelParams
+from plumbline.quantized_model import export, layerwise
+from plumbline.quantized_model.build import build_quantized_model
+from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.pieces import Pieces
+from tests.architectures.catalogue import CATALOGUE
+from tests.architectures.vocabulary import samples
+from tests.helpers.paths import PROJECT
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "gptq": {"method": "gptq", "weight_bits": 4, "group_size": 32},
+    "gptq, head too": {"method": "gptq", "weight_bits": 8, "group_size": 32, "ignore": []},
+    "zero points": {"method": "rtn", "weight_bits": 4, "group_size": 32, "symmetric": False},
+    "static": {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}},
+    "cache": {"method": "rtn", "weight_bits": 4, "group_size": 32, "kv_cache": {}},
+}
+CASES = [
+    *(("llama-bias", scheme) for scheme in SCHEMES),
+    ("llama-tied", "gptq"),
+    ("qwen3-moe", "gptq"),
+    ("llama4-text", "static"),
+    ("gemma3", "static"),
+]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Per architecture a folder with the base model, a calibration set and its statistics."""
+    folders = {}
+    for name in {name for name, _ in CASES}:
+        root = folders[name] = tmp_path_factory.mktemp(name)
+        base = base_in(CATALOGUE[name].write(root / "base").parent)
+        (root / "set").mkdir()
+        write_set(root / "set", "sentences", samples())
+        (root / "stats").mkdir()
+        settings = StatisticsParams(ignore=(), cache=name == "llama-bias")
+        build_activation_stats(settings, base, root / "set", root / "stats")
+    return folders
+
+
+def base_in(root: Path) -> BaseCheckpoint:
+    return BaseCheckpoint.of(ModelParams(name=str(root / "base"), device="cpu"))
+
+
+def build(root: Path, scheme: str, out: Path, mode: Any, resume: Path | None = None) -> dict[str, bytes]:
+    out.mkdir(parents=True)
+    params = SchemeParams.model_validate(SCHEMES[scheme])
+    inputs = base_in(root), root / "stats", root / "set"
+    build_quantized_model("s", params, *inputs, out, "v", ExecutionParams(mode=mode), resume)
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("name", "scheme"), CASES)
+def test_the_files_are_those_of_the_whole_model(
+    name: str, scheme: str, bases: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (export, layerwise):
+        monkeypatch.setattr(module, "MAX_SHARD_SIZE", "40KB")  # several files
+    whole = build(bases[name], scheme, tmp_path / "whole", "whole")
+    assert sum(file.endswith(".safetensors") for file in whole) > 1
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseCheckpoint, "loaded", lambda base: pytest.fail("the whole model was loaded"))
+        assert build(bases[name], scheme, tmp_path / "layerwise", "layerwise") == whole
+
+
+PARTS = ["model.layers.0", "model.layers.1", "outside"]
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from plumbline.quantized_model import layerwise
+from plumbline.quantized_model.pieces import Pieces
+from tests.plumbline.quantized_model.test_layerwise_quantizing import build
+
+root, out, parts, last = map(Path, sys.argv[1:])
+write, made = Pieces.write, []
+
+def killed(self, name, *args):
+    made.append(name)
+    print(name, flush=True)
+    if len(made) == int(str(last)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, name, *args)
+
+Pieces.write = killed
+build(root, "gptq", out, "layerwise", parts)
+"""
+
+
+@pytest.mark.integration
+def test_a_killed_run_repeats_at_most_the_layer_it_was_in(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    """The run is killed in its second part, before that is on disk."""
+    root, parts = bases["llama-bias"], tmp_path / "parts"
+    undisturbed = build(root, "gptq", tmp_path / "undisturbed", "layerwise")
+    command = [sys.executable, "-c", KILLED, str(root), str(tmp_path / "killed"), str(parts), "2"]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert ended.stdout.split() == PARTS[:2]
+    made: list[str] = []
+    with noted(made):
+        assert build(root, "gptq", tmp_path / "last", "layerwise", parts) == undisturbed
+    assert made == PARTS[1:] and not parts.exists()
+
+
+@pytest.mark.parametrize("stop", range(3))
+def test_every_part_is_a_point_to_resume_from(stop: int, bases: Mapping[str, Path], tmp_path: Path) -> None:
+    root, parts, made = bases["llama-bias"], tmp_path / "parts", list[str]()
+    undisturbed = build(root, "static", tmp_path / "undisturbed", "layerwise")
+    with noted(made, stop), pytest.raises(KeyboardInterrupt):
+        build(root, "static", tmp_path / "stopped", "layerwise", parts)
+    with noted(made):
+        assert build(root, "static", tmp_path / "last", "layerwise", parts) == undisturbed
+    assert made == [*PARTS[: stop + 1], *PARTS[stop:]]
+
+
+@contextmanager
+def noted(made: list[str], stop: int | None = None) -> Iterator[None]:
+    """Within the context, note the parts that are made, and stop in one before it is on disk."""
+    write = Pieces.write
+
+    def note(pieces: Any, name: str, *args: Any) -> None:
+        made.append(name)
+        if stop is not None and name == PARTS[stop]:
+            raise KeyboardInterrupt
+        write(pieces, name, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pieces, "write", note)
+        yield
+
+
+def test_parts_of_another_scheme_are_not_used(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    root, parts = bases["llama-bias"], tmp_path / "parts"
+    expected = build(root, "static", tmp_path / "expected", "layerwise")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerwise, "write_shards", lambda *args: pytest.fail("stop"))
+        with pytest.raises(pytest.fail.Exception):
+            build(root, "gptq", tmp_path / "stopped", "layerwise", parts)
+    assert len(list(parts.glob("*.json"))) == 4
+    assert build(root, "static", tmp_path / "other", "layerwise", parts) == expected
+
+
+def test_a_part_that_is_cut_short_is_made_again(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    root, parts = bases["llama-bias"], tmp_path / "parts"
+    expected = build(root, "gptq", tmp_path / "expected", "layerwise")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerwise, "write_shards", lambda *args: pytest.fail("stop"))
+        with pytest.raises(pytest.fail.Exception):
+            build(root, "gptq", tmp_path / "stopped", "layerwise", parts)
+    cut = parts / "model.layers.1.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert build(root, "gptq", tmp_path / "again", "layerwise", parts) == expected
+
+
+def test_a_folder_that_computes_something_else_is_refused(
+    bases: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = layerwise.tensors_of_layers
+
+    def changed(names: Any, layers: Any, scheme: Any) -> Any:
+        for target, tensors in stored(names, layers, scheme):
+            if target.name == "model.layers.1.self_attn.v_proj":
+                tensors = {key: _altered(key, tensor) for key, tensor in tensors.items()}
+            yield target, tensors
+
+    monkeypatch.setattr(layerwise, "tensors_of_layers", changed)
+    with pytest.raises(
+        ValueError, match=r"does not compute what was quantized.*first layer that differs: .*layers\.1$"
+    ):
+        build(bases["llama-bias"], "gptq", tmp_path / "out", "layerwise")
+
+
+def _altered(key: str, tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if key.endswith("weight_packed") else tensor
+
+
+@pytest.mark.parametrize("changed", [{"transform": "smoothquant"}, {"mixed": {"widths": [4, 8], "average_bits": 6}}])
+def test_a_scheme_that_needs_the_whole_model_says_so(
+    changed: dict[str, Any], bases: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, out = bases["llama-bias"], tmp_path / "out"
+    out.mkdir()
+    scheme = {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}} | changed
+    if "mixed" in changed:
+        scheme = {"method": "gptq", "group_size": 32} | changed
+    with caplog.at_level(logging.INFO):
+        inputs = base_in(root), root / "stats", root / "set"
+        execution = ExecutionParams(mode="layerwise")
+        build_quantized_model("s", SchemeParams.model_validate(scheme), *inputs, out, "v", execution)
+    assert "not done layer by layer yet" in caplog.text and next(iter(changed)) in caplog.text
