@@ -152,12 +152,13 @@ def evaluate(root: Path, model: str, kl_mean: float) -> dict[str, Any]:
     return metrics
 
 
-def register(root: Path, uri: str = "", pages: Sequence[Path] = ()) -> None:
+def register(root: Path, uri: str = "", pages: Sequence[Path] = (), name: str = "plumbline") -> None:
     """Both models evaluated and in MLflow, version 1 the champion.
 
     Args:
         uri: of MLflow; empty: a SQLite file in the workspace.
         pages: files that go with every evaluation's run.
+        name: of the experiment and of the registered model.
     """
     from plumbline.artifact import read_json
     from plumbline.tracking.client import Tracking
@@ -168,7 +169,7 @@ def register(root: Path, uri: str = "", pages: Sequence[Path] = ()) -> None:
     from plumbline.tracking.run_logging import log_run
     from plumbline.versioning.lock import read_lock, upstream
 
-    tracking = Tracking(uri or f"sqlite:///{root / 'mlflow.db'}")
+    tracking = Tracking(uri or f"sqlite:///{root / 'mlflow.db'}", name, name)
     for path in (MODEL, OTHER):
         content, pair = read_json(root / path / "calibration.json"), path.split("/")[-1]
         name = content["calibration_set"]["choice"]["name"]

@@ -86,7 +86,9 @@ def _follow(page: Any, address: str, printed: str) -> None:
 
     page.goto(f"{address}/#/models/plumbline/versions/1")
     page.get_by_text(re.compile(r"version 1 promoted by Ada: the first")).wait_for()
-    page.get_by_role("link", name="the samples it was calibrated with").click()
+    with page.context.expect_page() as opened:  # MLflow opens links of a description in a new tab
+        page.get_by_role("link", name="the samples it was calibrated with").click()
+    page = opened.value
     page.frame_locator("iframe").get_by_text(SAMPLE).wait_for()
     page.get_by_role("tab", name="Overview").click()
     page.get_by_text("The samples that it was calibrated with are in the tab Artifacts").wait_for()

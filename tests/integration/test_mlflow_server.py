@@ -134,10 +134,10 @@ def test_a_champion_is_uploaded_once_and_loads_by_its_uri(server: str, tmp_path:
 
     root = chain(tmp_path / "workspace", "random")
     second(root)
-    register(root, server)  # promotes version 1
+    register(root, server, name="uploaded")  # promotes version 1
     client = mlflow_client(Tracking(server))
-    version = client.get_model_version_by_alias("plumbline", "champion")
-    place = client.get_logged_model(version.model_id).artifact_location
+    version = client.get_model_version_by_alias("uploaded", "champion")
+    place = client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
     assert place.startswith("mlflow-artifacts:")
     weights = (root / FOLDER / "model.safetensors").read_bytes()
     root.rename(tmp_path / "gone")
@@ -145,20 +145,20 @@ def test_a_champion_is_uploaded_once_and_loads_by_its_uri(server: str, tmp_path:
     try:
         mlflow.set_tracking_uri(server)
         mlflow.set_registry_uri(server)
-        pipeline = mlflow.transformers.load_model("models:/plumbline@champion")
+        pipeline = mlflow.transformers.load_model("models:/uploaded@champion")
         [answer] = pipeline("the quick model", max_new_tokens=5, do_sample=False)
         assert answer["generated_text"].startswith("the quick model") and len(answer["generated_text"]) > 15
-        there = Path(mlflow.artifacts.download_artifacts("models:/plumbline@champion", dst_path=str(tmp_path / "got")))
+        there = Path(mlflow.artifacts.download_artifacts("models:/uploaded@champion", dst_path=str(tmp_path / "got")))
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
     assert (there / "model/model.safetensors").read_bytes() == weights
     root = (tmp_path / "gone").rename(root)
-    registry, uploads = Registry(Tracking(server)), []
+    registry, uploads = Registry(Tracking(server, "uploaded", "uploaded")), []
     promote(registry, root, "2", "Ben", "another")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("mlflow.MlflowClient.log_model_artifacts", lambda *_: uploads.append(1))
-        promote(registry, root, version.version, "Ada", "back")
+        promote(registry, root, str(version.version), "Ada", "back")
     assert not uploads, "a rollback uploads nothing again"
-    description = client.get_model_version("plumbline", version.version).description
+    description = client.get_model_version("uploaded", version.version).description
     assert "## Promotions" in description and "replaced by version 2" in description and "Ada: back" in description
