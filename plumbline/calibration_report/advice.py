@@ -74,17 +74,17 @@ def _advice(study: Study, scheme: str, compared: Sequence[Mapping[str, Any]]) ->
         return _said(None, False, f"{scheme}: any of the choices will do, as all give the same weights.")
     if "too few documents" in verdicts:
         return _said(baseline, None, f"{scheme}: keep {baseline}, as there are too few documents to tell them apart.")
-    better = [c for c in compared if c["verdict"] == "better"]
+    better, worse = ([c for c in compared if c["verdict"] == word] for word in ("better", "worse"))
+    avoid = f"{join([c['choice'] for c in worse])} {'is' if len(worse) == 1 else 'are'} worse. " if worse else ""
+    if worse:
+        avoid += _size(study, max(worse, key=lambda c: float(c["kl_mean"])))
     if better:
         best = min(better, key=lambda c: float(c["kl_mean"]))
-        text = f"{scheme}: use {best['choice']}. {_size(study, best)}."
-        return _said(best["choice"], matters(best), text)
-    worse = [c for c in compared if c["verdict"] == "worse"]
+        text = f"{scheme}: use {best['choice']}. {_size(study, best)}." + (f" {avoid}." if worse else "")
+        return _said(best["choice"], any(map(matters, (best, *worse))), text)
     text = f"{scheme}: use {baseline}, as no other choice is better"
     if worse:
-        worst = max(worse, key=lambda c: float(c["kl_mean"]))
-        text += f"; {join([c['choice'] for c in worse])} {'is' if len(worse) == 1 else 'are'} worse. "
-        text += _size(study, worst)
+        text += f"; {avoid}"
     else:
         text += _missed([c["smallest_difference"] for c in compared if c["verdict"] == "no difference detected"])
     return _said(baseline, any(map(matters, worse)), text + ".")

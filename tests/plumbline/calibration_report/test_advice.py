@@ -44,6 +44,12 @@ def test_a_real_difference_can_be_too_small_to_matter() -> None:
     assert "0.00060 nats per token: real, but under 0.005" in advice["sentence"]
 
 
+def test_what_to_avoid_is_said_beside_what_to_use() -> None:
+    advice = said(comparison("a", "better", -0.001), comparison("b", "worse", 0.02))
+    assert (advice["use"], advice["matters"]) == ("a", True)
+    assert "too small to matter in practice. b is worse. The difference from random is 0.020" in advice["sentence"]
+
+
 def test_without_a_better_one_the_baseline_is_advised() -> None:
     advice = said(comparison("a", "worse", 0.03), comparison("b", "no difference detected", 0.0))
     assert (advice["use"], advice["matters"]) == ("random", True)
