@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from plumbline.calibration_report.wording import base_model_in_words, join, percent, signed
+from plumbline.calibration_report.wording import base_model_in_words, count, join, nats, percent, signed
 
 
 def environment(*folders: Path) -> Environment:
@@ -25,12 +25,12 @@ def environment(*folders: Path) -> Environment:
         finalize=_held_together,
     )
     jinja.filters.update(
-        kl=lambda value: f"{value:#.3g}",
+        kl=nats,
         percent=percent,
         signed=signed,
         join=join,
         base_model=base_model_in_words,
-        count=lambda value: f"{value:,}".replace(",", "\u202f"),
+        count=count,
     )
     return jinja
 

@@ -17,7 +17,10 @@ def summary(folder: Path) -> dict[str, Any]:
     called = [comparison["verdict"] for comparison in verdict["comparisons"]]
     return {
         "headline": verdict["headline"],
+        "advice": [one["sentence"] for one in verdict["advice"]],
+        "caveat": verdict["caveat"],
         "sentences": verdict["sentences"],
+        "disagreements": verdict["disagreements"],
         "on_answers": sentences(verdict["answers"], verdict["confidence"]),
         "models": [_row(row) for row in read_json(folder / "table.json")],
         "documents": verdict["documents"],

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plumbline.calibration_report.advice import advise, disagreements, matters
 from plumbline.calibration_report.bootstrap import Resampled, bootstrap_ratio, holm, strata_of
 from plumbline.calibration_report.params import ReportParams
 from plumbline.calibration_report.study import Study
@@ -30,7 +31,8 @@ def judge(study: Study, params: ReportParams) -> dict[str, Any]:
     Returns:
         The content of verdict.json: `comparisons` (one per scheme and choice: verdict, difference with interval in nats
         per token and relative to the baseline, p-values, the smallest significant difference), `estimates` (mean KL
-        with interval per pair), `sentences`, the parameters and how much was evaluated.
+        with interval per pair), `advice` (per scheme: what to use, and whether it matters), `sentences`,
+        `disagreements` of KL and perplexity, `caveat`, the parameters and how much was evaluated.
 
     Raises:
         ValueError: the baseline is not in the grid, or there are too few resamples for so many comparisons.
@@ -74,8 +76,10 @@ def judge(study: Study, params: ReportParams) -> dict[str, Any]:
         "documents": len(study.tokens),
         "tokens": int(study.tokens.sum()),
         "comparisons_tested": len(tested),
-        "headline": headline(comparisons, study.schemes),
+        "headline": headline(comparisons, study.schemes, matters),
+        "advice": advise(study, comparisons),
         "sentences": sentences(comparisons, params.confidence),
+        "disagreements": disagreements(study, comparisons),
         "caveat": CAVEAT,
         "comparisons": comparisons,
         "estimates": estimates,

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 CALLED = ("better", "worse")
 
 
-def headline(comparisons: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -> str:
-    """One sentence on the whole comparison."""
+def headline(
+    comparisons: Sequence[Mapping[str, Any]], schemes: Sequence[str], practical: Callable[[Mapping[str, Any]], bool]
+) -> str:
+    """One sentence on the whole comparison.
+
+    Args:
+        practical: whether a difference that was found matters in practice.
+    """
     if not comparisons:
         return "Only one calibration choice: there is nothing to compare it with."
     if all(c["verdict"] == "too few documents" for c in comparisons if c["verdict"] != "identical"):
         if any(c["verdict"] == "too few documents" for c in comparisons):
             return "Too few held-out documents to tell calibration choices apart."
         return "The calibration choice changes nothing: all choices give the same weights."
-    matters = [s for s in schemes if any(c["scheme"] == s and c["verdict"] in CALLED for c in comparisons)]
-    if not matters:
+    called = [c for c in comparisons if c["verdict"] in CALLED]
+    if not called:
         return "No difference between the calibration choices was detected."
+    matters = [s for s in schemes if any(c["scheme"] == s and practical(c) for c in called)]
+    if not matters:
+        return "Calibration choices differ, but by too little to matter in practice."
     if len(matters) == len(schemes):
         return f"The calibration choice matters under {_all(len(schemes))}."
     return f"The calibration choice matters under {len(matters)} of {len(schemes)} schemes: {join(matters)}."
@@ -45,7 +54,7 @@ def _called(c: Mapping[str, Any], confidence: float) -> str:
     text = (
         f"{c['scheme']}: {c['choice']} is {c['verdict']} than {c['baseline']}: its divergence from the base model is "
     )
-    text += f"{c['kl_mean']:.3g} instead of {c['kl_mean_baseline']:.3g} nats per token"
+    text += f"{nats(c['kl_mean'])} instead of {nats(c['kl_mean_baseline'])} nats per token"
     if "relative" in c and c["relative"]["low"] is not None:
         ends = sorted(abs(c["relative"][end]) for end in ("low", "high"))
         text += f", {percent(abs(c['relative']['difference']))} {more}"
@@ -55,22 +64,37 @@ def _called(c: Mapping[str, Any], confidence: float) -> str:
 
 def _not_called(c: Mapping[str, Any]) -> str:
     text = f"{c['scheme']}: no difference detected between {c['choice']} and {c['baseline']}"
-    text += f" ({c['kl_mean']:.3g} and {c['kl_mean_baseline']:.3g} nats per token)"
+    text += f" ({nats(c['kl_mean'])} and {nats(c['kl_mean_baseline'])} nats per token)"
     if c["smallest_difference"] is None:
         return (
             text + "; the documents are too alike in all but a few to say how small a difference would have been seen."
         )
     size = c.get("relative", {}).get("smallest_difference")
-    seen = percent(size) if size is not None else f"{c['smallest_difference']:.2g} nats per token"
+    seen = percent(size) if size is not None else f"{short_nats(c['smallest_difference'])} nats per token"
     return f"{text}; a difference of {seen} or more would have been called."
 
 
 def _too_few(c: Mapping[str, Any]) -> str:
     return (
-        f"{c['scheme']}: {c['choice']} has {c['kl_mean']:.3g}, {c['baseline']} {c['kl_mean_baseline']:.3g} nats per "
-        "token; too few documents to say whether that is more than chance. Raise evaluation.tokens_per_domain or "
+        f"{c['scheme']}: {c['choice']} has {nats(c['kl_mean'])}, {c['baseline']} {nats(c['kl_mean_baseline'])} nats "
+        "per token; too few documents to say whether that is more than chance. Raise evaluation.tokens_per_domain or "
         "tokenize.splits.report."
     )
+
+
+def nats(value: float) -> str:
+    """A divergence: three digits, 0.130."""
+    return f"{value:#.3g}"
+
+
+def short_nats(value: float) -> str:
+    """A difference of divergences: two digits, 0.0060."""
+    return f"{value:#.2g}"
+
+
+def count(number: int) -> str:
+    """A number with its thousands apart: 29 528, with narrow no-break spaces."""
+    return f"{number:,}".replace(",", "\u202f")
 
 
 def percent(share: float) -> str:

@@ -47,7 +47,9 @@ def mlflow(port: int) -> None:
     """
     from plumbline.tracking.address import tracking_address
     from plumbline.tracking.location import ARTIFACTS, follow
+    from plumbline.tracking.reading import experiments
     from plumbline.tracking.store import sqlite_path
+    from plumbline.tracking.view import runs_page
 
     root = workspace_root()
     try:
@@ -58,7 +60,10 @@ def mlflow(port: int) -> None:
         raise click.ClickException(str(error)) from error
     if not uri.startswith("sqlite:"):
         raise click.ClickException(f"the runs of this workspace are on a server already: {uri}")
-    click.echo(f"MLflow: http://{ADDRESS}:{port}  (Ctrl-C stops it; the runs are kept in mlflow.db)")
+    base = f"http://{ADDRESS}:{port}"
+    click.echo(f"MLflow: {base}  (Ctrl-C stops it; the runs are kept in mlflow.db)")
+    for name, number in experiments(sqlite_path(uri)).items():
+        click.echo(f"  {name}: {runs_page(base, number)}")
     where = ["--host", ADDRESS, "--port", str(port)]
     stores = ["--backend-store-uri", uri, "--default-artifact-root", str(sqlite_path(uri).parent / ARTIFACTS)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -202,10 +202,10 @@ def _cell(c: Mapping[str, Any]) -> str:
 
 def _next(verdict: Mapping[str, Any]) -> str:
     """The next step that the result suggests."""
-    better = dict.fromkeys(c["rule"] for c in verdict["comparisons"] if c["verdict"] == "better")
-    if better:
-        rule = verdict["rules"][next(iter(better))]
-        return f"params.yaml    a choice with strategy: {rule['strategy']} under calibrations:, its name under grid:"
+    advised = next((one for one in verdict["recommendations"] if one["rules"]), None)  # what was just printed
+    if advised:
+        strategy = f"strategy: {verdict['rules'][advised['rules'][0]]['strategy']}, n: {advised['n']}"
+        return f"params.yaml    a choice with {strategy} under calibrations:, its name under grid:"
     draws = [c["draws_needed"] for c in verdict["comparisons"] if c["draws_needed"] is not None]
     if draws and min(draws) <= 20 * verdict["draws"]:
         return (

@@ -53,9 +53,8 @@ def no_file_of_the_inbox_is_held_back(data: Path) -> CheckOutcome:
     sentences = [
         f"{row['file']}" + (f" row {row['row']}" if row["row"] != "" else "") + f": {row['why']}" for row in held_back
     ]
-    more = [f"and {len(sentences) - 5} more"] if len(sentences) > 5 else []
-    description = "; ".join([*sentences[:5], *more]) or f"all {len(manifest['shards'])} files are in the corpus"
-    return CheckOutcome(not held_back, description, {"files": files, "held_back": held_back}, warn=True)
+    good = f"all {len(manifest['shards'])} files are in the corpus"
+    return _outcome(sentences, good, {"files": files, "held_back": held_back}, warn=True)
 
 
 def every_token_is_accounted_for(data: Path) -> CheckOutcome:
@@ -122,24 +121,30 @@ def calibration_set_represents_production(data: Path, choices: Iterable[str]) ->
         sets[choice] = {"p_value": result["p_value"], "flagged": result["flagged"]}
         metrics = result["references"][result["primary"]]["metrics"]
         if result["flagged"]:
-            sentences = [metrics[name]["sentence"] for name in result["flagged"]]
-            more = [f"And {len(sentences) - 3} more: see representativeness.json."] if len(sentences) > 3 else []
-            wrong.append(f"{choice}: {' '.join(sentences[:3] + more)}")
+            others = len(result["flagged"]) - 1  # they are in order, the farthest first
+            more = f" (and {others} more distances beyond chance)" if others else ""
+            wrong.append(
+                (result["p_value"], f"{choice}: {metrics[result['flagged'][0]]['sentence'].rstrip('.')}{more}")
+            )
         else:
             p_value = f"{result['p_value']:.2g}"
             good.append(f"{choice}: no farther from production than random draws of its size (p = {p_value})")
-    return CheckOutcome(not wrong, "; ".join([*wrong, *good][:5]), {"sets": sets}, warn=True)
+    if wrong:
+        return _outcome([text for _, text in sorted(wrong, key=lambda one: one[0])], "", {"sets": sets}, warn=True)
+    return CheckOutcome(True, "; ".join(good[:5]), {"sets": sets}, warn=True)
 
 
 def every_site_saw_enough_tokens(data: Path, choices: Iterable[str]) -> CheckOutcome:
     """Every site saw at least as many tokens as it has channels."""
     from plumbline.activation_stats.starved import sentence, starved_sites
 
-    wrong, by_choice = [], {}
+    by_choice = {}
     for choice in choices:
         if starved := starved_sites(read_json(data / "activation_stats" / choice / "header.json")):
-            wrong.append(f"{choice}: {sentence(starved)}")
             by_choice[choice] = starved
+    wrong = [
+        f"{choice}: {sentence(sites)}" for choice, sites in sorted(by_choice.items(), key=lambda one: -len(one[1]))
+    ]
     good = "every site saw at least as many tokens as it has channels"
     return _outcome(wrong, good, {"starved": by_choice}, warn=True)
 
@@ -179,9 +184,12 @@ def most_matrices_are_quantized(data: Path, pairs: Iterable[str]) -> CheckOutcom
         if coverage["share"] < LEAST_SHARE:
             reasons = Counter(coverage["left"].values()).most_common(2)
             shown = "; ".join(f"{reason} ({number} tensors)" for reason, number in reasons)
-            wrong.append(f"{pair}: {100 * coverage['share']:.1f} % quantized; left: {shown}")
+            wrong.append((coverage["share"], f"{pair}: {100 * coverage['share']:.1f} % quantized; left: {shown}"))
     return _outcome(
-        wrong, f"{100 * LEAST_SHARE:.0f} % or more of the matrices are quantized", {"left": left}, warn=True
+        [text for _, text in sorted(wrong)],
+        f"{100 * LEAST_SHARE:.0f} % or more of the matrices are quantized",
+        {"left": left},
+        warn=True,
     )
 
 
@@ -198,4 +206,7 @@ def promotion_gate(data: Path, name: str) -> CheckOutcome:
 def _outcome(
     wrong: Sequence[str], good: str, metadata: Mapping[str, Any] | None = None, warn: bool = False
 ) -> CheckOutcome:
-    return CheckOutcome(not wrong, "; ".join(wrong[:5]) or good, metadata or {}, warn)
+    """One sentence: what is good, or the first of what is wrong, which is the worst; all of it is in the metadata."""
+    more = f" (and {len(wrong) - 1} more, in the metadata)" if len(wrong) > 1 else ""
+    every = {"all": list(wrong)} if len(wrong) > 1 else {}
+    return CheckOutcome(not wrong, wrong[0] + more if wrong else good, {**(metadata or {}), **every}, warn)

@@ -22,6 +22,7 @@ from plumbline.provenance import (
 from plumbline.provenance.cache_recovery import recover
 from plumbline.provenance.link import AuditResult, Case, Link, dig
 from plumbline.provenance.resaved import resaved
+from plumbline.provenance.standing import figures, promotions
 from plumbline.provenance.subject import Subject
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.versioning.lock import read_lock
@@ -157,4 +158,14 @@ def _about(case: Case) -> dict[str, Any]:
         "documents": len(model_files.documents_of(case.record)),
         "domains": dict(sorted(Counter(str(sample.get("domain")) for sample in samples).items())),
         "sources": dict(Counter(str(sample.get("source")) for sample in samples).most_common(3)),
+        "figures": _unless_forged(figures, case, {}),
+        "promotions": _unless_forged(promotions, case, []),
     }
+
+
+def _unless_forged(read: Callable[[Case], Any], case: Case, without: Any) -> Any:
+    """What `read` returns; `without` where a forged record cannot be read, which a check reports."""
+    try:
+        return read(case)
+    except UNFORESEEN:
+        return without

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from plumbline.calibration_report.page import environment
 from plumbline.provenance.explain import LINKS
 from plumbline.provenance.link import AuditResult, dig
 from plumbline.provenance.model_files import samples_of
+from plumbline.tracking.text import size
 
 SAMPLE_PAGES = "data/sample_page"
 
@@ -39,6 +41,8 @@ def write_page(
         counts={s: sum(link.status == s for link in result.links) for s in ("verified", "missing", "tampered")},
         more={name: text for name, (_, text) in more.items()},
         samples_page=None if root is None else _samples_page(root, path, record),
+        when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        size=size,
         samples=[_row(sample) for sample in samples_of(record)],
         choice=result.about["choice"].get("name"),
         strategy=result.about["choice"].get("strategy"),

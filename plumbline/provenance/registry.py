@@ -8,7 +8,7 @@ from typing import Any
 
 from plumbline.provenance.decision_links import EVALUATIONS, artifact_json, metrics_of, pair_of
 from plumbline.provenance.link import Case, Link, dig
-from plumbline.tracking.evaluation import evaluation_metrics, representativeness_metrics
+from plumbline.tracking.figures import evaluation_metrics, representativeness_metrics
 from plumbline.tracking.model_version import EVALUATION, MODEL, RESTS_ON, ModelVersion
 from plumbline.tracking.reading import RunData
 from plumbline.tracking.run import STAGE, metric_names, prefixed

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from plumbline.calibration_report.wording import join, percent
+from plumbline.calibration_report.wording import count, join, percent
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.result_cache import Measured
 from plumbline.study.testing import Family
@@ -137,7 +137,20 @@ def recommendations(
         better = [c["rule"] for c in called if c["verdict"] == "better" and c["rule"] not in worse]
         rules = list(dict.fromkeys(better))
         baseline = comparisons[0]["baseline"]
-        choice = f"chosen by {join(rules)}" if rules else f"chosen by {baseline}, as no rule is better there"
-        text = f"{label} ({join(names)}): {n} samples, about {tokens:,} tokens, {choice}."
+        choice = f"chosen by {join(rules)}" if rules else f"chosen by {baseline}, as no rule is better at that size"
+        if not rules and (elsewhere := _better_elsewhere(comparisons, names, n)):
+            choice += f" ({elsewhere})"
+        text = f"{label} ({join(names)}): {n} samples, about {count(tokens)} tokens, {choice}."
         rows.append({"family": label, "schemes": names, "n": n, "rules": rules, "sentence": text})
     return rows
+
+
+def _better_elsewhere(comparisons: Sequence[Mapping[str, Any]], schemes: Sequence[str], size: int) -> str:
+    """The rules that are better at another size, and where: "token_coverage is at n = 4"; empty: none is."""
+    sizes: dict[str, list[int]] = {}
+    for c in comparisons:
+        if c["scheme"] in schemes and c["verdict"] == "better" and c["n"] != size:
+            sizes.setdefault(c["rule"], []).append(c["n"])
+    return join(
+        [f"{rule} is at n = {join([str(n) for n in sorted({*found})])}" for rule, found in sizes.items()] or [""]
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plumbline.calibration_report.wording import join, percent, signed
+from plumbline.calibration_report.wording import count, join, percent, signed
 from plumbline.study.params import NONSENSE, ORACLE, RTN
 
 CALLED = ("better", "worse")
@@ -85,7 +85,7 @@ def sentence(c: Mapping[str, Any], confidence: float) -> str:
 def _settled(draws: int | None) -> str:
     if draws is None:
         return "no number of draws settles a difference as small as the one observed without more documents"
-    return f"{draws:,} draws would settle the one observed".replace(",", " ")
+    return f"{count(draws)} draws would settle the one observed"
 
 
 def _unseen(rule: str, rest: Sequence[Mapping[str, Any]], total: int) -> str:
@@ -97,7 +97,7 @@ def _unseen(rule: str, rest: Sequence[Mapping[str, Any]], total: int) -> str:
     draws = [c["draws_needed"] for c in rest]
     finite = sorted(count for count in draws if count is not None)
     if finite:
-        text += f"; the first of them would be settled by {finite[0]:,} draws".replace(",", " ")
+        text += f"; the first of them would be settled by {count(finite[0])} draws"
     elif draws:
         text += "; no number of draws settles them without more documents"
     return text + "."

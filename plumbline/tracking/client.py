@@ -18,6 +18,7 @@ from plumbline.artifact import replace_text
 from plumbline.tracking.address import tracking_address
 from plumbline.tracking.location import artifact_location, follow
 from plumbline.tracking.store import TrackingError, as_global_uri, mlflow_error, opened, sqlite_path, unanswered
+from plumbline.tracking.view import EVALUATIONS, TRAINING, View, apply
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,7 +59,7 @@ class Tracking:
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """URL of a run's page; for a SQLite store it is served while `plumbline mlflow` runs."""
         base = self.uri.rstrip("/") if self.uri.startswith("http") else LOCAL_UI
-        return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING}"
 
     @contextlib.contextmanager
     def client(self) -> Iterator[MlflowClient]:
@@ -99,18 +100,19 @@ class Tracking:
                 replace_text(name, uuid.uuid4().hex)
             yield name.read_text(encoding="utf-8")
 
-    def experiment_id(self, client: MlflowClient) -> str:
-        """The id of the experiment, which is created if it does not exist."""
+    def experiment_id(self, client: MlflowClient, view: View = EVALUATIONS) -> str:
+        """The id of the experiment, which is created if it does not exist, and shown as `view` says."""
         experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None:
             # With SQLite the artifacts are stored beside the database; a server has its own location.
             location = None if self.database is None else artifact_location(self.database)
             with contextlib.suppress(mlflow_error()):  # another process created it first
-                return str(client.create_experiment(self.experiment, artifact_location=location))
+                client.create_experiment(self.experiment, location, view.tags())
             experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"the MLflow experiment {self.experiment!r} was deleted; restore it in the UI or with "
                 "`mlflow experiments restore`, or give tracking.experiment in params.yaml another name"
             )
+        apply(client, str(experiment.experiment_id), view, experiment.tags)
         return str(experiment.experiment_id)

@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.tracking.client import Tracking
+from plumbline.tracking.figures import evaluation_metrics, evaluation_tables, representativeness_metrics
 from plumbline.tracking.model_version import CALIBRATION, EVALUATION, MODEL, RESTS_ON
-from plumbline.tracking.run import STAGE, DatasetRecord, ModelRecord, RunRecord, flatten, origin_tags, prefixed
+from plumbline.tracking.run import STAGE, DatasetRecord, ModelRecord, RunRecord, Table, flatten, origin_tags, prefixed
 from plumbline.tracking.run_logging import log_run
+from plumbline.tracking.samples import samples_page
+from plumbline.tracking.text import about, figures_text, origin_text, samples_text
 
 if TYPE_CHECKING:
     from plumbline.versioning.recording import Step
+
+COUNTS = ("samples", "tokens")
+"""Of the set's manifest; metrics `count/*`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,13 @@ class EvaluationRecord:
     """Every other digest of the chain; tags `hash.*` of the run and of the version."""
     dagster_run_id: str
     code_version: str
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    """What is too long for metrics, by file name."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Duration of each step up to the evaluation, by the step's name; only those that are known."""
     plots: Sequence[Path] = ()
+    pages: Sequence[Path] = ()
+    """The page of the calibration samples, if it may be logged."""
     counts: Mapping[str, Any] = field(default_factory=dict)
     """Rows and tokens in, out and lost by reason, nested by name."""
     base_model: Mapping[str, Any] = field(default_factory=dict)
@@ -49,6 +61,7 @@ class EvaluationRecord:
         path = f"data/quantized_model/{self.pair}"
         digests = {MODEL: self.model_md5, EVALUATION: self.dvc_md5, CALIBRATION: self.calibration_md5}
         digests |= {f"hash.{name}": value for name, value in sorted(self.hashes.items())}
+        seconds = {f"seconds.{name}": f"{value:.2f}" for name, value in self.seconds.items()}
         chain = {RESTS_ON: json.dumps(dict(self.rests_on), sort_keys=True)} if self.rests_on else {}
         return RunRecord(
             name=self.pair,
@@ -58,8 +71,10 @@ class EvaluationRecord:
                 "calibration": self.calibration,
                 "scheme": self.scheme,
                 "model_path": path,
+                **seconds,
                 **origin_tags(self.dagster_run_id, self.code_version, {}),
             },
+            description=self._text(),
             params={
                 **prefixed("choice", self.choice),
                 **prefixed("scheme", self.scheme_params),
@@ -74,8 +89,28 @@ class EvaluationRecord:
                 self.choice.get("n"),
             ),
             artifacts=self.plots,
-            model=ModelRecord(self.pair, path, digests, chain),
+            linked=self.pages,
+            tables=self.tables,
+            seconds=self.seconds.get("evaluation"),
+            model=ModelRecord(self.pair, path, digests, chain, self._what()),
         )
+
+    def _what(self) -> str:
+        sentences = (about(self.base_model, self.scheme, self.calibration), figures_text(self.metrics))
+        return "\n\n".join(text for text in sentences if text)
+
+    def _text(self) -> str:
+        seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+        tables = ", ".join(f"`{name}`" for name in self.tables)
+        sentences = (
+            self._what(),
+            samples_text(self.calibration, in_artifacts=bool(self.pages)),
+            f"Tables in the tab Artifacts: {tables}." if tables else "",
+            f"Seconds: {seconds}." if seconds else "",
+            origin_text(self.dagster_run_id),
+            f"`plumbline audit data/quantized_model/{self.pair}` traces the model to its documents.",
+        )
+        return "\n\n".join(text for text in sentences if text)
 
 
 def log_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mapping[str, float]) -> dict[str, str]:
@@ -105,10 +140,9 @@ def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mappi
     model_entry = lock[stage_name("quantized_model", pair)]
     calibration_set = step.root / "data" / "calibration_set" / calibration
     manifest = read_json(calibration_set / "manifest.json")
-    metrics = evaluation_metrics(read_json(step.out / "metrics.json"))
-    metrics |= representativeness_metrics(read_json(calibration_set / "representativeness.json"))
+    content = read_json(step.out / "metrics.json")
+    represents = read_json(calibration_set / "representativeness.json")
     own = {"evaluation": step.seconds} if step.seconds else {}  # unknown if it is logged long after it was computed
-    metrics |= {f"seconds/{name}": value for name, value in {**seconds, **own}.items()}
     return EvaluationRecord(
         pair=pair,
         calibration=calibration,
@@ -118,7 +152,7 @@ def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mappi
         calibration_md5=set_entry.md5,
         choice=chain["calibration_set"]["choice"],
         scheme_params=model_entry.params[f"schemes.{scheme}"],
-        metrics=metrics,
+        metrics={**evaluation_metrics(content), **representativeness_metrics(represents)},
         hashes={
             "calibration_set": chain["calibration_set"]["digest"],
             "statistics": chain["statistics"]["digest"],
@@ -127,37 +161,11 @@ def gather_evaluation(step: Step, pair: str, dagster_run_id: str, seconds: Mappi
         },
         dagster_run_id=dagster_run_id,
         code_version=step.code_version,
+        tables=evaluation_tables(content, represents),
+        seconds={**seconds, **own},
         plots=sorted(step.out.glob("*.png")),
-        counts={name: manifest[name] for name in ("samples", "tokens")},
+        pages=samples_page(step.root, calibration, manifest["digest"], Tracking.of(step.root).uri),
+        counts={name: manifest[name] for name in COUNTS},
         base_model=chain["base_model"],
         rests_on=upstream(step.root, {step.out.relative_to(step.root).as_posix(): step.md5}, step.inputs),
     )
-
-
-def evaluation_metrics(content: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json by name: overall, per domain, per length bucket, per part, per layer."""
-    from plumbline.evaluation.summary import bucket_name, layer_error_figures
-    from plumbline.raw_corpus.document import OUT_OF_DOMAIN
-
-    metrics = {name: value for name, value in content.items() if isinstance(value, int | float)}
-    for domain, values in content["by_domain"].items():
-        metrics |= {f"{name}/{domain}": value for name, value in values.items()}
-    for bucket in content["by_length"]:
-        values = {name: value for name, value in bucket.items() if name not in ("shortest", "longest")}
-        metrics |= {f"{name}/length_{bucket_name(bucket)}": value for name, value in values.items()}
-    for part in (OUT_OF_DOMAIN, "flips"):
-        numbers = content.get(part, {}).items()
-        metrics |= {f"{part}/{name}": value for name, value in numbers if isinstance(value, int | float)}
-    metrics |= {f"layer_error/{name}": value for name, value in content["layer_errors"].items()}
-    figures = layer_error_figures(content["layer_errors"])
-    return metrics | {name: value for name, value in figures.items() if isinstance(value, float)}
-
-
-def representativeness_metrics(content: Mapping[str, Any]) -> dict[str, float]:
-    """Percentile of each metric among random draws, per reference, and the p-value over all metrics."""
-    metrics: dict[str, float] = {}
-    for reference, block in content["references"].items():
-        prefix = f"representativeness/{reference}"
-        metrics |= {f"{prefix}/{name}_percentile": row["percentile"] for name, row in block["metrics"].items()}
-        metrics[f"{prefix}/p_value"] = block["p_value"]
-    return metrics

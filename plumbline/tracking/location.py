@@ -29,6 +29,14 @@ def artifact_location(database: Path) -> str:
     return (database.parent / ARTIFACTS).as_uri()
 
 
+def local_folder(location: str) -> Path | None:
+    """The folder of an artifact location on this machine; None: it is elsewhere."""
+    parts = urlsplit(location)
+    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
+        return None
+    return Path(url2pathname(parts.path) if parts.scheme else location).absolute()
+
+
 def follow(database: Path) -> list[str]:
     """Replace the locations of the place that a store was copied or moved from; returns them.
 

@@ -7,6 +7,7 @@ is remote.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
@@ -15,19 +16,26 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version as installed
+from math import isclose
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from plumbline.artifact import link_or_copy, read_json
+from plumbline.calibration_report.wording import join
+from plumbline.tracking.location import local_folder
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.registry import Registry
+from plumbline.tracking.run import STAGE
+from plumbline.tracking.samples import SAMPLES
+from plumbline.tracking.text import figures_text
+from plumbline.tracking.view import TRAINING
 from plumbline.versioning.cache import cached, cached_listing
 from plumbline.versioning.digest import dvc_digest
 
 log = logging.getLogger(__name__)
 
+EXTERNAL = "mlflow.model.isExternal"
+"""Tag of a logged model whose files MLflow does not have."""
 RECORD = "calibration.json"
 WEIGHTS = ".safetensors"
 PROMPT = "The first thing to know is"
@@ -46,9 +54,11 @@ def attach_model(registry: Registry, root: Path, target: ModelVersion) -> str:
             return f"{target.shown} cannot be loaded by its URI: neither {target.path} nor DVC's cache has its files"
         with registry.tracking.client() as client:
             model_id = _logged_model(client, target)
-            location = str(client.get_logged_model(model_id).artifact_location)
-            local = _local(location)
-            if local is not None and (local / "MLmodel").is_file():
+            logged = client.get_logged_model(model_id)
+            location = str(logged.artifact_location)
+            local = local_folder(location)
+            attached = EXTERNAL not in logged.tags
+            if attached and (local is None or (local / "MLmodel").is_file()):
                 return ""
             record = json.loads(files[RECORD].read_text(encoding="utf-8"))
             around = root / ".plumbline" if local is None else local.parent
@@ -61,8 +71,9 @@ def attach_model(registry: Registry, root: Path, target: ModelVersion) -> str:
                 else:
                     shutil.rmtree(local, ignore_errors=True)  # what a killed upload left
                     folder.rename(local)
-            client.delete_logged_model_tag(model_id, "mlflow.model.isExternal")
-            client.update_model_version(target.name, target.version, description(record, target, registry))
+            if not attached:
+                client.delete_logged_model_tag(model_id, EXTERNAL)
+            client.update_model_version(target.name, target.version, description(record, target, registry, root))
     except Exception as error:  # of MLflow, its store, or another version of transformers
         return f"{target.shown} cannot be loaded by its URI: {type(error).__name__}: {str(error)[:300]}"
     return ""
@@ -156,31 +167,48 @@ def about(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def description(record: Mapping[str, Any], target: ModelVersion, registry: Registry) -> str:
-    """The version in words, for its page in MLflow."""
+def description(record: Mapping[str, Any], target: ModelVersion, registry: Registry, root: Path) -> str:
+    """The version in words, with links to its run, its samples and the report, for its page in MLflow."""
     facts = about(record)
     revision = f" at {facts['base_model_revision']}" if facts["base_model_revision"] else ""
     uri = f"models:/{target.name}/{target.version}"
+    metrics = registry.run(target.run_id).metrics if target.run_id else {}
     lines = [
         f"**{facts['base_model']}**{revision} (digest {facts['base_model_digest'][:12]}), quantized under "
         f"`{facts['scheme']}`: {100 * facts['share_quantized']:.0f} % of the weights in matrices.",
         f"Calibrated by the choice `{facts['calibration_choice']}` (set {facts['calibration_set_digest'][:12]}).",
+        figures_text(metrics, _interval(root, target.pair, metrics)),
+        _links(registry, target.run_id),
+        f"`mlflow.transformers.load_model('{uri}')` loads it, `plumbline audit {uri}` traces it to its texts.",
     ]
-    metrics = registry.run(target.run_id).metrics if target.run_id else {}
-    figures = [
-        f"{label} {metrics[name]:.4g}"
-        for name, label in (
-            ("kl_mean", "KL to the base model, nats per token:"),
-            ("perplexity_quantized", "perplexity:"),
-            ("perplexity_base", "the base model's:"),
-            ("top1_agreement", "top-1 agreement:"),
-        )
-        if name in metrics
-    ]
-    if figures:
-        lines.append("; ".join(figures) + ".")
-    lines.append(f"`mlflow.transformers.load_model('{uri}')` loads it, `plumbline audit {uri}` traces it to its texts.")
-    return "\n\n".join(lines)
+    return "\n\n".join(line for line in lines if line)
+
+
+def _links(registry: Registry, run_id: str) -> str:
+    """Links to the pages of a run, its samples and the latest report, as far as MLflow has them."""
+    if not run_id:
+        return ""
+    with registry.tracking.client() as client:
+        experiment = str(client.get_run(run_id).info.experiment_id)
+        links = {"its evaluation": f"runs/{run_id}"}
+        if any(file.path == SAMPLES for file in client.list_artifacts(run_id)):
+            links["the samples it was calibrated with"] = f"runs/{run_id}/artifacts/{SAMPLES}"
+        query = f"tags.`{STAGE}` = 'calibration_report'"
+        if reports := client.search_runs([experiment], query, max_results=1):
+            links["the calibration report"] = f"runs/{reports[0].info.run_id}/artifacts/report.html"
+    shown = [f"[{label}](#/experiments/{experiment}/{page}?{TRAINING})" for label, page in links.items()]
+    return f"See {join(shown)}."
+
+
+def _interval(root: Path, pair: str, metrics: Mapping[str, float]) -> str:
+    """The interval of a model's KL, from the report of the workspace if that is about the same evaluation."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        verdict = read_json(root / "data/calibration_report/verdict.json")
+        estimate = verdict["estimates"][pair]
+        if isclose(estimate["kl_mean"], metrics["kl_mean"], rel_tol=1e-9) and estimate["low"] is not None:
+            ends = f"{max(estimate['low'], 0):.3g} to {estimate['high']:.3g}"
+            return f" ({100 * verdict['confidence']:g} % interval {ends})"
+    return ""
 
 
 def _logged_model(client: Any, target: ModelVersion) -> str:
@@ -190,11 +218,3 @@ def _logged_model(client: Any, target: ModelVersion) -> str:
     if match is None:
         raise ValueError(f"its source is {version.source!r}, not a logged model")
     return match[1]
-
-
-def _local(location: str) -> Path | None:
-    """The folder of an artifact location on this machine; None: it is elsewhere."""
-    parts = urlsplit(location)
-    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-        return None
-    return Path(url2pathname(parts.path) if parts.scheme else location).absolute()

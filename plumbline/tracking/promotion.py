@@ -8,6 +8,7 @@ a hash chain (promotion_chain.py).
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import logging
@@ -25,6 +26,8 @@ from plumbline.tracking.promotion_entry import Kind
 from plumbline.tracking.promotion_entry import Promotion as Promotion
 from plumbline.tracking.registry import ALIAS, Registry
 from plumbline.tracking.renumbered import LOST, renumbered
+from plumbline.tracking.store import mlflow_error
+from plumbline.tracking.text import MODELS, with_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -249,6 +252,20 @@ def _record(registry: Registry, root: Path, client: MlflowClient, entry: Promoti
     )
     write_copy(root, registry.name, {**recorded, number: content})
     client.delete_registered_model_tag(registry.name, PENDING)
+    _describe(registry, client, entry)
+
+
+def _describe(registry: Registry, client: MlflowClient, entry: Promotion) -> None:
+    """Write the history where people look for it: on the pages of the model and of both versions of a move."""
+    versions = registry.versions()
+    entries = renumbered(history(registry).entries, versions)
+    numbers = {version.version for version in versions} & {entry.version, entry.from_version}
+    with contextlib.suppress(mlflow_error()):  # the move is on record; a description can be written again
+        for number in sorted(numbers):
+            text = client.get_model_version(registry.name, number).description or ""
+            client.update_model_version(registry.name, number, with_history(text, number, entries))
+        text = client.get_registered_model(registry.name).description or MODELS
+        client.update_registered_model(registry.name, with_history(text, "", entries))
 
 
 def _move_of(entry: Promotion) -> tuple[str, str | None, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.store import TrackingError, mlflow_error, sqlite_path, unanswered
+from plumbline.tracking.view import SAVED
 
 if TYPE_CHECKING:
     from plumbline.tracking.client import Tracking
@@ -174,3 +175,14 @@ def _rows(database: sqlite3.Connection, query: str, value: str) -> list[tuple[An
         return database.execute(query, (value,)).fetchall()
     except sqlite3.Error as error:
         raise TrackingError(f"MLflow's database cannot be read ({error}); restore it from a backup") from error
+
+
+def experiments(path: Path) -> dict[str, str]:
+    """Name -> id of the experiments in a SQLite file that have our view; empty if it cannot be read."""
+    query = (
+        "SELECT name, experiments.experiment_id FROM experiments JOIN experiment_tags USING (experiment_id) "
+        "WHERE key = ? AND lifecycle_stage = 'active' ORDER BY experiment_id"
+    )
+    with contextlib.suppress(sqlite3.Error), _connected(path) as database:
+        return {str(name): str(number) for name, number in _rows(database, query, SAVED)}
+    return {}

@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.tracking.client import Tracking
-from plumbline.tracking.run import OUTPUT, STAGE, RunRecord, origin_tags, page_files, prefixed, verdict_description
+from plumbline.tracking.run import (
+    OUTPUT,
+    STAGE,
+    RunRecord,
+    Table,
+    origin_tags,
+    page_files,
+    prefixed,
+    verdict_description,
+)
 from plumbline.tracking.run_logging import log_run
 
 if TYPE_CHECKING:
     from plumbline.versioning.recording import Step
 
 NAME = "calibration report"
-ENDS = (("low", "_low"), ("high", "_high"))
+ENDS = ("low", "high")
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class ReportRecord:
     """The page, its tables and plots."""
     tags: Mapping[str, str]
     """Code version, Dagster run, digests."""
+    seconds: float | None = None
 
     def as_run(self) -> RunRecord:
         """The run, identified by stage and report."""
@@ -43,6 +53,8 @@ class ReportRecord:
                 **prefixed("base_model", self.verdict.get("base_model") or {}),
             },
             metrics=_metrics(self.verdict),
+            tables=_tables(self.verdict),
+            seconds=self.seconds,
             description=verdict_description(self.verdict),
             artifacts=self.artifacts,
         )
@@ -58,23 +70,33 @@ def log_report(step: Step, dagster_run_id: str) -> dict[str, str]:
 
     verdict = read_json(step.out / "verdict.json")
     tags = origin_tags(dagster_run_id, step.code_version, verdict["digests"])
-    record = ReportRecord(verdict, step.md5, page_files(step.out), tags)
+    record = ReportRecord(verdict, step.md5, page_files(step.out), tags, step.seconds)
     return {"mlflow_run": log_run(Tracking.of(step.root), record.as_run()).url}
 
 
 def _metrics(verdict: Mapping[str, Any]) -> dict[str, float]:
-    """Mean KL per model and relative difference per comparison, with interval ends, and the adjusted p-value."""
+    """How many comparisons came out how, and over how much text."""
     verdicts = [c["verdict"] for c in verdict["comparisons"]]
-    metrics: dict[str, Any] = {f"comparisons/{word}": verdicts.count(word) for word in dict.fromkeys(verdicts)}
-    for pair, estimate in verdict["estimates"].items():
-        metrics |= {f"kl_mean/{pair}{end}": estimate[key] for key, end in (("kl_mean", ""), *ENDS)}
+    metrics: dict[str, float] = {f"comparisons/{word}": verdicts.count(word) for word in dict.fromkeys(verdicts)}
+    return metrics | {"documents": verdict["documents"], "tokens": verdict["tokens"]}
+
+
+def _tables(verdict: Mapping[str, Any]) -> dict[str, Table]:
+    """Mean KL per model, relative difference per comparison, and flips, all with interval or adjusted p-value."""
+    models = [
+        [pair, estimate["kl_mean"], *(estimate[key] for key in ENDS)] for pair, estimate in verdict["estimates"].items()
+    ]
+    comparisons = []
     for c in verdict["comparisons"]:
-        pair = f"{c['choice']}-{c['scheme']}"
         relative = c.get("relative", {})
-        metrics |= {f"difference/{pair}{end}": relative.get(key) for key, end in (("difference", ""), *ENDS)}
-        metrics[f"p_adjusted/{pair}"] = c.get("p_adjusted")
-    for row in verdict["answers"]:
-        pair = f"{row['choice']}-{row['scheme']}"
-        metrics |= {f"flips/{pair}": row["flips"], f"flips_p_adjusted/{pair}": row["p_adjusted"]}
-    metrics |= {"documents": verdict["documents"], "tokens": verdict["tokens"]}
-    return {name: value for name, value in metrics.items() if value is not None}
+        figures = [relative.get(key) for key in ("difference", *ENDS)]
+        comparisons.append([c["scheme"], c["choice"], c["baseline"], c["verdict"], *figures, c.get("p_adjusted")])
+    answers = [[f"{row['choice']}-{row['scheme']}", row["flips"], row["p_adjusted"]] for row in verdict["answers"]]
+    tables = {
+        "models.json": Table(("model", "kl_mean", *ENDS), models),
+        "comparisons.json": Table(
+            ("scheme", "choice", "baseline", "verdict", "difference", *ENDS, "p_adjusted"), comparisons
+        ),
+        "answers.json": Table(("model", "flips", "p_adjusted"), answers),
+    }
+    return {name: table for name, table in tables.items() if table.rows}

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plumbline.tracking.view import EVALUATIONS, View
+
 STAGE, OUTPUT = "dvc.stage", "dvc.md5"
 """Tags that identify a run: the DVC stage, and the DVC hash of its output."""
 LONGEST_DESCRIPTION = 4000
@@ -30,6 +32,14 @@ class DatasetRecord:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table that a run logs as a file, which MLflow shows, and compares between runs."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
 class ModelRecord:
     """The model that a run evaluated, to be registered by reference."""
 
@@ -40,6 +50,8 @@ class ModelRecord:
     """By tag; set on the logged model and on the registered version. Model and evaluation identify the version."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further tags of the registered version."""
+    description: str = ""
+    """Of the registered version; its page has it."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +64,20 @@ class RunRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Finite numbers by name, e.g. `kl_mean/prose`; a character that MLflow rejects becomes `_`."""
+    """Finite numbers by name, e.g. `kl_mean/prose`, what decides first: MLflow keeps this order. A character that it
+    rejects becomes `_`."""
     description: str = ""
     dataset: DatasetRecord | None = None
     artifacts: Sequence[Path] = ()
     """Small files; images are stored under `plots/`."""
+    linked: Sequence[Path] = ()
+    """Further files, of which a store on this machine gets hard links instead of copies."""
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    """By file name, such as `layer_errors.json`."""
+    seconds: float | None = None
+    """How long the computation took, which is the duration that MLflow shows; None: unknown."""
+    view: View = EVALUATIONS
+    """How the experiment is shown."""
     model: ModelRecord | None = None
     children: Sequence[RunRecord] = ()
 
@@ -68,8 +89,10 @@ def origin_tags(dagster_run_id: str, code_version: str, digests: Mapping[str, An
 
 
 def verdict_description(verdict: Mapping[str, Any]) -> str:
-    """The headline and the sentences of verdict.json."""
-    return "\n\n".join([verdict["headline"], *verdict["sentences"]])[:LONGEST_DESCRIPTION]
+    """The headline, what was drawn, what to use, and the sentences of verdict.json."""
+    advice = [one["sentence"] for one in verdict.get("advice", ())]
+    sentences = [verdict["headline"], verdict.get("caveat", ""), *advice, *verdict["sentences"]]
+    return "\n\n".join(text for text in sentences if text)[:LONGEST_DESCRIPTION]
 
 
 def page_files(folder: Path) -> list[Path]:

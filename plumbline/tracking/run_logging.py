@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plumbline.artifact import link_or_copy
 from plumbline.tracking.client import Tracking
+from plumbline.tracking.location import local_folder
 from plumbline.tracking.model_version import EVALUATION, MODEL
-from plumbline.tracking.run import ModelRecord, RunRecord, metric_names
+from plumbline.tracking.run import ModelRecord, RunRecord, Table, metric_names
 from plumbline.tracking.store import mlflow_error
+from plumbline.tracking.text import MODELS
+from plumbline.tracking.view import NOTE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +29,8 @@ BATCH = 100
 """MLflow accepts at most 100 parameters or tags in one call."""
 SOURCE = {"mlflow.source.name": "plumbline", "mlflow.source.type": "LOCAL"}
 """Tags of every run."""
+TABLES = "mlflow.loggedArtifacts"
+"""Tag: the files that MLflow shows as tables."""
 PARENT = "mlflow.parentRunId"
 """Tag of a child: the id of its parent."""
 RECORDER = "recorder"
@@ -54,7 +63,7 @@ def log_run(tracking: Tracking, record: RunRecord) -> LoggedRun:
     for run_record in (record, *record.children):
         metric_names(run_record.metrics)  # raises before anything is written
     with tracking.writing() as recorder, tracking.client() as client:
-        experiment = tracking.experiment_id(client)
+        experiment = tracking.experiment_id(client, record.view)
         writer = _RunWriter(client, experiment, tracking.registered_model)
         earlier = _search(client, experiment, record.identity)
         for run in sorted(earlier, key=lambda run: run.info.status != "FINISHED"):
@@ -77,11 +86,11 @@ class _RunWriter:
         """Log a run and its children; returns its id and the version of its model."""
         from plumbline.tracking.dataset import dataset_input
 
-        note = {"mlflow.note.content": record.description} if record.description else {}
+        note = {NOTE: record.description} if record.description else {}
+        shown = [{"path": name, "type": "table"} for name in record.tables]
+        note |= {TABLES: json.dumps(shown)} if shown else {}
         version = ""
-        with _started(
-            self.client, self.experiment, record.name, {**record.identity, **record.tags, **tags, **note}
-        ) as run:
+        with _started(self.client, self.experiment, record, {**record.identity, **record.tags, **tags, **note}) as run:
             dataset = dataset_input(record.dataset) if record.dataset else None
             if dataset:
                 self._log_dataset(run, dataset)
@@ -89,6 +98,9 @@ class _RunWriter:
             self._log_batches(run, record, metric_links)
             for path in record.artifacts:
                 self.client.log_artifact(run, str(path), "plots" if path.suffix == ".png" else None)
+            for path in record.linked:
+                self._link(run, path)
+            self._log_tables(run, record.tables)
             for child in record.children:
                 self.write(child, {**SOURCE, PARENT: run})
             if record.model:  # the last thing: a run that registered is complete
@@ -144,13 +156,30 @@ class _RunWriter:
             metric_links |= {"dataset_name": dataset.dataset.name, "dataset_digest": dataset.dataset.digest}
         return metric_links
 
+    def _link(self, run_id: str, path: Path) -> None:
+        """Log a file without a second copy where the store is on this machine."""
+        folder = local_folder(str(self.client.get_run(run_id).info.artifact_uri))
+        if folder is None:
+            self.client.log_artifact(run_id, str(path))
+        else:
+            link_or_copy(path.resolve(), folder / path.name)
+
+    def _log_tables(self, run_id: str, tables: Mapping[str, Table]) -> None:
+        """Log tables as files in the form that MLflow shows."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, table in tables.items():
+                path = Path(folder) / name
+                content = {"columns": list(table.columns), "data": [list(row) for row in table.rows]}
+                path.write_text(json.dumps(content), encoding="utf-8")
+                self.client.log_artifact(run_id, str(path))
+
     def _log_batches(self, run_id: str, record: RunRecord, metric_links: Mapping[str, str]) -> None:
         """Log parameters and metrics in batches."""
         from mlflow.entities import Metric, Param
 
         timestamp = int(time.time() * 1000)
         params = [Param(name, value) for name, value in sorted(record.params.items())]
-        named = sorted(metric_names(record.metrics).items())
+        named = metric_names(record.metrics).items()
         metrics = [Metric(name, value, timestamp, 0, **metric_links) for name, value in named]
         for start in range(0, max(len(params), len(metrics)), BATCH):
             batch = slice(start, start + BATCH)
@@ -162,12 +191,17 @@ class _RunWriter:
             self.client.get_registered_model(self.registered_model)
         except mlflow_error():
             with contextlib.suppress(mlflow_error()):  # another process created it first
-                self.client.create_registered_model(self.registered_model)
+                self.client.create_registered_model(self.registered_model, description=MODELS)
         if (version := self._version_of(model)) is not None:
             return version
         tags = {"pair": model.name, "path": model.path, **model.digests, **model.tags}
         created = self.client.create_model_version(
-            self.registered_model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id
+            self.registered_model,
+            f"models:/{model_id}",
+            run_id,
+            tags=tags,
+            description=model.description or None,
+            model_id=model_id,
         )
         ours = str(created.version)  # an int on SQLite, text over http
         first = self._version_of(model) or ours
@@ -191,12 +225,17 @@ class _RunWriter:
 
 
 @contextlib.contextmanager
-def _started(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """Start a run and yield its id; end it as finished, or as failed if the block raises."""
-    run_id = str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
+def _started(client: MlflowClient, experiment: str, record: RunRecord, tags: Mapping[str, str]) -> Iterator[str]:
+    """Start a run and yield its id; end it as finished, or as failed if the block raises.
+
+    Its duration is that of the computation, which is over, where that is known.
+    """
+    end = int(time.time() * 1000)
+    start = end - round(1000 * (record.seconds or 0))
+    run_id = str(client.create_run(experiment, start_time=start, tags=dict(tags), run_name=record.name).info.run_id)
     try:
         yield run_id
-        client.set_terminated(run_id, "FINISHED")
+        client.set_terminated(run_id, "FINISHED", end if record.seconds else None)
     except BaseException:
         with contextlib.suppress(Exception):
             client.set_terminated(run_id, "FAILED")

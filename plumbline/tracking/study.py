@@ -14,12 +14,14 @@ from plumbline.tracking.run import (
     STAGE,
     DatasetRecord,
     RunRecord,
+    Table,
     origin_tags,
     page_files,
     prefixed,
     verdict_description,
 )
 from plumbline.tracking.run_logging import LoggedRun, log_run
+from plumbline.tracking.view import STUDIES
 
 if TYPE_CHECKING:
     from plumbline.versioning.recording import Step
@@ -56,6 +58,9 @@ class StudyRecord:
                 **prefixed("base_model", self.verdict.get("base_model") or {}),
             },
             metrics=_study_metrics(self),
+            tables=_tables(self.verdict),
+            seconds=self.seconds,
+            view=STUDIES,
             description=verdict_description(self.verdict),
             dataset=DatasetRecord("tokenized_samples", self.samples_md5, "data/tokenized_samples", "study"),
             artifacts=self.artifacts,
@@ -162,14 +167,20 @@ def _study_metrics(study: StudyRecord) -> dict[str, float]:
     words = ("better", "worse", "no difference detected", "identical")
     numbers: dict[str, float] = {f"comparisons/{word}": verdicts.count(word) for word in words}
     numbers |= {f"enough/{curve['scheme']}": curve["enough"] for curve in verdict["size_curve"]}
-    for answer in verdict["representativeness"]["by_scheme"]:
-        for entry in answer["metrics"]:
-            name = f"rank_correlation/{answer['scheme']}/{entry['metric']}"
-            numbers |= {name: entry["rho"], f"{name}_low": entry["low"], f"{name}_high": entry["high"]}
     numbers |= {f"cost/{name}": count for name, count in verdict["cost"].items()}
     if study.seconds is not None:
         numbers["seconds"] = study.seconds
     return {**numbers, "documents": verdict["documents"], "tokens": verdict["tokens"]}
+
+
+def _tables(verdict: Mapping[str, Any]) -> dict[str, Table]:
+    """Rank correlation of each metric of representativeness with the divergence, with its interval."""
+    rows = [
+        [answer["scheme"], *(entry[key] for key in ("metric", "rho", "low", "high"))]
+        for answer in verdict["representativeness"]["by_scheme"]
+        for entry in answer["metrics"]
+    ]
+    return {"rank_correlations.json": Table(("scheme", "metric", "rho", "low", "high"), rows)} if rows else {}
 
 
 def _settings(verdict: Mapping[str, Any]) -> dict[str, Any]:

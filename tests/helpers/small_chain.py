@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -151,17 +152,24 @@ def evaluate(root: Path, model: str, kl_mean: float) -> dict[str, Any]:
     return metrics
 
 
-def register(root: Path) -> None:
-    """Both models evaluated and in MLflow, version 1 the champion."""
+def register(root: Path, uri: str = "", pages: Sequence[Path] = (), name: str = "plumbline") -> None:
+    """Both models evaluated and in MLflow, version 1 the champion.
+
+    Args:
+        uri: of MLflow; empty: a SQLite file in the workspace.
+        pages: files that go with every evaluation's run.
+        name: of the experiment and of the registered model.
+    """
     from plumbline.artifact import read_json
     from plumbline.tracking.client import Tracking
-    from plumbline.tracking.evaluation import EvaluationRecord, evaluation_metrics, representativeness_metrics
+    from plumbline.tracking.evaluation import EvaluationRecord
+    from plumbline.tracking.figures import evaluation_metrics, representativeness_metrics
     from plumbline.tracking.promotion import promote
     from plumbline.tracking.registry import Registry
     from plumbline.tracking.run_logging import log_run
     from plumbline.versioning.lock import read_lock, upstream
 
-    tracking = Tracking(f"sqlite:///{root / 'mlflow.db'}")
+    tracking = Tracking(uri or f"sqlite:///{root / 'mlflow.db'}", name, name)
     for path in (MODEL, OTHER):
         content, pair = read_json(root / path / "calibration.json"), path.split("/")[-1]
         name = content["calibration_set"]["choice"]["name"]
@@ -187,6 +195,7 @@ def register(root: Path) -> None:
             },
             dagster_run_id="run-1",
             code_version="0123456789ab",
+            pages=pages,
             counts={key: manifest[key] for key in ("samples", "tokens")},
             rests_on=upstream(root, lock[f"evaluation@{pair}"].outs, lock[f"evaluation@{pair}"].deps),
         )

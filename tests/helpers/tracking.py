@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from plumbline.tracking.client import Tracking
@@ -43,3 +45,11 @@ def mlflow_client(tracking: Tracking) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking.uri, tracking.uri)
+
+
+def table(client: Any, run_id: str, name: str) -> list[dict[str, Any]]:
+    """The rows of a table that a run logged; MLflow shows it as one."""
+    shown = json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
+    assert {"path": name, "type": "table"} in shown
+    content = json.loads(Path(client.download_artifacts(run_id, name)).read_text())
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]

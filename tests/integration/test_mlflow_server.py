@@ -21,6 +21,8 @@ from plumbline.tracking.promotion import history, promote
 from plumbline.tracking.reading import ClientReader
 from plumbline.tracking.registry import Registry
 from plumbline.tracking.store import TrackingError
+from tests.helpers.small_chain import MODEL as FOLDER
+from tests.helpers.small_chain import chain, register, second
 from tests.helpers.tracking import evaluation, log_evaluation, mlflow_client
 
 pytestmark = pytest.mark.integration
@@ -123,3 +125,40 @@ def test_two_workspaces_that_log_the_same_share_one_version(server: str, tmp_pat
     client.delete_run(logged.run_id)
     again = log_evaluation(one)
     assert again.version == logged.version and client.get_run(running).info.status == "KILLED"
+
+
+def test_a_champion_is_uploaded_once_and_loads_by_its_uri(server: str, tmp_path: Path) -> None:
+    """Where the store is elsewhere, its files have to be there, too: the workspace may be out of reach."""
+    import mlflow
+    import mlflow.transformers
+
+    root = chain(tmp_path / "workspace", "random")
+    second(root)
+    register(root, server, name="uploaded")  # promotes version 1
+    client = mlflow_client(Tracking(server))
+    version = client.get_model_version_by_alias("uploaded", "champion")
+    place = client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
+    assert place.startswith("mlflow-artifacts:")
+    weights = (root / FOLDER / "model.safetensors").read_bytes()
+    root.rename(tmp_path / "gone")
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:
+        mlflow.set_tracking_uri(server)
+        mlflow.set_registry_uri(server)
+        pipeline = mlflow.transformers.load_model("models:/uploaded@champion")
+        [answer] = pipeline("the quick model", max_new_tokens=5, do_sample=False)
+        assert answer["generated_text"].startswith("the quick model") and len(answer["generated_text"]) > 15
+        there = Path(mlflow.artifacts.download_artifacts("models:/uploaded@champion", dst_path=str(tmp_path / "got")))
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    assert (there / "model/model.safetensors").read_bytes() == weights
+    root = (tmp_path / "gone").rename(root)
+    registry, uploads = Registry(Tracking(server, "uploaded", "uploaded")), []
+    promote(registry, root, "2", "Ben", "another")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mlflow.MlflowClient.log_model_artifacts", lambda *_: uploads.append(1))
+        promote(registry, root, str(version.version), "Ada", "back")
+    assert not uploads, "a rollback uploads nothing again"
+    description = client.get_model_version("uploaded", version.version).description
+    assert "## Promotions" in description and "replaced by version 2" in description and "Ada: back" in description

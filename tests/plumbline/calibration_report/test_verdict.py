@@ -9,7 +9,7 @@ from plumbline.artifact import read_json, write_json
 from plumbline.calibration_report.params import ReportParams
 from plumbline.calibration_report.study import Study, read_study
 from plumbline.calibration_report.verdict import judge
-from plumbline.calibration_report.wording import headline, join, percent, sentences
+from plumbline.calibration_report.wording import count, headline, join, nats, percent, sentences
 
 PARAMS = ReportParams()
 
@@ -43,6 +43,9 @@ def test_planted_differences_are_found_and_others_are_not(disk):
     assert verdict["comparisons_tested"] == 4 and verdict["documents"] == 60
     assert verdict["headline"] == "The calibration choice matters under 2 of 3 schemes: w4a16-gptq and w3a16-gptq."
     assert "off-domain is worse than random" in verdict["sentences"][0]
+    assert [(one["scheme"], one["use"], one["matters"]) for one in verdict["advice"]] == [
+        ("w4a16-rtn", None, False), ("w4a16-gptq", "random", True), ("w3a16-gptq", "random", True),
+    ]  # fmt: skip
     assert verdict["sentences"][-1].startswith("w4a16-rtn: random, chosen and off-domain give identical weights")
 
 
@@ -143,11 +146,17 @@ def test_words():
     ]
     assert join(["a"]) == "a" and join(["a", "b"]) == "a and b" and join(["a", "b", "c"]) == "a, b and c"
     same = [{"scheme": "s", "choice": "b", "baseline": "a", "verdict": "identical"}]
-    assert "changes nothing" in headline(same, ["s"])
+    assert "changes nothing" in headline(same, ["s"], bool)
     assert sentences(same, 0.95) == [
         "s: a and b give identical weights, byte for byte (nothing in this scheme depended on the choice)."
     ]
     none = [{"scheme": "s", "verdict": "no difference detected"}]
-    assert headline(none, ["s"]) == "No difference between the calibration choices was detected."
+    assert headline(none, ["s"], bool) == "No difference between the calibration choices was detected."
     every = [{"scheme": "s", "verdict": "worse"}, {"scheme": "t", "verdict": "better"}]
-    assert headline(every, ["s", "t"]) == "The calibration choice matters under both schemes."
+    assert headline(every, ["s", "t"], bool) == "The calibration choice matters under both schemes."
+    small = "Calibration choices differ, but by too little to matter in practice."
+    assert headline(every, ["s", "t"], lambda c: False) == small
+    one = "The calibration choice matters under 1 of 2 schemes: t."
+    assert headline(every, ["s", "t"], lambda c: c["scheme"] == "t") == one
+    assert [nats(x) for x in (0.13, 0.132, 0.0006)] == ["0.130", "0.132", "0.000600"]
+    assert count(29528) == "29\u202f528"

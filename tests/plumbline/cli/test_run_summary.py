@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from plumbline.artifact import write_json
-from plumbline.cli.summary import _show_champion
+from plumbline.cli.summary import _next, _show_champion
 from tests.helpers.paths import PROJECT
 
 
@@ -58,3 +58,18 @@ def test_the_lines_load_the_name_in_params(tmp_path: Path) -> None:
     with console.capture() as captured:
         _show_champion(console, tmp_path)  # before the first decision
     assert captured.get() == ""
+
+
+def test_the_next_step_of_a_study_is_what_it_recommends() -> None:
+    """A rule that is better at a size nobody needs is not advised."""
+    better = {"scheme": "w4", "rule": "coverage", "n": 4, "verdict": "better", "draws_needed": None}
+    verdict = {
+        "comparisons": [better],
+        "recommendations": [{"rules": [], "n": 16}],
+        "baseline": "random",
+        "draws": 5,
+        "rules": {"coverage": {"strategy": "token_coverage"}},
+    }
+    assert _next(verdict).startswith("keep random;")
+    advised = {**verdict, "recommendations": [{"rules": ["coverage"], "n": 4}]}
+    assert "strategy: token_coverage, n: 4" in _next(advised)

@@ -42,7 +42,9 @@ def test_a_row_that_is_neither_read_nor_set_aside_is_named(data: Path) -> None:
     assert_fails(outcome, f"{file}: 3 rows, but 1 documents + 0 set aside")
     assert "total" not in outcome.description
     edit(path, lambda manifest: manifest["totals"].update(rejected={"empty": 2}))
-    assert_fails(checks.every_row_is_accounted_for(data), "total: 40 rows, but 40 documents + 2 set aside")
+    both = checks.every_row_is_accounted_for(data)
+    assert_fails(both, f"{file}: 3 rows", "(and 1 more, in the metadata)")
+    assert both.metadata["all"][1] == "total: 40 rows, but 40 documents + 2 set aside"
 
 
 def test_a_row_set_aside_is_accounted_for(data: Path) -> None:
@@ -166,14 +168,20 @@ def test_a_set_that_is_like_random_draws_passes_and_says_so(tmp_path: Path) -> N
     assert outcome.description == "fair: no farther from production than random draws of its size (p = 0.41)"
 
 
-def test_a_set_that_is_not_warns_with_what_is_wrong_in_it(tmp_path: Path) -> None:
+def test_sets_that_are_not_warn_in_one_sentence_of_the_worst(tmp_path: Path) -> None:
     flagged = {"length": "7.0% of tokens sit in longer samples.", "b": "And more.", "c": "Third.", "d": "Fourth."}
     outcome = represented(
-        tmp_path, cut=comparison(tuning=block(flagged, 0.0025)), fair=comparison(tuning=block({}, 0.9))
+        tmp_path,
+        off=comparison(tuning=block({"length": "Too short."}, 0.04)),
+        cut=comparison(tuning=block(flagged, 0.0025)),
+        fair=comparison(tuning=block({}, 0.9)),
     )
-    assert_fails(outcome, "And 1 more: see representativeness.json.; fair: no farther", warn=True)
-    assert outcome.description.startswith("cut: 7.0% of tokens sit in longer samples. And more. Third.")
-    assert "Fourth" not in outcome.description
+    said = (
+        "cut: 7.0% of tokens sit in longer samples (and 3 more distances beyond chance) (and 1 more, in the metadata)"
+    )
+    assert_fails(outcome, warn=True)
+    assert outcome.description == said
+    assert outcome.metadata["all"][1] == "off: Too short" and set(outcome.metadata["sets"]) == {"off", "cut", "fair"}
 
 
 def test_the_production_sample_decides_where_there_is_one(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_a_rule_is_recommended_only_where_it_is_better_and_never_worse() -> None
         ]
         return str(recommendations(curves, found, {"w4": HESSIAN})[0]["sentence"])
 
-    assert say(("a", "better", 64)).endswith("64 samples, about 52,000 tokens, chosen by a.")
-    assert say(("a", "better", 16)).endswith("chosen by random, as no rule is better there.")
-    assert say(("a", "better", 64), ("a", "worse", 64)).endswith("as no rule is better there.")
+    assert say(("a", "better", 64)).endswith("64 samples, about 52\u202f000 tokens, chosen by a.")
+    elsewhere = "chosen by random, as no rule is better at that size (a is at n = 16)."
+    assert say(("a", "better", 16)).endswith(elsewhere)
+    assert say(("a", "worse", 64)).endswith("as no rule is better at that size.")
+    assert say(("a", "better", 64), ("a", "worse", 64)).endswith("as no rule is better at that size.")

@@ -14,6 +14,7 @@ from plumbline.tracking.client import Tracking
 from plumbline.tracking.report import ReportRecord
 from plumbline.tracking.run_logging import log_run
 from tests.helpers.calibration_report import Disk, build_report
+from tests.helpers.tracking import table
 
 
 def test_a_report_is_a_run_with_every_comparison(tmp_path: Path) -> None:
@@ -23,27 +24,30 @@ def test_a_report_is_a_run_with_every_comparison(tmp_path: Path) -> None:
     out = tmp_path / "out"
     build_report(Disk(tmp_path), out)
     verdict = read_json(out / "verdict.json")
-    report = ReportRecord(verdict, "1" * 32, sorted(out.iterdir()), {"code_version": "abc"})
+    report = ReportRecord(verdict, "1" * 32, sorted(out.iterdir()), {"code_version": "abc"}, 7.5)
     run_id = log_run(tracking, report.as_run()).run_id
     run = MlflowClient(tracking.uri, tracking.uri).get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.tags["code_version"] == "abc"
     assert run.data.tags["mlflow.note.content"].startswith(verdict["headline"])
+    assert run.info.end_time - run.info.start_time == 7500, "of the computation, not of the logging"
+    client = MlflowClient(tracking.uri, tracking.uri)
+    comparisons = {(row["scheme"], row["choice"]): row for row in table(client, run_id, "comparisons.json")}
+    models = {row["model"]: row["kl_mean"] for row in table(client, run_id, "models.json")}
     for c in verdict["comparisons"]:
         pair = f"{c['choice']}-{c['scheme']}"
-        names = {
-            f"difference/{pair}{end}": key for key, end in (("difference", ""), ("low", "_low"), ("high", "_high"))
-        }
-        expected = {name: c["relative"][key] for name, key in names.items()} if "relative" in c else {}
-        assert {name: run.data.metrics[name] for name in names if name in run.data.metrics} == expected
-        assert run.data.metrics[f"kl_mean/{pair}"] == verdict["estimates"][pair]["kl_mean"]
-    assert run.data.metrics["comparisons/worse"] == 2
-    client = MlflowClient(tracking.uri, tracking.uri)
+        figures = [c["relative"][key] for key in ("difference", "low", "high")] if "relative" in c else [None] * 3
+        row = comparisons[c["scheme"], c["choice"]]
+        assert [row["difference"], row["low"], row["high"]] == figures and row["verdict"] == c["verdict"]
+        assert models[pair] == verdict["estimates"][pair]["kl_mean"]
+    assert run.data.metrics["comparisons/worse"] == 2 and len(run.data.metrics) < 8
     stored = {f.path for folder in (None, "plots") for f in client.list_artifacts(run_id, folder)}
     assert stored == {
         "plots",
         "plots/by_domain.png",
         "plots/difference.png",
         "report.html",
+        "comparisons.json",
+        "models.json",
         "table.json",
         "verdict.json",
     }

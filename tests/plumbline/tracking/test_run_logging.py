@@ -20,6 +20,7 @@ from plumbline.tracking.registry import Registry
 from plumbline.tracking.run import RunRecord, flatten, metric_names
 from plumbline.tracking.run_logging import log_run
 from plumbline.tracking.store import TrackingError
+from plumbline.tracking.view import TRAINING
 from tests.helpers.paths import PROJECT
 from tests.helpers.tracking import MD5, evaluation, log_evaluation, mlflow_client
 
@@ -53,7 +54,7 @@ def test_a_record_holds_parameters_metrics_hashes_dataset_and_plots(tracking: Tr
     logged = log_evaluation(tracking, plots=[plot])
 
     run = mlflow_client(tracking).get_run(logged.run_id)
-    assert logged.url == f"{LOCAL_UI}/#/experiments/{run.info.experiment_id}/runs/{logged.run_id}"
+    assert logged.url == f"{LOCAL_UI}/#/experiments/{run.info.experiment_id}/runs/{logged.run_id}?{TRAINING}"
     assert run.info.run_name == "random-64-w4a16-gptq"
     assert run.info.status == "FINISHED"
     assert run.data.params == {
@@ -309,8 +310,9 @@ def test_flatten() -> None:
 
 
 def test_the_page_of_a_run() -> None:
-    assert Tracking("http://tracking:5000/").run_url("7", "abc") == "http://tracking:5000/#/experiments/7/runs/abc"
-    assert Tracking("sqlite:////w/mlflow.db").run_url("7", "abc") == f"{LOCAL_UI}/#/experiments/7/runs/abc"
+    page = f"/#/experiments/7/runs/abc?{TRAINING}"  # without the last part, MLflow shows the pages of traces around it
+    assert Tracking("http://tracking:5000/").run_url("7", "abc") == f"http://tracking:5000{page}"
+    assert Tracking("sqlite:////w/mlflow.db").run_url("7", "abc") == f"{LOCAL_UI}{page}"
 
 
 def test_a_store_is_opened_once(tracking: Tracking) -> None:

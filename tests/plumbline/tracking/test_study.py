@@ -10,6 +10,8 @@ import pytest
 
 from plumbline.tracking.client import Tracking
 from plumbline.tracking.study import StudyRecord, log_study_record
+from plumbline.tracking.view import SAVED
+from tests.helpers.tracking import table
 
 TESTED = {
     "difference": -0.02,
@@ -83,10 +85,13 @@ def test_a_study_is_a_parent_with_a_child_per_arm(tracking: Tracking, record: St
     assert run.info.run_name == "rules" and run.info.status == "FINISHED"
     assert run.data.tags["mlflow.note.content"].startswith("clusters is better.")
     assert run.data.metrics["comparisons/better"] == 2 and run.data.metrics["enough/w4"] == 8
-    assert run.data.metrics["rank_correlation/w4/tokens_low"] == 0.1
+    [correlation] = table(client, parent, "rank_correlations.json")
+    assert (correlation["scheme"], correlation["metric"], correlation["low"]) == ("w4", "tokens", 0.1)
     assert run.data.metrics["cost/tokens"] == 2000 and run.data.metrics["seconds"] == 12.5
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["2" * 32]
-    assert [f.path for f in client.list_artifacts(parent)] == ["study.html"]
+    assert [f.path for f in client.list_artifacts(parent)] == ["rank_correlations.json", "study.html"]
+    assert SAVED in experiment.tags and "metrics.`difference`" in experiment.tags[SAVED]
+    assert run.info.end_time - run.info.start_time == 12_500
 
     query = f"tags.`mlflow.parentRunId` = '{parent}'"
     children = client.search_runs([experiment.experiment_id], query, order_by=["attributes.run_name ASC"])
