@@ -79,6 +79,16 @@ def heads_of(model: PreTrainedModel) -> int:
     return int(get_num_kv_heads(text_config(model)))
 
 
+def scale_bytes(model: PreTrainedModel, params: CacheParams) -> int:
+    """Bytes of the scales in a checkpoint, in float32.
+
+    Raises:
+        ValueError: as `cached_attention`.
+    """
+    per_layer = 2 * (heads_of(model) if params.strategy == "attn_head" else 1)  # of keys, of values
+    return 4 * per_layer * len(cached_attention(model, params))
+
+
 def cache_coverage(model: PreTrainedModel, scales: Collection[str]) -> dict[str, Any]:
     """Number of attention modules with scales, those with a sliding window, and the decoder layers without scales."""
     return {"modules": len(scales), "windows": windows(model), "without": without_cache(model)}

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from plumbline.base_model.parts import KINDS, kind_of
 from plumbline.quantized_model.coverage import reasons_of
 from plumbline.quantized_model.grid import Grid
+from plumbline.quantized_model.kv_cache_layers import scale_bytes
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.scheme import grid_of_scheme, scheme_of
 from plumbline.quantized_model.suits import suited
@@ -32,7 +33,8 @@ class KindPlan:
     Attributes:
         quantized: how many of `weights` the scheme quantizes.
         base_bytes: of all of them in the base model.
-        bytes: of all of them in the quantized model, with scales and zero points.
+        bytes: of all of them in the quantized model, with scales and zero points; those of keys and values are with
+            attention.
     """
 
     kind: str
@@ -128,6 +130,8 @@ def plan_of(model: PreTrainedModel, scheme: SchemeParams, dtype: torch.dtype) ->
         rows_of[kind_of(name)] = [a + b for a, b in zip(rows_of[kind_of(name)], row, strict=True)]
         if rest:
             left[reasons[name] if weight.dim() > 1 else VECTORS].append((name, rest))
+    if scheme.kv_cache is not None:
+        rows_of["attention"][3] += scale_bytes(model, scheme.kv_cache)
     return SchemePlan(
         tuple(KindPlan(kind, *(round(number) for number in rows_of[kind])) for kind in KINDS if kind in rows_of),
         tuple(sorted(map(_full_precision, left, left.values()), key=lambda entry: (-entry.weights, entry.reason))),

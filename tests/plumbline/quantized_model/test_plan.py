@@ -13,10 +13,10 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.base_model.architecture import stored_dtype
+from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.export import export
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.plan import SchemePlan, plan_of
-from plumbline.quantized_model.quantize import quantize_model
 from tests.helpers.tiny_models import random_llama, tiny_llama
 
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -30,6 +30,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "static-zero": {"method": "rtn", "weight_bits": 8, "activations": {"symmetric": False}},
     "dynamic": {"method": "rtn", "weight_bits": 8, "activations": {"dynamic": True}},
     "both-zeros": {"method": "rtn", "weight_bits": 8, "symmetric": False, "activations": {"symmetric": False}},
+    "cache": {"method": "rtn", "weight_bits": 4, "kv_cache": {"strategy": "tensor"}},
+    "cache-heads": {"method": "rtn", "weight_bits": 4, "kv_cache": {"strategy": "attn_head", "range": "unit"}},
     "ignored": {"method": "rtn", "weight_bits": 4, "ignore": ["lm_head", "re:.*mlp.down_proj"]},
 }
 
@@ -58,9 +60,9 @@ def test_the_folder_has_the_planned_size(name: str, model: LlamaForCausalLM, tmp
     scheme = SchemeParams.model_validate(SCHEMES[name])
     plan = plan_of(model, scheme, torch.bfloat16)
     samples = [("a", [1, 5, 9, 44]), ("b", [2, 3, 60, 7, 8])]
-    stats = collect(model, samples, StatisticsParams(), base_model_digest="", fingerprint="")
+    stats = collect(model, samples, StatisticsParams(cache=True), base_model_digest="", fingerprint="")
     (tmp_path / "base").mkdir()
-    export(model, quantize_model(model, stats, scheme), scheme, tmp_path / "base", tmp_path)
+    export(model, apply_scheme(model, stats, scheme, lambda: (samples, None)), scheme, tmp_path / "base", tmp_path)
     assert (plan.bytes, plan.quantized) == stored(tmp_path)
     assert plan.base_bytes == 2 * plan.weights == 2 * sum(p.numel() for p in model.parameters())
     assert plan.bits_per_weight == 8 * plan.bytes / plan.weights
