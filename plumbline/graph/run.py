@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plumbline.graph.declared import declare
 from plumbline.graph.in_process import run_asset
 from plumbline.graph.intake import take_in_now
 from plumbline.graph.pool import HEAVY, wait_for_others
@@ -61,6 +62,8 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
     """
     require_assets(root, only)
     require_writable(root)
+    for change in declare(root):
+        announce(change)
     sweep(root)
     refresh_facts(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():

@@ -68,6 +68,7 @@ def build_quantized_model(
     calibration = (source.samples, source.masks)
     quantized = apply_scheme(model, statistics, scheme, lambda: calibration, _FACTORS, progress=True)
     files = export(model, quantized, scheme, base.folder, out)
+    base.write_template(out)
     longest = max((ids for _, ids in source.samples), key=len)
     loads = require_loads(out, model, quantized, scheme, longest, base.trust_remote_code)
 
