@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import re
 import textwrap
 import types
@@ -50,7 +51,11 @@ def command_line() -> str:
     from plumbline.cli.main import main
     from plumbline.cli.sections import OF_STAGES, SECTIONS
 
-    lines = ["# Command line", "", "`plumbline --help` lists the commands, `plumbline COMMAND --help` says this of one."]
+    lines = [
+        "# Command line",
+        "",
+        "`plumbline --help` lists the commands, `plumbline COMMAND --help` says this of one.",
+    ]
     for title, commands in {**SECTIONS, "Called by dvc.yaml": dict.fromkeys(OF_STAGES, "")}.items():
         lines += ["", f"## {title}"]
         for name in commands:
@@ -67,7 +72,9 @@ def params() -> str:
 
     lines = ["# params.yaml", "", "All settings that determine a result. Unknown keys are refused, with the line."]
     seen: list[type[BaseModel]] = []
-    waiting = [(f"{name}:", model) for name, info in Params.model_fields.items() for model in models_in(info.annotation)]
+    waiting = [
+        (f"{name}:", model) for name, info in Params.model_fields.items() for model in models_in(info.annotation)
+    ]
     grouped: dict[type[BaseModel], list[str]] = {}
     while waiting:
         place, model = waiting.pop(0)
@@ -113,10 +120,11 @@ def meanings_of(model: type[BaseModel]) -> dict[str, str]:
         if not (issubclass(kind, BaseModel) and kind is not BaseModel):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-        for field, text in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                if isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
-                    meanings[field.target.id] = inspect.cleandoc(text.value.value)
+        for field, text in itertools.pairwise(body):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                continue
+            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                meanings[field.target.id] = inspect.cleandoc(str(text.value.value))
     return meanings
 
 
@@ -156,7 +164,11 @@ def cell(text: str) -> str:
 
 def artifacts() -> str:
     """What each artifact is, from its package, and the columns of its tables."""
-    lines = ["# Artifacts", "", "Each lies in `data/ASSET`, or `data/ASSET/PARTITION`; DVC keeps every version by hash."]
+    lines = [
+        "# Artifacts",
+        "",
+        "Each lies in `data/ASSET`, or `data/ASSET/PARTITION`; DVC keeps every version by hash.",
+    ]
     for step in STEPS:
         lines += ["", f"## {step}", "", first_paragraph(f"plumbline.{step}.build", f"plumbline.{step}")]
         for title, (module, name) in TABLES.items():
