@@ -47,19 +47,12 @@ class Progress:
         self.predicted += predicted
         self.taken += seconds
         if predicted > 0:
-            write_rate(self.root, asset, rate_of(self.root, asset) * seconds / predicted)
+            write_rate(self.root, asset, read_rates(self.root).get(asset, 1.0) * seconds / predicted)
 
     def skipped(self, asset: str) -> None:
         """Note that what is left of an asset's steps need not run."""
         if asset in self.steps:
             self.steps[asset] = 0
-
-
-def rate_of(root: Path, asset: str) -> float:
-    """The factor that the forecast used for an asset."""
-    from plumbline.graph.forecast import FACTORS
-
-    return read_rates(root).get(asset, FACTORS.get(asset, 1.0))
 
 
 def clock(seconds: float) -> str:
