@@ -106,11 +106,11 @@ def described(model: type[BaseModel]) -> Iterator[str]:
     """A model's docstring and a table of its fields."""
     yield cell(inspect.getdoc(model) or "")
     yield ""
-    yield "| key | type | default | |"
-    yield "|---|---|---|---|"
+    yield "| key | value |"
+    yield "|---|---|"
     meanings = meanings_of(model)
     for name, info in model.model_fields.items():
-        yield f"| `{name}` | {type_of(info.annotation)} | {default_of(info)} | {cell(meanings.get(name, ''))} |"
+        yield f"| `{name}` | {type_of(info.annotation)}; {default_of(info)}. {cell(meanings.get(name, ''))} |"
 
 
 def meanings_of(model: type[BaseModel]) -> dict[str, str]:
@@ -148,13 +148,15 @@ def type_of(annotation: Any) -> str:
 
 
 def default_of(info: FieldInfo) -> str:
-    """A field's default; empty for one that must be given."""
+    """What a field has where params.yaml leaves it out."""
     if info.is_required():
         return "required"
     value = info.get_default(call_default_factory=True) if info.default_factory is None else info.default_factory()  # type: ignore[call-arg]
     if value is PydanticUndefined or isinstance(value, BaseModel):
-        return "its own"
-    return "null" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        return "by default as below"
+    if value is None:
+        return "by default null"
+    return f"by default `{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def cell(text: str) -> str:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 LONGEST = 2048
 """Tokens of a sample, unless the model reads fewer at once."""
 SIZES = (128, 64, 32, 16, 8)
@@ -78,7 +80,15 @@ def own_params(template: str, own: Own) -> str:
             f"grid:\n  calibrations: [random-{n}, stratified-{n}, clusters-{n}]\n  schemes: [{', '.join(SCHEMES)}]\n"
         ),
     }
-    return with_sections(template, sections)
+    return without_domains(with_sections(template, sections))
+
+
+def without_domains(text: str) -> str:
+    """A params.yaml without the studies whose rules name domains: those of the bundled corpus."""
+    for name, study in (yaml.safe_load(text).get("studies") or {}).items():
+        if any("domains" in rule for rule in study["rules"].values()):
+            text = re.sub(rf"^  {name}:.*\n(?:    .*\n|\n(?=    ))*", "", text, flags=re.MULTILINE)
+    return text.rstrip() + "\n"
 
 
 def with_sections(text: str, sections: Mapping[str, str]) -> str:

@@ -146,6 +146,6 @@ def test_the_reference_names_every_field_command_and_table() -> None:
     )
     for field in SchemeParams.model_fields:
         assert f"| `{field}` |" in params
-    assert "| `chat_template` | text or null | null | A file with a Jinja template" in params
+    assert "| `chat_template` | text or null; by default null. A file with a Jinja template" in params
     assert "| `input_ids` | list" in site["reference/artifacts.md"]
     assert "](docs/" not in site["contributing.md"] and "](CHANGELOG" not in site["contributing.md"]

@@ -92,6 +92,7 @@ def test_a_set_is_at_most_half_of_the_pool(documents: int, n: int, report: float
     assert list(content["calibrations"]) == [f"random-{n}", f"stratified-{n}", f"clusters-{n}"]
     assert content["tokenize"]["splits"] == {"tuning": 0.1, "report": report}
     assert 2 * n <= documents * (0.9 - report)
+    assert list(content["studies"]) == ["strategies", "sizes"]  # those of the bundled corpus's domains are left out
     with pytest.raises(ValueError, match="found 23 documents .* at least 24"):
         of(documents=23)
 
