@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from plumbline.artifact import write_json
-from plumbline.cli.summary import _show_champion
+from plumbline.cli.summary import _show_champion, _show_what_to_look_at
 from tests.helpers.paths import PROJECT
 
 
@@ -58,3 +58,18 @@ def test_the_lines_load_the_name_in_params(tmp_path: Path) -> None:
     with console.capture() as captured:
         _show_champion(console, tmp_path)  # before the first decision
     assert captured.get() == ""
+
+
+@pytest.mark.parametrize(
+    ("decision", "model"),
+    [("promoted", "models:/plumbline@champion"), ("kept", "data/quantized_model/random-64-w8a8-minmax")],
+)
+def test_three_things_to_look_at(tmp_path: Path, decision: str, model: str) -> None:
+    said(tmp_path, decision=decision, pair="new", why="lowest KL", champion_before={"pair": "old"})
+    console = Console(highlight=False, width=80)
+    with console.capture() as captured:
+        _show_what_to_look_at(console, tmp_path)
+    text = captured.get()
+    numbered = [line.split(maxsplit=1)[1] for line in text.splitlines() if line.strip()[:1] in "123" and line.strip()]
+    assert numbered == ["data/calibration_report/report.html", "plumbline show random-64", f"plumbline audit {model}"]
+    assert "plumbline ui" in text and max(map(len, text.splitlines())) <= 80
