@@ -176,7 +176,8 @@ def test_a_study_without_an_entry_says_what_is_missing(monkeypatch: pytest.Monke
 def test_a_study_that_is_not_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PLUMBLINE_ROOT", str(workspace(tmp_path)))
     done = CliRunner().invoke(main, ["study", "nobody"])
-    assert done.exit_code == 1 and "['nobody'] not in params.yaml (there: ['formats', 'sizes', 'strategies'])" in done.output
+    assert done.exit_code == 1
+    assert "['nobody'] not in params.yaml (there: ['formats', 'sizes', 'strategies'])" in done.output
     assert requested(tmp_path) == []
 
 
