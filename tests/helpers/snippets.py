@@ -32,7 +32,8 @@ class Snippet:
     @property
     def commands(self) -> list[str]:
         """Lines of a shell block without comments and blank lines."""
-        lines = (re.sub(r"\s+# .*$", "", line).strip() for line in self.text.splitlines())
+        whole = self.text.replace("\\\n", " ")  # lines that go on
+        lines = (re.sub(r"\s+# .*$", "", line).strip() for line in whole.splitlines())
         return [line for line in lines if line and not line.startswith("#")]
 
 
