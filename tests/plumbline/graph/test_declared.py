@@ -24,7 +24,7 @@ FOLDER = {"kind": "directory", "path": "chats"}
 def root(tmp_path: Path) -> Path:
     root = tmp_path / "workspace"
     (root / "chats").mkdir(parents=True)
-    for name in ("dvc.yaml", "params.yaml", "requested.yaml"):
+    for name in ("dvc.yaml", "params.yaml", "requested.yaml", ".dvcignore"):
         shutil.copyfile(PROJECT / name, root / name)
     Repo.init(str(root), no_scm=True).close()
     return root
