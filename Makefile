@@ -1,4 +1,5 @@
 # make demo: setup, then the whole graph.  make test: setup, then the tests.  make ui, make mlflow: the web UIs.
+# make docs: the documentation.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -10,7 +11,7 @@ COMPILE := $(BIN)/python -m compileall -qq -r 20 -j 0 -x '/site-packages/(.*/tes
 # `dvc repro` calls `python` from PATH; Dagster stores its history in DAGSTER_HOME.
 ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ignore::FutureWarning
 
-.PHONY: setup demo test architectures integration engine lint ui mlflow repro clean
+.PHONY: setup demo test architectures integration engine lint docs ui mlflow repro clean
 
 setup: $(VENV)/.ready
 
@@ -48,6 +49,11 @@ engine: setup
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+# The site, in site/. Strict: a page or link that leads nowhere fails.
+docs: setup
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(PIP) -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo "site/index.html"
 
 repro: setup
 	@$(ENV) $(BIN)/dvc repro

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.artifact import read_json
+from plumbline.base_model.chat_template import TEMPLATE_FILE, read_template
 from plumbline.base_model.folder import base_model_digest, model_folder, quantization_of, require_full_precision
 from plumbline.base_model.params import Device, ModelParams
 
@@ -120,7 +121,22 @@ class BaseCheckpoint:
         return getattr(config, "vocab_size", None)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's own tokenizer. Raises as `load_tokenizer`."""
+        """The model's own tokenizer, with the chat template that params.yaml names.
+
+        Raises as `load_tokenizer` and `read_template`.
+        """
         from plumbline.base_model.load import load_tokenizer
 
-        return load_tokenizer(self.folder, self.trust_remote_code)
+        tokenizer, template = load_tokenizer(self.folder, self.trust_remote_code), read_template(self.params, self.root)
+        if template is not None:
+            tokenizer.chat_template = template
+        return tokenizer
+
+    def write_template(self, out: Path) -> None:
+        """Write the chat template that params.yaml names into the folder of a model, in place of the model's own.
+
+        Raises as `read_template`.
+        """
+        template = read_template(self.params, self.root)
+        if template is not None:
+            (out / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="")

@@ -18,6 +18,9 @@ class ModelParams(BaseModel):
     """A folder (absolute, or relative to the workspace), a hub id, or `llama-stdlib-6m`, the bundled model."""
     revision: str | None = None
     """Commit of the hub repository; a branch name would let the model change under the same parameters."""
+    chat_template: str | None = None
+    """A file with a Jinja template (absolute, or relative to the workspace), for a model without one or in place of its
+    own. It decides the tokens of chats, is part of the fingerprint, and is exported with every quantized model."""
     device: Device = "auto"
     trust_remote_code: bool = False
     dequantize: bool = False

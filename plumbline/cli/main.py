@@ -31,16 +31,19 @@ from plumbline.cli import (
     sign,
     stage,
     statistics,
+    status,
     workspace,
 )
 from plumbline.cli.disk_full import advice, is_full
+from plumbline.cli.sections import Sections
 from plumbline.versioning.code import link_library
 from plumbline.versioning.current_facts import link_inputs
 from plumbline.versioning.facts import MODEL_LINK
 from plumbline.workspace import VARIABLE, NoWorkspace, workspace_above, workspace_root
 
 GROUPS = (
-    run, choices, plan, show, judge, audit, sign, release, export, maintain, gc, serve, serve_check, stage, statistics,
+    run, status, choices, plan, show, judge, audit, sign, release, export, maintain, gc, serve, serve_check, stage,
+    statistics,
 )  # fmt: skip
 """Modules of the commands that act in a workspace; each lists its commands as COMMANDS."""
 TRACEBACK = "PLUMBLINE_TRACEBACK"
@@ -56,7 +59,7 @@ class OutsideWorkspace(click.ClickException):
     exit_code = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "-C",
     "folder",
@@ -66,16 +69,7 @@ class OutsideWorkspace(click.ClickException):
 )
 @click.version_option(distribution.version(), "--version", prog_name="plumbline", message="%(prog)s %(version)s")
 def main(folder: Path | None) -> None:
-    """Picks, proves and audits the calibration data behind quantized language models.
-
-    \b
-    plumbline init DIR                              create a workspace
-    plumbline run                                   bring every artifact up to date, show the table
-    plumbline audit data/quantized_model/NAME       trace a model back to its documents
-    plumbline show CHOICE                           look at the samples of a calibration set
-    plumbline study                                 compare calibration strategies, with confidence intervals
-    plumbline status                                list what is out of date, and why
-    """
+    """Pick, prove and audit the calibration data of quantized language models."""
     if folder is not None:
         try:
             os.environ[VARIABLE] = str(workspace_above(folder))  # also for child processes and loaded definitions

@@ -21,12 +21,15 @@ def verify() -> None:
     from plumbline.provenance import verify as verify_workspace
 
     try:
-        wrong = verify_workspace(workspace_root())
+        root = workspace_root()
+        wrong = verify_workspace(root)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     for line in wrong:
         click.echo(line)
-    click.echo(f"{len(wrong)} corrupted" if wrong else "every artifact and cache object matches its hash")
+    if (root / "dvc.lock").is_file():
+        bad = f"{len(wrong)} not as recorded"
+        click.echo(bad if wrong else "every artifact and cache object matches its hash")
     sys.exit(1 if wrong else 0)
 
 

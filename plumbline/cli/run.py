@@ -1,16 +1,19 @@
-"""`plumbline run`, `study` and `status`: bring the graph up to date, and list what is out of date."""
+"""`plumbline run` and `study`: bring the graph up to date."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from plumbline.workspace import workspace_root
+
+if TYPE_CHECKING:
+    from plumbline.graph.forecast import Forecast
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C stopped."""
@@ -18,14 +21,22 @@ INTERRUPTED = 130
 
 @click.command()
 @click.option("--only", multiple=True, metavar="ASSET", help="Only this asset (repeatable).")
-def run(only: tuple[str, ...]) -> None:
-    """Materialize what is missing or out of date, then show the results.
+@click.option("--plan", "only_plan", is_flag=True, help="Say what a run would do and need, and do nothing.")
+def run(only: tuple[str, ...], only_plan: bool) -> None:
+    """Bring every artifact up to date, then show the table.
+
+    Before much work it says what it will do, and how long that takes on this machine, measured within seconds. --plan
+    says it in full: steps, forward passes, seconds, memory and disk.
 
     \b
-    Example: plumbline run --only raw_corpus --only tokenized_samples
+    Example: plumbline run --plan
+             plumbline run --only raw_corpus --only tokenized_samples
     """
     root, started = workspace_root(), time.perf_counter()
-    steps = _run(root, only)
+    expected = _forecast(root, only, only_plan)
+    if only_plan:
+        return
+    steps = _run(root, only, expected)
     seconds = time.perf_counter() - started
     click.echo(_took(steps, seconds))
     if (root / "data" / "calibration_report" / "table.json").is_file():
@@ -67,59 +78,56 @@ def study(names: tuple[str, ...]) -> None:
         show_study(root, name)
 
 
-@click.command()
-def status() -> None:
-    """List what is out of date, and why. Exit status 1 if anything is.
-
-    \b
-    Example: plumbline status || plumbline run
-    """
-    from plumbline.graph.intake import waiting
-    from plumbline.versioning.pipeline import on_request
-    from plumbline.versioning.status import changed_stages, leftovers
-
-    root = workspace_root()
-    new = waiting(root).as_dict()
-    for name in new.get("waiting", []):
-        click.echo(f"inbox: {name} is not in the corpus yet")
-    for name in new.get("removed", []):
-        click.echo(f"inbox: {name} was deleted, but is still in the corpus")
-    changed = changed_stages(root)
-    for name, reasons in changed.items():
-        click.echo(f"{name}\n    " + "\n    ".join(reasons))
-    lost = _unregistered(root)
-    for name in lost:
-        click.echo(f"registry: {name} is evaluated, but has no version")
-    stale = f"{len(changed)} stages out of date: plumbline run" if changed else ""
-    others = "the inbox has changes: plumbline run" if new else "the registry lacks versions: plumbline run"
-    click.echo(stale or (others if new or lost else "everything is up to date"))
-    if names := on_request(root):
-        for name, why in changed_stages(root, *names).items():
-            click.echo(f"on request (plumbline study): {name}\n    " + "\n    ".join(why))
-    if left := leftovers(root):
-        click.echo("\nunder data/, but no longer in params.yaml; nothing reads them:")
-        click.echo("\n".join(f"  rm -r {shlex.quote(path)}" for path in left))
-    sys.exit(1 if changed or new or lost else 0)
+MANY = 8
+"""A run of more steps says before it starts what it will do."""
 
 
-def _unregistered(root: Path) -> list[str]:
-    """The evaluated pairs without a registered version; none if MLflow does not answer, which is said."""
-    from plumbline.tracking.restoration import unregistered
-    from plumbline.tracking.store import TrackingError
+def _forecast(root: Path, only: Sequence[str], in_full: bool) -> Forecast | None:
+    """Print what a run would do, if it is much or asked for, and return it."""
+    from plumbline.graph.declared import declare
+    from plumbline.graph.run import require_assets
 
     try:
-        return list(unregistered(root))
-    except TrackingError as error:
-        click.echo(f"registry: not checked: {error}")
-        return []
+        require_assets(root, only)
+        if not in_full:
+            for change in declare(root):
+                click.echo(change)
+        return forecast_said(root, only, in_full)
+    except (ValueError, OSError) as error:
+        if in_full:
+            raise click.ClickException(str(error)) from error
+        return None  # the run itself says what is wrong, with everything else that is
 
 
-def _run(root: Path, only: Sequence[str]) -> int:
+def forecast_said(root: Path, only: Sequence[str], in_full: bool) -> Forecast | None:
+    """As `_forecast`, with its errors."""
+    from plumbline.graph.forecast import forecast, stages_of_run
+    from plumbline.graph.preflight import problems
+
+    stages = stages_of_run(root, only)
+    if not in_full and len(stages) <= MANY:
+        return None
+    found = list(dict.fromkeys(problems(root, [stage.name for stage in stages])))
+    if found and in_full:
+        raise ValueError("a run would fail:\n" + "\n".join(f"- {line}" for line in found))
+    if found:
+        return None
+    expected = forecast(root, only)
+    from plumbline.cli.forecast_text import in_short, table
+
+    if expected is None:
+        click.echo("everything is up to date: nothing to do")
+    else:
+        click.echo(table(expected) if in_full else in_short(expected))
+    return expected
+
+
+def _run(root: Path, only: Sequence[str], expected: Forecast | None = None) -> int:
     """Run the graph and return the number of steps; errors become messages."""
     from plumbline.graph.run import Interrupted, RunFailed, run_graph
 
     try:
-        return run_graph(root, only, click.echo)
+        return run_graph(root, only, click.echo, expected)
     except (Interrupted, KeyboardInterrupt) as error:
         click.echo(f"\n{str(error) or 'stopped. Nothing was lost: `plumbline run` continues'}", err=True)
         sys.exit(INTERRUPTED)
@@ -133,4 +141,4 @@ def _took(steps: int, seconds: float) -> str:
     return f"{steps} {'step' if steps == 1 else 'steps'} in {seconds:.0f} s\n"
 
 
-COMMANDS = (run, study, status)
+COMMANDS = (run, study)

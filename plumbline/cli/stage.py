@@ -30,6 +30,24 @@ def materialize(asset: str, key: str | None) -> None:
         raise click.ClickException(result.error)
 
 
+@click.command()
+def declare() -> None:
+    """List in dvc.yaml the folders and files that params.yaml names, so that DVC sees their changes.
+
+    `plumbline run` and Dagster do this themselves; `dvc repro` cannot.
+
+    \b
+    Example: plumbline declare && dvc repro
+    """
+    from plumbline.graph.declared import declare as bring_in_line
+
+    try:
+        changes = bring_in_line(workspace_root())
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("\n".join(changes) or "dvc.yaml lists what params.yaml names")
+
+
 @click.command(name="code-versions")
 def code_versions() -> None:
     """Write data/code_versions.yaml: the code version of each asset in the installed library.
@@ -75,4 +93,4 @@ def _refresh(file: str) -> None:
         raise click.ClickException(str(error)) from error
 
 
-COMMANDS = [materialize, code_versions, base_model, named_outputs]
+COMMANDS = [materialize, declare, code_versions, base_model, named_outputs]

@@ -36,18 +36,34 @@ def show(root: Path) -> None:
     for warning in _left_out(root):
         console.print(f"[bold]![/bold] {escape(warning)}")
     _show_champion(console, root)
-    first, (choice, _) = next(iter(load_params(root).pairs().items()))
+    _show_what_to_look_at(console, root)
+
+
+def _show_what_to_look_at(console: Console, root: Path) -> None:
+    """Print the three things to look at, and what to do next."""
+    params = load_params(root)
+    pair, (choice, _) = next(iter(params.pairs().items()))
+    decision = root / "data" / "deployed_model" / "promotion.json"
+    has_champion = decision.is_file() and (read_json(decision)["decision"] == "promoted")
+    model = f"models:/{params.tracking.registered_model}@champion" if has_champion else f"data/quantized_model/{pair}"
+    own = (
+        ""
+        if root != CHECKOUT
+        else "\n       plumbline init DIR --model MODEL --corpus PATH    your own model and texts"
+    )
     console.print(
         f"""
-[bold]Look[/bold]   data/calibration_report/report.html    the report, in a browser
-       plumbline show {choice}
-                      the samples of a calibration set; also data/sample_page/{choice}/samples.html
-       plumbline ui       the graph and its history, http://127.0.0.1:3000
-       plumbline mlflow   every evaluation as a run, http://127.0.0.1:5000
-[bold]Try[/bold]    {_activate(root)}plumbline audit data/quantized_model/{first}
-                      trace a model back to its calibration documents
-       params.yaml    add a choice under calibrations: and its name under grid:
-       inbox/         put your own texts there, then plumbline run"""
+[bold]Look at three things[/bold]{_activate(root)}
+    1  data/calibration_report/report.html
+         the report, in a browser
+    2  plumbline show {choice}
+         the samples; as a page: data/sample_page/{choice}/samples.html
+    3  plumbline audit {model}
+         from a model back to its documents
+[bold]Next[/bold]   plumbline ui      the graph and its history, http://127.0.0.1:3000
+       plumbline mlflow  every evaluation as a run, http://127.0.0.1:5000
+       params.yaml       add a choice under calibrations:, its name under grid:{own}""",
+        soft_wrap=True,
     )
 
 
@@ -96,8 +112,8 @@ def _left_out(root: Path) -> list[str]:
 
 
 def _activate(root: Path) -> str:
-    """The line that activates the environment of `make demo`, which is not on the path."""
-    return "source .venv/bin/activate\n       " if root == CHECKOUT and in_checkout() else ""
+    """How to activate the environment of `make demo`, which is not on the path."""
+    return ", after: source .venv/bin/activate" if root == CHECKOUT and in_checkout() else ""
 
 
 def _table(root: Path) -> Table:

@@ -1,11 +1,97 @@
-"""Checks that dvc.yaml lists what a step reads."""
+"""What dvc.yaml lists of the folders and files that params.yaml names, so that both doors see their changes."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from plumbline.artifact import replace_text
+from plumbline.params import Params, load_params
+from plumbline.raw_corpus.intake import INTAKE
+from plumbline.versioning.facts import BASE_MODEL, FACTS
+from plumbline.versioning.pipeline import FILE, definitions
 from plumbline.versioning.recording import Step
+
+CORPUS = "raw_corpus"
+WIDTH = 4096
+"""No line of dvc.yaml is wrapped."""
+
+
+def named_inputs(params: Params) -> dict[str, dict[str, str]]:
+    """Stage of dvc.yaml -> parameter -> the folder or file that it names, absolute or relative to the workspace."""
+    template, items = params.model.chat_template, params.evaluation.items
+    return {
+        CORPUS: {name: str(Path(path).expanduser()) for name, path in params.corpus.folders().items()},
+        FACTS[BASE_MODEL]: {"model.chat_template": template} if template else {},
+        "evaluation": {"evaluation.items": items} if items else {},
+    }
+
+
+def declare(root: Path) -> list[str]:
+    """Bring the `deps` of dvc.yaml in line with params.yaml, and return a sentence per stage that changed.
+
+    A folder or file that params.yaml names is added, if it exists. Removed is a folder of `raw_corpus` that no source
+    reads any more, as the corpus must not depend on it, and a path that no longer exists and would make DVC fail.
+
+    Raises:
+        ValueError: params.yaml or dvc.yaml is invalid.
+        OSError: dvc.yaml cannot be written.
+    """
+    wanted = named_inputs(load_params(root))
+    changes = {}
+    for stage, body in definitions(root).items():
+        if stage in wanted:
+            changes[stage] = _changes(root, stage, [str(path) for path in body.get("deps") or ()], wanted[stage])
+    changes = {stage: change for stage, change in changes.items() if any(change)}
+    if changes:
+        _write(root / FILE, changes)
+    return [_sentence(stage, *change) for stage, change in changes.items()]
+
+
+def _changes(root: Path, stage: str, deps: list[str], named: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """The paths to add to a stage's deps, and those to remove."""
+    present = [path for path in named.values() if (root / path).exists()]
+    added = list(dict.fromkeys(path for path in present if not _covered(root, path, deps)))
+    wanted = [(root / path).resolve() for path in named.values()]
+
+    def is_idle(dep: str) -> bool:
+        path = (root / dep).resolve()
+        of_ours = "${" in dep or dep == INTAKE or Path(dep).parts[:1] in (("data",), (".plumbline",))
+        if of_ours or any(path == target or path in target.parents for target in wanted):
+            return False
+        return not path.exists() or (stage == CORPUS and path.is_dir())
+
+    return added, [dep for dep in deps if is_idle(dep)]
+
+
+def _covered(root: Path, path: str, deps: Iterable[str]) -> bool:
+    place = (root / path).resolve()
+    return any(dep == place or dep in place.parents for dep in ((root / dep).resolve() for dep in deps))
+
+
+def _write(path: Path, changes: Mapping[str, tuple[list[str], list[str]]]) -> None:
+    """Replace dvc.yaml; comments, quotes and order stay."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, WIDTH
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    for stage, (added, removed) in changes.items():
+        body = content["stages"][stage]
+        deps = body.get("do", body).setdefault("deps", [])
+        for dep in removed:
+            deps.remove(dep)
+        deps.extend(added)
+    text = io.StringIO()
+    yaml.dump(content, text)
+    replace_text(path, text.getvalue())
+
+
+def _sentence(stage: str, added: list[str], removed: list[str]) -> str:
+    parts = [f"{what} {', '.join(paths)}" for what, paths in (("added", added), ("removed", removed)) if paths]
+    return f"dvc.yaml, deps of {stage}: {'; '.join(parts)}, as params.yaml says"
 
 
 def require_declared(step: Step, paths: Mapping[str, str]) -> None:
@@ -15,7 +101,7 @@ def require_declared(step: Step, paths: Mapping[str, str]) -> None:
         paths: parameter -> path, absolute or relative to the workspace.
 
     Raises:
-        ValueError: a path is not listed; the message says what to add.
+        ValueError: a path is not listed; the message says what to do.
     """
     for problem in undeclared(step.root, step.name.split("@")[0], step.inputs, paths):
         raise ValueError(problem)
@@ -28,14 +114,10 @@ def undeclared(root: Path, stage: str, deps: Iterable[str], paths: Mapping[str, 
         deps: the stage's dependencies, relative to the root.
         paths: parameter -> path, absolute or relative to the root.
     """
-    declared = [(root / path).resolve() for path in deps]
-    missing = {
-        parameter: path
-        for parameter, path in paths.items()
-        if not any(known == (root / path).resolve() or known in (root / path).resolve().parents for known in declared)
-    }
+    known = list(deps)
     return [
-        f"{parameter} reads {path}, which dvc.yaml does not list: add it to the deps of {stage} there "
-        f"(deps: [..., {path}]), so that changes to it are noticed"
-        for parameter, path in missing.items()
+        f"{parameter} reads {path}, which dvc.yaml does not list under {stage}: `plumbline declare` adds it, so that "
+        "changes to it are noticed"
+        for parameter, path in paths.items()
+        if not _covered(root, path, known)
     ]

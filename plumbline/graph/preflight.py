@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from plumbline.artifact import read_json
-from plumbline.graph.declared import undeclared
+from plumbline.graph.declared import named_inputs, undeclared
 from plumbline.params import Params, load_params
-from plumbline.raw_corpus.params import Directory
 from plumbline.versioning.pipeline import resolved
 from plumbline.versioning.writable import unwritable
 
@@ -51,7 +50,7 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
     yield from unwritable(root)
     yield from _base_model(params, root)
     if "raw_corpus" in assets:
-        yield from _sources(params, root)
+        yield from _named(root, "raw_corpus", params)
     if "tokenized_samples" in assets:
         yield from _tokenization(params, root)
     if "calibration_choice" in assets:
@@ -65,7 +64,7 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
     if "quantized_model" in assets:
         yield from _schemes(params, root, stages)
     if "evaluation" in assets and params.evaluation.items:
-        yield from _declared(root, "evaluation", {"evaluation.items": params.evaluation.items})
+        yield from _named(root, "evaluation", params)
     if assets & set(TRACKED):
         from plumbline.tracking.readiness import store_problem
 
@@ -93,20 +92,19 @@ def _base_model(params: Params, root: Path) -> Iterator[str]:
             yield str(error)
 
 
-def _sources(params: Params, root: Path) -> Iterator[str]:
-    yield from _declared(root, "raw_corpus", params.corpus.folders())
-    for name, source in params.corpus.in_order().items():
-        if isinstance(source, Directory) and not (root / source.path).is_dir():
-            yield f"corpus source {name!r}: there is no folder {source.path}; correct its path in params.yaml"
-
-
-def _declared(root: Path, stage: str, paths: dict[str, str]) -> Iterator[str]:
-    stages = resolved(root)
-    declared = [path for name, entry in stages.items() if name.split("@")[0] == stage for path in entry.deps]
-    yield from undeclared(root, stage, declared, paths)
+def _named(root: Path, stage: str, params: Params) -> Iterator[str]:
+    """What params.yaml names and is absent, or is not listed in dvc.yaml."""
+    named = named_inputs(params)[stage]
+    for parameter, path in named.items():
+        if not (root / path).exists():
+            yield f"{parameter}: there is no {path}; correct the path in params.yaml"
+    stages = [entry for name, entry in resolved(root).items() if name.split("@")[0] == stage]
+    present = {key: path for key, path in named.items() if (root / path).exists()} if stages else {}
+    yield from undeclared(root, stage, [path for entry in stages for path in entry.deps], present)
 
 
 def _tokenization(params: Params, root: Path) -> Iterator[str]:
+    from plumbline.base_model.chat_template import require_template
     from plumbline.base_model.context import context_length
     from plumbline.base_model.folder import local_folder, tokenizer_files
     from plumbline.raw_corpus.peek import first_chat
@@ -118,13 +116,19 @@ def _tokenization(params: Params, root: Path) -> Iterator[str]:
         params.tokenize.within(context_length(folder))
     except ValueError as error:
         yield str(error)
+    try:
+        require_template(params.model, root)
+    except ValueError as error:
+        yield str(error)
+    else:
+        yield from _named(root, "base_model", params)
     if not tokenizer_files(folder):
         yield f"model: {folder.name} has no tokenizer (tokenizer.json, tokenizer.model or vocab.*); copy its own there"
-    elif not _has_template(folder) and (chat := first_chat(params.corpus, root)):
+    elif params.model.chat_template is None and not _has_template(folder) and (chat := first_chat(params.corpus, root)):
         yield (
             f"{chat} holds chats, and the tokenizer of {params.model.name} has no chat template: take a base model "
-            "that has one (its instruction-tuned variant), put its chat_template.jinja into the model's folder, or "
-            "remove the source from params.yaml"
+            "that has one (its instruction-tuned variant), name the template that is served "
+            "(model: {chat_template: FILE}), or remove the source from params.yaml"
         )
 
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plumbline.graph.declared import declare
 from plumbline.graph.in_process import run_asset
 from plumbline.graph.intake import take_in_now
 from plumbline.graph.pool import HEAVY, wait_for_others
@@ -25,6 +26,8 @@ from plumbline.versioning.status import changed_stages
 
 if TYPE_CHECKING:
     import dagster as dg
+
+    from plumbline.graph.forecast import Forecast
 
 INTERRUPTS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
 
@@ -44,7 +47,12 @@ def ranges(keys: Sequence[str], wanted: set[str]) -> Iterator[list[str]]:
             yield list(run)
 
 
-def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], None] = print) -> int:
+def run_graph(
+    root: Path,
+    only: Sequence[str] = (),
+    announce: Callable[[str], None] = print,
+    expected: Forecast | None = None,
+) -> int:
     """Materialize what is missing or out of date, upstream first; returns the number of steps that ran.
 
     Evaluations that are up to date, but whose version the registry lost, are registered again.
@@ -54,6 +62,7 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
 
     Args:
         only: the assets to run; empty: all except those that run on request.
+        expected: what the run was forecast to do; then every step says how much is left.
 
     Raises:
         ValueError: `only` names no asset; or something is known to make a step fail, see preflight.py.
@@ -61,6 +70,8 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
     """
     require_assets(root, only)
     require_writable(root)
+    for change in declare(root):
+        announce(change)
     sweep(root)
     refresh_facts(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
@@ -75,9 +86,10 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
 
     from plumbline.graph.definitions import stage_assets
     from plumbline.graph.instance import instance
+    from plumbline.graph.progress import Progress
     from plumbline.graph.step import FRONT_DOOR
 
-    steps = restored
+    steps, progress = restored, Progress(root, expected)
     with instance() as history:
         for asset in stage_assets(root):
             name = asset.key.to_user_string()
@@ -89,7 +101,7 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
             wanted = {key for key in keys if stage_name(name, key or None) in changed}
             for run in ranges(keys, wanted):
                 shown = f"{name} {run[0]}".rstrip() + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
-                announce(f"▸ {shown}")
+                announce(f"▸ {progress.before(name, len(run))}{shown}")
                 if HEAVY in getattr(asset.node_def, "pools", ()):
                     wait_for_others(history, shown, announce)
                 started = time.perf_counter()
@@ -102,7 +114,10 @@ def run_graph(root: Path, only: Sequence[str] = (), announce: Callable[[str], No
                 for warning in failed_checks(result):
                     announce(f"  warning: {warning}")
                 steps += len(run)
-                announce(f"  {time.perf_counter() - started:.1f} s")
+                seconds = time.perf_counter() - started
+                progress.after(name, len(run), seconds)
+                announce(f"  {seconds:.1f} s")
+            progress.skipped(name)
     return steps
 
 

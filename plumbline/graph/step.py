@@ -15,6 +15,7 @@ import dagster as dg
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
+from plumbline.graph.declared import declare
 from plumbline.graph.failure import explained
 from plumbline.graph.metadata import as_metadata as as_metadata  # for the asset definitions
 from plumbline.graph.metadata import metadata_of
@@ -122,6 +123,8 @@ def materialize(
     asset = context.asset_key.to_user_string()
     if FRONT_DOOR not in context.run.tags:
         with explained():
+            for change in declare(workspace_root()):
+                context.log.info(change)
             require_ready(workspace_root(), list(_stages_of_run(context)))
     keys = list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else [""]
     steps: list[_FinishedStep] = []

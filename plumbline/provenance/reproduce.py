@@ -199,7 +199,7 @@ def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> 
         else:
             shutil.copyfile(case.root / dep, place / dep)
     for folder in _named_folders(used):  # folders in params.yaml that are no DVC dependencies
-        if _inside(folder) and (case.root / folder).is_dir() and not (place / folder).exists():
+        if _inside(folder) and (case.root / folder).exists() and not (place / folder).exists():
             (place / folder).parent.mkdir(parents=True, exist_ok=True)
             (place / folder).symlink_to((case.root / folder).resolve())
     if corpus is not None and not moved:
@@ -215,10 +215,12 @@ def _lay_out_sources(case: Case, ancestry: Mapping[str, Entry], place: Path) -> 
 
 
 def _named_folders(used: dict[str, Any]) -> list[str]:
-    """Folders in the parameters: the base model, the inbox, the sources."""
+    """Folders and files in the parameters: the base model and its chat template, the inbox, the sources."""
     corpus = used.get("corpus") or {}
     sources = [*(corpus.get("sources") or {}).values(), corpus.get("production"), corpus.get("out_of_domain")]
-    named = [(used.get("model") or {}).get("name"), corpus.get("inbox"), *(dig(source, "path") for source in sources)]
+    model = used.get("model") or {}
+    named = [model.get("name"), model.get("chat_template"), corpus.get("inbox")]
+    named += [dig(source, "path") for source in sources]
     return [name for name in named if isinstance(name, str) and name]
 
 

@@ -92,6 +92,7 @@ def build_quantized_model(
         streamed = base.streamed()
         model = streamed.model
         outcome = _layer_by_layer(streamed, scheme, base, stats, source, out, resume or out / PARTS, parts)
+    base.write_template(out)
 
     origin = {
         "format": FORMAT,

@@ -113,8 +113,8 @@ class Encoder:
             # an error and no rejection: without all chats the corpus would be another one
             raise ValueError(
                 f"{document.source} row {document.row} is a chat, and the tokenizer of {self.name} has no chat "
-                f"template; take a base model that has one (its instruction-tuned variant), put its "
-                f"chat_template.jinja into the model's folder, or remove the source from params.yaml"
+                f"template; take a base model that has one (its instruction-tuned variant), name the template that "
+                f"is served (model: {{chat_template: FILE}} in params.yaml), or remove the source there"
             )
         try:
             messages, tools = as_served(document)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from plumbline.artifact import replace_text, sha256_json
+from plumbline.artifact import replace_text, sha256_file, sha256_json
+from plumbline.base_model.chat_template import template_path
 from plumbline.base_model.folder import local_folder, tokenizer_files, weight_files
 from plumbline.raw_corpus.file_hashes import FileHashes
 from plumbline.versioning.code import VERSIONS, code_versions, link, link_library
@@ -69,9 +70,12 @@ def _base_model(root: Path) -> dict[str, Any]:
     from plumbline.params import load_params
 
     model = load_params(root).model
+    template = template_path(model, root)
+    other = sha256_file(template) if template is not None and template.is_file() else ""
     folder = local_folder(model, root)
     if folder is None:
-        return dict.fromkeys(("weights", "tokenizer"), f"{model.name}@{model.revision}")
+        name = f"{model.name}@{model.revision}"
+        return {"weights": name, "tokenizer": f"{name} {other}".rstrip()}
     hashes = FileHashes(root / ".plumbline" / "base_model_hashes.json")
     digests = {
         key: sha256_json({name: hashes.sha256(folder / name) for name in names})
@@ -79,7 +83,7 @@ def _base_model(root: Path) -> dict[str, Any]:
     }
     if os.access(root / ".plumbline", os.W_OK):
         hashes.save()
-    return digests
+    return {**digests, "tokenizer": sha256_json([digests["tokenizer"], other])} if other else digests
 
 
 def _named_outputs(root: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def stage_names(root: Path) -> list[str]:
     Raises:
         ValueError: dvc.yaml is invalid.
     """
-    return list(_definitions(root))
+    return list(definitions(root))
 
 
 def on_request(root: Path) -> set[str]:
@@ -71,12 +71,12 @@ def on_request(root: Path) -> set[str]:
     requested.yaml lists their stages, none by default. A stage that never ran would fail `dvc pull` and would always
     be out of date.
     """
-    return {name for name, stage in _definitions(root).items() if (stage.get("meta") or {}).get("on_request")}
+    return {name for name, stage in definitions(root).items() if (stage.get("meta") or {}).get("on_request")}
 
 
 def assets_with_code(root: Path) -> list[str]:
     """The assets whose stages depend on their code version; empty if dvc.yaml has no stage `code_versions`."""
-    stages = _definitions(root)
+    stages = definitions(root)
     if STAGE not in stages:
         return []
     named = [item[VERSIONS] for stage in stages.values() for item in stage.get("params") or () if _names_code(item)]
@@ -87,8 +87,12 @@ def _names_code(item: Any) -> bool:
     return isinstance(item, dict) and VERSIONS in item
 
 
-def _definitions(root: Path) -> dict[str, dict[str, Any]]:
-    """The stages by name; for a partitioned stage, the content of `do`."""
+def definitions(root: Path) -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml by name, as it has them; for a partitioned stage, the content of `do`.
+
+    Raises:
+        ValueError: dvc.yaml is invalid.
+    """
     stages = _content(root).get("stages") or {}
     return {str(name): stage.get("do", stage) for name, stage in stages.items() if isinstance(stage, dict)}
 
@@ -153,7 +157,7 @@ def _hashes(root: Path, names: Any) -> dict[str, str]:
 
 def _variables(root: Path) -> set[str]:
     """Files that dvc.yaml names under `vars`, at the top level and in stages."""
-    blocks = [_content(root).get("vars"), *(stage.get("vars") for stage in _definitions(root).values())]
+    blocks = [_content(root).get("vars"), *(stage.get("vars") for stage in definitions(root).values())]
     return {item.split(":")[0] for block in blocks for item in block or () if isinstance(item, str)}
 
 

@@ -91,8 +91,9 @@ def build_model(
     n: int,
     method: str,
     kv_cache: dict[str, Any] | None = None,
+    **of_base: Any,
 ) -> None:
-    """A choice's set and statistics, and a model from them."""
+    """A choice's set and statistics, and a model from them; `of_base` are further fields of `model:`."""
     from plumbline.activation_stats.build import build_activation_stats
     from plumbline.activation_stats.params import StatisticsParams
     from plumbline.calibration_choice.build import build_calibration_choice
@@ -107,7 +108,7 @@ def build_model(
         path.mkdir(parents=True)
     build_calibration_choice(choice, {"strategy": strategy, "n": n, "seed": 0}, of_choice)
     build_calibration_set(of_choice, Sources(root / "data/tokenized_samples", None), chosen)
-    base = checkpoint("base", root)
+    base = checkpoint("base", root, **of_base)
     build_activation_stats(StatisticsParams(cache=kv_cache is not None), base, chosen, stats)
     entry = {"method": method, "weight_bits": 4, "group_size": 32, "kv_cache": kv_cache}
     params = SchemeParams.model_validate(entry)

@@ -130,7 +130,7 @@ def test_a_changed_constant_shows_at_every_door_and_runs_what_it_changes(finishe
     module.write_text(f"{module.read_text()}\nNEW = 1\n")
     changed = {name for name in assets if code_version(name, Library(library)) != code_version(name)}
     assert changed == {"calibration_report", "deployed_model"}
-    status = run(workspace, library, *python, "status", check=False)
+    status = run(workspace, library, *python, "status", "--all", check=False)
     assert {line for line in status.splitlines() if line in assets} == changed
     assert status.count("the code changed") == len(changed)
     after = dagster_versions()

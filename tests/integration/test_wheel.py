@@ -113,7 +113,7 @@ def init_and_run(installed: Installed, folder: Path) -> None:
 
 def outdated(installed: Installed, root: Path) -> set[str]:
     """The assets of which `plumbline status` calls a stage out of date."""
-    lines = installed.run(root, *PLUMBLINE, "status", status=1).stdout.splitlines()
+    lines = installed.run(root, *PLUMBLINE, "status", "--all", status=1).stdout.splitlines()
     return {line.split("@")[0] for line in lines if not line.startswith(" ") and "out of date" not in line}
 
 

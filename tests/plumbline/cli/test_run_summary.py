@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from plumbline.artifact import write_json
-from plumbline.cli.summary import _next, _show_champion
+from plumbline.cli.summary import _next, _show_champion, _show_what_to_look_at
 from tests.helpers.paths import PROJECT
 
 
@@ -73,3 +73,18 @@ def test_the_next_step_of_a_study_is_what_it_recommends() -> None:
     assert _next(verdict).startswith("keep random;")
     advised = {**verdict, "recommendations": [{"rules": ["coverage"], "n": 4}]}
     assert "strategy: token_coverage, n: 4" in _next(advised)
+
+
+@pytest.mark.parametrize(
+    ("decision", "model"),
+    [("promoted", "models:/plumbline@champion"), ("kept", "data/quantized_model/random-64-w8a8-minmax")],
+)
+def test_three_things_to_look_at(tmp_path: Path, decision: str, model: str) -> None:
+    said(tmp_path, decision=decision, pair="new", why="lowest KL", champion_before={"pair": "old"})
+    console = Console(highlight=False, width=80)
+    with console.capture() as captured:
+        _show_what_to_look_at(console, tmp_path)
+    text = captured.get()
+    numbered = [line.split(maxsplit=1)[1] for line in text.splitlines() if line.strip()[:1] in "123" and line.strip()]
+    assert numbered == ["data/calibration_report/report.html", "plumbline show random-64", f"plumbline audit {model}"]
+    assert "plumbline ui" in text and max(map(len, text.splitlines())) <= 80

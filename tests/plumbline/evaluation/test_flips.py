@@ -149,7 +149,9 @@ def test_the_file_must_be_listed_in_dvc_yaml() -> None:
 
     inputs = {"data/tokenized_samples": ""}
     step, items = cast(Step, SimpleNamespace(name="evaluation@a", root=Path(), inputs=inputs)), "items.jsonl"
-    with pytest.raises(ValueError, match=r"items reads items\.jsonl, which dvc\.yaml .* deps of evaluation there"):
+    with pytest.raises(
+        ValueError, match=r"items reads items\.jsonl, which dvc\.yaml .* under evaluation: `plumbline declare`"
+    ):
         require_declared(step, {"evaluation.items": items})
     step.inputs[items] = ""
     require_declared(step, {"evaluation.items": items})

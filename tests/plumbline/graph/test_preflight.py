@@ -70,12 +70,11 @@ def test_all_are_said_at_once_and_nothing_is_run(root: Path) -> None:
     result = CliRunner().invoke(main, ["run"], env={**environment, "MLFLOW_TRACKING_URI": "postgresql://u:secret@db/x"})
     assert result.exit_code == 1 and "problems found before the first step; nothing was run" in result.output
     for said in (
-        "'more' reads nowhere, which dvc.yaml does not list",
-        "there is no folder nowhere",
+        "corpus source 'more': there is no nowhere; correct the path",
         f"tokenize.max_length: found {context + 1}, but the base model reads at most {context}",
         "b.jsonl holds chats, and the tokenizer of base has no chat template",
         "no strategy is called `randum`",
-        "evaluation.items reads items.jsonl, which dvc.yaml does not list",
+        "evaluation.items: there is no items.jsonl; correct the path",
         "the variable MLFLOW_TRACKING_URI: found 'postgresql://***@db/x'",
     ):
         assert said in result.output

@@ -120,7 +120,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, root: Path, found: dict[str, Any]) ->
     monkeypatch.setenv("PLUMBLINE_ROOT", str(root))
     monkeypatch.setenv("COLUMNS", "80")
     asked: list[list[str]] = []
-    monkeypatch.setattr(graph_run, "run_graph", lambda root, only, announce: asked.append(list(only)) or 0)
+    monkeypatch.setattr(graph_run, "run_graph", lambda root, only, *_: asked.append(list(only)) or 0)
     monkeypatch.setattr(graph_run, "with_upstream", lambda root, asset: ["upstream", asset])
     done = CliRunner().invoke(main, ["study", "strategies"])
     assert done.exit_code == 0, done.output
@@ -176,7 +176,8 @@ def test_a_study_without_an_entry_says_what_is_missing(monkeypatch: pytest.Monke
 def test_a_study_that_is_not_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PLUMBLINE_ROOT", str(workspace(tmp_path)))
     done = CliRunner().invoke(main, ["study", "nobody"])
-    assert done.exit_code == 1 and "['nobody'] not in params.yaml (there: ['sizes', 'strategies'])" in done.output
+    assert done.exit_code == 1
+    assert "['nobody'] not in params.yaml (there: ['formats', 'sizes', 'strategies'])" in done.output
     assert requested(tmp_path) == []
 
 
