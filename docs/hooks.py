@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whatever is installed
-
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
@@ -30,6 +28,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def pages() -> dict[str, str]:
     """Path below docs/ -> Markdown."""
+    if str(ROOT) not in sys.path:  # here, as mkdocs puts sys.path back once it has loaded this file
+        sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
     from docs.reference_pages import artifacts, command_line, params
 
     return {
