@@ -58,7 +58,7 @@ def another_weight(root: Path) -> None:
 EDITS = {"params.yaml": another_seed, "a source": another_text, "the base model": another_weight}
 
 
-def wrong_after_an_edit(start: Path, scratch: Path, name: str, command: Sequence[str], seconds: float) -> list[str]:
+def wrong_after_an_edit(start: Path, scratch: Path, name: str, command: Sequence[str], step: str) -> list[str]:
     """What is wrong after an edit during a run and a further run, against a run after the edit."""
     before = scratch / f"start of {name}"
     after = scratch / f"after {name}" / "workspace"
@@ -66,8 +66,8 @@ def wrong_after_an_edit(start: Path, scratch: Path, name: str, command: Sequence
         shutil.copytree(start, before, symlinks=True)
         EDITS[name](before)
         undisturbed(before, after, RUN)
-    place = scratch / f"edit of {name}, {command[0]}, {seconds:.2f}"
-    return concurrent.wrong_after_an_edit(start, place, command, EDITS[name], seconds, small.recorded(after))
+    place = scratch / f"edit of {name}, {command[0]}, {step}"
+    return concurrent.wrong_after_an_edit(start, place, command, EDITS[name], step, small.recorded(after))
 
 
 def trials(start: Path, scratch: Path, reference: Undisturbed) -> Iterator[tuple[str, str, Trial]]:
@@ -79,9 +79,9 @@ def trials(start: Path, scratch: Path, reference: Undisturbed) -> Iterator[tuple
     for name, pair in concurrent.PAIRS.items():
         yield name, SAME, partial(concurrent.wrong_after_two, start, scratch / f"two{len(name)}", pair, expected)
     for name in EDITS:
-        for command, share in ((RUN, 0.3), (RUN, 0.7), (REPRO, 0.5)):
-            edited = partial(wrong_after_an_edit, start, scratch, name, command, share * reference.seconds)
-            done = f"an edit of {name} after {share:.0%} of `{' '.join(command)}`"
+        for command, step in ((RUN, "tokenized_samples"), (RUN, "quantized_model"), (REPRO, "activation_stats")):
+            edited = partial(wrong_after_an_edit, start, scratch, name, command, step)
+            done = f"an edit of {name} at {step} of `{' '.join(command)}`"
             yield done, "the bytes of a run after the edit", edited
     locked = partial(concurrent.wrong_with_a_locked_store, finished, scratch / "locked")
     yield "a locked mlflow.db", "a message before the first step", locked

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 
 from benchmarks.chaos.processes import REPRO, RUN, Process, ran
 from benchmarks.chaos.small import differences
@@ -35,14 +36,16 @@ def wrong_after_an_edit(
     place: Path,
     command: Sequence[str],
     edit: Callable[[Path], None],
-    seconds: float,
+    step: str,
     expected: dict[str, str],
 ) -> list[str]:
-    """Edit a file of the workspace while a run goes on; the next run gives what a run after the edit gives."""
+    """Edit a file of the workspace while a run is at a step; the next run gives what a run after the edit gives."""
     shutil.copytree(start, place, symlinks=True)
     process = Process(place, command, Path(f"{place}.0.log"))
-    if process.wait(seconds) is not None:
-        return [f"it had ended before the edit: {process.ended().tail}"]
+    while not process.log.is_file() or step not in process.log.read_text(encoding="utf-8", errors="replace"):
+        if process.wait(0.02) is not None:
+            return [f"it ended before {step}: {process.ended().tail}"]
+    process.wait(Random(step).uniform(0, 0.5))
     edit(place)
     end = process.ended()
     if "Traceback (most recent call last)" in end.output:

@@ -255,8 +255,10 @@ def _changed_facts(step: Step) -> Iterator[str]:
     for file, what in ((VERSIONS, "the code of"), (BASE_MODEL, "the base model's")):
         if facts := step.facts[file]:
             model = step.params.get("model")
-            by_step = file == BASE_MODEL and model is not None  # params.yaml may name another model by now
-            now = base_model_digests(step.root, ModelParams(**model)) if by_step else current(step.root, file)
+            if file == BASE_MODEL and model is not None:  # params.yaml may name another model by now
+                now = base_model_digests(step.root, ModelParams.model_validate(model))
+            else:
+                now = current(step.root, file)
             yield from (f"{what} {key}" for key, value in facts.items() if now.get(key) != value)
 
 
