@@ -8,6 +8,7 @@ from assets.deployed_model import deployed_model
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.graph.step import OWNERS, as_metadata, reported
+from plumbline.markdown import literal
 
 CHECK = "production_has_not_drifted"
 
@@ -42,7 +43,7 @@ def production_drift(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         check_name=CHECK,
         passed=not drift["drifted"],
         severity=dg.AssetCheckSeverity.WARN,
-        description=drift["sentence"],
+        description=literal(drift["sentence"]),
         metadata={"metrics": dg.MetadataValue.json(drift["metrics"])},
     )
     shown = {key: drift[key] for key in ("sentence", "drifted", "p_value", "production_samples", "champion")}

@@ -22,6 +22,7 @@ from orchestration.jobs import JOBS
 from orchestration.resources import RESOURCES
 from orchestration.schedules import SCHEDULES
 from orchestration.sensors import SENSORS
+from plumbline.cli.guarded_dagster import warn_if_unguarded
 from plumbline.graph.code_links import with_code_links
 
 ASSETS: list[dg.AssetsDefinition] = [
@@ -39,6 +40,7 @@ ASSETS: list[dg.AssetsDefinition] = [
     study,
 ]
 
+warn_if_unguarded()
 defs = dg.Definitions(
     assets=with_code_links([inbox, *ASSETS, production_drift]),
     asset_checks=CHECKS,

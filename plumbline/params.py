@@ -15,7 +15,8 @@ from plumbline.calibration_choice.params import ChoiceParams
 from plumbline.calibration_report.params import ReportParams
 from plumbline.deployed_model.params import DeploymentParams
 from plumbline.evaluation.params import EvaluationParams
-from plumbline.params_errors import Mistakes, explained
+from plumbline.params_errors import Mistakes, explained, line_of
+from plumbline.params_numbers import mistakes_in_numbers
 from plumbline.production_drift.params import DriftParams
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.raw_corpus.document import OUT_OF_DOMAIN, PRODUCTION
@@ -226,7 +227,11 @@ def _load(path: Path, mtime_ns: int, size: int) -> Params:
     if not isinstance(file.content, dict):
         kind = "nothing" if file.content is None else type(file.content).__name__
         raise ValueError(f"{path}: expected sections such as `model:`, found {kind}")
+    mistakes = [line_of(file, keys, sentence) for keys, sentence in mistakes_in_numbers(Params, file.content)]
     try:
-        return Params.model_validate(file.content)
+        params = Params.model_validate(file.content)
     except ValidationError as error:
-        raise ValueError(f"{path} is not valid:\n{explained(error, file, Params)}") from error
+        mistakes.insert(0, explained(error, file, Params))
+    if mistakes:
+        raise ValueError(f"{path} is not valid:\n" + "\n".join(dict.fromkeys(mistakes)))
+    return params

@@ -33,14 +33,15 @@ def explained(error: ValidationError, file: YamlFile, model: type[BaseModel]) ->
     for problem in error.errors():
         cause = (problem.get("ctx") or {}).get("error")
         if isinstance(cause, Mistakes):
-            lines += [_line(file, keys, sentence) for keys, sentence in cause.mistakes]
+            lines += [line_of(file, keys, sentence) for keys, sentence in cause.mistakes]
         else:
             keys = tuple(str(part) for part in problem["loc"])
-            lines.append(_line(file, keys, _sentence(problem, model)))
+            lines.append(line_of(file, keys, _sentence(problem, model)))
     return "\n".join(lines)
 
 
-def _line(file: YamlFile, keys: Sequence[str], sentence: str) -> str:
+def line_of(file: YamlFile, keys: Sequence[str], sentence: str) -> str:
+    """A mistake as a line of the message: its line in the file, its keys, and what is wrong."""
     number = file.line(keys)
     place = f"line {number}, " if number else ""
     return f"  {place}{'.'.join(keys) or 'top level'}: {sentence}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ import click
 from benchmarks.chaos import concurrent, small, surroundings
 from benchmarks.chaos.disk import NoDisk, wrong_on_a_full_disk
 from benchmarks.chaos.kills import Undisturbed, rounds, undisturbed
-from benchmarks.chaos.processes import REPRO, RUN, preload
+from benchmarks.chaos.processes import LAUNCH, REPRO, RUN, preload
 
 SAME = "the bytes of an undisturbed run"
 ROOM = (300, 1000, 2000, 4000, 7000)
 """KiB that the disk has for a run, which takes 10 MB."""
+DOORS = {RUN: "`plumbline run`", REPRO: "`dvc repro`", LAUNCH: "Dagster runs"}
 Trial = Callable[[], list[str]]
 
 
@@ -44,32 +46,43 @@ def another_text(root: Path) -> None:
     (root / "texts" / "prose" / "new.txt").write_text(text, encoding="utf-8")
 
 
-def wrong_after_an_edit(
-    start: Path, scratch: Path, name: str, edit: Callable[[Path], None], seconds: float
-) -> list[str]:
+def another_weight(root: Path) -> None:
+    """Change a byte of the base model's weights, in place."""
+    with (root / "base" / "model.safetensors").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        (byte,) = file.read(1)
+        file.seek(-2, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+
+
+EDITS = {"params.yaml": another_seed, "a source": another_text, "the base model": another_weight}
+
+
+def wrong_after_an_edit(start: Path, scratch: Path, name: str, command: Sequence[str], step: str) -> list[str]:
     """What is wrong after an edit during a run and a further run, against a run after the edit."""
-    before = scratch / f"start-{name[0]}"
-    after = scratch / f"edited-{name[0]}" / "workspace"
+    before = scratch / f"start of {name}"
+    after = scratch / f"after {name}" / "workspace"
     if not after.is_dir():
         shutil.copytree(start, before, symlinks=True)
-        edit(before)
+        EDITS[name](before)
         undisturbed(before, after, RUN)
-    place = scratch / f"edit-{name[0]}-{seconds:.2f}"
-    return concurrent.wrong_after_an_edit(start, place, edit, seconds, small.outputs(after))
+    place = scratch / f"edit of {name}, {command[0]}, {step}"
+    return concurrent.wrong_after_an_edit(start, place, command, EDITS[name], step, small.recorded(after))
 
 
 def trials(start: Path, scratch: Path, reference: Undisturbed) -> Iterator[tuple[str, str, Trial]]:
     """Name, expectation and trial of every row but the kills."""
-    expected, finished = reference.outputs, scratch / "undisturbed" / "workspace"
+    expected, finished = reference.record, scratch / "undisturbed" / "workspace"
     for kib in ROOM:
         full = partial(wrong_on_a_full_disk, start, scratch / f"disk{kib}", kib, expected)
         yield f"a disk that is full after {kib} KiB, then room", f"a message; then {SAME}", full
     for name, pair in concurrent.PAIRS.items():
         yield name, SAME, partial(concurrent.wrong_after_two, start, scratch / f"two{len(name)}", pair, expected)
-    for name, edit in {"params.yaml": another_seed, "a source": another_text}.items():
-        for share in (0.3, 0.7):
-            edited = partial(wrong_after_an_edit, start, scratch, name, edit, share * reference.seconds)
-            yield f"an edit of {name} after {share:.0%} of a run", "the bytes of a run after the edit", edited
+    for name in EDITS:
+        for command, step in ((RUN, "tokenized_samples"), (RUN, "quantized_model"), (REPRO, "activation_stats")):
+            edited = partial(wrong_after_an_edit, start, scratch, name, command, step)
+            done = f"an edit of {name} at {step} of `{' '.join(command)}`"
+            yield done, "the bytes of a run after the edit", edited
     locked = partial(concurrent.wrong_with_a_locked_store, finished, scratch / "locked")
     yield "a locked mlflow.db", "a message before the first step", locked
     closed = partial(surroundings.wrong_with_a_readonly_cache, finished, scratch / "closed")
@@ -95,19 +108,19 @@ def rows(scratch: Path, kills: int, only: str) -> Iterator[Row]:
     """Every row of the table, as it is found."""
     start = small.write(scratch / "start")
     reference = undisturbed(start, scratch / "undisturbed" / "workspace", RUN)
-    for command, number in ((RUN, 1), (REPRO, 2)):
-        door = " ".join(command)
-        if kills and only in f"kills of `{door}`":
-            by_door = reference if command == RUN else undisturbed(start, scratch / "repro" / "workspace", command)
+    for number, command in enumerate((RUN, REPRO, LAUNCH), 1):
+        door = DOORS[command]
+        if kills and only in f"kills of {door}":
+            by_door = reference if command == RUN else undisturbed(start, scratch / command[0] / "workspace", command)
             wrong = (
-                list(small.differences(scratch / "repro" / "workspace", reference.outputs)) if command == REPRO else []
+                [] if by_door.record == reference.record else [f"{door} records something else than `plumbline run`"]
             )
             done = 0
             for one in rounds(command, start, scratch, kills, number, by_door):
                 done += len(one.kills)
                 wrong += one.wrong
-                click.echo(f"{done:>4} kills of `{door}`: {'; '.join(one.wrong) or 'nothing wrong'}", err=True)
-            yield Row(f"{done} kills of `{door}` at random moments", SAME, tuple(wrong))
+                click.echo(f"{done:>4} kills of {door}: {'; '.join(one.wrong) or 'nothing wrong'}", err=True)
+            yield Row(f"{done} kills of {door} at random moments", SAME, tuple(wrong))
     for name, expected, trial in trials(start, scratch, reference):
         if only in name:
             yield Row(name, expected, tried(trial))
@@ -123,11 +136,11 @@ def table(found: list[Row]) -> str:
 
 
 @click.command()
-@click.option("--kills", default=50, show_default=True, help="Kills per front door; 0: none.")
+@click.option("--kills", default=50, show_default=True, help="Kills per way to run; 0: none.")
 @click.option("--only", default="", help="Only the rows whose name contains this.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="A folder for the workspaces, kept; must be empty.")
 def main(kills: int, only: str, scratch: Path | None) -> None:
-    """Kill, fill, lock and disturb runs of a small workspace, and print what came of it. Takes 20 CPU minutes; exit
+    """Kill, fill, lock and disturb runs of a small workspace, and print what came of it. Takes 30 CPU minutes; exit
     status 1 if something is not as expected."""
     preload()
     found: list[Row] = []

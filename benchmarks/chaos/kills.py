@@ -10,14 +10,14 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.chaos.processes import Process, ran
-from benchmarks.chaos.small import differences, outputs
+from benchmarks.chaos.small import differences, recorded
 
 
 @dataclass(frozen=True)
 class Undisturbed:
     """A run that nobody stopped."""
 
-    outputs: dict[str, str]
+    record: dict[str, str]
     seconds: float
 
 
@@ -34,7 +34,7 @@ def undisturbed(start: Path, place: Path, command: Sequence[str]) -> Undisturbed
     shutil.copytree(start, place, symlinks=True)
     began = time.monotonic()
     ran(place, *command)
-    return Undisturbed(outputs(place), time.monotonic() - began)
+    return Undisturbed(recorded(place), time.monotonic() - began)
 
 
 def rounds(
@@ -63,7 +63,7 @@ def rounds(
                 moments.append(round(moment, 3))
                 ran(root, "plumbline", "status", status=None)
             ran(root, *command)
-            wrong = differences(root, reference.outputs)
+            wrong = differences(root, reference.record)
         except AssertionError as error:
             wrong = [str(error)]
         done += len(moments)

@@ -8,6 +8,7 @@ import yaml
 
 from benchmarks.chaos.processes import ran
 from benchmarks.tamperings import chain
+from plumbline.artifact import canonical_json
 from plumbline.versioning.lock import read_lock
 from tests.helpers.small_model import CHAT_TEMPLATE, write_base_model
 
@@ -35,16 +36,22 @@ def write(root: Path) -> Path:
     return root
 
 
-def outputs(root: Path) -> dict[str, str]:
-    """DVC hash of every output in dvc.lock by its path."""
-    return {path: md5 for entry in read_lock(root).values() for path, md5 in entry.outs.items()}
+def recorded(root: Path) -> dict[str, str]:
+    """What dvc.lock says of every stage: its command, what it read, its parameters and facts, what it made."""
+    said = {}
+    for name, entry in read_lock(root).items():
+        parts = {"cmd": entry.cmd, "params": entry.params, "facts": entry.facts, "deps": entry.deps, "outs": entry.outs}
+        said |= {f"{name}: {part}": canonical_json(value) for part, value in parts.items()}
+    return said
 
 
 def differences(root: Path, expected: dict[str, str]) -> list[str]:
-    """What a finished workspace has other than an undisturbed one: outputs, both doors, audit, registry, leftovers."""
-    hashes = outputs(root)
-    wrong = [f"{path} has another hash" for path in expected if hashes.get(path) != expected[path]]
-    wrong += [f"{path} is not expected" for path in hashes if path not in expected]
+    """What a finished workspace has other than an undisturbed one: records, both doors, audit, registry, leftovers."""
+    said = recorded(root)
+    wrong = [
+        f"dvc.lock, {part}: {said.get(part)} for {value}" for part, value in expected.items() if said.get(part) != value
+    ]
+    wrong += [f"dvc.lock, {part} is not expected" for part in said if part not in expected]
     for command in (("status",), ("verify",), ("audit", CHAMPION)):
         done = ran(root, "plumbline", *command, status=None)
         if done.status:
@@ -53,9 +60,9 @@ def differences(root: Path, expected: dict[str, str]) -> list[str]:
         wrong.append(f"dvc status: {done.tail}")
     from plumbline.tracking.registry import open_registry
 
-    pairs = [version.pair for version in open_registry(root, read_only=True).versions()]
-    if len(pairs) != len(set(pairs)):
-        wrong.append(f"a model has several versions: {pairs}")
+    models = [(version.pair, version.model) for version in open_registry(root, read_only=True).versions()]
+    if len(models) != len(set(models)):
+        wrong.append(f"a model has several versions: {models}")
     if left := sorted(path.name for path in (root / "data" / ".tmp").glob("*")):
         wrong.append(f"left in data/.tmp: {left}")
     return wrong

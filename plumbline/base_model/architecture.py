@@ -6,7 +6,8 @@ modules and weights agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,39 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
     """The configuration of the model in a folder.
 
     Raises:
-        ValueError: transformers does not know the model, or its code would have to run and is not trusted.
+        ValueError: transformers does not know the model, a value is of another type or impossible, or the model's code
+            would have to run and is not trusted.
     """
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # it computes with the values before it checks them
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{folder.name}: config.json names code of its own (auto_map), which runs only where `model: "
                 "{trust_remote_code: true}` in params.yaml says so. Read the folder's *.py first"
             ) from error
-        raise ValueError(f"{folder.name}: transformers cannot read config.json: {error}") from error
+        raise ValueError(f"{folder.name}: transformers cannot read config.json: {_in_words(error)}") from error
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[None]:
+    """Around a model's constructor, which meets values of config.json that nothing has checked.
+
+    Raises:
+        ValueError: the constructor failed at one of them.
+    """
+    try:
+        yield
+    except (LookupError, ArithmeticError, AttributeError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{folder.name}: no model can be built from config.json: {_in_words(error)}; restore the config.json that "
+            "belongs to the weights"
+        ) from error
+
+
+def _in_words(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (ValueError, ImportError)) else f"{type(error).__name__}: {text}"
 
 
 def auto_class(folder: Path, config: PreTrainedConfig, trust_remote_code: bool = False) -> Any:
@@ -96,7 +119,8 @@ def skeleton(folder: Path, trust_remote_code: bool = False, dtype: torch.dtype |
     if dtype is None:
         dtype = stored_dtype(read_json(folder / "config.json"))
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        with building(folder):
+            model: PreTrainedModel = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         return with_sequential_experts(model)
 
 

@@ -16,8 +16,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from plumbline.base_model.as_quantized import holds_sequential_experts
 from plumbline.base_model.dequantize import dense_weights
+from plumbline.base_model.folder import quantization_of
 from plumbline.base_model.language import text_config
-from plumbline.base_model.weight_files import unread_files, weight_files
+from plumbline.base_model.weight_files import unread_files, weight_entries, weight_files
 
 LAYER = re.compile(r"\blayers\.(\d+)\.")
 CONVERSION = (
@@ -58,6 +59,26 @@ def require_complete(
             f"{rest[0]!r}{_layers_beyond(model, rest)}; the model would run without them. Restore the config.json that "
             "belongs to the weights, or remove them from the safetensors"
         )
+
+
+def require_floating(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse weights that are stored as integers, which transformers converts as they are: without their scales.
+
+    Raises:
+        ValueError: config.json says nothing of quantization, and a weight is one of a quantized checkpoint.
+    """
+    if quantization_of(folder) is not None:
+        return
+    entries = weight_entries(folder, weight_files(folder))
+    integers = sorted(key for key, entry in entries.items() if re.fullmatch(r"[IU]\d+|BOOL", entry["dtype"]))
+    parameters = dict(model.named_parameters())
+    for key, name in names_in_model(model, integers).items() if integers else ():
+        if name in parameters and parameters[name].is_floating_point():
+            raise ValueError(
+                f"{folder.name}: {key} is stored as {entries[key]['dtype']}, expected floating-point numbers: it is "
+                "that of a quantized checkpoint whose config.json lacks `quantization_config`; fetch the model in full "
+                "precision"
+            )
 
 
 def require_finite(folder: Path, model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> None:

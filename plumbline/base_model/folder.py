@@ -114,7 +114,7 @@ def quantization_of(folder: Path) -> dict[str, Any] | None:
     """How config.json says that the weights are quantized; None if they are not.
 
     Raises:
-        ValueError: config.json is no JSON object.
+        ValueError: config.json is no JSON object, or says it in no mapping.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -123,8 +123,14 @@ def quantization_of(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{folder.name}/config.json: not a JSON object ({error}); fetch it again") from error
     for part in parts:  # a multimodal model may say it of its text part alone
         for key in ("quantization_config", "compression_config"):
-            if part.get(key):
-                return dict(part[key])
+            if not part.get(key):
+                continue
+            if not isinstance(part[key], dict):
+                raise ValueError(
+                    f"{folder.name}/config.json: {key} is {part[key]!r:.60}, expected a mapping; restore the "
+                    "config.json that belongs to the weights"
+                )
+            return dict(part[key])
     if (folder / MODELOPT).is_file():
         return {"quant_method": "modelopt"}
     return None

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from plumbline.base_model.architecture import auto_class, read_config
+from plumbline.base_model.architecture import auto_class, building, read_config
 from plumbline.base_model.as_quantized import with_sequential_experts
 from plumbline.base_model.bfloat16 import with_wide_products
-from plumbline.base_model.checkpoint_check import CONVERSION, require_complete, require_finite
+from plumbline.base_model.checkpoint_check import CONVERSION, require_complete, require_finite, require_floating
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.expert_scales import expert_global_scales
 from plumbline.base_model.folder import base_model_digest, require_weights
@@ -52,7 +52,7 @@ def load_model(
     target = torch_device(device)
     auto = auto_class(folder, read_config(folder, trust_remote_code), trust_remote_code)
     try:
-        with expert_global_scales():
+        with expert_global_scales(), building(folder):
             model, info = auto.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -67,6 +67,7 @@ def load_model(
             raise
         raise ValueError(f"{folder.name}: {CONVERSION}; transformers' report above names the weights") from error
     require_complete(folder, model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    require_floating(folder, model)
     weights = {weight.data_ptr(): (name, weight) for name, weight in model.state_dict().items()}  # tied ones once
     require_finite(folder, model, weights.values())
     model = with_sequential_experts(model)
@@ -79,12 +80,21 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
     Raises:
         FileNotFoundError: the folder has no tokenizer.
+        ValueError: its files are damaged, or name what transformers does not know.
     """
     if not any(True for pattern in ("tokenizer*", "*.model", "vocab.*") for _ in folder.glob(pattern)):
         raise FileNotFoundError(
             f"{folder.name}: no tokenizer (tokenizer.json, tokenizer.model or vocab.*); copy the model's own there"
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of any kind: several parsers read the files
+        if "trust_remote_code" in str(error):
+            raise
+        raise ValueError(
+            f"{folder.name}: transformers cannot load the tokenizer ({type(error).__name__}: {error}); fetch "
+            "tokenizer.json, tokenizer_config.json and config.json again"
+        ) from error
 
 
 def loaded_model(

@@ -22,9 +22,15 @@ from transformers.initialization import meta_device_safe_creation_ops
 from transformers.modeling_utils import LoadStateDictConfig, _get_dtype
 from transformers.utils import logging as transformers_logging
 
-from plumbline.base_model.architecture import auto_class, read_config
+from plumbline.base_model.architecture import auto_class, building, read_config
 from plumbline.base_model.as_quantized import put_module, replaced_experts, set_experts, with_sequential_experts
-from plumbline.base_model.checkpoint_check import CONVERSION, names_in_model, require_complete, require_finite
+from plumbline.base_model.checkpoint_check import (
+    CONVERSION,
+    names_in_model,
+    require_complete,
+    require_finite,
+    require_floating,
+)
 from plumbline.base_model.dequantize import dense_weights, quantizer_of
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.folder import require_full_precision, require_weights
@@ -131,7 +137,7 @@ class StreamedModel:
         named = "auto" if self.quantizer is None or config.dtype is not None else "bfloat16"
         first = str(self.folder / min(self.files.values()))
         config, dtype = _get_dtype(named, [first], config, None, None, True)
-        with torch.device("meta"), meta_device_safe_creation_ops():
+        with torch.device("meta"), meta_device_safe_creation_ops(), building(self.folder):
             model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         self.dtype = dtype
         return model.requires_grad_(False).eval()
@@ -144,6 +150,7 @@ class StreamedModel:
         info.missing_keys = {name for name in missing if tied.get(name, name) in missing}
         self.model._adjust_missing_and_unexpected_keys(info)
         require_complete(self.folder, self.model, info.missing_keys, info.unexpected_keys, info.mismatched_keys)
+        require_floating(self.folder, self.model)
         for _, tensor in weights_of(self.model):  # else transformers fills it with random numbers
             tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)

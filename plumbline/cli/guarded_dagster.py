@@ -6,6 +6,7 @@ module with `webserver`, which wraps Dagster's ASGI app and otherwise is `dagste
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,12 @@ from typing import Any
 
 HOSTS = "PLUMBLINE_UI_HOSTS"
 """Environment variable: further allowed names of the UI, separated by commas."""
+DEV = "DAGSTER_IS_DEV_CLI"
+"""Environment variable that `dagster dev` sets for the processes that it starts."""
+UNGUARDED = (
+    "the UI of `dagster dev` answers every web site that a browser on this machine has open, and executes what it "
+    "sends: stop it and start `plumbline ui`, which refuses that and is otherwise the same"
+)
 MODULE = "plumbline.cli.guarded_dagster"
 ROLES = ("dev", "webserver")
 
@@ -65,6 +72,12 @@ def webserver() -> None:
     assert cli.uvicorn is uvicorn, "this version of Dagster serves in another way; install that of constraints.txt"
     cli.uvicorn = SimpleNamespace(run=run)
     cli.main()
+
+
+def warn_if_unguarded() -> None:
+    """Warn if `dagster dev` was started by hand; it shows the log of the process that loads the definitions."""
+    if os.environ.get(DEV) and HOSTS not in os.environ:
+        logging.getLogger("plumbline").warning(UNGUARDED)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,13 @@ def status(everything: bool) -> None:
     Example: plumbline status || plumbline run
     """
     from plumbline.graph.intake import waiting
+    from plumbline.versioning.dvc_locks import FILE, remove_damaged_locks
     from plumbline.versioning.pipeline import on_request
     from plumbline.versioning.status import changed_stages, leftovers
 
     root = workspace_root()
+    if remove_damaged_locks(root):
+        click.echo(f"removed {FILE}, which a killed command of DVC had left damaged")
     new = waiting(root).as_dict()
     inbox = [f"inbox: {name} is not in the corpus yet" for name in new.get("waiting", [])]
     inbox += [f"inbox: {name} was deleted, but is still in the corpus" for name in new.get("removed", [])]

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from plumbline.graph.checks import CheckOutcome
+from plumbline.markdown import literal
 from plumbline.workspace import workspace_root
 
 
@@ -30,10 +31,10 @@ def runs_alone(context: dg.AssetCheckExecutionContext) -> bool:
 
 
 def as_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
-    """Convert an outcome to Dagster's result."""
+    """Convert an outcome to Dagster's result, whose description the UI shows as Markdown."""
     return dg.AssetCheckResult(
         passed=outcome.passed,
         severity=dg.AssetCheckSeverity.WARN if outcome.warn else dg.AssetCheckSeverity.ERROR,
-        description=outcome.description,
+        description=literal(outcome.description),
         metadata=outcome.metadata,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
+
+from plumbline.markdown import literal
 
 PREVIEW_BYTES = 150_000  # metadata is stored in the event log
 PAGES = "/pages"
@@ -47,7 +48,7 @@ def as_metadata(summary: Mapping[str, Any]) -> dict[str, Any]:
             records = [dg.TableRecord({k: _shown(v) for k, v in row.items()}) for row in value[:200]]
             metadata[name] = dg.MetadataValue.table(records)
         elif isinstance(value, list) and all(isinstance(line, str) and " " in line for line in value):
-            metadata[name] = dg.MetadataValue.md("\n".join(f"- {_literal(line)}" for line in value))
+            metadata[name] = dg.MetadataValue.md("\n".join(f"- {literal(line)}" for line in value))
         else:
             metadata[name] = dg.MetadataValue.json(value)
     return metadata
@@ -68,11 +69,6 @@ def _rank(value: Any) -> int:
     if isinstance(value, dg.TableMetadataValue):
         return 4
     return 5 if isinstance(value, dg.JsonMetadataValue) else 3
-
-
-def _literal(text: str) -> str:
-    """Text with the names of domains and documents in it, as Markdown that shows it as it is: no link, image, HTML."""
-    return re.sub(r"[\\`*<>\[\]!|~#]", r"\\\g<0>", " ".join(text.split()))
 
 
 def _shown(value: Any) -> Any:

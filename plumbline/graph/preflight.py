@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from plumbline.artifact import read_json
@@ -48,10 +48,11 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
     """What would make one of these stages fail, as far as params.yaml and the workspace tell."""
     params, assets = load_params(root), {name.split("@")[0] for name in stages}
     yield from unwritable(root)
-    yield from _base_model(params, root)
+    broken = list(_base_model(params, root))
+    yield from broken
     if "raw_corpus" in assets:
         yield from _named(root, "raw_corpus", params)
-    if "tokenized_samples" in assets:
+    if "tokenized_samples" in assets and not broken:
         yield from _tokenization(params, root)
     if "calibration_choice" in assets:
         yield from _choices(
@@ -61,7 +62,7 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
         yield from _pool(
             params, root, [name.partition("@")[2] for name in stages if name.startswith("calibration_set@")]
         )
-    if "quantized_model" in assets:
+    if "quantized_model" in assets and not broken:
         yield from _schemes(params, root, stages)
     if "evaluation" in assets and params.evaluation.items:
         yield from _named(root, "evaluation", params)
@@ -73,12 +74,15 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
 
 
 def _base_model(params: Params, root: Path) -> Iterator[str]:
-    from plumbline.base_model.folder import COMMIT, local_folder, model_folder, require_weights
+    from plumbline.base_model.folder import COMMIT, local_folder, model_folder, quantization_of, require_weights
+    from plumbline.base_model.weight_files import weight_files
 
     folder = local_folder(params.model, root)
     try:
         if folder is not None:
             require_weights(folder)
+            quantization_of(folder)  # refuses a damaged config.json
+            weight_files(folder)  # and damaged files
         elif not COMMIT.fullmatch(params.model.revision or "") or (root / params.model.name.split("/")[0]).is_dir():
             model_folder(params.model, root)  # raises: no such folder, or no commit
     except (ValueError, OSError) as error:
@@ -122,14 +126,29 @@ def _tokenization(params: Params, root: Path) -> Iterator[str]:
         yield str(error)
     else:
         yield from _named(root, "base_model", params)
+    broken, own = list(_broken_json(folder, tokenizer_files(folder))), params.model.chat_template
+    yield from broken
     if not tokenizer_files(folder):
         yield f"model: {folder.name} has no tokenizer (tokenizer.json, tokenizer.model or vocab.*); copy its own there"
-    elif params.model.chat_template is None and not _has_template(folder) and (chat := first_chat(params.corpus, root)):
+    elif not broken and own is None and not _has_template(folder) and (chat := first_chat(params.corpus, root)):
         yield (
             f"{chat} holds chats, and the tokenizer of {params.model.name} has no chat template: take a base model "
             "that has one (its instruction-tuned variant), name the template that is served "
             "(model: {chat_template: FILE}), or remove the source from params.yaml"
         )
+
+
+def _broken_json(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """What is wrong with the JSON files of a tokenizer, which transformers would report without their name."""
+    for name in names:
+        if name.endswith(".json"):
+            try:
+                content = read_json(folder / name)
+            except ValueError as error:  # UnicodeDecodeError is one
+                yield f"model: {folder.name}/{name}: {error}; fetch it again"
+                continue
+            if not isinstance(content, dict):
+                yield f"model: {folder.name}/{name}: expected an object, found {type(content).__name__}; fetch it again"
 
 
 def _has_template(folder: Path) -> bool:

@@ -15,8 +15,10 @@ from plumbline.graph.in_process import run_asset
 from plumbline.graph.intake import take_in_now
 from plumbline.graph.pool import HEAVY, wait_for_others
 from plumbline.graph.preflight import require_ready, require_writable
+from plumbline.markdown import plain
 from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.restoration import restore
+from plumbline.versioning.dvc_locks import remove_damaged_locks
 from plumbline.versioning.facts import STAGES
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import on_request, stage_names
@@ -73,6 +75,7 @@ def run_graph(
     for change in declare(root):
         announce(change)
     sweep(root)
+    remove_damaged_locks(root)
     refresh_facts(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
         take_in_now(root)
@@ -189,4 +192,8 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
 
 def failed_checks(result: dg.ExecuteInProcessResult) -> list[str]:
     """Descriptions of the failed checks; in a run that succeeded they are warnings."""
-    return [f"check {e.check_name}: {e.description}" for e in result.get_asset_check_evaluations() if not e.passed]
+    return [
+        f"check {e.check_name}: {plain(e.description or '')}"
+        for e in result.get_asset_check_evaluations()
+        if not e.passed
+    ]

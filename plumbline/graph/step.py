@@ -26,8 +26,8 @@ from plumbline.versioning.code import Library, library_of, link_library
 from plumbline.versioning.code import code_version as version_in
 from plumbline.versioning.lock import Entry, read_lock, stage_name
 from plumbline.versioning.pipeline import resolved
+from plumbline.versioning.recording import InputsChanged, recording
 from plumbline.versioning.recording import Step as Step  # for the asset definitions
-from plumbline.versioning.recording import recording
 from plumbline.versioning.status import unfinished_mark
 from plumbline.workspace import workspace_root
 
@@ -168,6 +168,7 @@ def _one(
     name, changed = stage_name(asset, key or None), overrides(key) if overrides else {}
     unfinished = unfinished_mark(workspace_root(), name)
     with recording(workspace_root(), name, changed) as (step, folder):
+        _require_loaded_code(step, asset)
         if not step.is_current:
             build(step, key, folder)
         if after:
@@ -188,6 +189,14 @@ def _one(
     }
     metadata = metadata_of(step.root, step.out, {**summary(step.out), **further}, record)
     return _FinishedStep(key, step, metadata | table_metadata(asset, step.out))
+
+
+def _require_loaded_code(step: Step, asset: str) -> None:
+    """Raise InputsChanged if the library on disk, whose version would be recorded, is not the one that runs."""
+    if step.code_version and step.code_version != code_version(asset):
+        raise InputsChanged(
+            f"the code of {asset} changed while this process ran, which has the code of before: start it again"
+        )
 
 
 def _event(context: dg.AssetExecutionContext, finished: _FinishedStep) -> dg.AssetMaterialization:

@@ -25,6 +25,7 @@ from plumbline.provenance.resaved import resaved
 from plumbline.provenance.standing import figures, promotions
 from plumbline.provenance.subject import Subject
 from plumbline.tracking.model_version import ModelVersion
+from plumbline.versioning.cache import UnreadableConfig
 from plumbline.versioning.lock import read_lock
 
 UNFORESEEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError)
@@ -137,6 +138,8 @@ def _guarded(checks: Sequence[tuple[str, Check]], case: Case) -> Iterator[Link]:
     for name, check in checks:
         try:
             link = check(case)
+        except UnreadableConfig as error:  # of the workspace, which says nothing of the model
+            link = Link(name, "missing", f"could not be checked: {error}", fix="correct DVC's configuration")
         except UNFORESEEN as error:
             why = f"{type(error).__name__}: {error!s:.200}"
             meaning = f"could not be parsed; files written by Plumbline always can ({why})"

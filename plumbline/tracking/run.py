@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plumbline.markdown import literal
 from plumbline.tracking.view import EVALUATIONS, View
 
 STAGE, OUTPUT = "dvc.stage", "dvc.md5"
@@ -89,10 +90,10 @@ def origin_tags(dagster_run_id: str, code_version: str, digests: Mapping[str, An
 
 
 def verdict_description(verdict: Mapping[str, Any]) -> str:
-    """The headline, what was drawn, what to use, and the sentences of verdict.json."""
+    """The headline, what was drawn, what to use, and the sentences of verdict.json, as MLflow's Markdown."""
     advice = [one["sentence"] for one in verdict.get("advice", ())]
     sentences = [verdict["headline"], verdict.get("caveat", ""), *advice, *verdict["sentences"]]
-    return "\n\n".join(text for text in sentences if text)[:LONGEST_DESCRIPTION]
+    return "\n\n".join(literal(text) for text in sentences if text)[:LONGEST_DESCRIPTION]
 
 
 def page_files(folder: Path) -> list[Path]:

@@ -11,13 +11,17 @@ from pathlib import Path
 from plumbline.versioning.digest import HASH, Hasher
 
 
+class UnreadableConfig(ValueError):
+    """DVC cannot read its configuration, so nobody knows where the cache is."""
+
+
 def cache_folder(root: Path) -> Path:
     """The folder in which DVC keeps objects by hash.
 
     DVC itself resolves it, from the configuration of the machine, the user and the workspace.
 
     Raises:
-        ValueError: DVC cannot read its configuration.
+        UnreadableConfig: DVC cannot read its configuration.
     """
     files = (root / ".dvc" / name for name in ("config", "config.local"))
     return _ask(root, *(path.stat().st_mtime_ns if path.is_file() else 0 for path in files))
@@ -34,8 +38,11 @@ def _ask(root: Path, *stamps: int) -> Path:
             return Path(repo.cache.local.path)
     except NotDvcRepoError:
         return root / ".dvc" / "cache" / "files" / "md5"  # DVC's default; it is empty
-    except ConfigError as error:
-        raise ValueError(f"DVC cannot read its configuration of {root} ({error}); correct .dvc/config") from error
+    except (ConfigError, OSError) as error:
+        raise UnreadableConfig(
+            f"DVC cannot read its configuration of {root} ({error}); correct .dvc/config, .dvc/config.local, or "
+            "that of the user (`dvc config --list --show-origin`)"
+        ) from error
 
 
 def run_records(root: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 from plumbline.artifact import replace_text, sha256_file, sha256_json
 from plumbline.base_model.chat_template import template_path
 from plumbline.base_model.folder import local_folder, tokenizer_files, weight_files
+from plumbline.base_model.params import ModelParams
 from plumbline.raw_corpus.file_hashes import FileHashes
 from plumbline.versioning.code import VERSIONS, code_versions, link, link_library
 from plumbline.versioning.digest_memo import DigestMemo
@@ -66,10 +67,13 @@ def _code(root: Path) -> dict[str, Any]:
 
 
 def _base_model(root: Path) -> dict[str, Any]:
-    """Digests of a local model's files; of a model on the hub, its name and commit, which determine its content."""
     from plumbline.params import load_params
 
-    model = load_params(root).model
+    return base_model_digests(root, load_params(root).model)
+
+
+def base_model_digests(root: Path, model: ModelParams) -> dict[str, Any]:
+    """Digests of a local model's files; of a model on the hub, its name and commit, which determine its content."""
     template = template_path(model, root)
     other = sha256_file(template) if template is not None and template.is_file() else ""
     folder = local_folder(model, root)

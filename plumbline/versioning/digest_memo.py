@@ -24,7 +24,8 @@ class DigestMemo:
         self._known: dict[str, list[str]] = {}
         with contextlib.suppress(OSError, ValueError):  # absent or corrupt: ask DVC
             content = json.loads((root / FILE).read_text(encoding="utf-8"))
-            self._known = content if isinstance(content, dict) else {}
+            if isinstance(content, dict):
+                self._known = {path: known for path, known in content.items() if _is_known(known)}
         self._now: dict[str, str | None] = {}
         self._must_save = False
 
@@ -54,6 +55,10 @@ class DigestMemo:
             with contextlib.suppress(OSError):  # a read-only workspace
                 replace_text(self.root / FILE, json.dumps(self._known))
             self._must_save = False
+
+
+def _is_known(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
 
 
 def _signature(root: Path, path: str) -> str:

@@ -89,7 +89,10 @@ def _read(path: Path, *stamp: int) -> Mapping[str, Entry]:
     try:
         return parse_lock(path.read_text(encoding="utf-8"))
     except MALFORMED as error:
-        raise ValueError(f"{path} is not what DVC wrote ({error}); restore it with `git checkout dvc.lock`") from error
+        raise ValueError(
+            f"{path} is not what DVC wrote ({error}); restore it with `git checkout dvc.lock`; without "
+            "git, remove it, and every stage is made anew, with the same bytes"
+        ) from error
 
 
 def parse_lock(text: str) -> dict[str, Entry]:
@@ -99,7 +102,11 @@ def parse_lock(text: str) -> dict[str, Entry]:
         one of MALFORMED: the text is malformed.
     """
     content = yaml.load(text, Loader=_Loader)
-    stages = {} if content is None else content.get("stages") or {}
+    stages = {} if content is None else content.get("stages")
+    if stages is None:
+        return {}
+    if not isinstance(stages, Mapping):
+        raise TypeError(f"`stages` is a {type(stages).__name__}, expected a mapping")
     return {name: entry_of(name, stage) for name, stage in stages.items()}
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from plumbline.base_model.params import ModelParams
 from plumbline.versioning.cache_users import note_use
 from plumbline.versioning.code import VERSIONS
-from plumbline.versioning.current_facts import current, facts_in_use, link_inputs
+from plumbline.versioning.current_facts import base_model_digests, current, facts_in_use, link_inputs
 from plumbline.versioning.digest import TRUSTING, dvc_digest
 from plumbline.versioning.digest_memo import DigestMemo
-from plumbline.versioning.facts import FACTS, NAMED_OUTPUTS, STAGES
+from plumbline.versioning.facts import BASE_MODEL, FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import dump, read_lock, write_entry
 from plumbline.versioning.pipeline import pipeline, plain, resolved
 from plumbline.versioning.scratch import aside_of, remove, scratch
@@ -52,6 +53,8 @@ class Step:
     """DVC hash of the output, set once it is published."""
     seconds: float = 0.0
     """Duration of the step, set once its output is published."""
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """File of facts.py -> key -> value when the step began."""
     reads: list[Any] = field(default_factory=list, repr=False)
     is_current: bool = False
     """Another process brought the output up to date while this one waited for it: there is nothing to do."""
@@ -159,7 +162,7 @@ def _begin(root: Path, name: str, overrides: Mapping[str, Any]) -> Step:
         params |= {key: ({**value, **overrides} if overrides else value) for key, value in values.items()}
     last = read_lock(root).get(name)
     previous = out if last is not None and last.code_version == code_version and out.is_dir() else None
-    return Step(name, root, inputs, code_version, params, out, previous, reads=reads)
+    return Step(name, root, inputs, code_version, params, out, previous, facts=facts, reads=reads)
 
 
 def _check_recorded(root: Path, name: str, inputs: Mapping[str, str]) -> None:
@@ -216,11 +219,7 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
     with contextlib.chdir(step.root), dvc.repo.lock:
         for dependency in stage.deps:
             dependency.save()
-        declared = {item["path"]: item["md5"] for item in _record_of_reads(stage).get("deps", [])}
-        for path, md5 in step.inputs.items():
-            now = declared[path] if path in declared else _digest_now(step.root / path)
-            if now != md5:
-                raise InputsChanged(f"{path} changed while {step.name} ran ({md5} -> {now}): run it again")
+        _require_unchanged(step, stage)
         aside = aside_of(made)
         step.out.parent.mkdir(parents=True, exist_ok=True)
         if step.out.exists():
@@ -235,6 +234,42 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
             raise
         remove(aside)
     note_use(step.root)
+
+
+def _require_unchanged(step: Step, stage: PipelineStage) -> None:
+    """Raise InputsChanged if an input differs from what it was when the step began; DVC has hashed the files anew.
+
+    A parameter may differ: it was read once, and is recorded as it was read. But `dvc repro` records what params.yaml
+    says at the end.
+    """
+    declared = {item["path"]: item["md5"] for item in _record_of_reads(stage).get("deps", [])}
+    now = {path: declared[path] if path in declared else _digest_now(step.root / path) for path in step.inputs}
+    changed = [path for path, md5 in step.inputs.items() if now[path] != md5]
+    changed += [*_changed_facts(step), *(_changed_params(step, stage) if os.environ.get(DVC_STAGE) else ())]
+    if changed:
+        raise InputsChanged(f"{', '.join(changed)} changed while {step.name} ran: run it again")
+
+
+def _changed_facts(step: Step) -> Iterator[str]:
+    """What differs of the code and the base model. What `grid:` names is an input, and compared as such."""
+    for file, what in ((VERSIONS, "the code of"), (BASE_MODEL, "the base model's")):
+        if facts := step.facts[file]:
+            model = step.params.get("model")
+            if file == BASE_MODEL and model is not None:  # params.yaml may name another model by now
+                now = base_model_digests(step.root, ModelParams.model_validate(model))
+            else:
+                now = current(step.root, file)
+            yield from (f"{what} {key}" for key, value in facts.items() if now.get(key) != value)
+
+
+def _changed_params(step: Step, stage: PipelineStage) -> Iterator[str]:
+    from dvc.dependency.param import ParamsDependency
+
+    read = dict(step.reads)
+    for item in stage.deps:
+        if isinstance(item, ParamsDependency):
+            then, now = read[item.def_path].value, item.hash_info.value
+            yield from (f"{key} in {item.def_path}" for key in now if now[key] != then.get(key))
 
 
 def _digest_now(path: Path) -> str | None:

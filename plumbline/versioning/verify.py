@@ -36,8 +36,9 @@ def verify(root: Path) -> list[Corrupted]:
     Raises:
         ValueError: dvc.lock cannot be read.
     """
-    if not (root / "dvc.lock").is_file():
-        return [Corrupted("dvc.lock", "", "", "not there, so nothing could be verified; `plumbline run` makes it")]
+    if not read_lock(root):
+        what = "not there, or without stages, so nothing could be verified; `plumbline run` makes it"
+        return [Corrupted("dvc.lock", "", "", what)]
     hasher, current = Hasher(), _stages(root)
     outs = {
         path: md5

@@ -40,6 +40,16 @@ def test_pairs_are_named_as_dvc_names_the_stages_of_a_matrix(tmp_path: Path) -> 
         ({"deployment": {"scheme": "w1a1"}}, r"deployment\.scheme: 'w1a1' is not in grid\.schemes"),
         ({"statistics": {"hessian": False}}, r"schemes\.w4a16-gptq: reads second moments.*statistics: \{hessian: true"),
         ({"execution": {"workers": 2}}, r"execution\.workers: 2 processes, but statistics\.shards: 1 part.*at least 2"),
+        ({"tokenize": {"workers": -1}}, r"line \d+, tokenize\.workers: found -1, expected 0 to 4096"),
+        ({"report": {"resamples": 2**40}}, r"report\.resamples: found \d+, expected 1 to 10000000"),
+        ({"corpus": {"max_file_bytes": 2**70, "sources": {}}}, r"corpus\.max_file_bytes: found \d+, expected"),
+        ({"calibrations": {"a": {"strategy": "random", "n": True}}}, r"calibrations\.a\.n: found true, expected a num"),
+        ({"calibrations": {"a": {"strategy": "random", "n": "5"}}}, r"a\.n: found the text '5'.*leave the quotes out"),
+        (
+            {"studies": {"s": {**GOOD["studies"]["sizes"], "sizes": [64, True], "random_sets": -1}}},
+            r"studies\.s\.random_sets: found -1, expected 0 to(.|\n)*studies\.s\.sizes\.1: found true",
+        ),
+        ({"execution": {"hidden_gib": float("inf")}}, r"execution\.hidden_gib: found inf, expected 0 to 1048576"),
         ({"execution": {"mode": "fast"}}, r"execution\.mode.*'auto', 'whole' or 'layerwise'"),
         ({"report": {"baseline": "nobody"}}, r"report\.baseline: 'nobody'"),
         (

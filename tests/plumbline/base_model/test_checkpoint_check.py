@@ -86,6 +86,21 @@ def test_a_shortened_config_is_refused(load: Any, folder: Path) -> None:
     refused(load, folder, r"hold 9 weights .* first 'model\.layers\.1\..*' \(config.json: 1 layers, the weights: 2\)")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_a_weight_of_integers_is_refused(load: Any, folder: Path, dtype: torch.dtype) -> None:
+    """It is one of a quantized checkpoint; without its scales, transformers takes the integers for the weights."""
+    edit_weights(folder, **{UP: load_file(folder / "model.safetensors")[UP].to(dtype)})
+    refused(load, folder, rf"{re.escape(UP)} is stored as \w+, expected floating-point numbers")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_attention_heads": 0}, {"num_hidden_layers": "2"}, {"hidden_act": "zzz"}, {"dtype": "float13"}]
+)
+def test_a_config_of_impossible_values_is_refused(load: Any, folder: Path, changes: dict[str, Any]) -> None:
+    edit_config(folder, **changes)
+    refused(load, folder, r"config\.json")
+
+
 def test_a_left_over_weight_is_refused(load: Any, folder: Path) -> None:
     edit_weights(folder, **{"model.layers.1.mlp.extra_proj.weight": torch.ones(2, 2)})
     refused(load, folder, r"hold 1 weights .* first 'model\.layers\.1\.mlp\.extra_proj\.weight'; the model would run")

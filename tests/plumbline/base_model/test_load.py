@@ -138,6 +138,15 @@ def test_the_tokenizer(folder: Path) -> None:
         load.load_tokenizer(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "data"), [("tokenizer.json", "{"), ("tokenizer.json", "[]"), ("tokenizer_config.json", "[]")]
+)
+def test_a_damaged_tokenizer_is_refused_with_its_folder(folder: Path, file: str, data: str) -> None:
+    (folder / file).write_text(data)
+    with pytest.raises(ValueError, match="tiny: transformers cannot load the tokenizer"):
+        load.load_tokenizer(folder)
+
+
 def test_one_model_stays_loaded_until_it_changes(folder: Path) -> None:
     model = load.loaded_model(folder, "cpu")
     assert load.loaded_model(folder, "cpu") is model

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from plumbline.cli.guarded_dagster import warn_if_unguarded
 from plumbline.cli.main import main
 from plumbline.cli.workspace import write_workspace
 
@@ -50,6 +51,25 @@ def test_ui_is_dagster_in_the_workspace_on_this_machine_alone(root: Path) -> Non
     assert os.environ["PLUMBLINE_UI_HOSTS"] == ""
     became(CliRunner().invoke(main, ["ui", "--allow-host", "ui.example.org", "--allow-host", "*.corp.example"]))
     assert os.environ["PLUMBLINE_UI_HOSTS"] == "ui.example.org,*.corp.example"
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_warned"),
+    [
+        ({"DAGSTER_IS_DEV_CLI": "1"}, True),  # `dagster dev` by hand
+        ({"DAGSTER_IS_DEV_CLI": "1", "PLUMBLINE_UI_HOSTS": ""}, False),  # `plumbline ui`
+        ({}, False),  # a command, or a server of the definitions alone
+    ],
+)
+def test_dagster_dev_by_hand_says_that_it_has_no_guard(
+    variables: dict[str, str], is_warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("DAGSTER_IS_DEV_CLI", "PLUMBLINE_UI_HOSTS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    warn_if_unguarded()
+    assert ("start `plumbline ui`" in caplog.text) is is_warned
 
 
 @pytest.mark.parametrize("host", ["*", "", "a b", "http://ui.example.org", "a,b", "*.*"])

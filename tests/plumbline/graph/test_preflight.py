@@ -38,7 +38,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "base").mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(BUNDLED / name, root / "base" / name)
-    (root / "base/model.safetensors").touch()
+    (root / "base/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return root
 
 
@@ -100,6 +100,40 @@ def test_only_what_will_run_is_checked(root: Path) -> None:
 def test_a_model_that_lacks_a_file_is_noticed(root: Path, file: str, said: str) -> None:
     (root / "base" / file).unlink()
     (root / "base/tokenizer_config.json").unlink()
+    assert said in "\n".join(found(root))
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "said"),
+    [
+        ("config.json", b"[1]", "base/config.json: not a JSON object"),
+        ("config.json", '{"model_type": "llama"}'.encode("utf-16"), "base/config.json: not a JSON object"),
+        (
+            "config.json",
+            b'{"quantization_config": [1]}',
+            "base/config.json: quantization_config is [1], expected a map",
+        ),
+        (
+            "config.json",
+            b'{"model_type": "llama", "num_attention_heads": 0}',
+            "transformers cannot read config.json: Zero",
+        ),
+        ("config.json", b'{"model_type": "llama", "vocab_size": "many"}', "transformers cannot read config.json: "),
+        (
+            "config.json",
+            b'{"model_type": "llama", "hidden_act": "zzz"}',
+            "no model can be built from config.json: KeyError",
+        ),
+        ("model.safetensors", b"", "base/model.safetensors: 0 bytes, too short"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "base/model.safetensors: "),
+        ("tokenizer.json", b"{", "base/tokenizer.json: "),
+        ("tokenizer_config.json", b"[]", "base/tokenizer_config.json: expected an object, found list"),
+        ("tokenizer_config.json", b"\xff\xfe{\x00", "base/tokenizer_config.json: 'utf-8' codec"),
+    ],
+)
+def test_a_damaged_file_of_the_model_is_noticed(root: Path, file: str, data: bytes, said: str) -> None:
+    """With its name, and no error of transformers, which computes with values before it looks at them."""
+    (root / "base" / file).write_bytes(data)
     assert said in "\n".join(found(root))
 
 

@@ -13,10 +13,17 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from plumbline.graph import step
+from assets.production_drift import production_drift
+from plumbline.graph import drift, step
+from plumbline.graph.check_result import as_result
+from plumbline.graph.checks import CheckOutcome
 from plumbline.graph.metadata import as_metadata
 from plumbline.graph.preflight import NotReady
+from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
+from plumbline.markdown import plain
 from plumbline.versioning.status import unfinished_mark
+
+UNESCAPED = r"(?<!\\)[<>\[\]`*!#]"
 
 
 def test_a_summary_becomes_what_people_can_read() -> None:
@@ -47,20 +54,50 @@ def test_a_summary_becomes_what_people_can_read() -> None:
     assert set(metadata) == {"samples", "exact", "kl_mean", "shares", "sentences", "names", "layers", "mlflow_run"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["<img src=x onerror=alert(1)>", "![i](http://evil.example/i)", "[a](http://evil.example)", "# a\n- b", "`c` *d*"],
-)
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "![i](http://evil.example/i)",
+    "[a](http://evil.example)",
+    "# a\n- b",
+    "`c` *d*",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_in_a_sentence_is_no_markdown(name: str) -> None:
     shown = as_metadata({"sentences": [f"the domain {name} is missing"]})["sentences"].value
     [line] = shown.splitlines()
-    plain = re.sub(r"\\(.)", r"\1", line)
-    assert plain == f"- the domain {' '.join(name.split())} is missing"
-    assert not re.search(r"(?<!\\)[<>\[\]`*!#]", line)
+    assert plain(line) == f"- the domain {' '.join(name.split())} is missing"
+    assert not re.search(UNESCAPED, line)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_in_the_outcome_of_a_check_is_no_markdown(name: str) -> None:
+    """Dagster shows the description of an outcome as Markdown, and the command line as it is."""
+    shown = as_result(CheckOutcome(False, f"{name}.txt: not read", {"file": name}))
+    assert shown.metadata["file"].value == name and not re.search(UNESCAPED, shown.description or "")
+    assert plain(shown.description or "") == f"{' '.join(name.split())}.txt: not read"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_in_what_is_said_of_drift_is_no_markdown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = {"domains": {"sentence": name, "value": 1.0}}
+    said = {"drifted": True, "sentence": f"moved to {name}", "p_value": 0.002, "production_samples": 64}
+    monkeypatch.setattr(drift, "measure", lambda: {**said, "champion": name, "metrics": metrics})
+    resources = dict.fromkeys((BASE_MODEL, DVC, MLFLOW))
+    result = dg.materialize([production_drift], resources=resources, instance=dg.DagsterInstance.ephemeral())
+    [check], [event] = result.get_asset_check_evaluations(), result.asset_materializations_for_node("production_drift")
+    assert plain(check.description or "") == f"moved to {' '.join(name.split())}"
+    assert not re.search(UNESCAPED, check.description or "")
+    assert check.metadata["metrics"] == dg.MetadataValue.json(metrics)
+    assert event.metadata["sentence"] == dg.MetadataValue.text(said["sentence"])
+    assert event.metadata["champion"] == dg.MetadataValue.text(name)
 
 
 def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(is_current=False, md5="m", name="n", params={}, inputs={}, out=tmp_path, root=tmp_path)
+    made = SimpleNamespace(
+        is_current=False, code_version="", md5="m", name="n", params={}, inputs={}, out=tmp_path, root=tmp_path
+    )
 
     @contextlib.contextmanager
     def recording(*_: Any) -> Iterator[Any]:
@@ -86,7 +123,9 @@ def test_a_step_killed_before_mlflow_knows_of_it_runs_again(tmp_path: Path, monk
 def test_the_summary_is_read_from_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the library logs stands in the log of the run, and the metadata come from the output's files."""
     out = tmp_path / "out"
-    made = SimpleNamespace(is_current=False, md5="m", name="n", params={"n": 2}, inputs={}, out=out, root=tmp_path)
+    made = SimpleNamespace(
+        is_current=False, code_version="", md5="m", name="n", params={"n": 2}, inputs={}, out=out, root=tmp_path
+    )
 
     @contextlib.contextmanager
     def recording(root: Path, name: str, changed: dict[str, Any]) -> Iterator[Any]:
@@ -143,7 +182,9 @@ def test_a_launch_that_nobody_looked_ahead_for_does_so_itself(tmp_path: Path, mo
 
 
 def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(is_current=True, md5="m", name="n", params={}, inputs={}, out=tmp_path, root=tmp_path)
+    made = SimpleNamespace(
+        is_current=True, code_version="", md5="m", name="n", params={}, inputs={}, out=tmp_path, root=tmp_path
+    )
     monkeypatch.setattr(step, "recording", lambda *_: contextlib.nullcontext((made, tmp_path)))
     monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
     logged = []

@@ -67,3 +67,14 @@ def test_what_is_laid_out_without_links_is_the_same(root: Path) -> None:
     assert not plain.exists()
     with without_links(root / "base") as unchanged:
         assert unchanged == root / "base"
+
+
+@pytest.mark.parametrize("text", ["[core\nx", "[zzz]\nx = 1\n", "\udcff\udcfe"])
+def test_a_configuration_that_dvc_cannot_read_says_nothing_of_the_model(
+    registered: Path, tmp_path: Path, text: str
+) -> None:
+    """The audit called the chain tampered."""
+    root = Path(shutil.copytree(registered, tmp_path / "workspace"))
+    (root / ".dvc/config.local").write_bytes(text.encode("utf-8", "surrogateescape"))
+    found = states(audit(root / MODEL, root))
+    assert found and set(found.values()) == {"missing"}

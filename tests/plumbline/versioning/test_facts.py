@@ -100,6 +100,25 @@ def test_both_doors_call_everything_made_current(root: Path) -> None:
     assert changed_stages(root) == {} and json.loads(dvc(root, "status", "--json")) == {}
 
 
+@pytest.mark.parametrize("under_dvc", [False, True])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_base_model_that_changes_during_the_run_fails_it(
+    root: Path, under_dvc: bool, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise dvc.lock, and DVC's run cache, would name the weights of before for what others made."""
+    make_all(root, "a", "b", "c")
+    lock, name = (root / "dvc.lock").read_bytes(), "activation_stats@a"
+    if under_dvc:
+        monkeypatch.setenv("DVC_STAGE", name)
+    with pytest.raises(InputsChanged, match="the base model's weights changed"), recording(root, name) as (_, out):
+        (out / "file").write_text("made of both")
+        if gone:
+            shutil.rmtree(root / "base")
+        else:
+            (root / "base" / "model.safetensors").write_text("others")
+    assert (root / "dvc.lock").read_bytes() == lock
+
+
 @pytest.mark.parametrize(
     ("file", "reads_it", "why"),
     [

@@ -10,6 +10,7 @@ from dvc.utils.serialize import parse_yaml
 
 from plumbline.versioning.code import VERSIONS
 from plumbline.versioning.lock import MALFORMED, dump, parse_lock, parse_run, read_lock, write_entry
+from plumbline.versioning.verify import verify
 
 
 @pytest.mark.parametrize("value", ["123e45678901", "41e1", "-1e5", "123456789012", "0x1f", "true", "1e-06", "ü: #"])
@@ -56,7 +57,15 @@ def test_a_record_of_the_run_cache_is_named_by_what_it_made() -> None:
 
 def test_a_lock_that_is_none_is_named_with_the_fix(tmp_path: Path) -> None:
     assert read_lock(tmp_path) == {}
-    for text in ("[]", "stages: 3", "stages: {a: 3}", "a: [", "stages: {a: {outs: [{md5: 1}]}}"):
+    for text in ("[]", "stages: 3", "stages: []", "stages: {a: 3}", "a: [", "stages: {a: {outs: [{md5: 1}]}}"):
         (tmp_path / "dvc.lock").write_text(text + "\n" * len(text))
         with pytest.raises(ValueError, match=r"git checkout dvc\.lock"):
             read_lock(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "", "schema: '2.0'", "stages: {}"])
+def test_a_lock_without_stages_verifies_nothing_and_says_so(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "dvc.lock").write_text(text)
+    [bad] = verify(tmp_path)
+    assert bad.path == "dvc.lock" and "nothing could be verified" in bad.what

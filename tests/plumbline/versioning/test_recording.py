@@ -159,6 +159,20 @@ def test_params_edited_during_the_run_are_recorded_as_they_were_read(root: Path)
     assert "params.yaml" in str(changed_stages(root)["letters"])
 
 
+def test_under_dvc_repro_which_records_them_at_the_end_params_must_not_change(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = make(root, "letters", "one")
+    monkeypatch.setenv("DVC_STAGE", "letters")
+    with (
+        pytest.raises(InputsChanged, match=r"letters in params\.yaml changed while letters ran"),
+        recording(root, "letters") as (_, out),
+    ):
+        (out / "file.txt").write_text("two")
+        (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "letters": {"n": 3}}))
+    assert dvc_digest(root / "data/letters") == step.md5
+
+
 @pytest.fixture
 def library(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library of one module, which builds the letters of the workspace."""
@@ -195,6 +209,18 @@ def test_a_step_records_the_code_that_ran(root: Path, library: Path) -> None:
     recording_module.refresh_facts(root)
     assert "letters" in json.loads(dvc(root, "status", "--json", "letters"))
     assert changed_stages(root)["letters"] == ["the code changed"]
+
+
+def test_code_that_changes_during_the_run_fails_it(root: Path, library: Path) -> None:
+    """Otherwise a part of the code may have been imported before the change and a part after it."""
+    step = make(root, "letters", "one")
+    with (
+        pytest.raises(InputsChanged, match="the code of letters changed while"),
+        recording(root, "letters") as (_, out),
+    ):
+        (out / "file.txt").write_text("two")
+        (library / "letters/build.py").write_text("N = 2\n")
+    assert dvc_digest(root / "data/letters") == step.md5
 
 
 def test_an_override_leaves_the_code_version_alone(root: Path, library: Path) -> None:

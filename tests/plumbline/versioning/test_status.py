@@ -139,3 +139,10 @@ def test_the_names_of_stages_need_no_dvc(root: Path, monkeypatch: pytest.MonkeyP
     stages["stages"]["many"]["do"]["meta"] = {"on_request": True}
     (root / "dvc.yaml").write_text(yaml.safe_dump(stages))
     assert on_request(root) == {"many"}
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"data/one": 5, "source": ["x"]}', '{"source": null}', "\0"])
+def test_a_damaged_memo_only_costs_time(root: Path, text: str) -> None:
+    for name in ("digests.json", "stages.json", "code.json", "base_model_hashes.json"):
+        (root / ".plumbline" / name).write_text(text)
+    assert changed_stages(root) == {}
