@@ -20,7 +20,7 @@ from plumbline.versioning.digest_memo import DigestMemo
 from plumbline.versioning.facts import BASE_MODEL, FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import dump, read_lock, write_entry
 from plumbline.versioning.pipeline import pipeline, plain, resolved
-from plumbline.versioning.scratch import aside_of, remove, scratch
+from plumbline.versioning.scratch import aside_of, remove, scratch, sweep
 from plumbline.versioning.status import changed_stages
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
         InputsChanged: an input differs from what its stage recorded, or changed while the body ran.
     """
     if os.environ.get(DVC_STAGE):
+        sweep(root)  # what killed commands of `dvc repro` left; `plumbline run` does it by itself
         _require_current_facts(root, name)
     elif name in resolved(root):
         refresh_facts(root, resolved(root)[name].facts)

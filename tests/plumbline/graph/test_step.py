@@ -167,6 +167,7 @@ def test_a_launch_that_nobody_looked_ahead_for_does_so_itself(tmp_path: Path, mo
         raise NotReady("1 problem found before the first step")
 
     monkeypatch.setattr(step, "require_ready", refuse)
+    monkeypatch.setattr(step, "declare", lambda _: [])
     monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
     names = ("choice", "sets@a", "sets@b", "models@a-w4", "other")
     monkeypatch.setattr(step, "resolved", lambda _: dict.fromkeys(names))

@@ -173,6 +173,16 @@ def test_under_dvc_repro_which_records_them_at_the_end_params_must_not_change(
     assert dvc_digest(root / "data/letters") == step.md5
 
 
+def test_under_dvc_repro_a_stage_removes_what_killed_ones_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those that still run."""
+    dead = root / "data/.tmp/choice@a-1.x1"
+    dead.mkdir(parents=True)
+    monkeypatch.setenv("DVC_STAGE", "letters")
+    with scratch(root, "choice@b-2") as alive:
+        make(root, "letters", "one")
+        assert not dead.exists() and alive.exists()
+
+
 @pytest.fixture
 def library(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library of one module, which builds the letters of the workspace."""
