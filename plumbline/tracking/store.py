@@ -37,7 +37,11 @@ def unanswered(error: Exception) -> bool:
 
 @lru_cache(maxsize=8)
 def opened(uri: str) -> MlflowClient:
-    """Return a client of a store; a SQLite store is created if it does not exist."""
+    """Return a client of a store; a SQLite store is created if it does not exist.
+
+    Raises:
+        TrackingError: a SQLite store has tables that this version of MLflow does not read.
+    """
     # MLflow reads these on import; values that the user has set win. No telemetry, no warning on a machine without git,
     # and a dead server is reported after seconds, by default after minutes.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -53,8 +57,16 @@ def opened(uri: str) -> MlflowClient:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _create_database(path)
-        with as_global_uri(uri):
-            return MlflowClient(uri, uri)
+        try:
+            with as_global_uri(uri):
+                return MlflowClient(uri, uri)
+        except mlflow_error() as error:
+            if uri.startswith("http"):
+                raise
+            raise TrackingError(
+                f"{sqlite_path(uri)} is no database of this MLflow ({str(error).partition('. ')[0]}); restore "
+                "it from a backup, or move it away and `plumbline run` makes one"
+            ) from error
 
 
 @contextlib.contextmanager
