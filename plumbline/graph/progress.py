@@ -8,7 +8,7 @@ from plumbline.graph.forecast import Forecast
 from plumbline.graph.rates import read_rates, write_rate
 
 
-class Progress:
+class RunProgress:
     """Counts the steps of a run against its forecast, and notes what they took for the next one."""
 
     def __init__(self, root: Path, forecast: Forecast | None) -> None:

@@ -89,10 +89,10 @@ def run_graph(
 
     from plumbline.graph.definitions import stage_assets
     from plumbline.graph.instance import instance
-    from plumbline.graph.progress import Progress
+    from plumbline.graph.progress import RunProgress
     from plumbline.graph.step import FRONT_DOOR
 
-    steps, progress = restored, Progress(root, expected)
+    steps, progress = restored, RunProgress(root, expected)
     with instance() as history:
         for asset in stage_assets(root):
             name = asset.key.to_user_string()

@@ -49,7 +49,7 @@ def require_cached(stats: Statistics, names: Mapping[str, nn.Module], params: Ca
         if name + KEYS not in stats.sites or name + VALUES not in stats.sites:
             raise ValueError(
                 f"the statistics hold no keys and values of {name}, which kv_cache reads: write statistics: {{cache: "
-                "true}} in params.yaml and run activation_stats again (one more forward pass)"
+                "true} in params.yaml and run activation_stats again (one more forward pass)"
                 if not stats.settings.cache
                 else f"no token of the calibration set reached the cache of {name}, so there is no range for it: "
                 "remove kv_cache, or write kv_cache: {range: unit}"

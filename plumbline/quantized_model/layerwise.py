@@ -80,7 +80,7 @@ def quantized_layer_by_layer(
         ValueError: the scheme does not suit the model or the statistics, the model cannot be run layer by layer, or
             what was written does not load as it was simulated.
     """
-    walk = _Walk.of(streamed, stats, scheme, ids[:TOKENS])
+    walk = _Layers.of(streamed, stats, scheme, ids[:TOKENS])
     hidden: Tensor | None = None
     for name in walk.parts:
         facts = pieces.facts(name)
@@ -93,7 +93,7 @@ def quantized_layer_by_layer(
 
 
 @dataclass(frozen=True, eq=False)
-class _Walk:
+class _Layers:
     """A model that is quantized part by part."""
 
     streamed: StreamedModel
@@ -107,7 +107,7 @@ class _Walk:
     cache: dict[str, CacheScales]
 
     @classmethod
-    def of(cls, streamed: StreamedModel, stats: StoredStatistics, scheme: SchemeParams, ids: Sequence[int]) -> _Walk:
+    def of(cls, streamed: StreamedModel, stats: StoredStatistics, scheme: SchemeParams, ids: Sequence[int]) -> _Layers:
         """Make every check that needs no weight."""
         model, outline = streamed.model, stats.outline()
         decoder = Decoder(model)

@@ -65,7 +65,7 @@ def reader(tracking: Tracking) -> Reader:
     """The fastest reader that supports the store."""
     if tracking.uri.startswith("sqlite:"):
         path = sqlite_path(tracking.uri)
-        with contextlib.suppress(sqlite3.Error), _connected(path) as database:
+        with contextlib.suppress(sqlite3.Error, TrackingError), _connected(path) as database:
             if {revision for (revision,) in database.execute("SELECT version_num FROM alembic_version")} <= SCHEMAS:
                 return SqliteReader(path)
     return ClientReader(tracking)
@@ -183,6 +183,6 @@ def experiments(path: Path) -> dict[str, str]:
         "SELECT name, experiments.experiment_id FROM experiments JOIN experiment_tags USING (experiment_id) "
         "WHERE key = ? AND lifecycle_stage = 'active' ORDER BY experiment_id"
     )
-    with contextlib.suppress(sqlite3.Error), _connected(path) as database:
+    with contextlib.suppress(sqlite3.Error, TrackingError), _connected(path) as database:
         return {str(name): str(number) for name, number in _rows(database, query, SAVED)}
     return {}

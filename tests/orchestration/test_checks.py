@@ -17,6 +17,7 @@ from plumbline.artifact import write_json
 from plumbline.deployed_model.check_specs import GATES
 from plumbline.graph.check_result import as_result, partitions
 from plumbline.graph.checks import CheckOutcome
+from plumbline.markdown import plain
 from plumbline.params import load_params
 from tests.helpers.paths import PROJECT
 
@@ -130,7 +131,7 @@ def test_the_gates_read_the_record_of_the_workspace(root: Path) -> None:
     gates = [{"name": name, "passed": False, "sentence": f"{name}!", "found": 1, "limit": 0} for name in GATES]
     write_json(root / "data/deployed_model/promotion.json", {"pair": "p", "decision": "rejected", "checks": gates})
     results = [check() for check in checks.GATE_CHECKS]
-    assert [result.description for result in results if isinstance(result, dg.AssetCheckResult)] == [
+    assert [plain(result.description or "") for result in results if isinstance(result, dg.AssetCheckResult)] == [
         f"{name}!" for name in GATES
     ]
 

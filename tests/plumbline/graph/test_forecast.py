@@ -16,7 +16,7 @@ from plumbline.cli.main import main
 from plumbline.graph import forecast as module
 from plumbline.graph.corpus_size import corpus_size
 from plumbline.graph.forecast import AROUND, Forecast, Work, forecast, stages_of_run
-from plumbline.graph.progress import Progress, clock
+from plumbline.graph.progress import RunProgress, clock
 from plumbline.graph.rates import FILE, read_rates, write_rate
 from plumbline.graph.speed import Speed
 from plumbline.params import load_params
@@ -120,12 +120,12 @@ def test_a_plan_of_what_would_fail_says_why(root: Path) -> None:
 
 def test_a_run_notes_its_rates_and_the_next_forecast_uses_them(root: Path) -> None:
     first = by_asset(forecast(root))["evaluation"]
-    progress = Progress(root, forecast(root))
+    progress = RunProgress(root, forecast(root))
     progress.after("evaluation", first.steps, 3 * first.seconds)
     assert read_rates(root) == {"evaluation": pytest.approx(3.0, abs=1e-3)}
     second = by_asset(forecast(root))["evaluation"]
     assert second.seconds == pytest.approx(3 * first.seconds, rel=1e-3)
-    Progress(root, forecast(root)).after("evaluation", second.steps, second.seconds)
+    RunProgress(root, forecast(root)).after("evaluation", second.steps, second.seconds)
     assert read_rates(root) == {"evaluation": pytest.approx(3.0, abs=1e-3)}
     (root / FILE).write_text("{")
     assert read_rates(root) == {}
@@ -139,14 +139,14 @@ def of(**work: Any) -> Forecast:
 
 
 def test_time_left_follows_the_pace_so_far(tmp_path: Path) -> None:
-    progress = Progress(tmp_path, of(raw_corpus=(1, 10.0), evaluation=(4, 40.0)))
+    progress = RunProgress(tmp_path, of(raw_corpus=(1, 10.0), evaluation=(4, 40.0)))
     assert progress.before("raw_corpus", 1) == "[1 of 5, 0:50 left] "
     progress.after("raw_corpus", 1, 60.0)  # 50 s more than expected, on 50 s of work: twice as slow
     assert progress.before("evaluation", 4) == "[2–5 of 5, 1:20 left] "
     progress.after("evaluation", 2, 20.0)
     progress.skipped("evaluation")
     assert progress.left() == 0 and progress.before("study", 1) == "[4 of 4, 0:00 left] "
-    assert Progress(tmp_path, None).before("raw_corpus", 1) == ""
+    assert RunProgress(tmp_path, None).before("raw_corpus", 1) == ""
 
 
 def test_too_little_memory_or_disk_is_said() -> None:

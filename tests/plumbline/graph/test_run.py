@@ -107,7 +107,7 @@ STUDY = {
         {"scheme": "w3a16-gptq", "n": n, "rule": "nonsense", "difference": 0.5, "verdict": "worse", **TESTED}
         for n in (16, 256)
     ],
-    "recommendations": [{"sentence": "Hessian-based (w3a16-gptq): 16 samples."}],
+    "recommendations": [{"sentence": "Hessian-based (w3a16-gptq): 16 samples.", "rules": ["clusters"], "n": 16}],
     "representativeness": {"by_scheme": [{"sentence": "w3a16-gptq: no, no metric predicts."}]},
 }
 
@@ -135,7 +135,7 @@ def test_a_study_shows_a_table_that_fits_a_screen(monkeypatch: pytest.MonkeyPatc
     assert "(nonsense)" in output and "+50.0 % worse" in output and "…" not in output
     assert "data/study/strategies/study.html" in output
     assert "16 samples." in output and "no metric predicts" in output
-    assert "strategy: embedding_cluster under calibrations:" in output
+    assert "strategy: embedding_cluster, n: 16 under calibrations:" in output
     table = output[: output.index("Look")]
     assert max(map(len, table.splitlines())) <= 80
 
@@ -147,6 +147,7 @@ def test_a_study_of_many_rules_and_sizes_fits_a_screen(monkeypatch: pytest.Monke
         "sizes": sizes,
         "rules": {rule: {"strategy": "random"} for rule in ["random", *rules]},
         "arms": [{"scheme": "w3a16-gptq", "n": n, "rule": "random", "kl_mean": 0.1} for n in sizes],
+        "recommendations": [{**STUDY["recommendations"][0], "rules": []}],
         "comparisons": [
             {**STUDY["comparisons"][1], "n": n, "rule": rule, "difference": -0.1, "verdict": "worse"}
             for n in sizes

@@ -45,7 +45,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_llama: Any) -> Path:
     (root / "base" / "tokenizer_config.json").write_text('{"model_max_length": 64}')
     write_set(root / "set")
     (root / "stats").mkdir()
-    build_activation_stats(StatisticsParams(), checkpoint("base", root), root / "set", root / "stats")
+    settings = StatisticsParams(cache=True)  # for the schemes with kv_cache
+    build_activation_stats(settings, checkpoint("base", root), root / "set", root / "stats")
     return root
 
 

@@ -211,7 +211,7 @@ def own_cache_input(model: PreTrainedModel, name: str, ids: Tensor) -> Tensor:
 def test_statistics_without_keys_and_values_are_refused_before_the_work(
     llama: LlamaForCausalLM, stats: ActivationStats, tokens: Tensor
 ) -> None:
-    with pytest.raises(ValueError, match=r"statistics: \{cache: true\}.*one more forward pass"):
+    with pytest.raises(ValueError, match=r"statistics: \{cache: true\} in params.yaml.*one more forward pass"):
         quantized_by(llama, stats, scheme_of(), tokens)
     # scales of 1 read nothing
     quantized = quantized_by(llama, stats, scheme_of(range="unit", strategy="attn_head"), tokens)

@@ -38,7 +38,7 @@ def texts() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def seen_by_base(base: PreTrainedModel, texts: torch.Tensor, make_stats) -> ActivationStats:
-    return make_stats(base, texts)
+    return make_stats(base, texts, cache=True)
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ def test_a_template_with_todays_date_gives_the_same_tomorrow(build: Any, tokeniz
 
 
 def test_a_chat_without_a_template_is_an_error(build: Any, tokenizer_folder: Any, corpus_of: Any) -> None:
-    with pytest.raises(ValueError, match=r"docs/d/rows.jsonl row 1 is a chat.*no chat template.*chat_template.jinja"):
+    with pytest.raises(ValueError, match=r"docs/d/rows.jsonl row 1 is a chat.*no chat template.*{chat_template: FILE}"):
         build(SHORT, tokenizer_folder(template=None), corpus_of({"d": ["text", CHAT]}))
 
 
