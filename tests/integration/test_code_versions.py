@@ -59,7 +59,10 @@ for stage in json.loads(sys.argv[1]):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, stage
 """
-PLUMBING = {"versioning", "tracking", "provenance", "graph", "cli", "params.py", "workspace.py"}
+PLUMBING = {
+    *("versioning", "tracking", "provenance", "graph", "cli"),
+    *("params.py", "workspace.py", "progress.py", "markdown.py"),
+}
 """Packages and modules that run along with a builder, and decide nothing of what it writes."""
 
 
