@@ -1,4 +1,4 @@
-"""Decides whether a model and the totals of its sites fit into memory together."""
+"""What models take of memory, what is free, and whether a collection holds the model whole or one layer at a time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Literal
 import psutil
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.inputs import watched_layers
+from plumbline.base_model.names import Names
 
 SHARE = 0.8
-"""Share of the free memory that a collection may use."""
+"""Share of the free memory that a step may use."""
+REST = 1 << 30
+"""Bytes of the process itself: libraries, buffers of the matrix products, activations of a batch."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -28,24 +32,47 @@ def mode_of(
     a time. Both modes give the same bytes."""
     if execution.mode != "auto":
         return execution.mode
-    device = torch_device(base.device)
-    try:
-        streamed = base.streamed("cpu")
-        Decoder(streamed.model)
-    except ValueError:  # if the model is broken, loading it whole reports why
+    model = outline_of(execution, base)
+    if model is None:
         return "whole"
-    needed = needed_bytes(streamed.model, settings) * execution.workers
-    return "whole" if needed <= SHARE * free_bytes(device) else "layerwise"
+    needed = needed_bytes(model, settings) * execution.workers
+    return "whole" if needed <= SHARE * free_bytes(torch_device(base.device)) else "layerwise"
+
+
+def outline_of(execution: ExecutionParams, base: BaseCheckpoint) -> PreTrainedModel | None:
+    """The base model without its weights; None if its decoder layers cannot be run one at a time.
+
+    Raises:
+        ValueError: they cannot, and the mode in params.yaml is layerwise.
+    """
+    try:
+        model = base.streamed("cpu").model
+        Decoder(model)  # refuses a model whose layers need more than hidden states
+    except ValueError:  # if the model is broken, loading it whole reports why
+        if execution.mode == "layerwise":
+            raise
+        return None
+    return model
 
 
 def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
     """Upper bound on the bytes of weights and Hessians (one site per layer); weights may be on the meta device."""
-    weights = {id(x): x.numel() * x.element_size() for x in model.parameters()}
+    weights = weight_bytes(model)
     if not settings.hessian:
-        return sum(weights.values())
+        return weights
     hessians = hessian_bytes(model, settings.ignore)
     # With several shards, the sum so far and that of the next shard are both in memory.
-    return sum(weights.values()) + hessians * (1 if settings.shards == 1 else 2)
+    return weights + hessians * (1 if settings.shards == 1 else 2)
+
+
+def weight_bytes(model: nn.Module, wanted: Names = lambda name: True) -> int:
+    """Bytes of the parameters that `wanted` selects, shared ones once; they may be on the meta device."""
+    return sum({id(x): x.numel() * x.element_size() for name, x in model.named_parameters() if wanted(name)}.values())
+
+
+def gib(size: float) -> str:
+    """Bytes in words: 2.4 GiB."""
+    return f"{size / 2**30:.1f} GiB"
 
 
 def hessian_bytes(model: nn.Module, ignore: Sequence[str]) -> int:

@@ -151,12 +151,7 @@ class StreamedModel:
         self.model._adjust_missing_and_unexpected_keys(info)
         require_complete(self.folder, self.model, info.missing_keys, info.unexpected_keys, info.mismatched_keys)
         require_floating(self.folder, self.model)
-        for _, tensor in weights_of(self.model):  # else transformers fills it with random numbers
-            tensor._is_hf_initialized = True  # type: ignore[attr-defined]
-        self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)
-        self.model.initialize_weights()
-        for name, buffer in list(self.model.named_non_persistent_buffers()):
-            put_weight(self.model, name, buffer.to(self.device))
+        compute_buffers(self.model, self.device)
         for name, other in self.model.all_tied_weights_keys.items():  # loading replaced one of the two
             put_weight(self.model, name, self.model.get_parameter(other))
         self.conversions = self.model._weight_conversions
@@ -216,6 +211,16 @@ def weights_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     apart = {name for name, _ in model.named_non_persistent_buffers()}  # type: ignore[operator]
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return [(name, tensor) for name, tensor in tensors if name not in apart]
+
+
+def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Compute the buffers that no checkpoint holds, such as rotary angles, on the device."""
+    for _, tensor in weights_of(model):  # else transformers fills it with random numbers
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    model._move_missing_keys_from_meta_to_device(set(), None, None, None)
+    model.initialize_weights()
+    for name, buffer in list(model.named_non_persistent_buffers()):
+        put_weight(model, name, buffer.to(device))
 
 
 def put_weight(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -28,7 +28,7 @@ from plumbline.base_model.device import torch_device
 from plumbline.base_model.expert_scales import expert_global_scales
 from plumbline.base_model.params import Device
 from plumbline.base_model.quiet import quiet
-from plumbline.base_model.streamed import put_weight, unread, weights_of
+from plumbline.base_model.streamed import compute_buffers, put_weight, unread, weights_of
 from plumbline.base_model.weight_files import weight_files
 
 
@@ -58,7 +58,7 @@ class StreamedQuantized:
             with local_torch_dtype(self.dtype, type(model).__name__):  # experts that are built here take it
                 self.quantizer.preprocess_model(model=model, dtype=self.dtype)
         self.model: PreTrainedModel = model.requires_grad_(False).eval()
-        self._initialize()
+        compute_buffers(model, self.device)
         self.names = names_in_model(model, self.files, self._conversions())
         """Name in the checkpoint -> name in the model (the first, where one weight becomes several)."""
         state = model.state_dict()
@@ -124,15 +124,6 @@ class StreamedQuantized:
     def _conversions(self) -> list[Any]:
         with expert_global_scales():
             return list(get_model_conversion_mapping(self.model, None, self.quantizer))
-
-    def _initialize(self) -> None:
-        """Compute the buffers that no checkpoint holds (rotary angles)."""
-        for _, tensor in weights_of(self.model):  # else transformers fills it with random numbers
-            tensor._is_hf_initialized = True  # type: ignore[attr-defined]
-        self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)
-        self.model.initialize_weights()
-        for name, buffer in list(self.model.named_non_persistent_buffers()):
-            put_weight(self.model, name, buffer.to(self.device))
 
 
 def _has(module: nn.Module, name: str, wanted: Callable[[str], bool]) -> bool:

@@ -61,9 +61,7 @@ def _needs(expected: Forecast) -> str:
 def _warnings(expected: Forecast) -> list[str]:
     lines = []
     if expected.memory > expected.free_memory:
-        lines.append(
-            "that is more memory than is free: statistics are collected layer by layer, quantizing needs it all"
-        )
+        lines.append("that is more memory than is free: what can goes layer by layer, and the log says what cannot")
     if expected.total(lambda work: work.disk) > expected.free_disk:
         lines.append("that is more disk than is free")
     return lines

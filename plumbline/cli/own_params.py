@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,15 +139,13 @@ def count_documents(corpus: Path) -> int:
 
 def _documents(corpus: Path) -> Iterator[str]:
     """The id of every document, duplicates included."""
-    from plumbline.raw_corpus.document import Document
+    from plumbline.graph.corpus_size import documents
     from plumbline.raw_corpus.params import CorpusParams
     from plumbline.raw_corpus.rows import RowReader
-    from plumbline.raw_corpus.sources.directory import read_file
     from plumbline.raw_corpus.sources.names import file_names, suffix_of
 
     reader = RowReader("texts", "", int(CorpusParams.model_fields["max_document_bytes"].default))
     for path in [corpus] if corpus.is_file() else (corpus / name for name in sorted(file_names(corpus))):
         suffix = suffix_of(path.name)
         if suffix is not None and path.is_file():
-            with suppress(Exception):  # an unreadable file is held back by raw_corpus, which says why
-                yield from (row.doc_id for row in read_file(path, suffix, reader) if isinstance(row, Document))
+            yield from (document.doc_id for document in documents(path, suffix, reader))

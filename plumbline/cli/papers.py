@@ -32,13 +32,15 @@ def write_papers(
     from plumbline.provenance.papers.write import write_bom, write_croissant
 
     written: dict[str, tuple[Any, str]] = {}
-    succeeded = True
+    succeeded, gathered = True, None
     for name, target in papers.items():
         if target is None:
             continue
         try:
-            case = open_read_case(subject.folder, root)
-            facts = gather(case, result)
+            if gathered is None:  # once for both: it hashes the model's files
+                case = open_read_case(subject.folder, root)
+                gathered = case, gather(case, result)
+            case, facts = gathered
             if name == "bom":
                 write_bom(facts, target)
             else:

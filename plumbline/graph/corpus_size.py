@@ -112,12 +112,17 @@ def _folder(name: str, source: Directory, folder: Path, limit: int) -> tuple[int
         total += path.stat().st_size * UNPACKED.get(suffix, 1.0)
         domains.add(source.domain or domain_of(file, name))
         if len(texts) < PEEKED:
-            texts += itertools.islice(_texts(path, suffix, reader), PEEKED - len(texts))
+            texts += map(_text, itertools.islice(documents(path, suffix, reader), PEEKED - len(texts)))
     return round(total), texts, domains
 
 
-def _texts(path: Path, suffix: str, reader: RowReader) -> Iterator[str]:
-    with suppress(Exception):  # an unreadable file is the reader's to report
-        for row in read_file(path, suffix, reader):
-            if isinstance(row, Document):
-                yield row.text if row.text is not None else "\n".join(m["content"] or "" for m in row.chat()[0])
+def documents(path: Path, suffix: str, reader: RowReader) -> Iterator[Document]:
+    """The documents of a file; of an unreadable one those before the error, which raw_corpus reports."""
+    with suppress(Exception):
+        yield from (row for row in read_file(path, suffix, reader) if isinstance(row, Document))
+
+
+def _text(document: Document) -> str:
+    if document.text is not None:
+        return document.text
+    return "\n".join(message["content"] or "" for message in document.chat()[0])

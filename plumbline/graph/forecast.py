@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plumbline.activation_stats.memory import free_bytes, needed_bytes
+from plumbline.activation_stats.memory import free_bytes, needed_bytes, weight_bytes
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.graph.corpus_size import CorpusSize, corpus_size
 from plumbline.graph.intake import waiting
@@ -204,13 +204,11 @@ class Amounts:
         return 2 * passes, 2 * self._forward(passes), 100_000
 
     def _hessians(self) -> int:
-        return needed_bytes(self.model, self.params.statistics) - sum(
-            x.numel() * x.element_size() for x in self.weights
-        )
+        return needed_bytes(self.model, self.params.statistics) - weight_bytes(self.model)
 
     def memory(self) -> int:
         """Base model, quantized model as it is simulated, and statistics twice."""
-        return 2 * sum(x.numel() * x.element_size() for x in self.weights) + 2 * self._hessians()
+        return 2 * weight_bytes(self.model) + 2 * self._hessians()
 
 
 def _little(key: str) -> tuple[int, float, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from plumbline.activation_stats.memory import free_bytes
+from plumbline.activation_stats.memory import free_bytes, weight_bytes
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.params import Params
 
@@ -69,9 +69,8 @@ def _rate(work: Callable[[], float]) -> float:
 
 def _forward(base: BaseCheckpoint, ids: Sequence[int]) -> float:
     model = base.skeleton()
-    weights = {id(x): x.numel() * x.element_size() for x in model.parameters()}
     count = sum(x.numel() for x in model.parameters())
-    if sum(weights.values()) > SHARE * free_bytes("cpu"):
+    if weight_bytes(model) > SHARE * free_bytes("cpu"):
         return _product(torch.float32) / (2 * count)
     loaded = base.loaded()
     batch = torch.tensor([ids], device=next(loaded.parameters()).device)

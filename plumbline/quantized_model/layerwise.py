@@ -26,6 +26,7 @@ from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.matrices import Matrix, matrix_of
 from plumbline.base_model.names import Names, outside, within
 from plumbline.base_model.streamed import StreamedModel
+from plumbline.base_model.streamed_pass import outputs
 from plumbline.file_mode import follow_umask
 from plumbline.quantized_model.export import (
     MAX_SHARD_SIZE,
@@ -113,7 +114,7 @@ class _Layers:
         decoder = Decoder(model)
         if scheme.kv_cache is not None:
             require_cached(outline, cached_attention(model, scheme.kv_cache), scheme.kv_cache)
-        work = grouped(model, outline, scheme, partial(_called, streamed, decoder))
+        work = grouped(model, outline, scheme, partial(_called, streamed))
         cache = {}
         if scheme.kv_cache is not None:
             cache = cache_scales(model, stats, scheme.kv_cache, {}, streamed.device)
@@ -224,7 +225,7 @@ def _plain(target: ConfigTarget, keys: list[str]) -> dict[str, Any]:
     return {"name": target.name, "grid": asdict(target.grid), "expert": target.expert, "keys": keys}
 
 
-def _called(streamed: StreamedModel, decoder: Decoder, names: Sequence[str]) -> set[str]:
+def _called(streamed: StreamedModel, names: Sequence[str]) -> set[str]:
     """Which of these modules the model calls for a few tokens."""
     seen: set[str] = set()
     model: PreTrainedModel = streamed.model
@@ -234,15 +235,8 @@ def _called(streamed: StreamedModel, decoder: Decoder, names: Sequence[str]) -> 
     ]
     try:
         with called_as_quantized(model):
-            ids = list(range(FEW))
-            with streamed.present(outside(decoder.name)):
-                start = decoder.start(ids)
-            hidden = start.hidden
-            for number, call in enumerate(start.calls):
-                with streamed.present(within(decoder.names[number])):
-                    hidden = decoder.run(number, hidden, call)
-            with streamed.present(outside(decoder.name)):
-                decoder.logits(ids, hidden)
+            for _ in outputs(streamed, range(FEW)):
+                pass
     finally:
         for handle in handles:
             handle.remove()

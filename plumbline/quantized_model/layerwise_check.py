@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plumbline.base_model.decoder import Decoder
-from plumbline.base_model.names import outside, within
 from plumbline.base_model.quiet import quiet
+from plumbline.base_model.streamed_pass import outputs
 from plumbline.base_model.streamed_quantized import StreamedQuantized
 
 
@@ -41,7 +40,7 @@ def require_loads_layerwise(
     try:
         with quiet():
             loaded = StreamedQuantized(folder, device, trust_remote_code)
-            found = _computed(loaded, ids)
+            found = list(outputs(loaded, ids))
     except Exception as error:
         raise ValueError(
             f"the quantized model does not load in transformers: {type(error).__name__}: {error}"
@@ -56,19 +55,3 @@ def require_loads_layerwise(
         f"the loaded model does not compute what was quantized: its logits are off by {size:.2g} (relative); first "
         f"layer that differs: {first}"
     )
-
-
-def _computed(loaded: StreamedQuantized, ids: Sequence[int]) -> list[Tensor]:
-    """The hidden states after every decoder layer, and the logits."""
-    decoder = Decoder(loaded.model)
-    around = outside(decoder.name)
-    with loaded.present(around):
-        start = decoder.start(ids)
-    found, hidden = [], start.hidden
-    for number, (name, call) in enumerate(zip(decoder.names, start.calls, strict=True)):
-        with loaded.present(within(name)):
-            hidden = decoder.run(number, hidden, call)
-        found.append(hidden)
-    with loaded.present(around):
-        found.append(decoder.logits(ids, hidden))
-    return found

@@ -13,19 +13,17 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from plumbline.activation_stats.memory import SHARE, free_bytes
+from plumbline.activation_stats.memory import REST, SHARE, free_bytes, gib, outline_of, weight_bytes
 from plumbline.activation_stats.params import ExecutionParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.base_model.decoder import Decoder, decoder_layers
+from plumbline.base_model.decoder import decoder_layers
 from plumbline.base_model.device import torch_device
-from plumbline.base_model.names import Names, outside, within
+from plumbline.base_model.names import outside, within
 from plumbline.quantized_model.params import SchemeParams
 
 log = logging.getLogger(__name__)
 Mode = Literal["whole", "layerwise"]
 
-REST = 1 << 30
-"""Bytes of the process itself: libraries, buffers of the matrix products, the sample of the check."""
 COPIES_WHOLE = 3
 """Models in memory at the end of quantizing whole: the base model, its simulation, and the one that is loaded again."""
 COPIES = 2
@@ -69,14 +67,10 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
     if reason is not None and execution.mode == "layerwise":
         log.warning("the whole model is loaded, although execution.mode is layerwise: %s", reason)
         return "whole"
-    try:
-        streamed = base.streamed("cpu").model
-        Decoder(streamed)  # refuses a model whose layers need more than hidden states
-        needed = needed_bytes(streamed, header)
-    except ValueError:  # if the model is broken, loading it whole reports why
-        if execution.mode == "layerwise":
-            raise
+    model = outline_of(execution, base)
+    if model is None:
         return "whole"
+    needed = needed_bytes(model, header)
     free = free_bytes(torch_device(base.device))
     mode: Mode = "layerwise"
     if execution.mode == "auto" and (reason is not None or needed.whole <= SHARE * free):
@@ -84,12 +78,12 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
     if mode == "whole" and needed.whole > SHARE * free:
         log.warning(
             "quantizing may need %s, and %s are free; it cannot go layer by layer: %s",
-            _gib(needed.whole),
-            _gib(free),
+            gib(needed.whole),
+            gib(free),
             reason,
         )
     most = needed.whole if mode == "whole" else needed.layerwise
-    log.info("mode: %s, at most %s of memory, %s are free", mode, _gib(most + REST), _gib(free))
+    log.info("mode: %s, at most %s of memory, %s are free", mode, gib(most + REST), gib(free))
     return mode
 
 
@@ -114,8 +108,8 @@ def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any]) -> Needed:
         ValueError: the model has no decoder layers.
     """
     prefix, layers = decoder_layers(model)
-    sizes = [_bytes(model, within(f"{prefix}.{number}")) for number in range(len(layers))]
-    rest = _bytes(model, outside(prefix))
+    sizes = [weight_bytes(model, within(f"{prefix}.{number}")) for number in range(len(layers))]
+    rest = weight_bytes(model, outside(prefix))
     whole = COPIES_WHOLE * (sum(sizes) + rest) + sum(_hessians(header, ""))
     side_by_side = torch.get_num_threads()
     parts = [_hessians(header, f"{prefix}.{number}.") for number in range(len(layers))]
@@ -127,12 +121,3 @@ def _hessians(header: Mapping[str, Any], prefix: str) -> list[int]:
     """Bytes of the Hessians of the sites whose names begin so."""
     sites = header["sites"].items()
     return [8 * site["width"] ** 2 for name, site in sites if site["hessian"] and name.startswith(prefix)]
-
-
-def _bytes(model: PreTrainedModel, wanted: Names) -> int:
-    weights = {id(x): x.numel() * x.element_size() for name, x in model.named_parameters() if wanted(name)}
-    return sum(weights.values())
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

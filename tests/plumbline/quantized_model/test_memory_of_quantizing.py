@@ -13,10 +13,11 @@ from transformers import LlamaConfig
 from benchmarks.large_model import shapes
 from benchmarks.peers.subjects import write_set
 from plumbline.activation_stats.build import build_activation_stats
+from plumbline.activation_stats.memory import REST
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
-from plumbline.quantized_model.layerwise_mode import COPIES, REST
+from plumbline.quantized_model.layerwise_mode import COPIES
 from tests.helpers.paths import PROJECT
 
 LAYERS, WIDTH, INNER = 16, 512, 8192
