@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 EXTRAS ?= dev
 # The pip of Python 3.11 takes three times as long to resolve versions, hence the new pip below. --no-compile: compiling
 # every module of every package takes a minute, and most are never imported.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -r 20 -j 0 -x '/site-packages/(.*/tests?/|transformers/models/)' $(VENV)/lib
 # `dvc repro` calls `python` from PATH; Dagster stores its history in DAGSTER_HOME.
 ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ignore::FutureWarning

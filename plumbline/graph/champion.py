@@ -55,16 +55,22 @@ def promote_candidate(step: Step) -> dict[str, Any]:
     if decision["decision"] == "promoted":
         version = registry.of_model(decision["model"]).version
         promote(registry, step.root, version, MACHINE, decision["why"])
-    return champion_metadata(registry)
+    return champion_metadata(registry, said=decision["why"])
 
 
-def champion_metadata(registry: Registry) -> dict[str, Any]:
-    """Dagster metadata: the champion, its version, who promoted it and why, and the command that audits it."""
+def champion_metadata(registry: Registry, said: str = "") -> dict[str, Any]:
+    """Dagster metadata: the champion, its version, who promoted it and why, and the command that audits it.
+
+    Args:
+        said: a reason that the page shows already; it is not repeated.
+    """
     champion = registry.champion()
     if champion is None:
         return {"champion": "none"}
     last = history(registry).entries[-1:]
     reason = {"promoted_by": last[0].who, "promoted_because": last[0].why} if last else {}
+    if reason.get("promoted_because") == said:
+        del reason["promoted_because"]
     uri = ModelUri(registry.name, alias=ALIAS)
     return {
         "champion": champion.pair,

@@ -94,11 +94,11 @@ def _product(dtype: torch.dtype, width: int = 768) -> float:
 
 
 def _embedder(params: Params, root: Path, texts: list[str]) -> float:
-    from plumbline.sample_features.embedder import embed, embedder_folder, load, matmul_precision
+    from plumbline.sample_features.embedder import embed, embedder_folder, load
 
-    model, some = load(embedder_folder(params.features, root), params.features.max_tokens), texts[:EMBEDDED]
-    with matmul_precision(params.features.matmul_precision):
-        return _rate(lambda: sum(len(at) for at, _ in embed(model, some, params.features.batch_size)))
+    features, some = params.features, texts[:EMBEDDED]
+    model = load(embedder_folder(features, root), features.max_tokens, features.matmul_precision)
+    return _rate(lambda: sum(len(at) for at, _ in embed(model, some, features.batch_size)))
 
 
 def _step() -> float:

@@ -18,7 +18,7 @@ from plumbline.artifact import link_or_copy, read_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.progress import Bar
 from plumbline.sample_features.array_file import new_array_file
-from plumbline.sample_features.embedder import embed, embedder_digest, load, matmul_precision
+from plumbline.sample_features.embedder import embed, embedder_digest, load
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.reader import Features, read_features, read_manifest, shard_table
 from plumbline.tokenized_samples.reader import iter_samples, read_samples, shards
@@ -180,7 +180,7 @@ class Engine:
 
     @cached_property
     def model(self) -> SentenceTransformer:
-        return load(self.folder, self.params.max_tokens)
+        return load(self.folder, self.params.max_tokens, self.params.matmul_precision)
 
     @property
     def dimension(self) -> int:
@@ -188,5 +188,4 @@ class Engine:
 
     def embed(self, input_ids: list[NDArray[np.int32]]) -> Iterator[tuple[list[int], NDArray[np.float16]]]:
         texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        with matmul_precision(self.params.matmul_precision):
-            yield from embed(self.model, texts, self.params.batch_size)
+        yield from embed(self.model, texts, self.params.batch_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -56,15 +55,19 @@ def embedder_digest(folder: Path) -> str:
     return sha256_json(sha256_files(folder, names))
 
 
-def load(folder: Path, max_tokens: int) -> SentenceTransformer:
-    """Load the embedder; it reads at most `max_tokens` of its tokens, and at most its own limit."""
+def load(folder: Path, max_tokens: int, precision: Literal["highest", "medium"] = "highest") -> SentenceTransformer:
+    """Load the embedder; it reads at most `max_tokens` of its tokens, and at most its own limit.
+
+    Args:
+        precision: of its matrix products, `features.matmul_precision`.
+    """
     from sentence_transformers import SentenceTransformer
 
-    from plumbline.base_model.bfloat16 import with_wide_products
+    from plumbline.base_model.bfloat16 import with_narrow_products, with_wide_products
 
     model = SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})
     model.max_seq_length = min(max_tokens, model.max_seq_length or max_tokens)
-    return with_wide_products(model.eval())
+    return with_narrow_products(model.eval()) if precision == "medium" else with_wide_products(model.eval())
 
 
 def embed(
@@ -99,16 +102,3 @@ def embed(
                 show_progress_bar=False,
             )
             yield batch, np.asarray(embeddings[: len(batch)], dtype=np.float16)
-
-
-@contextmanager
-def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
-    """Set torch's precision of float32 matrix products, and restore it for other stages of the process."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -198,7 +198,7 @@ def _embed(
     sources: Sources, tokenizer: PreTrainedTokenizerBase, input_ids: list[NDArray[np.int32]]
 ) -> NDArray[np.float16]:
     """Embeddings of samples that were cut, joined or written, computed as sample_features does."""
-    from plumbline.sample_features.embedder import embed, embedder_digest, embedder_folder, matmul_precision
+    from plumbline.sample_features.embedder import embed, embedder_digest, embedder_folder
     from plumbline.sample_features.params import FeatureParams
 
     assert sources.features is not None
@@ -211,18 +211,18 @@ def _embed(
             f"{manifest['embedder_digest'][:12]}; run sample_features again"
         )
     embeddings_of_texts = np.empty((len(input_ids), manifest["dimension"]), dtype=np.float16)
-    with matmul_precision(params.matmul_precision):
-        texts = tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        for positions, embeddings in embed(_embedder(folder, params.max_tokens), texts, params.batch_size):
-            embeddings_of_texts[positions] = embeddings
+    texts = tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+    model = _embedder(folder, params.max_tokens, params.matmul_precision)
+    for positions, embeddings in embed(model, texts, params.batch_size):
+        embeddings_of_texts[positions] = embeddings
     return embeddings_of_texts
 
 
 @lru_cache(maxsize=1)
-def _embedder(folder: Path, max_tokens: int) -> Any:
+def _embedder(folder: Path, max_tokens: int, precision: Literal["highest", "medium"]) -> Any:
     from plumbline.sample_features.embedder import load
 
-    return load(folder, max_tokens)
+    return load(folder, max_tokens, precision)
 
 
 def _name_of(tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from plumbline.base_model import bfloat16
-from plumbline.base_model.bfloat16 import wide_linear, wide_products, with_wide_products
+from plumbline.base_model.bfloat16 import wide_linear, wide_products, with_narrow_products, with_wide_products
 
 
 def linear(width: int, rows: int, bias: bool) -> tuple[nn.Linear, torch.Tensor]:
@@ -43,6 +43,24 @@ def test_every_product_is_exact_and_every_sum_is_rounded_once(width: int, bias: 
     magnitude = torch.from_numpy(abs(x.double().numpy()) @ abs(W.T) + abs(b))
     rounding = exact.abs() * 2**-8  # half a unit in the last of bfloat16's 8 places
     assert bool(((product.double() - exact).abs() <= rounding + magnitude * width * 2**-24).all())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_narrow_product_rounds_input_weight_and_product_to_bfloat16_and_adds_the_bias_in_float32(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bfloat16, "has_faster_units", lambda: True)
+    layer, x = linear(512, 24, bias)
+    layer, x = layer.float(), x.float() * (1 + 2**-9)
+    narrow = with_narrow_products(copy.deepcopy(layer))(x)
+    assert narrow.dtype == torch.float32
+    W, rounded = layer.weight.double().numpy(), x.bfloat16().double().numpy()
+    b = layer.bias.double() if bias else torch.zeros(24).double()
+    exact = torch.from_numpy(rounded @ W.T)
+    magnitude = torch.from_numpy(abs(rounded) @ abs(W.T)) * 512 * 2**-24
+    assert bool(((narrow.double() - b - exact).abs() <= exact.abs() * 2**-8 + magnitude + 1e-5).all())
+    monkeypatch.setattr(bfloat16, "has_faster_units", lambda: False)
+    assert torch.equal(with_narrow_products(copy.deepcopy(layer))(x), layer(x))
 
 
 def test_what_is_not_bfloat16_or_has_few_rows_goes_the_usual_way() -> None:

@@ -167,22 +167,19 @@ def test_text_beyond_max_tokens_is_not_read(tokenized: Tokenized, build: Build) 
     assert not (whole == whole[0]).all()
 
 
-def test_the_precision_of_matrix_products_is_set_while_embedding_and_put_back(
+def test_the_precision_of_matrix_products_reaches_the_embedder(
     tokenized: Tokenized, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     seen = []
-    original = module.embed
+    original = module.load
 
-    def watch(*arguments: Any) -> Any:
-        seen.append(torch.get_float32_matmul_precision())
-        return original(*arguments)
+    def watch(folder: Path, max_tokens: int, precision: str) -> Any:
+        seen.append(precision)
+        return original(folder, max_tokens, precision)
 
-    monkeypatch.setattr(module, "embed", watch)
+    monkeypatch.setattr(module, "load", watch)
     build(tokenized({"a": texts(0, 5)}), matmul_precision="medium")
     assert seen == ["medium"]
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_another_tokenizer_than_the_samples_were_made_with_is_refused(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ CODE = ("def add(a, b):\n    return a + b\n", "for i in range(10):\n    print(i)
 PROSE = ("The queen was beloved by her people.", "He was fond of the old king and his castle.", "A prince was born.")
 
 
-def test_the_bundled_embedder_is_found_and_its_embeddings_do_not_depend_on_their_neighbours() -> None:
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_the_bundled_embedder_is_found_and_its_embeddings_do_not_depend_on_their_neighbours(precision: Any) -> None:
     """Alone, in a batch, or in batches of another size: the same float16 values."""
-    model = load(embedder_folder(FeatureParams(), Path()), 64)
+    model = load(embedder_folder(FeatureParams(), Path()), 64, precision)
     texts = [*CODE, *PROSE, *(f"{PROSE[i % 3]} {' word' * i}" for i in range(40)), *["one text " * 40] * 9]
     together = np.empty((len(texts), 384), np.float16)
     for rows, found in embed(model, texts, 32):
@@ -28,6 +30,22 @@ def test_the_bundled_embedder_is_found_and_its_embeddings_do_not_depend_on_their
     within = [similar[i, j] for i in range(6) for j in range(i) if (i < 3) == (j < 3)]
     across = [similar[i, j] for i in range(6) for j in range(i) if (i < 3) != (j < 3)]
     assert np.mean(within) > np.mean(across) + 0.1
+
+
+@pytest.mark.parametrize(("units", "changes"), [(True, True), (False, False)])
+def test_medium_precision_rounds_products_to_bfloat16_where_that_is_faster(
+    embedder: Path, monkeypatch: pytest.MonkeyPatch, units: bool, changes: bool
+) -> None:
+    from plumbline.base_model import bfloat16
+
+    monkeypatch.setattr(bfloat16, "has_faster_units", lambda: units)
+    texts = ["a b c", "d e", "f", "g h i j k"]
+    highest, medium = (
+        np.concatenate([found for _, found in embed(load(embedder, 16, precision), texts, 8)]).astype(np.float64)
+        for precision in ("highest", "medium")
+    )
+    assert (not np.array_equal(highest, medium)) == changes
+    assert np.abs(highest @ highest.T - medium @ medium.T).max() < 0.02
 
 
 def test_each_text_comes_back_once(embedder: Path) -> None:
