@@ -11,6 +11,7 @@ from pathlib import Path
 
 from plumbline.activation_stats.memory import free_bytes, needed_bytes, weight_bytes
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.evaluation.layerwise_mode import needed_whole
 from plumbline.graph.corpus_size import CorpusSize, corpus_size
 from plumbline.graph.intake import waiting
 from plumbline.graph.rates import read_rates
@@ -196,19 +197,23 @@ class Amounts:
         return plan_of(self.model, scheme, stored_dtype(read_json(self.base.folder / "config.json"))).bytes
 
     def _evaluation(self, key: str) -> tuple[int, float, int]:
-        share = self.params.tokenize.splits.report
-        limit = self.params.evaluation.tokens_per_domain
-        tokens = share * self.size.tokens
-        tokens = tokens if limit is None else min(tokens, limit * max(self.size.domains, 1))
-        passes = math.ceil(tokens / max(self.size.sample_tokens, 1))
+        passes = math.ceil(self._evaluated() / max(self.size.sample_tokens, 1))
         return 2 * passes, 2 * self._forward(passes), 100_000
+
+    def _evaluated(self) -> float:
+        """Tokens of the report split that are evaluated."""
+        tokens = self.params.tokenize.splits.report * self.size.tokens
+        limit = self.params.evaluation.tokens_per_domain
+        return tokens if limit is None else min(tokens, limit * max(self.size.domains, 1))
 
     def _hessians(self) -> int:
         return needed_bytes(self.model, self.params.statistics) - weight_bytes(self.model)
 
     def memory(self) -> int:
-        """Base model, quantized model as it is simulated, and statistics twice."""
-        return 2 * weight_bytes(self.model) + 2 * self._hessians()
+        """The larger of quantizing (base model, quantized model as it is simulated, statistics twice) and evaluation
+        (both models, and the base model's logits)."""
+        quantizing = 2 * weight_bytes(self.model) + 2 * self._hessians()
+        return max(quantizing, needed_whole(self.model, self.params.evaluation, math.ceil(self._evaluated())))
 
 
 def _little(key: str) -> tuple[int, float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from plumbline.artifact import write_json
+from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.cli.forecast_text import duration, rounded, size, table
 from plumbline.cli.main import main
 from plumbline.graph import forecast as module
@@ -85,7 +87,18 @@ def test_amounts_over_rates(root: Path) -> None:
     around = AROUND["activation_stats"] * 0.5 * statistics.steps
     assert statistics.seconds == pytest.approx(1.5 * n * corpus.sample_tokens / 100 + around)
     assert work["tokenized_samples"].seconds == pytest.approx(corpus.bytes / 1000 + 9 * 0.5)
-    assert expected.memory > 0 and expected.total(lambda entry: entry.steps) == len(stages_of_run(root))
+    assert expected.total(lambda entry: entry.steps) == len(stages_of_run(root))
+
+
+def test_memory_counts_the_base_logits_of_the_evaluation(root: Path) -> None:
+    expected, params = forecast(root), load_params(root)
+    assert expected is not None
+    model = BaseCheckpoint.of(params.model, root).skeleton()
+    limit = params.evaluation.tokens_per_domain or math.inf
+    evaluated = math.ceil(min(params.tokenize.splits.report * expected.corpus.tokens, 2 * limit))
+    logits = model.config.vocab_size * model.dtype.itemsize
+    assert evaluated < params.evaluation.batch_tokens
+    assert expected.memory >= 4 * evaluated * logits  # those that stay, and of a batch three times as many
 
 
 def test_a_tokenized_corpus_is_counted_not_estimated(root: Path) -> None:
