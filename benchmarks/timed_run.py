@@ -1,4 +1,4 @@
-"""`plumbline run` with timers around every stage and the pure function in it; writes seconds.json."""
+"""`plumbline run` with clocks around every stage and the pure function in it; writes seconds.json."""
 
 from __future__ import annotations
 
@@ -13,32 +13,45 @@ from plumbline.graph import step
 from plumbline.graph.run import run_graph
 from plumbline.workspace import workspace_root
 
+Seconds = dict[str, list[float]]
+"""Wall and CPU seconds by asset."""
+
+
+def clocks() -> tuple[float, float]:
+    """Wall and CPU seconds of this process so far; the difference of two counts."""
+    return time.perf_counter(), time.process_time()
+
+
+def add(seconds: Seconds, asset: str, since: tuple[float, float]) -> None:
+    """Add what has passed `since`."""
+    before = seconds.get(asset, [0.0, 0.0])
+    seconds[asset] = [sum(parts) - then for *parts, then in zip(before, clocks(), since, strict=True)]
+
 
 def main() -> None:
-    whole: dict[str, float] = {}
-    functions: dict[str, float] = {}
-    started_stages: list[tuple[str, float]] = []
+    whole: Seconds = {}
+    functions: Seconds = {}
+    started: list[tuple[str, tuple[float, float]]] = []
     recording = step.recording
 
     @contextlib.contextmanager
     def clocked(root: Path, name: str, *arguments: Any) -> Iterator[Any]:
-        """`recording` with a timer around its body, which is the pure function of the stage."""
+        """`recording` with clocks around its body, which is the pure function of the stage."""
         with recording(root, name, *arguments) as begun:
-            started = time.perf_counter()
+            since = clocks()
             yield begun
-            asset = name.split("@")[0]
-            functions[asset] = functions.get(asset, 0) + time.perf_counter() - started
+            add(functions, name.partition("@")[0], since)
 
     def announce(line: str) -> None:
         if line.startswith("▸"):
-            started_stages.append((line.split()[1], time.perf_counter()))
-        else:
-            name, started = started_stages[-1]
-            whole[name] = whole.get(name, 0) + time.perf_counter() - started
+            started.append((line.split()[1], clocks()))
+        elif line.endswith(" s") and started:  # the line after a stage; others are warnings
+            add(whole, *started.pop())
 
     step.recording = clocked
-    run_graph(workspace_root(), announce=announce)
-    Path("seconds.json").write_text(json.dumps({"whole": whole, "functions": functions}))
+    steps = run_graph(workspace_root(), announce=announce)
+    report = {"whole": whole, "functions": functions, "steps": steps, "cpu": time.process_time()}
+    Path("seconds.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
