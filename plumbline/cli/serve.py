@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,8 @@ def serve(root: Path, command: Sequence[str], environment: dict[str, str]) -> No
     os.environ.setdefault("DAGSTER_HOME", str(root / ".dagster"))
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.chdir(root)
+    # A shell script starts background jobs with SIGINT ignored. `dagster dev` then ignores SIGTERM as well.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, *command])
 
 

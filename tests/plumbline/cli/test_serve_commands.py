@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ class Became(Exception):
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_workspace(tmp_path / "workspace")
     monkeypatch.setenv("PLUMBLINE_ROOT", str(tmp_path / "workspace"))
     for name in ("DAGSTER_HOME", "PLUMBLINE_UI_HOSTS", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "PATH"):
@@ -34,7 +37,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise Became(path, command)
 
     monkeypatch.setattr(os, "execv", execv)
-    return tmp_path / "workspace"
+    interrupt = signal.getsignal(signal.SIGINT)
+    yield tmp_path / "workspace"
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def became(result: Result) -> list[str]:
@@ -51,6 +56,18 @@ def test_ui_is_dagster_in_the_workspace_on_this_machine_alone(root: Path) -> Non
     assert os.environ["PLUMBLINE_UI_HOSTS"] == ""
     became(CliRunner().invoke(main, ["ui", "--allow-host", "ui.example.org", "--allow-host", "*.corp.example"]))
     assert os.environ["PLUMBLINE_UI_HOSTS"] == "ui.example.org,*.corp.example"
+
+
+def test_a_server_that_a_script_started_in_the_background_is_stopped_by_signals(root: Path) -> None:
+    """A shell script starts its background jobs with SIGINT ignored, which a new program inherits."""
+    shows = "import signal; print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)"
+    starts = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from pathlib import Path; from plumbline.cli.serve import serve\n"
+        f"serve(Path({str(root)!r}), ['-c', {shows!r}], {{}})"
+    )
+    done = subprocess.run([sys.executable, "-c", starts], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.parametrize(
