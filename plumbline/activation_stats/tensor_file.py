@@ -1,15 +1,21 @@
 """Writes a safetensors file tensor by tensor, for contents that do not fit into memory together.
 
-The header comes first, so safetensors' own writer needs every tensor at once. Here the contents go to an unnamed
-temporary file until all are known. The bytes are those that `safetensors.torch.save_file` writes.
+The header comes first, so safetensors' own writer needs every tensor at once. Here the contents go to unnamed temporary
+files until all are known, one per dtype. They are then copied from the last to the first, and what was copied is cut
+off, so the disk holds them about once: exactly where tensors of a dtype are added in order of their names. The bytes
+are those that `safetensors.torch.save_file` writes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +37,8 @@ CODES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+WIDTHS = {code: torch.empty(0, dtype=dtype).element_size() for dtype, code in CODES.items()}
+"""Bytes of an element."""
 PIECE = 16 << 20
 """Bytes to copy at a time."""
 
@@ -40,8 +48,9 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._waiting = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # closed in __exit__
-        self._places: dict[str, tuple[str, list[int], int, int]] = {}
+        self._waiting: dict[str, IO[bytes]] = {}
+        """By dtype."""
+        self._places: dict[str, _Place] = {}
 
     def __enter__(self) -> TensorFile:
         return self
@@ -49,7 +58,8 @@ class TensorFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._waiting.close()
+        for file in self._waiting.values():
+            file.close()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Add a tensor; it may be changed or freed afterwards.
@@ -61,31 +71,80 @@ class TensorFile:
             raise ValueError(f"{self.path.name}: two tensors are named {name!r}")
         if tensor.dtype not in CODES:
             raise ValueError(f"{self.path.name}: {name!r} is {tensor.dtype}, expected one of {', '.join(ORDER)}")
-        start = self._waiting.tell()
-        self._waiting.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        self._places[name] = (CODES[tensor.dtype], list(tensor.shape), start, self._waiting.tell() - start)
+        code = CODES[tensor.dtype]
+        if code not in self._waiting:
+            self._waiting[code] = tempfile.TemporaryFile(dir=self.path.parent)
+        file = self._waiting[code]
+        start = file.tell()
+        file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        self._places[name] = _Place(code, tuple(tensor.shape), start, file.tell())
 
     def finish(self) -> None:
         """Write the file."""
-        names = sorted(self._places, key=lambda name: (ORDER.index(self._places[name][0]), name.encode()))
-        header, end = {}, 0
-        for name in names:
-            code, shape, _, size = self._places[name]
-            header[name] = {"dtype": code, "shape": shape, "data_offsets": [end, end + size]}
-            end += size
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        head, offsets = layout({name: (place.code, place.shape) for name, place in self._places.items()})
+        left: dict[str, list[_Place]] = {}
+        for place in self._places.values():
+            left.setdefault(place.code, []).append(place)
         with self.path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                _, _, start, size = self._places[name]
-                self._waiting.seek(start)
-                left = size
-                while left:
-                    piece = self._waiting.read(min(left, PIECE))
-                    if not piece:
-                        raise OSError(
-                            f"{self.path.name}: what was set aside for {name!r} is cut short; is the disk full?"
-                        )
-                    file.write(piece)
-                    left -= len(piece)
+            file.write(head)
+            file.truncate(len(head) + sum(place.size for place in self._places.values()))
+            for name in reversed(offsets):
+                place = self._places[name]
+                waiting = self._waiting[place.code]
+                file.seek(len(head) + offsets[name])
+                copy(waiting, place.start, place.size, file, f"{self.path.name}: {name!r}")
+                place.copied = True
+                of_dtype = left[place.code]
+                while of_dtype and of_dtype[-1].copied:
+                    waiting.truncate(of_dtype.pop().start)
+
+
+@dataclass
+class _Place:
+    """Where a tensor waits."""
+
+    code: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+    copied: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def layout(
+    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """The head of a safetensors file (length and header), and the offset of each tensor behind it, in their order.
+
+    Args:
+        tensors: dtype (safetensors' name) and shape by name.
+        metadata: of the file.
+    """
+    names = sorted(tensors, key=lambda name: (ORDER.index(tensors[name][0]), name.encode()))
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offsets, end = {}, 0
+    for name in names:
+        code, shape = tensors[name]
+        offsets[name], start = end, end
+        end += math.prod(shape) * WIDTHS[code]
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offsets
+
+
+def copy(source: IO[bytes], start: int, size: int, target: IO[bytes], name: str) -> None:
+    """Copy `size` bytes from `start` to where `target` is.
+
+    Raises:
+        OSError: there are fewer.
+    """
+    source.seek(start)
+    for done in range(0, size, PIECE):
+        piece = source.read(min(PIECE, size - done))
+        if len(piece) < min(PIECE, size - done):
+            raise OSError(f"{name}: what was set aside is cut short; is the disk full?")
+        target.write(piece)

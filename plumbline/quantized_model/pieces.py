@@ -17,7 +17,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import Tensor
 
-from plumbline.activation_stats.tensor_file import CODES, ORDER, PIECE, TensorFile
+from plumbline.activation_stats.tensor_file import CODES, TensorFile, copy, layout
 from plumbline.artifact import read_json, replace_text
 from plumbline.base_model.weight_files import INDEX, SINGLE, header
 
@@ -127,22 +127,13 @@ def _length(path: Path) -> int:
 
 def _join(folder: Path, starts: Mapping[str, int], places: Mapping[str, tuple[str, dict[str, Any]]], out: Path) -> None:
     """Write a safetensors file of tensors that lie in others."""
-    keys = sorted(places, key=lambda key: (ORDER.index(places[key][1]["dtype"]), key.encode()))
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for key in keys:
-        entry = places[key][1]
-        first, last = entry["data_offsets"]
-        entries[key] = {**entry, "data_offsets": [end, end + last - first]}
-        end += last - first
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    head, offsets = layout(
+        {key: (entry["dtype"], entry["shape"]) for key, (_, entry) in places.items()}, {"format": "pt"}
+    )
     with out.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for key in keys:
+        file.write(head)
+        for key in offsets:
             name, entry = places[key]
             first, last = entry["data_offsets"]
             with (folder / f"{name}.safetensors").open("rb") as part:
-                part.seek(starts[name] + first)
-                for start in range(first, last, PIECE):
-                    file.write(part.read(min(PIECE, last - start)))
+                copy(part, starts[name] + first, last - first, file, f"{out.name}: {key!r}")

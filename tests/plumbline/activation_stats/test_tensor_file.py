@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from plumbline.activation_stats import tensor_file
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.store import HEADER, TENSORS, load, save_parts
@@ -49,6 +51,33 @@ def test_what_is_added_may_change_afterwards_and_long_contents_come_in_pieces(
         file.add("b", x.view(3, 3).T)
         file.finish()
     assert (tmp_path / "x").read_bytes() == save({"a": torch.arange(9.0), "b": x.view(3, 3).T.contiguous()})
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="unnamed files are counted in /proc")
+def test_the_disk_holds_what_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted at every piece that is copied: blocks of the file and of the unnamed ones, which tell their own size."""
+    tensors = {
+        f"{site}:{what}": torch.full((1 << 17,), number + 1.0, dtype=dtype)
+        for number, site in enumerate("abcdefgh")
+        for what, dtype in (("hessian", torch.float64), ("max", torch.bfloat16), ("rows", torch.int32))
+    }
+    once, most = sum(tensor.nbytes for tensor in tensors.values()), [0]
+    copied = tensor_file.copy
+
+    def counted(source: Any, *args: Any) -> None:
+        for file in file_of._waiting.values():
+            file.flush()
+        files = [*(os.fstat(file.fileno()) for file in file_of._waiting.values()), (tmp_path / "x").stat()]
+        most[0] = max(most[0], sum(512 * stat.st_blocks for stat in files))
+        copied(source, *args)
+
+    monkeypatch.setattr(tensor_file, "copy", counted)
+    with TensorFile(tmp_path / "x") as file_of:
+        for name, tensor in tensors.items():
+            file_of.add(name, tensor)
+        file_of.finish()
+    assert (tmp_path / "x").read_bytes() == save(tensors)
+    assert once <= most[0] < once + 2 * (1 << 20), "one tensor twice at most"
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
