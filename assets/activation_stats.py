@@ -16,6 +16,7 @@ from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.params import load_params
 from plumbline.versioning.code import code_version
+from plumbline.versioning.scratch import parts_of
 
 
 class CollectionConfig(dg.Config):
@@ -50,6 +51,8 @@ def activation_stats(context: dg.AssetExecutionContext, config: CollectionConfig
     def build(step: Step, key: str, out: Path) -> None:
         params = StatisticsParams.model_validate(step.params["statistics"])
         execution = launched(load_params(step.root).execution, config.model_dump(), "activation_stats")
-        build_activation_stats(params, base_model(step), step.input("calibration_set", key), out, execution)
+        inputs = base_model(step), step.input("calibration_set", key)
+        parts = parts_of(step.root, step.name)
+        build_activation_stats(params, *inputs, out, execution, step.code_version, parts)
 
     yield from materialize(context, build, summary)

@@ -27,6 +27,8 @@ from plumbline.base_model.streamed import StreamedModel
 
 IN_MEMORY = 4 << 30
 """Bytes of hidden states that are kept in memory."""
+OUTSIDE = "outside"
+"""Name of the part that is outside the decoder layers."""
 
 Run = Callable[[int, Sequence[int], LinearInputs], None]
 """(row, token ids, observer of the layers) -> None: runs one sample through the modules in memory."""
@@ -53,20 +55,55 @@ def layer_by_layer(
     Raises:
         ValueError: as `collect`, or the model cannot be run layer by layer.
     """
-    walk = _Walk(streamed, settings)
-    ordered = in_order(streamed.model, samples)
-
-    def part(inside: Names, present: Names, run: Run) -> ActivationStats:
-        totals = Totals(ordered, settings, base_model_digest, fingerprint, masks)
-        return walk.observed(totals, inside, present, run, progress)
-
+    collection = Collection(
+        streamed,
+        samples,
+        settings,
+        base_model_digest=base_model_digest,
+        fingerprint=fingerprint,
+        progress=progress,
+        masks=masks,
+    )
     with HiddenStates(in_memory, scratch) as hidden:
-        walk.begin(ordered, hidden)
-        for number, name in enumerate(walk.decoder.names):
-            inside = within(name)
-            yield part(inside, inside, partial(walk.through, hidden, number))
-        if any(map(walk.outside, (*walk.layers, *walk.outputs))):
-            yield part(walk.outside, walk.around, partial(walk.finish, hidden))
+        collection.begin(hidden)
+        for name in collection.names:
+            yield collection.part(name, hidden)
+
+
+class Collection:
+    """The statistics of a streamed model in parts, in the order in which they must be made."""
+
+    def __init__(
+        self,
+        streamed: StreamedModel,
+        samples: Sequence[Sample],
+        settings: StatisticsParams,
+        *,
+        base_model_digest: str,
+        fingerprint: str,
+        progress: Callable[[int], object] | None = None,
+        masks: Masks | None = None,
+    ) -> None:
+        """Find the sites; no weight is read. Arguments and errors as of `layer_by_layer`."""
+        self.walk = _Walk(streamed, settings)
+        self.ordered = in_order(streamed.model, samples)
+        self.progress = progress
+        self._totals = partial(Totals, self.ordered, settings, base_model_digest, fingerprint, masks)
+        around = any(map(self.walk.outside, (*self.walk.layers, *self.walk.outputs)))
+        self.names = (*self.walk.decoder.names, *((OUTSIDE,) if around else ()))
+        """Of the parts: the decoder layers, then what is outside them, if it has sites."""
+
+    def begin(self, hidden: HiddenStates) -> None:
+        """Put the input of the first layer for each sample, in order, into `hidden`."""
+        self.walk.begin(self.ordered, hidden)
+
+    def part(self, name: str, hidden: HiddenStates) -> ActivationStats:
+        """The statistics of one part, from what the part before it computes, in `hidden`; replaces that by its own."""
+        walk = self.walk
+        if name == OUTSIDE:
+            return walk.observed(self._totals(), walk.outside, walk.around, partial(walk.finish, hidden), self.progress)
+        number, inside = walk.decoder.names.index(name), within(name)
+        return walk.observed(self._totals(), inside, inside, partial(walk.through, hidden, number), self.progress)
 
 
 class _Walk:

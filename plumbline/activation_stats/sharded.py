@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.executor import shared_out
-from plumbline.activation_stats.layerwise import layer_by_layer
+from plumbline.activation_stats.layerwise import Collection
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
+from plumbline.activation_stats.pieces import Pieces
+from plumbline.activation_stats.resumable import collect_pieces
 from plumbline.activation_stats.sketch import ActivationStats, merge
 from plumbline.activation_stats.source import read_source
-from plumbline.activation_stats.store import HEADER, load, save_parts
+from plumbline.activation_stats.store import HEADER, load, save, save_pieces
 from plumbline.activation_stats.totals import shards
 from plumbline.artifact import read_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
@@ -41,33 +44,32 @@ class Shard:
     """Bytes of hidden states; see `layer_by_layer`."""
     threads: int
     out: Path
-    """An existing, empty folder."""
+    """A folder that is there once the shard is complete; until then its parts are beside it."""
 
 
 def collect_shard(shard: Shard) -> Path:
     """Collect the statistics of one shard into its folder and return the folder."""
+    if shard.out.is_dir():
+        return shard.out  # an earlier run, which was killed, completed it
     torch.set_num_threads(shard.threads)
     source = read_source(shard.calibration_set, shard.settings)
     run = shards(sorted(source.samples, key=lambda sample: sample[0]), shard.settings.shards)[shard.number]
     alone = shard.settings.model_copy(update={"shards": 1})
-    digest = shard.base.digest()
+    known: dict[str, Any] = {
+        "base_model_digest": shard.base.digest(),
+        "fingerprint": source.fingerprint,
+        "masks": source.masks,
+    }
+    draft = shard.out.with_name(f"{shard.out.name}.draft")
+    pieces = Pieces(draft, shard.out.name)
     if shard.layerwise:
-        streamed = shard.base.streamed()
-        parts: Iterator[ActivationStats] = layer_by_layer(
-            streamed,
-            run,
-            alone,
-            shard.out,
-            base_model_digest=digest,
-            fingerprint=source.fingerprint,
-            masks=source.masks,
-            in_memory=shard.in_memory,
-        )
+        collection = Collection(shard.base.streamed(), run, alone, **known)
+        collect_pieces(collection, pieces, draft, shard.in_memory)
+        save_pieces(pieces, collection.names, draft, {})
     else:
-        model = shard.base.load()
-        stats = collect(model, run, alone, base_model_digest=digest, fingerprint=source.fingerprint, masks=source.masks)
-        parts = iter([stats])
-    save_parts(parts, shard.out, {})
+        pieces.claim()
+        save(collect(shard.base.load(), run, alone, **known), draft, {})
+    draft.rename(shard.out)
     return shard.out
 
 
@@ -77,14 +79,14 @@ def collected_by_workers(
     settings: StatisticsParams,
     layerwise: bool,
     execution: ExecutionParams,
-    scratch: Path,
+    folder: Path,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[ActivationStats]:
     """Yield what `collect` returns for the set, site by site.
 
     Args:
-        scratch: an existing folder for the statistics of the shards, which must exist until the last site is
-            yielded.
+        folder: an existing folder for the statistics of the shards, which must exist until the last site is yielded.
+            Complete shards, and complete layers of others, that are there are not collected again.
         progress: called after each shard with its number of tokens.
 
     Raises:
@@ -94,7 +96,6 @@ def collected_by_workers(
     ordered = sorted(read_source(calibration_set, settings).samples, key=lambda sample: sample[0])
     jobs = []
     for number, run in enumerate(shards(ordered, settings.shards)):
-        (out := scratch / f"shard-{number}").mkdir()
         jobs.append(
             Shard(
                 number,
@@ -105,7 +106,7 @@ def collected_by_workers(
                 layerwise,
                 int(execution.hidden_gib * 2**30),
                 _threads(base.folder, execution.workers),
-                out.resolve(),
+                folder.resolve() / f"shard-{number}",
             )
         )
     folders = shared_out(

@@ -6,8 +6,8 @@ of the histogram in the narrowest integer that holds the largest count; and extr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from torch import Tensor
 
 from plumbline.activation_stats.kernel import mirrored
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.sketch import ActivationStats, SiteStats, counted
-from plumbline.activation_stats.tensor_file import TensorFile
+from plumbline.activation_stats.tensor_file import TensorFile, join
 from plumbline.artifact import read_json, write_json
 from plumbline.histogram import Histogram
 
 FORMAT = 2
 TENSORS, HEADER = "stats.safetensors", "header.json"
+JOINED = "joined.safetensors"
+"""TENSORS while it is written from parts on disk; once it is there, all parts are complete."""
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -45,40 +48,79 @@ def save_parts(parts: Iterable[ActivationStats], folder: Path, provenance: Mappi
     Returns:
         The header.
     """
-    sites: dict[str, Any] = {}
-    unreached: list[str] = []
-    first: ActivationStats | None = None
+    facts: list[dict[str, Any]] = []
     with TensorFile(folder / TENSORS) as file:
         for part in parts:
-            for name, site in part.sites.items():
-                for what, tensor in _tensors(site).items():
-                    file.add(f"{name}:{what}", tensor)
-                histogram = counted(site)
-                sites[name] = {
-                    "members": list(site.members),
-                    "width": site.width,
-                    "tokens": site.tokens,
-                    "samples": site.samples,
-                    "hessian": site.hessian is not None,
-                    "dtype": histogram.dtype,
-                    "first_bucket": histogram.first,
-                }
-            unreached += part.unreached
-            first = first or replace(part, sites={})
+            for group in tensors_of(part):
+                for name, tensor in group.items():
+                    file.add(name, tensor)
+            facts.append(facts_of(part))
         file.finish()
-    assert first is not None
+    return write_header(facts, folder, provenance)
+
+
+def save_pieces(pieces: Pieces, names: Sequence[str], folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Write both files from parts on disk, which are used up; a call that was interrupted is taken up again.
+
+    Args:
+        names: of the parts, each with the tensors and facts of `tensors_of` and `facts_of`.
+
+    Returns:
+        The header.
+    """
+    join([pieces.path(name) for name in names], pieces.folder / JOINED)
+    facts = [saved["facts"] for name in names if (saved := pieces.saved(name)) is not None]
+    shutil.move(pieces.folder / JOINED, folder / TENSORS)
+    return write_header(facts, folder, provenance)
+
+
+def tensors_of(part: ActivationStats) -> Iterator[dict[str, Tensor]]:
+    """The tensors of stats.safetensors, site by site."""
+    for name, site in part.sites.items():
+        yield {f"{name}:{what}": tensor for what, tensor in _tensors(site).items()}
+
+
+def facts_of(part: ActivationStats) -> dict[str, Any]:
+    """What header.json says of statistics, JSON-able: as the header, `unreached` and `sites` of this part only."""
+    return {
+        "base_model_digest": part.base_model_digest,
+        "fingerprint": part.fingerprint,
+        "settings": part.settings.model_dump(mode="json"),
+        "sample_ids": list(part.sample_ids),
+        "sample_tokens": part.sample_tokens.tolist(),
+        "sites": {name: _row(site) for name, site in part.sites.items()},
+        "unreached": list(part.unreached),
+    }
+
+
+def _row(site: SiteStats) -> dict[str, Any]:
+    histogram = counted(site)
+    return {
+        "members": list(site.members),
+        "width": site.width,
+        "tokens": site.tokens,
+        "samples": site.samples,
+        "hessian": site.hessian is not None,
+        "dtype": histogram.dtype,
+        "first_bucket": histogram.first,
+    }
+
+
+def write_header(facts: Sequence[Mapping[str, Any]], folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Write header.json from the facts of all parts and return it."""
+    first = facts[0]
     header = {
         **provenance,
         "format": FORMAT,
-        "base_model": {**provenance.get("base_model", {}), "digest": first.base_model_digest},
-        "fingerprint": first.fingerprint,
-        "settings": first.settings.model_dump(mode="json"),
-        "samples": len(first.sample_ids),
-        "tokens": int(first.sample_tokens.sum()),
-        "sample_ids": list(first.sample_ids),
-        "sample_tokens": first.sample_tokens.tolist(),
-        "sites": sites,
-        "unreached": sorted(unreached),
+        "base_model": {**provenance.get("base_model", {}), "digest": first["base_model_digest"]},
+        "fingerprint": first["fingerprint"],
+        "settings": first["settings"],
+        "samples": len(first["sample_ids"]),
+        "tokens": sum(first["sample_tokens"]),
+        "sample_ids": first["sample_ids"],
+        "sample_tokens": first["sample_tokens"],
+        "sites": {name: row for part in facts for name, row in part["sites"].items()},
+        "unreached": sorted(name for part in facts for name in part["unreached"]),
     }
     write_json(folder / HEADER, header)
     return header

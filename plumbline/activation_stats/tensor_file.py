@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ WIDTHS = {code: torch.empty(0, dtype=dtype).element_size() for dtype, code in CO
 """Bytes of an element."""
 PIECE = 16 << 20
 """Bytes to copy at a time."""
+FLUSHED = 256 << 20
+"""Bytes that the disk holds twice at most while files are joined."""
 
 
 class TensorFile:
@@ -73,7 +76,7 @@ class TensorFile:
             raise ValueError(f"{self.path.name}: {name!r} is {tensor.dtype}, expected one of {', '.join(ORDER)}")
         code = CODES[tensor.dtype]
         if code not in self._waiting:
-            self._waiting[code] = tempfile.TemporaryFile(dir=self.path.parent)
+            self._waiting[code] = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115  # closed in __exit__
         file = self._waiting[code]
         start = file.tell()
         file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -148,3 +151,53 @@ def copy(source: IO[bytes], start: int, size: int, target: IO[bytes], name: str)
         if len(piece) < min(PIECE, size - done):
             raise OSError(f"{name}: what was set aside is cut short; is the disk full?")
         target.write(piece)
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """Write one safetensors file from several, which are used up: what was copied is cut off their ends.
+
+    A call that was interrupted once `path` was there is taken up again by the same call; before that, the parts are
+    whole.
+
+    Args:
+        parts: with different tensors, each a file that `TensorFile` wrote.
+    """
+    entries, starts = dict[str, tuple[Path, dict[str, Any]]](), dict[Path, int]()
+    for part in parts:
+        with part.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            starts[part] = 8 + size
+            entries |= {name: (part, entry) for name, entry in json.loads(file.read(size)).items()}
+    head, offsets = layout({name: (entry["dtype"], entry["shape"]) for name, (_, entry) in entries.items()})
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.draft")
+        with draft.open("wb") as file:
+            file.write(head)
+            file.truncate(
+                len(head) + sum(entry["data_offsets"][1] - entry["data_offsets"][0] for _, entry in entries.values())
+            )
+        draft.replace(path)
+    with path.open("r+b") as target:
+        ends, copied = dict[Path, int](), 0
+        for name in reversed(offsets):
+            part, entry = entries[name]
+            first, last = (starts[part] + offset for offset in entry["data_offsets"])
+            if part.stat().st_size < last:
+                continue  # it was copied before the interruption
+            target.seek(len(head) + offsets[name])
+            with part.open("rb") as file:
+                copy(file, first, last - first, target, f"{part.name}: {name!r}")
+            ends[part], copied = first, copied + last - first
+            if copied >= FLUSHED:
+                _cut(target, ends)
+                copied = 0
+        _cut(target, ends)
+
+
+def _cut(target: IO[bytes], ends: dict[Path, int]) -> None:
+    """Cut off what was copied, once it is on the disk."""
+    target.flush()
+    os.fsync(target.fileno())
+    for part, end in ends.items():
+        os.truncate(part, end)
+    ends.clear()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from plumbline.activation_stats import store
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
+from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.activation_stats.source import Source, read_source
 from plumbline.activation_stats.starved import starved_layers
@@ -30,7 +31,6 @@ from plumbline.quantized_model.layerwise_mode import mode_of
 from plumbline.quantized_model.load_check import require_loads
 from plumbline.quantized_model.outcome import Outcome, outcome_of
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.pieces import Pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.stored import StoredStatistics
 from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.decoder import Decoder
@@ -43,16 +44,18 @@ from plumbline.quantized_model.layerwise_check import require_loads_layerwise
 from plumbline.quantized_model.load_check import TOKENS
 from plumbline.quantized_model.outcome import Outcome
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.pieces import Pieces, write_shards
 from plumbline.quantized_model.quantization_config import ConfigTarget
 from plumbline.quantized_model.quantize import FEW, Grouped, grouped, notes_of
 from plumbline.quantized_model.quantize_site import quantize_site
 from plumbline.quantized_model.record import layer_record
 from plumbline.quantized_model.scheme import grid_of_scheme
 from plumbline.quantized_model.simulate import simulate
+from plumbline.quantized_model.weight_shards import write_shards
 
 OUTSIDE = "outside"
 """Name of the part that is outside the decoder layers."""
+COMPUTED = "computed"
+"""What a simulated part computes for the sample of the check: a part of its own, and the name of its tensor."""
 
 
 @torch.no_grad()
@@ -84,13 +87,17 @@ def quantized_layer_by_layer(
     walk = _Layers.of(streamed, stats, scheme, ids[:TOKENS])
     hidden: Tensor | None = None
     for name in walk.parts:
-        facts = pieces.facts(name)
-        if facts is None:
+        if pieces.facts(name) is None or pieces.facts(computed_by(name)) is None:
             hidden = walk.write(name, pieces, hidden)
         else:
-            hidden = pieces.hidden(name)
+            hidden = pieces.tensor(computed_by(name), COMPUTED)
         done(name)
     return walk.finish(pieces, out, trust_remote_code)
+
+
+def computed_by(part: str) -> str:
+    """Name of the part that holds what `part` computes."""
+    return f"{part}.{COMPUTED}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +164,8 @@ class _Layers:
                 if part == OUTSIDE:
                     yield cache_tensors(model, self.cache)
 
-            pieces.write(part, tensors(), computed, facts)
+            pieces.write(computed_by(part), [{COMPUTED: computed}], {})
+            pieces.write(part, tensors(), facts)
         return computed
 
     def _solved(self, groups: Sequence[list[str]]) -> dict[str, Layer]:
@@ -197,7 +205,7 @@ class _Layers:
         follow_umask(out.glob("*.safetensors"))
         targets = [self._target(row) for row in rows]
         describe(self.names, targets, self.scheme, self.work.dense, self.streamed.folder, out)
-        hidden = {part: partial(pieces.hidden, part) for part in self.parts}
+        hidden = {part: partial(pieces.tensor, computed_by(part), COMPUTED) for part in self.parts}
         loads = require_loads_layerwise(out, self.ids, hidden, str(self.streamed.device), trust_remote_code)
         records = {name: entry for fact in facts for name, entry in fact["layers"].items()}
         layers = {name: records[name] for name in matrices}

@@ -89,7 +89,6 @@ def test_shards_are_put_together_in_their_order(workspace: Path, tmp_path: Path,
     build(workspace, tmp_path / "whole", settings)
     folders = []
     for number in range(5):
-        (tmp_path / f"{number}").mkdir()
         shard = Shard(
             number=number,
             tokens=0,
@@ -126,9 +125,8 @@ def test_a_library_that_changes_openmps_threads_changes_no_byte(workspace: Path,
             threads = sharded._threads(workspace / "model", 1)
             build(workspace, tmp_path / "whole", settings)
             build(workspace, tmp_path / "layerwise", settings, mode="layerwise")
-            (out := tmp_path / "shard").mkdir()
             base = checkpoint("model", workspace)
-            collect_shard(Shard(0, 0, workspace / "set", base, settings, False, 0, threads, out))
+            collect_shard(Shard(0, 0, workspace / "set", base, settings, False, 0, threads, tmp_path / "shard"))
     finally:
         torch.set_num_threads(before)
     for name in ("whole", "layerwise", "shard"):

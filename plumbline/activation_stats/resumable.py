@@ -1,0 +1,50 @@
+"""Collecting statistics layer by layer so that a run that was killed goes on where it was.
+
+A part is written to disk as soon as it is complete, and before it the hidden states that the next layer reads. So a
+later run repeats the layer in which the first one was killed, and no other.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+
+from plumbline.activation_stats.hidden import HiddenStates
+from plumbline.activation_stats.layerwise import Collection
+from plumbline.activation_stats.pieces import Pieces
+from plumbline.activation_stats.store import JOINED, facts_of, tensors_of
+
+
+def collect_pieces(collection: Collection, pieces: Pieces, scratch: Path, in_memory: int) -> None:
+    """Write every part that is not on disk yet; `store.save_pieces` makes the artifact of them.
+
+    Args:
+        scratch: an existing folder for hidden states beyond `in_memory` bytes.
+    """
+    pieces.claim()
+    if (pieces.folder / JOINED).exists():
+        return  # all parts were complete, and may be used up
+    names, rows = collection.names, range(len(collection.ordered))
+    done = len(list(takewhile(lambda name: pieces.facts(name) is not None, names)))
+    if done == len(names):
+        return
+    if done and pieces.facts(states_after(names[done - 1])) is None:
+        done = 0  # they were damaged
+    with HiddenStates(in_memory, scratch) as hidden:
+        collection.begin(hidden)
+        for row in rows if done else ():
+            hidden[row] = pieces.tensor(states_after(names[done - 1]), str(row))
+        for number, name in enumerate(names):
+            if number < done:
+                continue
+            part = collection.part(name, hidden)
+            if number + 1 < len(names):
+                pieces.write(states_after(name), ({str(row): hidden[row]} for row in rows), {})
+            pieces.write(name, tensors_of(part), facts_of(part))
+            if number:
+                pieces.remove(states_after(names[number - 1]))
+
+
+def states_after(part: str) -> str:
+    """Name of the hidden states after a part."""
+    return f"{part}.states"
