@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import SiteStats
 from plumbline.activation_stats.store import read_header, read_sites
+from plumbline.base_model.names import Names
 from plumbline.histogram import Histogram
 
 
@@ -49,34 +50,47 @@ class StoredStatistics:
         self.folder, self.header = folder, read_header(folder)
         self.settings = StatisticsParams.model_validate(self.header["settings"])
         self.unreached: tuple[str, ...] = tuple(self.header["unreached"])
-        self.sites: Mapping[str, SiteStats] = _Sites(self)
+        self.sites: Mapping[str, SiteStats] = _Sites(self, self.header["sites"])
 
     def outline(self) -> Outline:
         """The same without values."""
         sites = {name: _outlined(row, self.settings) for name, row in self.header["sites"].items()}
         return Outline(sites, self.unreached, self.settings)
 
+    def part(self, wanted: Names) -> StoredPart:
+        """Those whose sites `wanted` selects by name."""
+        return StoredPart(_Sites(self, [name for name in self.sites if wanted(name)]), self.unreached, self.settings)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPart:
+    """Some of the sites in a folder."""
+
+    sites: Mapping[str, SiteStats]
+    unreached: tuple[str, ...]
+    settings: StatisticsParams
+
 
 class _Sites(Mapping[str, SiteStats]):
-    """The sites by name; every access reads the site from disk."""
+    """Sites by name; every access reads the site from disk."""
 
-    def __init__(self, stored: StoredStatistics) -> None:
-        self._stored = stored
+    def __init__(self, stored: StoredStatistics, names: Iterable[str]) -> None:
+        self._stored, self._names = stored, dict.fromkeys(names)
 
     def __getitem__(self, name: str) -> SiteStats:
         stored = self._stored
-        if name not in stored.header["sites"]:
+        if name not in self._names:
             raise KeyError(name)
         return read_sites(stored.folder, stored.header, stored.settings, [name])[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored.header["sites"]
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored.header["sites"])
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._stored.header["sites"])
+        return len(self._names)
 
 
 def _outlined(row: Mapping[str, Any], settings: StatisticsParams) -> SiteOutline:

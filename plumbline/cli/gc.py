@@ -14,6 +14,7 @@ from plumbline.workspace import workspace_root
 if TYPE_CHECKING:
     from plumbline.tracking.model_version import ModelVersion
     from plumbline.versioning.garbage import Garbage
+    from plumbline.versioning.leftover_parts import Leftover
 
 PROMOTION = "data/deployed_model/promotion.json"
 SHOWN = 20
@@ -41,27 +42,35 @@ def gc(
     """Delete from DVC's cache what neither the workspace nor a registered model needs.
 
     `dvc gc -w` alone would delete the champion's weights as soon as the grid no longer contains it. Everything that a
-    registered version was made from is kept until that version is deleted from the registry. What would be deleted is
-    shown before anything is.
+    registered version was made from is kept until that version is deleted from the registry. What interrupted steps
+    left to go on from is deleted, too, where no run needs it any more. What would be deleted is shown before anything
+    is.
 
     \b
     Example: plumbline gc --dry
     """
     from plumbline.versioning.garbage import collect, garbage
+    from plumbline.versioning.leftover_parts import leftover_parts, remove_parts
 
     root = workspace_root()
     options = [name for name, on in (("--cloud", cloud), ("--all-commits", all_commits)) if on]
     try:
         require_sole_use(root, projects, alone, cloud)
         hashes, versions = retained(root, projects, unregistered)
-        unused = garbage(root, hashes, options, projects)
+        unused, parts = garbage(root, hashes, options, projects), leftover_parts(root)
         click.echo(described(unused, dry))
+        for left in parts:
+            click.echo(described_parts(left, dry))
         click.echo(f"kept: the workspace, and everything that {len(versions)} registered versions were made from")
-        if dry or not unused.objects:
+        unneeded = [left for left in parts if not left.needed]
+        if dry or not (unused.objects or unneeded):
             return
         if not yes:
             click.confirm("Delete them?", abort=True)
-        click.echo(collect(root, hashes, options, projects))
+        if unneeded:
+            click.echo(f"Removed the parts of {remove_parts(root, unneeded)} interrupted steps.")
+        if unused.objects:
+            click.echo(collect(root, hashes, options, projects))
     except (ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -153,6 +162,14 @@ def described(unused: Garbage, dry: bool) -> str:
         lines[SHOWN:] = [f"  … and {len(lines) - SHOWN} more artifacts"]
     size = f"{unused.bytes / 1e6:,.1f} MB of DVC's cache"
     return "\n".join([f"{'would delete' if dry else 'to delete'}: {len(unused.objects)} objects, {size}", *lines])
+
+
+def described_parts(left: Leftover, dry: bool) -> str:
+    """What becomes of the parts of an interrupted step, in a line."""
+    size = f"{left.bytes / 1e6:,.1f} MB that an interrupted {left.step} left in .plumbline/parts"
+    if left.needed:
+        return f"kept: {size}: {left.needed}"
+    return f"{'would delete' if dry else 'to delete'}: {size}; no run needs them any more"
 
 
 COMMANDS = (gc,)

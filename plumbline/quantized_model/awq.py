@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.matrices import WeightMatrix
 from plumbline.quantized_model.clipping import clipped
-from plumbline.quantized_model.fold_search import find_folds
+from plumbline.quantized_model.fold_search import FoldCheck, find_folds
 from plumbline.quantized_model.folding import Fold, FoldedParameters, Transform, scaled_site, shared, snapped
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
@@ -77,6 +77,7 @@ def awq(
     scheme: SchemeParams,
     bits: Mapping[str, int] | None = None,
     sizes: Mapping[str, int | None] | None = None,
+    check: FoldCheck | None = None,
 ) -> Transform:
     """Scale every site whose scale can be folded into its producer, then clip the weights of all sites.
 
@@ -87,8 +88,9 @@ def awq(
         scheme: grid and range of the weights.
         bits: width of each Linear under a mixed scheme.
         sizes: group size of each Linear; None: from the scheme.
+        check: of `find_folds`.
     """
-    folds, unfolded = find_folds(model, sites_read_by(linears, stats))
+    folds, unfolded = find_folds(model, sites_read_by(linears, stats), check)
     sizes = layer_group_sizes(linears, scheme) if sizes is None else sizes
     grids = {name: grid_of_scheme(scheme, None if bits is None else bits[name], sizes[name]) for name in linears}
     refused = {name: reason for name, fold in folds.items() if (reason := why_not(fold, linears, scheme))}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from plumbline.base_model.decoder import Call, Decoder
+from plumbline.base_model.decoder import Call, Decoder, Start
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.quantized_model.folding import Fold, folded
@@ -111,24 +112,55 @@ class _Block:
         return _Pass(out[0] if isinstance(out, tuple) else out, tuple(events), tuple(tensors))
 
 
-def find_folds(model: PreTrainedModel, sites: Mapping[str, Sequence[str]]) -> tuple[dict[str, Fold], dict[str, str]]:
+@dataclass(frozen=True, eq=False)
+class FoldCheck:
+    """What the check of a fold reads outside its decoder layer.
+
+    Attributes:
+        start: the inputs of the decoder layers for a few tokens.
+        tied: parameters that other modules share, by name.
+    """
+
+    start: Start
+    tied: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, present: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> FoldCheck:
+        """Args:
+            present: context in which the weights outside the decoder layers are in memory.
+
+        Raises:
+            ValueError: the model cannot be run layer by layer.
+        """
+        parameters = list(model.named_parameters(remove_duplicate=False))
+        uses = Counter(id(p) for _, p in parameters)
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        with present():
+            decoder = Decoder(with_own_modules(model))  # other threads may quantize the same model
+            start = decoder.start([i % vocabulary for i in range(TOKENS)])
+        return cls(start, frozenset(name for name, p in parameters if uses[id(p)] > 1))
+
+
+def find_folds(
+    model: PreTrainedModel, sites: Mapping[str, Sequence[str]], check: FoldCheck | None = None
+) -> tuple[dict[str, Fold], dict[str, str]]:
     """The fold of each site: where its scale goes.
 
     Args:
+        model: weights of decoder layers without `sites` may be on the meta device if `check` is given.
         sites: site name -> the Linears to quantize that read it.
 
     Returns:
         Site name -> fold, in the order of the forward pass; site name -> reason why it has none.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
     try:
-        decoder = Decoder(with_own_modules(model))  # other threads may quantize the same model
-        start = decoder.start([i % vocabulary for i in range(TOKENS)])
+        check = check or FoldCheck.of(model)
     except ValueError as error:
         reason = str(error).split(". Say")[0]  # the rest is advice for collecting statistics
         return {}, dict.fromkeys(sites, f"no fold can be checked: {reason}")
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    tied = {name for name, p in model.named_parameters(remove_duplicate=False) if uses[id(p)] > 1}
+    decoder, start, tied = Decoder(with_own_modules(model)), check.start, check.tied
     heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
     folds: dict[str, Fold] = {}
     unfolded = dict.fromkeys(sites, "it is read outside the decoder layers, where nothing is folded")
@@ -144,7 +176,7 @@ def find_folds(model: PreTrainedModel, sites: Mapping[str, Sequence[str]]) -> tu
 
 
 def _folds_within(
-    make: Callable[[torch.dtype], _Block], sites: Mapping[str, Sequence[str]], tied: set[str]
+    make: Callable[[torch.dtype], _Block], sites: Mapping[str, Sequence[str]], tied: frozenset[str]
 ) -> tuple[dict[str, Fold], dict[str, str]]:
     """`find_folds` of one decoder layer."""
     try:
@@ -174,7 +206,7 @@ def _folds_within(
 
 
 def _fold_of(
-    block: _Block, base: _Pass, site: str, members: Sequence[str], site_of: Mapping[str, str], tied: set[str]
+    block: _Block, base: _Pass, site: str, members: Sequence[str], site_of: Mapping[str, str], tied: frozenset[str]
 ) -> Fold | str:
     """The fold that passes the check, or the reason why none does."""
     if members[0].removeprefix(f"{block.name}.") not in block.modules:

@@ -12,7 +12,7 @@ coarse (see `awq`). Instead, s behind a norm is the quotient of the norm's weigh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -126,12 +126,28 @@ class ScaledSite:
         return None if histogram is None else _divided_histogram(histogram, self.s)
 
 
-def nothing_folded(name: str, transform: Transform) -> str | None:
+def transform_notes(
+    name: str, facts: Mapping[str, Any], unfolded: Mapping[str, str], remarks: Sequence[str]
+) -> dict[str, Any]:
+    """The notes of a model to which a transform was applied.
+
+    Args:
+        facts, unfolded: as in `Transform`.
+        remarks: that the model has already.
+    """
+    notes: dict[str, Any] = {"transform": {"name": name, **facts, "unfolded": dict(unfolded)}}
+    if remark := nothing_folded(name, facts, unfolded):
+        notes["remarks"] = [*remarks, remark]
+    return notes
+
+
+def nothing_folded(name: str, facts: Mapping[str, Any], unfolded: Mapping[str, str]) -> str | None:
     """The remark on a transform that could fold no scale into the model, with the most frequent reason; else None."""
-    if transform.facts.get("sites") or not transform.unfolded:
+    if facts.get("sites") or not unfolded:
         return None
-    reason, count = Counter(transform.unfolded.values()).most_common(1)[0]
-    return f"{name} folded no scale into this model ({count} of {len(transform.unfolded)} sites: {reason})"
+    counts = Counter(unfolded.values())
+    reason = min(counts, key=lambda reason: (-counts[reason], reason))
+    return f"{name} folded no scale into this model ({counts[reason]} of {len(unfolded)} sites: {reason})"
 
 
 def scaled_site(site: InputStatistics, s: Tensor) -> ScaledSite:

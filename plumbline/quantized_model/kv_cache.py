@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from plumbline import histogram as histograms
 from plumbline.base_model.cache import KEYS, VALUES, hand_cache
+from plumbline.base_model.names import Names
 from plumbline.histogram import Histogram
 from plumbline.quantized_model.checkpoint_names import names_in_checkpoint
 from plumbline.quantized_model.folding import scaled_site
@@ -62,6 +63,7 @@ def cache_scales(
     params: CacheParams,
     rows: Mapping[str, Tensor],
     device: torch.device | None = None,
+    wanted: Names = lambda name: True,
 ) -> dict[str, CacheScales]:
     """The scales of every attention module that caches keys and values, by its name.
 
@@ -69,6 +71,7 @@ def cache_scales(
         stats: of the base model.
         rows: Linear -> divisors of its output channels, which a transform folded in.
         device: of the scales; None: the model's.
+        wanted: selects attention modules by name.
 
     Raises:
         ValueError: as `cached_attention` and `require_cached`.
@@ -76,6 +79,7 @@ def cache_scales(
     device = device or model.device
     modules = cached_attention(model, params)
     require_cached(stats, modules, params)
+    modules = {name: module for name, module in modules.items() if wanted(name)}
     heads = heads_of(model) if params.strategy == "attn_head" else 1
     shape = (heads, 1, 1) if params.strategy == "attn_head" else (1,)
     if params.range == "unit":
@@ -165,6 +169,18 @@ def cache_record(scales: Mapping[str, CacheScales]) -> dict[str, Any]:
         return values if scale.dim() > 1 else values[0]
 
     return {name: {"k": plain(own.keys), "v": plain(own.values)} for name, own in scales.items()}
+
+
+def recorded_cache(
+    record: Mapping[str, Any], dtype: torch.dtype, device: torch.device | None = None
+) -> dict[str, CacheScales]:
+    """The scales that `cache_record` recorded."""
+
+    def read(value: float | list[float]) -> Tensor:
+        scale = torch.tensor(value, dtype=torch.float32, device=device).to(dtype)
+        return scale.view(-1, 1, 1) if isinstance(value, list) else scale.view(1)
+
+    return {name: CacheScales(read(own["k"]), read(own["v"])) for name, own in record.items()}
 
 
 def _folded(site: InputStatistics, name: str, rows: Mapping[str, Tensor]) -> InputStatistics:

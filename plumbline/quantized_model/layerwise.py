@@ -25,7 +25,7 @@ from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.matrices import Matrix, matrix_of
-from plumbline.base_model.names import Names, outside, within
+from plumbline.base_model.names import Names, outside
 from plumbline.base_model.streamed import StreamedModel
 from plumbline.base_model.streamed_pass import outputs
 from plumbline.file_mode import follow_umask
@@ -36,24 +36,39 @@ from plumbline.quantized_model.export import (
     kept_tensors,
     tensors_of_layers,
 )
+from plumbline.quantized_model.fold_search import FoldCheck
+from plumbline.quantized_model.folding import Transform, transform_notes
 from plumbline.quantized_model.grid import Grid
-from plumbline.quantized_model.kv_cache import CacheScales, cache_scales, cache_tensors, require_cached
+from plumbline.quantized_model.kv_cache import (
+    CacheScales,
+    cache_record,
+    cache_scales,
+    cache_tensors,
+    recorded_cache,
+    require_cached,
+)
 from plumbline.quantized_model.kv_cache_layers import cached_attention
 from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.layerwise_check import require_loads_layerwise
+from plumbline.quantized_model.layerwise_mixed import OUTSIDE, mixed_layer_by_layer, parts_of, selected
 from plumbline.quantized_model.load_check import TOKENS
 from plumbline.quantized_model.outcome import Outcome
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.quantization_config import ConfigTarget
-from plumbline.quantized_model.quantize import FEW, Grouped, grouped, notes_of
+from plumbline.quantized_model.quantize import (
+    FEW,
+    Grouped,
+    grouped,
+    notes_of,
+    quantize_transformed,
+    transform_of,
+)
 from plumbline.quantized_model.quantize_site import quantize_site
 from plumbline.quantized_model.record import layer_record
 from plumbline.quantized_model.scheme import grid_of_scheme
 from plumbline.quantized_model.simulate import simulate
 from plumbline.quantized_model.weight_shards import write_shards
 
-OUTSIDE = "outside"
-"""Name of the part that is outside the decoder layers."""
 COMPUTED = "computed"
 """What a simulated part computes for the sample of the check: a part of its own, and the name of its tensor."""
 
@@ -84,7 +99,7 @@ def quantized_layer_by_layer(
         ValueError: the scheme does not suit the model or the statistics, the model cannot be run layer by layer, or
             what was written does not load as it was simulated.
     """
-    walk = _Layers.of(streamed, stats, scheme, ids[:TOKENS])
+    walk = _Layers.of(streamed, stats, scheme, ids[:TOKENS], pieces)
     hidden: Tensor | None = None
     for name in walk.parts:
         if pieces.facts(name) is None or pieces.facts(computed_by(name)) is None:
@@ -112,30 +127,44 @@ class _Layers:
     calls: DecoderCalls
     work: Grouped
     names: StoredNames
-    cache: dict[str, CacheScales]
+    check: FoldCheck | None
+    bits: Mapping[str, int]
+    notes: dict[str, Any]
 
     @classmethod
-    def of(cls, streamed: StreamedModel, stats: StoredStatistics, scheme: SchemeParams, ids: Sequence[int]) -> _Layers:
-        """Make every check that needs no weight."""
+    def of(
+        cls,
+        streamed: StreamedModel,
+        stats: StoredStatistics,
+        scheme: SchemeParams,
+        ids: Sequence[int],
+        pieces: Pieces,
+    ) -> _Layers:
+        """Make every check that needs no weight, and the first pass, if there is one."""
         model, outline = streamed.model, stats.outline()
         decoder = Decoder(model)
         if scheme.kv_cache is not None:
             require_cached(outline, cached_attention(model, scheme.kv_cache), scheme.kv_cache)
         work = grouped(model, outline, scheme, partial(_called, streamed))
-        cache = {}
-        if scheme.kv_cache is not None:
-            cache = cache_scales(model, stats, scheme.kv_cache, {}, streamed.device)
-        calls = DecoderCalls(decoder, partial(streamed.present, outside(decoder.name)))
-        return cls(streamed, stats, scheme, ids, decoder, calls, work, StoredNames(model, work.matrices), cache)
+        around, notes = partial(streamed.present, outside(decoder.name)), notes_of(scheme)
+        bits: Mapping[str, int] = {name: own.weight_bits for name, own in work.schemes.items()}
+        if scheme.mixed is not None:
+            mixed = mixed_layer_by_layer(streamed, decoder, work.matrices, stats, scheme, pieces)
+            bits, notes["mixed"] = mixed.bits, mixed.facts
+        check = None if scheme.transform is None else FoldCheck.of(model, around)
+        names = StoredNames(model, work.matrices)
+        return cls(
+            streamed, stats, scheme, ids, decoder, DecoderCalls(decoder, around), work, names, check, bits, notes
+        )
 
     @property
     def parts(self) -> list[str]:
         """Names of the parts, in the order in which they are made."""
-        return [*self.decoder.names, OUTSIDE]
+        return parts_of(self.decoder)
 
     def selected(self, part: str) -> Names:
         """Selects the weights and modules of a part."""
-        return outside(self.decoder.name) if part == OUTSIDE else within(part)
+        return selected(self.decoder, part)
 
     def write(self, part: str, pieces: Pieces, hidden: Tensor | None) -> Tensor:
         """Quantize and write a part.
@@ -151,24 +180,47 @@ class _Layers:
             with self.streamed.present(outside(self.decoder.name)):
                 hidden = self.calls.begin(self.ids)
         with self.streamed.present(inside):
-            layers = self._solved([names for names in self.work.groups if inside(names[0])])
-            computed = self._simulated(part, layers, hidden)
+            transform = self._transform(inside)
+            layers = self._solved([names for names in self.work.groups if inside(names[0])], transform)
+            parameters = {} if transform is None else transform.parameters
+            cache = self._cache(inside, {} if transform is None else transform.rows)
+            quantized = Quantized(layers, parameters, dense=self.work.dense, cache=cache)
+            computed = self._simulated(part, quantized, hidden)
             targets: list[dict[str, Any]] = []
-            facts = {"layers": {name: layer_record(layer) for name, layer in layers.items()}, "targets": targets}
+            facts = {
+                "layers": {name: layer_record(layer) for name, layer in layers.items()},
+                "targets": targets,
+                "cache": cache_record(cache),
+                "transform": None if transform is None else [transform.facts, transform.unfolded],
+            }
 
             def tensors() -> Iterator[Mapping[str, Tensor]]:
-                yield kept_tensors(model, self.work.matrices, {}, inside)
+                yield kept_tensors(model, self.work.matrices, parameters, inside)
                 for target, stored in tensors_of_layers(self.names, layers, self.scheme):
                     targets.append(_plain(target, list(stored)))
                     yield stored
-                if part == OUTSIDE:
-                    yield cache_tensors(model, self.cache)
+                yield cache_tensors(model, cache)
 
             pieces.write(computed_by(part), [{COMPUTED: computed}], {})
             pieces.write(part, tensors(), facts)
         return computed
 
-    def _solved(self, groups: Sequence[list[str]]) -> dict[str, Layer]:
+    def _transform(self, inside: Names) -> Transform | None:
+        """The transform of a part. It changes nothing outside: a scale is folded within its decoder layer."""
+        matrices = {name: matrix_of(self.streamed.model, name) for name in self.work.matrices if inside(name)}
+        sizes = self.work.sizes
+        return transform_of(
+            self.streamed.model, matrices, self.stats.part(inside), self.scheme, self.bits, sizes, self.check
+        )
+
+    def _cache(self, inside: Names, rows: Mapping[str, Tensor]) -> dict[str, CacheScales]:
+        """The scales of a part's keys and values."""
+        params = self.scheme.kv_cache
+        if params is None:
+            return {}
+        return cache_scales(self.streamed.model, self.stats, params, rows, self.streamed.device, inside)
+
+    def _solved(self, groups: Sequence[list[str]], transform: Transform | None) -> dict[str, Layer]:
         """Quantize some groups, the statistics of a site in memory while it is solved."""
         work, model = self.work, self.streamed.model
 
@@ -177,16 +229,17 @@ class _Layers:
             site = self.stats.sites[work.sites[first].members[0]] if first in work.sites else None
             own, size = work.schemes[first], work.sizes[first]
             members = {name: matrix_of(model, name).weight.contiguous() for name in names}
-            return quantize_site(members, site, grid_of_scheme(own, own.weight_bits, size), own)
+            grid = grid_of_scheme(own, self.bits.get(first), size)
+            if transform is None:
+                return quantize_site(members, site, grid, own)
+            return quantize_transformed(transform, members, site, grid, own, errors=True)
 
         parts = in_parallel([partial(solve, names) for names in groups], list(map(work.cost, groups)))
         layers = {name: layer for part in parts for name, layer in part.items()}
         return {name: layers[name] for name in work.matrices if name in layers}
 
-    def _simulated(self, part: str, layers: dict[str, Layer], hidden: Tensor) -> Tensor:
+    def _simulated(self, part: str, quantized: Quantized, hidden: Tensor) -> Tensor:
         """What the quantized part computes, as `simulate` does."""
-        cache = {name: scales for name, scales in self.cache.items() if self.selected(part)(name)}
-        quantized = Quantized(layers, dense=self.work.dense, cache=cache)
         decoder = Decoder(simulate(self.streamed.model, quantized, self.scheme, shared=True))
         if part == OUTSIDE:
             return decoder.logits(self.ids, hidden)
@@ -199,7 +252,10 @@ class _Layers:
         facts = [pieces.facts(part) or {} for part in self.parts]
         rows = _in_order(facts, matrices)
         order = [*kept_tensors(model, matrices, {}), *(key for row in rows for key in row["keys"])]
-        order += list(cache_tensors(model, self.cache))
+        record = {name: own for fact in facts for name, own in fact["cache"].items()}
+        wanted = {} if self.scheme.kv_cache is None else cached_attention(model, self.scheme.kv_cache)
+        cache = recorded_cache({name: record[name] for name in wanted}, model.dtype, self.streamed.device)
+        order += list(cache_tensors(model, cache))
         model.save_pretrained(out, state_dict={}, save_original_format=False)
         write_shards(pieces, self.parts, order, out, MAX_SHARD_SIZE, model.num_parameters())
         follow_umask(out.glob("*.safetensors"))
@@ -210,7 +266,17 @@ class _Layers:
         records = {name: entry for fact in facts for name, entry in fact["layers"].items()}
         layers = {name: records[name] for name in matrices}
         files = sorted(path.name for path in out.glob("*.safetensors"))
-        return Outcome(files, layers, notes_of(self.scheme), self.work.left, self.cache, loads)
+        return Outcome(files, layers, self._notes(facts), self.work.left, cache, loads)
+
+    def _notes(self, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The notes of the model, from the facts of all parts."""
+        if self.scheme.transform is None:
+            return self.notes
+        parts = [fact["transform"] for fact in facts]
+        sites = {name: site for own, _ in parts for name, site in own["sites"].items()}
+        unfolded = {name: reason for _, missing in parts for name, reason in missing.items()}
+        remarks = self.notes.get("remarks", [])
+        return self.notes | transform_notes(self.scheme.transform, {**parts[0][0], "sites": sites}, unfolded, remarks)
 
     def _target(self, row: Mapping[str, Any]) -> ConfigTarget:
         grid = dict(row["grid"])

@@ -28,6 +28,8 @@ COPIES_WHOLE = 3
 """Models in memory at the end of quantizing whole: the base model, its simulation, and the one that is loaded again."""
 COPIES = 2
 """The same of a decoder layer: its weights, and codes and simulated weights, or kept ones while they are written."""
+FOLDED = 6
+"""Copies of a decoder layer while its scales are folded: in float64, in which a fold is checked, and in float32."""
 MATRICES = 3
 """Matrices as large as a site's Hessian while the site is solved: as it is read, the Hessian, and its factor."""
 
@@ -40,16 +42,18 @@ class Needed:
         whole: with the whole model in memory, beside `REST`.
         layer: of the largest decoder layer, or of what is outside the layers.
         statistics: of the sites that are solved at a time.
+        folded: of the largest decoder layer while a transform folds its scales.
     """
 
     whole: int
     layer: int
     statistics: int
+    folded: int = 0
 
     @property
     def layerwise(self) -> int:
         """Layer by layer, beside `REST`."""
-        return COPIES * self.layer + self.statistics
+        return COPIES * self.layer + self.statistics + self.folded
 
 
 def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemeParams, header: Mapping[str, Any]) -> Mode:
@@ -70,7 +74,7 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
     model = outline_of(execution, base)
     if model is None:
         return "whole"
-    needed = needed_bytes(model, header)
+    needed = needed_bytes(model, header, scheme)
     free = free_bytes(torch_device(base.device))
     mode: Mode = "layerwise"
     if execution.mode == "auto" and (reason is not None or needed.whole <= SHARE * free):
@@ -89,15 +93,12 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
 
 def whole_only(scheme: SchemeParams) -> str | None:
     """Why a scheme is not applied layer by layer; None: it is."""
-    parts = {
-        "propagate: quantized runs the samples again": scheme.propagate == "quantized",
-        f"transform: {scheme.transform} folds scales into neighbours": scheme.transform is not None,
-        "mixed compares all layers before it rounds the first": scheme.mixed is not None,
-    }
-    return next((f"{part}, which is not done layer by layer yet" for part, named in parts.items() if named), None)
+    if scheme.propagate == "quantized":
+        return "propagate: quantized runs the samples again, which is not done layer by layer yet"
+    return None
 
 
-def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any]) -> Needed:
+def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: SchemeParams) -> Needed:
     """What quantizing a model takes at most.
 
     Args:
@@ -114,7 +115,8 @@ def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any]) -> Needed:
     side_by_side = torch.get_num_threads()
     parts = [_hessians(header, f"{prefix}.{number}.") for number in range(len(layers))]
     solved = max((sum(sorted(part, reverse=True)[:side_by_side]) for part in parts), default=0)
-    return Needed(whole, max([*sizes, rest]), MATRICES * solved)
+    folded = 0 if scheme.transform is None else FOLDED * max(sizes)
+    return Needed(whole, max([*sizes, rest]), MATRICES * solved, folded)
 
 
 def _hessians(header: Mapping[str, Any], prefix: str) -> list[int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from plumbline.base_model.inputs import EXPERT
 from plumbline.base_model.matrices import WeightMatrix, is_slice
+from plumbline.base_model.names import Names
 from plumbline.base_model.one_thread import one_thread
 from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.grid import dequantize
@@ -54,6 +55,19 @@ class Allocation:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """What is measured of some sites.
+
+    Attributes:
+        energy: of the outputs of layers that write to the residual stream.
+        errors: by the first member of a site, at every width in ascending order.
+    """
+
+    energy: dict[str, float]
+    errors: dict[str, list[float]]
+
+
 def allocate(
     linears: Mapping[str, WeightMatrix], stats: Statistics, scheme: SchemeParams, factors: Factors | None = None
 ) -> Allocation:
@@ -68,34 +82,92 @@ def allocate(
     Raises:
         ValueError: the budget is below the smallest width.
     """
+    return allocation(linears, stats, scheme, sensitivity(linears, stats, stats, scheme, factors=factors))
+
+
+def sensitivity(
+    linears: Mapping[str, WeightMatrix],
+    outline: Statistics,
+    stats: Statistics,
+    scheme: SchemeParams,
+    weight_of: Callable[[str], Tensor] | None = None,
+    wanted: Names = lambda name: True,
+    factors: Factors | None = None,
+) -> Sensitivity:
+    """What `allocation` needs to know of some sites.
+
+    Args:
+        linears: the Linears to quantize, by name, in the model's order.
+        outline: their statistics; no values are read.
+        stats: the same with values.
+        weight_of: reads a weight by its name; None: that in `linears`.
+        wanted: selects sites by their first member, and writers; a decoder layer, or all.
+    """
+    assert scheme.mixed is not None
+    by_site, sizes, reached = _by_site(linears, outline), layer_group_sizes(linears, scheme), _sites_of(outline)
+    weight_of = weight_of or (lambda name: linears[name].weight)
+    result = Sensitivity({}, {})
+    targets = set(writers(linears, by_site))
+    with one_thread():
+        for names in by_site.values():
+            here = [name for name in names if wanted(name)]
+            if not here:
+                continue
+            site = stats.sites[reached[here[0]]] if here[0] in reached else None
+            for name in targets.intersection(here):
+                result.energy[name] = output_energy(weight_of(name), site) or 0.0
+            result.errors[names[0]] = [
+                sum(error_at(weight_of(n), site, width, sizes[n], scheme, factors) for n in names)
+                for width in sorted(scheme.mixed.widths)
+            ]
+    return result
+
+
+def _by_site(linears: Mapping[str, WeightMatrix], stats: Statistics) -> dict[str, list[str]]:
+    """The Linears that read one input, by the name of the site, or their own where no token reached them."""
+    sites, by_site = _sites_of(stats), dict[str, list[str]]()
+    for name in linears:
+        by_site.setdefault(sites.get(name, name), []).append(name)
+    return by_site
+
+
+def _sites_of(stats: Statistics) -> dict[str, str]:
+    """Linear -> the site that it reads."""
+    return {member: name for name, site in stats.sites.items() for member in site.members}
+
+
+def allocation(
+    linears: Mapping[str, WeightMatrix], stats: Statistics, scheme: SchemeParams, measured: Sensitivity
+) -> Allocation:
+    """The widths with the smallest total loss.
+
+    Args:
+        linears: weights are not read.
+        stats: values are not read.
+        measured: of all sites.
+
+    Raises:
+        ValueError: the budget is below the smallest width.
+    """
     mixed = scheme.mixed
     assert mixed is not None
     widths: list[int] = sorted(mixed.widths)
-    sites = {member: site for site in stats.sites.values() for member in site.members}
-    by_site: dict[str, list[str]] = {}
-    for name in linears:
-        by_site.setdefault(sites[name].members[0] if name in sites else name, []).append(name)
-    sizes = layer_group_sizes(linears, scheme)
-    with one_thread():
-        targets = writers(linears, by_site)
-        energy = {name: output_energy(linears[name].weight, sites.get(name)) or 0.0 for name in dict.fromkeys(targets)}
-        stream, stream_energy = {}, 0.0
-        for name, added in energy.items():
-            stream[name] = stream_energy = stream_energy + added
-        measured_shares = [energy[name] / stream[name] for name in energy if energy[name] > 0]
-        # for a layer that no token reached
-        default_share = sum(measured_shares) / len(measured_shares) if measured_shares else 1.0
-        shares = [energy[name] / stream[name] if energy[name] > 0 else default_share for name in targets]
-        losses = np.array(
-            [
-                [
-                    share
-                    * sum(error_at(linears[n].weight, sites.get(n), width, sizes[n], scheme, factors) for n in names)
-                    for width in widths
-                ]
-                for names, share in zip(by_site.values(), shares, strict=True)
-            ]
-        )
+    by_site, sites = _by_site(linears, stats), _sites_of(stats)
+    targets = writers(linears, by_site)
+    energy = {name: measured.energy[name] for name in dict.fromkeys(targets)}
+    stream, stream_energy = {}, 0.0
+    for name, added in energy.items():
+        stream[name] = stream_energy = stream_energy + added
+    measured_shares = [energy[name] / stream[name] for name in energy if energy[name] > 0]
+    # for a layer that no token reached
+    default_share = sum(measured_shares) / len(measured_shares) if measured_shares else 1.0
+    shares = [energy[name] / stream[name] if energy[name] > 0 else default_share for name in targets]
+    losses = np.array(
+        [
+            [share * error for error in measured.errors[names[0]]]
+            for names, share in zip(by_site.values(), shares, strict=True)
+        ]
+    )
     numbers = [sum(linears[n].weight.numel() for n in names) for names in by_site.values()]
     together = _together(linears, by_site)
     units = max(together) + 1

@@ -20,7 +20,8 @@ from plumbline.base_model.own_modules import with_own_modules
 from plumbline.progress import Bar
 from plumbline.quantized_model.awq import awq
 from plumbline.quantized_model.factors import Factors
-from plumbline.quantized_model.folding import Transform, nothing_folded, scaled_site
+from plumbline.quantized_model.fold_search import FoldCheck
+from plumbline.quantized_model.folding import Transform, scaled_site, transform_notes
 from plumbline.quantized_model.gptq import solve_flops
 from plumbline.quantized_model.grid import Grid, dequantize
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
@@ -67,7 +68,9 @@ def quantize_model(
     linears, notes = work.matrices, notes_of(scheme)
     with one_thread():  # fixes the order of sums whatever the number of cores
         bits = _bits(linears, stats, scheme, notes, factors)
-    transform = _transform(model, linears, stats, scheme, bits, work.sizes, notes)
+    transform = transform_of(model, linears, stats, scheme, bits, work.sizes)
+    if scheme.transform is not None and transform is not None:
+        notes |= transform_notes(scheme.transform, transform.facts, transform.unfolded, notes.get("remarks", []))
 
     def task(names: list[str]) -> Callable[[], dict[str, Layer]]:
         site, first = work.sites.get(names[0]), names[0]
@@ -75,7 +78,7 @@ def quantize_model(
         members = {name: linears[name].weight.contiguous() for name in names}
         if transform is None:
             return partial(quantize_site, members, site, grid, work.schemes[first], factors, errors)
-        return partial(_quantize_transformed, transform, members, site, grid, work.schemes[first], errors)
+        return partial(quantize_transformed, transform, members, site, grid, work.schemes[first], errors)
 
     tasks = list(map(task, work.groups))
     with Bar(total=len(linears), desc="quantization", unit="matrices", disable=None if progress else True) as bar:
@@ -191,28 +194,29 @@ def _bits(
     return allocation.bits
 
 
-def _transform(
+def transform_of(
     model: PreTrainedModel,
     linears: Mapping[str, WeightMatrix],
     stats: Statistics,
     scheme: SchemeParams,
     bits: Mapping[str, int],
     sizes: Mapping[str, int | None],
-    notes: dict[str, Any],
+    check: FoldCheck | None = None,
 ) -> Transform | None:
+    """The transform of the scheme, if it has one.
+
+    Args:
+        linears: all that the scheme quantizes, or those of a decoder layer.
+        check: of `find_folds`.
+    """
     if scheme.transform is None:
         return None
     if scheme.transform == "awq":
-        transform = awq(model, linears, stats, scheme, bits, sizes)
-    else:
-        transform = smoothquant(model, linears, stats, scheme)
-    notes["transform"] = {"name": scheme.transform, **transform.facts, "unfolded": dict(transform.unfolded)}
-    if remark := nothing_folded(scheme.transform, transform):
-        notes["remarks"] = [*notes.get("remarks", []), remark]
-    return transform
+        return awq(model, linears, stats, scheme, bits, sizes, check)
+    return smoothquant(model, linears, stats, scheme, check)
 
 
-def _quantize_transformed(
+def quantize_transformed(
     transform: Transform,
     members: dict[str, Tensor],
     site: InputStatistics | None,

@@ -14,14 +14,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plumbline.base_model.matrices import WeightMatrix
-from plumbline.quantized_model.fold_search import find_folds
+from plumbline.quantized_model.fold_search import FoldCheck, find_folds
 from plumbline.quantized_model.folding import Fold, FoldedParameters, Transform, shared, snapped
 from plumbline.quantized_model.input_statistics import InputStatistics, Statistics
 from plumbline.quantized_model.params import SchemeParams
 
 
 def smoothquant(
-    model: PreTrainedModel, linears: Mapping[str, WeightMatrix], stats: Statistics, scheme: SchemeParams
+    model: PreTrainedModel,
+    linears: Mapping[str, WeightMatrix],
+    stats: Statistics,
+    scheme: SchemeParams,
+    check: FoldCheck | None = None,
 ) -> Transform:
     """Smooth every site of a model whose scale can be folded into its producer.
 
@@ -30,8 +34,9 @@ def smoothquant(
         linears: the Linears to quantize, by name.
         stats: of the calibration set; reads minimum and maximum per channel.
         scheme: `smoothing` is alpha.
+        check: of `find_folds`.
     """
-    folds, unfolded = find_folds(model, sites_read_by(linears, stats))
+    folds, unfolded = find_folds(model, sites_read_by(linears, stats), check)
     changes = FoldedParameters(model)
     scales: dict[str, Tensor] = {}
     spread: dict[str, dict[str, float]] = {}

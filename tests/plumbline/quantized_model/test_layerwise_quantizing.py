@@ -21,7 +21,7 @@ from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
-from plumbline.quantized_model import export, layerwise
+from plumbline.quantized_model import export, layerwise, layerwise_mixed
 from plumbline.quantized_model.build import build_quantized_model
 from plumbline.quantized_model.params import SchemeParams
 from tests.architectures.catalogue import CATALOGUE
@@ -34,6 +34,16 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "zero points": {"method": "rtn", "weight_bits": 4, "group_size": 32, "symmetric": False},
     "static": {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}},
     "cache": {"method": "rtn", "weight_bits": 4, "group_size": 32, "kv_cache": {}},
+    "smoothquant": {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}, "transform": "smoothquant"},
+    "awq": {"method": "rtn", "weight_bits": 4, "group_size": 32, "transform": "awq"},
+    "awq, cache": {"method": "gptq", "weight_bits": 4, "group_size": 32, "transform": "awq", "kv_cache": {}},
+    "mixed": {"method": "gptq", "group_size": 32, "mixed": {"widths": [4, 8], "average_bits": 6}},
+    "mixed, awq": {
+        "method": "rtn",
+        "group_size": 32,
+        "mixed": {"widths": [4, 8], "average_bits": 5},
+        "transform": "awq",
+    },
 }
 CASES = [
     *(("llama-bias", scheme) for scheme in SCHEMES),
@@ -41,6 +51,12 @@ CASES = [
     ("qwen3-moe", "gptq"),
     ("llama4-text", "static"),
     ("gemma3", "static"),
+    ("gemma3", "smoothquant"),
+    ("gemma3", "awq"),
+    ("llama-tied", "mixed, awq"),
+    ("qwen3-moe", "awq"),
+    ("qwen3-moe", "mixed"),
+    ("llama4-text", "mixed"),
 ]
 
 
@@ -197,17 +213,26 @@ def _altered(key: str, tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor) if key.endswith("weight_packed") else tensor
 
 
-@pytest.mark.parametrize("changed", [{"transform": "smoothquant"}, {"mixed": {"widths": [4, 8], "average_bits": 6}}])
 def test_a_scheme_that_needs_the_whole_model_says_so(
-    changed: dict[str, Any], bases: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bases: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, out = bases["llama-bias"], tmp_path / "out"
     out.mkdir()
-    scheme = {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}} | changed
-    if "mixed" in changed:
-        scheme = {"method": "gptq", "group_size": 32} | changed
+    scheme = {"method": "gptq", "weight_bits": 8, "group_size": 32, "propagate": "quantized"}
     with caplog.at_level(logging.INFO):
         inputs = base_in(root), root / "stats", root / "set"
         execution = ExecutionParams(mode="layerwise")
         build_quantized_model("s", SchemeParams.model_validate(scheme), *inputs, out, "v", execution)
-    assert "not done layer by layer yet" in caplog.text and next(iter(changed)) in caplog.text
+    assert "propagate: quantized runs the samples again, which is not done layer by layer yet" in caplog.text
+
+
+def test_a_sensitivity_that_is_on_disk_is_not_measured_again(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    root, parts = bases["llama-bias"], tmp_path / "parts"
+    expected = build(root, "mixed", tmp_path / "expected", "layerwise")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerwise_mixed, "allocation", lambda *args: pytest.fail("stop"))
+        with pytest.raises(pytest.fail.Exception):
+            build(root, "mixed", tmp_path / "stopped", "layerwise", parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerwise_mixed, "sensitivity", lambda *args: pytest.fail("measured again"))
+        assert build(root, "mixed", tmp_path / "again", "layerwise", parts) == expected

@@ -35,7 +35,7 @@ def test_what_is_missing_is_named_with_the_line_to_change(llama, stats, monkeypa
         raise AssertionError("something was computed")
 
     monkeypatch.setattr(quantize, "quantize_site", forbidden)
-    monkeypatch.setattr(quantize, "_transform", forbidden)
+    monkeypatch.setattr(quantize, "transform_of", forbidden)
     with pytest.raises(ValueError, match=said):
         site = replace(stats.sites[SITE], **{without: None})
         quantize_model(llama, changed(stats, site), SchemeParams.model_validate(entry))
