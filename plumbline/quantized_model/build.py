@@ -28,6 +28,7 @@ from plumbline.quantized_model.factors import Factors
 from plumbline.quantized_model.kv_cache import cache_record
 from plumbline.quantized_model.layerwise import quantized_layer_by_layer
 from plumbline.quantized_model.layerwise_mode import mode_of
+from plumbline.quantized_model.layerwise_propagate import SetAgain
 from plumbline.quantized_model.load_check import require_loads
 from plumbline.quantized_model.outcome import Outcome, outcome_of
 from plumbline.quantized_model.params import SchemeParams
@@ -91,7 +92,10 @@ def build_quantized_model(
         parts = sha256_json([base.digest(), digest_of_stats, scheme.model_dump(mode="json"), code_version])
         streamed = base.streamed()
         model = streamed.model
-        outcome = _layer_by_layer(streamed, scheme, base, stats, source, out, resume or out / PARTS, parts)
+        hidden = int((execution or ExecutionParams()).hidden_gib * 2**30)
+        again = SetAgain(source.samples, source.masks, hidden, out)
+        pieces = Pieces(resume or out / PARTS, parts)
+        outcome = _layer_by_layer(streamed, scheme, base, stats, source, out, pieces, again)
     base.write_template(out)
 
     origin = {
@@ -143,15 +147,14 @@ def _layer_by_layer(
     stats: Path,
     source: Source,
     out: Path,
-    folder: Path,
-    key: str,
+    pieces: Pieces,
+    again: SetAgain,
 ) -> Outcome:
-    """Quantize a model on disk and write its folder; the parts in `folder` are removed once it is there."""
-    pieces, stored = Pieces(folder, key), StoredStatistics(stats)
-    outcome = quantized_layer_by_layer(
-        streamed, stored, scheme, out, pieces, source.longest, base.trust_remote_code, partial(log.info, "on disk: %s")
-    )
-    shutil.rmtree(folder)
+    """Quantize a model on disk and write its folder; the parts are removed once it is there."""
+    done = partial(log.info, "on disk: %s")
+    inputs = scheme, out, pieces, source.longest, again, base.trust_remote_code, done
+    outcome = quantized_layer_by_layer(streamed, StoredStatistics(stats), *inputs)
+    shutil.rmtree(pieces.folder)
     return outcome
 
 

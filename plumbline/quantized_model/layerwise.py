@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plumbline.activation_stats.pieces import Pieces
+from plumbline.activation_stats.resumable import states_after
 from plumbline.activation_stats.stored import StoredStatistics
 from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.decoder import Decoder
@@ -51,6 +53,7 @@ from plumbline.quantized_model.kv_cache_layers import cached_attention
 from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.layerwise_check import require_loads_layerwise
 from plumbline.quantized_model.layerwise_mixed import OUTSIDE, mixed_layer_by_layer, parts_of, selected
+from plumbline.quantized_model.layerwise_propagate import Propagation, SetAgain
 from plumbline.quantized_model.load_check import TOKENS
 from plumbline.quantized_model.outcome import Outcome
 from plumbline.quantized_model.params import SchemeParams
@@ -81,6 +84,7 @@ def quantized_layer_by_layer(
     out: Path,
     pieces: Pieces,
     ids: Sequence[int],
+    again: SetAgain,
     trust_remote_code: bool = False,
     done: Callable[[str], object] = lambda part: None,
 ) -> Outcome:
@@ -89,21 +93,26 @@ def quantized_layer_by_layer(
     Args:
         streamed: the base model.
         stats: of the calibration set.
-        scheme: one that `layerwise_mode.whole_only` allows.
         out: an existing folder.
         pieces: where the parts wait until all are there.
         ids: tokens of a sample, with which the result is held against its simulation.
+        again: read if the scheme runs the calibration set again (`propagate: quantized`).
         done: called with the name of each part that is on disk.
 
     Raises:
         ValueError: the scheme does not suit the model or the statistics, the model cannot be run layer by layer, or
             what was written does not load as it was simulated.
     """
-    walk = _Layers.of(streamed, stats, scheme, ids[:TOKENS], pieces)
+    walk = _Layers.of(streamed, stats, scheme, ids[:TOKENS], pieces, again)
     hidden: Tensor | None = None
-    for name in walk.parts:
-        if pieces.facts(name) is None or pieces.facts(computed_by(name)) is None:
+    parts, ready = walk.parts, walk.ready(pieces)
+    if walk.propagation is not None and ready < len(parts):
+        walk.propagation.begin(pieces, parts[ready - 1] if ready else None)
+    for number, name in enumerate(parts):
+        if number >= ready:
             hidden = walk.write(name, pieces, hidden)
+            if number:
+                pieces.remove(states_after(parts[number - 1]))
         else:
             hidden = pieces.tensor(computed_by(name), COMPUTED)
         done(name)
@@ -130,6 +139,7 @@ class _Layers:
     check: FoldCheck | None
     bits: Mapping[str, int]
     notes: dict[str, Any]
+    propagation: Propagation | None
 
     @classmethod
     def of(
@@ -139,23 +149,26 @@ class _Layers:
         scheme: SchemeParams,
         ids: Sequence[int],
         pieces: Pieces,
+        again: SetAgain,
     ) -> _Layers:
         """Make every check that needs no weight, and the first pass, if there is one."""
         model, outline = streamed.model, stats.outline()
         decoder = Decoder(model)
         if scheme.kv_cache is not None:
             require_cached(outline, cached_attention(model, scheme.kv_cache), scheme.kv_cache)
-        work = grouped(model, outline, scheme, partial(_called, streamed))
+        full_precision = scheme.model_copy(update={"propagate": "full_precision"})
+        work = grouped(model, outline, full_precision, partial(_called, streamed))
         around, notes = partial(streamed.present, outside(decoder.name)), notes_of(scheme)
         bits: Mapping[str, int] = {name: own.weight_bits for name, own in work.schemes.items()}
         if scheme.mixed is not None:
-            mixed = mixed_layer_by_layer(streamed, decoder, work.matrices, stats, scheme, pieces)
+            mixed = mixed_layer_by_layer(streamed, decoder, work.matrices, stats, full_precision, pieces)
             bits, notes["mixed"] = mixed.bits, mixed.facts
         check = None if scheme.transform is None else FoldCheck.of(model, around)
-        names = StoredNames(model, work.matrices)
-        return cls(
-            streamed, stats, scheme, ids, decoder, DecoderCalls(decoder, around), work, names, check, bits, notes
-        )
+        propagation = None
+        if scheme.propagate == "quantized":
+            propagation = Propagation.of(decoder, around, scheme, stats.settings, again, streamed.device)
+        names, calls = StoredNames(model, work.matrices), DecoderCalls(decoder, around)
+        return cls(streamed, stats, scheme, ids, decoder, calls, work, names, check, bits, notes, propagation)
 
     @property
     def parts(self) -> list[str]:
@@ -165,6 +178,16 @@ class _Layers:
     def selected(self, part: str) -> Names:
         """Selects the weights and modules of a part."""
         return selected(self.decoder, part)
+
+    def ready(self, pieces: Pieces) -> int:
+        """Number of the parts, from the first, that are on disk with all that the next one needs."""
+
+        def complete(part: str) -> bool:
+            return pieces.facts(part) is not None and pieces.facts(computed_by(part)) is not None
+
+        number = len(list(takewhile(complete, self.parts)))
+        lost = number and pieces.facts(states_after(self.parts[number - 1])) is None
+        return 0 if self.propagation is not None and number < len(self.parts) and lost else number
 
     def write(self, part: str, pieces: Pieces, hidden: Tensor | None) -> Tensor:
         """Quantize and write a part.
@@ -182,6 +205,7 @@ class _Layers:
         with self.streamed.present(inside):
             transform = self._transform(inside)
             layers = self._solved([names for names in self.work.groups if inside(names[0])], transform)
+            layers, propagated = self._propagated(part, layers)
             parameters = {} if transform is None else transform.parameters
             cache = self._cache(inside, {} if transform is None else transform.rows)
             quantized = Quantized(layers, parameters, dense=self.work.dense, cache=cache)
@@ -192,6 +216,7 @@ class _Layers:
                 "targets": targets,
                 "cache": cache_record(cache),
                 "transform": None if transform is None else [transform.facts, transform.unfolded],
+                "propagate": propagated,
             }
 
             def tensors() -> Iterator[Mapping[str, Tensor]]:
@@ -202,8 +227,21 @@ class _Layers:
                 yield cache_tensors(model, cache)
 
             pieces.write(computed_by(part), [{COMPUTED: computed}], {})
+            if self.propagation is not None and part != OUTSIDE:
+                pieces.write(states_after(part), self.propagation.states(), {})
             pieces.write(part, tensors(), facts)
         return computed
+
+    def _propagated(self, part: str, stored: dict[str, Layer]) -> tuple[dict[str, Layer], dict[str, Any]]:
+        """What propagation makes of a part, and what it notes: of a layer, its sites that a correction left out; last,
+        what propagation gained."""
+        if self.propagation is None:
+            return stored, {}
+        if part == OUTSIDE:
+            assert self.propagation.gain is not None
+            return stored, self.propagation.gain.result()
+        propagated = self.propagation.through(part, stored)
+        return stored | propagated.layers, propagated.uncorrected
 
     def _transform(self, inside: Names) -> Transform | None:
         """The transform of a part. It changes nothing outside: a scale is folded within its decoder layer."""
@@ -270,6 +308,10 @@ class _Layers:
 
     def _notes(self, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The notes of the model, from the facts of all parts."""
+        if self.propagation is not None:
+            *layers, gain = [fact["propagate"] for fact in facts]
+            uncorrected = {name: reason for part in layers for name, reason in part.items()}
+            return self.notes | {"propagate": gain | ({"uncorrected": uncorrected} if uncorrected else {})}
         if self.scheme.transform is None:
             return self.notes
         parts = [fact["transform"] for fact in facts]

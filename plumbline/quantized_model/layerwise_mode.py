@@ -19,6 +19,7 @@ from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import decoder_layers
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.names import outside, within
+from plumbline.quantized_model.paired_streams import RECORDED_BYTES
 from plumbline.quantized_model.params import SchemeParams
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,11 @@ COPIES = 2
 """The same of a decoder layer: its weights, and codes and simulated weights, or kept ones while they are written."""
 FOLDED = 6
 """Copies of a decoder layer while its scales are folded: in float64, in which a fold is checked, and in float32."""
+AGAIN = 2
+"""Copies of a decoder layer while the samples are run again: the one that is being quantized, and one more for what
+that gains."""
+JOINT = 4
+"""Size of the moments of a site in both streams to that of its Hessian, at most."""
 MATRICES = 3
 """Matrices as large as a site's Hessian while the site is solved: as it is read, the Hessian, and its factor."""
 
@@ -42,18 +48,18 @@ class Needed:
         whole: with the whole model in memory, beside `REST`.
         layer: of the largest decoder layer, or of what is outside the layers.
         statistics: of the sites that are solved at a time.
-        folded: of the largest decoder layer while a transform folds its scales.
+        further: while a transform folds scales, or the samples are run again.
     """
 
     whole: int
     layer: int
     statistics: int
-    folded: int = 0
+    further: int = 0
 
     @property
     def layerwise(self) -> int:
         """Layer by layer, beside `REST`."""
-        return COPIES * self.layer + self.statistics + self.folded
+        return COPIES * self.layer + self.statistics + self.further
 
 
 def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemeParams, header: Mapping[str, Any]) -> Mode:
@@ -63,47 +69,29 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
         header: of the statistics.
 
     Raises:
-        ValueError: `layerwise` is asked for, and the scheme or the model needs the whole model.
+        ValueError: `layerwise` is asked for, and the model cannot be run so.
     """
     if execution.mode == "whole":
-        return "whole"
-    reason = whole_only(scheme)
-    if reason is not None and execution.mode == "layerwise":
-        log.warning("the whole model is loaded, although execution.mode is layerwise: %s", reason)
         return "whole"
     model = outline_of(execution, base)
     if model is None:
         return "whole"
-    needed = needed_bytes(model, header, scheme)
+    needed = needed_bytes(model, header, scheme, int(execution.hidden_gib * 2**30))
     free = free_bytes(torch_device(base.device))
-    mode: Mode = "layerwise"
-    if execution.mode == "auto" and (reason is not None or needed.whole <= SHARE * free):
-        mode = "whole"
-    if mode == "whole" and needed.whole > SHARE * free:
-        log.warning(
-            "quantizing may need %s, and %s are free; it cannot go layer by layer: %s",
-            gib(needed.whole),
-            gib(free),
-            reason,
-        )
+    fits = execution.mode == "auto" and needed.whole <= SHARE * free
+    mode: Mode = "whole" if fits else "layerwise"
     most = needed.whole if mode == "whole" else needed.layerwise
     log.info("mode: %s, at most %s of memory, %s are free", mode, gib(most + REST), gib(free))
     return mode
 
 
-def whole_only(scheme: SchemeParams) -> str | None:
-    """Why a scheme is not applied layer by layer; None: it is."""
-    if scheme.propagate == "quantized":
-        return "propagate: quantized runs the samples again, which is not done layer by layer yet"
-    return None
-
-
-def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: SchemeParams) -> Needed:
+def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: SchemeParams, hidden: int) -> Needed:
     """What quantizing a model takes at most.
 
     Args:
         model: weights may be on the meta device.
         header: of the statistics.
+        hidden: bytes of hidden states that a scheme keeps in memory that runs the samples again.
 
     Raises:
         ValueError: the model has no decoder layers.
@@ -115,8 +103,12 @@ def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: Sche
     side_by_side = torch.get_num_threads()
     parts = [_hessians(header, f"{prefix}.{number}.") for number in range(len(layers))]
     solved = max((sum(sorted(part, reverse=True)[:side_by_side]) for part in parts), default=0)
-    folded = 0 if scheme.transform is None else FOLDED * max(sizes)
-    return Needed(whole, max([*sizes, rest]), MATRICES * solved, folded)
+    further = 0 if scheme.transform is None else FOLDED * max(sizes)
+    if scheme.propagate == "quantized":
+        further = AGAIN * max(sizes) + hidden + (RECORDED_BYTES if scheme.correction else 0)
+        largest = max((max(part, default=0) for part in parts), default=0)
+        solved = max(solved, (JOINT if scheme.correction else 1) * largest)
+    return Needed(whole, max([*sizes, rest]), MATRICES * solved, further)
 
 
 def _hessians(header: Mapping[str, Any], prefix: str) -> list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,13 @@ from plumbline.quantized_model.partial_pass import Observed, observe
 
 RECORDED_BYTES = 1 << 30
 """What the sites of a layer read in the base model is kept if it is not larger; else each site runs the base again."""
+
+
+class Rows(Protocol):
+    """A tensor per sample, by number: a list, or hidden states of which some are on disk."""
+
+    def __getitem__(self, row: int, /) -> Tensor: ...
+    def __setitem__(self, row: int, hidden: Tensor, /) -> None: ...
 
 
 class Streams:
@@ -29,23 +37,27 @@ class Streams:
     original: nn.Module
     layer: nn.Module
 
-    def __init__(self, starts: Sequence[Tensor], paired: bool) -> None:
-        self.base, self.hidden, self.paired = list(starts), list(starts), paired
+    def __init__(self, hidden: Rows, base: Rows, paired: bool) -> None:
+        """
+        Args:
+            hidden, base: the inputs of the first decoder layer; replaced as the samples advance. Without `paired`,
+                `base` is not read.
+        """
+        self.hidden, self.base, self.paired = hidden, base, paired
         self.records: list[Observed] = []
 
     def enter(self, original: nn.Module) -> None:
         """Make `original` the current layer."""
         self.original, self.layer, self.records = original, copy.deepcopy(original), []
 
-    def record(self, inputs_of: Sequence[str], outputs_of: Sequence[str], calls: Iterable[Call]) -> None:
+    def record(self, inputs_of: Sequence[str], outputs_of: Sequence[str], calls: Sequence[Call]) -> None:
         """Run the base model's samples through the current layer once for all sites."""
         width = sum(self.original.get_submodule(name).get_parameter("weight").shape[1] for name in inputs_of)
         width += sum(self.original.get_submodule(name).get_parameter("weight").shape[0] for name in outputs_of)
-        if width * sum(x.shape[1] * x.element_size() for x in self.base) > RECORDED_BYTES:
+        rows = range(len(calls))
+        if width * sum(x.shape[1] * x.element_size() for x in map(self.base.__getitem__, rows)) > RECORDED_BYTES:
             return
-        self.records = [
-            observe(self.original, x, call, inputs_of, outputs_of) for x, call in zip(self.base, calls, strict=True)
-        ]
+        self.records = [observe(self.original, self.base[row], calls[row], inputs_of, outputs_of) for row in rows]
 
     def advance(self, calls: Sequence[Call]) -> None:
         """Run the samples through the current layer, which is quantized now."""

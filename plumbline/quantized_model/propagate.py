@@ -25,7 +25,7 @@ from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
 from plumbline.base_model.decoder import Call, Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.inputs import EXPERT, LinearInputs
-from plumbline.base_model.matrices import holder, matrix_of
+from plumbline.base_model.matrices import Matrix, holder, matrix_of
 from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.progress import Bar
@@ -83,22 +83,51 @@ def propagated(
         ValueError: the model cannot be run layer by layer, or masks are missing.
     """
     began = time.perf_counter()
-    settings = stats.settings
+    settings = settings_of(stats.settings, scheme, masks)
+    full_precision = scheme.model_copy(update={"propagate": "full_precision"})
+    stored = quantize_model(model, stats, full_precision, progress=progress)
+    matrices = {name: matrix_of(model, name) for name in stored.layers}
+
+    solve = solver(stored.layers, matrices, scheme)
+    ordered = in_order(model, samples)
+    gain = Gain(Decoder(with_own_modules(model)), ordered, scheme)
+    layers, uncorrected = dict(stored.layers), dict[str, str]()
+    parts = walk(gain.decoder, ordered, list(matrices), settings, solve, scheme, masks)
+    quiet = None if progress else True
+    for part in Bar(parts, desc="propagation", total=len(gain.decoder.names), unit="layer", disable=quiet):
+        layers |= part.layers
+        uncorrected |= part.uncorrected
+        calls = [gain.decoder.start(ids).calls[part.number] for ids in gain.samples]
+        gain.through(part.number, stored.layers, part.layers, calls)
+    facts = gain.result() | ({"uncorrected": uncorrected} if uncorrected else {})
+    log.info("propagate: quantized took %.1f s", time.perf_counter() - began)
+    return replace(stored, layers=layers, notes=dict(stored.notes) | {"propagate": facts})
+
+
+def settings_of(settings: StatisticsParams, scheme: SchemeParams, masks: Masks | None) -> StatisticsParams:
+    """The settings under which a scheme collects behind quantized layers.
+
+    Args:
+        settings: of the stored statistics.
+
+    Raises:
+        ValueError: masks are missing.
+    """
     if settings.tokens != "all" and masks is None:
         raise ValueError(
             "propagate: quantized with statistics.tokens: assistant needs the mask of every sample, and there "
             "is none; remove propagate from the scheme, or set statistics.tokens: all"
         )
-    if "histogram" not in scheme.reads:
-        settings = settings.model_copy(update={"histogram_share": UNREAD})
-    full_precision = scheme.model_copy(update={"propagate": "full_precision"})
-    stored = quantize_model(model, stats, full_precision, progress=progress)
-    matrices = {name: matrix_of(model, name) for name in stored.layers}
+    return settings if "histogram" in scheme.reads else settings.model_copy(update={"histogram_share": UNREAD})
+
+
+def solver(stored: Mapping[str, Layer], matrices: Mapping[str, Matrix], scheme: SchemeParams) -> Solve:
+    """Quantizes matrices on the grids that they have in `stored`."""
 
     def solve(site: SiteStats | None, names: tuple[str, ...], cross: CrossMoments | None) -> Mapping[str, Layer]:
         by_grid: dict[Grid, list[str]] = {}
         for name in names:
-            by_grid.setdefault(stored.layers[name].weight.grid, []).append(name)
+            by_grid.setdefault(stored[name].weight.grid, []).append(name)
         layers: dict[str, Layer] = {}
         for grid, alike in by_grid.items():
             members = {name: matrices[name].weight.contiguous() for name in alike}
@@ -106,18 +135,7 @@ def propagated(
             layers |= quantize_site(members, site, grid, own, cross=cross)
         return layers
 
-    ordered = in_order(model, samples)
-    gain = Gain(Decoder(with_own_modules(model)), ordered, stored, scheme)
-    layers, uncorrected = dict(stored.layers), dict[str, str]()
-    parts = walk(gain.decoder, ordered, list(matrices), settings, solve, scheme, masks)
-    quiet = None if progress else True
-    for part in Bar(parts, desc="propagation", total=len(gain.decoder.names), unit="layer", disable=quiet):
-        layers |= part.layers
-        uncorrected |= part.uncorrected
-        gain.through(part.number, part.layers)
-    facts = gain.result() | ({"uncorrected": uncorrected} if uncorrected else {})
-    log.info("propagate: quantized took %.1f s", time.perf_counter() - began)
-    return replace(stored, layers=layers, notes=dict(stored.notes) | {"propagate": facts})
+    return solve
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,14 +169,37 @@ def walk(
         ordered: samples in order of their id.
     """
     calls = DecoderCalls(decoder)
-    streams = Streams([calls.begin(ids) for _, ids in ordered], scheme.correction > 0)
-    for number, prefix in enumerate(decoder.names):
-        streams.enter(decoder.layers[number])
+    starts = [calls.begin(ids) for _, ids in ordered]
+    streams = Streams(list(starts), list(starts), scheme.correction > 0)
+    for number in range(len(decoder.names)):
         layer_calls = [calls.call(number, ids) for _, ids in ordered]
-        local = {name: name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")}
-        walk = _LayerWalk(ordered, settings, solve, scheme, masks, streams, layer_calls, local)
-        yield walk.quantized(number, prefix)
+        yield through(decoder, number, ordered, names, settings, solve, scheme, masks, streams, layer_calls)
         streams.advance(layer_calls)
+
+
+def through(
+    decoder: Decoder,
+    number: int,
+    ordered: Sequence[Sample],
+    names: Sequence[str],
+    settings: StatisticsParams,
+    solve: Solve,
+    scheme: SchemeParams,
+    masks: Masks | None,
+    streams: Streams,
+    calls: Sequence[Call],
+) -> PropagatedLayer:
+    """Quantize the matrices of one decoder layer; the streams are before it, and advance afterwards.
+
+    Args:
+        names: of matrices, among them those of the layer.
+        calls: the arguments of the layer for each of `ordered`.
+    """
+    prefix = decoder.names[number]
+    streams.enter(decoder.layers[number])
+    local = {name: name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")}
+    layer = _LayerWalk(ordered, settings, solve, scheme, masks, streams, calls, local)
+    return layer.quantized(number, prefix)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from plumbline.activation_stats.totals import Sample
-from plumbline.base_model.decoder import Decoder, run_layer
+from plumbline.base_model.decoder import Call, Decoder, run_layer
 from plumbline.divergence import predict, token_divergence
-from plumbline.quantized_model.layer import Layer, Quantized
+from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.simulate import put
 
@@ -22,19 +22,26 @@ REPORTED = 8
 class Gain:
     """Runs some samples through the base model, the model quantized from stored statistics, and the propagated one."""
 
-    def __init__(self, decoder: Decoder, ordered: Sequence[Sample], stored: Quantized, scheme: SchemeParams) -> None:
+    def __init__(self, decoder: Decoder, ordered: Sequence[Sample], scheme: SchemeParams) -> None:
+        """The weights outside the decoder layers must be in memory."""
         n = min(REPORTED, len(ordered))
         self.samples = [ordered[len(ordered) * k // n][1] for k in range(n)]
-        self.decoder, self.stored, self.scheme = decoder, stored, scheme
+        self.decoder, self.scheme = decoder, scheme
         starts = [decoder.start(ids).hidden for ids in self.samples]
         self.base, self.before, self.after = list(starts), list(starts), list(starts)
 
-    def through(self, number: int, layers: Mapping[str, Layer]) -> None:
-        """Advance all three by a decoder layer; `layers` are its quantized matrices."""
-        calls = [self.decoder.start(ids).calls[number] for ids in self.samples]
+    def through(
+        self, number: int, stored: Mapping[str, Layer], layers: Mapping[str, Layer], calls: Sequence[Call]
+    ) -> None:
+        """Advance all three by a decoder layer.
+
+        Args:
+            stored, layers: its matrices, quantized from stored statistics and propagated.
+            calls: the arguments of the layer for each of `samples`.
+        """
         self.base = [self.decoder.run(number, x, call) for x, call in zip(self.base, calls, strict=True)]
         prefix = f"{self.decoder.names[number]}."
-        for stream, chosen in (("before", self.stored.layers), ("after", layers)):
+        for stream, chosen in (("before", stored), ("after", layers)):
             layer = copy.deepcopy(self.decoder.layers[number])
             for name in layers:
                 put(layer, name.removeprefix(prefix), chosen[name], self.scheme)

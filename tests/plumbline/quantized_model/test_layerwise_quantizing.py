@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import subprocess
 import sys
@@ -38,6 +37,14 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "awq": {"method": "rtn", "weight_bits": 4, "group_size": 32, "transform": "awq"},
     "awq, cache": {"method": "gptq", "weight_bits": 4, "group_size": 32, "transform": "awq", "kv_cache": {}},
     "mixed": {"method": "gptq", "group_size": 32, "mixed": {"widths": [4, 8], "average_bits": 6}},
+    "propagated": {"method": "gptq", "weight_bits": 4, "group_size": 32, "propagate": "quantized"},
+    "propagated, corrected": {
+        "method": "gptq",
+        "weight_bits": 4,
+        "group_size": 32,
+        "propagate": "quantized",
+        "correction": 0.5,
+    },
     "mixed, awq": {
         "method": "rtn",
         "group_size": 32,
@@ -54,6 +61,9 @@ CASES = [
     ("gemma3", "smoothquant"),
     ("gemma3", "awq"),
     ("llama-tied", "mixed, awq"),
+    ("llama-tied", "propagated, corrected"),
+    ("qwen3-moe", "propagated"),
+    ("gemma3", "propagated, corrected"),
     ("qwen3-moe", "awq"),
     ("qwen3-moe", "mixed"),
     ("llama4-text", "mixed"),
@@ -157,7 +167,7 @@ def noted(made: list[str], stop: int | None = None) -> Iterator[None]:
     write = Pieces.write
 
     def note(pieces: Any, name: str, *args: Any) -> None:
-        if not name.endswith(layerwise.COMPUTED):
+        if not name.endswith((layerwise.COMPUTED, ".states")):
             made.append(name)
             if stop is not None and name == PARTS[stop]:
                 raise KeyboardInterrupt
@@ -213,17 +223,17 @@ def _altered(key: str, tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor) if key.endswith("weight_packed") else tensor
 
 
-def test_a_scheme_that_needs_the_whole_model_says_so(
-    bases: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("stop", range(3))
+def test_propagation_goes_on_behind_the_layers_that_are_on_disk(
+    stop: int, bases: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    root, out = bases["llama-bias"], tmp_path / "out"
-    out.mkdir()
-    scheme = {"method": "gptq", "weight_bits": 8, "group_size": 32, "propagate": "quantized"}
-    with caplog.at_level(logging.INFO):
-        inputs = base_in(root), root / "stats", root / "set"
-        execution = ExecutionParams(mode="layerwise")
-        build_quantized_model("s", SchemeParams.model_validate(scheme), *inputs, out, "v", execution)
-    assert "propagate: quantized runs the samples again, which is not done layer by layer yet" in caplog.text
+    root, parts, made = bases["llama-bias"], tmp_path / "parts", list[str]()
+    undisturbed = build(root, "propagated, corrected", tmp_path / "undisturbed", "layerwise")
+    with noted(made, stop), pytest.raises(KeyboardInterrupt):
+        build(root, "propagated, corrected", tmp_path / "stopped", "layerwise", parts)
+    with noted(made):
+        assert build(root, "propagated, corrected", tmp_path / "last", "layerwise", parts) == undisturbed
+    assert made == [*PARTS[: stop + 1], *PARTS[stop:]]
 
 
 def test_a_sensitivity_that_is_on_disk_is_not_measured_again(bases: Mapping[str, Path], tmp_path: Path) -> None:
