@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,15 +14,20 @@ from transformers import PreTrainedModel
 
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.base_model.decoder import Decoder
+from plumbline.base_model.decoder import Decoder, decoder_layers
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.inputs import watched_layers
-from plumbline.base_model.names import Names
+from plumbline.base_model.names import Names, outside, within
+from plumbline.histogram import n_buckets
+
+log = logging.getLogger(__name__)
 
 SHARE = 0.8
 """Share of the free memory that a step may use."""
 REST = 1 << 30
 """Bytes of the process itself: libraries, buffers of the matrix products, activations of a batch."""
+TOTALS = 2
+"""Totals of a layer in memory: as they are summed, and as they are written."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -30,13 +36,18 @@ def mode_of(
 ) -> Literal["whole", "layerwise"]:
     """The mode in params.yaml. `auto` is layerwise where the whole model would not fit and its layers can be run one at
     a time. Both modes give the same bytes."""
-    if execution.mode != "auto":
-        return execution.mode
+    if execution.mode == "whole":
+        return "whole"
     model = outline_of(execution, base)
     if model is None:
         return "whole"
     needed = needed_bytes(model, settings) * execution.workers
-    return "whole" if needed <= SHARE * free_bytes(torch_device(base.device)) else "layerwise"
+    free = free_bytes(torch_device(base.device))
+    if execution.mode == "auto" and needed <= SHARE * free:
+        return "whole"
+    most = needed_layerwise(model, settings, int(execution.hidden_gib * 2**30)) * execution.workers
+    log.info("mode: layerwise, at most %s of memory, %s are free", gib(most + REST * execution.workers), gib(free))
+    return "layerwise"
 
 
 def outline_of(execution: ExecutionParams, base: BaseCheckpoint) -> PreTrainedModel | None:
@@ -65,6 +76,25 @@ def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
     return weights + hessians * (1 if settings.shards == 1 else 2)
 
 
+def needed_layerwise(model: PreTrainedModel, settings: StatisticsParams, hidden: int) -> int:
+    """Upper bound on the bytes of a collection layer by layer, beside `REST`; weights may be on the meta device.
+
+    Args:
+        hidden: bytes of hidden states in memory.
+    """
+    prefix, layers = decoder_layers(model)
+    parts = [within(f"{prefix}.{number}") for number in range(len(layers))]
+    parts += [outside(prefix)]
+    return max(weight_bytes(model, part) + TOTALS * total_bytes(model, settings, part) for part in parts) + hidden
+
+
+def total_bytes(model: nn.Module, settings: StatisticsParams, wanted: Names = lambda name: True) -> int:
+    """Upper bound on the bytes of the totals of some layers (one site per layer): Hessians and histograms."""
+    widths = [width for name, width in _widths(model, settings.ignore).items() if wanted(name)]
+    hessians = 8 * sum(width**2 for width in widths) if settings.hessian else 0
+    return hessians * (1 if settings.shards == 1 else 2) + 12 * n_buckets(settings.mantissa_bits) * sum(widths)
+
+
 def weight_bytes(model: nn.Module, wanted: Names = lambda name: True) -> int:
     """Bytes of the parameters that `wanted` selects, shared ones once; they may be on the meta device."""
     return sum({id(x): x.numel() * x.element_size() for name, x in model.named_parameters() if wanted(name)}.values())
@@ -77,15 +107,20 @@ def gib(size: float) -> str:
 
 def hessian_bytes(model: nn.Module, ignore: Sequence[str]) -> int:
     """Upper bound on the bytes of one set's Hessians (one site per layer); weights may be on the meta device."""
-    total = 0
-    for layer in watched_layers(model, ignore).values():
+    return 8 * sum(width**2 for width in _widths(model, ignore).values())
+
+
+def _widths(model: nn.Module, ignore: Sequence[str]) -> dict[str, int]:
+    """Width of the input of every watched layer, by name; an upper bound where that is not clear from the shape."""
+    widths = {}
+    for name, layer in watched_layers(model, ignore).items():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor):
             # A Linear stores its weight as (out, in), a Conv1D as (in, out).
-            total += 8 * weight.shape[1 if isinstance(layer, nn.Linear) else 0] ** 2
+            widths[name] = int(weight.shape[1 if isinstance(layer, nn.Linear) else 0])
         else:
-            total += 8 * max(x.shape[-1] for x in layer.parameters(recurse=False)) ** 2
-    return total
+            widths[name] = max(x.shape[-1] for x in layer.parameters(recurse=False))
+    return widths
 
 
 def free_bytes(device: str) -> int:

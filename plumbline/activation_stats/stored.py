@@ -57,13 +57,13 @@ class StoredStatistics:
         sites = {name: _outlined(row, self.settings) for name, row in self.header["sites"].items()}
         return Outline(sites, self.unreached, self.settings)
 
-    def part(self, wanted: Names) -> StoredPart:
+    def part(self, wanted: Names) -> SomeSites:
         """Those whose sites `wanted` selects by name."""
-        return StoredPart(_Sites(self, [name for name in self.sites if wanted(name)]), self.unreached, self.settings)
+        return SomeSites(_Sites(self, [name for name in self.sites if wanted(name)]), self.unreached, self.settings)
 
 
 @dataclass(frozen=True, eq=False)
-class StoredPart:
+class SomeSites:
     """Some of the sites in a folder."""
 
     sites: Mapping[str, SiteStats]

@@ -18,7 +18,7 @@ from plumbline.activation_stats.params import ExecutionParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import decoder_layers
 from plumbline.base_model.device import torch_device
-from plumbline.base_model.names import outside, within
+from plumbline.base_model.names import Names, outside, within
 from plumbline.quantized_model.paired_streams import RECORDED_BYTES
 from plumbline.quantized_model.params import SchemeParams
 
@@ -42,24 +42,10 @@ MATRICES = 3
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes of memory that quantizing takes at most.
-
-    Attributes:
-        whole: with the whole model in memory, beside `REST`.
-        layer: of the largest decoder layer, or of what is outside the layers.
-        statistics: of the sites that are solved at a time.
-        further: while a transform folds scales, or the samples are run again.
-    """
+    """Bytes of memory that quantizing takes at most, beside `REST`: with the whole model in memory, or by layers."""
 
     whole: int
-    layer: int
-    statistics: int
-    further: int = 0
-
-    @property
-    def layerwise(self) -> int:
-        """Layer by layer, beside `REST`."""
-        return COPIES * self.layer + self.statistics + self.further
+    layerwise: int
 
 
 def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemeParams, header: Mapping[str, Any]) -> Mode:
@@ -97,21 +83,29 @@ def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: Sche
         ValueError: the model has no decoder layers.
     """
     prefix, layers = decoder_layers(model)
-    sizes = [weight_bytes(model, within(f"{prefix}.{number}")) for number in range(len(layers))]
-    rest = weight_bytes(model, outside(prefix))
-    whole = COPIES_WHOLE * (sum(sizes) + rest) + sum(_hessians(header, ""))
-    side_by_side = torch.get_num_threads()
-    parts = [_hessians(header, f"{prefix}.{number}.") for number in range(len(layers))]
-    solved = max((sum(sorted(part, reverse=True)[:side_by_side]) for part in parts), default=0)
-    further = 0 if scheme.transform is None else FOLDED * max(sizes)
-    if scheme.propagate == "quantized":
-        further = AGAIN * max(sizes) + hidden + (RECORDED_BYTES if scheme.correction else 0)
-        largest = max((max(part, default=0) for part in parts), default=0)
-        solved = max(solved, (JOINT if scheme.correction else 1) * largest)
-    return Needed(whole, max([*sizes, rest]), MATRICES * solved, further)
+    names = [f"{prefix}.{number}" for number in range(len(layers))]
+    parts = {name: (weight_bytes(model, within(name)), _hessians(header, within(name))) for name in names}
+    around = weight_bytes(model, outside(prefix)), _hessians(header, outside(prefix))
+    whole = sum(size + sum(hessians) for size, hessians in (*parts.values(), around))
+    whole += (COPIES_WHOLE - 1) * sum(size for size, _ in (*parts.values(), around))
+    layerwise = [_part_bytes(*around)]
+    for size, hessians in parts.values():
+        layerwise.append(_part_bytes(size, hessians))
+        if scheme.transform is not None:
+            layerwise[-1] += FOLDED * size
+        if scheme.propagate == "quantized":
+            moments = MATRICES * (JOINT if scheme.correction else 1) * max(hessians, default=0)
+            records = RECORDED_BYTES if scheme.correction else 0
+            layerwise[-1] = max(layerwise[-1], COPIES * size + moments) + AGAIN * size + hidden + records
+    return Needed(whole, max(layerwise))
 
 
-def _hessians(header: Mapping[str, Any], prefix: str) -> list[int]:
-    """Bytes of the Hessians of the sites whose names begin so."""
+def _part_bytes(weights: int, hessians: list[int]) -> int:
+    """Of a part and the sites of it that are solved at a time."""
+    return COPIES * weights + MATRICES * sum(sorted(hessians, reverse=True)[: torch.get_num_threads()])
+
+
+def _hessians(header: Mapping[str, Any], wanted: Names) -> list[int]:
+    """Bytes of the Hessians of some sites."""
     sites = header["sites"].items()
-    return [8 * site["width"] ** 2 for name, site in sites if site["hessian"] and name.startswith(prefix)]
+    return [8 * site["width"] ** 2 for name, site in sites if site["hessian"] and wanted(name)]

@@ -86,7 +86,7 @@ class Propagation:
         """Put the samples before the first layer, or behind the part `last`, which is on disk."""
         paired = self.scheme.correction > 0
         share = self.again.in_memory // (2 if paired else 1)
-        hidden, base = (_Rows(HiddenStates(share, self.again.scratch), self.device) for _ in range(2))
+        hidden, base = (_OnDevice(HiddenStates(share, self.again.scratch), self.device) for _ in range(2))
         self.calls, self.streams = DecoderCalls(self.decoder, self.around), Streams(hidden, base, paired)
         with self.around():
             for row, (_, ids) in enumerate(self.ordered):
@@ -129,7 +129,7 @@ class Propagation:
             yield from ((getattr(self.gain, kind), f"gain.{kind}.{row}", row) for row in range(len(self.gain.samples)))
 
 
-class _Rows:
+class _OnDevice:
     """Hidden states, of which some are on disk, on the device of the model."""
 
     def __init__(self, hidden: HiddenStates, device: Any) -> None:

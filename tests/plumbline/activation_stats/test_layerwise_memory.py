@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from plumbline.activation_stats.memory import needed_layerwise
 from plumbline.activation_stats.params import StatisticsParams
+from plumbline.base_model.streamed import StreamedModel
 from plumbline.histogram import n_buckets
 from tests.helpers.paths import PROJECT
 
@@ -95,10 +97,12 @@ def test_layer_by_layer_needs_a_layer_and_not_the_model(folder: Path, tmp_path: 
 
 @pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
-def test_everything_that_is_collected_adds_the_totals_of_a_layer(folder: Path, tmp_path: Path) -> None:
-    """They wait for the next layer's while they are written: twice a layer's Hessians and histograms at most."""
-    found = run("layerwise", folder, tmp_path, StatisticsParams())
-    widths = (3 * WIDTH + INNER, 3 * WIDTH**2 + INNER**2)  # of the four sites of a layer: their sum, and of squares
-    totals = 8 * widths[1] + 12 * n_buckets(4) * widths[0]  # float64; counts of 32 bits while counting, of 64 after
-    product = 8 * INNER**2  # of one sample, in float32 and as float64
-    assert found["peak"] - found["before"] < LAYER + 2 * totals + product + 128 * MIB
+def test_everything_that_is_collected_needs_what_is_said_before(folder: Path, tmp_path: Path) -> None:
+    settings = StatisticsParams()
+    found = run("layerwise", folder, tmp_path, settings)
+    model = StreamedModel(folder, "cpu").model
+    said = needed_layerwise(model, settings, 0)
+    widths = (6 * WIDTH + INNER, 6 * WIDTH**2 + INNER**2)  # q, k, v, o, gate, up, and down: their sum, and of squares
+    assert said == LAYER + 2 * (8 * widths[1] + 12 * n_buckets(4) * widths[0])
+    product = 8 * INNER**2  # of one sample, in float32 and as float64; REST leaves room for it
+    assert found["peak"] - found["before"] < said + product + 128 * MIB
