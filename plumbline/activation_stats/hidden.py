@@ -21,7 +21,7 @@ class HiddenStates:
         in_memory: bytes to keep in memory.
         scratch: an existing folder for the rest.
         """
-        self.left = in_memory
+        self.left, self.scratch = in_memory, scratch
         self._kept: dict[int, Tensor] = {}
         self._places: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
         self._file, self._end = tempfile.TemporaryFile(dir=scratch), 0  # noqa: SIM115  # closed in __exit__

@@ -7,12 +7,13 @@ has the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
+from plumbline.activation_stats.expert_calls import ExpertCalls, groups_of, layer_name
 from plumbline.activation_stats.hidden import HiddenStates
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
@@ -21,6 +22,7 @@ from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.cache import caching_modules
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
+from plumbline.base_model.experts import are_fused_experts
 from plumbline.base_model.inputs import LinearInputs, Visit, network_of, output_layers, watched_layers
 from plumbline.base_model.names import Names, outside, within
 from plumbline.base_model.streamed import StreamedModel
@@ -48,6 +50,8 @@ def layer_by_layer(
 ) -> Iterator[ActivationStats]:
     """Yield what `collect` returns, in parts: the sites of each decoder layer, then those outside the layers.
 
+    The experts of a layer follow in parts of their own, where their totals are too many to be in memory together.
+
     Args:
         scratch: an existing folder for hidden states beyond `in_memory` bytes.
         progress: called after each sample and layer with the sample's number of tokens.
@@ -67,7 +71,7 @@ def layer_by_layer(
     with HiddenStates(in_memory, scratch) as hidden:
         collection.begin(hidden)
         for name in collection.names:
-            yield collection.part(name, hidden)
+            yield from collection.part(name, hidden)
 
 
 class Collection:
@@ -87,7 +91,7 @@ class Collection:
         """Find the sites; no weight is read. Arguments and errors as of `layer_by_layer`."""
         self.walk = _Walk(streamed, settings)
         self.ordered = in_order(streamed.model, samples)
-        self.progress = progress
+        self.progress, self.settings = progress, settings
         self._totals = partial(Totals, self.ordered, settings, base_model_digest, fingerprint, masks)
         around = any(map(self.walk.outside, (*self.walk.layers, *self.walk.outputs)))
         self.names = (*self.walk.decoder.names, *((OUTSIDE,) if around else ()))
@@ -97,13 +101,34 @@ class Collection:
         """Put the input of the first layer for each sample, in order, into `hidden`."""
         self.walk.begin(self.ordered, hidden)
 
-    def part(self, name: str, hidden: HiddenStates) -> ActivationStats:
-        """The statistics of one part, from what the part before it computes, in `hidden`; replaces that by its own."""
+    def part(self, name: str, hidden: HiddenStates) -> Iterator[ActivationStats]:
+        """Yield the statistics of one part, from what the part before it computes, in `hidden`, which is its own
+        output by the time the first is yielded."""
         walk = self.walk
         if name == OUTSIDE:
-            return walk.observed(self._totals(), walk.outside, walk.around, partial(walk.finish, hidden), self.progress)
+            yield walk.observed(self._totals(), walk.outside, walk.around, partial(walk.finish, hidden), self.progress)
+            return
         number, inside = walk.decoder.names.index(name), within(name)
-        return walk.observed(self._totals(), inside, inside, partial(walk.through, hidden, number), self.progress)
+        experts = {part: layer for part, layer in walk.layers.items() if inside(part) and are_fused_experts(layer)}
+        run = partial(walk.through, hidden, number)
+        if len(groups := groups_of(experts, self.settings)) < 2:
+            yield walk.observed(self._totals(), inside, inside, run, self.progress)
+            return
+        with ExpertCalls({layer_name(part): layer for part, layer in experts.items()}, hidden.scratch) as calls:
+
+            def noted(row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
+                with calls.noted(row):
+                    run(row, ids, inputs)
+
+            others = partial(_but, inside, experts)
+            yield walk.observed(self._totals(), others, inside, noted, self.progress)
+            with walk.streamed.present(inside):
+                for group in groups:
+                    yield calls.observed(self._totals(), group, self.settings.expert_tokens)
+
+
+def _but(inside: Names, left_out: Container[str], name: str) -> bool:
+    return inside(name) and name not in left_out
 
 
 class _Walk:

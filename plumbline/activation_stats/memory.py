@@ -16,6 +16,7 @@ from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder, decoder_layers
 from plumbline.base_model.device import torch_device
+from plumbline.base_model.experts import are_fused_experts
 from plumbline.base_model.inputs import watched_layers
 from plumbline.base_model.names import Names, outside, within
 from plumbline.histogram import n_buckets
@@ -26,6 +27,8 @@ SHARE = 0.8
 """Share of the free memory that a step may use."""
 REST = 1 << 30
 """Bytes of the process itself: libraries, buffers of the matrix products, activations of a batch."""
+EXPERTS = 1 << 30
+"""Bytes of the totals of a layer's experts that are summed at a time; those of one expert in any case."""
 TOTALS = 2
 """Totals of a layer in memory: as they are summed, and as they are written."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -90,9 +93,17 @@ def needed_layerwise(model: PreTrainedModel, settings: StatisticsParams, hidden:
 
 def total_bytes(model: nn.Module, settings: StatisticsParams, wanted: Names = lambda name: True) -> int:
     """Upper bound on the bytes of the totals of some layers (one site per layer): Hessians and histograms."""
-    widths = [width for name, width in _widths(model, settings.ignore).items() if wanted(name)]
-    hessians = 8 * sum(width**2 for width in widths) if settings.hessian else 0
-    return hessians * (1 if settings.shards == 1 else 2) + 12 * n_buckets(settings.mantissa_bits) * sum(widths)
+    watched = watched_layers(model, settings.ignore)
+    sizes = {name: site_bytes(width_of(layer), settings) for name, layer in watched.items() if wanted(name)}
+    experts = [size for name, size in sizes.items() if are_fused_experts(watched[name])]
+    at_a_time = min(sum(experts), max([EXPERTS, *(2 * size for size in experts)]))
+    return sum(sizes.values()) - sum(experts) + at_a_time
+
+
+def site_bytes(width: int, settings: StatisticsParams) -> int:
+    """Bytes of the totals of a site: its Hessian and its histogram."""
+    hessians = (1 if settings.shards == 1 else 2) if settings.hessian else 0
+    return 8 * width**2 * hessians + 12 * n_buckets(settings.mantissa_bits) * width
 
 
 def weight_bytes(model: nn.Module, wanted: Names = lambda name: True) -> int:
@@ -107,20 +118,16 @@ def gib(size: float) -> str:
 
 def hessian_bytes(model: nn.Module, ignore: Sequence[str]) -> int:
     """Upper bound on the bytes of one set's Hessians (one site per layer); weights may be on the meta device."""
-    return 8 * sum(width**2 for width in _widths(model, ignore).values())
+    return 8 * sum(width_of(layer) ** 2 for layer in watched_layers(model, ignore).values())
 
 
-def _widths(model: nn.Module, ignore: Sequence[str]) -> dict[str, int]:
-    """Width of the input of every watched layer, by name; an upper bound where that is not clear from the shape."""
-    widths = {}
-    for name, layer in watched_layers(model, ignore).items():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor):
-            # A Linear stores its weight as (out, in), a Conv1D as (in, out).
-            widths[name] = int(weight.shape[1 if isinstance(layer, nn.Linear) else 0])
-        else:
-            widths[name] = max(x.shape[-1] for x in layer.parameters(recurse=False))
-    return widths
+def width_of(layer: nn.Module) -> int:
+    """Width of the input of a watched layer; an upper bound where that is not clear from the shape."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor):
+        # A Linear stores its weight as (out, in), a Conv1D as (in, out).
+        return int(weight.shape[1 if isinstance(layer, nn.Linear) else 0])
+    return max(x.shape[-1] for x in layer.parameters(recurse=False))
 
 
 def free_bytes(device: str) -> int:

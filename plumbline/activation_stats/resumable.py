@@ -6,8 +6,10 @@ later run repeats the layer in which the first one was killed, and no other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from plumbline.activation_stats.hidden import HiddenStates
 from plumbline.activation_stats.layerwise import Collection
@@ -37,12 +39,25 @@ def collect_pieces(collection: Collection, pieces: Pieces, scratch: Path, in_mem
         for number, name in enumerate(names):
             if number < done:
                 continue
-            part = collection.part(name, hidden)
-            if number + 1 < len(names):
-                pieces.write(states_after(name), ({str(row): hidden[row]} for row in rows), {})
-            pieces.write(name, tensors_of(part), facts_of(part))
+            facts: dict[str, Any] = {}
+
+            def tensors(name: str = name, last: bool = number + 1 == len(names), facts: Any = facts) -> Iterator[Any]:
+                for part in collection.part(name, hidden):
+                    yield from tensors_of(part)
+                    add_facts(facts, facts_of(part))
+                if not last:
+                    pieces.write(states_after(name), ({str(row): hidden[row]} for row in rows), {})
+
+            pieces.write(name, tensors(), facts)
             if number:
                 pieces.remove(states_after(names[number - 1]))
+
+
+def add_facts(facts: dict[str, Any], further: dict[str, Any]) -> None:
+    """Add the sites of further statistics of the same samples, as `facts_of` has them."""
+    sites = facts.get("sites", {}) | further["sites"]
+    unreached = [*facts.get("unreached", []), *further["unreached"]]
+    facts.update(further, sites=sites, unreached=unreached)
 
 
 def states_after(part: str) -> str:

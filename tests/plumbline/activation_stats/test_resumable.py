@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.peers.subjects import write_set
-from plumbline.activation_stats import store, tensor_file
+from plumbline.activation_stats import expert_calls, layerwise, store, tensor_file
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.layerwise import Collection
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
@@ -63,15 +63,16 @@ def noted(collected: list[str], stop: str = "", before: str = "") -> Iterator[No
 
     def note(collection: Any, name: str, *args: Any) -> Any:
         collected.append(name)
-        stats = part(collection, name, *args)
+        stats = list(part(collection, name, *args))
         if name == stop:
             raise KeyboardInterrupt
         return stats
 
-    def written(pieces: Any, name: str, *args: Any) -> None:
+    def written(pieces: Any, name: str, tensors: Any, facts: Any) -> None:
         if name == before:
+            list(tensors)
             raise KeyboardInterrupt
-        write(pieces, name, *args)
+        write(pieces, name, tensors, facts)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Collection, "part", note)
@@ -103,7 +104,7 @@ part = Collection.part
 
 def killed(self, name, *args):
     print(name, flush=True)
-    stats = part(self, name, *args)
+    stats = list(part(self, name, *args))
     if name == last:
         os.kill(os.getpid(), signal.SIGKILL)
     return stats
@@ -228,3 +229,21 @@ def test_collecting_twice_into_complete_parts_runs_nothing(root: Path, tmp_path:
         for _ in range(2):
             collect_pieces(collection, pieces, tmp_path, 0)
     assert collected == PARTS
+
+
+@pytest.mark.parametrize(("experts", "budget"), [("routed", 1), ({"at_least": 3}, 1), ("all", 4_000_000)])
+def test_experts_a_few_at_a_time_give_the_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, budget: int, experts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Budgets for one expert, and for two or three of four: the totals of one take 1.6 MB."""
+    root = tmp_path_factory.mktemp("experts")
+    CATALOGUE["qwen3-moe"].write(root / "base")
+    (root / "set").mkdir()
+    write_set(root / "set", "sentences", samples())
+    settings = StatisticsParams(ignore=(), experts=experts, shards=2)
+    whole = build(root, tmp_path / "whole", None, "whole", settings=settings)
+    monkeypatch.setattr(expert_calls, "EXPERTS", budget)
+    groups, groups_of = list[int](), expert_calls.groups_of
+    monkeypatch.setattr(layerwise, "groups_of", lambda *args: (found := groups_of(*args), groups.append(len(found)))[0])
+    assert build(root, tmp_path / "few", None, settings=settings) == whole
+    assert groups == [4, 4] if budget == 1 else all(1 < number < 4 for number in groups), groups
