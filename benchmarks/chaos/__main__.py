@@ -16,7 +16,7 @@ import click
 from benchmarks.chaos import concurrent, small, surroundings
 from benchmarks.chaos.disk import NoDisk, wrong_on_a_full_disk
 from benchmarks.chaos.kills import Undisturbed, rounds, undisturbed
-from benchmarks.chaos.processes import LAUNCH, REPRO, RUN, preload
+from benchmarks.chaos.processes import LAUNCH, REPRO, RUN, preload, ran
 
 SAME = "the bytes of an undisturbed run"
 ROOM = (300, 1000, 2000, 4000, 7000)
@@ -70,6 +70,21 @@ def wrong_after_an_edit(start: Path, scratch: Path, name: str, command: Sequence
     return concurrent.wrong_after_an_edit(start, place, command, EDITS[name], step, small.recorded(after))
 
 
+def dropped_file(root: Path) -> None:
+    """Put a document into the inbox of a workspace."""
+    (root / "inbox").mkdir(exist_ok=True)
+    (root / "inbox" / "new.txt").write_text("the model reads another document of short words", encoding="utf-8")
+
+
+def wrong_with_daemons(finished: Path, scratch: Path) -> list[str]:
+    """What is wrong after two daemons have taken in a file, against `plumbline run`."""
+    after = scratch / "after a drop" / "workspace"
+    shutil.copytree(finished, after, symlinks=True)
+    dropped_file(after)
+    ran(after, *RUN)
+    return concurrent.wrong_with_two_daemons(finished, scratch / "daemons", dropped_file, small.recorded(after))
+
+
 def trials(start: Path, scratch: Path, reference: Undisturbed) -> Iterator[tuple[str, str, Trial]]:
     """Name, expectation and trial of every row but the kills."""
     expected, finished = reference.record, scratch / "undisturbed" / "workspace"
@@ -78,6 +93,8 @@ def trials(start: Path, scratch: Path, reference: Undisturbed) -> Iterator[tuple
         yield f"a disk that is full after {kib} KiB, then room", f"a message; then {SAME}", full
     for name, pair in concurrent.PAIRS.items():
         yield name, SAME, partial(concurrent.wrong_after_two, start, scratch / f"two{len(name)}", pair, expected)
+    daemons = partial(wrong_with_daemons, finished, scratch)
+    yield "two daemons, and a file in the inbox", "the bytes of a run after the edit", daemons
     for name in EDITS:
         for command, step in ((RUN, "tokenized_samples"), (RUN, "quantized_model"), (REPRO, "activation_stats")):
             edited = partial(wrong_after_an_edit, start, scratch, name, command, step)

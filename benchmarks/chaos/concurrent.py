@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from benchmarks.chaos.processes import REPRO, RUN, Process, ran
+from benchmarks.chaos.processes import DAEMON, REPRO, RUN, Process, ran
 from benchmarks.chaos.small import differences
 
+PATIENCE, SETTLE = 900, 20
+"""Seconds that two daemons have to bring a workspace up to date, and then to do what they should not."""
 DECISION = "deployed_model: outs"
 
 
@@ -56,6 +59,33 @@ def wrong_after_an_edit(
     # The record of the promotion names the champion before, which the first run may have made.
     as_expected = {key: value for key, value in expected.items() if key != DECISION}
     return [line for line in differences(place, as_expected) if line != f"dvc.lock, {DECISION} is not expected"]
+
+
+def wrong_with_two_daemons(
+    finished: Path, place: Path, edit: Callable[[Path], None], expected: dict[str, str]
+) -> list[str]:
+    """Start two daemons in a finished workspace, edit it, and wait until they have brought it up to date."""
+    shutil.copytree(finished, place, symlinks=True)
+    daemons = [Process(place, DAEMON, Path(f"{place}.{i}.log")) for i in range(2)]
+    try:
+        edit(place)
+        until = time.monotonic() + PATIENCE
+        while (last := ran(place, "plumbline", "status", status=None)).status:
+            ended = [daemon for daemon in daemons if daemon.wait(2) is not None]
+            if ended or time.monotonic() > until:
+                why = "a daemon ended" if ended else f"after {PATIENCE} s it is not up to date"
+                return [f"{why}: {last.tail}; {daemons[0].log.read_text(encoding='utf-8', errors='replace')[-400:]}"]
+        for daemon in daemons:
+            daemon.wait(SETTLE)
+    finally:
+        for daemon in daemons:
+            daemon.kill()
+    import dagster as dg
+
+    with dg.DagsterInstance.from_config(str(place / ".dagster")) as history:
+        failed = [run.run_id for run in history.get_runs() if run.status == dg.DagsterRunStatus.FAILURE]
+    wrong = [f"{len(failed)} runs failed"] if failed else []
+    return wrong + differences(place, expected)
 
 
 def wrong_with_a_locked_store(finished: Path, place: Path) -> list[str]:

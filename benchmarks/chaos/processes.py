@@ -17,6 +17,7 @@ from benchmarks.tamperings import chain
 
 RUN: tuple[str, ...] = ("plumbline", "run")
 REPRO: tuple[str, ...] = ("dvc", "repro")
+DAEMON: tuple[str, ...] = ("dagster-daemon", "run")
 LAUNCH: tuple[str, ...] = ("dagster", "launch")
 """Dagster runs of one partition each, as a person launches them in the UI: nobody looks ahead for them."""
 
@@ -131,6 +132,12 @@ def _status(command: Sequence[str]) -> int:
             return int(dvc(arguments) or 0)
         if program == "dagster":
             return _launch(Path.cwd())
+        if program == "dagster-daemon":
+            from dagster._daemon.cli import main as daemon
+
+            sys.argv = [program, *arguments]
+            daemon()
+            return 0
         from plumbline.cli.main import main
 
         main(arguments, prog_name="plumbline")
@@ -147,9 +154,8 @@ def _status(command: Sequence[str]) -> int:
 
 def _launch(root: Path) -> int:
     """A Dagster run per partition that is out of date, upstream first; the exit status."""
-    import dagster as dg
-
-    from plumbline.graph.definitions import checks_of, stage_assets
+    from plumbline.graph.definitions import stage_assets
+    from plumbline.graph.in_process import run_asset
     from plumbline.graph.instance import instance
     from plumbline.graph.run import failure
     from plumbline.versioning.lock import stage_name
@@ -161,8 +167,7 @@ def _launch(root: Path) -> int:
             if stage_name(name, key) not in changed_stages(root, name):
                 continue
             with instance() as history:
-                assets = [asset, *checks_of(root, asset)]
-                result = dg.materialize(assets, instance=history, partition_key=key, raise_on_error=False)
+                result = run_asset(root, asset, history, {}, [key] if key else [])
             if not result.success:
                 print(failure(result))
                 return 1

@@ -14,11 +14,11 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
-from benchmarks.tamperings import chain, data_ways, harmless_ways, model_ways, record_ways
+from benchmarks.tamperings import chain, data_ways, harmless_ways, mlflow_ways, model_ways, record_ways
 from benchmarks.tamperings.way import Harmless, Way
 from plumbline.cli.main import main as plumbline
 
-WAYS: list[Way] = [*model_ways.WAYS, *data_ways.WAYS, *record_ways.WAYS]
+WAYS: list[Way] = [*model_ways.WAYS, *data_ways.WAYS, *record_ways.WAYS, *mlflow_ways.WAYS]
 HARMLESS: list[Harmless] = harmless_ways.WAYS
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from benchmarks.tamperings import chain, forging
 from benchmarks.tamperings.way import Harmless
+from plumbline.tracking.client import Tracking
 from plumbline.tracking.promotion import ENTRY
 from plumbline.tracking.promotion_chain import COPY
 
@@ -36,6 +37,35 @@ def moved(root: Path) -> tuple[Path, str]:
     place = root.with_name(f"{root.name} verschoben – ü")
     root.rename(place)
     return place, chain.URI
+
+
+def copied(root: Path) -> tuple[Path, str]:
+    """A copy beside the original, to whose files the locations in its registry still lead."""
+    return Path(shutil.copytree(root, root.with_name(f"{root.name}-copy"), symlinks=True)), chain.URI
+
+
+def words_added(root: Path) -> None:
+    """What people write and click in MLflow: words above a description, a tag, another alias, a stage."""
+    forging.sql(root, "UPDATE model_versions SET description = 'Asked for by support.' || char(10) || description")
+    forging.sql(root, "UPDATE model_versions SET current_stage = 'Production' WHERE version = 1")
+    forging.sql(
+        root,
+        "INSERT INTO registered_model_aliases (name, alias, version, workspace) SELECT name, 'canary', 1, workspace "
+        "FROM registered_models",
+    )
+    forging.sql(
+        root,
+        "INSERT INTO model_version_tags (name, version, key, value, workspace) SELECT name, 1, 'reviewed', 'yes', "
+        "workspace FROM registered_models",
+    )
+
+
+def copied_version(root: Path) -> tuple[Path, str]:
+    """MLflow copies the champion's version to another name, as teams do for production."""
+    with Tracking(f"sqlite:///{root / 'mlflow.db'}").client() as client:
+        version = client.get_model_version_by_alias("plumbline", "champion").version
+        client.copy_model_version(f"models:/plumbline/{version}", "production")
+    return root, "models:/production/1"
 
 
 def deployed(root: Path) -> tuple[Path, str]:
@@ -142,6 +172,10 @@ def set_gone(root: Path) -> None:
 WAYS = [
     Harmless("nothing", unchanged),
     Harmless("workspace moved", moved),
+    Harmless("workspace copied beside the original", copied),
+    Harmless("MLflow's files left behind", then(lambda root: shutil.rmtree(root / "mlruns"))),
+    Harmless("words, a tag, an alias and a stage in MLflow", then(words_added)),
+    Harmless("version copied to another name in MLflow", copied_version),
     Harmless("model copied to where it is served", deployed),
     Harmless("times and modes changed", then(touched)),
     Harmless("grid and choices changed since", then(grid_changed)),

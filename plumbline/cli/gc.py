@@ -109,10 +109,12 @@ def retained(root: Path, projects: Sequence[Path], unregistered: bool) -> tuple[
     from plumbline.tracking.address import shown_uri
     from plumbline.tracking.retained import known_stores, retained_versions
     from plumbline.versioning.garbage import upstream_hashes
+    from plumbline.versioning.lock import read_lock
 
     hashes: set[str] = set()
     versions: list[ModelVersion] = []
     for workspace in (root, *(path.resolve() for path in projects)):
+        read_lock(workspace)  # what cannot be read would be taken for unused
         of_workspace, deployed = retained_versions(workspace), deployed_models(workspace)
         versions += of_workspace
         if deployed and not unregistered and deployed[0] not in {version.model for version in of_workspace}:

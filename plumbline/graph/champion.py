@@ -18,6 +18,7 @@ from plumbline.versioning.code import code_versions
 from plumbline.versioning.lock import read_lock, stage_name
 from plumbline.versioning.object_store import Store
 from plumbline.versioning.recording import Step
+from plumbline.versioning.scratch import keep_acted_on
 from plumbline.versioning.scratch import scratch as scratch_folder
 
 
@@ -54,6 +55,7 @@ def promote_candidate(step: Step) -> dict[str, Any]:
     registry = open_registry(step.root)
     if decision["decision"] == "promoted":
         version = registry.of_model(decision["model"]).version
+        keep_acted_on(step.root, step.name, step.code_version, step.out)
         promote(registry, step.root, version, MACHINE, decision["why"])
     return champion_metadata(registry, said=decision["why"])
 

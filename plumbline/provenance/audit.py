@@ -25,6 +25,7 @@ from plumbline.provenance.resaved import resaved
 from plumbline.provenance.standing import figures, promotions
 from plumbline.provenance.subject import Subject
 from plumbline.tracking.model_version import ModelVersion
+from plumbline.tracking.store import TrackingError
 from plumbline.versioning.cache import UnreadableConfig
 from plumbline.versioning.lock import read_lock
 
@@ -140,6 +141,8 @@ def _guarded(checks: Sequence[tuple[str, Check]], case: Case) -> Iterator[Link]:
             link = check(case)
         except UnreadableConfig as error:  # of the workspace, which says nothing of the model
             link = Link(name, "missing", f"could not be checked: {error}", fix="correct DVC's configuration")
+        except TrackingError as error:
+            link = Link(name, "missing", f"could not be compared with the registry: {error}", fix=registry.ANSWER)
         except UNFORESEEN as error:
             why = f"{type(error).__name__}: {error!s:.200}"
             meaning = f"could not be parsed; files written by Plumbline always can ({why})"

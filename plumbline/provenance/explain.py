@@ -47,15 +47,17 @@ LINKS = (
     ),
     Explanation(
         "registry",
-        "The registered versions are this folder; their tags, parameters and metrics agree with it.",
-        "each version's tags with the folder's hash, calibration.json and the recorded runs; its run's parameters with "
-        "the choice and the scheme, its metrics with metrics.json, representativeness.json and manifest.json",
+        "The registered versions are this folder and load it; what MLflow states of them agrees with it.",
+        "each version's tags with the folder's hash, calibration.json and the recorded runs; its source and location "
+        "with its logged model, and the files there, if they are on this machine, with the folder's hash; its run's "
+        "dataset with the set, parameters with the choice, the scheme and the base model, metrics, tables, plots and "
+        "descriptions with metrics.json, representativeness.json and manifest.json",
     ),
     Explanation(
         "promotion history",
         "Who made this model the champion, when and why is recorded without a gap, and the alias agrees.",
-        "each entry with the digest of the one before it, with promotions.jsonl, with the tags of its version and with "
-        "promotion.json; the newest entry with the alias",
+        "each entry with the digest of the one before it, with promotions.jsonl, with the tags of its version, "
+        "with the descriptions in MLflow and with promotion.json; the newest entry with the alias",
     ),
     Explanation(
         "record",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from plumbline.provenance.decision_links import decision_of
 from plumbline.provenance.link import Case, Link, Status
+from plumbline.provenance.registry_text import wrong_promotions
+from plumbline.tracking.details import details_reader
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.promotion import MACHINE, PROMOTED_BY, REASON, PromotionHistory, read_history
 from plumbline.tracking.promotion_chain import COPY, PREVIOUS, contradictions, entry_digest, read_copy
-from plumbline.tracking.registry import ALIAS
+from plumbline.tracking.registry import ALIAS, Registry
 from plumbline.tracking.store import TrackingError
 
 FIX = (
@@ -27,13 +29,16 @@ def promotion_history(case: Case) -> Link | None:
     """
     name = "promotion history"
     try:
-        model = case.registry.model() if case.registry and case.versions else None
+        model = case.registry.model() if case.registry else None
         if case.registry is None or model is None:
             return None
         versions = {version.version: version for version in case.registry.versions()}
+        champion = model.aliases.get(ALIAS, "")
+        hidden = bool(champion) and champion not in versions
+        if not case.versions and not hidden:
+            return None
     except TrackingError:
         return None  # the link `registry` says it
-    champion = model.aliases.get(ALIAS, "")
     recorded = read_history([model.tags, *(version.tags for version in versions.values())], champion)
     # A move that was interrupted before the alias moved did not happen, and is no fault.
     problems = [remark for remark in recorded.remarks if not (recorded.pending and remark.endswith("did not happen"))]
@@ -47,12 +52,16 @@ def promotion_history(case: Case) -> Link | None:
     except ValueError as error:
         copy = {}
         problems.append(str(error))
-    own = {version.version for version in case.versions}
+    own = {version.version for version in case.versions if version.name == case.registry.name}
+    if hidden:  # MLflow removes the alias with its version
+        own |= {entry.version for entry in recorded.entries if entry.model == case.identity}
+        problems.append(f"the alias names version {champion}, which MLflow does not list")
     named = {entry.version for entry in recorded.entries} | {str(entry.get("version")) for entry in copy.values()}
     if not own & ({champion} | named):
         return None
     problems += _against_the_versions(recorded, versions, champion)
     problems += _against_the_decision(case, recorded, versions)
+    problems += wrong_promotions(case.registry, _descriptions(case.registry, own))
     unfinished = ""
     if champion and not recorded.entries:
         unfinished = f"version {champion} is the champion, but no promotion is on record"
@@ -73,6 +82,14 @@ def promotion_history(case: Case) -> Link | None:
     meaning = f"{len(recorded.entries)} promotions, the last of version {champion}"
     meaning += "" if linked == len(recorded.entries) else f", {len(recorded.entries) - linked} of an earlier Plumbline"
     return Link(name, "verified", f"{meaning}{copied}")
+
+
+def _descriptions(registry: Registry, numbers: Iterable[str]) -> dict[str, str]:
+    """The descriptions of versions by number, and that of the registered model under an empty key."""
+    store = details_reader(registry.reader)
+    shown = {number: store.version(registry.name, number) for number in numbers}
+    texts = {number: details.description for number, details in shown.items() if details is not None}
+    return {**texts, "": store.description(registry.name)}
 
 
 def newest_promotion(case: Case) -> tuple[int, str] | None:

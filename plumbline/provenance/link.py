@@ -12,7 +12,7 @@ from plumbline.provenance.resaved import Resaved
 from plumbline.raw_corpus.document import Document
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.registry import Registry, open_registry
-from plumbline.tracking.store import TrackingError
+from plumbline.tracking.store import NoStore
 from plumbline.versioning.cache import cached, damaged
 from plumbline.versioning.digest import Hasher, dvc_digest
 from plumbline.versioning.lock import Entry
@@ -117,10 +117,14 @@ class Case:
 
     @cached_property
     def registry(self) -> Registry | None:
-        """The registered model of the workspace; None if nothing was registered here."""
+        """The registered model of the workspace; None if nothing was registered here.
+
+        Raises:
+            TrackingError: the store cannot be read.
+        """
         try:
             return open_registry(self.root, read_only=True)
-        except TrackingError:
+        except NoStore:
             return None
 
     @cached_property
@@ -134,7 +138,7 @@ class Case:
         about = [version for version in listed if self.identity in (version.model, version.named_in(self.place))]
         about += [version for version in listed if not version.model and version.path == (self.place or "-")]
         asked = [self.version] if self.version else []
-        return list({version.version: version for version in [*asked, *about]}.values())
+        return list({(version.name, version.version): version for version in [*asked, *about]}.values())
 
     @property
     def identity(self) -> str:

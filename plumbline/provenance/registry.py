@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from plumbline.provenance.decision_links import EVALUATIONS, artifact_json, metrics_of, pair_of
+from plumbline.provenance.decision_links import EVALUATIONS, pair_of
 from plumbline.provenance.link import Case, Link, dig
-from plumbline.tracking.figures import evaluation_metrics, representativeness_metrics
-from plumbline.tracking.model_version import EVALUATION, MODEL, RESTS_ON, ModelVersion
-from plumbline.tracking.reading import RunData
-from plumbline.tracking.run import STAGE, metric_names, prefixed
+from plumbline.provenance.registry_model import wrong_model
+from plumbline.provenance.registry_run import expected_metrics, wrong_run
+from plumbline.provenance.registry_text import wrong_text
+from plumbline.tracking.details import Details, details_reader
+from plumbline.tracking.model_version import RESTS_ON, ModelVersion
+from plumbline.tracking.registry import Registry
 from plumbline.tracking.store import TrackingError
-from plumbline.versioning.code import code_version
 from plumbline.versioning.lock import Entry
 
 TAGS = {
@@ -23,8 +23,7 @@ TAGS = {
     "hash.tokenizer_fingerprint": ("fingerprint",),
 }
 """Tags of a registered version and of its run -> keys of the same value in the model's record."""
-LONGEST_PARAMETER = 6000
-"""MLflow cuts longer values."""
+ANSWER = "start MLflow, correct tracking.uri in params.yaml, or restore mlflow.db"
 FIX = "find out who changed the folder or the registry; `plumbline log` has the history of champions"
 
 
@@ -36,9 +35,9 @@ def registry(case: Case) -> Link | None:
     name = "registry"
     try:
         versions = case.versions
-        wrong = [f"{version.shown}: {what}" for version in versions for what in _contradictions(case, version)]
+        wrong = _wrong(case, case.registry, versions) if case.registry and versions else []
     except TrackingError as error:
-        return Link(name, "missing", str(error), fix="start MLflow, or correct tracking.uri in params.yaml")
+        return Link(name, "missing", str(error), fix=ANSWER)
     if not versions:
         return None
     first = case.version or versions[-1]
@@ -50,7 +49,12 @@ def registry(case: Case) -> Link | None:
     return Link(name, "verified", meaning, first.model, case.identity)
 
 
-def _contradictions(case: Case, version: ModelVersion) -> Iterator[str]:
+def _wrong(case: Case, registered: Registry, versions: list[ModelVersion]) -> list[str]:
+    store = details_reader(registered.reader)
+    return [f"{version.shown}: {what}" for version in versions for what in _contradictions(case, store, version)]
+
+
+def _contradictions(case: Case, store: Details, version: ModelVersion) -> Iterator[str]:
     if case.identity != version.model:
         yield "the folder is not the registered one"
     pair = pair_of(case)
@@ -63,7 +67,17 @@ def _contradictions(case: Case, version: ModelVersion) -> Iterator[str]:
     if read and version.calibration_set not in read:
         yield "its tag calibration.md5 names another calibration set than the model was made from"
     yield from _rests_on(case, version, pair, set_path)
-    yield from _run(case, version, pair, set_path, made)
+    yield from wrong_model(case, store, version)
+    run = case.registry.reader.run(version.run_id) if case.registry and version.run_id else None
+    if run is None:
+        yield "the run that evaluated it does not exist"
+        return
+    yield from _other_hashes(case, run.tags, "its run's")
+    yield from wrong_run(case, store, version, run, set_path, made)
+    shown = store.version(version.name, version.version)
+    if case.record_holds and shown is not None:
+        metrics = expected_metrics(case, version, set_path)
+        yield from (f"its description has another {name}" for name in wrong_text(case, shown.description, metrics))
 
 
 def _other_hashes(case: Case, tags: Mapping[str, str], of: str = "its") -> Iterator[str]:
@@ -104,59 +118,3 @@ def _rests_on(case: Case, version: ModelVersion, pair: str, set_path: str) -> It
 
 def _agrees(run: Entry, hashes: Mapping[str, str]) -> bool:
     return all(hashes.get(path, md5) == md5 for path, md5 in run.deps.items())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The run of the evaluation
-
-
-def _run(case: Case, version: ModelVersion, pair: str, set_path: str, made: list[Entry]) -> Iterator[str]:
-    assert case.registry is not None
-    run = case.registry.reader.run(version.run_id) if version.run_id else None
-    if run is None:
-        yield "the run that evaluated it does not exist"
-        return
-    identity = {STAGE: f"evaluation@{pair}", EVALUATION: version.evaluation, MODEL: version.model}
-    for key, value in identity.items():
-        if run.tags.get(key) != value:
-            yield f"its run has another {key}"
-    yield from _other_hashes(case, run.tags, "its run's")
-    if not case.record_holds:
-        return
-    yield from _other_parameters(case, run, made)
-    expected = _expected_metrics(case, version, set_path)
-    same_code = run.tags.get("code_version") == code_version("evaluation")
-    for key, figure in expected.items():
-        if key in run.metrics and run.metrics[key] != figure:
-            yield f"its metric {key} is {run.metrics[key]:.6g}, the evaluation has {figure:.6g}"
-        elif key not in run.metrics and same_code:  # another version may have named it otherwise
-            yield f"its metric {key} is missing"
-
-
-def _other_parameters(case: Case, run: RunData, made: list[Entry]) -> Iterator[str]:
-    scheme = str(dig(case.record, "scheme", "name"))
-    schemes = [entry.params[f"schemes.{scheme}"] for entry in made if f"schemes.{scheme}" in entry.params]
-    choice = prefixed("choice", dig(case.record, "calibration_set", "choice") or {})
-    possible = [{**choice, **prefixed("scheme", given)} for given in schemes] or [choice]
-    found = {key: value for key, value in run.params.items() if key.split(".")[0] in ("choice", "scheme")}
-    if not schemes:
-        found = {key: value for key, value in found.items() if key.startswith("choice.")}
-    cut = [{key: value[:LONGEST_PARAMETER] for key, value in params.items()} for params in possible]
-    if found not in cut:
-        other = sorted(key for key in {*found, *cut[-1]} if found.get(key) != cut[-1].get(key))
-        yield f"its parameters {', '.join(other[:4])} are not those of the model"
-
-
-def _expected_metrics(case: Case, version: ModelVersion, set_path: str) -> dict[str, float]:
-    """The metrics that the evaluation and the set of the version give; without those that are not here."""
-    expected: dict[str, Any] = {}
-    content = metrics_of(case, version.evaluation)
-    if content is not None:
-        expected |= evaluation_metrics(content)
-    measured = artifact_json(case, set_path, version.calibration_set, "representativeness.json")
-    if measured is not None:
-        expected |= representativeness_metrics(measured)
-    manifest = artifact_json(case, set_path, version.calibration_set, "manifest.json")
-    if manifest is not None:
-        expected |= {f"count/{key}": manifest[key] for key in ("samples", "tokens")}
-    return metric_names(expected)

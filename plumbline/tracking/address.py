@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.tracking.params import TrackingParams
-from plumbline.tracking.store import TrackingError, sqlite_path
+from plumbline.tracking.store import NoStore, TrackingError, has_tables, not_sqlite, sqlite_path
 from plumbline.yaml_file import read_yaml
 
 DATABASE = "mlflow.db"
@@ -39,9 +39,19 @@ def tracking_address(root: Path, *, read_only: bool = False) -> TrackingParams:
             "sqlite:////ABSOLUTE/PATH/mlflow.db; correct it, or remove it to use mlflow.db in the workspace"
         )
     uri = named or f"sqlite:///{root.resolve() / DATABASE}"
-    if read_only and uri.startswith("sqlite:") and not sqlite_path(uri).is_file():
-        raise TrackingError(f"no model is registered in this workspace: {uri} does not exist; `plumbline run` makes it")
+    if read_only and uri.startswith("sqlite:"):
+        _require_tables(sqlite_path(uri))
     return section.model_copy(update={"uri": uri})
+
+
+def _require_tables(database: Path) -> None:
+    """Raise TrackingError if a SQLite file has nothing to read, because MLflow would make its tables there."""
+    if not database.is_file():
+        raise NoStore(f"no model is registered in this workspace: {database} does not exist; `plumbline run` makes it")
+    if problem := not_sqlite(database):
+        raise TrackingError(problem)
+    if not has_tables(database):
+        raise NoStore(f"no model is registered in this workspace: {database} is empty; `plumbline run` fills it")
 
 
 def _checked_section(root: Path) -> TrackingParams:

@@ -38,6 +38,9 @@ class Tracking:
     locks: Path = field(default=Path(tempfile.gettempdir()), compare=False)
     """Folder of the lock for a server, which one workspace's processes share. A SQLite store has a lock of its own."""
 
+    read_only: bool = field(default=False, compare=False)
+    """Whether the store stays as it is, also where the workspace was moved."""
+
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/]|sqlite:////", self.uri):
             raise ValueError(
@@ -54,7 +57,7 @@ class Tracking:
         """MLflow as configured in params.yaml; `read_only` and errors as in `tracking_address`."""
         address = tracking_address(root, read_only=read_only)
         locks = root / ".plumbline" / "locks"
-        return cls(str(address.uri), address.experiment, address.registered_model, locks)
+        return cls(str(address.uri), address.experiment, address.registered_model, locks, read_only)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """URL of a run's page; for a SQLite store it is served while `plumbline mlflow` runs."""
@@ -64,7 +67,7 @@ class Tracking:
     @contextlib.contextmanager
     def client(self) -> Iterator[MlflowClient]:
         """Yield a client; raise `TrackingError` when the server does not answer."""
-        if (database := self.database) is not None:
+        if (database := self.database) is not None and not self.read_only:
             follow(database)
         client = opened(self.uri)
         try:

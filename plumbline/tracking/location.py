@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from plumbline.tracking.store import TrackingError
+from plumbline.tracking.store import TrackingError, not_sqlite
 
 ARTIFACTS = "mlruns"
 COLUMNS = (
@@ -48,6 +48,8 @@ def follow(database: Path) -> list[str]:
     """
     if not database.is_file():
         return []
+    if problem := not_sqlite(database):
+        raise TrackingError(problem)
     here = artifact_location(database)
     try:
         with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as store:

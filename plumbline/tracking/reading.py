@@ -6,6 +6,7 @@ Importing MLflow takes 2 CPU seconds and opening the store 1 more; the rest of `
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def reader(tracking: Tracking) -> Reader:
     """The fastest reader that supports the store."""
     if tracking.uri.startswith("sqlite:"):
         path = sqlite_path(tracking.uri)
-        with contextlib.suppress(sqlite3.Error, TrackingError), _connected(path) as database:
+        with contextlib.suppress(sqlite3.Error, TrackingError), connected(path) as database:
             if {revision for (revision,) in database.execute("SELECT version_num FROM alembic_version")} <= SCHEMAS:
                 return SqliteReader(path)
     return ClientReader(tracking)
@@ -122,47 +123,49 @@ class SqliteReader:
 
     def model(self, name: str) -> RegisteredModel | None:
         """See `Reader`."""
-        with _connected(self.path) as database:
-            if not _rows(database, "SELECT 1 FROM registered_models WHERE name = ?", name):
+        with connected(self.path) as database:
+            if not rows(database, "SELECT 1 FROM registered_models WHERE name = ?", name):
                 return None
-            tags = _rows(database, "SELECT key, value FROM registered_model_tags WHERE name = ?", name)
-            aliases = _rows(database, "SELECT alias, version FROM registered_model_aliases WHERE name = ?", name)
+            tags = rows(database, "SELECT key, value FROM registered_model_tags WHERE name = ?", name)
+            aliases = rows(database, "SELECT alias, version FROM registered_model_aliases WHERE name = ?", name)
         return RegisteredModel(dict(tags), {alias: str(version) for alias, version in aliases})
 
     def versions(self, name: str) -> list[ModelVersion]:
         """See `Reader`."""
         model = self.model(name) or RegisteredModel()
         tags: dict[int, dict[str, str]] = {}
-        with _connected(self.path) as database:
+        with connected(self.path) as database:
             query = "SELECT version, key, value FROM model_version_tags WHERE name = ?"
-            for version, key, value in _rows(database, query, name):
+            for version, key, value in rows(database, query, name):
                 tags.setdefault(version, {})[key] = value
             query = (
                 "SELECT version, run_id, creation_time FROM model_versions "
                 "WHERE name = ? AND current_stage != 'Deleted_Internal'"
             )
-            rows = _rows(database, query, name)
+            listed = rows(database, query, name)
         return [
             ModelVersion(
                 name, str(version), model.aliases_of(str(version)), run_id or "", tags.get(version, {}), created or 0
             )
-            for version, run_id, created in rows
+            for version, run_id, created in listed
         ]
 
     def run(self, run_id: str) -> RunData | None:
         """See `Reader`."""
-        with _connected(self.path) as database:
-            runs = _rows(database, "SELECT name FROM runs WHERE run_uuid = ?", run_id)
+        with connected(self.path) as database:
+            runs = rows(database, "SELECT name FROM runs WHERE run_uuid = ?", run_id)
             if not runs:
                 return None
-            params = _rows(database, "SELECT key, value FROM params WHERE run_uuid = ?", run_id)
-            metrics = _rows(database, "SELECT key, value FROM latest_metrics WHERE run_uuid = ?", run_id)
-            tags = _rows(database, "SELECT key, value FROM tags WHERE run_uuid = ?", run_id)
-        return RunData(runs[0][0] or "", dict(params), dict(metrics), dict(tags))
+            params = rows(database, "SELECT key, value FROM params WHERE run_uuid = ?", run_id)
+            query = "SELECT key, CASE WHEN is_nan THEN NULL ELSE value END FROM latest_metrics WHERE run_uuid = ?"
+            metrics = {key: math.nan if value is None else value for key, value in rows(database, query, run_id)}
+            tags = rows(database, "SELECT key, value FROM tags WHERE run_uuid = ?", run_id)
+        return RunData(runs[0][0] or "", dict(params), metrics, dict(tags))
 
 
 @contextlib.contextmanager
-def _connected(path: Path) -> Iterator[sqlite3.Connection]:
+def connected(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to a SQLite file that cannot write."""
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
     try:
         yield connection
@@ -170,9 +173,14 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def _rows(database: sqlite3.Connection, query: str, value: str) -> list[tuple[Any, ...]]:
+def rows(database: sqlite3.Connection, query: str, *values: str) -> list[tuple[Any, ...]]:
+    """The rows of a query.
+
+    Raises:
+        TrackingError: the database cannot be read.
+    """
     try:
-        return database.execute(query, (value,)).fetchall()
+        return database.execute(query, values).fetchall()
     except sqlite3.Error as error:
         raise TrackingError(f"MLflow's database cannot be read ({error}); restore it from a backup") from error
 
@@ -183,6 +191,6 @@ def experiments(path: Path) -> dict[str, str]:
         "SELECT name, experiments.experiment_id FROM experiments JOIN experiment_tags USING (experiment_id) "
         "WHERE key = ? AND lifecycle_stage = 'active' ORDER BY experiment_id"
     )
-    with contextlib.suppress(sqlite3.Error, TrackingError), _connected(path) as database:
-        return {str(name): str(number) for name, number in _rows(database, query, SAVED)}
+    with contextlib.suppress(sqlite3.Error, TrackingError), connected(path) as database:
+        return {str(name): str(number) for name, number in rows(database, query, SAVED)}
     return {}

@@ -12,8 +12,8 @@ from plumbline.tracking.evaluation import log_evaluation
 from plumbline.tracking.promotion import LONGEST_REASON, MACHINE, promote, restore_history
 from plumbline.tracking.promotion_chain import COPY
 from plumbline.tracking.reading import reader
-from plumbline.tracking.registry import Registry
-from plumbline.tracking.store import TrackingError
+from plumbline.tracking.registry import Registry, open_registry
+from plumbline.tracking.store import NoStore, TrackingError, has_tables
 
 if TYPE_CHECKING:
     from plumbline.versioning.lock import Entry
@@ -32,7 +32,10 @@ def unregistered(root: Path) -> dict[str, Entry]:
     evaluated = {pair: lock.get(stage_name("evaluation", pair)) for pair in load_params(root).pairs()}
     if not any(evaluated.values()):
         return {}
-    registry = _registry(root)
+    try:
+        registry: Registry | None = open_registry(root, read_only=True)
+    except NoStore:
+        registry = None
     registered = {(version.pair, version.evaluation) for version in registry.versions()} if registry else set()
     return {pair: entry for pair, entry in evaluated.items() if entry and (pair, entry.md5) not in registered}
 
@@ -116,9 +119,9 @@ def _restore_champion(root: Path, announce: Callable[[str], None]) -> None:
 
 
 def _registry(root: Path) -> Registry | None:
-    """The registry, read in the fastest way; None: its SQLite file does not exist."""
+    """The registry, read in the fastest way; None: its SQLite file does not exist, or is empty."""
     tracking = Tracking.of(root)
-    if tracking.database is not None and not tracking.database.is_file():
+    if tracking.database is not None and not (tracking.database.is_file() and has_tables(tracking.database)):
         return None
     return Registry(tracking, reader(tracking))
 

@@ -9,7 +9,7 @@ from plumbline.tracking.address import DATABASE, tracking_section
 from plumbline.tracking.client import Tracking
 from plumbline.tracking.model_version import EVALUATION, MODEL, RESTS_ON, ModelVersion
 from plumbline.tracking.readiness import server_problem
-from plumbline.tracking.store import TrackingError, mlflow_error, sqlite_path
+from plumbline.tracking.store import TrackingError, has_tables, mlflow_error, not_sqlite, sqlite_path
 
 PAGE = 1000
 OURS = (RESTS_ON, MODEL, EVALUATION)
@@ -36,12 +36,17 @@ def retained_versions(root: Path) -> list[ModelVersion]:
     Raises:
         ValueError: a store does not answer, or cannot be read by the installed MLflow: what it names is not known.
     """
-    return [version for uri in known_stores(root) for version in _versions(Tracking(uri))]
+    return [version for uri in known_stores(root) for version in _versions(Tracking(uri, read_only=True))]
 
 
 def _versions(tracking: Tracking) -> list[ModelVersion]:
     if tracking.uri.startswith("http") and (problem := server_problem(tracking.uri)):
         raise TrackingError(f"{problem}. What it names is not known, so nothing was deleted")
+    if (database := tracking.database) is not None:
+        if problem := not_sqlite(database):
+            raise TrackingError(problem)
+        if not has_tables(database):
+            return []
     versions: list[ModelVersion] = []
     token = None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sqlite3
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SQLITE = b"SQLite format 3\0"
+"""The first bytes of a SQLite database."""
+
 
 class TrackingError(ValueError):
     """MLflow does not answer, or has no such model, version or run; the message says what to do."""
+
+
+class NoStore(TrackingError):
+    """The workspace has no registry yet."""
 
 
 def mlflow_error() -> type[Exception]:
@@ -28,6 +36,39 @@ def mlflow_error() -> type[Exception]:
 def sqlite_path(uri: str) -> Path:
     """The path in `sqlite:///...`."""
     return Path(uri.removeprefix("sqlite:///"))
+
+
+def not_sqlite(path: Path) -> str:
+    """Why a file cannot be a SQLite database; empty if it may be one, is empty, or does not exist."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(SQLITE))
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror}); make it a file that the user of this process may read"
+    if head in (b"", SQLITE):
+        return ""
+    return (
+        f"{path} is not a SQLite database (it begins with {head[:12]!r}); restore it from a backup, or move it away, "
+        "and `plumbline run` makes one and registers again what dvc.lock records"
+    )
+
+
+def has_tables(path: Path) -> bool:
+    """Whether MLflow has made its tables in a SQLite file.
+
+    Raises:
+        TrackingError: it is damaged, or locked by another process.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
+            return database.execute(query).fetchone() is not None
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"{path} cannot be read ({error}); end the process that holds it, or restore it from a backup"
+        ) from error
 
 
 def unanswered(error: Exception) -> bool:

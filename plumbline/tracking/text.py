@@ -77,14 +77,19 @@ def with_history(text: str, version: str, entries: Iterable[Promotion]) -> str:
         version: whose promotions, and those that replaced it; empty: all.
         entries: every promotion on record, oldest first.
     """
-    lines = [
+    lines = history_lines(version, entries)
+    kept = text.partition(OURS)[0].rstrip()
+    listed = "\n".join(reversed(lines[-LATEST:]))
+    return "\n\n".join([kept, OURS, listed]).lstrip() if lines else kept
+
+
+def history_lines(version: str, entries: Iterable[Promotion]) -> list[str]:
+    """A line for every promotion of a version, and for those that replaced it, oldest first; empty version: all."""
+    return [
         _line(entry, version or entry.version)
         for entry in entries
         if not version or version in (entry.version, entry.from_version)
     ]
-    kept = text.partition(OURS)[0].rstrip()
-    listed = "\n".join(reversed(lines[-LATEST:]))
-    return "\n\n".join([kept, OURS, listed]).lstrip() if lines else kept
 
 
 def _line(entry: Promotion, version: str) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -259,7 +260,12 @@ def link(place: Path, target: Path) -> None:
     draft = place.with_name(f".{place.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     draft.symlink_to(target, target_is_directory=True)
-    draft.replace(place)
+    if place.is_dir() and not place.is_symlink():  # the workspace was copied by a tool that follows links
+        shutil.rmtree(place)
+    try:
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

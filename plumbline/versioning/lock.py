@@ -14,6 +14,7 @@ import yaml
 from plumbline.artifact import replace_text
 from plumbline.versioning.code import VERSIONS
 from plumbline.versioning.facts import FACTS, NAMED_OUTPUTS
+from plumbline.versioning.lock_errors import FIX, described, require_stages
 
 FILE = "dvc.lock"
 MALFORMED = (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError)
@@ -89,10 +90,7 @@ def _read(path: Path, *stamp: int) -> Mapping[str, Entry]:
     try:
         return parse_lock(path.read_text(encoding="utf-8"))
     except MALFORMED as error:
-        raise ValueError(
-            f"{path} is not what DVC wrote ({error}); restore it with `git checkout dvc.lock`; without "
-            "git, remove it, and every stage is made anew, with the same bytes"
-        ) from error
+        raise ValueError(f"{path}, {described(error)}; {FIX}") from error
 
 
 def parse_lock(text: str) -> dict[str, Entry]:
@@ -101,13 +99,8 @@ def parse_lock(text: str) -> dict[str, Entry]:
     Raises:
         one of MALFORMED: the text is malformed.
     """
-    content = yaml.load(text, Loader=_Loader)
-    stages = {} if content is None else content.get("stages")
-    if stages is None:
-        return {}
-    if not isinstance(stages, Mapping):
-        raise TypeError(f"`stages` is a {type(stages).__name__}, expected a mapping")
-    return {name: entry_of(name, stage) for name, stage in stages.items()}
+    stages = require_stages(yaml.load(text, Loader=_Loader), text)
+    return {str(name): entry_of(str(name), stage) for name, stage in stages.items()}
 
 
 def parse_run(text: str) -> Entry:

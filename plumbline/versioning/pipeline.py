@@ -22,6 +22,7 @@ from plumbline.artifact import replace_text
 from plumbline.versioning.code import STAGE, VERSIONS
 from plumbline.versioning.config import require_git_or_no_scm
 from plumbline.versioning.facts import FACTS
+from plumbline.versioning.lock import read_lock
 from plumbline.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ class Pipeline:
                 "`dvc init` (without git: `dvc init --no-scm`)"
             ) from error
         except DvcException as error:
+            read_lock(root)  # raises if it is dvc.lock that DVC cannot read
             raise ValueError(f"DVC cannot read {root / FILE}: {_sentences(error)}") from error
 
     def _load(self, root: Path) -> None:

@@ -20,7 +20,7 @@ from plumbline.versioning.digest_memo import DigestMemo
 from plumbline.versioning.facts import BASE_MODEL, FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import dump, read_lock, write_entry
 from plumbline.versioning.pipeline import pipeline, plain, resolved
-from plumbline.versioning.scratch import aside_of, remove, scratch, sweep
+from plumbline.versioning.scratch import acted_on, aside_of, remove, scratch, sweep
 from plumbline.versioning.status import changed_stages
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Step:
     """Dotted name in params.yaml -> value, launch overrides included."""
     out: Path
     previous: Path | None
-    """The last good output if the same code produced it, for the reuse of unchanged parts."""
+    """The last good output if the same code produced it, for the reuse of unchanged parts; or what `acted_on` has."""
     md5: str = ""
     """DVC hash of the output, set once it is published."""
     seconds: float = 0.0
@@ -161,7 +161,9 @@ def _begin(root: Path, name: str, overrides: Mapping[str, Any]) -> Step:
     for values in files.values():
         params |= {key: ({**value, **overrides} if overrides else value) for key, value in values.items()}
     last = read_lock(root).get(name)
+    acted = acted_on(root, name, code_version)
     previous = out if last is not None and last.code_version == code_version and out.is_dir() else None
+    previous = acted if previous is None and acted.is_dir() else previous
     return Step(name, root, inputs, code_version, params, out, previous, facts=facts, reads=reads)
 
 

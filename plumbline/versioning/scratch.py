@@ -42,6 +42,25 @@ def parts_of(root: Path, name: str) -> Path:
     return root / ".plumbline" / "parts" / name
 
 
+def acted_on(root: Path, name: str, code_version: str) -> Path:
+    """A copy of the output on which a step last acted outside the workspace, if code of this version made it.
+
+    `dvc repro` records an output after the step's command has ended, and removes one that a killed command left. The
+    step is run again, but what it did outside is done: it finds here what it decided.
+    """
+    return root / ".plumbline" / "acted" / name / (code_version or "-")
+
+
+def keep_acted_on(root: Path, name: str, code_version: str, out: Path) -> None:
+    """Copy an output to where `acted_on` says, all or nothing, in place of those of earlier code."""
+    with scratch(root, f"{name}-acted") as folder:
+        copy, place = folder / "copy", acted_on(root, name, code_version)
+        shutil.copytree(out, copy)
+        remove(place.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        copy.rename(place)
+
+
 def aside_of(folder: Path) -> Path:
     """Where the last version waits while the new one in a scratch folder takes its place."""
     return folder.with_name(f"{folder.name}{ASIDE}")

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from plumbline.artifact import sha256_file
+from plumbline.cli.main import main
 from tests.helpers.workspace import Workspace
 
 pytestmark = pytest.mark.integration
@@ -54,3 +57,40 @@ def test_the_champion_is_audited_reproduced_and_restored_after_all_has_moved_on(
     assert any("@champion" in version for version in found["deployments"])
     shutil.rmtree(workspace.root / ".dvc/cache/files")
     assert workspace.plumbline("audit", CHAMPION, check=False).returncode == 1
+
+
+def content(root: Path) -> dict[str, str]:
+    """Digest, link or kind of everything but memos of digests and DVC's locks, which hold no record."""
+    kept = {".plumbline", ".dvc/tmp"}
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if not any(name == folder or name.startswith(f"{folder}/") for folder in kept):
+            found[name] = str(path.readlink()) if path.is_symlink() else sha256_file(path) if path.is_file() else ""
+    return found
+
+
+def test_a_command_that_reads_changes_nothing(finished: Workspace, tmp_path: Path) -> None:
+    """In a workspace that was moved, so that the locations in its registry are of another place."""
+    root = finished.copy(tmp_path / "moved").root
+    choices = sorted(path.name for path in (root / "data/calibration_set").iterdir())
+    models = sorted(path.as_posix() for path in (root / "data/quantized_model").iterdir())
+    commands = [
+        ["status", "--all"],
+        ["run", "--plan"],
+        ["verify"],
+        ["audit", CHAMPION],
+        ["audit", models[0], "--json"],
+        ["audit", "--explain"],
+        ["show", choices[0]],
+        ["affected", "corpus"],
+        ["diff", models[0], models[-1]],
+        ["log"],
+        ["gc", "--dry"],
+    ]
+    before = content(root)
+    for command in commands:
+        environment = {"PLUMBLINE_ROOT": str(root), "DAGSTER_HOME": str(root / ".dagster"), "MLFLOW_TRACKING_URI": None}
+        result = CliRunner().invoke(main, command, env=environment)
+        assert isinstance(result.exception, SystemExit | None), (command, result.exception)
+        assert content(root) == before, command

@@ -40,7 +40,17 @@ DAMAGES = {
         _write("dvc.yaml", "stages: {a: {cmd: b, outs: ['${nobody}']}}"),
         "Could not find 'nobody'",
     ),
-    "dvc.lock is cut off": (_write("dvc.lock", "stages: ["), "git checkout dvc.lock"),
+    "dvc.lock is cut off": (_write("dvc.lock", "schema: '2.0'\nstages: ["), ": not YAML (did not find"),
+    "dvc.lock is empty": (_write("dvc.lock", ""), "dvc.lock, line 1: the file is empty"),
+    "dvc.lock has no schema": (_write("dvc.lock", "stages: {}"), "there is no `schema:`"),
+    "dvc.lock has half a stage": (
+        _write("dvc.lock", "schema: '2.0'\nstages:\n  raw_corpus: 5\n"),
+        "dvc.lock, line 3: the stage raw_corpus: found '5'",
+    ),
+    "dvc.lock is not UTF-8": (
+        lambda root: (root / "dvc.lock").write_bytes(b"schema: '2.0'\n# caf\xe9\n") and None,
+        "dvc.lock, line 2: the byte 0xe9 is not UTF-8",
+    ),
     "intake.yaml is cut off": (_write("intake.yaml", "files: ["), "git checkout intake.yaml"),
     "requested.yaml is a number": (_write("requested.yaml", "5"), "requested.yaml"),
     "there is no .dvc": (_without_dvc, "it has no .dvc"),
@@ -75,3 +85,41 @@ def test_a_developer_can_have_the_traceback(tmp_path: Path) -> None:
     _append("params.yaml", b"model: {}\n")(root)
     result = CliRunner().invoke(main, ["status"], env={"PLUMBLINE_ROOT": str(root), "PLUMBLINE_TRACEBACK": "1"})
     assert isinstance(result.exception, ValueError)
+
+
+LOCK = [name for name in DAMAGES if name.startswith("dvc.lock")]
+
+
+@pytest.mark.parametrize("damage", LOCK)
+@pytest.mark.parametrize("command", [["verify"], ["run", "--plan"], ["gc", "--dry"]])
+def test_a_damaged_lock_is_named_with_line_and_fix_by_other_commands(
+    command: list[str], damage: str, tmp_path: Path
+) -> None:
+    root = make_workspace(tmp_path / "workspace").root
+    act, said = DAMAGES[damage]
+    act(root)
+    result = CliRunner().invoke(main, command, env={"PLUMBLINE_ROOT": str(root), "DAGSTER_HOME": str(tmp_path)})
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 1, repr(result.exception)
+    assert said in result.output and "git checkout dvc.lock" in result.output
+
+
+def test_a_registry_that_is_no_database_is_called_so(tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace").root
+    (root / "mlflow.db").write_text("my notes\n")
+    environment = {"PLUMBLINE_ROOT": str(root), "DAGSTER_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": None}
+    for command in (["log"], ["audit", "models:/plumbline@champion"], ["gc", "--dry"]):
+        result = CliRunner().invoke(main, command, env=environment)
+        said = " ".join(result.output.split())
+        assert result.exit_code in (1, 2) and "is not a SQLite database (it begins with b'my notes" in said, said
+        assert "move it away" in said and "moved" not in said
+    assert (root / "mlflow.db").read_text() == "my notes\n"
+
+
+def test_an_empty_registry_stays_empty(tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace").root
+    (root / "mlflow.db").touch()
+    environment = {"PLUMBLINE_ROOT": str(root), "DAGSTER_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": None}
+    for command in (["status"], ["log"], ["audit", "models:/plumbline@champion"], ["gc", "--dry"]):
+        result = CliRunner().invoke(main, command, env=environment)
+        assert isinstance(result.exception, SystemExit | None), result.exception
+        assert (root / "mlflow.db").read_bytes() == b"", command

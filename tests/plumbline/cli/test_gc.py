@@ -202,7 +202,7 @@ def test_a_record_of_deployment_that_is_absent_is_missed(workspace: Workspaces) 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda store: store.write_bytes(b"no database" * 100), "not a database"),
+        (lambda store: store.write_bytes(b"no database" * 100), "is not a SQLite database"),
         (lambda store: execute(store, f"UPDATE model_version_tags SET value = '[' WHERE key = '{RESTS_ON}'"), RESTS_ON),
     ],
 )

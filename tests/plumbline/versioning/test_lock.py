@@ -26,6 +26,7 @@ def test_dvc_reads_a_value_that_we_write_as_that_value(value: object) -> None:
 
 def test_we_read_numbers_as_dvc_writes_them() -> None:
     text = "stages:\n  a@b:\n    cmd: c\n    params:\n      params.yaml:\n        damping: 1e-06\n        seed: 3\n"
+    text = f"schema: '2.0'\n{text}"
     assert parse_lock(text)["a@b"].params == {"damping": 1e-06, "seed": 3}
 
 
@@ -57,13 +58,17 @@ def test_a_record_of_the_run_cache_is_named_by_what_it_made() -> None:
 
 def test_a_lock_that_is_none_is_named_with_the_fix(tmp_path: Path) -> None:
     assert read_lock(tmp_path) == {}
-    for text in ("[]", "stages: 3", "stages: []", "stages: {a: 3}", "a: [", "stages: {a: {outs: [{md5: 1}]}}"):
-        (tmp_path / "dvc.lock").write_text(text + "\n" * len(text))
+    for text in ("stages: 3", "stages: []", "stages: {a: 3}", "a: [", "stages: {a: {outs: [{md5: 1}]}}"):
+        (tmp_path / "dvc.lock").write_text(f"schema: '2.0'\n{text}" + "\n" * len(text))
+        with pytest.raises(ValueError, match=r"dvc\.lock, line \d+: .*git checkout dvc\.lock"):
+            read_lock(tmp_path)
+    for text in ("", "[]", "stages: {}", "schema: '2.0'\nstages: {a: {params: [1]}}"):  # DVC reads none of them either
+        (tmp_path / "dvc.lock").write_text(text)
         with pytest.raises(ValueError, match=r"git checkout dvc\.lock"):
             read_lock(tmp_path)
 
 
-@pytest.mark.parametrize("text", [None, "", "schema: '2.0'", "stages: {}"])
+@pytest.mark.parametrize("text", [None, "schema: '2.0'", "schema: '2.0'\nstages: {}"])
 def test_a_lock_without_stages_verifies_nothing_and_says_so(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "dvc.lock").write_text(text)

@@ -23,7 +23,7 @@ from plumbline.versioning.digest import dvc_digest
 from plumbline.versioning.lock import read_lock, upstream
 from plumbline.versioning.pipeline import on_request
 from plumbline.versioning.recording import InputsChanged, Step, recording
-from plumbline.versioning.scratch import scratch, sweep
+from plumbline.versioning.scratch import acted_on, keep_acted_on, scratch, sweep
 from plumbline.versioning.status import changed_stages, unfinished_mark
 
 DVC_YAML = """
@@ -384,7 +384,7 @@ def test_what_a_stage_rests_on(tmp_path: Path) -> None:
         stages,
         {name: stage for name, stage in stages.items() if name != "c"},
     ):  # before and after its end
-        (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": recorded}))
+        (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": recorded}))
         assert upstream(tmp_path, {"c": "md5-c"}, read) == {"a": "md5-a", "b": "md5-b", "c": "md5-c"}
     assert upstream(tmp_path, {"c": "md5-c"}, {}) == {"c": "md5-c"}
 
@@ -435,3 +435,19 @@ def test_what_runs_on_request_is_asked_about_by_name_only(root: Path, where: str
     assert on_request(root) == {where}
     assert where not in {name.split("@")[0] for name in changed_stages(root)}
     assert {name.split("@")[0] for name in changed_stages(root, where)} == {where}
+
+
+def test_what_a_killed_command_of_dvc_repro_acted_on_is_its_previous_output(root: Path) -> None:
+    """DVC removes the output that it has not recorded; what the command did outside the workspace is done."""
+    make(root, "letters", "one")
+    kept = acted_on(root, "letters", "")
+    keep_acted_on(root, "letters", "", root / "data/letters")
+    with recording(root, "letters") as (step, out):
+        assert step.previous == root / "data/letters"
+        (out / "file.txt").write_text("two")
+    shutil.rmtree(root / "data/letters")
+    (root / "dvc.lock").unlink()
+    with recording(root, "letters") as (step, out):
+        assert step.previous == kept and (kept / "file.txt").read_text() == "one"
+        (out / "file.txt").write_text("three")
+    assert acted_on(root, "letters", "of other code") != kept
