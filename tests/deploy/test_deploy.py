@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dagster._config import Field, process_config
 from dagster._core.instance.config import dagster_instance_config_schema
 from dagster._core.workspace.config_schema import process_workspace_config
 
+from plumbline.workspace_template import files_of
 from tests.helpers.paths import PROJECT
 
 DEPLOY = PROJECT / "deploy"
@@ -131,11 +133,20 @@ def json_command() -> list[str]:
     return [str(word) for word in json.loads(line.removeprefix("CMD "))]
 
 
-def test_the_image_copies_what_is_there() -> None:
+def test_the_image_copies_what_is_there_and_what_a_workspace_is_made_from(tmp_path: Path) -> None:
     for line in lines_of("Containerfile"):
         if line.startswith("COPY "):
-            *sources, _ = shlex.split(line.removeprefix("COPY "))
-            assert all((PROJECT / source).exists() for source in sources), line
+            *sources, target = shlex.split(line.removeprefix("COPY "))
+            for source in sources:
+                if (PROJECT / source).is_dir():
+                    ignore = shutil.ignore_patterns("*.so", "*.safetensors", "__pycache__")
+                    shutil.copytree(PROJECT / source, tmp_path / target, ignore=ignore)
+                    continue
+                into = tmp_path / target / Path(source).name if target.endswith("/") else tmp_path / target
+                into.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(PROJECT / source, into)
+    assert files_of(tmp_path) == files_of(PROJECT)
+    assert (tmp_path / "setup.py").is_file() and (tmp_path / "plumbline/activation_stats/kernel.c").is_file()
     assert "USER plumbline" in (DEPLOY / "Containerfile").read_text()
 
 
