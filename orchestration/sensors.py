@@ -60,7 +60,7 @@ def dvc_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     description="Marks runs whose process was killed as failed, so that they do not block the queue.",
 )
 def dead_run_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    return sensor_ticks.dead_run_tick(context.instance)
+    return sensor_ticks.dead_run_tick(context)
 
 
 ALERTED = [

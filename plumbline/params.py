@@ -26,6 +26,7 @@ from plumbline.sample_page.params import PageParams
 from plumbline.study.params import StudyParams
 from plumbline.tokenized_samples.params import TokenizeParams
 from plumbline.tracking.params import TrackingParams
+from plumbline.versioning.params import StorageParams
 from plumbline.workspace import workspace_root
 from plumbline.yaml_file import read_yaml
 
@@ -67,6 +68,7 @@ class Params(BaseModel):
     drift: DriftParams = DriftParams()
     studies: dict[str, StudyParams] = {}
     tracking: TrackingParams = TrackingParams()
+    storage: StorageParams = StorageParams()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:

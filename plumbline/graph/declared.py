@@ -9,6 +9,7 @@ from pathlib import Path
 from plumbline.artifact import replace_text
 from plumbline.params import Params, load_params
 from plumbline.raw_corpus.intake import INTAKE
+from plumbline.versioning.config import use_remote
 from plumbline.versioning.facts import BASE_MODEL, FACTS
 from plumbline.versioning.pipeline import FILE, definitions
 from plumbline.versioning.recording import Step
@@ -29,7 +30,7 @@ def named_inputs(params: Params) -> dict[str, dict[str, str]]:
 
 
 def declare(root: Path) -> list[str]:
-    """Bring the `deps` of dvc.yaml in line with params.yaml, and return a sentence per stage that changed.
+    """Bring the `deps` of dvc.yaml and DVC's remote in line with params.yaml; returns a sentence per change.
 
     A folder or file that params.yaml names is added, if it exists. Removed is a folder of `raw_corpus` that no source
     reads any more, as the corpus must not depend on it, and a path that no longer exists and would make DVC fail.
@@ -38,7 +39,8 @@ def declare(root: Path) -> list[str]:
         ValueError: params.yaml or dvc.yaml is invalid.
         OSError: dvc.yaml cannot be written.
     """
-    wanted = named_inputs(load_params(root))
+    params = load_params(root)
+    wanted = named_inputs(params)
     changes = {}
     for stage, body in definitions(root).items():
         if stage in wanted:
@@ -46,7 +48,10 @@ def declare(root: Path) -> list[str]:
     changes = {stage: change for stage, change in changes.items() if any(change)}
     if changes:
         _write(root / FILE, changes)
-    return [_sentence(stage, *change) for stage, change in changes.items()]
+    sentences = [_sentence(stage, *change) for stage, change in changes.items()]
+    if params.storage.remote and use_remote(root, params.storage.remote):
+        sentences.append(f".dvc/config: DVC's default remote is now {params.storage.remote}, as storage.remote says")
+    return sentences
 
 
 def _changes(root: Path, stage: str, deps: list[str], named: Mapping[str, str]) -> tuple[list[str], list[str]]:

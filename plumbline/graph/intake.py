@@ -34,6 +34,8 @@ PATIENCE = 60.0
 """The same for a file that ends in the middle of a record."""
 CLAIM = 60.0
 """Seconds after which a run that another daemon requested, and that was never launched, is requested again."""
+LAUNCH = 15.0
+"""The same where this process requested it: two daemons may ask one code location, and each needs seconds to launch."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,10 @@ def request(root: Path, launched: Callable[[str], bool], now: Callable[[], float
         if launched(key):
             return None
         claim = state.get("claim", {})
-        ours = claim.get("pid") == os.getpid() or not psutil.pid_exists(int(claim.get("pid", 0)))
-        if claim.get("key") == key and not ours and now() - float(claim.get("when", 0)) < CLAIM:
-            return None  # another daemon is about to launch it
+        pid, age = int(claim.get("pid", 0)), now() - float(claim.get("when", 0))
+        patience = LAUNCH if pid == os.getpid() else CLAIM if psutil.pid_exists(pid) else 0.0
+        if claim.get("key") == key and age < patience:
+            return None  # a daemon is about to launch it
         state["claim"] = {"key": key, "pid": os.getpid(), "when": now()}
         return Request(key, state.get("changes", {}))
 

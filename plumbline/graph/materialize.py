@@ -11,6 +11,8 @@ from pathlib import Path
 
 from plumbline.graph.in_process import run_asset
 from plumbline.graph.instance import instance
+from plumbline.params import load_params
+from plumbline.versioning.config import use_remote
 from plumbline.versioning.lock import stage_name
 
 
@@ -44,6 +46,8 @@ def materialize(root: Path, asset: str, key: str | None = None) -> Materialized:
     if key not in keys:
         partitions = ", ".join(map(str, keys)) if definition.partitions_def else "none, so omit KEY"
         raise ValueError(f"{asset} has no partition {key!r}; partitions: {partitions}")
+    if remote := load_params(root).storage.remote:
+        use_remote(root, remote)  # `dvc repro` is the first command of a workspace
     require_ready(root, [stage_name(asset, key)])
     with instance() as history:
         result = run_asset(root, definition, history, {FRONT_DOOR: "dvc repro"}, [key] if key else [])

@@ -66,7 +66,23 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
         yield from _schemes(params, root, stages)
     if "evaluation" in assets and params.evaluation.items:
         yield from _named(root, "evaluation", params)
-    if assets & set(TRACKED):
+    yield from services(params, root, assets)
+
+
+def services(params: Params, root: Path, assets: Collection[str]) -> Iterator[str]:
+    """What is wrong with the stores that these assets read and write: the inbox, DVC's remote, MLflow."""
+    from plumbline.s3 import SCHEME, bucket_problem
+    from plumbline.versioning.config import remote_conflict
+    from plumbline.versioning.remote import DvcRemote, default_remote
+
+    inbox, storage = params.corpus.inbox, params.storage.remote
+    if "raw_corpus" in assets and inbox.startswith(SCHEME) and (problem := bucket_problem(inbox)):
+        yield f"corpus.inbox: {problem}"
+    if storage and (problem := remote_conflict(root, storage)):
+        yield problem
+    elif storage and (problem := (default_remote(root) or DvcRemote("", storage, {})).problem()):
+        yield f"storage.remote: {problem}"
+    if set(assets) & set(TRACKED):
         from plumbline.tracking.readiness import store_problem
 
         if problem := store_problem(root):

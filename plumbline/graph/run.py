@@ -14,8 +14,9 @@ from plumbline.graph.declared import declare
 from plumbline.graph.in_process import run_asset
 from plumbline.graph.intake import take_in_now
 from plumbline.graph.pool import HEAVY, wait_for_others
-from plumbline.graph.preflight import require_ready, require_writable
+from plumbline.graph.preflight import require_ready, require_writable, services
 from plumbline.markdown import plain
+from plumbline.params import load_params
 from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.restoration import restore
 from plumbline.versioning.dvc_locks import remove_damaged_locks
@@ -78,6 +79,8 @@ def run_graph(
     remove_damaged_locks(root)
     refresh_facts(root)
     if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
+        if any(services(load_params(root), root, ["raw_corpus"])):  # listed together with all that is wrong
+            require_ready(root, {"raw_corpus", *changed_stages(root, *only)})
         take_in_now(root)
     skipped = on_request(root) - set(only)
     changed = changed_stages(root, *only)

@@ -142,10 +142,11 @@ def dvc_tick(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     )
 
 
-def dead_run_tick(instance: dg.DagsterInstance) -> dg.SkipReason:
+def dead_run_tick(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Mark runs whose process no longer exists as failed."""
     from plumbline.graph.dead_runs import end_dead_runs
     from plumbline.graph.instance import dagster_home
 
-    ended = end_dead_runs(instance, dagster_home())
+    origin = context.code_location_origin
+    ended = end_dead_runs(context.instance, dagster_home(), origin.location_name if origin else "")
     return dg.SkipReason(f"marked as failed: {ended}" if ended else "every started run has a living process")

@@ -26,8 +26,8 @@ from plumbline.provenance.standing import figures, promotions
 from plumbline.provenance.subject import Subject
 from plumbline.tracking.model_version import ModelVersion
 from plumbline.tracking.store import TrackingError
-from plumbline.versioning.cache import UnreadableConfig
 from plumbline.versioning.lock import read_lock
+from plumbline.versioning.settings import UnreadableConfig
 
 UNFORESEEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError)
 """Errors that a check may raise on a malformed or forged file."""

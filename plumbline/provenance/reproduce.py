@@ -234,7 +234,7 @@ def _write_params(case: Case, run: Entry, place: Path) -> None:
     used, _ = used_parameters(case)
     choice = next(Path(dep).name for dep in run.deps if dep.startswith("data/calibration_set/"))
     [scheme] = used["schemes"]
-    merged = {**current, **used, "studies": {}, "tracking": {}}
+    merged = {**current, **used, "studies": {}, "tracking": {}, "storage": {}}
     merged["calibrations"] = used.get("calibrations") or {choice: current["calibrations"][choice]}
     merged["grid"], merged["deployment"] = {"calibrations": [choice], "schemes": [scheme]}, {"scheme": scheme}
     merged["report"] = {**(current.get("report") or {}), "baseline": None}

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from plumbline.artifact import sha256_file
 from plumbline.distribution import install_command
 from plumbline.raw_corpus.sources.names import SUFFIXES, as_text, file_names, is_unfinished
+from plumbline.s3 import SCHEME, explained
 
 IGNORED = ("README.md",)
 """Explains the inbox to people; not a document."""
@@ -112,10 +114,8 @@ class InboxStore(ABC):
                 path.unlink(missing_ok=True)
 
     def _opened(self, name: str) -> Any:
-        import contextlib
-
         source = self._open(name)
-        return contextlib.nullcontext(None) if source is None else source
+        return nullcontext(None) if source is None else source
 
     def _problem(self, shown: str, size: int) -> str | None:
         if not shown.lower().endswith(SUFFIXES):
@@ -191,11 +191,20 @@ class Remote(InboxStore):
             ) from error
         return files, str(path).rstrip("/")
 
+    def _explained(self) -> AbstractContextManager[None]:
+        """Turn errors of the network into sentences; other errors than S3's are the system's already."""
+        return explained(self.url) if self.url.startswith(SCHEME) else nullcontext()
+
+    def hold(self, name: str) -> str | None:
+        with self._explained():
+            return super().hold(name)
+
     def look(self) -> dict[str, Seen]:
         files, root = self._filesystem()
         files.invalidate_cache()
         try:
-            listed = sorted(files.find(root, detail=True).items())
+            with self._explained():
+                listed = sorted(files.find(root, detail=True).items())
         except OSError as error:
             raise OSError(f"params.yaml corpus.inbox: {self.url}: {error}") from error
         listing = {}

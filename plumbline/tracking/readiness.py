@@ -7,12 +7,18 @@ import re
 import sqlite3
 import urllib.error
 import urllib.request
+from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from plumbline.tracking.address import shown_uri, tracking_address
 from plumbline.tracking.reading import SCHEMAS
 from plumbline.tracking.store import TrackingError, sqlite_path
 
+ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+"""Where a server lists the artifacts that it passes through; 503 where it does not."""
+REFUSED = (401, 403)
 SECONDS = 5
 """A server that answers nothing in this time is unreachable."""
 
@@ -30,18 +36,56 @@ def store_problem(root: Path) -> str:
 
 
 def server_problem(uri: str) -> str:
-    """The reason why a server is unreachable, found within seconds; empty if something answers."""
-    address = re.sub(r"//.*@", "//", uri.rstrip("/"))  # urllib takes a user for a part of the host
+    """The reason why a server is unreachable, found within seconds; empty if it answers, and lets us in.
+
+    Where it passes artifacts through, it must reach their store, too.
+    """
+    base, headers = re.sub(r"//.*@", "//", uri.rstrip("/")), _authorization(uri)  # urllib takes a user for the host
     try:
-        urllib.request.urlopen(f"{address}/health", timeout=SECONDS).close()
-    except urllib.error.HTTPError:
-        return ""  # something answers; whether it lets us in, MLflow finds out
+        _get(f"{base}/health", headers)
+    except urllib.error.HTTPError as error:
+        if error.code not in REFUSED or _other_credentials():
+            return ""  # something answers; MLflow finds out the rest
+        return (
+            f"MLflow at {shown_uri(uri)} refuses these credentials ({error.code}); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment of this process"
+        )
     except (OSError, ValueError) as error:
         return (
             f"MLflow at {shown_uri(uri)} does not answer ({getattr(error, 'reason', error)}); start it, or correct "
             "tracking.uri in params.yaml or MLFLOW_TRACKING_URI"
         )
+    try:
+        _get(f"{base}{ARTIFACTS}", headers)
+    except urllib.error.HTTPError as error:
+        if error.code == 500:
+            return (
+                f"MLflow at {shown_uri(uri)} answers, but cannot list its artifacts: its log says why; usually the "
+                "bucket of --artifacts-destination is not there, or the server lacks the store's address or key"
+            )
+    except (OSError, ValueError):
+        pass  # slow, or no server of MLflow's own
     return ""
+
+
+def _get(address: str, headers: Mapping[str, str]) -> None:
+    urllib.request.urlopen(urllib.request.Request(address, headers=dict(headers)), timeout=SECONDS).close()
+
+
+def _authorization(uri: str) -> dict[str, str]:
+    """The header that MLflow's client would send, as far as the environment and the address tell."""
+    parts = urlsplit(uri)
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or unquote(parts.username or "")
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or unquote(parts.password or "")
+    if user:
+        return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _other_credentials() -> bool:
+    """Whether MLflow may know credentials that are not looked at here: of a file, or a plugin."""
+    return "MLFLOW_TRACKING_AUTH" in os.environ or (Path.home() / ".mlflow/credentials").is_file()
 
 
 def _database_problem(path: Path) -> str:

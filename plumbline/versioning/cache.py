@@ -9,40 +9,22 @@ from functools import lru_cache
 from pathlib import Path
 
 from plumbline.versioning.digest import HASH, Hasher
-
-
-class UnreadableConfig(ValueError):
-    """DVC cannot read its configuration, so nobody knows where the cache is."""
+from plumbline.versioning.settings import cache_directory, config_files, settings
 
 
 def cache_folder(root: Path) -> Path:
-    """The folder in which DVC keeps objects by hash.
-
-    DVC itself resolves it, from the configuration of the machine, the user and the workspace.
+    """The folder in which DVC keeps objects by hash, from the configuration of the machine, the user and the workspace.
 
     Raises:
-        UnreadableConfig: DVC cannot read its configuration.
+        UnreadableConfig: DVC's configuration cannot be read.
     """
-    files = (root / ".dvc" / name for name in ("config", "config.local"))
-    return _ask(root, *(path.stat().st_mtime_ns if path.is_file() else 0 for path in files))
+    files = config_files(root)
+    return _cache_folder(root, tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
 @lru_cache(maxsize=8)
-def _ask(root: Path, *stamps: int) -> Path:
-    from dvc.config import ConfigError
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.repo import Repo
-
-    try:
-        with Repo(str(root), config={"core": {"no_scm": True}}) as repo:  # the cache's folder does not depend on git
-            return Path(repo.cache.local.path)
-    except NotDvcRepoError:
-        return root / ".dvc" / "cache" / "files" / "md5"  # DVC's default; it is empty
-    except (ConfigError, OSError) as error:
-        raise UnreadableConfig(
-            f"DVC cannot read its configuration of {root} ({error}); correct .dvc/config, .dvc/config.local, or "
-            "that of the user (`dvc config --list --show-origin`)"
-        ) from error
+def _cache_folder(root: Path, stamps: tuple[tuple[Path, int], ...]) -> Path:
+    return cache_directory(root, settings(root)) / "files" / "md5"
 
 
 def run_records(root: Path) -> Iterator[Path]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path, PurePosixPath
 
 from plumbline.versioning.cache import cache_folder, cached, cached_listing
+from plumbline.versioning.config import pull
 from plumbline.versioning.digest import HASH, md5_of
+from plumbline.versioning.remote import default_remote
 
 
 class Lacking(ValueError):
@@ -91,22 +92,20 @@ class Store:
         )
 
     def _pull(self, *hashes: str) -> None:
-        """Download objects into the cache. Callers detect missing ones; `listing` and `place` check the content."""
-        from dvc.config import NoRemoteError, RemoteConfigError
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-        from dvc_data.hashfile.hash_info import HashInfo
+        """Download objects into the cache. Callers detect missing ones; `listing` and `place` check the content.
 
-        logging.getLogger("dvc").setLevel(logging.CRITICAL)
-        logging.getLogger("dvc_data").setLevel(logging.CRITICAL)
+        Folders and S3 are read without DVC, which other remotes need.
+        """
         try:
-            with Repo(str(self.root), config={"core": {"no_scm": True}}) as repo:
-                repo.cloud.pull([HashInfo("md5", md5) for md5 in hashes])
-        except (NoRemoteError, RemoteConfigError):
-            return
-        except (DvcException, OSError, FileNotFoundError) as error:
-            why = f"DVC's remote cannot be asked ({str(error)[:200]})"
-            raise Lacking(f"{why}; mend .dvc/config, or bring the cache") from error
+            if (remote := default_remote(self.root)) is None:
+                return
+            if remote.is_readable:
+                remote.download(hashes, cache_folder(self.root))
+            else:
+                pull(self.root, hashes)
+        except OSError as error:
+            why = f"DVC's remote cannot be asked ({str(error)[:400]})"
+            raise Lacking(f"{why}; mend that, or bring the cache") from error
 
 
 def _shown(root: Path, md5: str) -> str:

@@ -43,8 +43,9 @@ class Daemon:
         self.read: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.reads = True
-        settled = taking.take_in_settled
+        settled, request = taking.take_in_settled, taking.request
         monkeypatch.setattr(taking, "take_in_settled", lambda root: settled(root, lambda: self.clock))
+        monkeypatch.setattr(taking, "request", lambda root, launched: request(root, launched, lambda: self.clock))
         monkeypatch.setattr(taking, "read_lock", lambda _: self.lock())
 
     def lock(self) -> dict[str, Entry]:
@@ -130,7 +131,7 @@ def test_a_daemon_killed_at_the_launch_launches_once(root: Path, daemon: Daemon,
     assert restarted == (killed == "before") and daemon.instance.get_runs_count() == 1
 
 
-def test_of_two_daemons_one_launches(root: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_daemons_one_launches(root: Path, daemon: Daemon) -> None:
     drop(root, "a.txt", "alpha")
     daemon.tick()
     daemon.clock += 5
@@ -142,9 +143,20 @@ def test_of_two_daemons_one_launches(root: Path, daemon: Daemon, monkeypatch: py
         json.dumps({**json.loads(state.read_text()), "claim": {**json.loads(state.read_text())["claim"], "pid": 1}})
     )
     assert daemon.ticks(3) == 0  # and lives
-    now = taking.time.time
-    monkeypatch.setattr(taking.time, "time", lambda: now() + taking.CLAIM)
-    assert taking.request(root, lambda _: False, lambda: now() + taking.CLAIM) == asked  # or does not come to it
+    daemon.clock += taking.CLAIM
+    assert taking.request(root, lambda _: False) == asked  # or does not come to it
+
+
+def test_of_two_daemons_that_ask_one_code_location_one_launches(root: Path, daemon: Daemon) -> None:
+    """Both sensors run in its process, and neither daemon has launched when the other asks: two runs read one drop."""
+    drop(root, "a.txt", "alpha")
+    daemon.tick()
+    daemon.clock += 5
+    taking.take_in_settled(root)
+    asked = taking.request(root, lambda _: False)
+    assert asked is not None and taking.request(root, lambda _: False) is None
+    daemon.clock += taking.LAUNCH
+    assert taking.request(root, lambda _: False) == asked  # the first one died before it launched
 
 
 def test_the_status_names_what_waits(root: Path, daemon: Daemon) -> None:

@@ -198,8 +198,11 @@ def test_a_choice_of_more_samples_than_the_pool_has_is_noticed(root: Path) -> No
 
 
 class _Answering(BaseHTTPRequestHandler):
+    artifacts = 503
+
     def do_GET(self) -> None:
-        self.send_response(401)
+        known = self.headers.get("Authorization") in ("Basic dTpzZWNyZXQ=", "Bearer secret")  # u:secret
+        self.send_response((type(self).artifacts if "artifacts" in self.path else 200) if known else 401)
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
@@ -223,6 +226,37 @@ def test_a_server_that_does_not_answer_is_noticed(root: Path, server: HTTPServer
     server.server_close()
     (line,) = found(root)
     assert "does not answer" in line and "secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "refuses these credentials (401); set MLFLOW_TRACKING_USERNAME"),
+        ({"MLFLOW_TRACKING_TOKEN": "wrong"}, "refuses these credentials (401)"),
+        ({"MLFLOW_TRACKING_TOKEN": "secret"}, ""),
+        ({"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "secret"}, ""),
+        ({"MLFLOW_TRACKING_AUTH": "plugin"}, ""),  # only MLflow knows
+    ],
+)
+def test_a_server_that_refuses_the_credentials_is_noticed(
+    variables: dict[str, str], said: str, root: Path, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(root))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    problem = readiness.server_problem(f"http://127.0.0.1:{server.server_port}")
+    assert said in problem and bool(said) is bool(problem)
+
+
+def test_a_server_that_does_not_reach_its_artifacts_is_noticed(
+    server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"http://u:secret@127.0.0.1:{server.server_port}"
+    for status in (200, 503, 404):  # 503: it passes none through
+        monkeypatch.setattr(_Answering, "artifacts", status)
+        assert readiness.server_problem(uri) == ""
+    monkeypatch.setattr(_Answering, "artifacts", 500)
+    assert "cannot list its artifacts" in readiness.server_problem(uri)
 
 
 def test_a_database_of_another_mlflow_is_noticed(root: Path) -> None:

@@ -14,29 +14,17 @@ from plumbline.raw_corpus.params import CorpusParams
 from plumbline.raw_corpus.stores import store_of
 from plumbline.raw_corpus.summary import summary as summary_of
 from tests.helpers.inbox import take_in_all
+from tests.helpers.s3_server import bucket
 
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs (pip install -c constraints.txt -e '.[s3]')")
-moto = pytest.importorskip("moto.server", reason="needs a server (pip install -c constraints.txt 'moto[server]')")
 
 INBOX = "s3://drops/letters"
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = s3fs.S3FileSystem()
-    files.mkdir("drops")
-    yield files
-    files.rm("drops", recursive=True)  # servers of one process share their memory
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+@pytest.fixture(name="bucket")
+def fixture_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with bucket("drops", monkeypatch) as files:
+        yield files
 
 
 def test_objects_are_taken_in_by_content_and_read_although_they_are_gone(bucket: Any, tmp_path: Path) -> None:
@@ -89,3 +77,13 @@ def test_an_object_that_is_replaced_while_it_is_read_waits(bucket: Any, tmp_path
 def test_a_bucket_that_is_not_there_says_so(bucket: Any, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         store_of("s3://nowhere/letters", tmp_path, 1000).look()
+
+
+def test_a_store_that_is_down_says_so(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+    for ask in (lambda store: store.look(), lambda store: store.hold("a.txt")):
+        with pytest.raises(OSError, match="does not answer.*AWS_ENDPOINT_URL"):
+            ask(store_of(INBOX, tmp_path, 1000))
