@@ -17,6 +17,7 @@ from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.inputs import watched_layers
 from plumbline.base_model.names import Names
+from plumbline.execution.share_out import shares_out, workers_here
 
 SHARE = 0.8
 """Share of the free memory that a step may use."""
@@ -35,7 +36,7 @@ def mode_of(
     model = outline_of(execution, base)
     if model is None:
         return "whole"
-    needed = needed_bytes(model, settings) * execution.workers
+    needed = needed_bytes(model, settings) * (execution.workers if shares_out(execution) else 1)
     return "whole" if needed <= SHARE * free_bytes(torch_device(base.device)) else "layerwise"
 
 
@@ -89,11 +90,12 @@ def hessian_bytes(model: nn.Module, ignore: Sequence[str]) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Free memory of the device in bytes; on the CPU limited by the container."""
+    """Free memory of the device in bytes; on the CPU limited by the container, and divided
+    among the workers of this machine."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     free = int(psutil.virtual_memory().available)
     limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()).isdigit():
         free = min(free, max(0, int(allowed) - int(used.read_text())))
-    return free
+    return free // workers_here()
