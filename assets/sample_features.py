@@ -10,6 +10,7 @@ from assets.tokenized_samples import tokenized_samples
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.params import load_params
 from plumbline.sample_features.params import FeatureParams
 from plumbline.versioning.code import code_version
 
@@ -32,6 +33,7 @@ def sample_features(context: dg.AssetExecutionContext) -> Iterator[Any]:
 
     def build(step: Step, key: str, out: Path) -> None:
         params, samples = FeatureParams.model_validate(step.params["features"]), step.input("tokenized_samples")
-        build_sample_features(params, base_model(step), samples, out, step.previous, step.root)
+        execution = load_params(step.root).execution
+        build_sample_features(params, base_model(step), samples, out, step.previous, step.root, execution)
 
     yield from materialize(context, build, summary)

@@ -13,6 +13,7 @@ from plumbline.graph.partitions import STUDIES
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.graph.step import OWNERS, Step, base_model, materialize
+from plumbline.params import load_params
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.params import StudyParams
 from plumbline.versioning.code import code_version, module_version
@@ -56,6 +57,7 @@ def study(context: dg.AssetExecutionContext) -> Iterator[Any]:
             {"code": module_version(*MEASURING), **step.inputs},
             out,
             key,
+            load_params(step.root).execution,
         )
 
     def track(step: Step, key: str) -> dict[str, Any]:

@@ -163,15 +163,6 @@ def _mistakes_in_grid(params: Params) -> Iterator[Mistake]:
 
 
 def _mistakes_in_numbers(params: Params) -> Iterator[Mistake]:
-    if params.execution.workers > params.statistics.shards:
-        yield (
-            ("execution", "workers"),
-            (
-                f"{params.execution.workers} processes, but statistics.shards: {params.statistics.shards} part(s) to "
-                f"share out; set shards to at least {params.execution.workers} (sums then differ in their last bits, "
-                "and statistics are collected anew), or workers lower"
-            ),
-        )
     splits = params.tokenize.splits
     if splits.tuning + splits.report >= 1:
         yield (

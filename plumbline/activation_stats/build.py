@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.executor import require_executor
 from plumbline.activation_stats.layerwise import Collection
 from plumbline.activation_stats.masks import counted
 from plumbline.activation_stats.memory import mode_of
@@ -23,6 +22,7 @@ from plumbline.artifact import sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.inputs import left_out
+from plumbline.execution.share_out import require_executor, shares_out
 from plumbline.progress import Bar
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _collect(
     """
     mode = mode_of(execution, base, params)
     log.info("mode: %s, workers: %d", mode, execution.workers)
-    if execution.workers > 1 or execution.executor == "ray":
+    if shares_out(execution) and params.shards > 1:
         with _bar(source.tokens) as bar:
             layerwise = mode == "layerwise"
             pieces.claim()

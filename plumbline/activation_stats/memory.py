@@ -19,6 +19,7 @@ from plumbline.base_model.device import torch_device
 from plumbline.base_model.experts import are_fused_experts
 from plumbline.base_model.inputs import watched_layers
 from plumbline.base_model.names import Names, outside, within
+from plumbline.execution.share_out import shares_out, workers_here
 from plumbline.histogram import n_buckets
 
 log = logging.getLogger(__name__)
@@ -44,12 +45,13 @@ def mode_of(
     model = outline_of(execution, base)
     if model is None:
         return "whole"
-    needed = needed_bytes(model, settings) * execution.workers
+    workers = execution.workers if shares_out(execution) else 1
+    needed = needed_bytes(model, settings) * workers
     free = free_bytes(torch_device(base.device))
     if execution.mode == "auto" and needed <= SHARE * free:
         return "whole"
-    most = needed_layerwise(model, settings, int(execution.hidden_gib * 2**30)) * execution.workers
-    log.info("mode: layerwise, at most %s of memory, %s are free", gib(most + REST * execution.workers), gib(free))
+    most = needed_layerwise(model, settings, int(execution.hidden_gib * 2**30)) * workers
+    log.info("mode: layerwise, at most %s of memory, %s are free", gib(most + REST * workers), gib(free))
     return "layerwise"
 
 
@@ -131,11 +133,12 @@ def width_of(layer: nn.Module) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Free memory of the device in bytes; on the CPU limited by the container."""
+    """Free memory of the device in bytes; on the CPU limited by the container, and divided
+    among the workers of this machine."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     free = int(psutil.virtual_memory().available)
     limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()).isdigit():
         free = min(free, max(0, int(allowed) - int(used.read_text())))
-    return free
+    return free // workers_here()

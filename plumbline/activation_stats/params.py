@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plumbline.execution.params import ExecutionParams as ExecutionParams  # `execution:` has the mode of collecting
+
 
 class ExpertTokens(BaseModel):
     """How many tokens of a sample every expert sees at least."""
@@ -51,19 +53,3 @@ class StatisticsParams(BaseModel):
         if isinstance(self.experts, ExpertTokens):
             return self.experts.at_least
         return None if self.experts == "all" else 0
-
-
-class ExecutionParams(BaseModel):
-    """`execution:` in params.yaml: how statistics are collected, models quantized and evaluated. It changes no byte and
-    makes nothing stale."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mode: Literal["auto", "whole", "layerwise"] = "auto"
-    """The whole model in memory, or one decoder layer at a time; auto: layerwise where the whole would not fit."""
-    hidden_gib: float = Field(default=4.0, ge=0)
-    """Layerwise: hidden states that each worker keeps in memory, in GiB; the rest waits on disk."""
-    executor: Literal["local", "ray"] = "local"
-    """What runs the workers: processes of this machine, or Ray (the optional extra `ray`), also of this machine."""
-    workers: int = Field(default=1, ge=1)
-    """Processes that share out the parts of a calibration set (`statistics.shards`)."""

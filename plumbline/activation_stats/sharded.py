@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.executor import shared_out
 from plumbline.activation_stats.layerwise import Collection
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
@@ -27,6 +26,7 @@ from plumbline.activation_stats.totals import shards
 from plumbline.artifact import read_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.threads import product_threads
+from plumbline.execution.share_out import share_out
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def collected_by_workers(
                 folder.resolve() / f"shard-{number}",
             )
         )
-    folders = shared_out(
+    folders = share_out(
         collect_shard, jobs, execution, lambda job: progress(job.tokens) if progress is not None else None
     )
     yield from merged(folders, settings)

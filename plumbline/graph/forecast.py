@@ -211,9 +211,10 @@ class Amounts:
 
     def memory(self) -> int:
         """The larger of quantizing (base model, quantized model as it is simulated, statistics twice) and evaluation
-        (both models, and the base model's logits)."""
+        (both models, and the base model's logits), for each process of this machine."""
         quantizing = 2 * weight_bytes(self.model) + 2 * self._hessians()
-        return max(quantizing, needed_whole(self.model, self.params.evaluation, math.ceil(self._evaluated())))
+        evaluating = needed_whole(self.model, self.params.evaluation, math.ceil(self._evaluated()))
+        return self.params.execution.workers * max(quantizing, evaluating)
 
 
 def _little(key: str) -> tuple[int, float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def problems(root: Path, stages: Collection[str]) -> Iterator[str]:
     yield from unwritable(root)
     broken = list(_base_model(params, root))
     yield from broken
+    yield from _execution(params, root, stages)
     if "raw_corpus" in assets:
         yield from _named(root, "raw_corpus", params)
     if "tokenized_samples" in assets and not broken:
@@ -110,6 +112,22 @@ def _base_model(params: Params, root: Path) -> Iterator[str]:
             torch_device("cuda")
         except ValueError as error:
             yield str(error)
+
+
+def _execution(params: Params, root: Path, stages: Collection[str]) -> Iterator[str]:
+    """Why workers cannot compute what these stages share out."""
+    from plumbline.execution.machines import cluster_problems
+    from plumbline.execution.probe import problem
+    from plumbline.graph.shared_steps import is_shared
+
+    counts = Counter(name.split("@")[0] for name in stages)
+    if not any(is_shared(asset, count, params.execution) for asset, count in counts.items()):
+        return
+    if said := problem(params.execution):
+        yield said
+        return
+    (folder := root / ".plumbline").mkdir(exist_ok=True)
+    yield from cluster_problems(params.execution, folder)
 
 
 def _named(root: Path, stage: str, params: Params) -> Iterator[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plumbline.execution.ray_cluster import kept
 from plumbline.graph.declared import declare
 from plumbline.graph.in_process import run_asset
 from plumbline.graph.intake import take_in_now
@@ -18,9 +20,11 @@ from plumbline.graph.preflight import require_ready, require_writable, services
 from plumbline.markdown import plain
 from plumbline.params import load_params
 from plumbline.raw_corpus.intake import INTAKE
+from plumbline.tracking.address import tracking_address
 from plumbline.tracking.restoration import restore
 from plumbline.versioning.dvc_locks import remove_damaged_locks
 from plumbline.versioning.facts import STAGES
+from plumbline.versioning.file_system import lock_warnings
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import on_request, stage_names
 from plumbline.versioning.recording import refresh_facts
@@ -73,6 +77,9 @@ def run_graph(
     """
     require_assets(root, only)
     require_writable(root)
+    with contextlib.suppress(ValueError):  # a wrong address is said with all other problems
+        for warning in lock_warnings(root, tracking_address(root).uri or ""):
+            announce(f"warning: {warning}")
     for change in declare(root):
         announce(change)
     sweep(root)
@@ -93,10 +100,11 @@ def run_graph(
     from plumbline.graph.definitions import stage_assets
     from plumbline.graph.instance import instance
     from plumbline.graph.progress import RunProgress
+    from plumbline.graph.shared_steps import is_shared
     from plumbline.graph.step import FRONT_DOOR
 
-    steps, progress = restored, RunProgress(root, expected)
-    with instance() as history:
+    steps, progress, execution = restored, RunProgress(root, expected), load_params(root).execution
+    with instance() as history, kept():
         for asset in stage_assets(root):
             name = asset.key.to_user_string()
             if name in skipped or (only and name not in only):
@@ -107,7 +115,8 @@ def run_graph(
             wanted = {key for key in keys if stage_name(name, key or None) in changed}
             for run in ranges(keys, wanted):
                 shown = f"{name} {run[0]}".rstrip() + (f" … {run[-1]} ({len(run)})" if len(run) > 1 else "")
-                announce(f"▸ {progress.before(name, len(run))}{shown}")
+                workers = f", shared out to {execution}" if is_shared(name, len(run), execution) else ""
+                announce(f"▸ {progress.before(name, len(run))}{shown}{workers}")
                 if HEAVY in getattr(asset.node_def, "pools", ()):
                     wait_for_others(history, shown, announce)
                 started = time.perf_counter()
@@ -122,7 +131,7 @@ def run_graph(
                 steps += len(run)
                 seconds = time.perf_counter() - started
                 progress.after(name, len(run), seconds)
-                announce(f"  {seconds:.1f} s")
+                announce(f"  {seconds:.1f} s{where(result)}")
             progress.skipped(name)
     return steps
 
@@ -167,6 +176,15 @@ def stopped(step: str) -> str:
         f"stopped in {step}. Nothing was lost: every finished step is recorded, and the last good version of the "
         "others is in place. `plumbline run` continues with this step"
     )
+
+
+def where(result: dg.ExecuteInProcessResult) -> str:
+    """Which machines computed the steps of a run, such as `: 9 on a, 7 on b`; empty if this process did."""
+    from plumbline.graph.shared_steps import COMPUTED_ON, shown
+
+    metadata = [event.materialization.metadata for event in result.get_asset_materialization_events()]
+    hosts = Counter(str(entry[COMPUTED_ON].value) for entry in metadata if COMPUTED_ON in entry)
+    return f": {shown(hosts)}" if hosts else ""
 
 
 def with_upstream(root: Path, asset: str) -> list[str]:

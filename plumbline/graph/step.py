@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,13 +15,27 @@ import dagster as dg
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
+from plumbline.execution.params import ExecutionParams
 from plumbline.graph.declared import declare
 from plumbline.graph.failure import explained
+from plumbline.graph.launch import launched
 from plumbline.graph.metadata import as_metadata as as_metadata  # for the asset definitions
 from plumbline.graph.metadata import metadata_of
 from plumbline.graph.preflight import require_ready
 from plumbline.graph.run_log import logged
+from plumbline.graph.shared_steps import (
+    COMPUTED_ON,
+    SHARED,
+    Failed,
+    being_built,
+    compute_ahead,
+    is_shared,
+    ready,
+    repeat,
+)
 from plumbline.graph.table import table_metadata
+from plumbline.params import load_params
+from plumbline.versioning.built import discard, take
 from plumbline.versioning.code import Library, library_of, link_library
 from plumbline.versioning.code import code_version as version_in
 from plumbline.versioning.lock import Entry, read_lock, stage_name
@@ -121,6 +135,10 @@ def materialize(
     A second event per partition follows with the correct one, so that staleness is tracked per partition.
     """
     asset = context.asset_key.to_user_string()
+    if (mine := being_built()) is not None:  # this process computes, and another one publishes
+        build(mine[0], context.partition_key, mine[1])
+        yield dg.MaterializeResult()
+        return
     if FRONT_DOOR not in context.run.tags:
         with explained():
             for change in declare(workspace_root()):
@@ -128,9 +146,12 @@ def materialize(
             require_ready(workspace_root(), list(_stages_of_run(context)))
     keys = list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else [""]
     steps: list[_FinishedStep] = []
+    failed = _shared_out(context, asset, keys)  # by key
     try:
         for key in keys:
             with reported(context, stage_name(asset, key or None)):
+                if key in failed:
+                    raise failed[key].error()
                 steps.append(_one(asset, key, build, summary, overrides, after))
             if len(keys) > 1:
                 context.log.info(f"{asset} {key} ({len(steps)} of {len(keys)}): {steps[-1].step.md5}")
@@ -142,6 +163,25 @@ def materialize(
     else:
         yield dg.MaterializeResult(metadata={"partitions": len(steps)})
         yield from (_event(context, finished) for finished in steps)
+
+
+def _shared_out(context: dg.AssetExecutionContext, asset: str, keys: Sequence[str]) -> dict[str, Failed]:
+    """Have workers compute the steps, if params.yaml or the launch says so; returns what failed by key.
+
+    `dvc repro` makes one run per step: its first one has those computed, too, that are ready and come next.
+    """
+    if asset not in SHARED:
+        return {}
+    root, config = workspace_root(), dict(context.op_execution_context.op_config or {})
+    with reported(context, asset):
+        if context.run.tags.get(FRONT_DOOR) == "dvc repro" and load_params(root).execution.shares_out:
+            keys = [*keys, *(key for key in ready(root, asset) if key not in keys)]
+        options = {name: value for name, value in config.items() if name in ExecutionParams.model_fields}
+        execution = launched(load_params(root).execution, options, asset)
+        if not is_shared(asset, len(keys), execution):
+            return {}
+        context.log.info(f"{asset}: {len(keys)} steps, shared out to {execution}")
+        return compute_ahead(root, asset, keys, execution, config)
 
 
 def _stages_of_run(context: dg.AssetExecutionContext) -> Iterator[str]:
@@ -166,15 +206,19 @@ def _one(
 ) -> _FinishedStep:
     started = time.perf_counter()
     name, changed = stage_name(asset, key or None), overrides(key) if overrides else {}
-    unfinished = unfinished_mark(workspace_root(), name)
+    unfinished, built = unfinished_mark(workspace_root(), name), None
     with recording(workspace_root(), name, changed) as (step, folder):
         _require_loaded_code(step, asset)
-        if not step.is_current:
+        if step.is_current:
+            discard(step)
+        elif (built := take(step, folder)) is None:
             build(step, key, folder)
         if after:
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             unfinished.touch()
-    step.seconds = round(time.perf_counter() - started, 2)
+    step.seconds = round(time.perf_counter() - started + (built.seconds if built else 0.0), 2)
+    if built:
+        repeat(built)
     further = dict(after(step, key)) if after else {}
     unfinished.unlink(missing_ok=True)
     if overrides:
@@ -187,6 +231,8 @@ def _one(
         "params": step.params,
         "inputs": step.inputs,
     }
+    if built:
+        record |= {COMPUTED_ON: built.host, "worker": built.pid, "worker_seconds": built.seconds}
     metadata = metadata_of(step.root, step.out, {**summary(step.out), **further}, record)
     return _FinishedStep(key, step, metadata | table_metadata(asset, step.out))
 

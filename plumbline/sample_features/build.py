@@ -6,8 +6,10 @@ from pathlib import Path
 
 from plumbline.artifact import write_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.sample_features.embed import SPLITS, Engine, settings_of, write_embeddings
+from plumbline.execution.params import ExecutionParams
+from plumbline.sample_features.embed import SPLITS, settings_of, write_embeddings
 from plumbline.sample_features.embedder import embedder_folder
+from plumbline.sample_features.engine import Engine
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.sign import write_signatures
 from plumbline.tokenized_samples.reader import fingerprint_of
@@ -20,6 +22,7 @@ def build_sample_features(
     out: Path,
     previous: Path | None = None,
     root: Path = Path(),
+    execution: ExecutionParams | None = None,
 ) -> None:
     """Write length and embedding of every pool, tuning and production sample into the existing empty folder `out`, and
     the activation signatures of those that `params.signatures` asks for.
@@ -33,6 +36,7 @@ def build_sample_features(
         previous: an earlier sample_features; embeddings of samples that are in it are taken over where embedder,
             settings and tokenization are the same. Where all are, no embedder is imported or loaded.
         root: the workspace; a relative path of an embedder starts there.
+        execution: who embeds; None: this process.
 
     Raises:
         FileNotFoundError: no such embedder.
@@ -41,7 +45,7 @@ def build_sample_features(
     fingerprint = fingerprint_of(samples)
     folder = embedder_folder(params, root)
     settings = settings_of(params, folder, fingerprint)
-    embeddings = write_embeddings(settings, Engine(params, folder, base, samples), samples, out, previous)
+    embeddings = write_embeddings(settings, Engine(params, folder, base, samples), samples, out, previous, execution)
     signatures = None
     if params.signatures is not None:
         signatures = write_signatures(params.signatures, SPLITS, base, samples, fingerprint, out, previous)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +15,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from plumbline.artifact import link_or_copy, read_json, write_table
-from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.execution.params import ExecutionParams
+from plumbline.execution.share_out import shares_out
 from plumbline.progress import Bar
 from plumbline.sample_features.array_file import new_array_file
-from plumbline.sample_features.embedder import embed, embedder_digest, load
+from plumbline.sample_features.blocks import embedded
+from plumbline.sample_features.embedder import embedder_digest
+from plumbline.sample_features.engine import Engine
 from plumbline.sample_features.params import FeatureParams
 from plumbline.sample_features.reader import Features, read_features, read_manifest, shard_table
 from plumbline.tokenized_samples.reader import iter_samples, read_samples, shards
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,19 @@ def settings_of(params: FeatureParams, folder: Path, fingerprint: str) -> dict[s
 
 
 def write_embeddings(
-    settings: dict[str, Any], engine: Engine, samples: Path, out: Path, previous: Path | None
+    settings: dict[str, Any],
+    engine: Engine,
+    samples: Path,
+    out: Path,
+    previous: Path | None,
+    execution: ExecutionParams | None = None,
 ) -> dict[str, Any]:
     """Write length and embedding of every pool, tuning and production sample, shard by shard.
 
     Args:
         settings: as `settings_of` gives them.
         engine: embeds what `previous` does not have.
+        execution: who embeds; None: this process.
 
     Returns:
         The embeddings' part of manifest.json: dimension, samples, and the shards' names.
@@ -76,7 +82,11 @@ def write_embeddings(
         raise ValueError("no sample outside the report split: add documents, or lower tokenize.splits in params.yaml")
     with Bar(total=total, desc="sample_features", unit=" samples") as progress:
         todo = _prepare(samples, out, known, engine, names, progress)
-        while jobs := list(islice(todo, BUFFER)):
+        if execution is not None and shares_out(execution) and total > BUFFER:
+            for places, embeddings in embedded(engine, _blocks(todo), out, execution, progress.update):
+                _store(out, places, embeddings)
+                computed += len(places)
+        for jobs in _blocks(todo):
             for positions, embeddings in engine.embed([ids for _, _, ids in jobs]):
                 _store(out, [jobs[position][:2] for position in positions], embeddings)
                 computed += len(positions)
@@ -84,6 +94,11 @@ def write_embeddings(
     log.info("computed %d of %d embeddings", computed, total)
     dimension = engine.dimension if computed else known.dimension
     return {"dimension": dimension, "samples": total, "shards": names}
+
+
+def _blocks(todo: Iterator[tuple[str, int, NDArray[np.int32]]]) -> Iterator[list[tuple[str, int, NDArray[np.int32]]]]:
+    while block := list(islice(todo, BUFFER)):
+        yield block
 
 
 def _prepare(
@@ -156,36 +171,3 @@ class _Known:
         places = pc.index_in(sample_ids, value_set=self.features.sample_ids)
         rows = np.flatnonzero(places.is_valid().to_numpy())
         return rows, self.features.embeddings.take(places.drop_null().to_numpy())
-
-
-class Engine:
-    """The base model's tokenizer and the embedder, loaded when the first sample needs them."""
-
-    def __init__(self, params: FeatureParams, folder: Path, base: BaseCheckpoint, samples: Path) -> None:
-        self.params, self.folder, self.base, self.samples = params, folder, base, samples
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        from plumbline.tokenized_samples.fingerprint import policy_of, tokenizer_fingerprint
-
-        tokenizer = self.base.tokenizer()
-        accounting = read_json(self.samples / "accounting.json")
-        fingerprint, _ = tokenizer_fingerprint(tokenizer, policy_of(accounting["fingerprint_parts"]))
-        if fingerprint != accounting["fingerprint"]:
-            raise ValueError(
-                f"tokenization differs: tokenized_samples has fingerprint {accounting['fingerprint'][:12]}, the "
-                f"tokenizer of {self.base.name} gives {fingerprint[:12]}; run tokenized_samples again"
-            )
-        return tokenizer
-
-    @cached_property
-    def model(self) -> SentenceTransformer:
-        return load(self.folder, self.params.max_tokens, self.params.matmul_precision)
-
-    @property
-    def dimension(self) -> int:
-        return int(self.model.get_embedding_dimension() or 0)
-
-    def embed(self, input_ids: list[NDArray[np.int32]]) -> Iterator[tuple[list[int], NDArray[np.float16]]]:
-        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        yield from embed(self.model, texts, self.params.batch_size)

@@ -16,6 +16,8 @@ from plumbline.calibration_set.representativeness.null import rounded as nine_di
 from plumbline.calibration_set.strategies.base import sample_id
 from plumbline.evaluation.held_out import HeldOut, choose
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.execution.params import ExecutionParams
+from plumbline.execution.share_out import shares_out
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.scheme import quantizable_matrices
 from plumbline.study.distances import measure_distances
@@ -25,6 +27,7 @@ from plumbline.study.page import render
 from plumbline.study.params import StudyParams
 from plumbline.study.plot import CURVE, DIFFERENCE, DOMAINS, plot_curve, plot_differences, plot_domains
 from plumbline.study.result_cache import Documents, Measured, ResultCache
+from plumbline.study.sharing import measure_by_workers
 from plumbline.study.verdict import Evidence, judge
 
 
@@ -37,6 +40,7 @@ def build_study(
     made_by: Mapping[str, str],
     out: Path,
     name: str = "",
+    execution: ExecutionParams | None = None,
 ) -> None:
     """Compare rules of choosing over many paired draws.
 
@@ -48,6 +52,7 @@ def build_study(
         scratch: folder for single results, from which a killed study goes on.
         made_by: what else decides a single result: digests of code and inputs.
         name: of the study in params.yaml.
+        execution: who measures; None: this process.
         out: existing empty folder; gets verdict.json, documents.parquet, study.html and three plots.
 
     Raises:
@@ -61,6 +66,8 @@ def build_study(
     }
     cache = ResultCache(scratch, {**about, "made by": dict(made_by), "statistics": settings.model_dump(mode="json")})
     plan = Plan(params, sources, held_out)
+    if execution is not None and shares_out(execution):
+        measure_by_workers(plan, schemes, settings, cache, execution)
     cells = measure_cells(plan, schemes, settings, cache)
     distances, why_not = measure_distances(plan, cache)
     documents, _ = documents_of(held_out)

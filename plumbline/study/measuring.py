@@ -28,6 +28,7 @@ from plumbline.evaluation.base_logits import BaseLogits
 from plumbline.evaluation.held_out import HeldOut, HeldOutBatch, batches
 from plumbline.evaluation.measure import measure
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.execution.share_out import workers_here
 from plumbline.histogram import n_buckets
 from plumbline.progress import Bar
 from plumbline.quantized_model.apply import apply_scheme
@@ -57,8 +58,17 @@ def documents_of(held_out: HeldOut) -> tuple[Documents, np.ndarray]:
     return Documents([doc for _, doc in some], [domain for domain, _ in some], tokens.astype(np.int64)), of_sample
 
 
+def missing_cells(plan: Plan, schemes: Mapping[str, SchemeParams], cache: ResultCache) -> list[Cell]:
+    """The cells of which the cache lacks a result; the control without calibration comes first."""
+    return list(_Work(plan, schemes, cache).missing)
+
+
 def measure_cells(
-    plan: Plan, schemes: Mapping[str, SchemeParams], settings: StatisticsParams, cache: ResultCache
+    plan: Plan,
+    schemes: Mapping[str, SchemeParams],
+    settings: StatisticsParams,
+    cache: ResultCache,
+    only: Collection[Cell] | None = None,
 ) -> dict[tuple[Cell, str], Measured]:
     """Quantize and evaluate every set of the study under every scheme; a result in the cache is not measured again.
 
@@ -72,6 +82,7 @@ def measure_cells(
         schemes: by name, in order.
         settings: `statistics:`. Keys and values are described if a scheme reads them, whatever `cache` says.
         cache: where results are stored.
+        only: the cells to measure, if not all.
 
     Returns:
         A result per set and scheme; that of the control without calibration under `Cell(0, 0, RTN)`.
@@ -85,10 +96,11 @@ def measure_cells(
     settings = settings.model_copy(update={"cache": "cache" in reads})
     require_read_together(settings, histogram)
     bits = settings.mantissa_bits if histogram else None
-    work = _Work(plan, schemes, cache)
+    work = _Work(plan, schemes, cache, only)
     todo = [cell for cell in plan.cells if cell in work.missing]
     per_model = len(plan.held_out.tokens)
-    samples = 2 * sum(cell.n for cell in plan.cells)  # of a set: it is chosen, then read
+    mine = plan.cells if only is None else [cell for cell in plan.cells if cell in only]
+    samples = 2 * sum(cell.n for cell in mine)  # of a set: it is chosen, then read
     with Bar(
         total=samples + per_model * len(work.wanted),
         desc="study",
@@ -104,7 +116,7 @@ def measure_cells(
             if UNCALIBRATED in work.missing:
                 with one_thread():
                     finish(UNCALIBRATED, NO_SET)
-            budget = plan.params.statistics_bytes or psutil.virtual_memory().available // 2
+            budget = plan.params.statistics_bytes or psutil.virtual_memory().available // (2 * workers_here())
             at_once = max(1, min(AT_ONCE, budget // _bytes_of_set(model, settings, bits)))
             for part in _parts(todo, at_once):
                 inputs = _statistics(part, plan, model, settings, bits, advance)
@@ -116,15 +128,22 @@ def measure_cells(
 class _Work:
     """Which results a study wants, and which of them are there."""
 
-    def __init__(self, plan: Plan, schemes: Mapping[str, SchemeParams], cache: ResultCache) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        schemes: Mapping[str, SchemeParams],
+        cache: ResultCache,
+        only: Collection[Cell] | None = None,
+    ) -> None:
         self.plan, self.schemes, self.cache = plan, schemes, cache
         self.uncalibrated = {
             name: bare for name, scheme in schemes.items() if (bare := without_calibration(scheme)) is not None
         }
-        self.wanted = [
+        every = [
             *((UNCALIBRATED, name) for name in self.uncalibrated),
             *((cell, name) for cell in plan.cells for name in schemes),
         ]
+        self.wanted = every if only is None else [key for key in every if key[0] in only]
         self.results = {
             key: result for key in self.wanted if (result := cache.load(**self._identity(*key))) is not None
         }

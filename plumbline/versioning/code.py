@@ -38,8 +38,8 @@ INEXACT = {
     "plumbline.quantized_model.solver": "quantized_model/solver.c",
 }
 """Modules whose compiled kernel and fallback differ in the last bits. The version states which of the two runs."""
-NO_EFFECT = {"plumbline.progress"}
-"""Modules that only tell people something, so that no output depends on them; they are left out of the versions."""
+NO_EFFECT = ("plumbline.execution", "plumbline.progress")
+"""Modules and packages on which no output depends: who computes, and what people are told. Versions leave them out."""
 DIGITS = 12
 MEMO = "code.json"
 MEMO_SIZE = 500
@@ -104,7 +104,7 @@ class Library:
         waiting = list(roots)
         while waiting:
             name = waiting.pop()
-            if name in reached or name in NO_EFFECT or not self._file(name):
+            if name in reached or _without_effect(name) or not self._file(name):
                 continue
             reached.add(name)
             parts = name.split(".")
@@ -190,6 +190,10 @@ class Library:
                 self._memo.parent.mkdir(parents=True, exist_ok=True)
                 replace_text(self._memo, json.dumps(content))
             self._must_save = False
+
+
+def _without_effect(name: str) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in NO_EFFECT)
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -56,6 +56,8 @@ class Step:
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """File of facts.py -> key -> value when the step began."""
     reads: list[Any] = field(default_factory=list, repr=False)
+    expected: str = ""
+    """DVC hash of what a worker wrote; empty if this process computes the output."""
     is_current: bool = False
     """Another process brought the output up to date while this one waited for it: there is nothing to do."""
 
@@ -187,6 +189,19 @@ def _check_recorded(root: Path, name: str, inputs: Mapping[str, str]) -> None:
 # Publishing
 
 
+def planned(root: Path, name: str) -> Step:
+    """The step that `recording` would run now, without running it.
+
+    Raises:
+        InputsChanged: an input differs from what its stage recorded.
+    """
+    if os.environ.get(DVC_STAGE):
+        _require_current_facts(root, name)
+    else:
+        refresh_facts(root, resolved(root)[name].facts)
+    return _begin(root, name, {})
+
+
 @contextlib.contextmanager
 def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None) -> Iterator[tuple[Step, Path]]:
     """Run one stage: yields (step, empty folder); on success the folder becomes the output and dvc.lock records it.
@@ -294,12 +309,21 @@ def _record(stage: PipelineStage) -> dict[str, Any]:
     return plain(to_single_stage_lockfile(stage))
 
 
+def _require_undamaged(step: Step, md5: str) -> None:
+    if step.expected and step.expected != md5:
+        raise InputsChanged(
+            f"{step.name}: a worker wrote {step.expected}, and {md5} arrived: the file system changed something on the "
+            "way; run it again"
+        )
+
+
 def _commit(repo: Repo, stage: PipelineStage, step: Step, overridden: bool) -> str:
     """Add the output to DVC's cache and its entry to dvc.lock, and return its hash."""
     from dvc.dependency.param import ParamsDependency
     from dvc_data.hashfile.hash_info import HashInfo
 
     stage.save_outs()
+    _require_undamaged(step, str(stage.outs[0].hash_info.value))
     if os.environ.get(DVC_STAGE) == stage.addressing:
         return str(stage.outs[0].hash_info.value)  # `dvc repro` holds the output's lock and commits
     read = dict(step.reads)

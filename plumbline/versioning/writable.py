@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from plumbline.versioning.cache import cache_folder
+from plumbline.versioning.file_system import cannot_lock
 
 AWKWARD = "{}[]*?"
 """Characters of a path with which DVC ends in an error (braces), or Dagster overlooks its settings (a pattern's)."""
@@ -34,6 +35,9 @@ def unwritable(root: Path) -> Iterator[str]:
             f"{path} cannot be written: it is read-only, or belongs to another user. Give the user of this process the "
             "right to write there, or copy the workspace"
         )
+        return
+    if (locks := root / ".plumbline" / "locks").is_dir() and (problem := cannot_lock(locks)):
+        yield problem
         return
     cache = cache_folder(root)
     if problem := awkward(cache):

@@ -38,6 +38,9 @@ def materialized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         def get_step_failure_events(self) -> list[Any]:
             return []
 
+        def get_asset_materialization_events(self) -> list[Any]:
+            return []
+
     def note(root: Path, asset: dg.AssetsDefinition, *_: Any) -> Done:
         names.append(asset.key.to_user_string())
         return Done()

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from plumbline.execution.params import ExecutionParams
+from plumbline.sample_features import blocks, engine
 from plumbline.sample_features import embed as module
 from plumbline.sample_features.build import build_sample_features
 from plumbline.sample_features.params import FeatureParams
@@ -38,7 +40,9 @@ def build(
     caplog.set_level(logging.INFO, "plumbline")
     count = 0
 
-    def make(samples: Path, previous: Path | None = None, **params: Any) -> tuple[Path, dict[str, Any]]:
+    def make(
+        samples: Path, previous: Path | None = None, execution: ExecutionParams | None = None, **params: Any
+    ) -> tuple[Path, dict[str, Any]]:
         nonlocal count
         count += 1
         out = tmp_path / f"features{count}"
@@ -47,7 +51,7 @@ def build(
             {"embedder": embedder.name, "max_tokens": 40, "batch_size": 8, "signatures": None, **params}
         )
         base = checkpoint(tokenizer_folder)
-        build_sample_features(settings, base, samples, out, previous, embedder.parent)
+        build_sample_features(settings, base, samples, out, previous, embedder.parent, execution)
         return out, shown(out, caplog)
 
     return make
@@ -99,7 +103,7 @@ def test_unchanged_samples_are_taken_over_without_loading_an_embedder(
 ) -> None:
     samples = tokenized({"a": texts(0, 12), "b": texts(100, 12)})
     out, _ = build(samples)
-    monkeypatch.setattr(module, "load", lambda *_: pytest.fail("loaded the embedder"))
+    monkeypatch.setattr(engine, "load", lambda *_: pytest.fail("loaded the embedder"))
     again, summary = build(samples, previous=out)
     assert (summary["computed"], summary["reused"]) == (0, summary["samples"])
     assert content(again) == content(out)
@@ -129,6 +133,30 @@ def test_the_bytes_do_not_depend_on_batches_and_buffers(
     monkeypatch.setattr(module, "BUFFER", 5)
     other, _ = build(samples, batch_size=16)
     assert content(other) == content(out)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.integration)])
+def test_blocks_that_others_embed_give_the_same_bytes(
+    tokenized: Tokenized, build: Build, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """0 workers: this process does their jobs."""
+    samples = tokenized({"a": texts(0, 30), "b": texts(100, 20)})
+    half, _ = build(tokenized({"a": texts(0, 30)}))
+    out, summary = build(samples, previous=half)
+    assert 5 < summary["computed"] < summary["samples"]
+    monkeypatch.setattr(module, "BUFFER", 5)
+    jobs: list[Any] = []
+    if not workers:
+
+        def here(work: Any, todo: list[Any], *_: Any) -> None:
+            jobs.extend(todo)
+            for job in todo:
+                work(job)
+
+        monkeypatch.setattr(blocks, "share_out", here)
+    other, again = build(samples, previous=half, execution=ExecutionParams(workers=2))
+    assert content(other) == content(out) and again == summary
+    assert workers or len(jobs) == -(-summary["computed"] // 5)
 
 
 @pytest.mark.parametrize("change", [{"max_tokens": 12}, {"matmul_precision": "medium"}])
@@ -171,13 +199,13 @@ def test_the_precision_of_matrix_products_reaches_the_embedder(
     tokenized: Tokenized, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = module.load
+    original = engine.load
 
     def watch(folder: Path, max_tokens: int, precision: str) -> Any:
         seen.append(precision)
         return original(folder, max_tokens, precision)
 
-    monkeypatch.setattr(module, "load", watch)
+    monkeypatch.setattr(engine, "load", watch)
     build(tokenized({"a": texts(0, 5)}), matmul_precision="medium")
     assert seen == ["medium"]
 

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from plumbline.activation_stats.executor import shared_out
-from plumbline.activation_stats.params import ExecutionParams
+from plumbline.execution.params import ExecutionParams
+from plumbline.execution.share_out import share_out, shares_out
 
 WORK = """
 import os, signal
 from pathlib import Path
+from plumbline.execution.params import ExecutionParams
+from plumbline.execution.share_out import shares_out
 
 def square(job):
-    return job * job, os.getpid(), os.environ["OMP_WAIT_POLICY"]
+    return job * job, os.getpid(), os.environ["OMP_WAIT_POLICY"], shares_out(ExecutionParams(workers=2))
 
 def fail(job):
     if job == 3:
@@ -54,31 +56,27 @@ def execution(request: pytest.FixtureRequest) -> ExecutionParams:
 
 def test_results_come_in_order_from_other_processes(work: Any, execution: ExecutionParams) -> None:
     done: list[int] = []
-    results = shared_out(work.square, [5, 4, 3, 2], execution, done.append)
-    assert [square for square, _, _ in results] == [25, 16, 9, 4]
+    results = share_out(work.square, [5, 4, 3, 2], execution, done.append)
+    assert [result[0] for result in results] == [25, 16, 9, 4]
     assert sorted(done) == [2, 3, 4, 5]
-    assert os.getpid() not in {process for _, process, _ in results}
-    assert {policy for _, _, policy in results} == {"PASSIVE"}
+    assert os.getpid() not in {result[1] for result in results}
+    assert {result[2] for result in results} == {"PASSIVE"}
+    assert not any(result[3] for result in results), "a worker shares out nothing in its turn"
+    assert shares_out(execution)
     assert "RAY_USAGE_STATS_ENABLED" not in os.environ
 
 
 def test_an_error_is_the_one_that_was_raised(work: Any, execution: ExecutionParams) -> None:
     with pytest.raises(KeyError, match="job three"):
-        shared_out(work.fail, [1, 2, 3], execution)
+        share_out(work.fail, [1, 2, 3], execution)
 
 
 def test_a_job_whose_worker_was_killed_runs_again(work: Any, execution: ExecutionParams, tmp_path: Path) -> None:
     jobs = [(number, str(tmp_path)) for number in range(4)]
-    assert shared_out(work.die_once, jobs, execution) == [0, 1, 2, 3]
+    assert share_out(work.die_once, jobs, execution) == [0, 1, 2, 3]
     assert (tmp_path / "died").exists()
 
 
 def test_a_job_that_kills_every_worker_is_named(work: Any, execution: ExecutionParams) -> None:
-    with pytest.raises(RuntimeError, match="shard 1 of 1: its worker died 2 times .* execution.workers in params.yaml"):
-        shared_out(work.die, [0], execution)
-
-
-def test_ray_that_is_not_installed_is_said_with_the_extra(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"found 'ray', but Ray is not installed; .* '.\[ray\]'`, or say 'local'"):
-        shared_out(work.square, [1], ExecutionParams(executor="ray"))
+    with pytest.raises(RuntimeError, match="job 1 of 1: its worker died 2 times .* execution.workers in params.yaml"):
+        share_out(work.die, [0], execution)
