@@ -35,7 +35,7 @@ AGAIN = 2
 """Copies of a decoder layer while the samples are run again: the one that is being quantized, and one more for what
 that gains."""
 JOINT = 4
-"""Size of the moments of a site in both streams to that of its Hessian, at most."""
+"""Size of the moments of a site in both streams to that of its Hessian, at most; they are there beside it."""
 MATRICES = 3
 """Matrices as large as a site's Hessian while the site is solved: as it is read, the Hessian, and its factor."""
 
@@ -94,7 +94,7 @@ def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: Sche
         if scheme.transform is not None:
             layerwise[-1] += FOLDED * size
         if scheme.propagate == "quantized":
-            moments = MATRICES * (JOINT if scheme.correction else 1) * max(hessians, default=0)
+            moments = (MATRICES + (JOINT if scheme.correction else 0)) * max(hessians, default=0)
             records = RECORDED_BYTES if scheme.correction else 0
             layerwise[-1] = max(layerwise[-1], COPIES * size + moments) + AGAIN * size + hidden + records
     return Needed(whole, max(layerwise))
