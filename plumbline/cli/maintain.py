@@ -1,4 +1,4 @@
-"""`plumbline verify` and `reconcile`: verify the files of the workspace, and update Dagster's history."""
+"""`plumbline verify`, `reconcile` and `push`: verify the workspace, update Dagster's history, fill DVC's remote."""
 
 from __future__ import annotations
 
@@ -49,4 +49,27 @@ def reconcile() -> None:
     click.echo(f"reported {len(names)} artifacts to Dagster" if names else "Dagster has every artifact in dvc.lock")
 
 
-COMMANDS = (verify, reconcile)
+@click.command()
+def push() -> None:
+    """Bring to DVC's remote what the workspace and every registered model rest on.
+
+    `dvc push` alone brings what dvc.lock names now, and so not the content of a champion that was made before.
+
+    \b
+    Example: plumbline push
+    """
+    from plumbline.cli.gc import retained
+    from plumbline.versioning.push import push as push_all
+
+    root = workspace_root()
+    try:
+        hashes, versions = retained(root, (), unregistered=True)
+        push_all(root, hashes)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"on DVC's remote: the workspace, and everything that {len(versions)} registered versions were made from"
+    )
+
+
+COMMANDS = (verify, reconcile, push)

@@ -38,6 +38,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "rollback": "make the previous champion the champion again",
         "export": "a set for another quantizer",
         "update-statistics": "statistics of a changed set, by its changes alone",
+        "push": "bring to DVC's remote what models rest on",
         "gc": "free DVC's cache of what nothing needs",
         "reconcile": "tell Dagster what `dvc checkout` or `pull` brought",
     },

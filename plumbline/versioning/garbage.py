@@ -77,7 +77,7 @@ def _dvc_gc(root: Path, hashes: Collection[str], options: Sequence[str], project
     require_git_or_no_scm(root)
     with tempfile.TemporaryDirectory(prefix="plumbline-gc.") as name:
         project = Path(name)
-        _project(project, cache_folder(root).parents[1], hashes)
+        project_of(project, cache_folder(root).parents[1], hashes)
         sharing = [str(path.resolve()) for path in (project, *projects)]
         command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--force", "--projects", *sharing, *options]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
@@ -86,7 +86,7 @@ def _dvc_gc(root: Path, hashes: Collection[str], options: Sequence[str], project
     return done.stdout + done.stderr
 
 
-def _project(folder: Path, cache: Path, hashes: Collection[str]) -> None:
+def project_of(folder: Path, cache: Path, hashes: Collection[str]) -> None:
     """Create a DVC project without data whose outputs have these hashes."""
     new_project(folder, cache.resolve())
     for md5 in sorted(hashes):

@@ -1,0 +1,52 @@
+"""What is pushed suffices for the models that the registry names, also for those that dvc.lock no longer does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from plumbline.versioning.config import new_project, use_remote
+from plumbline.versioning.digest import dvc_digest, listing
+from plumbline.versioning.push import push
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "workspace").mkdir()
+    new_project(tmp_path / "workspace")
+    return tmp_path / "workspace"
+
+
+def store(root: Path, files: dict[str, bytes]) -> str:
+    """Put a folder into the cache, as a step of long ago did; returns its hash."""
+    folder = root / "made"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    names = {name: dvc_digest(folder / name) for name in files}
+    md5 = dvc_digest(folder)
+    for name, file_md5 in names.items():
+        place = root / ".dvc/cache/files/md5" / file_md5[:2] / file_md5[2:]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, place)
+    place = root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(listing(names))
+    shutil.rmtree(folder)
+    return md5
+
+
+def test_an_older_champion_is_pushed_with_its_files(root: Path, tmp_path: Path) -> None:
+    md5, other = store(root, {"a": b"alpha", "b": b"beta"}), store(root, {"c": b"gamma"})
+    use_remote(root, str(tmp_path / "remote"))
+    push(root, [md5, "0" * 32 + ".dir"])  # the cache lacks the second one
+    remote = tmp_path / "remote/files/md5"
+    assert (remote / md5[:2] / md5[2:]).is_file() and not (remote / other[:2] / other[2:]).exists()
+    assert sorted(path.read_bytes() for path in remote.glob("*/*") if path.suffix != ".dir") == [b"alpha", b"beta"]
+
+
+def test_without_a_remote_nothing_is_pushed(root: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"storage: \{remote"):
+        push(root, [])
