@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from plumbline.execution.probe import problem, unusable
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 OBJECTS = 80 << 20
 """Bytes that Ray reserves for results; the minimum it accepts."""
@@ -115,16 +118,12 @@ def connected(execution: ExecutionParams) -> Iterator[Any]:
 
 
 def _join(ray: Any, execution: ExecutionParams) -> None:
+    worker: Any = importlib.import_module("ray._private.worker")
+    if hasattr(worker, "print_to_stdstream"):  # Ray prints a thousand characters when a worker dies
+        worker.print_to_stdstream = _log_report
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if execution.address is None:
-        ray.init(
-            address="local",
-            num_cpus=execution.workers,
-            object_store_memory=OBJECTS,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
+        _start(ray, execution.workers, quiet)
         return
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     try:
@@ -133,6 +132,38 @@ def _join(ray: Any, execution: ExecutionParams) -> None:
         ray.shutdown()
         reason = str(error).strip().splitlines()
         raise ValueError(unusable(execution.address, reason[0] if reason else type(error).__name__)) from error
+
+
+def _start(ray: Any, workers: int, quiet: Mapping[str, Any]) -> None:
+    """Start Ray on this machine; a second time if its processes are not up within its 30 seconds.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                object_store_memory=OBJECTS,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+            return
+        except Exception as error:  # Ray raises a bare one
+            ray.shutdown()
+            if attempt + 1 == ATTEMPTS:
+                raise RuntimeError(
+                    f"Ray does not start on this machine ({str(error).strip().splitlines()[0]}); it may be too busy or "
+                    "short of memory: run again later, or say `executor: local` in params.yaml"
+                ) from error
+
+
+def _log_report(data: Mapping[str, Any], **_: Any) -> None:
+    """Log the first sentence of what Ray reports, such as the death of a worker, instead of printing all."""
+    for line in data.get("lines", ()):
+        log.warning("Ray: %s", str(line).strip().split(". ")[0][:200])
 
 
 def _leave() -> None:

@@ -100,7 +100,8 @@ def compute_ahead(
     (locks := root / ".plumbline" / "locks").mkdir(parents=True, exist_ok=True)
     with FileLock(locks / "sharing_out.lock"):  # what one run has computed, the next one finds
         steps, failed = _planned(root, asset, keys)
-        clear(root, {step.name: identity(step) for step in steps.values()})
+        wanted = {step.name: identity(step) for step in steps.values()}
+        clear(root, wanted)
         threads = product_threads()
         jobs = [
             StepJob(replace(step, reads=[]), asset, key, config, threads)
@@ -112,6 +113,7 @@ def compute_ahead(
             results = share_out(
                 compute, jobs, execution, lambda job: bar.update(), lambda job: near(places, job.step.inputs)
             )
+        clear(root, wanted)  # drafts of workers that were killed
         _write_places(root, {r.md5: (r.node, r.size) for r in results if isinstance(r, Built) and r.node})
     return failed | {job.key: result for job, result in zip(jobs, results, strict=True) if isinstance(result, Failed)}
 

@@ -85,7 +85,8 @@ def finish(step: Step, out: Path, where: Mapping[str, Any], seconds: float, said
 
 def discard(step: Step) -> None:
     """Remove the output of a step that somebody else has published meanwhile, if it is there."""
-    remove(folder_of(step))
+    if _place(step.root).is_dir():
+        remove(folder_of(step))
 
 
 def take(step: Step, folder: Path) -> Built | None:

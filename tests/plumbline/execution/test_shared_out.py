@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from plumbline.execution import ray_cluster
 from plumbline.execution.params import ExecutionParams
 from plumbline.execution.share_out import share_out, shares_out
 
@@ -69,6 +70,31 @@ def test_results_come_in_order_from_other_processes(work: Any, execution: Execut
 def test_an_error_is_the_one_that_was_raised(work: Any, execution: ExecutionParams) -> None:
     with pytest.raises(KeyError, match="job three"):
         share_out(work.fail, [1, 2, 3], execution)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_ray_is_started_twice_before_it_is_said_that_it_does_not(failures: int) -> None:
+    calls: list[str] = []
+
+    def init(**options: Any) -> None:
+        calls.append("init")
+        if calls.count("init") <= failures:
+            raise Exception("The current node timed out during startup.\nand more")
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: calls.append("shutdown"))
+    if failures == 2:
+        with pytest.raises(RuntimeError, match=r"Ray does not start .* \(The current node .* startup\.\);"):
+            ray_cluster._start(ray, 2, {})
+    else:
+        ray_cluster._start(ray, 2, {})
+    assert calls == ["init", "shutdown", "init", "shutdown"][: 2 + failures]
+
+
+def test_what_ray_reports_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
+    report = "A worker died or was killed by an unexpected system error. To troubleshoot" + " the problem" * 99
+    ray_cluster._log_report({"lines": [report], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert caplog.messages == ["Ray: A worker died or was killed by an unexpected system error"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_job_whose_worker_was_killed_runs_again(work: Any, execution: ExecutionParams, tmp_path: Path) -> None:
