@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from plumbline.versioning.cache import cache_folder
 from plumbline.versioning.config import new_project, use_remote
 from plumbline.versioning.digest import dvc_digest, listing
+from plumbline.versioning.garbage import collect
+from plumbline.versioning.object_store import Store
 from plumbline.versioning.push import push
 
 
@@ -50,3 +53,15 @@ def test_an_older_champion_is_pushed_with_its_files(root: Path, tmp_path: Path) 
 def test_without_a_remote_nothing_is_pushed(root: Path) -> None:
     with pytest.raises(RuntimeError, match=r"storage: \{remote"):
         push(root, [])
+
+
+def test_garbage_collection_on_the_remote_keeps_what_was_pushed(root: Path, tmp_path: Path) -> None:
+    md5, other = store(root, {"a": b"alpha", "b": b"beta"}), store(root, {"c": b"gamma"})
+    use_remote(root, str(tmp_path / "remote"))
+    push(root, [md5, other])
+    collect(root, [md5], ["--cloud"])
+    remote = tmp_path / "remote/files/md5"
+    assert sorted(path.read_bytes() for path in remote.glob("*/*") if path.suffix != ".dir") == [b"alpha", b"beta"]
+    shutil.rmtree(cache_folder(root))
+    Store(root, fetch=True).place(md5, tmp_path / "back")
+    assert dvc_digest(tmp_path / "back") == md5
