@@ -40,8 +40,8 @@ class ExecutionParams(BaseModel):
         return self.workers > 1 or self.executor == "ray"
 
     def __str__(self) -> str:
-        """For example `2 local processes`, `2 Ray workers`, `the Ray cluster at auto`."""
+        """For example `2 local processes`, `2 Ray workers`, `Ray at auto`."""
         if self.address is not None:
-            return f"the Ray cluster at {self.address}"
+            return f"Ray at {self.address}"
         kind = ("Ray worker", "Ray workers") if self.executor == "ray" else ("local process", "local processes")
         return f"{self.workers} {kind[self.workers > 1]}"

@@ -60,7 +60,7 @@ def test_a_cluster_computes_the_same_bytes_and_a_killed_worker_is_replaced(
     assert (workspace.root / "killed").exists()
     assert workspace.lock() == finished.lock()
     pairs = "random-8-w8a8-minmax … stratified-8-w4a16-gptq (4)"
-    assert f"quantized_model {pairs}, shared out to the Ray cluster at {cluster}\n" in said
+    assert f"quantized_model {pairs}, shared out to Ray at {cluster}\n" in said
     assert "s: 4 on " in said and max(map(len, said.splitlines())) <= 140, said
     nodes = {node for node, _ in json.loads((workspace.root / ".plumbline/places.json").read_text()).values()}
     assert len(nodes) == 2, "both machines worked"

@@ -37,7 +37,7 @@ def test_a_wrong_executor_is_refused(wrong: dict[str, Any], said: str) -> None:
         ({"workers": 2}, True, "2 local processes"),
         ({"executor": "ray"}, True, "1 Ray worker"),
         ({"executor": "ray", "workers": 3}, True, "3 Ray workers"),
-        ({"executor": "ray", "address": "auto"}, True, "the Ray cluster at auto"),
+        ({"executor": "ray", "address": "auto"}, True, "Ray at auto"),
     ],
 )
 def test_who_computes_is_said(given: dict[str, Any], shared: bool, said: str) -> None:
