@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import re
 
-import torch
-
 MKL = re.compile(r"mkl_get_max_threads\(\) : (\d+)")
 
 
 def product_threads() -> int:
     """The number of threads of a matrix product on the calling thread: MKL's, or torch's in a build without MKL."""
+    import torch
+
     count = MKL.search(torch.__config__.parallel_info())
     return int(count[1]) if count else torch.get_num_threads()
 
 
 def settle_threads() -> None:
     """Keep the number of threads of matrix products as it is until `torch.set_num_threads` is called."""
+    import torch
+
     torch.set_num_threads(product_threads())

@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
@@ -57,6 +56,8 @@ def _engine(params: FeatureParams, embedder: Path, base: BaseCheckpoint, samples
 
 def embed_block(block: Block) -> None:
     """Embed the samples of a block."""
+    import torch
+
     torch.set_num_threads(block.threads)
     engine = _engine(block.params, block.embedder, block.base, block.samples)
     ids = np.split(np.load(block.file), np.cumsum(np.load(block.lengths))[:-1])

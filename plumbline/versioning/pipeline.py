@@ -23,6 +23,7 @@ from plumbline.versioning.code import STAGE, VERSIONS
 from plumbline.versioning.config import require_git_or_no_scm
 from plumbline.versioning.facts import FACTS
 from plumbline.versioning.lock import read_lock
+from plumbline.versioning.settings import settings
 from plumbline.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -217,7 +218,8 @@ class Pipeline:
                 "`dvc init` (without git: `dvc init --no-scm`)"
             ) from error
         except DvcException as error:
-            read_lock(root)  # raises if it is dvc.lock that DVC cannot read
+            settings(root)  # raises if it is .dvc/config that DVC cannot read
+            read_lock(root)  # or dvc.lock
             raise ValueError(f"DVC cannot read {root / FILE}: {_sentences(error)}") from error
 
     def _load(self, root: Path) -> None:

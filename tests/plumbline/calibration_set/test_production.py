@@ -71,7 +71,7 @@ def choose(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     build_raw_corpus(CorpusParams.model_validate(corpus), root, paths["raw_corpus"])
     tokenize = TokenizeParams.model_validate({"max_length": 256, "workers": 1})
     build_tokenized_samples(tokenize, base, paths["raw_corpus"], paths["tokenized_samples"])
-    features = FeatureParams.model_validate({"matmul_precision": "medium", "max_tokens": 64, "signatures": None})
+    features = FeatureParams.model_validate({"max_tokens": 64, "signatures": None})
     build_sample_features(features, base, paths["tokenized_samples"], paths["sample_features"])
     sources = Sources(paths["tokenized_samples"], paths["sample_features"])
 

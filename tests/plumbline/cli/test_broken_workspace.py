@@ -54,7 +54,7 @@ DAMAGES = {
     "intake.yaml is cut off": (_write("intake.yaml", "files: ["), "git checkout intake.yaml"),
     "requested.yaml is a number": (_write("requested.yaml", "5"), "requested.yaml"),
     "there is no .dvc": (_without_dvc, "it has no .dvc"),
-    "DVC's settings are cut off": (_append(".dvc/config", b"[core\n"), "config file error"),
+    "DVC's settings are cut off": (_append(".dvc/config", b"[core\n"), "DVC's configuration cannot be read (line "),
 }
 
 

@@ -56,7 +56,7 @@ def test_it_is_ready_and_fits_model_and_corpus(place: Path, tmp_path: Path) -> N
     assert list(problems(root, [name for name, s in resolved(root).items() if s.asset not in later])) == []
     assert str(place / "Our chats") in resolved(root)["raw_corpus"].deps
     text = (root / "params.yaml").read_text()
-    assert "bundled" not in text and "stdlib" not in text and "# How statistics are collected" in text
+    assert "bundled" not in text and "stdlib" not in text and "# Who computes, and how" in text
 
 
 def test_what_the_first_run_would_refuse_is_said_with_the_edit(place: Path, tmp_path: Path) -> None:
