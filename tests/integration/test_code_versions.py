@@ -60,7 +60,7 @@ for stage in json.loads(sys.argv[1]):
     assert os.waitpid(child, 0)[1] == 0, stage
 """
 PLUMBING = {
-    *("versioning", "tracking", "provenance", "graph", "cli"),
+    *("versioning", "tracking", "provenance", "graph", "cli", "execution"),
     *("params.py", "workspace.py", "progress.py", "markdown.py"),
 }
 """Packages and modules that run along with a builder, and decide nothing of what it writes."""
