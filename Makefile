@@ -11,7 +11,7 @@ COMPILE := $(BIN)/python -m compileall -qq -r 20 -j 0 -x '/site-packages/(.*/tes
 # `dvc repro` calls `python` from PATH; Dagster stores its history in DAGSTER_HOME.
 ENV := PATH="$(BIN):$$PATH" DAGSTER_HOME="$(CURDIR)/.dagster" PYTHONWARNINGS=ignore::FutureWarning
 
-.PHONY: setup demo test architectures integration engine lint docs ui mlflow repro clean
+.PHONY: setup demo test architectures integration long engine lint docs ui mlflow repro clean
 
 setup: $(VENV)/.ready
 
@@ -41,7 +41,11 @@ architectures: setup
 	@$(ENV) $(TESTS) --dist worksteal -m architectures
 
 integration: setup
-	@$(ENV) $(TESTS) --dist worksteal -m integration
+	@$(ENV) $(TESTS) --dist worksteal -m "integration and not long"
+
+# What takes minutes and is tested in parts elsewhere; not in CI.
+long: setup
+	@$(ENV) $(TESTS) --dist worksteal -m long
 
 # vLLM in .plumbline/engines/vllm, for `plumbline serve-check`: its pins clash with those of .venv.
 engine: setup

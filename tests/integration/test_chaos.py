@@ -46,6 +46,7 @@ def other_report(workspace: Workspace) -> None:
     workspace.set_params(report={"resamples": 201, "confidence": 0.95})
 
 
+@pytest.mark.long
 def test_killed_runs_in_odd_surroundings_give_the_same_bytes(
     finished: Workspace, tmp_path: Path, odd_umask: None
 ) -> None:

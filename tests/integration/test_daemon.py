@@ -59,6 +59,7 @@ def unfinished(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in [*waiting, *(run for run in runs if not run.is_finished)]]
 
 
+@pytest.mark.long  # test_team_day.py has such a day on a team's servers
 def test_a_day_of_twelve_drops_and_three_kills(history: tuple[Workspace, dg.DagsterInstance], tmp_path: Path) -> None:
     """Good, bad, copied, growing, huge and hostile files: exactly the right runs, and every file accounted for."""
     workspace, instance = history

@@ -69,7 +69,7 @@ def test_a_cluster_computes_the_same_bytes_and_a_killed_worker_is_replaced(
     assert workspace.dvc("status").stdout.strip() == "Data and pipelines are up to date."
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("executor", [pytest.param("local", marks=pytest.mark.long), "ray"])
 def test_two_processes_compute_the_same_bytes(finished: Workspace, tmp_path: Path, executor: str) -> None:
     if executor == "ray":
         pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
