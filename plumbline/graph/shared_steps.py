@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plumbline.artifact import read_json, replace_text
 from plumbline.base_model.threads import product_threads
@@ -35,9 +35,6 @@ from plumbline.versioning.recording import InputsChanged, Step, planned
 from plumbline.versioning.status import changed_stages
 from plumbline.workspace import VARIABLE
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 SHARED = ("calibration_set", "activation_stats", "quantized_model", "evaluation")
@@ -47,6 +44,7 @@ PLACES = ".plumbline/places.json"
 COMPUTED_ON = "computed_on"
 """Metadata of a step that a worker computed: its machine."""
 NEVER = 1e9
+"""Seconds between two reports of progress in a worker, whose log nobody reads while it runs."""
 _building: ContextVar[tuple[Step, Path] | None] = ContextVar("_building", default=None)
 
 

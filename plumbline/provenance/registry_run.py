@@ -24,8 +24,6 @@ from plumbline.versioning.lock import Entry
 
 LONGEST_PARAMETER = 6000
 """MLflow cuts longer values."""
-COMPARED = ("choice", "scheme", "base_model")
-"""First parts of the names of the parameters that the model's record has, too."""
 
 
 def wrong_run(

@@ -49,4 +49,4 @@ class Engine:
 
     def embed(self, input_ids: list[NDArray[np.int32]]) -> Iterator[tuple[list[int], NDArray[np.float16]]]:
         texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        yield from embed(self.model, texts, self.params.batch_size)
+        return embed(self.model, texts, self.params.batch_size)

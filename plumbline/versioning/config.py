@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection
 from pathlib import Path
 
-from plumbline.versioning.settings import URL, settings
+from plumbline.versioning.settings import absolute, default_remote_section, settings
 
 
 def require_git_or_no_scm(root: Path) -> None:
@@ -49,12 +48,12 @@ def use_remote(root: Path, url: str) -> bool:
     Raises:
         UnreadableConfig: DVC's configuration cannot be read.
     """
-    if _default_remote(root)[1] == _absolute(root, url) or remote_conflict(root, url) or not (root / ".dvc").is_dir():
+    if _default_remote(root)[1] == absolute(root, url) or remote_conflict(root, url) or not (root / ".dvc").is_dir():
         return False
     from dvc.config import Config
 
     with Config(str(root / ".dvc")).edit("repo") as config:
-        config["remote"][REMOTE] = {"url": _absolute(root, url)}
+        config["remote"][REMOTE] = {"url": absolute(root, url)}
         config["core"]["remote"] = REMOTE
     return True
 
@@ -66,7 +65,7 @@ def remote_conflict(root: Path, url: str) -> str:
         UnreadableConfig: DVC's configuration cannot be read.
     """
     name, current = _default_remote(root)
-    if name in ("", REMOTE) or current == _absolute(root, url):
+    if name in ("", REMOTE) or current == absolute(root, url):
         return ""
     return (
         f"storage.remote: found {url}, but DVC's default remote {name!r} is {current or 'not there'}; correct "
@@ -75,13 +74,8 @@ def remote_conflict(root: Path, url: str) -> str:
 
 
 def _default_remote(root: Path) -> tuple[str, str]:
-    known = settings(root)
-    name = known.get("core", {}).get("remote", "").lower()
-    return name, known.get(f'remote "{name}"', {}).get("url", "")
-
-
-def _absolute(root: Path, url: str) -> str:
-    return url if URL.match(url) else os.path.normpath(root.absolute() / Path(url).expanduser())
+    name, section = default_remote_section(settings(root))
+    return name, section.get("url", "")
 
 
 def pull(root: Path, hashes: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plumbline import s3
-from plumbline.versioning.settings import URL, settings
+from plumbline.versioning.settings import URL, default_remote_section, settings
 
 CHUNK = 1 << 20
 TRUE = ("true", "1", "yes", "on")
@@ -92,8 +92,7 @@ def default_remote(root: Path) -> DvcRemote | None:
     Raises:
         UnreadableConfig: DVC's configuration cannot be read.
     """
-    known = settings(root)
-    name = known.get("core", {}).get("remote", "").lower()
-    section = dict(known.get(f'remote "{name}"', {}))
-    url = section.pop("url", "")
-    return DvcRemote(name, url, section) if name and url else None
+    name, section = default_remote_section(settings(root))
+    options = dict(section)
+    url = options.pop("url", "")
+    return DvcRemote(name, url, options) if name and url else None

@@ -70,6 +70,12 @@ def cache_directory(root: Path, known: Mapping[str, Mapping[str, str]]) -> Path:
     return Path(place) if place else (project_root(root) or root) / ".dvc" / DEFAULT_CACHE
 
 
+def default_remote_section(known: Mapping[str, Mapping[str, str]]) -> tuple[str, Mapping[str, str]]:
+    """Name and settings of the default remote (`core.remote`); an empty name: there is none."""
+    name = known.get("core", {}).get("remote", "").lower()
+    return name, known.get(f'remote "{name}"', {})
+
+
 def _read(path: Path) -> Settings:
     sections: Settings = {}
     current: dict[str, str] | None = None
@@ -83,7 +89,7 @@ def _read(path: Path) -> Settings:
         elif current is not None and (option := OPTION.fullmatch(line)):
             key = option["key"].strip("'\"").lower()
             value = next(text for text in (option["single"], option["double"], option["bare"]) if text is not None)
-            current[key] = _resolved(path.parent, value) if key in PATHS else value
+            current[key] = absolute(path.parent, value) if key in PATHS else value
         else:
             raise UnreadableConfig(_unreadable(path, f"line {number}: {line!r:.80}"))
     return sections
@@ -95,7 +101,8 @@ def _lines(lines: list[str]) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _resolved(folder: Path, value: str) -> str:
+def absolute(folder: Path, value: str) -> str:
+    """A path of the configuration, relative to `folder`, as an absolute one; a URL as it is."""
     if not value or URL.match(value):
         return value
     return os.path.normpath(folder.absolute() / Path(value).expanduser())

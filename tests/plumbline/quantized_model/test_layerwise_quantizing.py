@@ -150,14 +150,17 @@ def test_a_killed_run_repeats_at_most_the_layer_it_was_in(bases: Mapping[str, Pa
     assert made == PARTS[1:] and not parts.exists()
 
 
+@pytest.mark.parametrize("scheme", ["static", "propagated, corrected"])
 @pytest.mark.parametrize("stop", range(3))
-def test_every_part_is_a_point_to_resume_from(stop: int, bases: Mapping[str, Path], tmp_path: Path) -> None:
+def test_every_part_is_a_point_to_resume_from(
+    stop: int, scheme: str, bases: Mapping[str, Path], tmp_path: Path
+) -> None:
     root, parts, made = bases["llama-bias"], tmp_path / "parts", list[str]()
-    undisturbed = build(root, "static", tmp_path / "undisturbed", "layerwise")
+    undisturbed = build(root, scheme, tmp_path / "undisturbed", "layerwise")
     with noted(made, stop), pytest.raises(KeyboardInterrupt):
-        build(root, "static", tmp_path / "stopped", "layerwise", parts)
+        build(root, scheme, tmp_path / "stopped", "layerwise", parts)
     with noted(made):
-        assert build(root, "static", tmp_path / "last", "layerwise", parts) == undisturbed
+        assert build(root, scheme, tmp_path / "last", "layerwise", parts) == undisturbed
     assert made == [*PARTS[: stop + 1], *PARTS[stop:]]
 
 
@@ -221,19 +224,6 @@ def test_a_folder_that_computes_something_else_is_refused(
 
 def _altered(key: str, tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor) if key.endswith("weight_packed") else tensor
-
-
-@pytest.mark.parametrize("stop", range(3))
-def test_propagation_goes_on_behind_the_layers_that_are_on_disk(
-    stop: int, bases: Mapping[str, Path], tmp_path: Path
-) -> None:
-    root, parts, made = bases["llama-bias"], tmp_path / "parts", list[str]()
-    undisturbed = build(root, "propagated, corrected", tmp_path / "undisturbed", "layerwise")
-    with noted(made, stop), pytest.raises(KeyboardInterrupt):
-        build(root, "propagated, corrected", tmp_path / "stopped", "layerwise", parts)
-    with noted(made):
-        assert build(root, "propagated, corrected", tmp_path / "last", "layerwise", parts) == undisturbed
-    assert made == [*PARTS[: stop + 1], *PARTS[stop:]]
 
 
 def test_a_sensitivity_that_is_on_disk_is_not_measured_again(bases: Mapping[str, Path], tmp_path: Path) -> None:
