@@ -63,6 +63,7 @@ def wrong_on_a_full_disk(start: Path, scratch: Path, kib: int, expected: dict[st
         leave_free(disk, kib)
         full = ran(root, *RUN, status=1)
         wrong = [] if "disk" in full.output and "is full" in full.output else [f"it only says: {full.tail}"]
+        wrong += [f"a traceback: {full.tail}"] if "Traceback" in full.output else []
         ran(root, "plumbline", "status", status=1)
         enlarge(disk)
         ran(root, *RUN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -93,6 +94,8 @@ def opened(uri: str) -> MlflowClient:
     with _collector_paused():
         from mlflow import MlflowClient
 
+        # MLflow logs a database's error with its traceback, then raises it; whoever catches it says it once.
+        logging.getLogger("mlflow.store.db.utils").addFilter(_has_no_traceback)
         if not uri.startswith("http"):
             path = sqlite_path(uri)
             if not path.exists():
@@ -108,6 +111,10 @@ def opened(uri: str) -> MlflowClient:
                 f"{sqlite_path(uri)} is no database of this MLflow ({str(error).partition('. ')[0]}); restore "
                 "it from a backup, or move it away and `plumbline run` makes one"
             ) from error
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return record.exc_info is None
 
 
 @contextlib.contextmanager
@@ -177,8 +184,6 @@ def _create_database(path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    import logging
-
     loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic.runtime.migration")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -82,10 +82,10 @@ SMALL: dict[str, Any] = {
     "studies": {
         "lengths": {
             "rules": {"random": {"strategy": "random"}, "stratified": {"strategy": "length_stratified"}},
-            "sizes": [4, 8],
+            "sizes": [4],
             "draws": 5,
             "schemes": ["w4a16-gptq"],
-            "tokens_per_domain": 1024,
+            "tokens_per_domain": 512,
             "random_sets": 20,
             "resamples": 400,
         },
