@@ -47,16 +47,20 @@ def disagreements(study: Study, comparisons: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _opposed(study: Study, c: Mapping[str, Any]) -> tuple[float, str] | None:
-    """The relative difference in perplexity and the sentence, if it points the other way than that in KL."""
+    """The relative difference in perplexity and the sentence, if it points the other way than that in KL, and the page
+    shows two different KLs."""
     ours, theirs = (
         study.metrics[choice, c["scheme"]].get("perplexity_quantized") for choice in (c["choice"], c["baseline"])
     )
     if ours is None or theirs is None or (ours - theirs) * (c["kl_mean"] - c["kl_mean_baseline"]) >= 0:
         return None
+    kls = nats(c["kl_mean"]), nats(c["kl_mean_baseline"])
+    if kls[0] == kls[1]:
+        return None
     more = "lower" if c["kl_mean"] < c["kl_mean_baseline"] else "higher"
     text = (
         f"{c['scheme']}: KL and perplexity disagree on {c['choice']}: its KL is {more} than that of {c['baseline']} "
-        f"({nats(c['kl_mean'])} and {nats(c['kl_mean_baseline'])}), its perplexity {_other(more)} ({ours:.2f} and "
+        f"({kls[0]} and {kls[1]}), its perplexity {_other(more)} ({ours:.2f} and "
         f"{theirs:.2f})"
     )
     chance = c["verdict"] == "no difference detected"

@@ -87,16 +87,26 @@ def _candidate(
 ) -> dict[str, Any]:
     """The entries of promotion.json about the candidate and the models it was chosen from."""
     figures = metrics[best]
+    verdict = read_json(inputs.report / "verdict.json")
     return {
         "pair": f"{best}-{deployment.scheme}",
         "calibration": best,
         "scheme": deployment.scheme,
-        "chosen": f"lowest mean KL divergence of {len(metrics)} calibration choices under {deployment.scheme}",
+        "chosen": f"lowest mean KL divergence of {len(metrics)} calibration choices under {deployment.scheme}"
+        + _equal(verdict, best, deployment.scheme),
         "figures": {name: figures[name] for name in FIGURES},
         "candidates": {choice: row["kl_mean"] for choice, row in metrics.items()},
-        "verdict": [s for s in read_json(inputs.report / "verdict.json")["sentences"] if deployment.scheme in s],
+        "verdict": [s for s in verdict["sentences"] if deployment.scheme in s],
         "weights": figures["weights"],
         "base_model": figures["base_model"],
         "fingerprint": figures["fingerprint"],
         "report_sha256": sha256_file(inputs.report / "report.html"),
     }
+
+
+def _equal(verdict: Mapping[str, Any], best: str, scheme: str) -> str:
+    """Which choice the report advises instead, where it found no difference between that one and the best."""
+    for c in verdict.get("comparisons", ()):
+        if (c["choice"], c["scheme"], c["verdict"]) == (best, scheme, "no difference detected"):
+            return f" (no difference from {c['baseline']} was detected: that would do as well)"
+    return ""

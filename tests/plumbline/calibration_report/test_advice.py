@@ -84,3 +84,4 @@ def test_a_lower_kl_with_a_higher_perplexity_is_explained() -> None:
     [chance, _] = disagreements(study(random=7.0, a=6.9, b=6.9), compared)
     assert "disagree on b" in chance and chance.endswith("the difference in KL may be chance.")
     assert disagreements(study(random=7.0, a=6.9, b=7.1), compared) == []
+    assert disagreements(study(random=7.0, a=7.0, b=6.9), [comparison("b", "no difference detected", 0.00002)]) == []

@@ -48,6 +48,15 @@ def test_the_first_candidate_is_promoted_and_the_record_says_on_what_it_rests(wo
     assert decide(workshop, name="again") == record
 
 
+def test_a_first_champion_that_the_verdict_calls_no_better_says_what_would_do_as_well(workshop: Workshop) -> None:
+    compared = {"choice": "stratified", "scheme": "w4", "baseline": "random"}
+    for verdict, said in {"no difference detected": True, "better": False}.items():
+        content = {"sentences": [], "comparisons": [{**compared, "verdict": verdict}]}
+        (workshop.inputs.report / "verdict.json").write_text(json.dumps(content))
+        why = decide(workshop, name=verdict)["why"]
+        assert ("(no difference from random was detected: that would do as well)" in why) is said
+
+
 def test_a_better_candidate_replaces_the_champion_a_worse_or_unsure_one_does_not(workshop: Workshop) -> None:
     better = decide(workshop, champion_with(workshop, 0.025), "better")
     assert better["decision"] == "promoted" and better["champion_before"] == {"pair": "old-w4", "model": "md5-old"}
