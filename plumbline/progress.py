@@ -15,6 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from plumbline.amounts import duration
+
 log = logging.getLogger(__name__)
 
 
@@ -78,11 +80,3 @@ class Bar(tqdm):
             total = None if self.total is None else int(self.total)
             state = Progress(self._what, self._done, total, self._units, time.monotonic() - self._began)
             log.debug("%s", state, extra={"progress": state})
-
-
-def duration(seconds: float) -> str:
-    """A duration as people say it: 45 s, 12 min, 3 h 20 min."""
-    if seconds < 100:
-        return f"{max(seconds, 0):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plumbline.amounts import duration, rounded, size
 from plumbline.graph.forecast import Forecast
 
 
@@ -65,28 +66,3 @@ def _warnings(expected: Forecast) -> list[str]:
     if expected.total(lambda work: work.disk) > expected.free_disk:
         lines.append("that is more disk than is free")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 100:
-        return f"{max(round(seconds), 1)} s"
-    if seconds < 100 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def rounded(count: int) -> str:
-    """A count with two digits that matter."""
-    if count < 100:
-        return str(count)
-    digits = len(str(count)) - 2
-    return f"{round(count, -digits):,}"
-
-
-def size(count: float) -> str:
-    """Bytes as a person says them."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{max(count / 1e3, 0):.0f} kB"

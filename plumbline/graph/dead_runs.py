@@ -44,12 +44,8 @@ def end_dead_runs(instance: dg.DagsterInstance, home: Path, location: str = "") 
     return ended
 
 
-def history_is_local(home: Path) -> bool:
-    """Whether the history is in local SQLite files, the default of dagster.yaml."""
-    return _is_local(_settings(home))
-
-
 def _is_local(settings: dict[str, Any]) -> bool:
+    """Whether the history is in local SQLite files, the default of dagster.yaml."""
     return "run_storage" not in settings and "sqlite" in settings.get("storage", ["sqlite"])
 
 

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from plumbline.progress import Progress, duration
+from plumbline.amounts import duration
+from plumbline.progress import Progress
 from plumbline.progress import log as progress_log
 
 LIBRARY = logging.getLogger("plumbline")

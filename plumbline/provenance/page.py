@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from plumbline.amounts import size
 from plumbline.artifact import read_json
 from plumbline.calibration_report.page import environment
 from plumbline.provenance.explain import LINKS
 from plumbline.provenance.link import AuditResult, dig
 from plumbline.provenance.model_files import samples_of
-from plumbline.tracking.text import size
 
 SAMPLE_PAGES = "data/sample_page"
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from plumbline.amounts import size
 from plumbline.tracking.promotion_entry import Promotion
 from plumbline.tracking.samples import SAMPLES
 
@@ -52,15 +53,6 @@ def figures_text(metrics: Mapping[str, float], interval: str = "") -> str:
     if "weights_bytes" in metrics:
         shown.append(f"weights {size(metrics['weights_bytes'])}")
     return "; ".join(shown) + "." if shown else ""
-
-
-def size(count: float) -> str:
-    """A number of bytes: 276 kB, 13.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def origin_text(dagster_run_id: str) -> str:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from plumbline.progress import Bar, Progress, duration
+from plumbline.progress import Bar, Progress
 
 
 @pytest.fixture
@@ -76,10 +76,3 @@ def test_nothing_is_made_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_the_sentence(state: Progress, sentence: str) -> None:
     assert str(state) == sentence
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(-1, "0 s"), (45.4, "45 s"), (99, "99 s"), (100, "2 min"), (5999, "1 h 40 min")]
-)
-def test_a_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -16,7 +16,7 @@ from dagster._core.events import EngineEventData
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.test_utils import create_run_for_test
 
-from plumbline.graph.dead_runs import end_dead_runs, history_is_local
+from plumbline.graph.dead_runs import end_dead_runs
 from tests.helpers.started_run import started_run
 
 
@@ -97,7 +97,15 @@ def test_a_shared_history_ends_the_runs_of_this_code_location(history: dg.Dagste
         ("run_storage: {module: dagster_postgres, class: PostgresRunStorage}", False),
     ],
 )
-def test_dagster_yaml_says_where_the_history_is(settings: str | None, local: bool, tmp_path: Path) -> None:
+def test_dagster_yaml_says_where_the_history_is(
+    settings: str | None, local: bool, history: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    """A process of no code location ends runs of a local history only."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead = start(history, "plumbline", gone.pid, time.time())
+    home = tmp_path / "home"
+    home.mkdir()
     if settings is not None:
-        (tmp_path / "dagster.yaml").write_text(settings)
-    assert history_is_local(tmp_path) is local
+        (home / "dagster.yaml").write_text(settings)
+    assert end_dead_runs(history, home) == ([dead] if local else [])

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from plumbline.artifact import write_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.cli.forecast_text import duration, rounded, size, table
+from plumbline.cli.forecast_text import table
 from plumbline.cli.main import main
 from plumbline.graph import forecast as module
 from plumbline.graph.corpus_size import corpus_size
@@ -167,8 +167,5 @@ def test_too_little_memory_or_disk_is_said() -> None:
     assert "more memory than is free" in text and "more disk than is free" in text
 
 
-def test_numbers_as_a_person_says_them() -> None:
-    assert [duration(s) for s in (0.2, 99, 100, 5940, 7200)] == ["1 s", "99 s", "2 min", "99 min", "2.0 h"]
-    assert [rounded(n) for n in (7, 99, 1234, 2_345_678)] == ["7", "99", "1,200", "2,300,000"]
-    assert [size(n) for n in (0, 1500, 2.5e6, 3.21e9)] == ["0 kB", "2 kB", "2.5 MB", "3.2 GB"]
+def test_a_clock() -> None:
     assert [clock(s) for s in (0, 61, 3661)] == ["0:00", "1:01", "1:01:01"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plumbline.tracking.promotion_entry import Promotion
-from plumbline.tracking.text import LATEST, OURS, size, with_history
+from plumbline.tracking.text import LATEST, OURS, with_history
 
 FIRST = Promotion("2026-11-29T10:00:00+00:00", "1", None, "Ada", "the first", "promoted")
 SECOND = Promotion("2026-11-29T11:30:00+00:00", "3", "1", "Ben", "lower KL", "promoted")
@@ -28,7 +28,3 @@ def test_a_version_has_its_own_history_the_latest_first() -> None:
 def test_the_model_has_the_latest_of_all() -> None:
     text = with_history("", "", [FIRST, SECOND] * LATEST)
     assert text.startswith(OURS) and text.count("\n* ") == LATEST and text.splitlines()[2].endswith("lower KL")
-
-
-def test_sizes() -> None:
-    assert [size(count) for count in (999, 276480, 13.5e9, 2e12)] == ["999 B", "276 kB", "13.5 GB", "2 TB"]
