@@ -59,12 +59,13 @@ def push() -> None:
     Example: plumbline push
     """
     from plumbline.cli.gc import retained
+    from plumbline.params import load_params
     from plumbline.versioning.push import push as push_all
 
     root = workspace_root()
     try:
         hashes, versions = retained(root, (), unregistered=True)
-        push_all(root, hashes)
+        push_all(root, hashes, load_params(root).storage.remote)
     except (ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(

@@ -13,22 +13,29 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from plumbline.versioning.cache import cache_folder, cached
-from plumbline.versioning.config import require_git_or_no_scm
+from plumbline.versioning.config import remote_conflict, require_git_or_no_scm, use_remote
 from plumbline.versioning.garbage import project_of
 from plumbline.versioning.remote import default_remote
 
 
-def push(root: Path, hashes: Collection[str]) -> None:
+def push(root: Path, hashes: Collection[str], storage: str | None = None) -> None:
     """Push what dvc.lock names, DVC's records of runs, and the artifacts with these hashes.
 
     Those that the cache lacks are on the remote already, or lost.
 
+    Args:
+        storage: `storage.remote` of params.yaml, which becomes DVC's default remote.
+
     Raises:
-        RuntimeError: there is no remote, or DVC failed, with its message.
+        RuntimeError: there is no remote, it cannot be used, or DVC failed, with its message.
     """
+    if storage:
+        use_remote(root, storage)
     remote = default_remote(root)
     if remote is None:
         raise RuntimeError("DVC has no remote: name one in params.yaml, `storage: {remote: s3://bucket/prefix}`")
+    if problem := (storage and remote_conflict(root, storage)) or remote.problem():
+        raise RuntimeError(problem)
     require_git_or_no_scm(root)
     _dvc(root, ["push", "--run-cache"])
     with tempfile.TemporaryDirectory(prefix="plumbline-push.") as name:
@@ -45,4 +52,5 @@ def push(root: Path, hashes: Collection[str]) -> None:
 def _dvc(folder: Path, arguments: Sequence[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"dvc {' '.join(arguments)}: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).partition("Having any troubles?")[0].strip()
+        raise RuntimeError(f"dvc {' '.join(arguments)}: {said}")

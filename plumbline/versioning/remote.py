@@ -39,7 +39,12 @@ class DvcRemote:
 
     def problem(self) -> str:
         """The reason why the remote cannot be used, found within seconds; empty if it can, or if only DVC can tell."""
-        return s3.bucket_problem(self.url, self.options) if self.url.startswith(s3.SCHEME) else ""
+        if self.url.startswith(s3.SCHEME):
+            return s3.bucket_problem(self.url, self.options)
+        if URL.match(self.url):
+            return ""
+        blocked = next((place for place in (Path(self.url), *Path(self.url).parents) if place.is_file()), None)
+        return f"{blocked} is a file; name a folder, which need not exist, or a URL" if blocked else ""
 
     def download(self, hashes: Collection[str], cache: Path) -> None:
         """Bring objects into the cache; those that the remote lacks are skipped.

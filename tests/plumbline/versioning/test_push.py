@@ -50,6 +50,26 @@ def test_an_older_champion_is_pushed_with_its_files(root: Path, tmp_path: Path) 
     assert sorted(path.read_bytes() for path in remote.glob("*/*") if path.suffix != ".dir") == [b"alpha", b"beta"]
 
 
+def test_the_remote_is_the_one_of_params_yaml_though_no_run_has_set_it(root: Path, tmp_path: Path) -> None:
+    md5 = store(root, {"a": b"alpha"})
+    use_remote(root, str(tmp_path / "earlier"))
+    push(root, [md5], "../now")
+    assert (tmp_path / "now/files/md5" / md5[:2] / md5[2:]).is_file() and not (tmp_path / "earlier").exists()
+
+
+@pytest.mark.parametrize("below", ["", "/folder"])
+def test_a_remote_that_is_a_file_is_said_before_dvc_fails(below: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match=rf"{tmp_path}/file is a file; name a folder"):
+        push(root, [], f"{tmp_path}/file{below}")
+
+
+def test_a_remote_that_dvc_does_not_reach_is_told_in_its_words_alone(root: Path) -> None:
+    with pytest.raises(RuntimeError, match="dvc push --run-cache: ERROR") as error:
+        push(root, [], "ssh://127.0.0.1:9/x")
+    assert "troubles" not in str(error.value)
+
+
 def test_without_a_remote_nothing_is_pushed(root: Path) -> None:
     with pytest.raises(RuntimeError, match=r"storage: \{remote"):
         push(root, [])
