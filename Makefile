@@ -40,8 +40,9 @@ test: setup
 architectures: setup
 	@$(ENV) $(TESTS) --dist worksteal -m architectures
 
+# A worker more than cores: these wait for daemons, servers and a browser a fifth of their time.
 integration: setup
-	@$(ENV) $(TESTS) --dist worksteal -m "integration and not long"
+	@$(ENV) $(TESTS) --numprocesses $$(($$(nproc) + 1)) --dist worksteal -m "integration and not long"
 
 # What takes minutes and is tested in parts elsewhere; not in CI.
 long: setup
