@@ -42,7 +42,7 @@ architectures: setup
 
 # A worker more than cores: these wait for daemons, servers and a browser a fifth of their time.
 integration: setup
-	@$(ENV) $(TESTS) --numprocesses $$(($$(nproc) + 1)) --dist worksteal -m "integration and not long"
+	@$(ENV) $(TESTS) --numprocesses $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --dist worksteal -m "integration and not long"
 
 # What takes minutes and is tested in parts elsewhere; not in CI.
 long: setup
