@@ -214,8 +214,8 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
     Raises:
         InputsChanged: an input differs from what its stage recorded, or changed while the body ran.
     """
+    sweep(root)  # what killed steps left, of whichever command
     if os.environ.get(DVC_STAGE):
-        sweep(root)  # what killed commands of `dvc repro` left; `plumbline run` does it by itself
         _require_current_facts(root, name)
     elif name in resolved(root):
         refresh_facts(root, resolved(root)[name].facts)

@@ -7,6 +7,7 @@ killed in between leaves the last version as `NAME.xxxx.old`; it is put back bef
 from __future__ import annotations
 
 import contextlib
+import glob
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,8 +28,9 @@ def scratch(root: Path, name: str) -> Iterator[Path]:
     locks.mkdir(parents=True, exist_ok=True)
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{name}.lock"):
-        for aside in place.glob(f"{name}.*{ASIDE}"):
-            _put_back(root, name, aside)
+        for aside in place.glob(f"{glob.escape(name)}.*{ASIDE}"):
+            if _step_of(aside) == name:
+                _put_back(root, name, aside)
         folder = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=place))
         folder.chmod(0o755)  # mkdtemp sets 0700, which the artifact would keep
         try:
@@ -75,13 +77,18 @@ def sweep(root: Path) -> int:
 
     removed = 0
     for folder in sorted(_place(root).glob("*")):
-        name = folder.name.removesuffix(ASIDE).rsplit(".", 1)[0]
+        name = _step_of(folder)
         with contextlib.suppress(Timeout), FileLock(root / ".plumbline" / "locks" / f"{name}.lock", timeout=0):
             if folder.name.endswith(ASIDE):
                 _put_back(root, name, folder)
             remove(folder)
             removed += 1
     return removed
+
+
+def _step_of(folder: Path) -> str:
+    """The name of the step whose scratch folder or last version this is; it may have dots."""
+    return folder.name.removesuffix(ASIDE).rsplit(".", 1)[0]
 
 
 def _put_back(root: Path, name: str, aside: Path) -> None:

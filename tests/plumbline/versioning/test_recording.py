@@ -294,6 +294,18 @@ def test_killed_run_leaves_the_last_good_version_and_a_rerun_is_undisturbed(root
     assert make(root, "letters", "two").md5 == undisturbed
 
 
+def test_any_later_step_removes_what_a_killed_one_left_and_what_still_runs_stays(root: Path) -> None:
+    """A Dagster run, which no `plumbline run` cleans up after. Names of steps may have dots."""
+    make(root, "letters", "one")
+    place = root / "data/.tmp"
+    for left in ("code_versions.a1b2", "choice@a-1.x1", "choice@a-1.b.x2", "choice@a-1.b.x3.old"):
+        (place / left).mkdir(parents=True)
+    with scratch(root, "choice@b-2.c") as busy:
+        make(root, "choice@a-1", "x")
+        assert list(place.iterdir()) == [busy]
+    assert list(place.iterdir()) == []
+
+
 def _kill_while_publishing(root: Path, act: str, after: int) -> None:
     """Make a second version and die after a number of renames, removals or writes of dvc.lock."""
     calls = 0
