@@ -94,7 +94,9 @@ def _errors_as_sentences(root: Path) -> Iterator[None]:
     except Exception as error:
         if is_full(error, root) and not os.environ.get(TRACEBACK):
             raise click.ClickException(f"{error}\n{advice(root)}") from error
-        if not isinstance(error, (ValueError, OSError)):
+        from plumbline.versioning.recording import InputsChanged
+
+        if not isinstance(error, (ValueError, OSError, InputsChanged)):
             raise
         if os.environ.get(TRACEBACK) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
             raise

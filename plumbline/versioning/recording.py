@@ -17,6 +17,7 @@ from plumbline.versioning.code import VERSIONS
 from plumbline.versioning.current_facts import base_model_digests, current, facts_in_use, link_inputs
 from plumbline.versioning.digest import TRUSTING, dvc_digest
 from plumbline.versioning.digest_memo import DigestMemo
+from plumbline.versioning.dvc_locks import busy_in_words
 from plumbline.versioning.facts import BASE_MODEL, FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import dump, read_lock, write_entry
 from plumbline.versioning.pipeline import pipeline, plain, resolved
@@ -234,7 +235,7 @@ def _publish(step: Step, made: Path, overridden: bool) -> None:
     """Replace the stage's output with a new folder or file, and record it."""
     dvc = pipeline(step.root)
     stage = dvc.stage(step.name)
-    with contextlib.chdir(step.root), dvc.repo.lock:
+    with busy_in_words(), contextlib.chdir(step.root), dvc.repo.lock:
         for dependency in stage.deps:
             dependency.save()
         _require_unchanged(step, stage)

@@ -20,6 +20,7 @@ from dvc.repo import Repo
 from plumbline.versioning import code
 from plumbline.versioning import recording as recording_module
 from plumbline.versioning.digest import dvc_digest
+from plumbline.versioning.dvc_locks import Busy
 from plumbline.versioning.lock import read_lock, upstream
 from plumbline.versioning.pipeline import on_request
 from plumbline.versioning.recording import InputsChanged, Step, recording
@@ -292,6 +293,21 @@ def test_killed_run_leaves_the_last_good_version_and_a_rerun_is_undisturbed(root
     assert dvc_digest(root / "data/letters") == first.md5
     assert sweep(root) == 1 and list((root / "data/.tmp").iterdir()) == []
     assert make(root, "letters", "two").md5 == undisturbed
+
+
+@pytest.mark.parametrize("use", ["read", "write"])
+def test_beside_a_command_of_dvc_on_the_same_files_it_says_who_and_leaves_the_output(root: Path, use: str) -> None:
+    first, pid = make(root, "letters", "one"), os.getppid()
+    blocker = {"pid": pid, "cmd": "dvc repro"}
+    path = str(root / "data/letters")
+    lock = root / ".dvc/tmp/rwlock"
+    lock.write_text(json.dumps({use: {path: [blocker] if use == "read" else blocker}}))
+    with pytest.raises(Busy, match=rf"process {pid}, dvc repro, uses {path}\): give this one again when it has ended"):
+        make(root, "letters", "two")
+    assert dvc_digest(root / "data/letters") == first.md5 == read_lock(root)["letters"].md5
+    assert list((root / "data/.tmp").iterdir()) == []
+    lock.unlink()
+    assert make(root, "letters", "two").md5 != first.md5
 
 
 def test_any_later_step_removes_what_a_killed_one_left_and_what_still_runs_stays(root: Path) -> None:
