@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plumbline.activation_stats.kernel import BUFFERED
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder, decoder_layers
@@ -28,10 +30,10 @@ SHARE = 0.8
 """Share of the free memory that a step may use."""
 REST = 1 << 30
 """Bytes of the process itself: libraries, buffers of the matrix products, activations of a batch."""
-EXPERTS = 1 << 30
-"""Bytes of the totals of a layer's experts that are summed at a time; those of one expert in any case."""
+EXPERTS = 2 << 30
+"""Bytes of the sites of a layer's experts that are summed at a time; those of one expert in any case."""
 TOTALS = 2
-"""Totals of a layer in memory: as they are summed, and as they are written."""
+"""Totals of a site in memory: as they are summed, and as they are written."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -72,13 +74,9 @@ def outline_of(execution: ExecutionParams, base: BaseCheckpoint) -> PreTrainedMo
 
 
 def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
-    """Upper bound on the bytes of weights and Hessians (one site per layer); weights may be on the meta device."""
-    weights = weight_bytes(model)
-    if not settings.hessian:
-        return weights
-    hessians = hessian_bytes(model, settings.ignore)
-    # With several shards, the sum so far and that of the next shard are both in memory.
-    return weights + hessians * (1 if settings.shards == 1 else 2)
+    """Upper bound on the bytes of weights and sites (one per layer); weights may be on the meta device."""
+    widths = map(width_of, watched_layers(model, settings.ignore).values())
+    return weight_bytes(model) + sum(_totals(width, settings) + _waiting(width, settings) for width in widths)
 
 
 def needed_layerwise(model: PreTrainedModel, settings: StatisticsParams, hidden: int) -> int:
@@ -90,11 +88,11 @@ def needed_layerwise(model: PreTrainedModel, settings: StatisticsParams, hidden:
     prefix, layers = decoder_layers(model)
     parts = [within(f"{prefix}.{number}") for number in range(len(layers))]
     parts += [outside(prefix)]
-    return max(weight_bytes(model, part) + TOTALS * total_bytes(model, settings, part) for part in parts) + hidden
+    return max(weight_bytes(model, part) + sites_bytes(model, settings, part) for part in parts) + hidden
 
 
-def total_bytes(model: nn.Module, settings: StatisticsParams, wanted: Names = lambda name: True) -> int:
-    """Upper bound on the bytes of the totals of some layers (one site per layer): Hessians and histograms."""
+def sites_bytes(model: nn.Module, settings: StatisticsParams, wanted: Names = lambda name: True) -> int:
+    """Upper bound on the bytes of the sites of some layers (one site per layer) while they are summed and written."""
     watched = watched_layers(model, settings.ignore)
     sizes = {name: site_bytes(width_of(layer), settings) for name, layer in watched.items() if wanted(name)}
     experts = [size for name, size in sizes.items() if are_fused_experts(watched[name])]
@@ -103,9 +101,19 @@ def total_bytes(model: nn.Module, settings: StatisticsParams, wanted: Names = la
 
 
 def site_bytes(width: int, settings: StatisticsParams) -> int:
-    """Bytes of the totals of a site: its Hessian and its histogram."""
+    """Bytes of a site while it is summed and written."""
+    return TOTALS * _totals(width, settings) + _waiting(width, settings)
+
+
+def _totals(width: int, settings: StatisticsParams) -> int:
+    """Bytes of a Hessian and a histogram. With several shards, the sum so far and the next shard's are in memory."""
     hessians = (1 if settings.shards == 1 else 2) if settings.hessian else 0
     return 8 * width**2 * hessians + 12 * n_buckets(settings.mantissa_bits) * width
+
+
+def _waiting(width: int, settings: StatisticsParams) -> int:
+    """Bytes of the tokens that wait for their product with themselves."""
+    return 4 * BUFFERED * width if settings.hessian else 0
 
 
 def weight_bytes(model: nn.Module, wanted: Names = lambda name: True) -> int:
@@ -133,12 +141,26 @@ def width_of(layer: nn.Module) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Free memory of the device in bytes; on the CPU limited by the container, and divided
+    """Free memory of the device in bytes; on the CPU limited by the container and by `ulimit`, and divided
     among the workers of this machine."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    free = int(psutil.virtual_memory().available)
+    free = min(int(psutil.virtual_memory().available), _left_to_process())
     limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()).isdigit():
         free = min(free, max(0, int(allowed) - int(used.read_text())))
     return free // workers_here()
+
+
+def _left_to_process() -> int:
+    """Bytes that this process may still take under the limits set on it (`ulimit -v`, `ulimit -d`)."""
+    process = psutil.Process()
+    if not hasattr(process, "rlimit"):  # macOS, Windows
+        return sys.maxsize
+    used = process.memory_info()
+    left = [
+        limit - size
+        for kind, size in ((psutil.RLIMIT_AS, used.vms), (psutil.RLIMIT_DATA, used.data))
+        if (limit := process.rlimit(kind)[0]) != psutil.RLIM_INFINITY
+    ]
+    return max(0, min(left, default=sys.maxsize))

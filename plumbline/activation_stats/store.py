@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plumbline.activation_stats.kernel import mirrored
@@ -21,6 +20,7 @@ from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.sketch import ActivationStats, SiteStats, counted
 from plumbline.activation_stats.tensor_file import TensorFile, join
+from plumbline.activation_stats.tensor_reader import TensorReader
 from plumbline.artifact import read_json, write_json
 from plumbline.histogram import Histogram
 
@@ -159,7 +159,7 @@ def load(folder: Path, sites: Collection[str] | None = None) -> ActivationStats:
     header = read_header(folder)
     settings = StatisticsParams.model_validate(header["settings"])
     names = [name for name in header["sites"] if sites is None or name in sites]
-    statistics = read_sites(folder, header, settings, names)
+    statistics = read_sites(folder, open_tensors(folder), header, settings, names)
     return ActivationStats(
         header["base_model"]["digest"],
         header["fingerprint"],
@@ -185,28 +185,40 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
+def open_tensors(folder: Path) -> TensorReader:
+    """The values of statistics, unread. Raises as `load`."""
+    try:
+        return TensorReader(folder / TENSORS)
+    except ValueError as error:
+        raise _damaged(folder, error) from error
+
+
 def read_sites(
-    folder: Path, header: Mapping[str, Any], settings: StatisticsParams, names: Iterable[str]
+    folder: Path, tensors: TensorReader, header: Mapping[str, Any], settings: StatisticsParams, names: Iterable[str]
 ) -> dict[str, SiteStats]:
     """The sites of these names, in their order. Raises as `load`.
 
     Args:
+        tensors: from `open_tensors`.
         header: from `read_header`.
         settings: those in the header.
     """
     try:
-        with safe_open(folder / TENSORS, framework="pt") as file:
-            return {name: _site(name, header["sites"][name], settings, file.get_tensor) for name in names}
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"{folder.name}: {TENSORS} is damaged or not the one that {HEADER} describes ({error}); restore both with "
-            "`dvc checkout`"
-        ) from error
+        return {name: _site(name, header["sites"][name], settings, tensors.get_tensor) for name in names}
+    except KeyError as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{folder.name}: {TENSORS} is damaged or not the one that {HEADER} describes ({error}); restore both with "
+        "`dvc checkout`"
+    )
 
 
 def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Callable[[str], Tensor]) -> SiteStats:
     def read(what: str) -> Tensor:
-        return tensor(f"{name}:{what}").clone()  # the file may be replaced while the tensor is in use
+        return tensor(f"{name}:{what}")
 
     return SiteStats(
         members=tuple(row["members"]),
@@ -215,7 +227,7 @@ def _site(name: str, row: dict[str, Any], settings: StatisticsParams, tensor: Ca
         sum_abs=read("sum_abs"),
         sum_sq=read("sum_sq"),
         histogram=Histogram(read("histogram").long(), row["first_bucket"], settings.mantissa_bits, row["dtype"]),
-        hessian=_symmetric(tensor(f"{name}:hessian"), row["width"]) if row["hessian"] else None,
+        hessian=_symmetric(read("hessian"), row["width"]) if row["hessian"] else None,
         sample_min=read("sample_min").float(),
         sample_max=read("sample_max").float(),
         top_values=read("top_values").float(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import SiteStats
-from plumbline.activation_stats.store import read_header, read_sites
+from plumbline.activation_stats.store import open_tensors, read_header, read_sites
 from plumbline.base_model.names import Names
 from plumbline.histogram import Histogram
 
@@ -46,8 +46,9 @@ class StoredStatistics:
     """The statistics in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read header.json. Raises as `store.load`."""
+        """Read the headers. Raises as `store.load`."""
         self.folder, self.header = folder, read_header(folder)
+        self.tensors = open_tensors(folder)
         self.settings = StatisticsParams.model_validate(self.header["settings"])
         self.unreached: tuple[str, ...] = tuple(self.header["unreached"])
         self.sites: Mapping[str, SiteStats] = _Sites(self, self.header["sites"])
@@ -81,7 +82,7 @@ class _Sites(Mapping[str, SiteStats]):
         stored = self._stored
         if name not in self._names:
             raise KeyError(name)
-        return read_sites(stored.folder, stored.header, stored.settings, [name])[name]
+        return read_sites(stored.folder, stored.tensors, stored.header, stored.settings, [name])[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

@@ -22,7 +22,8 @@ from plumbline.base_model.weight_files import unread_files, weight_entries, weig
 
 LAYER = re.compile(r"\blayers\.(\d+)\.")
 CONVERSION = (
-    "the weights do not combine to those of the model (one of several experts is missing, or has another shape)"
+    "the weights do not combine to those of the model (one of several experts is missing, or has another shape; or "
+    "memory ran out)"
 )
 
 

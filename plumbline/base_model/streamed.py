@@ -100,8 +100,6 @@ class StreamedModel:
         rules = get_model_conversion_mapping(self.model)
         names_in_model(self.model, self.shapes, rules)
         self.model._weight_conversions = [rule for rule in rules if rule.was_used()]
-        if (self.folder / "generation_config.json").is_file():
-            self.model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
         return self.model
 
     def _fill(self, wanted: Callable[[str], bool], before: dict[str, Tensor]) -> None:
@@ -140,6 +138,8 @@ class StreamedModel:
         with torch.device("meta"), meta_device_safe_creation_ops(), building(self.folder):
             model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         self.dtype = dtype
+        if model.can_generate():
+            model.generation_config = generation_config(self.folder)
         return model.requires_grad_(False).eval()
 
     def _initialize(self) -> None:
@@ -190,6 +190,15 @@ class StreamedModel:
         if info.conversion_errors:
             raise ValueError(f"{self.folder.name}: {min(info.conversion_errors)}: {CONVERSION}")
         return info
+
+
+def generation_config(folder: Path) -> GenerationConfig:
+    """The settings of text generation that `from_pretrained` gives a model, from its file or from config.json."""
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:  # there is no such file
+        known = {"config_file_name": "config.json", "_from_model_config": True}
+        return GenerationConfig.from_pretrained(folder, local_files_only=True, **known)
 
 
 @contextmanager

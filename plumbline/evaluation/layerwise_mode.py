@@ -43,7 +43,7 @@ def layerwise_of(
         return None
     free, whole = free_bytes(torch_device(base.device)), needed_whole(model, params, tokens)
     hidden = int(execution.hidden_gib * 2**30)
-    layerwise = needed_layerwise(model, params, hidden)
+    layerwise = needed_layerwise(model, params, tokens, hidden)
     if execution.mode == "auto" and whole <= SHARE * free:
         log.info("mode: whole, at most %s of memory, %s are free", gib(whole + REST), gib(free))
         return None
@@ -53,22 +53,27 @@ def layerwise_of(
 
 def needed_whole(model: PreTrainedModel, params: EvaluationParams, tokens: int) -> int:
     """Bytes of both models and of the base logits that stay; weights may be on the meta device."""
-    kept = min(params.base_logits_bytes, _logits(model, tokens))
-    at_a_time = AT_A_TIME * _logits(model, min(tokens, params.batch_tokens))
-    return 2 * weight_bytes(model) + kept + at_a_time
+    return 2 * weight_bytes(model) + _logits_in_memory(model, params, tokens, params.base_logits_bytes)
 
 
-def needed_layerwise(model: PreTrainedModel, params: EvaluationParams, hidden: int) -> int:
+def needed_layerwise(model: PreTrainedModel, params: EvaluationParams, tokens: int, hidden: int) -> int:
     """Bytes that an evaluation layer by layer takes at most, beside `REST`.
 
     Args:
         model: weights may be on the meta device.
+        tokens: that are evaluated.
         hidden: bytes of hidden states in memory.
     """
     prefix, layers = decoder_layers(model)
     largest = max(weight_bytes(model, within(f"{prefix}.{number}")) for number in range(len(layers)))
-    head = weight_bytes(model, outside(prefix)) + AT_A_TIME * _logits(model, params.batch_tokens) + LOGITS
+    head = weight_bytes(model, outside(prefix)) + _logits_in_memory(model, params, tokens, LOGITS)
     return max(2 * largest, head) + hidden
+
+
+def _logits_in_memory(model: PreTrainedModel, params: EvaluationParams, tokens: int, kept: int) -> int:
+    """Bytes of the base logits that stay, `kept` at most, and of those of a batch."""
+    batch = AT_A_TIME * _logits(model, min(tokens, params.batch_tokens))
+    return min(kept, _logits(model, tokens)) + batch
 
 
 def _logits(model: PreTrainedModel, tokens: int) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import resource
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -13,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from plumbline.activation_stats import memory, sharded
 from plumbline.activation_stats.build import build_activation_stats
+from plumbline.activation_stats.kernel import BUFFERED
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.sharded import Shard, collect_shard, merged
 from plumbline.activation_stats.store import HEADER, TENSORS, load, save_parts
@@ -22,6 +25,7 @@ from plumbline.base_model.one_thread import one_thread
 from plumbline.base_model.streamed import StreamedModel
 from plumbline.base_model.threads import product_threads
 from plumbline.calibration_set.reader import SCHEMA, set_digest
+from plumbline.histogram import n_buckets
 from tests.helpers.checkpoint import checkpoint
 
 FAINT = range(40, 46)
@@ -155,11 +159,13 @@ def test_auto_takes_the_layers_one_by_one_where_the_whole_does_not_fit(
     caplog.set_level(logging.INFO, "plumbline")
     streamed = StreamedModel(workspace / "model", "cpu")
     weights = 4 * (2 * 50 * 32 + 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 44 * 32 + 2 * 32))
-    hessians = 8 * 2 * (6 * 32**2 + 44**2)
-    assert memory.needed_bytes(streamed.model, StatisticsParams()) == weights + hessians
-    assert memory.needed_bytes(streamed.model, StatisticsParams(shards=2)) == weights + 2 * hessians
-    assert memory.needed_bytes(streamed.model, StatisticsParams(hessian=False)) == weights
-    free = int((weights + hessians) / memory.SHARE)
+    hessians, widths = 8 * 2 * (6 * 32**2 + 44**2), 2 * (6 * 32 + 44)
+    histograms, waiting = 12 * n_buckets(4) * widths, 4 * BUFFERED * widths
+    whole = weights + hessians + histograms + waiting
+    assert memory.needed_bytes(streamed.model, StatisticsParams()) == whole
+    assert memory.needed_bytes(streamed.model, StatisticsParams(shards=2)) == whole + hessians
+    assert memory.needed_bytes(streamed.model, StatisticsParams(hessian=False)) == weights + histograms
+    free = int(whole / memory.SHARE)
     for there, mode in ((free + 2, "whole"), (free - 2, "layerwise")):
         monkeypatch.setattr(memory, "free_bytes", lambda device, there=there: there)
         build(workspace, tmp_path / mode, StatisticsParams())
@@ -174,6 +180,19 @@ def test_free_memory_is_what_the_container_may_use(tmp_path: Path, monkeypatch: 
     assert memory.free_bytes("cpu") == 7000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_bytes("cpu") > 10000
+
+
+def test_free_memory_is_what_the_process_may_take() -> None:
+    """Under `ulimit -d` and `ulimit -v`; it may grow by a little between the two readings."""
+    before = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)}
+    used = psutil.Process().memory_info()
+    for kind, size in ((resource.RLIMIT_DATA, used.data), (resource.RLIMIT_AS, used.vms)):
+        room = 512 << 20
+        resource.setrlimit(kind, (size + room, before[kind][1]))
+        try:
+            assert room - (64 << 20) < memory.free_bytes("cpu") <= room
+        finally:
+            resource.setrlimit(kind, before[kind])
 
 
 def test_ray_is_asked_for_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,18 @@ def test_the_files_are_those_of_the_whole_model(
     with monkeypatch.context() as patch:
         patch.setattr(BaseCheckpoint, "loaded", lambda base: pytest.fail("the whole model was loaded"))
         assert build(bases[name], scheme, tmp_path / "layerwise", "layerwise") == whole
+
+
+def test_a_base_model_without_settings_of_generation(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    """Both modes write those that transformers takes from config.json."""
+    root = tmp_path / "root"
+    shutil.copytree(bases["llama-bias"], root)
+    (root / "base" / "generation_config.json").unlink()
+    shutil.rmtree(root / "stats")
+    (root / "stats").mkdir()
+    build_activation_stats(StatisticsParams(ignore=()), base_in(root), root / "set", root / "stats")
+    whole, layerwise = (build(root, "gptq", tmp_path / mode, mode) for mode in ("whole", "layerwise"))
+    assert whole == layerwise and "generation_config.json" in whole
 
 
 PARTS = ["model.layers.0", "model.layers.1", "outside"]

@@ -1,0 +1,81 @@
+"""Steps in a process whose memory is limited to what is said before: layer by layer they pass, whole they do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig, Qwen3MoeConfig
+
+from benchmarks.large_model import shapes
+from benchmarks.peers.subjects import write_set
+from tests.helpers.limited_steps import STEPS, Steps
+from tests.helpers.paths import PROJECT
+
+COMMON = {"vocab_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+EXPERTS = {"num_experts": 16, "num_experts_per_tok": 2, "head_dim": 64}
+SMALL = {"num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128}
+SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dense": (LlamaConfig, {"num_hidden_layers": 6, "hidden_size": 512, "intermediate_size": 1024}),
+    "mixture": (
+        Qwen3MoeConfig,
+        {**EXPERTS, "num_hidden_layers": 6, "hidden_size": 256, "moe_intermediate_size": 256},
+    ),
+}
+"""Configuration class and sizes of the models that are measured: 32 and 42 MB."""
+ALL = [f"{model}/{step}" for model in SHAPES for step in STEPS]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for model, (kind, sizes) in SHAPES.items():
+        for name, values in (("large", sizes), ("small", sizes | SMALL)):
+            folder = tmp_path / model / name
+            monkeypatch.setitem(shapes.SHAPES, name, (kind, COMMON | values))
+            shapes.write_model(name, folder / "base")
+            (folder / "set").mkdir()
+            write_set(folder / "set", "numbers", [np.arange(start, start + 64, dtype=np.int32) for start in range(4)])
+    return tmp_path
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA limits memory on Linux")
+def test_every_step_keeps_to_the_memory_that_is_said_before(root: Path) -> None:
+    """`auto` sees the limit, and goes layer by layer, to the bytes that the whole gives without a limit."""
+    assert ends(root, "auto") == dict.fromkeys(ALL, "done")
+    for model in SHAPES:
+        for step in STEPS:
+            getattr(Steps(root / model / "large", "whole"), step)()
+            layerwise, whole = (root / model / "large" / f"{step}-{mode}" for mode in ("auto", "whole"))
+            assert files(layerwise) == files(whole)
+            shutil.rmtree(whole)
+    assert ends(root, "whole") == dict.fromkeys(ALL, "out of memory")
+
+
+def ends(root: Path, mode: str) -> dict[str, str]:
+    """What becomes of each step in a process with a limit. A new one takes up the rest where PyTorch crashes for want
+    of memory."""
+    # Every large tensor goes back to the system once it is freed, and threads have small stacks.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    shell = ["sh", "-c", 'ulimit -s 1024; exec "$0" "$@"', sys.executable, "-m", "tests.helpers.limited_steps"]
+    answers: dict[str, str] = {}
+    while left := [step for step in ALL if step not in answers]:
+        command = [*shell, str(root), mode, *left]
+        ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, env=environment)
+        answers.update(json.loads(line) for line in ended.stdout.splitlines() if line.startswith('["'))
+        if ended.returncode:
+            assert ended.returncode == -signal.SIGSEGV, ended.stderr
+            answers[next(step for step in left if step not in answers)] = "out of memory"
+    return answers
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
