@@ -15,6 +15,7 @@ from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
 from plumbline.params import load_params
 from plumbline.versioning.code import code_version
+from plumbline.versioning.scratch import parts_of
 
 
 @dg.asset(
@@ -42,7 +43,8 @@ def evaluation(context: dg.AssetExecutionContext) -> Iterator[Any]:
         params = EvaluationParams.model_validate(step.params["evaluation"])
         require_declared(step, {"evaluation.items": params.items} if params.items else {})
         model, samples = step.input("quantized_model", key), step.input("tokenized_samples")
-        build_evaluation(params, base_model(step), model, samples, out, load_params(step.root).execution)
+        inputs = params, base_model(step), model, samples, out, load_params(step.root).execution
+        build_evaluation(*inputs, step.code_version, parts_of(step.root, step.name))
 
     def track(step: Step, key: str) -> dict[str, Any]:
         return log_evaluation(step, key, context.run_id, seconds_before(key))

@@ -95,7 +95,7 @@ class Decoder:
             )
         self.network = hidden_states_network(model)
         self.name, self.layers = decoder_layers(model)
-        self.names = tuple(f"{self.name}.{number}" for number in range(len(self.layers)))
+        self.names = layer_names(model)
         """Full module names of the layers."""
         self._in_tuple = False
         """Whether the model's code expects a layer to return a tuple."""
@@ -250,6 +250,12 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             "Say `execution: {mode: whole}` in params.yaml"
         )
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def layer_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Full module names of the decoder layers, in order. Raises as `decoder_layers`."""
+    name, layers = decoder_layers(model)
+    return tuple(f"{name}.{number}" for number in range(len(layers)))
 
 
 def _recorded(value: Any) -> Any:

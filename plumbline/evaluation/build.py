@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from plumbline.activation_stats.params import ExecutionParams
-from plumbline.artifact import read_json, write_json, write_table
+from plumbline.activation_stats.pieces import Pieces
+from plumbline.artifact import read_json, sha256_file, sha256_json, write_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.evaluation.checks import checked_base_model, checked_fingerprint, checked_weights
-from plumbline.evaluation.evaluate import answers, divergences
+from plumbline.evaluation.evaluate import answers, decisive, divergences
 from plumbline.evaluation.flips import flip_figures
 from plumbline.evaluation.held_out import choose
 from plumbline.evaluation.layerwise_mode import layerwise_of
@@ -22,6 +25,9 @@ from plumbline.quantized_model.record import granularity
 from plumbline.quantized_model.share import bits_per_weight
 from plumbline.raw_corpus.document import OUT_OF_DOMAIN
 
+PARTS = ".parts"
+"""Folder in the scratch folder of what a later run would go on from."""
+
 
 def build_evaluation(
     params: EvaluationParams,
@@ -30,6 +36,8 @@ def build_evaluation(
     samples: Path,
     out: Path,
     execution: ExecutionParams | None = None,
+    code_version: str = "",
+    resume: Path | None = None,
 ) -> None:
     """Compare `quantized` with the base model, token by token, on the report split, and beside it on what
     `corpus.out_of_domain` gave, where params.yaml has that.
@@ -47,6 +55,9 @@ def build_evaluation(
             items, items.parquet, and figures under `flips`.
         execution: whether both models are in memory or one decoder layer at a time; it changes no byte. None: the
             default.
+        code_version: of this step.
+        resume: where the hidden states of models wait that are run layer by layer; a later call with the same inputs
+            goes on from there. It is removed at the end. None: a folder in `out`.
 
     Raises:
         ValueError: model and samples were tokenized differently, the model was quantized from another base model, its
@@ -63,8 +74,15 @@ def build_evaluation(
     evaluated = sum(len(ids) for part in parts for ids in part.tokens)
     with TemporaryDirectory(dir=out) as scratch:
         layerwise = layerwise_of(execution or ExecutionParams(), params, evaluated, base, Path(scratch))
+        if layerwise is not None:
+            inputs = [base_digest, base.device, decisive(quantized, weights), *(part.digest for part in parts)]
+            inputs += [params.model_dump_json(), _items(params, base), code_version]
+            pieces = Pieces(resume or Path(scratch) / PARTS, sha256_json(inputs))
+            layerwise = replace(layerwise, pieces=pieces)
         measured = divergences(params, base, base_digest, quantized, weights, parts, layerwise)
         chosen = None if params.items is None else answers(params, base, quantized, layerwise)
+    if resume is not None:
+        shutil.rmtree(resume, ignore_errors=True)
     tokens, sample_of_token = measured[0]
     figures, documents = summarize(tokens, sample_of_token, held_out, params.length_buckets)
     weight_files = [name for name in weights if name.endswith(".safetensors")]
@@ -90,6 +108,11 @@ def build_evaluation(
     write_table(out / "documents.parquet", documents)
     plot_kl_histogram(tokens.kl, metrics, out / HISTOGRAM)
     plot_kl_by_domain(metrics["by_domain"], out / DOMAINS)
+
+
+def _items(params: EvaluationParams, base: BaseCheckpoint) -> str:
+    """Digest of the multiple-choice items; empty: there are none."""
+    return "" if params.items is None else sha256_file(base.root / params.items)
 
 
 def _origin(record: dict[str, Any]) -> dict[str, Any]:

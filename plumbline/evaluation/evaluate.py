@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from plumbline.activation_stats.hidden import HiddenStates
+from plumbline.activation_stats.pieces import Pieces
 from plumbline.artifact import read_json, sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.base_model.decoder import decoder_layers
+from plumbline.base_model.decoder import layer_names
 from plumbline.base_model.folder import quantization_of
 from plumbline.base_model.load import load_model
 from plumbline.base_model.streamed import StreamedModel
@@ -26,10 +28,12 @@ from plumbline.evaluation.layerwise import LastStates, likelihoods_layerwise, me
 from plumbline.evaluation.measure import measure
 from plumbline.evaluation.metrics import subset
 from plumbline.evaluation.params import EvaluationParams
+from plumbline.evaluation.saved_states import Figures, SavedStates, figures
 from plumbline.progress import Bar
 
 REMEMBERED = 8
 """Measurements in memory. A repeated one recurs after as many evaluations as there are schemes."""
+SAMPLE = "sample_of_token"
 _of_base: dict[tuple[str, ...], LastStates] = {}
 _measured: dict[tuple[str, ...], tuple[TokenDivergence, np.ndarray]] = {}
 
@@ -52,7 +56,7 @@ def divergences(
         layerwise: how to run the models layer by layer, which gives the same bits; None: both in memory.
     """
     conditions = (base_digest, sha256_json([part.digest for part in parts]), params.model_dump_json(), base.device)
-    key = (*conditions, _decisive(quantized, weights))
+    key = (*conditions, decisive(quantized, weights))
     ends = list(accumulate(len(part.sample_ids) for part in parts))
     if key not in _measured:
         work = [
@@ -67,9 +71,7 @@ def divergences(
             model = load_model(quantized, base.device, base.trust_remote_code)
             _measured[key] = measure(logits, model, work, progress=True)
         else:
-            of_base = layerwise.of_base(conditions, base, work)
-            of_quantized = layerwise.states(layerwise.opened(base, quantized), work)
-            _measured[key] = measure_layerwise(of_base, of_quantized, layerwise.logits)
+            _measured[key] = layerwise.measured(conditions, base, quantized, work)
     tokens, sample_of_token = _measured[key]
     measurements = []
     for part, end in zip(parts, ends, strict=True):
@@ -91,8 +93,7 @@ def answers(
         likely = [log_likelihoods(model, sequences, counts, params.batch_tokens) for model in models]
     else:
         work = item_batches(sequences, params.batch_tokens)
-        opened = (base.streamed, partial(layerwise.opened, base, quantized))
-        likely = [likelihoods_layerwise(layerwise.states(model(), work), counts) for model in opened]
+        likely = layerwise.likelihoods(base, quantized, work, counts)
     return item_table(items, *(chosen(items, of_model) for of_model in likely))
 
 
@@ -104,18 +105,62 @@ class Layerwise:
         scratch: an existing folder for hidden states that do not stay in memory.
         hidden: bytes of hidden states in memory, of both models together.
         logits: bytes of base logits in memory.
+        pieces: the points to resume from; None: there are none.
     """
 
     scratch: Path
     hidden: int
     logits: int
+    pieces: Pieces | None = None
 
-    def states(self, streamed: StreamedModel | StreamedQuantized, work: Sequence[HeldOutBatch]) -> LastStates:
-        """The last states of a model."""
-        passes = len(decoder_layers(streamed.model)[1])
-        tokens = passes * sum(batch.input_ids.numel() for batch in work)
+    def measured(
+        self, conditions: tuple[str, ...], base: BaseCheckpoint, quantized: Path, work: Sequence[HeldOutBatch]
+    ) -> tuple[TokenDivergence, np.ndarray]:
+        """What `measure` returns for the two models.
+
+        Args:
+            conditions: that decide what the base model computes.
+        """
+
+        def compute() -> Figures:
+            states = (
+                self.of_base(conditions, base, work),
+                self.states("quantized", self.opened(base, quantized), work),
+            )
+            tokens, sample_of_token = measure_layerwise(*states, self.logits)
+            return {**vars(tokens), SAMPLE: sample_of_token}
+
+        found = dict(self._figures("divergence", compute))
+        sample_of_token = found.pop(SAMPLE)
+        return TokenDivergence(**found), sample_of_token
+
+    def likelihoods(
+        self, base: BaseCheckpoint, quantized: Path, work: Sequence[HeldOutBatch], counts: np.ndarray
+    ) -> list[np.ndarray]:
+        """The `likelihoods` of both models, whose items are the batches."""
+
+        def of(model: str, opened: Callable[[], StreamedModel | StreamedQuantized]) -> np.ndarray:
+            def compute() -> Figures:
+                return {"likely": likelihoods_layerwise(self.states(f"items.{model}", opened(), work), counts)}
+
+            return self._figures(f"likelihoods.{model}", compute)["likely"]
+
+        return [of("base", base.streamed), of("quantized", partial(self.opened, base, quantized))]
+
+    def states(
+        self, model: str, streamed: StreamedModel | StreamedQuantized, work: Sequence[HeldOutBatch]
+    ) -> LastStates:
+        """The last states of a model.
+
+        Args:
+            model: name of its points to resume from.
+        """
+        layers = layer_names(streamed.model)
+        tokens = len(layers) * sum(batch.input_ids.numel() for batch in work)
+        hidden = HiddenStates(self.hidden // 2, self.scratch)
+        saved = None if self.pieces is None else SavedStates(self.pieces, model, layers, len(work))
         with Bar(total=tokens, unit="tokens", unit_scale=True, desc="evaluation") as bar:
-            return LastStates(streamed, work, self.scratch, self.hidden // 2, bar.update)
+            return LastStates(streamed, work, hidden, saved, bar.update)
 
     def opened(self, base: BaseCheckpoint, quantized: Path) -> StreamedModel | StreamedQuantized:
         """The quantized model on the base model's device; a folder in full precision is read as such."""
@@ -127,11 +172,16 @@ class Layerwise:
         """The last states of the base model, shared by the models of this process; a new key replaces them."""
         if key not in _of_base:
             _of_base.clear()
-            _of_base[key] = self.states(base.streamed(), work)
+            _of_base[key] = self.states("base", base.streamed(), work)
+        elif self.pieces is not None:  # a run that goes on from here is another process
+            _of_base[key].save(self.pieces, "base")
         return _of_base[key]
 
+    def _figures(self, name: str, compute: Callable[[], Figures]) -> Figures:
+        return compute() if self.pieces is None else figures(self.pieces, name, compute)
 
-def _decisive(quantized: Path, weights: dict[str, str]) -> str:
+
+def decisive(quantized: Path, weights: dict[str, str]) -> str:
     """Digest of a model's weights and of its configuration without provenance."""
     config = read_json(quantized / "config.json")
     for part in (config, config.get("quantization_config", {})):

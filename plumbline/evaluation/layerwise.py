@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plumbline.activation_stats.hidden import HiddenStates
+from plumbline.activation_stats.pieces import Pieces
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.names import outside, within
@@ -26,6 +26,7 @@ from plumbline.divergence import BasePrediction, TokenDivergence, predict, token
 from plumbline.evaluation.flips import likelihoods
 from plumbline.evaluation.held_out import HeldOutBatch, at_predicted
 from plumbline.evaluation.measure import in_order
+from plumbline.evaluation.saved_states import SavedStates
 
 Progress = Callable[[int], object]
 """Called after each batch and layer with the batch's number of tokens, padding included."""
@@ -38,14 +39,15 @@ class LastStates:
         self,
         streamed: StreamedModel | StreamedQuantized,
         work: Sequence[HeldOutBatch],
-        scratch: Path,
-        in_memory: int,
+        hidden: HiddenStates,
+        saved: SavedStates | None = None,
         progress: Progress = lambda tokens: None,
     ) -> None:
         """Run the model.
 
         Args:
-            scratch: an existing folder for hidden states beyond `in_memory` bytes. It may go once this returns.
+            hidden: empty. Its scratch folder may go once this returns.
+            saved: where the output of every layer is put on disk; layers that are there are not run again.
 
         Raises:
             ValueError: the model cannot be run layer by layer.
@@ -53,17 +55,29 @@ class LastStates:
         self.streamed, self.work = streamed, work
         self.decoder = Decoder(streamed.model)
         self._around = outside(self.decoder.name)
-        self._hidden = HiddenStates(in_memory, scratch)
+        self._hidden = hidden
         calls = DecoderCalls(self.decoder, partial(streamed.present, self._around))
         with streamed.present(self._around):
             for row, batch in enumerate(work):
-                self._hidden[row] = calls.begin(batch.input_ids)
-        for number, name in enumerate(self.decoder.names):
+                hidden[row] = calls.begin(batch.input_ids)
+        done = 0 if saved is None else saved.read(hidden)
+        progress(done * sum(batch.input_ids.numel() for batch in work))
+        for number, name in list(enumerate(self.decoder.names))[done:]:
             with streamed.present(within(name)):
                 for row, batch in enumerate(work):
-                    x, call = self._hidden[row].to(streamed.device), calls.call(number, batch.input_ids)
-                    self._hidden[row] = self.decoder.run(number, x, call)
+                    x, call = hidden[row].to(streamed.device), calls.call(number, batch.input_ids)
+                    hidden[row] = self.decoder.run(number, x, call)
                     progress(batch.input_ids.numel())
+            if saved is not None:
+                saved.write(number, hidden)
+
+    def save(self, pieces: Pieces, model: str) -> None:
+        """Put them on disk for an evaluation that did not run the model itself.
+
+        Args:
+            model: as in `SavedStates`.
+        """
+        SavedStates(pieces, model, self.decoder.names, len(self.work)).complete(self._hidden)
 
     @contextmanager
     def head(self) -> Iterator[None]:
