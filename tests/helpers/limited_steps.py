@@ -16,86 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
-from plumbline.activation_stats import memory
-from plumbline.activation_stats.build import build_activation_stats
-from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
-from plumbline.artifact import read_json
-from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.base_model.params import ModelParams
-from plumbline.evaluation import evaluate, layerwise_mode
-from plumbline.evaluation.evaluate import divergences
-from plumbline.evaluation.held_out import HeldOut
-from plumbline.evaluation.params import EvaluationParams
-from plumbline.quantized_model.build import build_quantized_model
-from plumbline.quantized_model.layerwise_mode import needed_bytes
-from plumbline.quantized_model.params import SchemeParams
+from tests.helpers.model_steps import STEPS, Steps
 
-STEPS = ("statistics", "quantization", "evaluation")
-SCHEME = SchemeParams.model_validate({"method": "gptq", "weight_bits": 4, "group_size": 128})
-SETTINGS = StatisticsParams()
-EVALUATION = EvaluationParams(batch_tokens=64)
 ROOM = 32 << 20
 """Bytes beside what is said: buffers of products and activations, for which `REST` allows 1 GB."""
 SAID_BY_TORCH = ("allocate memory", "unable to mmap", "could not create a primitive", "memory ran out")
-
-
-class Steps:
-    """The steps of the model in a folder. What they read is the output in mode `auto`, where there is one."""
-
-    def __init__(self, root: Path, mode: Any) -> None:
-        self.root, self.mode = root, mode
-        self.read = "auto" if (root / "quantization-auto").is_dir() else mode
-        self.base = BaseCheckpoint.of(ModelParams(name=str(root / "base"), device="cpu"))
-        self.execution = ExecutionParams(mode=mode, hidden_gib=0)
-
-    def out(self, step: str) -> Path:
-        """A new folder."""
-        (folder := self.root / f"{step}-{self.mode}").mkdir()
-        return folder
-
-    def statistics(self) -> None:
-        build_activation_stats(SETTINGS, self.base, self.root / "set", self.out("statistics"), self.execution)
-
-    def quantization(self) -> None:
-        inputs = self.base, self.root / f"statistics-{self.read}", self.root / "set", self.out("quantization")
-        build_quantized_model("s", SCHEME, *inputs, "", self.execution)
-
-    def evaluation(self) -> None:
-        evaluate._measured.clear()
-        evaluate._of_base.clear()
-        samples = [np.arange(48) + start for start in range(4)]
-        names = [str(number) for number in range(len(samples))]
-        out = self.out("evaluation")
-        layerwise = layerwise_mode.layerwise_of(self.execution, EVALUATION, 4 * 48, self.base, out)
-        parts = [HeldOut(names, names, names, samples, {})]
-        inputs = (
-            EVALUATION,
-            self.base,
-            self.base.digest(),
-            self.root / f"quantization-{self.read}",
-            {},
-            parts,
-            layerwise,
-        )
-        found = divergences(*inputs)[0][0]
-        assert found.kl.mean() > 0
-        np.save(out / "kl.npy", found.kl)
-
-    def said(self) -> dict[str, Callable[[], int]]:
-        """By step, the bytes that it is said to need layer by layer, beside `REST`."""
-        model = self.base.streamed("cpu").model
-        header = self.root / f"statistics-{self.read}" / "header.json"
-        return {
-            "statistics": lambda: memory.needed_layerwise(model, SETTINGS, 0),
-            "quantization": lambda: needed_bytes(model, read_json(header), SCHEME, 0).layerwise,
-            "evaluation": lambda: layerwise_mode.needed_layerwise(model, EVALUATION, 4 * 48, 0),
-        }
 
 
 @contextmanager

@@ -11,13 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from transformers import LlamaConfig, Qwen3MoeConfig
 
-from benchmarks.large_model import shapes
-from benchmarks.peers.subjects import write_set
-from tests.helpers.limited_steps import STEPS, Steps
+from tests.helpers.model_steps import STEPS, Steps, files, write_inputs
 from tests.helpers.paths import PROJECT
 
 COMMON = {"vocab_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -35,14 +32,10 @@ ALL = [f"{model}/{step}" for model in SHAPES for step in STEPS]
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Path:
     for model, (kind, sizes) in SHAPES.items():
         for name, values in (("large", sizes), ("small", sizes | SMALL)):
-            folder = tmp_path / model / name
-            monkeypatch.setitem(shapes.SHAPES, name, (kind, COMMON | values))
-            shapes.write_model(name, folder / "base")
-            (folder / "set").mkdir()
-            write_set(folder / "set", "numbers", [np.arange(start, start + 64, dtype=np.int32) for start in range(4)])
+            write_inputs(tmp_path / model / name, kind, COMMON | values)
     return tmp_path
 
 
@@ -75,7 +68,3 @@ def ends(root: Path, mode: str) -> dict[str, str]:
             assert ended.returncode == -signal.SIGSEGV, ended.stderr
             answers[next(step for step in left if step not in answers)] = "out of memory"
     return answers
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

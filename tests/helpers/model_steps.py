@@ -1,0 +1,109 @@
+"""The steps of a model in a folder with the model, `base`, and a calibration set, `set`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.large_model import shapes
+from benchmarks.peers.subjects import write_set
+from plumbline.activation_stats import memory
+from plumbline.activation_stats.build import build_activation_stats
+from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
+from plumbline.activation_stats.pieces import Pieces
+from plumbline.artifact import read_json
+from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.params import ModelParams
+from plumbline.evaluation import evaluate, layerwise_mode
+from plumbline.evaluation.evaluate import divergences
+from plumbline.evaluation.held_out import HeldOut
+from plumbline.evaluation.params import EvaluationParams
+from plumbline.quantized_model.build import build_quantized_model
+from plumbline.quantized_model.layerwise_mode import needed_bytes
+from plumbline.quantized_model.params import SchemeParams
+
+STEPS = ("statistics", "quantization", "evaluation")
+SCHEME = SchemeParams.model_validate({"method": "gptq", "weight_bits": 4, "group_size": 128})
+SETTINGS = StatisticsParams()
+EVALUATION = EvaluationParams(batch_tokens=64)
+
+
+def write_inputs(folder: Path, kind: Any, values: dict[str, Any]) -> None:
+    """Write a random model of this configuration in bfloat16, and a calibration set of four samples."""
+    shapes.SHAPES["of a test"] = (kind, values)
+    try:
+        shapes.write_model("of a test", folder / "base")
+    finally:
+        del shapes.SHAPES["of a test"]
+    (folder / "set").mkdir()
+    write_set(folder / "set", "numbers", [np.arange(start, start + 64, dtype=np.int32) for start in range(4)])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Steps:
+    """What they read is the output in mode `auto`, where there is one."""
+
+    def __init__(self, root: Path, mode: Any, resume: Path | None = None) -> None:
+        """
+        Args:
+            resume: a folder for the points to resume from.
+        """
+        self.root, self.mode, self.resume = root, mode, resume
+        self.read = "auto" if (root / "quantization-auto").is_dir() else mode
+        self.base = BaseCheckpoint.of(ModelParams(name=str(root / "base"), device="cpu"))
+        self.execution = ExecutionParams(mode=mode, hidden_gib=0)
+
+    def out(self, step: str) -> Path:
+        """A folder for the output."""
+        (folder := self.root / f"{step}-{self.mode}").mkdir(exist_ok=True)
+        return folder
+
+    def statistics(self) -> None:
+        build_activation_stats(
+            SETTINGS, self.base, self.root / "set", self.out("statistics"), self.execution, "", self.resume
+        )
+
+    def quantization(self) -> None:
+        inputs = self.base, self.root / f"statistics-{self.read}", self.root / "set", self.out("quantization")
+        build_quantized_model("s", SCHEME, *inputs, "", self.execution, self.resume)
+
+    def evaluation(self) -> None:
+        evaluate._measured.clear()
+        evaluate._of_base.clear()
+        samples = [np.arange(48) + start for start in range(4)]
+        names = [str(number) for number in range(len(samples))]
+        out = self.out("evaluation")
+        layerwise = layerwise_mode.layerwise_of(self.execution, EVALUATION, 4 * 48, self.base, out)
+        if layerwise is not None and self.resume is not None:
+            layerwise = replace(layerwise, pieces=Pieces(self.resume, ""))
+        parts = [HeldOut(names, names, names, samples, {})]
+        inputs = (
+            EVALUATION,
+            self.base,
+            self.base.digest(),
+            self.root / f"quantization-{self.read}",
+            {},
+            parts,
+            layerwise,
+        )
+        found = divergences(*inputs)[0][0]
+        assert found.kl.mean() > 0
+        np.save(out / "kl.npy", found.kl)
+
+    def said(self) -> dict[str, Callable[[], int]]:
+        """By step, the bytes that it is said to need layer by layer, beside `REST`."""
+        model = self.base.streamed("cpu").model
+        header = self.root / f"statistics-{self.read}" / "header.json"
+        return {
+            "statistics": lambda: memory.needed_layerwise(model, SETTINGS, 0),
+            "quantization": lambda: needed_bytes(model, read_json(header), SCHEME, 0).layerwise,
+            "evaluation": lambda: layerwise_mode.needed_layerwise(model, EVALUATION, 4 * 48, 0),
+        }
