@@ -20,8 +20,8 @@ from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.sketch import ActivationStats, SiteStats, counted
 from plumbline.activation_stats.tensor_file import TensorFile, join
-from plumbline.activation_stats.tensor_reader import TensorReader
 from plumbline.artifact import read_json, write_json
+from plumbline.base_model.tensor_reader import TensorReader
 from plumbline.histogram import Histogram
 
 FORMAT = 2

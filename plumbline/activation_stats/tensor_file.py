@@ -21,23 +21,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from plumbline.base_model.tensor_reader import CODES
+
 # The order in which safetensors lays tensors out: widest element first, then by dtype.
 ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL")
-CODES = {
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int16: "I16",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 WIDTHS = {code: torch.empty(0, dtype=dtype).element_size() for dtype, code in CODES.items()}
 """Bytes of an element."""
 PIECE = 16 << 20

@@ -6,7 +6,7 @@ module name; that of an expert is `<experts>.<number>.gate_up_proj` or `.down_pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,20 +108,22 @@ def holder(model: nn.Module, name: str) -> nn.Module:
 
 
 @torch.no_grad()
-def replaced(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def replaced(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The parameters that hold these weights, by their names in the state dict, as new tensors; the model is unchanged.
 
     Args:
-        weights: name of a matrix -> (out, in).
+        weights: names of matrices, and what (out, in) takes their places; one is in memory at a time. A parameter on
+            the meta device is replaced in full.
     """
     parameters: dict[str, Tensor] = {}
-    for name, weight in weights.items():
+    for name, weight in weights:
         matrix = matrix_of(model, name)
         key = f"{matrix.owner}.{matrix.part}"
         if matrix.expert is None:
-            parameters[key] = weight.to(matrix.parameter)
+            parameters[key] = weight.to(matrix.parameter.dtype)
             continue
         if key not in parameters:
-            parameters[key] = matrix.parameter.detach().clone()
+            whole = matrix.parameter.detach()
+            parameters[key] = torch.empty_like(whole, device=weight.device) if whole.is_meta else whole.clone()
         parameters[key][matrix.expert].copy_(weight.T if matrix.transposed else weight)
     return parameters

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -33,8 +33,10 @@ from plumbline.base_model.checkpoint_check import (
 )
 from plumbline.base_model.dequantize import dense_weights, quantizer_of
 from plumbline.base_model.device import torch_device
+from plumbline.base_model.expert_groups import load_in_groups, put_weight
 from plumbline.base_model.folder import require_full_precision, require_weights
 from plumbline.base_model.params import Device
+from plumbline.base_model.tensor_reader import TensorReader, UnreadTensor
 from plumbline.base_model.weight_files import weight_files
 
 
@@ -110,8 +112,12 @@ class StreamedModel:
             for key, name in self.names.items()
             if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
         ]
-        with unread(self.folder, {key: self.files[key] for key in keys}) as slices:
-            self._load(slices, self.device, self.quantizer)
+        weights = unread(self.folder, {key: self.files[key] for key in keys})
+        load = partial(self._load, device=self.device, quantizer=self.quantizer)
+        if self.quantizer is None:
+            load_in_groups(self.model, self.names, weights, load)
+        else:
+            load(weights)
         fresh = [(name, tensor) for name, tensor in weights_of(self.model) if tensor is not before[name]]
         for name, tensor in fresh:
             if tensor.dtype != before[name].dtype:  # a quantizer passes what is not quantized on as it is
@@ -201,18 +207,14 @@ def generation_config(folder: Path) -> GenerationConfig:
         return GenerationConfig.from_pretrained(folder, local_files_only=True, **known)
 
 
-@contextmanager
-def unread(folder: Path, files: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def unread(folder: Path, files: Mapping[str, str]) -> dict[str, UnreadTensor]:
     """Unread tensors of a checkpoint.
 
     Args:
         files: name of a tensor -> its file.
     """
-    with ExitStack() as stack:
-        handles = {
-            file: stack.enter_context(safe_open(folder / file, framework="pt")) for file in sorted(set(files.values()))
-        }
-        yield {key: handles[file].get_slice(key) for key, file in files.items()}
+    readers = {file: TensorReader(folder / file) for file in sorted(set(files.values()))}
+    return {key: readers[file].unread(key) for key, file in files.items()}
 
 
 def weights_of(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -230,18 +232,6 @@ def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
     model.initialize_weights()
     for name, buffer in list(model.named_non_persistent_buffers()):
         put_weight(model, name, buffer.to(device))
-
-
-def put_weight(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer."""
-    module, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(module)
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
-    else:
-        owner._parameters[leaf] = (
-            tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-        )
 
 
 @contextmanager

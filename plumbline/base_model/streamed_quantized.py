@@ -7,8 +7,9 @@ as it does at the first forward pass of a model that is loaded whole. So a layer
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from plumbline.base_model.architecture import auto_class, read_config
 from plumbline.base_model.checkpoint_check import CONVERSION, names_in_model
 from plumbline.base_model.device import torch_device
+from plumbline.base_model.expert_groups import load_in_groups, put_weight
 from plumbline.base_model.expert_scales import expert_global_scales
 from plumbline.base_model.params import Device
 from plumbline.base_model.quiet import quiet
-from plumbline.base_model.streamed import compute_buffers, put_weight, unread, weights_of
+from plumbline.base_model.streamed import compute_buffers, unread, weights_of
 from plumbline.base_model.weight_files import weight_files
 
 
@@ -94,11 +96,9 @@ class StreamedQuantized:
             for key, name in self.names.items()
             if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
         ]
-        with unread(self.folder, {key: self.files[key] for key in keys}) as weights:
-            info = self._load(weights, self.device)
+        weights = unread(self.folder, {key: self.files[key] for key in keys})
+        load_in_groups(self.model, self.names, weights, partial(self._load, device=self.device))
         self.model.requires_grad_(False)
-        if info.mismatched_keys:
-            raise ValueError(f"the quantized model loads with mismatched keys: {min(map(str, info.mismatched_keys))}")
         for name, other in tied.items():
             if wanted(name) and self.model.get_parameter(name).is_meta:
                 put_weight(self.model, name, self.model.get_parameter(other))
@@ -106,7 +106,7 @@ class StreamedQuantized:
         if lacking:
             raise ValueError(f"the quantized model loads with missing keys: {', '.join(sorted(lacking)[:3])}")
 
-    def _load(self, weights: dict[str, Any], device: torch.device) -> Any:
+    def _load(self, weights: Mapping[str, Any], device: torch.device) -> None:
         config = LoadStateDictConfig(
             pretrained_model_name_or_path=str(self.folder),
             device_map={"": device},
@@ -119,7 +119,8 @@ class StreamedQuantized:
             info, _ = convert_and_load_state_dict_in_model(self.model, weights, config)
         if info.conversion_errors:
             raise ValueError(f"{self.folder.name}: {min(info.conversion_errors)}: {CONVERSION}")
-        return info
+        if info.mismatched_keys:
+            raise ValueError(f"the quantized model loads with mismatched keys: {min(map(str, info.mismatched_keys))}")
 
     def _conversions(self) -> list[Any]:
         with expert_global_scales():

@@ -208,6 +208,7 @@ class _Layers:
             layers, propagated = self._propagated(part, layers)
             parameters = {} if transform is None else transform.parameters
             cache = self._cache(inside, {} if transform is None else transform.rows)
+        with self.streamed.present(self._unquantized(inside)):
             quantized = Quantized(layers, parameters, dense=self.work.dense, cache=cache)
             computed = self._simulated(part, quantized, hidden)
             targets: list[dict[str, Any]] = []
@@ -231,6 +232,11 @@ class _Layers:
                 pieces.write(states_after(part), self.propagation.states(), {})
             pieces.write(part, tensors(), facts)
         return computed
+
+    def _unquantized(self, inside: Names) -> Names:
+        """Selects the weights of a part that stay as they are; the others make room for what they become."""
+        quantized = {f"{matrix.owner}.{matrix.part}" for matrix in self.work.matrices.values()}
+        return lambda name: inside(name) and name not in quantized
 
     def _propagated(self, part: str, stored: dict[str, Layer]) -> tuple[dict[str, Layer], dict[str, Any]]:
         """What propagation makes of a part, and what it notes: of a layer, its sites that a correction left out; last,

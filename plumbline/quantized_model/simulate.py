@@ -32,7 +32,7 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams, shared: b
     in the model's dtype), so the logits agree bit for bit.
 
     Args:
-        model: the base model; not changed.
+        model: the base model; not changed. The weights that are quantized may be on the meta device.
         quantized: from `quantize_model` of that model.
         scheme: of `quantized`; read for the activations.
         shared: the copy holds the base model's own tensors where they do not change.
@@ -42,7 +42,7 @@ def simulate(model: Model, quantized: Quantized, scheme: SchemeParams, shared: b
     """
     # The copy takes the new weights where the base model has its own, so that those are not copied first.
     weights: dict[int, nn.Parameter] = {}
-    changed = replaced(model, {name: dequantize(layer.weight) for name, layer in quantized.layers.items()})
+    changed = replaced(model, ((name, dequantize(layer.weight)) for name, layer in quantized.layers.items()))
     for name, value in changed.items():
         original = model.get_parameter(name)
         weights[id(original)] = nn.Parameter(value, original.requires_grad)

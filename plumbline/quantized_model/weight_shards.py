@@ -12,7 +12,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.tensor_file import copy, layout
-from plumbline.activation_stats.tensor_reader import DTYPES
+from plumbline.base_model.tensor_reader import DTYPES
 from plumbline.base_model.weight_files import INDEX, SINGLE
 
 

@@ -22,7 +22,7 @@ import torch
 
 from tests.helpers.model_steps import STEPS, Steps
 
-ROOM = 32 << 20
+ROOM = 16 << 20
 """Bytes beside what is said: buffers of products and activations, for which `REST` allows 1 GB."""
 SAID_BY_TORCH = ("allocate memory", "unable to mmap", "could not create a primitive", "memory ran out")
 

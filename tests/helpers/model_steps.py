@@ -28,7 +28,7 @@ from plumbline.quantized_model.params import SchemeParams
 
 STEPS = ("statistics", "quantization", "evaluation")
 SCHEME = SchemeParams.model_validate({"method": "gptq", "weight_bits": 4, "group_size": 128})
-SETTINGS = StatisticsParams()
+SETTINGS = StatisticsParams(mantissa_bits=0)
 EVALUATION = EvaluationParams(batch_tokens=64)
 
 

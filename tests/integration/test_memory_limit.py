@@ -18,16 +18,16 @@ from tests.helpers.model_steps import STEPS, Steps, files, write_inputs
 from tests.helpers.paths import PROJECT
 
 COMMON = {"vocab_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
-EXPERTS = {"num_experts": 16, "num_experts_per_tok": 2, "head_dim": 64}
+EXPERTS = {"num_experts": 32, "num_experts_per_tok": 2, "head_dim": 64}
 SMALL = {"num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128}
 SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
     "dense": (LlamaConfig, {"num_hidden_layers": 6, "hidden_size": 512, "intermediate_size": 1024}),
     "mixture": (
         Qwen3MoeConfig,
-        {**EXPERTS, "num_hidden_layers": 6, "hidden_size": 256, "moe_intermediate_size": 256},
+        {**EXPERTS, "num_hidden_layers": 3, "hidden_size": 256, "moe_intermediate_size": 512},
     ),
 }
-"""Configuration class and sizes of the models that are measured: 32 and 42 MB."""
+"""Configuration class and sizes of the models that are measured: 32 and 77 MB."""
 ALL = [f"{model}/{step}" for model in SHAPES for step in STEPS]
 
 

@@ -20,6 +20,7 @@ from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.matrices import matrix_of
 from plumbline.base_model.params import ModelParams
 from plumbline.quantized_model import export, layerwise, layerwise_mixed
 from plumbline.quantized_model.build import build_quantized_model
@@ -121,6 +122,20 @@ def test_a_base_model_without_settings_of_generation(bases: Mapping[str, Path], 
     build_activation_stats(StatisticsParams(ignore=()), base_in(root), root / "set", root / "stats")
     whole, layerwise = (build(root, "gptq", tmp_path / mode, mode) for mode in ("whole", "layerwise"))
     assert whole == layerwise and "generation_config.json" in whole
+
+
+@pytest.mark.parametrize("name", ["llama-bias", "qwen3-moe"])
+def test_weights_make_room_for_what_they_become(name: str, bases: Mapping[str, Path], tmp_path: Path) -> None:
+    simulated, absent = layerwise.simulate, list[bool]()
+
+    def noted(model: Any, quantized: Any, *args: Any, **more: Any) -> Any:
+        absent.extend(matrix_of(model, matrix).parameter.is_meta for matrix in quantized.layers)
+        return simulated(model, quantized, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerwise, "simulate", noted)
+        build(bases[name], "gptq", tmp_path / "out", "layerwise")
+    assert absent and all(absent)
 
 
 PARTS = ["model.layers.0", "model.layers.1", "outside"]
