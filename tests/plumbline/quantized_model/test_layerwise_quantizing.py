@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +24,6 @@ from plumbline.quantized_model.build import build_quantized_model
 from plumbline.quantized_model.params import SchemeParams
 from tests.architectures.catalogue import CATALOGUE
 from tests.architectures.vocabulary import samples
-from tests.helpers.paths import PROJECT
 
 SCHEMES: dict[str, dict[str, Any]] = {
     "gptq": {"method": "gptq", "weight_bits": 4, "group_size": 32},
@@ -139,43 +135,6 @@ def test_weights_make_room_for_what_they_become(name: str, bases: Mapping[str, P
 
 
 PARTS = ["model.layers.0", "model.layers.1", "outside"]
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from plumbline.quantized_model import layerwise
-from plumbline.activation_stats.pieces import Pieces
-from tests.plumbline.quantized_model.test_layerwise_quantizing import build
-
-root, out, parts, last = map(Path, sys.argv[1:])
-write, made = Pieces.write, []
-
-def killed(self, name, *args):
-    if name.endswith(layerwise.COMPUTED):
-        return write(self, name, *args)
-    made.append(name)
-    print(name, flush=True)
-    if len(made) == int(str(last)):
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self, name, *args)
-
-Pieces.write = killed
-build(root, "gptq", out, "layerwise", parts)
-"""
-
-
-@pytest.mark.integration
-def test_a_killed_run_repeats_at_most_the_layer_it_was_in(bases: Mapping[str, Path], tmp_path: Path) -> None:
-    """The run is killed in its second part, before that is on disk."""
-    root, parts = bases["llama-bias"], tmp_path / "parts"
-    undisturbed = build(root, "gptq", tmp_path / "undisturbed", "layerwise")
-    command = [sys.executable, "-c", KILLED, str(root), str(tmp_path / "killed"), str(parts), "2"]
-    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert ended.stdout.split() == PARTS[:2]
-    made: list[str] = []
-    with noted(made):
-        assert build(root, "gptq", tmp_path / "last", "layerwise", parts) == undisturbed
-    assert made == PARTS[1:] and not parts.exists()
 
 
 @pytest.mark.parametrize("scheme", ["static", "propagated, corrected"])
