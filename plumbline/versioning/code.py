@@ -73,6 +73,10 @@ class _ParsedModule:
     """Its constant VERSION, the interface version of a compiled kernel; 0 without one."""
 
 
+_parsed_here: dict[str, _ParsedModule] = {}
+"""What this process has parsed, as in the memo: each definition of an asset asks for a version by itself."""
+
+
 class Library:
     """The modules and data files of a copy of the package `plumbline`. Each file is read once, on first use."""
 
@@ -175,8 +179,8 @@ class Library:
             key = f"{name} {hashlib.sha256(data).hexdigest()}"
             source = self._parsed.pop(key, None)
             if source is None:
-                source, self._must_save = _parse(data, name, path), True
-            self._sources[name] = self._parsed[key] = source
+                source, self._must_save = _parsed_here.get(key) or _parse(data, name, path), True
+            self._sources[name] = self._parsed[key] = _parsed_here[key] = source
         return self._sources[name]
 
     def _data_digest(self, path: str) -> str:

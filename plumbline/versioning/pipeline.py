@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from plumbline.artifact import replace_text
+from plumbline.collector import collector_paused
 from plumbline.versioning.code import STAGE, VERSIONS
 from plumbline.versioning.config import require_git_or_no_scm
 from plumbline.versioning.facts import FACTS
@@ -224,8 +225,9 @@ class Pipeline:
             raise ValueError(f"DVC cannot read {root / FILE}: {_sentences(error)}") from error
 
     def _load(self, root: Path) -> None:
-        from dvc.dependency.param import ParamsDependency
-        from dvc.repo import Repo
+        with collector_paused():
+            from dvc.dependency.param import ParamsDependency
+            from dvc.repo import Repo
 
         require_git_or_no_scm(root)
         read_once()
