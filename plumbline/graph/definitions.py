@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from plumbline.collector import collector_paused
 from plumbline.versioning.pipeline import stage_names
 
 
@@ -27,7 +28,8 @@ def load_definitions(root: Path) -> dg.Definitions:
         raise ValueError(f'{path}: expected [tool.dagster] with module_name = "orchestration.definitions"')
     if sys.path[0] != str(root):  # ahead of modules of the same name from another workspace
         sys.path.insert(0, str(root))
-    defs = getattr(importlib.import_module(name), "defs", None)
+    with collector_paused():
+        defs = getattr(importlib.import_module(name), "defs", None)
     if not isinstance(defs, dg.Definitions):
         raise ValueError(f"{path}: the module {name} that it names has no `defs` of type dagster.Definitions")
     return defs

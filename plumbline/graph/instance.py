@@ -20,6 +20,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 SETTINGS = "dagster.yaml"
+_open: dict[Path, dg.DagsterInstance] = {}
 
 
 def dagster_home(root: Path | None = None) -> Path:
@@ -34,8 +35,11 @@ def dagster_home_of(root: Path) -> Path:
 
 @contextlib.contextmanager
 def instance() -> Iterator[dg.DagsterInstance]:
-    """Yield the Dagster instance of this workspace."""
+    """Yield the Dagster instance of this workspace; within a context of the same process, the same one."""
     home = dagster_home()
+    if home in _open:
+        yield _open[home]
+        return
     home.mkdir(parents=True, exist_ok=True)
     if home == dagster_home_of(workspace_root()) and not (home / SETTINGS).exists():
         shutil.copyfile(template_root() / ".dagster" / SETTINGS, home / SETTINGS)  # without it, telemetry is on
@@ -43,4 +47,8 @@ def instance() -> Iterator[dg.DagsterInstance]:
     import dagster as dg
 
     with dg.DagsterInstance.get() as history:
-        yield history
+        _open[home] = history
+        try:
+            yield history
+        finally:
+            del _open[home]

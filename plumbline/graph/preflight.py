@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from plumbline.artifact import read_json
+from plumbline.collector import collector_paused
 from plumbline.graph.declared import named_inputs, undeclared
 from plumbline.params import Params, load_params
 from plumbline.versioning.pipeline import resolved
@@ -197,9 +198,11 @@ def _has_template(folder: Path) -> bool:
 
 def _schemes(params: Params, root: Path, stages: Collection[str]) -> Iterator[str]:
     """What is wrong for this model with a scheme of a model that will be made, from the base model's config.json."""
-    from plumbline.base_model.checkpoint import BaseCheckpoint
     from plumbline.base_model.folder import local_folder
-    from plumbline.quantized_model.suits import suited
+
+    with collector_paused():
+        from plumbline.base_model.checkpoint import BaseCheckpoint
+        from plumbline.quantized_model.suits import suited
 
     folder = local_folder(params.model, root)
     if (

@@ -11,17 +11,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plumbline.collector import collector_paused, resume_collector
 from plumbline.execution.ray_cluster import kept
 from plumbline.graph.declared import declare
 from plumbline.graph.in_process import run_asset
 from plumbline.graph.intake import take_in_now
 from plumbline.graph.pool import HEAVY, wait_for_others
-from plumbline.graph.preflight import require_ready, require_writable, services
+from plumbline.graph.preflight import TRACKED, require_ready, require_writable, services
 from plumbline.markdown import plain
 from plumbline.params import load_params
 from plumbline.raw_corpus.intake import INTAKE
 from plumbline.tracking.address import tracking_address
 from plumbline.tracking.restoration import restore
+from plumbline.tracking.store import load_library
 from plumbline.versioning.dvc_locks import remove_damaged_locks
 from plumbline.versioning.facts import STAGES
 from plumbline.versioning.file_system import lock_warnings
@@ -75,6 +77,12 @@ def run_graph(
         ValueError: `only` names no asset; or something is known to make a step fail, see preflight.py.
         RunFailed: a step failed, or was interrupted; the steps that finished before are kept.
     """
+    with collector_paused():
+        return _run_graph(root, only, announce, expected)
+
+
+def _run_graph(root: Path, only: Sequence[str], announce: Callable[[str], None], expected: Forecast | None) -> int:
+    """`run_graph`, to be called while the garbage collector is paused: it goes on before the first step."""
     require_assets(root, only)
     require_writable(root)
     with contextlib.suppress(ValueError):  # a wrong address is said with all other problems
@@ -105,7 +113,11 @@ def run_graph(
 
     steps, progress, execution = restored, RunProgress(root, expected), load_params(root).execution
     with instance() as history, kept():
-        for asset in stage_assets(root):
+        assets = stage_assets(root)
+        if any(name.split("@")[0] in TRACKED for name in changed):
+            load_library()
+        resume_collector()
+        for asset in assets:
             name = asset.key.to_user_string()
             if name in skipped or (only and name not in only):
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import sqlite3
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from plumbline.collector import collector_paused
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,49 +85,44 @@ def opened(uri: str) -> MlflowClient:
     Raises:
         TrackingError: a SQLite store has tables that this version of MLflow does not read.
     """
-    # MLflow reads these on import; values that the user has set win. No telemetry, no warning on a machine without git,
-    # and a dead server is reported after seconds, by default after minutes.
+    load_library()
+    from mlflow import MlflowClient
+
+    if not uri.startswith("http"):
+        path = sqlite_path(uri)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _create_database(path)
+    try:
+        with collector_paused(), as_global_uri(uri):
+            return MlflowClient(uri, uri)
+    except mlflow_error() as error:
+        if uri.startswith("http"):
+            raise
+        raise TrackingError(
+            f"{sqlite_path(uri)} is no database of this MLflow ({str(error).partition('. ')[0]}); restore "
+            "it from a backup, or move it away and `plumbline run` makes one"
+        ) from error
+
+
+def load_library() -> None:
+    """Import MLflow and its SQLite store, with our settings: it reads them on import, and values that the user has set
+    win. No telemetry, no warning on a machine without git, and a dead server is reported after seconds, by default
+    after minutes."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    with _collector_paused():
-        from mlflow import MlflowClient
-
-        # MLflow logs a database's error with its traceback, then raises it; whoever catches it says it once.
-        logging.getLogger("mlflow.store.db.utils").addFilter(_has_no_traceback)
-        if not uri.startswith("http"):
-            path = sqlite_path(uri)
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _create_database(path)
-        try:
-            with as_global_uri(uri):
-                return MlflowClient(uri, uri)
-        except mlflow_error() as error:
-            if uri.startswith("http"):
-                raise
-            raise TrackingError(
-                f"{sqlite_path(uri)} is no database of this MLflow ({str(error).partition('. ')[0]}); restore "
-                "it from a backup, or move it away and `plumbline run` makes one"
-            ) from error
+    with collector_paused():
+        import mlflow
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    # MLflow logs a database's error with its traceback, then raises it; whoever catches it says it once.
+    logging.getLogger("mlflow.store.db.utils").addFilter(_has_no_traceback)
 
 
 def _has_no_traceback(record: logging.LogRecord) -> bool:
     return record.exc_info is None
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Disable garbage collection, which takes a third of the time of an import and frees nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -14,8 +14,10 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ DIGITS = 12
 MEMO = "code.json"
 MEMO_SIZE = 500
 """Maximum number of modules in the memo: those of the library, and earlier texts of edited ones."""
+SETTLED = 1_000_000_000
+"""Nanoseconds after which a file has a new modification time for certain when it is written again."""
+_State = tuple[tuple[str, int, int, int], ...]
 NAME = re.compile(r"(?![./])[\w.-]+(/[\w.-]+)*")
 """String constants that may name a module or a file."""
 QUOTED = re.compile(r"[\"']([\w.-]+)[\"']")
@@ -66,6 +71,10 @@ class _ParsedModule:
     """String constants that may name a module or a data file."""
     interface: int
     """Its constant VERSION, the interface version of a compiled kernel; 0 without one."""
+
+
+_parsed_here: dict[str, _ParsedModule] = {}
+"""What this process has parsed, as in the memo: each definition of an asset asks for a version by itself."""
 
 
 class Library:
@@ -170,8 +179,8 @@ class Library:
             key = f"{name} {hashlib.sha256(data).hexdigest()}"
             source = self._parsed.pop(key, None)
             if source is None:
-                source, self._must_save = _parse(data, name, path), True
-            self._sources[name] = self._parsed[key] = source
+                source, self._must_save = _parsed_here.get(key) or _parse(data, name, path), True
+            self._sources[name] = self._parsed[key] = _parsed_here[key] = source
         return self._sources[name]
 
     def _data_digest(self, path: str) -> str:
@@ -238,9 +247,26 @@ def library_of(root: Path) -> Library:
 
 
 def code_versions(root: Path, assets: Iterable[str]) -> dict[str, str]:
-    """Code version of each asset in the installed library. The workspace's memo only makes it faster."""
+    """Code version of each asset in the installed library. The workspace's memo only makes it faster.
+
+    A process computes them again when the name, inode, size or modification time of a file of the library changed.
+    """
+    wanted, state = tuple(assets), _state(LIBRARY)
+    if time.time_ns() - max((mtime for *_, mtime in state), default=0) < SETTLED:
+        return _versions.__wrapped__(root, wanted, LIBRARY, state)
+    return dict(_versions(root, wanted, LIBRARY, state))
+
+
+@lru_cache(maxsize=2)
+def _versions(root: Path, assets: tuple[str, ...], folder: Path, state: _State) -> dict[str, str]:
     library = library_of(root)
     return {asset: code_version(asset, library) for asset in assets}
+
+
+def _state(folder: Path) -> _State:
+    """Name, inode, size and modification time of each file of the library, in order."""
+    stats = ((name, (folder / name).stat()) for name in sorted(_files(folder)))
+    return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in stats)
 
 
 def link_library(root: Path) -> None:

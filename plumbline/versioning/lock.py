@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from plumbline.versioning.facts import FACTS, NAMED_OUTPUTS
 from plumbline.versioning.lock_errors import FIX, described, require_stages
 
 FILE = "dvc.lock"
+HEAD = "schema: '2.0'\nstages:\n"
 MALFORMED = (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError)
 
 
@@ -81,16 +81,33 @@ def read_lock(root: Path) -> dict[str, Entry]:
     path = root / FILE
     if not path.is_file():
         return {}
+    stamp = _stamp(path)
+    if path not in _known or _known[path].stamp != stamp:
+        try:
+            text = path.read_text(encoding="utf-8")
+            _known[path] = _Known(stamp, text, parse_lock(text))
+        except MALFORMED as error:
+            raise ValueError(f"{path}, {described(error)}; {FIX}") from error
+    return dict(_known[path].entries)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A dvc.lock as this process last read or wrote it."""
+
+    stamp: tuple[int, ...]
+    text: str
+    entries: Mapping[str, Entry]
+    blocks: Mapping[str, str] | None = None
+    """The text of each record, by the name of its stage, if this process wrote the file."""
+
+
+_known: dict[Path, _Known] = {}
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
     status = path.stat()
-    return dict(_read(path, status.st_mtime_ns, status.st_size, status.st_ino))
-
-
-@lru_cache(maxsize=4)
-def _read(path: Path, *stamp: int) -> Mapping[str, Entry]:
-    try:
-        return parse_lock(path.read_text(encoding="utf-8"))
-    except MALFORMED as error:
-        raise ValueError(f"{path}, {described(error)}; {FIX}") from error
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def parse_lock(text: str) -> dict[str, Entry]:
@@ -141,12 +158,28 @@ def entry_of(name: str, stage: Mapping[str, Any]) -> Entry:
 def write_entry(root: Path, name: str, record: Mapping[str, Any]) -> None:
     """Set one record of dvc.lock, whose format is public. The file is replaced as a whole.
 
-    The caller must hold DVC's repository lock.
+    The caller must hold DVC's repository lock. What this process wrote last is not parsed again.
+
+    Raises:
+        ValueError: the file is malformed.
     """
     path = root / FILE
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) if path.is_file() else None
-    stages = (content or {}).get("stages") or {}
-    replace_text(path, dump({"schema": "2.0", "stages": {**stages, name: record}}))
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    entries, known = read_lock(root), _known.get(path)
+    if known is not None and known.blocks is not None and known.text == text:
+        blocks = known.blocks
+    else:
+        stages = (yaml.load(text, Loader=_Loader) or {}).get("stages") or {}
+        blocks = {stage: _block(stage, content) for stage, content in stages.items()}
+    block = _block(name, record)
+    blocks = {**blocks, name: block}
+    replace_text(path, text := "".join([HEAD, *blocks.values()]))
+    _known[path] = _Known(_stamp(path), text, {**entries, **parse_lock(HEAD + block)}, blocks)
+
+
+def _block(name: str, record: Mapping[str, Any]) -> str:
+    """The lines of a record below `stages:`. Together they are what `dump` makes of all records at once."""
+    return dump({"stages": {name: record}}).removeprefix("stages:\n")
 
 
 def upstream(root: Path, outs: Mapping[str, str], deps: Mapping[str, str]) -> dict[str, str]:

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from plumbline.artifact import replace_text
+from plumbline.collector import collector_paused
 from plumbline.versioning.code import STAGE, VERSIONS
 from plumbline.versioning.config import require_git_or_no_scm
 from plumbline.versioning.facts import FACTS
 from plumbline.versioning.lock import read_lock
+from plumbline.versioning.parameter_files import read_once
 from plumbline.versioning.settings import settings
 from plumbline.yaml_file import read_yaml
 
@@ -223,9 +225,12 @@ class Pipeline:
             raise ValueError(f"DVC cannot read {root / FILE}: {_sentences(error)}") from error
 
     def _load(self, root: Path) -> None:
-        from dvc.repo import Repo
+        with collector_paused():
+            from dvc.dependency.param import ParamsDependency
+            from dvc.repo import Repo
 
         require_git_or_no_scm(root)
+        read_once()
         logging.getLogger("dvc").setLevel(logging.ERROR)  # hides "Updating lock file", "inbox is empty"
         self.root = root
         with contextlib.chdir(root):
@@ -233,7 +238,9 @@ class Pipeline:
             self.repo: Repo = Repo(str(root), _wait_for_lock=True)
             loaded = self.repo.stage.load_all(FILE) if (root / FILE).is_file() else []
             self.stages: dict[str, PipelineStage] = {stage.name: stage for stage in loaded}
-        self._paths = {item.def_path: item for stage in loaded for item in (*stage.outs, *stage.deps)}
+        items = (item for stage in loaded for item in (*stage.deps, *stage.outs))
+        # A file of facts is an output and, in other stages, parameters, whose hash is not that of the file.
+        self._paths = {item.def_path: item for item in items if not isinstance(item, ParamsDependency)}
 
     def stage(self, name: str) -> PipelineStage:
         """DVC's object for a stage.

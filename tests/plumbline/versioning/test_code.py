@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -236,7 +237,32 @@ def test_versions_are_the_same_with_a_memo_and_without(tmp_path: Path) -> None:
         memo.read_text().replace('"by": "', '"by": "0').replace('"digest": "', '"digest": "0'),
     ):
         memo.write_text(content)
+        code._versions.cache_clear()
         assert code_versions(tmp_path, ASSETS) == expected
+
+
+def test_a_process_reads_the_library_again_when_a_file_changed_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "plumbline"
+    build = folder / "letters" / "build.py"
+    build.parent.mkdir(parents=True)
+    for path in (folder / "__init__.py", folder / "letters" / "__init__.py", build):
+        path.write_text("N = 1\n")
+        os.utime(path, ns=(1, 1))  # long ago
+    monkeypatch.setattr(code, "LIBRARY", folder)
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or read_bytes(path))
+    first = code_versions(tmp_path, ["letters"])
+    assert read.count(build) == 1
+    assert code_versions(tmp_path, ["letters"]) == first and read.count(build) == 1
+    build.write_text("N = 2\n")  # of the same size
+    second = code_versions(tmp_path, ["letters"])
+    assert second != first and code_versions(tmp_path, ["letters"]) == second
+    assert read.count(build) == 3  # a file written just now may be written again within a tick of its clock
+    (folder / "letters" / "new.py").write_text("")
+    assert code_versions(tmp_path, ["letters"]) == second
 
 
 def test_an_asset_without_a_builder_is_named() -> None:

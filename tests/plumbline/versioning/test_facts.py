@@ -146,6 +146,21 @@ def test_a_changed_byte_of_the_base_model_is_seen_by_what_reads_it(
     assert current(root, BASE_MODEL)["weights"] == base_model_digest(root / "base")
 
 
+def test_facts_that_are_recorded_are_not_recorded_again(root: Path) -> None:
+    """Once, each step published each file of facts anew: half of what DVC cost."""
+    make_all(root, "a", "b", "c")
+    refresh_facts(root)
+    before = {path: path.stat() for name in (*FACTS, "dvc.lock") if (path := root / name).exists()}
+    assert len(before) == 3
+    make(root, "activation_stats@a", "the same step with the facts of before")
+    assert {path for path, status in before.items() if path.stat() != status} == {root / "dvc.lock"}
+    refresh_facts(root)
+    assert {path for path, status in before.items() if path.stat() != status} == {
+        root / "dvc.lock",
+        root / NAMED_OUTPUTS,
+    }
+
+
 def test_dvc_repro_sees_the_changed_byte(root: Path) -> None:
     make_all(root, "a", "b", "c")
     (root / "base/model.safetensors").write_text("other")

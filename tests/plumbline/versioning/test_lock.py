@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dvc.utils.serialize import parse_yaml
+from dvc.utils.serialize import dump_yaml, parse_yaml
 
 from plumbline.versioning.code import VERSIONS
 from plumbline.versioning.lock import MALFORMED, dump, parse_lock, parse_run, read_lock, write_entry
@@ -46,6 +46,30 @@ def test_an_entry_holds_what_a_stage_read_and_wrote(tmp_path: Path) -> None:
     assert (entry.deps, entry.outs, entry.params) == ({"data/a": "1"}, {"data/b/key": "3"}, {"n": 2})
     assert (read_lock(tmp_path)["c"].md5, read_lock(tmp_path)["c"].code_version) == ("", "")
     assert yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]["b@key"] == RECORD
+
+
+STAGES = ["a", "b@key", "a", "c@1e5", "b@key"]
+
+
+@pytest.mark.parametrize("between", [None, "dvc", "other"])
+def test_entries_written_one_by_one_are_the_bytes_and_values_of_a_dump_of_all(
+    tmp_path: Path, between: str | None
+) -> None:
+    """The rest of the file is kept as text: also where DVC, or another process, wrote it in between."""
+    path, records = tmp_path / "dvc.lock", {}
+    for n, name in enumerate(STAGES):
+        path_of_wrapped_line = f"data/{name}/" + " long enough to be wrapped" * 4
+        params = {"params.yaml": {"n": n, "rate": 1e-06, "text": "two\nlines: #"}, VERSIONS: {"b": f"12e{n}"}}
+        record = {"cmd": "make", "params": params, "outs": [{"path": path_of_wrapped_line, "md5": f"{n}"}]}
+        write_entry(tmp_path, name, record)
+        records = {**records, name: record}
+        assert path.read_text() == dump({"schema": "2.0", "stages": records})
+        assert read_lock(tmp_path) == parse_lock(path.read_text())
+        if between == "dvc":
+            dump_yaml(path, {"schema": "2.0", "stages": records})
+        elif between == "other":
+            records = {**records, "d": {"cmd": f"make d {n}"}}
+            path.write_text(dump({"schema": "2.0", "stages": records}))
 
 
 def test_a_record_of_the_run_cache_is_named_by_what_it_made() -> None:
