@@ -83,24 +83,7 @@ def run_graph(
 
 def _run_graph(root: Path, only: Sequence[str], announce: Callable[[str], None], expected: Forecast | None) -> int:
     """`run_graph`, to be called while the garbage collector is paused: it goes on before the first step."""
-    require_assets(root, only)
-    require_writable(root)
-    with contextlib.suppress(ValueError):  # a wrong address is said with all other problems
-        for warning in lock_warnings(root, tracking_address(root).uri or ""):
-            announce(f"warning: {warning}")
-    for change in declare(root):
-        announce(change)
-    sweep(root)
-    remove_damaged_locks(root)
-    refresh_facts(root)
-    if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
-        if any(services(load_params(root), root, ["raw_corpus"])):  # listed together with all that is wrong
-            require_ready(root, {"raw_corpus", *changed_stages(root, *only)})
-        take_in_now(root)
-    skipped = on_request(root) - set(only)
-    changed = changed_stages(root, *only)
-    if changed:
-        require_ready(root, changed)
+    changed = _made_ready(root, only, announce)
     restored = restore(root, changed, announce) if not only or {"evaluation", "deployed_model"} & set(only) else 0
     if not changed:
         return restored
@@ -111,6 +94,7 @@ def _run_graph(root: Path, only: Sequence[str], announce: Callable[[str], None],
     from plumbline.graph.shared_steps import is_shared
     from plumbline.graph.step import FRONT_DOOR
 
+    skipped = on_request(root) - set(only)
     steps, progress, execution = restored, RunProgress(root, expected), load_params(root).execution
     with instance() as history, kept():
         assets = stage_assets(root)
@@ -146,6 +130,31 @@ def _run_graph(root: Path, only: Sequence[str], announce: Callable[[str], None],
                 announce(f"  {seconds:.1f} s{where(result)}")
             progress.skipped(name)
     return steps
+
+
+def _made_ready(root: Path, only: Sequence[str], announce: Callable[[str], None]) -> dict[str, list[str]]:
+    """Bring files and intake up to date, check what can be known before the first step, and return what is out of date.
+
+    Raises as `run_graph`.
+    """
+    require_assets(root, only)
+    require_writable(root)
+    with contextlib.suppress(ValueError):  # a wrong address is said with all other problems
+        for warning in lock_warnings(root, tracking_address(root).uri or ""):
+            announce(f"warning: {warning}")
+    for change in declare(root):
+        announce(change)
+    sweep(root)
+    remove_damaged_locks(root)
+    refresh_facts(root)
+    if not only or "raw_corpus" in only or not (root / INTAKE).is_file():
+        if any(services(load_params(root), root, ["raw_corpus"])):  # listed together with all that is wrong
+            require_ready(root, {"raw_corpus", *changed_stages(root, *only)})
+        take_in_now(root)
+    changed = changed_stages(root, *only)
+    if changed:
+        require_ready(root, changed)
+    return changed
 
 
 def require_assets(root: Path, names: Iterable[str]) -> None:

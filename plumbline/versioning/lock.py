@@ -85,14 +85,14 @@ def read_lock(root: Path) -> dict[str, Entry]:
     if path not in _known or _known[path].stamp != stamp:
         try:
             text = path.read_text(encoding="utf-8")
-            _known[path] = _Known(stamp, text, parse_lock(text))
+            _known[path] = _LastLock(stamp, text, parse_lock(text))
         except MALFORMED as error:
             raise ValueError(f"{path}, {described(error)}; {FIX}") from error
     return dict(_known[path].entries)
 
 
 @dataclass(frozen=True)
-class _Known:
+class _LastLock:
     """A dvc.lock as this process last read or wrote it."""
 
     stamp: tuple[int, ...]
@@ -102,7 +102,7 @@ class _Known:
     """The text of each record, by the name of its stage, if this process wrote the file."""
 
 
-_known: dict[Path, _Known] = {}
+_known: dict[Path, _LastLock] = {}
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -174,7 +174,7 @@ def write_entry(root: Path, name: str, record: Mapping[str, Any]) -> None:
     block = _block(name, record)
     blocks = {**blocks, name: block}
     replace_text(path, text := "".join([HEAD, *blocks.values()]))
-    _known[path] = _Known(_stamp(path), text, {**entries, **parse_lock(HEAD + block)}, blocks)
+    _known[path] = _LastLock(_stamp(path), text, {**entries, **parse_lock(HEAD + block)}, blocks)
 
 
 def _block(name: str, record: Mapping[str, Any]) -> str:
