@@ -61,7 +61,7 @@ for stage in json.loads(sys.argv[1]):
 """
 PLUMBING = {
     *("versioning", "tracking", "provenance", "graph", "cli", "execution"),
-    *("params.py", "workspace.py", "progress.py", "amounts.py", "markdown.py"),
+    *("params.py", "workspace.py", "progress.py", "amounts.py", "collector.py", "markdown.py"),
 }
 """Packages and modules that run along with a builder, and decide nothing of what it writes."""
 
