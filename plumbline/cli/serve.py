@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +36,7 @@ def ui(port: int, hosts: tuple[str, ...]) -> None:
             raise click.BadParameter(
                 f"{host!r}: expected a host name such as ui.example.org", param_hint="--allow-host"
             )
+    require_free(port)
     click.echo(f"Dagster: http://{ADDRESS}:{port}  (Ctrl-C stops it; the history is kept in .dagster)")
     serve(workspace_root(), ["-m", MODULE, "dev", "-h", ADDRESS, "-p", str(port)], {HOSTS: ",".join(hosts)})
 
@@ -61,6 +64,7 @@ def mlflow(port: int) -> None:
         raise click.ClickException(str(error)) from error
     if not uri.startswith("sqlite:"):
         raise click.ClickException(f"the runs of this workspace are on a server already: {uri}")
+    require_free(port)
     base = f"http://{ADDRESS}:{port}"
     click.echo(f"MLflow: {base}  (Ctrl-C stops it; the runs are kept in mlflow.db)")
     for name, number in experiments(sqlite_path(uri)).items():
@@ -69,6 +73,20 @@ def mlflow(port: int) -> None:
     stores = ["--backend-store-uri", uri, "--default-artifact-root", str(sqlite_path(uri).parent / ARTIFACTS)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     serve(root, ["-m", "mlflow", "server", *where, *stores], quiet)
+
+
+def require_free(port: int) -> None:
+    """Refuse a port at which another process listens; the server itself would say so amid its log, after seconds.
+
+    Raises:
+        ClickException: names the option.
+    """
+    with contextlib.closing(socket.socket()) as probe:
+        if not probe.connect_ex((ADDRESS, port)):
+            raise click.ClickException(
+                f"port {port} is in use, maybe by this command in another terminal or workspace: stop that, or name "
+                "another one with --port"
+            )
 
 
 def serve(root: Path, command: Sequence[str], environment: dict[str, str]) -> NoReturn:

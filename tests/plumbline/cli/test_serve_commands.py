@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from plumbline.cli import serve
 from plumbline.cli.guarded_dagster import warn_if_unguarded
 from plumbline.cli.main import main
+from plumbline.cli.serve import require_free
 from plumbline.cli.workspace import write_workspace
 
 
@@ -37,6 +40,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         raise Became(path, command)
 
     monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(serve, "require_free", lambda port: None)  # something may listen on this machine
     interrupt = signal.getsignal(signal.SIGINT)
     yield tmp_path / "workspace"
     signal.signal(signal.SIGINT, interrupt)
@@ -93,6 +97,18 @@ def test_dagster_dev_by_hand_says_that_it_has_no_guard(
 def test_ui_is_not_opened_to_any_host(root: Path, host: str) -> None:
     result = CliRunner().invoke(main, ["ui", "--allow-host", host])
     assert result.exit_code == 2 and "expected a host name" in result.output
+
+
+@pytest.mark.parametrize("command", ["ui", "mlflow"])
+def test_a_port_in_use_is_said_before_the_server_starts(
+    command: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "require_free", require_free)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = CliRunner().invoke(main, [command, "--port", port])
+    assert result.exit_code == 1 and f"port {port} is in use" in result.output and "--port" in result.output
+    became(CliRunner().invoke(main, [command, "--port", port]))
 
 
 def test_mlflow_serves_the_workspace_s_own_store(root: Path) -> None:
