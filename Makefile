@@ -32,7 +32,8 @@ demo: setup
 	@$(ENV) $(BIN)/plumbline run
 
 # One process per core, each with one thread.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+WORKERS := auto
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 test: setup
 	@$(ENV) $(TESTS) --dist loadfile -m "not integration and not architectures"
@@ -41,8 +42,9 @@ architectures: setup
 	@$(ENV) $(TESTS) --dist worksteal -m architectures
 
 # A worker more than cores: these wait for daemons, servers and a browser a fifth of their time.
+integration: WORKERS = $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')
 integration: setup
-	@$(ENV) $(TESTS) --numprocesses $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --dist worksteal -m "integration and not long"
+	@$(ENV) $(TESTS) --dist worksteal -m "integration and not long"
 
 # What takes minutes and is tested in parts elsewhere; not in CI.
 long: setup

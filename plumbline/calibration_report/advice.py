@@ -60,8 +60,7 @@ def _opposed(study: Study, c: Mapping[str, Any]) -> tuple[float, str] | None:
     more = "lower" if c["kl_mean"] < c["kl_mean_baseline"] else "higher"
     text = (
         f"{c['scheme']}: KL and perplexity disagree on {c['choice']}: its KL is {more} than that of {c['baseline']} "
-        f"({kls[0]} and {kls[1]}), its perplexity {_other(more)} ({ours:.2f} and "
-        f"{theirs:.2f})"
+        f"({' and '.join(kls)}), its perplexity {_other(more)} ({ours:.2f} and {theirs:.2f})"
     )
     chance = c["verdict"] == "no difference detected"
     return abs(ours / theirs - 1), text + ("; the difference in KL may be chance." if chance else ".")

@@ -93,7 +93,7 @@ def _candidate(
         "calibration": best,
         "scheme": deployment.scheme,
         "chosen": f"lowest mean KL divergence of {len(metrics)} calibration choices under {deployment.scheme}"
-        + _equal(verdict, best, deployment.scheme),
+        + _as_good(verdict, best, deployment.scheme),
         "figures": {name: figures[name] for name in FIGURES},
         "candidates": {choice: row["kl_mean"] for choice, row in metrics.items()},
         "verdict": [s for s in verdict["sentences"] if deployment.scheme in s],
@@ -104,9 +104,9 @@ def _candidate(
     }
 
 
-def _equal(verdict: Mapping[str, Any], best: str, scheme: str) -> str:
-    """Which choice the report advises instead, where it found no difference between that one and the best."""
-    for c in verdict.get("comparisons", ()):
+def _as_good(verdict: Mapping[str, Any], best: str, scheme: str) -> str:
+    """What to add on a choice that would do as well, where the report found no difference between it and the best."""
+    for c in verdict["comparisons"]:
         if (c["choice"], c["scheme"], c["verdict"]) == (best, scheme, "no difference detected"):
             return f" (no difference from {c['baseline']} was detected: that would do as well)"
     return ""

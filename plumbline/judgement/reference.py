@@ -20,12 +20,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from plumbline.base_model.tensor_reader import CODES
 from plumbline.divergence import BasePrediction, predict
 from plumbline.evaluation.held_out import HeldOut, HeldOutBatch, batches, predicted_logits
 
 LAYER_TOKENS = 2048
 """Tokens of the samples whose layer outputs are compared."""
-CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 FORMAT = "plumbline reference logits 1"
 
 

@@ -7,7 +7,6 @@ killed in between leaves the last version as `NAME.xxxx.old`; it is put back bef
 from __future__ import annotations
 
 import contextlib
-import glob
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ def scratch(root: Path, name: str) -> Iterator[Path]:
     locks.mkdir(parents=True, exist_ok=True)
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{name}.lock"):
-        for aside in place.glob(f"{glob.escape(name)}.*{ASIDE}"):
+        for aside in place.glob(f"*{ASIDE}"):
             if _step_of(aside) == name:
                 _put_back(root, name, aside)
         folder = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=place))

@@ -34,7 +34,7 @@ class Workshop:
             self.calibrate(choice, self.split("pool")[:4])
         self.inputs.report.mkdir()
         (self.inputs.report / "report.html").write_text("<html>")
-        (self.inputs.report / "verdict.json").write_text(json.dumps({"sentences": ["w4: yes", "w3: no"]}))
+        write_json(self.inputs.report / "verdict.json", {"sentences": ["w4: yes", "w3: no"], "comparisons": []})
 
     def split(self, name: str) -> list[dict[str, Any]]:
         return list(read_samples(self.samples, [name], ["sample_id", "doc_id", "input_ids"]).to_pylist())
