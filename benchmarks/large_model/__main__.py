@@ -1,8 +1,9 @@
 """python -m benchmarks.large_model FOLDER [--shape llama-8b] [--layers N] [--limit GIB] [--samples 16] [--tokens 512]
+                                      [--judged 16]
 
 Writes a random model of a real shape into FOLDER (16 GB for llama-8b; kept, so that a second call starts at once), and
-runs statistics of samples of random tokens, W4A16 GPTQ, and an evaluation on as many tokens, layer by layer. Every step
-is a process of its own. Prints seconds and peak resident memory; ends with 1 where that is above `--limit`.
+runs statistics of samples of random tokens, W4A16 GPTQ, and an evaluation on `--judged` other samples, layer by layer.
+Every step is a process of its own. Prints seconds and peak resident memory; ends with 1 where that is above `--limit`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=6.0, help="GiB")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--judged", type=int, help="samples of the evaluation; as many as --samples if not given")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step is not None:
@@ -61,14 +63,14 @@ def prepare(given: argparse.Namespace) -> None:
     weights = write_model(given.shape, given.folder / "base", given.layers)
     vocabulary = SHAPES[given.shape][1]["vocab_size"]
     (given.folder / "set").mkdir()
-    write_set(given.folder / "set", "random", tokens(given, vocabulary, seed=0))
+    write_set(given.folder / "set", "random", tokens(given.samples, given.tokens, vocabulary, seed=0))
     print(f"{given.shape}: {weights / 1e9:.2f} billion weights, written in {time.perf_counter() - started:.0f} s")
 
 
-def tokens(given: argparse.Namespace, vocabulary: int, seed: int) -> list[np.ndarray]:
+def tokens(samples: int, length: int, vocabulary: int, seed: int) -> list[np.ndarray]:
     """Samples of random tokens, int32."""
     random = np.random.default_rng(seed)
-    return [random.integers(0, vocabulary, given.tokens).astype(np.int32) for _ in range(given.samples)]
+    return [random.integers(0, vocabulary, length).astype(np.int32) for _ in range(samples)]
 
 
 def run_step(given: argparse.Namespace) -> None:
@@ -125,10 +127,11 @@ def evaluate(given: argparse.Namespace, base: Any, execution: Any) -> None:
     from plumbline.evaluation.layerwise_mode import layerwise_of
     from plumbline.evaluation.params import EvaluationParams
 
-    samples = [ids.astype(np.int64) for ids in tokens(given, base.vocabulary(), seed=1)]
+    judged = tokens(given.judged or given.samples, given.tokens, base.vocabulary(), seed=1)
+    samples = [ids.astype(np.int64) for ids in judged]
     names = [str(number) for number in range(len(samples))]
     params = EvaluationParams(batch_tokens=given.tokens)
-    layerwise = layerwise_of(execution, params, given.samples * given.tokens, base, given.folder / "evaluation")
+    layerwise = layerwise_of(execution, params, len(samples) * given.tokens, base, given.folder / "evaluation")
     held_out = HeldOut(names, names, names, samples, {})
     found, _ = divergences(params, base, "", given.folder / "quantization", {}, [held_out], layerwise)[0]
     print(f"KL {found.kl.mean():.6f} nats per token, {len(found.kl)} tokens", file=sys.stderr)

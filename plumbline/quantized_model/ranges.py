@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from plumbline.quantized_model.format_params import WeightRangeRule
-from plumbline.quantized_model.grid import Grid, multiplier, scale_and_zero, scale_dtype
-from plumbline.quantized_model.numbers import Numbers
+from plumbline.quantized_model.grid import Grid, scale_and_zero
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.range_search import least_error
 
 SHRINKS = tuple(step / 100 for step in range(100, 19, -1))
 """Shares of the whole range that `mse` tries."""
@@ -46,8 +46,6 @@ FLOAT_SHARES = tuple(step / 100 for step in (100, *range(180, 100, -4), *range(9
 finer steps below it (Cook et al., Four Over Six, arXiv 2512.02010)."""
 OCTAVES = (1.0, 2.0, 0.5)
 """Those for scales that are powers of two."""
-CHUNK = 1 << 16
-"""Values rounded at a time, few enough for the cache of a core."""
 
 
 class Ranges(Protocol):
@@ -118,7 +116,7 @@ def weight_range(
         weights = importance.to(values.dtype).reshape(-1, size)
         weights = torch.where((weights > 0).any(-1, keepdim=True), weights, 1.0)
     flat = values.reshape(-1, size), low.reshape(-1), high.reshape(-1)
-    scale, zero = _least_error(*flat, weights, shares_of(grid, rule), grid, signed, dtype, global_scale)
+    scale, zero = least_error(*flat, weights, shares_of(grid, rule), grid, signed, dtype, global_scale)
     return scale.view(shape), zero.view(shape)
 
 
@@ -153,57 +151,3 @@ def _rank(percentile: float | Fraction, n: int) -> int:
     """ceil(percentile / 100 * n), at least 1, in exact arithmetic: 7 % of 100 is 7, not 7.000000000000001."""
     exact = percentile if isinstance(percentile, Fraction) else Fraction(repr(percentile))
     return max(1, math.ceil(exact * n / 100))
-
-
-def _least_error(
-    values: Tensor,
-    low: Tensor,
-    high: Tensor,
-    weights: Tensor | None,
-    shares: tuple[float, ...],
-    grid: Grid,
-    signed: bool,
-    dtype: torch.dtype,
-    global_scale: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (groups,) of least squared error among shares of the range; the first of equals.
-
-    Args:
-        values: (groups, group).
-        low, high: (groups,), ends of the range.
-        weights: (periods, group), what a squared error counts: group i has those of row i modulo `periods`.
-        shares: candidates; a signed grid tries each with both signs, the positive ones first.
-    """
-    groups, size = values.shape
-    best_scale = torch.empty(groups, dtype=scale_dtype(grid, dtype), device=values.device)
-    best_zero = torch.zeros(groups, dtype=torch.float32, device=values.device)
-    step = max(1, CHUNK // size)
-    for start in range(0, groups, step):
-        w, a, b = (x[start : start + step] for x in (values, low, high))
-        v = None if weights is None else weights[torch.arange(start, start + len(w), device=w.device) % len(weights)]
-        q = torch.empty_like(w)
-        least = torch.full_like(a, torch.inf)
-        best, nought = scale_and_zero(a * shares[0], b * shares[0], grid, dtype, global_scale)
-        for sign in (1, -1) if signed else (1,):
-            for share in shares:
-                scale, zero = scale_and_zero(a * share, b * share, grid, dtype, global_scale)
-                scale = scale * sign
-                s = multiplier(scale, global_scale).to(w.dtype).unsqueeze(-1)
-                errors = _errors(w, v, s, None if grid.symmetric else zero, grid.numbers, q)
-                better = errors < least
-                least = torch.where(better, errors, least)
-                best, nought = torch.where(better, scale, best), torch.where(better, zero, nought)
-        best_scale[start : start + step], best_zero[start : start + step] = best, nought
-    return best_scale, best_zero
-
-
-def _errors(w: Tensor, v: Tensor | None, s: Tensor, zero: Tensor | None, numbers: Numbers, q: Tensor) -> Tensor:
-    """(groups,): squared errors of w (groups, group), weighted by v, rounded to numbers * s; q is working memory."""
-    torch.div(w, s, out=q)
-    if zero is not None:
-        q.add_(zero.to(w.dtype).unsqueeze(-1))
-    numbers.round_(q)
-    if zero is not None:
-        q.sub_(zero.to(w.dtype).unsqueeze(-1))
-    q.mul_(s).sub_(w).square_()
-    return (q if v is None else q.mul_(v)).sum(-1)

@@ -15,21 +15,30 @@ from torch import Tensor
 from plumbline import kernels
 from plumbline.activation_stats import kernel
 from plumbline.histogram import n_buckets
-from plumbline.quantized_model import descent, solver
+from plumbline.quantized_model import descent, range_search, solver
 from plumbline.quantized_model.gptq import gptq
 from plumbline.quantized_model.grid import Grid
+from plumbline.quantized_model.ranges import weight_range
 from plumbline.quantized_model.rtn import rtn
 
 SOURCES: dict[ModuleType, str] = {
     kernel: "activation_stats/kernel.c",
     solver: "quantized_model/solver.c",
     descent: "quantized_model/descent.c",
+    range_search: "quantized_model/range_search.c",
 }
 MANTISSA_BITS = 4
 
 
 def forget() -> None:
-    for cached in (kernels._load, kernel.library, solver.library, solver.wide_library, descent.library):
+    for cached in (
+        kernels._load,
+        kernel.library,
+        solver.library,
+        solver.wide_library,
+        descent.library,
+        range_search.library,
+    ):
         cached.cache_clear()
 
 
@@ -84,8 +93,17 @@ def descended() -> list[Tensor]:
     return list(descent.descend(W, x.T @ x, rtn(W, Grid(3, 32))))
 
 
-WORK: dict[ModuleType, Callable[[], list[Tensor]]] = {kernel: statistics, solver: solution, descent: descended}
-TOLERANCE = {kernel: 5e-6, solver: 1e-12, descent: 0.0}
+def searched() -> list[Tensor]:
+    return list(weight_range(randn(70, 64), Grid(3), torch.float32, "hessian", signed=True))
+
+
+WORK: dict[ModuleType, Callable[[], list[Tensor]]] = {
+    kernel: statistics,
+    solver: solution,
+    descent: descended,
+    range_search: searched,
+}
+TOLERANCE = {kernel: 5e-6, solver: 1e-12, descent: 0.0, range_search: 0.0}
 """Of sums, relative to the largest; integers, extremes and scales are equal to the bit."""
 
 

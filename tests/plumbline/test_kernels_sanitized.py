@@ -11,7 +11,12 @@ import pytest
 from plumbline.kernels import PACKAGE
 
 DRIVERS = Path(__file__).resolve().parents[1] / "kernels"
-SOURCES = ["activation_stats/kernel.c", "quantized_model/solver.c", "quantized_model/descent.c"]
+SOURCES = [
+    "activation_stats/kernel.c",
+    "quantized_model/solver.c",
+    "quantized_model/descent.c",
+    "quantized_model/range_search.c",
+]
 SANITIZED = ["-std=gnu11", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 pytestmark = [
