@@ -50,7 +50,7 @@ def require_loads(
         ValueError: the folder does not load, a weight is missing or unknown, or the logits differ; names the tensors or
             the first layer that differ.
     """
-    simulated = simulate(model, quantized, scheme)
+    simulated = with_wide_products(simulate(model, quantized, scheme))
     try:
         with quiet(), expert_global_scales() if scheme.loads_in == "vllm" else nullcontext():
             loaded, info = type(model).from_pretrained(

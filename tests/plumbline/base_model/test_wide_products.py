@@ -26,6 +26,7 @@ from plumbline.base_model.load import load_model
 from plumbline.base_model.own_modules import with_own_modules
 from plumbline.base_model.streamed import StreamedModel
 from plumbline.quantized_model.export import export
+from plumbline.quantized_model.load_check import require_loads
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.simulate import simulate
 from tests.helpers.quantizing import quantize
@@ -125,3 +126,5 @@ def test_the_simulation_and_the_exported_folder(
     again = quantize(ordinary, stats, params, samples)  # what a caller built is quantized to the same
     assert torch.equal(logits(simulate(base, again, params), tokens), simulated)
     assert not torch.equal(logits(simulate(ordinary, quantized, params), tokens), simulated)  # and left as it was
+    for model in (base, ordinary):
+        require_loads(tmp_path, model, quantized, params, tokens[0].tolist())
