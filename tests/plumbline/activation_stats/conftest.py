@@ -13,6 +13,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from plumbline.base_model.bfloat16 import wide_products
+
 Sample = tuple[str, list[int]]
 Captured = dict[str, dict[str, NDArray[np.float64]]]
 
@@ -70,7 +72,7 @@ def capture() -> Callable[[PreTrainedModel, list[Sample]], Captured]:
                     seen.setdefault(name, {})[current] = args[0].flatten(0, -2).double().numpy().copy()
 
                 handles.append(layer.register_forward_hook(keep))
-        with torch.no_grad():
+        with torch.no_grad(), wide_products(model):  # as Plumbline multiplies on this processor
             for sample_id, ids in samples:
                 current = sample_id
                 model(input_ids=torch.tensor([ids]))

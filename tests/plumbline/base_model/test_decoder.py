@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Gemma3nTextConfig, Gemma4TextConfig, PreTrainedConfig, PreTrainedModel
 
+from plumbline.base_model.bfloat16 import wide_products
 from plumbline.base_model.decoder import Call, Decoder, same
 
 
@@ -21,7 +22,8 @@ def outputs(model: PreTrainedModel, layers: nn.ModuleList, tokens: list[int]) ->
         seen.append(out[0] if isinstance(out, tuple) else out)
 
     handles = [layer.register_forward_hook(keep) for layer in layers]
-    logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits
+    with wide_products(model):  # as Plumbline multiplies on this processor
+        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits
     for handle in handles:
         handle.remove()
     return seen, logits
@@ -41,7 +43,7 @@ def test_layer_after_layer_is_the_ordinary_pass(config: Any, built: Any, ids: An
             hidden = decoder.run(number, hidden, call)
             assert torch.equal(hidden, seen[number])
         assert torch.equal(decoder.logits(tokens, hidden), ordinary)
-        with torch.no_grad():
+        with torch.no_grad(), wide_products(model):
             finished = model.base_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state
         assert torch.equal(decoder.finish(tokens, hidden), finished)
     assert not any("forward" in module.__dict__ for module in model.modules())
