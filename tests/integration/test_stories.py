@@ -11,7 +11,7 @@ from benchmarks.peers.articles import pieces
 from tests.helpers.shared import made_once
 from tests.helpers.workspace import Workspace, make_workspace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("stories")]
 
 DRAWS = 3
 
@@ -66,6 +66,7 @@ def kl_on_stories(workspace: Workspace, calibration: str) -> float:
     return float(json.loads(metrics.read_text())["by_domain"]["stories"]["kl_mean"])
 
 
+@pytest.mark.minutes(3)
 def test_in_domain_calibration_comes_out_ahead_of_code_at_3_bits(stories: Workspace) -> None:
     in_domain = [kl_on_stories(stories, f"in-domain-{draw}") for draw in range(DRAWS)]
     code = [kl_on_stories(stories, f"code-{draw}") for draw in range(DRAWS)]
