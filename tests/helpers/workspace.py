@@ -96,7 +96,7 @@ SMALL: dict[str, Any] = {
             "sizes": [4],
             "draws": 5,
             "schemes": ["one-layer"],  # forty models
-            "tokens_per_domain": 256,
+            "tokens_per_domain": 512,
             "random_sets": 20,
             "resamples": 400,
         },

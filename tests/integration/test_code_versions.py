@@ -104,7 +104,7 @@ def test_a_version_covers_what_a_run_of_the_stage_runs(new_workspace: Callable[.
     workspace = new_workspace(
         calibrations={choice: SMALL["calibrations"][choice]},
         grid={"calibrations": [choice], "schemes": ["w4a16-gptq"]},
-        studies={"lengths": {**SMALL["studies"]["lengths"], "random_sets": 0, "resamples": 100}},
+        studies={"lengths": {**SMALL["studies"]["lengths"], "random_sets": 0}},
     )
     (workspace.root / "requested.yaml").write_text("requested: [lengths]\n")
     (workspace.root / "traced_run.py").write_text(TRACE)
