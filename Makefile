@@ -31,9 +31,12 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard plumbline/*/*
 demo: setup
 	@$(ENV) $(BIN)/plumbline run
 
-# One process per core, each with one thread.
+# One process per core, each with one thread. The processes that tests start read compiled modules, also where
+# PYTHONDONTWRITEBYTECODE is set: compiling Plumbline anew takes each of them half a second.
 WORKERS := auto
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
+TESTS = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
+# One test after the other in the order of tests/conftest.py, the longest first; those of an xdist_group in one process.
+LONGEST_FIRST := --dist loadgroup --no-loadscope-reorder
 
 test: setup
 	@$(ENV) $(TESTS) --dist loadfile -m "not integration and not architectures"
@@ -44,7 +47,7 @@ architectures: setup
 # A worker more than cores: these wait for daemons, servers and a browser a fifth of their time.
 integration: WORKERS = $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')
 integration: setup
-	@$(ENV) $(TESTS) --dist worksteal -m "integration and not long"
+	@$(ENV) $(TESTS) $(LONGEST_FIRST) -m "integration and not long"
 
 # What takes minutes and is tested in parts elsewhere; not in CI.
 long: setup

@@ -13,9 +13,8 @@ from plumbline.graph.launch import launched
 from plumbline.graph.partitions import CALIBRATIONS
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, code_version, materialize
 from plumbline.params import load_params
-from plumbline.versioning.code import code_version
 from plumbline.versioning.scratch import parts_of
 
 

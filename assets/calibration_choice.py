@@ -9,9 +9,8 @@ from pydantic import Field
 
 from plumbline.graph.partitions import CALIBRATIONS
 from plumbline.graph.resources import DVC
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
 from plumbline.params import load_params
-from plumbline.versioning.code import code_version
 
 
 class ChoiceOverrides(dg.Config):

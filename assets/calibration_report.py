@@ -11,9 +11,8 @@ from assets.calibration_set import calibration_set
 from assets.evaluation import evaluation
 from plumbline.calibration_report.params import ReportParams
 from plumbline.graph.resources import DVC, MLFLOW
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
 from plumbline.params import GridParams, pair_key
-from plumbline.versioning.code import code_version
 
 
 @dg.asset(

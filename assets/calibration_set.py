@@ -12,8 +12,7 @@ from assets.tokenized_samples import tokenized_samples
 from plumbline.graph.partitions import CALIBRATIONS
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
-from plumbline.versioning.code import code_version
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, code_version, materialize
 
 
 @dg.asset(

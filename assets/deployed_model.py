@@ -15,10 +15,9 @@ from assets.tokenized_samples import tokenized_samples
 from plumbline.calibration_report.params import ReportParams
 from plumbline.deployed_model.params import DeploymentParams
 from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, code_version, materialize
 from plumbline.params import GridParams
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.versioning.code import code_version
 
 
 @dg.asset(

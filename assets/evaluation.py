@@ -12,9 +12,8 @@ from plumbline.evaluation.params import EvaluationParams
 from plumbline.graph.partitions import PAIRS
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, code_version, materialize
 from plumbline.params import load_params
-from plumbline.versioning.code import code_version
 from plumbline.versioning.scratch import parts_of
 
 

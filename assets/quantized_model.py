@@ -11,10 +11,9 @@ from assets.calibration_set import calibration_set
 from plumbline.graph.partitions import PAIRS, PAIRS_OF_CALIBRATION, split_pair
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, code_version, materialize
 from plumbline.params import load_params
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.versioning.code import code_version
 from plumbline.versioning.scratch import parts_of
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import dagster as dg
 
 from plumbline.graph.resources import DVC
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, code_version, materialize
 from plumbline.raw_corpus.params import CorpusParams
-from plumbline.versioning.code import code_version
 
 inbox = dg.AssetSpec(
     "inbox",

@@ -9,10 +9,9 @@ import dagster as dg
 from assets.tokenized_samples import tokenized_samples
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, code_version, materialize
 from plumbline.params import load_params
 from plumbline.sample_features.params import FeatureParams
-from plumbline.versioning.code import code_version
 
 
 @dg.asset(

@@ -11,9 +11,8 @@ from assets.calibration_set import calibration_set
 from assets.raw_corpus import raw_corpus
 from plumbline.graph.partitions import CALIBRATIONS
 from plumbline.graph.resources import BASE_MODEL, DVC
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, code_version, materialize
 from plumbline.sample_page.params import PageParams
-from plumbline.versioning.code import code_version
 
 
 @dg.asset(

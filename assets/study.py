@@ -12,11 +12,11 @@ from plumbline.activation_stats.params import StatisticsParams
 from plumbline.graph.partitions import STUDIES
 from plumbline.graph.pool import HEAVY
 from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
-from plumbline.graph.step import OWNERS, Step, base_model, materialize
+from plumbline.graph.step import OWNERS, Step, base_model, code_version, materialize
 from plumbline.params import load_params
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.study.params import StudyParams
-from plumbline.versioning.code import code_version, module_version
+from plumbline.versioning.code import module_version
 
 MEASURING = (
     "plumbline.study.controls",

@@ -10,9 +10,8 @@ from pydantic import Field
 from assets.raw_corpus import raw_corpus
 from plumbline.graph.launch import launched
 from plumbline.graph.resources import BASE_MODEL, DVC
-from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, materialize
+from plumbline.graph.step import ON_NEW_INPUT, OWNERS, Step, base_model, code_version, materialize
 from plumbline.tokenized_samples.params import TokenizeParams
-from plumbline.versioning.code import code_version
 
 
 class TokenizationConfig(dg.Config):

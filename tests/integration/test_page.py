@@ -15,7 +15,7 @@ from plumbline.sample_page.shown import read_shown_set
 from tests.helpers.calibration_report import Disk, add_items, build_report
 from tests.helpers.shown_set import CHOICES, HOSTILE, write_workspace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("page")]
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

