@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.layerwise import Collection
+from plumbline.activation_stats.layerwise import Collection, CollectionInputs
 from plumbline.activation_stats.masks import counted
 from plumbline.activation_stats.memory import mode_of
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
@@ -92,17 +92,21 @@ def _collect(
             )
             save_parts(shards, out, provenance)
         return
-    known: dict[str, Any] = {"base_model_digest": base.digest(), "fingerprint": source.fingerprint}
+    known: dict[str, Any] = {
+        "base_model_digest": base.digest(),
+        "fingerprint": source.fingerprint,
+        "masks": source.masks,
+    }
     if mode == "whole":
         model = base.loaded()
         with _bar(source.tokens) as bar:
-            stats = collect(model, source.samples, params, masks=source.masks, progress=bar.update, **known)
+            stats = collect(model, source.samples, params, progress=bar.update, **known)
         save(stats, out, provenance)
         return
     streamed = base.streamed()
     passes = len(Decoder(streamed.model).names)
     with _bar(source.tokens * passes) as bar:
-        collection = Collection(streamed, source.samples, params, masks=source.masks, progress=bar.update, **known)
+        collection = Collection(streamed, CollectionInputs(source.samples, params, **known), bar.update)
         collect_pieces(collection, pieces, out, int(execution.hidden_gib * 2**30))
     save_pieces(pieces, collection.names, out, provenance)
 

@@ -8,6 +8,7 @@ has the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,20 +33,29 @@ IN_MEMORY = 4 << 30
 OUTSIDE = "outside"
 """Name of the part that is outside the decoder layers."""
 
+Progress = Callable[[int], object]
+"""Called with the number of tokens that are done."""
 Run = Callable[[int, Sequence[int], LinearInputs], None]
 """(row, token ids, observer of the layers) -> None: runs one sample through the modules in memory."""
 
 
+@dataclass(frozen=True, eq=False)
+class CollectionInputs:
+    """What decides the statistics of a model."""
+
+    samples: Sequence[Sample]
+    settings: StatisticsParams
+    base_model_digest: str
+    fingerprint: str
+    """Of the tokenization."""
+    masks: Masks | None = None
+
+
 def layer_by_layer(
     streamed: StreamedModel,
-    samples: Sequence[Sample],
-    settings: StatisticsParams,
+    inputs: CollectionInputs,
     scratch: Path,
-    *,
-    base_model_digest: str,
-    fingerprint: str,
-    progress: Callable[[int], object] | None = None,
-    masks: Masks | None = None,
+    progress: Progress | None = None,
     in_memory: int = IN_MEMORY,
 ) -> Iterator[ActivationStats]:
     """Yield what `collect` returns, in parts: the sites of each decoder layer, then those outside the layers.
@@ -59,15 +69,7 @@ def layer_by_layer(
     Raises:
         ValueError: as `collect`, or the model cannot be run layer by layer.
     """
-    collection = Collection(
-        streamed,
-        samples,
-        settings,
-        base_model_digest=base_model_digest,
-        fingerprint=fingerprint,
-        progress=progress,
-        masks=masks,
-    )
+    collection = Collection(streamed, inputs, progress)
     with HiddenStates(in_memory, scratch) as hidden:
         collection.begin(hidden)
         for name in collection.names:
@@ -77,22 +79,13 @@ def layer_by_layer(
 class Collection:
     """The statistics of a streamed model in parts, in the order in which they must be made."""
 
-    def __init__(
-        self,
-        streamed: StreamedModel,
-        samples: Sequence[Sample],
-        settings: StatisticsParams,
-        *,
-        base_model_digest: str,
-        fingerprint: str,
-        progress: Callable[[int], object] | None = None,
-        masks: Masks | None = None,
-    ) -> None:
+    def __init__(self, streamed: StreamedModel, inputs: CollectionInputs, progress: Progress | None = None) -> None:
         """Find the sites; no weight is read. Arguments and errors as of `layer_by_layer`."""
-        self.walk = _Walk(streamed, settings)
-        self.ordered = in_order(streamed.model, samples)
-        self.progress, self.settings = progress, settings
-        self._totals = partial(Totals, self.ordered, settings, base_model_digest, fingerprint, masks)
+        self.walk = _Walk(streamed, inputs.settings)
+        self.ordered = in_order(streamed.model, inputs.samples)
+        self.progress, self.settings = progress, inputs.settings
+        known = inputs.base_model_digest, inputs.fingerprint, inputs.masks
+        self._totals = partial(Totals, self.ordered, inputs.settings, *known)
         around = any(map(self.walk.outside, (*self.walk.layers, *self.walk.outputs)))
         self.names = (*self.walk.decoder.names, *((OUTSIDE,) if around else ()))
         """Of the parts: the decoder layers, then what is outside them, if it has sites."""
@@ -171,7 +164,7 @@ class _Walk:
             self.decoder.around(self.network, ids, hidden[row].to(self.streamed.device))
 
     def observed(
-        self, totals: Totals, inside: Names, present: Names, run: Run, progress: Callable[[int], object] | None
+        self, totals: Totals, inside: Names, present: Names, run: Run, progress: Progress | None
     ) -> ActivationStats:
         """The statistics of the modules that `inside` selects, from `run` with the weights that `present` selects."""
         watched = {name: module for name, module in self.layers.items() if inside(name)}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.layerwise import Collection
+from plumbline.activation_stats.layerwise import Collection, CollectionInputs
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.resumable import collect_pieces
@@ -63,7 +63,7 @@ def collect_shard(shard: Shard) -> Path:
     draft = shard.out.with_name(f"{shard.out.name}.draft")
     pieces = Pieces(draft, shard.out.name)
     if shard.layerwise:
-        collection = Collection(shard.base.streamed(), run, alone, **known)
+        collection = Collection(shard.base.streamed(), CollectionInputs(run, alone, **known))
         collect_pieces(collection, pieces, draft, shard.in_memory)
         save_pieces(pieces, collection.names, draft, {})
     else:

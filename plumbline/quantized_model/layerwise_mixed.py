@@ -11,23 +11,10 @@ from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.stored import StoredStatistics
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.matrices import WeightMatrix, matrix_of
-from plumbline.base_model.names import Names, outside, within
 from plumbline.base_model.streamed import StreamedModel
+from plumbline.quantized_model.layerwise_parts import parts_of, selected
 from plumbline.quantized_model.mixed import Allocation, Sensitivity, allocation, sensitivity
 from plumbline.quantized_model.params import SchemeParams
-
-OUTSIDE = "outside"
-"""Name of the part that is outside the decoder layers."""
-
-
-def parts_of(decoder: Decoder) -> list[str]:
-    """Names of the parts of a model, in the order in which they are made."""
-    return [*decoder.names, OUTSIDE]
-
-
-def selected(decoder: Decoder, part: str) -> Names:
-    """Selects the weights and modules of a part."""
-    return outside(decoder.name) if part == OUTSIDE else within(part)
 
 
 def mixed_layer_by_layer(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from plumbline.activation_stats.pieces import Pieces
-from plumbline.quantized_model.layerwise import COMPUTED
+from plumbline.quantized_model.layerwise_parts import COMPUTED
 from tests.helpers.model_steps import STEPS, Steps
 
 

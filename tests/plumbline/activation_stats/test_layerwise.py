@@ -25,9 +25,10 @@ from transformers import (
 
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.hidden import HiddenStates
-from plumbline.activation_stats.layerwise import guarded, layer_by_layer
+from plumbline.activation_stats.layerwise import CollectionInputs, guarded, layer_by_layer
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats, SiteStats
+from plumbline.activation_stats.totals import Masks
 from plumbline.base_model.decoder import Call
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.load import load_model
@@ -103,11 +104,11 @@ def joined(parts: list[ActivationStats]) -> ActivationStats:
     return replace(whole, sites=dict(sorted(whole.sites.items())), unreached=tuple(sorted(whole.unreached)))
 
 
-def layerwise(folder: Path, samples: Any, settings: StatisticsParams, scratch: Path, **more: Any) -> ActivationStats:
-    parts = layer_by_layer(
-        StreamedModel(folder), samples, settings, scratch, base_model_digest="model", fingerprint="tokenizer", **more
-    )
-    return joined(list(parts))
+def layerwise(
+    folder: Path, samples: Any, settings: StatisticsParams, scratch: Path, masks: Masks | None = None, **more: Any
+) -> ActivationStats:
+    inputs = CollectionInputs(samples, settings, "model", "tokenizer", masks)
+    return joined(list(layer_by_layer(StreamedModel(folder), inputs, scratch, **more)))
 
 
 def ordinary(folder: Path, samples: Any, settings: StatisticsParams, **more: Any) -> ActivationStats:
@@ -176,9 +177,8 @@ def test_parts_come_layer_by_layer_and_only_their_layer_is_there(
     folders: dict[str, Path], samples: Any, tmp_path: Path
 ) -> None:
     streamed, progress = StreamedModel(folders["llama"]), list[int]()
-    parts = layer_by_layer(
-        streamed, samples, StatisticsParams(), tmp_path, base_model_digest="", fingerprint="", progress=progress.append
-    )
+    inputs = CollectionInputs(samples, StatisticsParams(), "", "")
+    parts = layer_by_layer(streamed, inputs, tmp_path, progress.append)
     for number, part in enumerate(parts):
         assert all(site.startswith(f"model.layers.{number}.") for site in part.sites)
         assert all(weight.is_meta for weight in streamed.model.parameters())
@@ -218,7 +218,8 @@ def test_calls_that_depend_on_the_tokens_are_asked_for_anew(
         model.model.rotary_emb.register_forward_hook(turned)
     origin = {"base_model_digest": "model", "fingerprint": "tokenizer"}
     expected = collect(whole, samples, StatisticsParams(), **origin)
-    found = joined(list(layer_by_layer(streamed, samples, StatisticsParams(), tmp_path, **origin)))
+    inputs = CollectionInputs(samples, StatisticsParams(), **origin)
+    found = joined(list(layer_by_layer(streamed, inputs, tmp_path)))
     assert_identical(found, expected)
 
 

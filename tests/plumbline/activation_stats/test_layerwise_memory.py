@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.layerwise import layer_by_layer
+from plumbline.activation_stats.layerwise import CollectionInputs, layer_by_layer
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.base_model.load import load_model
 from plumbline.base_model.streamed import StreamedModel
@@ -48,7 +48,8 @@ before = peak()
 if mode == "whole":
     parts = [collect(load_model(Path(folder), "cpu"), samples, settings, **origin)]
 else:
-    parts = layer_by_layer(StreamedModel(Path(folder), "cpu"), samples, settings, Path(scratch), **origin)
+    inputs = CollectionInputs(samples, settings, **origin)
+    parts = layer_by_layer(StreamedModel(Path(folder), "cpu"), inputs, Path(scratch))
 sums = {name: float(site.sum_sq.sum()) for part in parts for name, site in part.sites.items()}
 print(json.dumps({"before": before, "peak": peak(), "sums": sums}))
 """

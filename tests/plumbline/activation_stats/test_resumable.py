@@ -17,7 +17,7 @@ import torch
 from benchmarks.peers.subjects import write_set
 from plumbline.activation_stats import expert_calls, layerwise, memory, store, tensor_file
 from plumbline.activation_stats.build import build_activation_stats
-from plumbline.activation_stats.layerwise import Collection
+from plumbline.activation_stats.layerwise import Collection, CollectionInputs
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.resumable import collect_pieces
@@ -225,7 +225,7 @@ def test_joining_holds_the_parts_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_collecting_twice_into_complete_parts_runs_nothing(root: Path, tmp_path: Path) -> None:
     base = BaseCheckpoint.of(ModelParams(name=str(root / "base"), device="cpu"))
     named = [(str(number), ids) for number, ids in enumerate(samples())]
-    collection = Collection(base.streamed(), named, SETTINGS, base_model_digest="m", fingerprint="t")
+    collection = Collection(base.streamed(), CollectionInputs(named, SETTINGS, "m", "t"))
     pieces, collected = Pieces(tmp_path / "parts", "key"), list[str]()
     with noted(collected):
         for _ in range(2):

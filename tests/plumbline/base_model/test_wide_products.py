@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from plumbline.activation_stats.collect import collect
-from plumbline.activation_stats.layerwise import layer_by_layer
+from plumbline.activation_stats.layerwise import CollectionInputs, layer_by_layer
 from plumbline.activation_stats.multi_set import collect_together
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
@@ -89,7 +89,7 @@ def test_statistics(
 ) -> None:
     settings = StatisticsParams()
     whole = collect(load_model(folder), samples, settings, **ORIGIN)
-    parts = list(layer_by_layer(StreamedModel(folder), samples, settings, tmp_path, **ORIGIN))
+    parts = list(layer_by_layer(StreamedModel(folder), CollectionInputs(samples, settings, **ORIGIN), tmp_path))
     assert_same(reduce(lambda a, b: replace(a, sites={**a.sites, **b.sites}), parts), whole)
     assert_same(collect(ordinary, samples, settings, **ORIGIN), whole)
     (together,) = collect_together(ordinary, dict(samples), [list(dict(samples))], settings.ignore)

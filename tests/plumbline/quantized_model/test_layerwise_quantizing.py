@@ -19,7 +19,7 @@ from plumbline.activation_stats.pieces import Pieces
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.matrices import matrix_of
 from plumbline.base_model.params import ModelParams
-from plumbline.quantized_model import export, layerwise, layerwise_mixed
+from plumbline.quantized_model import export, layerwise, layerwise_folder, layerwise_mixed, layerwise_part
 from plumbline.quantized_model.build import build_quantized_model
 from plumbline.quantized_model.params import SchemeParams
 from tests.architectures.catalogue import CATALOGUE
@@ -99,7 +99,7 @@ def build(root: Path, scheme: str, out: Path, mode: Any, resume: Path | None = N
 def test_the_files_are_those_of_the_whole_model(
     name: str, scheme: str, bases: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (export, layerwise):
+    for module in (export, layerwise_folder):
         monkeypatch.setattr(module, "MAX_SHARD_SIZE", "40KB")  # several files
     whole = build(bases[name], scheme, tmp_path / "whole", "whole")
     assert sum(file.endswith(".safetensors") for file in whole) > 1
@@ -122,14 +122,14 @@ def test_a_base_model_without_settings_of_generation(bases: Mapping[str, Path], 
 
 @pytest.mark.parametrize("name", ["llama-bias", "qwen3-moe"])
 def test_weights_make_room_for_what_they_become(name: str, bases: Mapping[str, Path], tmp_path: Path) -> None:
-    simulated, absent = layerwise.simulate, list[bool]()
+    simulated, absent = layerwise_part.simulate, list[bool]()
 
     def noted(model: Any, quantized: Any, *args: Any, **more: Any) -> Any:
         absent.extend(matrix_of(model, matrix).parameter.is_meta for matrix in quantized.layers)
         return simulated(model, quantized, *args, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layerwise, "simulate", noted)
+        patch.setattr(layerwise_part, "simulate", noted)
         build(bases[name], "gptq", tmp_path / "out", "layerwise")
     assert absent and all(absent)
 
@@ -172,7 +172,7 @@ def test_parts_of_another_scheme_are_not_used(bases: Mapping[str, Path], tmp_pat
     root, parts = bases["llama-bias"], tmp_path / "parts"
     expected = build(root, "static", tmp_path / "expected", "layerwise")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layerwise, "write_shards", lambda *args: pytest.fail("stop"))
+        patch.setattr(layerwise_folder, "write_shards", lambda *args: pytest.fail("stop"))
         with pytest.raises(pytest.fail.Exception):
             build(root, "gptq", tmp_path / "stopped", "layerwise", parts)
     assert len(list(parts.glob("*.json"))) == 1 + 2 * len(PARTS)
@@ -183,7 +183,7 @@ def test_a_part_that_is_cut_short_is_made_again(bases: Mapping[str, Path], tmp_p
     root, parts = bases["llama-bias"], tmp_path / "parts"
     expected = build(root, "gptq", tmp_path / "expected", "layerwise")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layerwise, "write_shards", lambda *args: pytest.fail("stop"))
+        patch.setattr(layerwise_folder, "write_shards", lambda *args: pytest.fail("stop"))
         with pytest.raises(pytest.fail.Exception):
             build(root, "gptq", tmp_path / "stopped", "layerwise", parts)
     cut = parts / "model.layers.1.safetensors"
@@ -194,7 +194,7 @@ def test_a_part_that_is_cut_short_is_made_again(bases: Mapping[str, Path], tmp_p
 def test_a_folder_that_computes_something_else_is_refused(
     bases: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = layerwise.tensors_of_layers
+    stored = layerwise_part.tensors_of_layers
 
     def changed(names: Any, layers: Any, scheme: Any) -> Any:
         for target, tensors in stored(names, layers, scheme):
@@ -202,7 +202,7 @@ def test_a_folder_that_computes_something_else_is_refused(
                 tensors = {key: _altered(key, tensor) for key, tensor in tensors.items()}
             yield target, tensors
 
-    monkeypatch.setattr(layerwise, "tensors_of_layers", changed)
+    monkeypatch.setattr(layerwise_part, "tensors_of_layers", changed)
     with pytest.raises(
         ValueError, match=r"does not compute what was quantized.*first layer that differs: .*layers\.1$"
     ):
