@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 
 from plumbline.activation_stats.hidden import HiddenStates
@@ -67,33 +68,49 @@ class ExpertCalls:
             for handle in handles:
                 handle.remove()
 
-    def observed(self, totals: Totals, group: Sequence[str], at_least: int | None) -> ActivationStats:
+    def observed(self, totals: Totals, group: Sequence[str], at_least: int | None, first: int = 0) -> ActivationStats:
         """The statistics of some experts' matrices; their weights must be in memory.
 
         Args:
             at_least: as for `routed_inputs`.
+            first: the expert from which on the modules hold experts.
         """
         watched: dict[str, set[str]] = {}
         for name in group:
-            watched.setdefault(layer_name(name), set()).add(name.removeprefix(f"{layer_name(name)}."))
+            expert, part = name.removeprefix(f"{layer_name(name)}.").split(".")
+            watched.setdefault(layer_name(name), set()).add(f"{int(expert) - first}.{part}")
         members: dict[str, tuple[str, ...]] = {}
         for row, _ in enumerate(totals.samples()):
             for name, place in self._calls.get(row, ()):
                 if name not in watched:
                     continue
                 module = self.modules[name]
-                device = next(module.parameters()).device
-                hidden, chosen = (self._kept[place + i].to(device) for i in range(2))
-                for part, x, positions in routed_inputs(module, hidden, chosen, watched[name], at_least):
-                    site = f"{name}.{part}"
+                hidden, chosen = (self._kept[place + i].to(_device(module)) for i in range(2))
+                for part, x, positions in routed_inputs(module, hidden, chosen - first, watched[name], at_least):
+                    expert, _, matrix = part.partition(".")
+                    site = f"{name}.{int(expert) + first}.{matrix}"
                     members[site] = (site,)
                     totals.add(site, x, positions)
         return totals.result(members, group)
 
 
+def _device(module: nn.Module) -> torch.device:
+    return next(x.device for x in module.parameters() if not x.is_meta)
+
+
 def layer_name(matrix: str) -> str:
     """Name of the module of fused experts that holds a matrix, `<experts>.<number>.gate_up_proj`."""
     return matrix.rsplit(".", 2)[0]
+
+
+def expert_of(matrix: str) -> int:
+    """Number of the expert of such a name."""
+    return int(matrix.rsplit(".", 2)[1])
+
+
+def experts_at_a_time(module: nn.Module, settings: StatisticsParams) -> int:
+    """The number of experts of a module, at least one, whose totals take at most `EXPERTS` bytes."""
+    return max(1, EXPERTS // (2 * site_bytes(width_of(module), settings)))
 
 
 def groups_of(experts: Mapping[str, nn.Module], settings: StatisticsParams) -> list[list[str]]:

@@ -3,18 +3,21 @@
 Memory holds the weights of one layer, the totals of its sites, and the hidden states of the samples, which go to disk
 beyond a limit. The bits are those of `collect`: every sample goes through the same operations by itself, and every sum
 has the same order.
+
+Where the experts of a layer are large, memory holds some of them at a time, or all else of the layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from plumbline.activation_stats.expert_calls import ExpertCalls, groups_of, layer_name
+from plumbline.activation_stats.expert_calls import ExpertCalls, expert_of, experts_at_a_time, groups_of, layer_name
 from plumbline.activation_stats.hidden import HiddenStates
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
@@ -24,7 +27,9 @@ from plumbline.base_model.cache import caching_modules
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.experts import are_fused_experts
+from plumbline.base_model.grouped_products import GroupedProducts
 from plumbline.base_model.inputs import LinearInputs, Visit, network_of, output_layers, watched_layers
+from plumbline.base_model.large_mixture import LargeMixture, large_mixture
 from plumbline.base_model.names import Names, outside, within
 from plumbline.base_model.streamed import StreamedModel
 
@@ -96,7 +101,7 @@ class Collection:
 
     def part(self, name: str, hidden: HiddenStates) -> Iterator[ActivationStats]:
         """Yield the statistics of one part, from what the part before it computes, in `hidden`, which is its own
-        output by the time the first is yielded."""
+        output by the time the last is yielded."""
         walk = self.walk
         if name == OUTSIDE:
             yield walk.observed(self._totals(), walk.outside, walk.around, partial(walk.finish, hidden), self.progress)
@@ -104,6 +109,9 @@ class Collection:
         number, inside = walk.decoder.names.index(name), within(name)
         experts = {part: layer for part, layer in walk.layers.items() if inside(part) and are_fused_experts(layer)}
         run = partial(walk.through, hidden, number)
+        if (mixture := large_mixture(walk.streamed, name)) is not None:
+            yield from self._some_experts_at_a_time(mixture, number, hidden)
+            return
         if len(groups := groups_of(experts, self.settings)) < 2:
             yield walk.observed(self._totals(), inside, inside, run, self.progress)
             return
@@ -118,6 +126,39 @@ class Collection:
             with walk.streamed.present(inside):
                 for group in groups:
                     yield calls.observed(self._totals(), group, self.settings.expert_tokens)
+
+    def _some_experts_at_a_time(
+        self, mixture: LargeMixture, number: int, hidden: HiddenStates
+    ) -> Iterator[ActivationStats]:
+        """The statistics of a layer with the weights of some experts in memory, or those of all but the experts."""
+        walk, inside = self.walk, within(self.walk.decoder.names[number])
+        (first, second), experts = mixture.matrices, {mixture.name: mixture.module}
+        watched = {part: layer for part, layer in walk.layers.items() if within(mixture.name)(part)}
+        at_a_time = experts_at_a_time(mixture.module, self.settings) if watched else mixture.experts
+
+        def others(weight: str) -> bool:
+            return inside(weight) and not mixture.holds(weight)
+
+        with ExpertCalls(experts, hidden.scratch) as calls, GroupedProducts(hidden.scratch) as products:
+
+            def until_unknown(noted: Callable[[int], AbstractContextManager[None]]) -> None:
+                with walk.streamed.present(others), called_as_quantized(walk.decoder.model):
+                    for row, (_, ids) in enumerate(self.ordered):
+                        with noted(row):
+                            products.until(row, partial(walk.output, hidden, number, row, ids))
+
+            def through(row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
+                with products.known(row):
+                    walk.through(hidden, number, row, ids, inputs)
+
+            until_unknown(calls.noted)
+            for group in mixture.multiplied(walk.streamed, products, first, at_a_time):
+                if names := [name for name in watched if expert_of(name) in group]:
+                    yield calls.observed(self._totals(), names, self.settings.expert_tokens, group.start)
+            until_unknown(lambda row: nullcontext())
+            for _ in mixture.multiplied(walk.streamed, products, second):
+                pass
+            yield walk.observed(self._totals(), partial(_but, inside, watched), others, through, self.progress)
 
 
 def _but(inside: Names, left_out: Container[str], name: str) -> bool:
@@ -154,9 +195,13 @@ class _Walk:
 
     def through(self, hidden: HiddenStates, number: int, row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
         """Run one sample through one decoder layer."""
-        x, call = hidden[row].to(self.streamed.device), self.calls.call(number, ids)
         with inputs.hooked():
-            hidden[row] = self.decoder.run(number, x, call)
+            hidden[row] = self.output(hidden, number, row, ids)
+
+    def output(self, hidden: HiddenStates, number: int, row: int, ids: Sequence[int]) -> Tensor:
+        """What one decoder layer computes for one sample."""
+        x, call = hidden[row].to(self.streamed.device), self.calls.call(number, ids)
+        return self.decoder.run(number, x, call)
 
     def finish(self, hidden: HiddenStates, row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
         """Run one sample through the modules before and after the layers."""

@@ -11,16 +11,17 @@ from typing import Literal
 import psutil
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from plumbline.activation_stats.kernel import BUFFERED
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.base_model.decoder import Decoder, decoder_layers
+from plumbline.base_model.decoder import Decoder, decoder_layers, layer_names
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.experts import are_fused_experts
 from plumbline.base_model.inputs import watched_layers
+from plumbline.base_model.large_mixture import large_mixture
 from plumbline.base_model.names import Names, outside, within
+from plumbline.base_model.streamed import StreamedModel
 from plumbline.execution.share_out import shares_out, workers_here
 from plumbline.histogram import n_buckets
 
@@ -32,6 +33,9 @@ REST = 1 << 30
 """Bytes of the process itself: libraries, buffers of the matrix products, activations of a batch."""
 EXPERTS = 2 << 30
 """Bytes of the sites of a layer's experts that are summed at a time; those of one expert in any case."""
+LOADED = 2
+"""Bytes of memory per byte of experts that are loaded some at a time: the first matrix of each, as it is read, stacked
+and joined."""
 TOTALS = 2
 """Totals of a site in memory: as they are summed, and as they are written."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -44,33 +48,33 @@ def mode_of(
     a time. Both modes give the same bytes."""
     if execution.mode == "whole":
         return "whole"
-    model = outline_of(execution, base)
-    if model is None:
+    outline = outline_of(execution, base)
+    if outline is None:
         return "whole"
     workers = execution.workers if shares_out(execution) else 1
-    needed = needed_bytes(model, settings) * workers
+    needed = needed_bytes(outline.model, settings) * workers
     free = free_bytes(torch_device(base.device))
     if execution.mode == "auto" and needed <= SHARE * free:
         return "whole"
-    most = needed_layerwise(model, settings, int(execution.hidden_gib * 2**30)) * workers
+    most = needed_layerwise(outline, settings, int(execution.hidden_gib * 2**30)) * workers
     log.info("mode: layerwise, at most %s of memory, %s are free", gib(most + REST * workers), gib(free))
     return "layerwise"
 
 
-def outline_of(execution: ExecutionParams, base: BaseCheckpoint) -> PreTrainedModel | None:
+def outline_of(execution: ExecutionParams, base: BaseCheckpoint) -> StreamedModel | None:
     """The base model without its weights; None if its decoder layers cannot be run one at a time.
 
     Raises:
         ValueError: they cannot, and the mode in params.yaml is layerwise.
     """
     try:
-        model = base.streamed("cpu").model
-        Decoder(model)  # refuses a model whose layers need more than hidden states
+        outline = base.streamed()
+        Decoder(outline.model)  # refuses a model whose layers need more than hidden states
     except ValueError:  # if the model is broken, loading it whole reports why
         if execution.mode == "layerwise":
             raise
         return None
-    return model
+    return outline
 
 
 def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
@@ -79,16 +83,22 @@ def needed_bytes(model: nn.Module, settings: StatisticsParams) -> int:
     return weight_bytes(model) + sum(_totals(width, settings) + _waiting(width, settings) for width in widths)
 
 
-def needed_layerwise(model: PreTrainedModel, settings: StatisticsParams, hidden: int) -> int:
-    """Upper bound on the bytes of a collection layer by layer, beside `REST`; weights may be on the meta device.
+def needed_layerwise(streamed: StreamedModel, settings: StatisticsParams, hidden: int) -> int:
+    """Upper bound on the bytes of a collection layer by layer, beside `REST`.
 
     Args:
         hidden: bytes of hidden states in memory.
     """
-    prefix, layers = decoder_layers(model)
-    parts = [within(f"{prefix}.{number}") for number in range(len(layers))]
-    parts += [outside(prefix)]
-    return max(weight_bytes(model, part) + sites_bytes(model, settings, part) for part in parts) + hidden
+    model = streamed.model
+    prefix, _ = decoder_layers(model)
+    needed = [weight_bytes(model, outside(prefix)) + sites_bytes(model, settings, outside(prefix))]
+    for name in layer_names(model):
+        inside, mixture = within(name), large_mixture(streamed, name)
+        weights = weight_bytes(model, inside)
+        if mixture is not None:
+            weights = max(weights - mixture.bytes, LOADED * mixture.bytes_at_a_time)
+        needed.append(weights + sites_bytes(model, settings, inside))
+    return max(needed) + hidden
 
 
 def sites_bytes(model: nn.Module, settings: StatisticsParams, wanted: Names = lambda name: True) -> int:

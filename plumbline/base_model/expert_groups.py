@@ -65,8 +65,7 @@ def _load_experts(model: nn.Module, owner: str, experts: Mapping[int, Mapping[st
     whole: dict[str, Tensor] = {}
     for start in range(0, len(experts), size):
         group = range(start, min(start + size, len(experts)))
-        for name, parameter in before.items():
-            put_weight(module, name, parameter.new_empty((len(group), *parameter.shape[1:]), device="meta"))
+        make_room(module, before, group)
         load({key: weight for number in group for key, weight in experts[number].items()})
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.is_meta:
@@ -75,6 +74,16 @@ def _load_experts(model: nn.Module, owner: str, experts: Mapping[int, Mapping[st
                 whole[name][start : group.stop] = parameter
     for name in before:
         put_weight(module, name, whole.get(name, before[name]))
+
+
+def make_room(module: nn.Module, parameters: Mapping[str, Tensor], experts: range) -> None:
+    """Put parameters without content into a module, with room for some experts.
+
+    Args:
+        parameters: those with room for all experts, by name.
+    """
+    for name, parameter in parameters.items():
+        put_weight(module, name, parameter.new_empty((len(experts), *parameter.shape[1:]), device="meta"))
 
 
 def put_weight(model: nn.Module, name: str, tensor: Tensor) -> None:

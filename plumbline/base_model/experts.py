@@ -25,14 +25,14 @@ def are_fused_experts(module: nn.Module) -> bool:
     """Whether this is a module of fused experts of the supported form."""
     if not all(hasattr(module, name) for name in SAID_BY_TRANSFORMERS):
         return False
-    weights = [getattr(module, name, None) for name in (_up(module), DOWN)]
+    weights = [getattr(module, name, None) for name in (up_name(module), DOWN)]
     return all(isinstance(weight, Tensor) and weight.dim() == 3 for weight in weights)
 
 
 def projections(name: str, module: Any) -> list[str]:
     """Names of the weights of each expert of the module `name`, as if every expert were a module of two Linears."""
     experts = getattr(module, DOWN).shape[0]
-    return [f"{name}.{expert}.{part}" for expert in range(experts) for part in (_up(module), DOWN)]
+    return [f"{name}.{expert}.{part}" for expert in range(experts) for part in (up_name(module), DOWN)]
 
 
 @torch.no_grad()
@@ -56,10 +56,10 @@ def routed_inputs(
     """
     x = hidden_states.reshape(-1, hidden_states.shape[-1])
     chosen = chosen.reshape(len(x), -1)
-    up, down = getattr(module, _up(module)), getattr(module, DOWN)
+    up, down = getattr(module, up_name(module)), getattr(module, DOWN)
     reached = torch.unique(chosen).tolist() if at_least == 0 else range(len(down))
     for expert in reached:
-        first, second = f"{expert}.{_up(module)}", f"{expert}.{DOWN}"
+        first, second = f"{expert}.{up_name(module)}", f"{expert}.{DOWN}"
         if expert >= len(down) or (first not in watched and second not in watched):
             continue
         positions = topped_up((chosen == expert).any(dim=1), at_least).nonzero().view(-1)
@@ -67,7 +67,7 @@ def routed_inputs(
         if first in watched:
             yield first, rows, positions
         if second in watched:
-            bias = getattr(module, f"{_up(module)}_bias")[expert] if module.has_bias else None
+            bias = getattr(module, f"{up_name(module)}_bias")[expert] if module.has_bias else None
             weight = up[expert].T if module.is_transposed else up[expert]
             product = functional.linear(rows, weight, bias)
             yield second, module._apply_gate(product) if module.has_gate else module.act_fn(product), positions
@@ -90,5 +90,6 @@ def topped_up(sent: Tensor, at_least: int | None) -> Tensor:
     return sent.index_fill(0, others[spread], True)
 
 
-def _up(module: Any) -> str:
+def up_name(module: Any) -> str:
+    """Name of the parameter that holds the first matrix of every expert."""
     return "gate_up_proj" if module.has_gate else "up_proj"

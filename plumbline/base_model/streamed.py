@@ -7,7 +7,7 @@ The model is built on the meta device, and transformers' own loader reads every 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,10 @@ from plumbline.base_model.checkpoint_check import (
 )
 from plumbline.base_model.dequantize import dense_weights, quantizer_of
 from plumbline.base_model.device import torch_device
-from plumbline.base_model.expert_groups import load_in_groups, put_weight
+from plumbline.base_model.expert_groups import load_in_groups, make_room, put_weight
 from plumbline.base_model.folder import require_full_precision, require_weights
 from plumbline.base_model.params import Device
+from plumbline.base_model.stored_experts import stored_experts
 from plumbline.base_model.tensor_reader import TensorReader, UnreadTensor
 from plumbline.base_model.weight_files import weight_files
 
@@ -75,6 +76,8 @@ class StreamedModel:
         self._initialize()
         self.fused = replaced_experts(self.model)
         with_sequential_experts(self.model)
+        self.stored_experts = {} if self.quantizer else stored_experts(self.model, self.names, self.shapes)
+        """By name, the modules of fused experts of which `experts` loads some."""
 
     @contextmanager
     def present(self, wanted: Callable[[str], bool]) -> Iterator[None]:
@@ -91,6 +94,28 @@ class StreamedModel:
             for name, tensor in weights_of(self.model):
                 if tensor is not before[name]:
                     put_weight(self.model, name, before[name])
+
+    @contextmanager
+    def experts(self, module: str, parameters: Sequence[str], experts: range) -> Iterator[None]:
+        """Within the context, these parameters of a module of `stored_experts` hold these experts alone.
+
+        Args:
+            parameters: their names in the module.
+
+        Raises:
+            ValueError: a weight is inf or NaN.
+        """
+        owner = self.model.get_submodule(module)
+        before = {name: owner.get_parameter(name) for name in parameters}
+        try:
+            make_room(owner, before, experts)
+            self._load(self.stored_experts[module].unread(parameters, experts, self._unread), self.device)
+            loaded = [(f"{module}.{name}", owner.get_parameter(name)) for name in parameters]
+            require_finite(self.folder, self.model, loaded)
+            yield
+        finally:
+            for name, parameter in before.items():
+                put_weight(owner, name, parameter)
 
     def whole(self) -> PreTrainedModel:
         """The model with all its weights, which stay. It is saved as a model that was never quantized.
@@ -112,7 +137,7 @@ class StreamedModel:
             for key, name in self.names.items()
             if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
         ]
-        weights = unread(self.folder, {key: self.files[key] for key in keys})
+        weights = self._unread(keys)
         load = partial(self._load, device=self.device, quantizer=self.quantizer)
         if self.quantizer is None:
             load_in_groups(self.model, self.names, weights, load)
@@ -126,6 +151,9 @@ class StreamedModel:
         for name, other in tied.items():
             if wanted(name) and self.model.get_parameter(name).is_meta:
                 put_weight(self.model, name, self.model.get_parameter(other))
+
+    def _unread(self, keys: Iterable[str]) -> dict[str, UnreadTensor]:
+        return unread(self.folder, {key: self.files[key] for key in keys})
 
     def _tied(self) -> dict[str, str]:
         """Weight -> the weight it is tied to, in both directions."""

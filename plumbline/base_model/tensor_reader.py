@@ -6,7 +6,7 @@ safetensors maps the whole file into memory. A limit on the process counts that,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -58,7 +58,10 @@ class TensorReader:
             KeyError: the file has none.
             OSError: the file was cut short meanwhile.
         """
-        entry = self._entries[name]
+        return self.unread(name).read()
+
+    def read(self, name: str, entry: Mapping[str, Any]) -> Tensor:
+        """The tensor `name`, or the rows of it that `entry` says."""
         first, last = (self._start + offset for offset in entry["data_offsets"])
         content = _placed(last - first, first)
         left = content.numpy().data
@@ -90,7 +93,19 @@ class UnreadTensor:
         return str(self.entry["dtype"])
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self.reader.get_tensor(self.name)[index]
+        return self.read()[index]
+
+    def read(self) -> Tensor:
+        """The tensor, read anew. Raises as `TensorReader.get_tensor`."""
+        return self.reader.read(self.name, self.entry)
+
+    def rows(self, rows: range) -> UnreadTensor:
+        """Some rows, to be read later."""
+        first, last = self.entry["data_offsets"]
+        shape = self.get_shape()
+        size = (last - first) // shape[0]
+        offsets = [first + size * rows.start, first + size * rows.stop]
+        return replace(self, entry={**self.entry, "shape": [len(rows), *shape[1:]], "data_offsets": offsets})
 
 
 def _placed(size: int, place: int) -> Tensor:

@@ -38,12 +38,12 @@ def layerwise_of(
     """
     if execution.mode == "whole":
         return None
-    model = outline_of(execution, base)
-    if model is None:
+    outline = outline_of(execution, base)
+    if outline is None:
         return None
-    free, whole = free_bytes(torch_device(base.device)), needed_whole(model, params, tokens)
+    free, whole = free_bytes(torch_device(base.device)), needed_whole(outline.model, params, tokens)
     hidden = int(execution.hidden_gib * 2**30)
-    layerwise = needed_layerwise(model, params, tokens, hidden)
+    layerwise = needed_layerwise(outline.model, params, tokens, hidden)
     if execution.mode == "auto" and whole <= SHARE * free:
         log.info("mode: whole, at most %s of memory, %s are free", gib(whole + REST), gib(free))
         return None

@@ -59,10 +59,10 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
     """
     if execution.mode == "whole":
         return "whole"
-    model = outline_of(execution, base)
-    if model is None:
+    outline = outline_of(execution, base)
+    if outline is None:
         return "whole"
-    needed = needed_bytes(model, header, scheme, int(execution.hidden_gib * 2**30))
+    needed = needed_bytes(outline.model, header, scheme, int(execution.hidden_gib * 2**30))
     free = free_bytes(torch_device(base.device))
     fits = execution.mode == "auto" and needed.whole <= SHARE * free
     mode: Mode = "whole" if fits else "layerwise"

@@ -102,8 +102,7 @@ def test_layer_by_layer_needs_a_layer_and_not_the_model(folder: Path, tmp_path: 
 def test_everything_that_is_collected_needs_what_is_said_before(folder: Path, tmp_path: Path) -> None:
     settings = StatisticsParams()
     found = run("layerwise", folder, tmp_path, settings)
-    model = StreamedModel(folder, "cpu").model
-    said = needed_layerwise(model, settings, 0)
+    said = needed_layerwise(StreamedModel(folder, "cpu"), settings, 0)
     widths = (6 * WIDTH + INNER, 6 * WIDTH**2 + INNER**2)  # q, k, v, o, gate, up, and down: their sum, and of squares
     assert said == LAYER + 2 * (8 * widths[1] + 12 * n_buckets(4) * widths[0]) + 4 * BUFFERED * widths[0]
     product = 8 * INNER**2  # of one sample, in float32 and as float64; REST leaves room for it

@@ -59,3 +59,13 @@ def test_some_weights_of_the_experts_leave_the_others_absent(folder: Path) -> No
         found = {key: weight for key, weight in streamed.model.state_dict().items() if not weight.is_meta}
         assert found.keys() == {name} and torch.equal(found[name], expected[name])
         assert streamed.model.state_dict()["model.layers.0.mlp.experts.gate_up_proj"].shape == (EXPERTS, 16, 16)
+
+
+def test_some_experts_alone(folder: Path) -> None:
+    expected, streamed = load_model(folder, "cpu").state_dict(), StreamedModel(folder, "cpu")
+    name = "model.layers.1.mlp.experts"
+    module: Any = streamed.model.get_submodule(name)
+    assert set(streamed.stored_experts) == {"model.layers.0.mlp.experts", name}
+    with streamed.experts(name, ["gate_up_proj"], range(9, 11)):
+        assert torch.equal(module.gate_up_proj, expected[f"{name}.gate_up_proj"][9:11]) and module.down_proj.is_meta
+    assert module.gate_up_proj.is_meta and module.gate_up_proj.shape == (EXPERTS, 16, 16)

@@ -49,3 +49,8 @@ def test_a_file_that_is_cut_short_meanwhile(path: Path) -> None:
     with pytest.raises(OSError, match="is cut short"):
         for name in (*CODES.values(), "one"):
             reader.get_tensor(name)
+
+
+def test_some_rows(path: Path) -> None:
+    whole, rows = TensorReader(path).get_tensor("F32"), TensorReader(path).unread("F32").rows(range(1, 3))
+    assert rows.get_shape() == [2, 5] and torch.equal(rows[...], whole[1:3]) and torch.equal(rows[1], whole[2])

@@ -1,0 +1,90 @@
+"""Decoder layers whose experts are too large to be in memory together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from plumbline.base_model.experts import DOWN, are_fused_experts, up_name
+from plumbline.base_model.grouped_products import GroupedProducts
+from plumbline.base_model.names import within
+from plumbline.base_model.streamed import StreamedModel
+
+LARGE = 4 << 30
+"""Bytes of a layer's experts beyond which they are loaded some at a time: less memory, but more work for the disk."""
+AT_A_TIME = 1 << 30
+"""Bytes of the experts that are loaded at a time; one expert in any case."""
+ALIGNED = 64
+"""Bytes of which rows must be a multiple: the bits of a product can depend on where its matrices begin."""
+
+
+@dataclass(frozen=True, eq=False)
+class LargeMixture:
+    """A module of fused experts that are loaded some at a time."""
+
+    name: str
+    module: Any
+    """Weights may be on the meta device."""
+
+    @property
+    def matrices(self) -> tuple[str, str]:
+        """Names of the two parameters that hold matrices, in the order of their products."""
+        return up_name(self.module), DOWN
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all experts' matrices."""
+        return sum(self.module.get_parameter(name).nbytes for name in self.matrices)
+
+    @property
+    def bytes_at_a_time(self) -> int:
+        """Bytes of the matrices of the largest group of experts, at most."""
+        return max(min(AT_A_TIME, self.bytes), self.bytes // self.experts)
+
+    @property
+    def experts(self) -> int:
+        """Number of the experts."""
+        return len(self.module.get_parameter(DOWN))
+
+    def groups(self, at_a_time: int) -> list[range]:
+        """The experts in groups of at most so many whose matrices take at most `AT_A_TIME` bytes."""
+        size = max(1, min(at_a_time, AT_A_TIME * self.experts // self.bytes))
+        return [range(start, min(start + size, self.experts)) for start in range(0, self.experts, size)]
+
+    def multiplied(
+        self, streamed: StreamedModel, products: GroupedProducts, matrix: str, at_a_time: int | None = None
+    ) -> Iterator[range]:
+        """Yield each group of experts while this matrix of them is loaded, after its products; then the products are
+        complete.
+
+        Args:
+            at_a_time: the most experts of a group; None: as many as `AT_A_TIME` allows.
+        """
+        parameters = [name for name, _ in self.module.named_parameters(recurse=False) if name.startswith(matrix)]
+        for group in self.groups(at_a_time or self.experts):
+            with streamed.experts(self.name, parameters, group):  # with a bias, where there is one
+                weights = self.module.get_parameter(matrix)
+                products.multiply(group, weights if self.module.is_transposed else weights.transpose(-2, -1))
+                yield group
+        products.complete()
+
+    def holds(self, weight: str) -> bool:
+        """Whether this is the full name of a parameter of all experts' matrices."""
+        return weight in {f"{self.name}.{matrix}" for matrix in self.matrices}
+
+
+def large_mixture(streamed: StreamedModel, layer: str) -> LargeMixture | None:
+    """The module of fused experts in a decoder layer, if they are loaded some at a time: it is the only one, it is
+    large, its checkpoint lets some experts be read, and the model multiplies them as `GroupedProducts` does."""
+    modules = streamed.model.named_modules()
+    mixtures = [
+        LargeMixture(name, module) for name, module in modules if within(layer)(name) and are_fused_experts(module)
+    ]
+    if len(mixtures) != 1 or mixtures[0].name not in streamed.stored_experts or streamed.device.type != "cpu":
+        return None
+    (mixture,) = mixtures
+    weights = [mixture.module.get_parameter(name) for name in mixture.matrices]
+    aligned = all(width * x.element_size() % ALIGNED == 0 for x in weights for width in x.shape[1:])
+    grouped = getattr(mixture.module.config, "_experts_implementation", None) == "grouped_mm"
+    return mixture if aligned and grouped and mixture.bytes > LARGE else None
