@@ -21,7 +21,7 @@ from plumbline.activation_stats.memory import EXPERTS, site_bytes, width_of
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.activation_stats.totals import Totals
-from plumbline.base_model.experts import routed_inputs
+from plumbline.base_model.experts import expert_renumbered, routed_inputs
 
 
 class ExpertCalls:
@@ -77,8 +77,8 @@ class ExpertCalls:
         """
         watched: dict[str, set[str]] = {}
         for name in group:
-            expert, part = name.removeprefix(f"{layer_name(name)}.").split(".")
-            watched.setdefault(layer_name(name), set()).add(f"{int(expert) - first}.{part}")
+            held = expert_renumbered(name, -first)
+            watched.setdefault(layer_name(name), set()).add(held.removeprefix(f"{layer_name(name)}."))
         members: dict[str, tuple[str, ...]] = {}
         for row, _ in enumerate(totals.samples()):
             for name, place in self._calls.get(row, ()):
@@ -87,8 +87,7 @@ class ExpertCalls:
                 module = self.modules[name]
                 hidden, chosen = (self._kept[place + i].to(_device(module)) for i in range(2))
                 for part, x, positions in routed_inputs(module, hidden, chosen - first, watched[name], at_least):
-                    expert, _, matrix = part.partition(".")
-                    site = f"{name}.{int(expert) + first}.{matrix}"
+                    site = expert_renumbered(f"{name}.{part}", first)
                     members[site] = (site,)
                     totals.add(site, x, positions)
         return totals.result(members, group)
@@ -101,11 +100,6 @@ def _device(module: nn.Module) -> torch.device:
 def layer_name(matrix: str) -> str:
     """Name of the module of fused experts that holds a matrix, `<experts>.<number>.gate_up_proj`."""
     return matrix.rsplit(".", 2)[0]
-
-
-def expert_of(matrix: str) -> int:
-    """Number of the expert of such a name."""
-    return int(matrix.rsplit(".", 2)[1])
 
 
 def experts_at_a_time(module: nn.Module, settings: StatisticsParams) -> int:

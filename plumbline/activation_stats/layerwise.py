@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from plumbline.activation_stats.expert_calls import ExpertCalls, expert_of, experts_at_a_time, groups_of, layer_name
+from plumbline.activation_stats.expert_calls import ExpertCalls, experts_at_a_time, groups_of, layer_name
 from plumbline.activation_stats.hidden import HiddenStates
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import ActivationStats
@@ -26,7 +26,7 @@ from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.cache import caching_modules
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
-from plumbline.base_model.experts import are_fused_experts
+from plumbline.base_model.experts import are_fused_experts, expert_of
 from plumbline.base_model.grouped_products import GroupedProducts
 from plumbline.base_model.inputs import LinearInputs, Visit, network_of, output_layers, watched_layers
 from plumbline.base_model.large_mixture import LargeMixture, large_mixture
@@ -135,9 +135,7 @@ class Collection:
         (first, second), experts = mixture.matrices, {mixture.name: mixture.module}
         watched = {part: layer for part, layer in walk.layers.items() if within(mixture.name)(part)}
         at_a_time = experts_at_a_time(mixture.module, self.settings) if watched else mixture.experts
-
-        def others(weight: str) -> bool:
-            return inside(weight) and not mixture.holds(weight)
+        others = mixture.others(inside)
 
         with ExpertCalls(experts, hidden.scratch) as calls, GroupedProducts(hidden.scratch) as products:
 

@@ -7,7 +7,8 @@ as they are stacked and joined. Given a few, in a module that has room for as ma
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -84,6 +85,18 @@ def make_room(module: nn.Module, parameters: Mapping[str, Tensor], experts: rang
     """
     for name, parameter in parameters.items():
         put_weight(module, name, parameter.new_empty((len(experts), *parameter.shape[1:]), device="meta"))
+
+
+@contextmanager
+def room_for(module: nn.Module, parameters: Sequence[str], experts: range) -> Iterator[None]:
+    """Within the context, these parameters of a module of fused experts have room for these experts alone."""
+    before = {name: module.get_parameter(name) for name in parameters}
+    try:
+        make_room(module, before, experts)
+        yield
+    finally:
+        for name, parameter in before.items():
+            put_weight(module, name, parameter)
 
 
 def put_weight(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -35,6 +35,17 @@ def projections(name: str, module: Any) -> list[str]:
     return [f"{name}.{expert}.{part}" for expert in range(experts) for part in (up_name(module), DOWN)]
 
 
+def expert_of(matrix: str) -> int:
+    """The number in the name of an expert's weight, `<experts>.<number>.gate_up_proj`."""
+    return int(matrix.rsplit(".", 2)[1])
+
+
+def expert_renumbered(matrix: str, by: int) -> str:
+    """Such a name with another number."""
+    experts, number, part = matrix.rsplit(".", 2)
+    return f"{experts}.{int(number) + by}.{part}"
+
+
 @torch.no_grad()
 def routed_inputs(
     module: Any, hidden_states: Tensor, chosen: Tensor, watched: Container[str], at_least: int | None = 0

@@ -27,10 +27,10 @@ from plumbline.base_model.row_file import RowFile
 class GroupedProducts:
     """The grouped products of one decoder layer in many samples; a context manager."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path | None = None) -> None:
         """
         Args:
-            scratch: an existing folder for the inputs and results of products.
+            scratch: an existing folder for the inputs and results of products; None: where temporary files are.
         """
         self._scratch = scratch
         self._known: list[RowFile] = []

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from plumbline.base_model.experts import DOWN, are_fused_experts, up_name
 from plumbline.base_model.grouped_products import GroupedProducts
-from plumbline.base_model.names import within
+from plumbline.base_model.names import Names, within
 from plumbline.base_model.streamed import StreamedModel
+from plumbline.base_model.streamed_quantized import StreamedQuantized
 
+Streamed = StreamedModel | StreamedQuantized
 LARGE = 4 << 30
 """Bytes of a layer's experts beyond which they are loaded some at a time: less memory, but more work for the disk."""
 AT_A_TIME = 1 << 30
@@ -38,6 +42,11 @@ class LargeMixture:
         return sum(self.module.get_parameter(name).nbytes for name in self.matrices)
 
     @property
+    def numel(self) -> int:
+        """Number of all experts' weights."""
+        return sum(self.module.get_parameter(name).numel() for name in self.matrices)
+
+    @property
     def bytes_at_a_time(self) -> int:
         """Bytes of the matrices of the largest group of experts, at most."""
         return max(min(AT_A_TIME, self.bytes), self.bytes // self.experts)
@@ -53,7 +62,7 @@ class LargeMixture:
         return [range(start, min(start + size, self.experts)) for start in range(0, self.experts, size)]
 
     def multiplied(
-        self, streamed: StreamedModel, products: GroupedProducts, matrix: str, at_a_time: int | None = None
+        self, streamed: Streamed, products: GroupedProducts, matrix: str, at_a_time: int | None = None
     ) -> Iterator[range]:
         """Yield each group of experts while this matrix of them is loaded, after its products; then the products are
         complete.
@@ -64,17 +73,21 @@ class LargeMixture:
         parameters = [name for name, _ in self.module.named_parameters(recurse=False) if name.startswith(matrix)]
         for group in self.groups(at_a_time or self.experts):
             with streamed.experts(self.name, parameters, group):  # with a bias, where there is one
-                weights = self.module.get_parameter(matrix)
-                products.multiply(group, weights if self.module.is_transposed else weights.transpose(-2, -1))
+                products.multiply(group, self.in_out(self.module.get_parameter(matrix)))
                 yield group
         products.complete()
 
-    def holds(self, weight: str) -> bool:
-        """Whether this is the full name of a parameter of all experts' matrices."""
-        return weight in {f"{self.name}.{matrix}" for matrix in self.matrices}
+    def in_out(self, weights: Tensor) -> Tensor:
+        """Experts as the module stores them, as (experts, in, out)."""
+        return weights if self.module.is_transposed else weights.transpose(-2, -1)
+
+    def others(self, inside: Names) -> Names:
+        """Selects what `inside` does, but for the matrices of the experts."""
+        matrices = {f"{self.name}.{matrix}" for matrix in self.matrices}
+        return lambda name: inside(name) and name not in matrices
 
 
-def large_mixture(streamed: StreamedModel, layer: str) -> LargeMixture | None:
+def large_mixture(streamed: Streamed, layer: str) -> LargeMixture | None:
     """The module of fused experts in a decoder layer, if they are loaded some at a time: it is the only one, it is
     large, its checkpoint lets some experts be read, and the model multiplies them as `GroupedProducts` does."""
     modules = streamed.model.named_modules()

@@ -12,10 +12,10 @@ from torch import Tensor
 class RowFile:
     """One matrix per key, on the CPU. The file has no name, so it disappears with the process however that ends."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path | None) -> None:
         """
         Args:
-            scratch: an existing folder.
+            scratch: an existing folder; None: where temporary files are.
         """
         self._places: dict[int, tuple[int, tuple[int, int], torch.dtype]] = {}
         """Key -> offset in the file, shape, dtype."""

@@ -43,7 +43,7 @@ def stored_experts(
     Args:
         model: weights may be on the meta device.
         names: name in the checkpoint -> name in the model.
-        shapes: by name in the checkpoint.
+        shapes: by name in the checkpoint, of the tensors that may hold all experts.
     """
     keys: dict[str, list[str]] = {}
     for key, name in names.items():
@@ -56,7 +56,7 @@ def stored_experts(
         one_by_one: dict[str, dict[int, list[str]]] = {}
         for parameter, room in module.named_parameters(recurse=False):
             own = keys.get(f"{name}.{parameter}", [])
-            if len(own) == 1 and tuple(shapes[own[0]]) == tuple(room.shape):
+            if len(own) == 1 and tuple(shapes.get(own[0], ())) == tuple(room.shape):
                 together[parameter] = own[0]
                 continue
             numbered = one_by_one.setdefault(parameter, {})

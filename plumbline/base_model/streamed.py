@@ -33,7 +33,7 @@ from plumbline.base_model.checkpoint_check import (
 )
 from plumbline.base_model.dequantize import dense_weights, quantizer_of
 from plumbline.base_model.device import torch_device
-from plumbline.base_model.expert_groups import load_in_groups, make_room, put_weight
+from plumbline.base_model.expert_groups import load_in_groups, put_weight, room_for
 from plumbline.base_model.folder import require_full_precision, require_weights
 from plumbline.base_model.params import Device
 from plumbline.base_model.stored_experts import stored_experts
@@ -106,16 +106,11 @@ class StreamedModel:
             ValueError: a weight is inf or NaN.
         """
         owner = self.model.get_submodule(module)
-        before = {name: owner.get_parameter(name) for name in parameters}
-        try:
-            make_room(owner, before, experts)
+        with room_for(owner, parameters, experts):
             self._load(self.stored_experts[module].unread(parameters, experts, self._unread), self.device)
             loaded = [(f"{module}.{name}", owner.get_parameter(name)) for name in parameters]
             require_finite(self.folder, self.model, loaded)
             yield
-        finally:
-            for name, parameter in before.items():
-                put_weight(owner, name, parameter)
 
     def whole(self) -> PreTrainedModel:
         """The model with all its weights, which stay. It is saved as a model that was never quantized.

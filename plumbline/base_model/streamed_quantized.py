@@ -7,7 +7,7 @@ as it does at the first forward pass of a model that is loaded whole. So a layer
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,13 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from plumbline.base_model.architecture import auto_class, read_config
 from plumbline.base_model.checkpoint_check import CONVERSION, names_in_model
 from plumbline.base_model.device import torch_device
-from plumbline.base_model.expert_groups import load_in_groups, put_weight
+from plumbline.base_model.expert_groups import load_in_groups, put_weight, room_for
 from plumbline.base_model.expert_scales import expert_global_scales
 from plumbline.base_model.params import Device
 from plumbline.base_model.quiet import quiet
+from plumbline.base_model.stored_experts import stored_experts
 from plumbline.base_model.streamed import compute_buffers, unread, weights_of
+from plumbline.base_model.tensor_reader import UnreadTensor
 from plumbline.base_model.weight_files import weight_files
 
 
@@ -66,6 +68,8 @@ class StreamedQuantized:
         state = model.state_dict()
         if unknown := sorted(key for key, name in self.names.items() if name not in state):
             raise ValueError(f"the quantized model loads with unexpected keys: {', '.join(unknown[:3])}")
+        self.stored_experts = stored_experts(model, self.names, {})
+        """By name, the modules of fused experts of which `experts` loads some."""
         self.quantizer.compressor.remove_decompression_hook(model)  # `present` decompresses what it loads
         self.quantizer.postprocess_model(model)
 
@@ -88,6 +92,21 @@ class StreamedQuantized:
                 module._parameters, module._buffers = parameters, buffers
                 module.__dict__.update(status)
 
+    @contextmanager
+    def experts(self, module: str, parameters: Sequence[str], experts: range) -> Iterator[None]:
+        """Within the context, these parameters of a module of `stored_experts` hold these experts alone, decompressed.
+
+        Args:
+            parameters: their names in the module.
+        """
+        with room_for(self.model.get_submodule(module), parameters, experts):
+            keys = self.stored_experts[module].unread(parameters, experts, self._unread)
+            self._load(keys, self.device)
+            yield
+
+    def _unread(self, keys: Iterable[str]) -> dict[str, UnreadTensor]:
+        return unread(self.folder, {key: self.files[key] for key in keys})
+
     def _fill(self, wanted: Callable[[str], bool]) -> None:
         tied = {a: b for pair in self.model.all_tied_weights_keys.items() for a, b in (pair, pair[::-1])}
         stored = set(self.names.values())
@@ -96,7 +115,7 @@ class StreamedQuantized:
             for key, name in self.names.items()
             if wanted(name) or (name in tied and wanted(tied[name]) and tied[name] not in stored)
         ]
-        weights = unread(self.folder, {key: self.files[key] for key in keys})
+        weights = self._unread(keys)
         load_in_groups(self.model, self.names, weights, partial(self._load, device=self.device))
         self.model.requires_grad_(False)
         for name, other in tied.items():

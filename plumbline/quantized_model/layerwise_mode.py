@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from plumbline.activation_stats.memory import REST, SHARE, free_bytes, gib, outline_of, weight_bytes
 from plumbline.activation_stats.params import ExecutionParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import decoder_layers
 from plumbline.base_model.device import torch_device
+from plumbline.base_model.large_mixture import LargeMixture, large_mixture
 from plumbline.base_model.names import Names, outside, within
+from plumbline.base_model.streamed import StreamedModel
+from plumbline.quantized_model.layerwise_experts import solved_apart
 from plumbline.quantized_model.paired_streams import RECORDED_BYTES
 from plumbline.quantized_model.params import SchemeParams
+from plumbline.quantized_model.suits import suited
 
 log = logging.getLogger(__name__)
 Mode = Literal["whole", "layerwise"]
@@ -29,6 +32,10 @@ COPIES_WHOLE = 3
 """Models in memory at the end of quantizing whole: the base model, its simulation, and the one that is loaded again."""
 COPIES = 2
 """The same of a decoder layer: its weights, and codes and simulated weights, or kept ones while they are written."""
+CODES = 1.25
+"""Bytes per weight of what experts become: codes, and scales and zero points."""
+COPIES_OF_EXPERTS = 3
+"""Copies of the experts that are in memory at a time, while they are loaded."""
 FOLDED = 6
 """Copies of a decoder layer while its scales are folded: in float64, in which a fold is checked, and in float32."""
 AGAIN = 2
@@ -62,7 +69,7 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
     outline = outline_of(execution, base)
     if outline is None:
         return "whole"
-    needed = needed_bytes(outline.model, header, scheme, int(execution.hidden_gib * 2**30))
+    needed = needed_bytes(outline, header, scheme, int(execution.hidden_gib * 2**30))
     free = free_bytes(torch_device(base.device))
     fits = execution.mode == "auto" and needed.whole <= SHARE * free
     mode: Mode = "whole" if fits else "layerwise"
@@ -71,17 +78,17 @@ def mode_of(execution: ExecutionParams, base: BaseCheckpoint, scheme: SchemePara
     return mode
 
 
-def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: SchemeParams, hidden: int) -> Needed:
+def needed_bytes(streamed: StreamedModel, header: Mapping[str, Any], scheme: SchemeParams, hidden: int) -> Needed:
     """What quantizing a model takes at most.
 
     Args:
-        model: weights may be on the meta device.
         header: of the statistics.
         hidden: bytes of hidden states that a scheme keeps in memory that runs the samples again.
 
     Raises:
         ValueError: the model has no decoder layers.
     """
+    model = streamed.model
     prefix, layers = decoder_layers(model)
     names = [f"{prefix}.{number}" for number in range(len(layers))]
     parts = {name: (weight_bytes(model, within(name)), _hessians(header, within(name))) for name in names}
@@ -89,8 +96,12 @@ def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: Sche
     whole = sum(size + sum(hessians) for size, hessians in (*parts.values(), around))
     whole += (COPIES_WHOLE - 1) * sum(size for size, _ in (*parts.values(), around))
     layerwise = [_part_bytes(*around)]
-    for size, hessians in parts.values():
-        layerwise.append(_part_bytes(size, hessians))
+    for name, (size, hessians) in parts.items():
+        if large_mixture(streamed, name) is not None:
+            mixture = solved_apart(streamed, name, scheme, suited(model, scheme).matrices)
+            layerwise.append(_part_bytes(size, hessians, mixture))
+        else:
+            layerwise.append(_part_bytes(size, hessians))
         if scheme.transform is not None:
             layerwise[-1] += FOLDED * size
         if scheme.propagate == "quantized":
@@ -100,9 +111,17 @@ def needed_bytes(model: PreTrainedModel, header: Mapping[str, Any], scheme: Sche
     return Needed(whole, max(layerwise))
 
 
-def _part_bytes(weights: int, hessians: list[int]) -> int:
-    """Of a part and the sites of it that are solved at a time."""
-    return COPIES * weights + MATRICES * sum(sorted(hessians, reverse=True)[: torch.get_num_threads()])
+def _part_bytes(weights: int, hessians: list[int], mixture: LargeMixture | None = None) -> int:
+    """Of a part and the sites of it that are solved at a time.
+
+    Args:
+        mixture: experts of the part that are solved some at a time.
+    """
+    solved = MATRICES * sum(sorted(hessians, reverse=True)[: torch.get_num_threads()])
+    if mixture is None:
+        return COPIES * weights + solved
+    codes = int(CODES * mixture.numel)
+    return max(COPIES * (weights - mixture.bytes), COPIES_OF_EXPERTS * mixture.bytes_at_a_time) + codes + solved
 
 
 def _hessians(header: Mapping[str, Any], wanted: Names) -> list[int]:

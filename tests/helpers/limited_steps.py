@@ -20,10 +20,13 @@ from tempfile import TemporaryDirectory
 import psutil
 import torch
 
+from plumbline.base_model import large_mixture
 from tests.helpers.model_steps import STEPS, Steps
 
 ROOM = 16 << 20
 """Bytes beside what is said: buffers of products and activations, for which `REST` allows 1 GB."""
+LARGE, AT_A_TIME = 8 << 20, 4 << 20
+"""Bytes of a layer's experts beyond which they are loaded some at a time (the large mixture), and of those."""
 SAID_BY_TORCH = ("allocate memory", "unable to mmap", "could not create a primitive", "memory ran out")
 
 
@@ -52,6 +55,7 @@ def attempt(run: Callable[[], None], size: int) -> str:
 
 def main(root: Path, mode: str, steps: Sequence[str]) -> None:
     torch.set_num_threads(1)
+    large_mixture.LARGE, large_mixture.AT_A_TIME = LARGE, AT_A_TIME
     models = sorted(path.name for path in root.iterdir())
     with TemporaryDirectory() as scratch:
         for model in models:

@@ -105,6 +105,6 @@ class Steps:
         header = self.root / f"statistics-{self.read}" / "header.json"
         return {
             "statistics": lambda: memory.needed_layerwise(streamed, SETTINGS, 0),
-            "quantization": lambda: needed_bytes(model, read_json(header), SCHEME, 0).layerwise,
+            "quantization": lambda: needed_bytes(streamed, read_json(header), SCHEME, 0).layerwise,
             "evaluation": lambda: layerwise_mode.needed_layerwise(model, EVALUATION, 4 * 48, 0),
         }

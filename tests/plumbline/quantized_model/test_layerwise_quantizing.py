@@ -16,7 +16,10 @@ from benchmarks.peers.subjects import write_set
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
+from plumbline.base_model import large_mixture
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.decoder import layer_names
+from plumbline.base_model.grouped_products import GroupedProducts
 from plumbline.base_model.matrices import matrix_of
 from plumbline.base_model.params import ModelParams
 from plumbline.quantized_model import export, layerwise, layerwise_folder, layerwise_mixed, layerwise_part
@@ -66,13 +69,15 @@ CASES = [
     ("qwen3-moe", "mixed"),
     ("llama4-text", "mixed"),
 ]
+FEW_EXPERTS = [*(("qwen3-moe", scheme) for scheme in ("gptq", "awq", "propagated")), ("deepseek-v3", "gptq")]
+"""Cases in which some experts of a layer are in memory at a time, where the scheme lets them be solved apart."""
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Per architecture a folder with the base model, a calibration set and its statistics."""
     folders = {}
-    for name in {name for name, _ in CASES}:
+    for name in {name for name, _ in (*CASES, *FEW_EXPERTS)}:
         root = folders[name] = tmp_path_factory.mktemp(name)
         base = base_in(CATALOGUE[name].write(root / "base").parent)
         (root / "set").mkdir()
@@ -106,6 +111,28 @@ def test_the_files_are_those_of_the_whole_model(
     with monkeypatch.context() as patch:
         patch.setattr(BaseCheckpoint, "loaded", lambda base: pytest.fail("the whole model was loaded"))
         assert build(bases[name], scheme, tmp_path / "layerwise", "layerwise") == whole
+
+
+@pytest.mark.parametrize(("name", "scheme"), FEW_EXPERTS)
+def test_experts_some_at_a_time_give_the_same_files(
+    name: str, scheme: str, bases: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build(bases[name], scheme, tmp_path / "whole", "whole")
+    streamed = base_in(bases[name]).streamed()
+    monkeypatch.setattr(large_mixture, "LARGE", 0)
+    found = [large_mixture.large_mixture(streamed, layer) for layer in layer_names(streamed.model)]
+    experts = sum(mixture.experts for mixture in found if mixture is not None)
+    monkeypatch.setattr(large_mixture, "AT_A_TIME", 1)
+    multiply, loaded = GroupedProducts.multiply, list[int]()
+
+    def noted(products: GroupedProducts, experts: range, weights: Tensor) -> None:
+        loaded.append(len(weights))
+        multiply(products, experts, weights)
+
+    monkeypatch.setattr(GroupedProducts, "multiply", noted)
+    assert build(bases[name], scheme, tmp_path / "layerwise", "layerwise") == whole
+    passes = 2 if scheme == "gptq" else 1  # simulated, and loaded again
+    assert loaded == [1] * (passes * 2 * experts) and experts
 
 
 def test_a_base_model_without_settings_of_generation(bases: Mapping[str, Path], tmp_path: Path) -> None:
