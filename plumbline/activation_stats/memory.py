@@ -33,9 +33,6 @@ REST = 1 << 30
 """Bytes of the process itself: libraries, buffers of the matrix products, activations of a batch."""
 EXPERTS = 2 << 30
 """Bytes of the sites of a layer's experts that are summed at a time; those of one expert in any case."""
-LOADED = 2
-"""Bytes of memory per byte of experts that are loaded some at a time: the first matrix of each, as it is read, stacked
-and joined."""
 TOTALS = 2
 """Totals of a site in memory: as they are summed, and as they are written."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -96,7 +93,7 @@ def needed_layerwise(streamed: StreamedModel, settings: StatisticsParams, hidden
         inside, mixture = within(name), large_mixture(streamed, name)
         weights = weight_bytes(model, inside)
         if mixture is not None:
-            weights = max(weights - mixture.bytes, LOADED * mixture.bytes_at_a_time)
+            weights = max(weights - mixture.bytes, mixture.loaded_bytes)
         needed.append(weights + sites_bytes(model, settings, inside))
     return max(needed) + hidden
 

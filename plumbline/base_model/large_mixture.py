@@ -19,6 +19,8 @@ LARGE = 4 << 30
 """Bytes of a layer's experts beyond which they are loaded some at a time: less memory, but more work for the disk."""
 AT_A_TIME = 1 << 30
 """Bytes of the experts that are loaded at a time; one expert in any case."""
+COPIES = 3
+"""Copies of the experts that are being loaded: as they are read, stacked and joined."""
 ALIGNED = 64
 """Bytes of which rows must be a multiple: the bits of a product can depend on where its matrices begin."""
 
@@ -47,9 +49,9 @@ class LargeMixture:
         return sum(self.module.get_parameter(name).numel() for name in self.matrices)
 
     @property
-    def bytes_at_a_time(self) -> int:
-        """Bytes of the matrices of the largest group of experts, at most."""
-        return max(min(AT_A_TIME, self.bytes), self.bytes // self.experts)
+    def loaded_bytes(self) -> int:
+        """Bytes that loading the largest group of experts takes, at most."""
+        return COPIES * max(min(AT_A_TIME, self.bytes), self.bytes // self.experts)
 
     @property
     def experts(self) -> int:

@@ -1,9 +1,10 @@
-"""One sequence through a model of which one part is in memory at a time."""
+"""Sequences through a model of which one part is in memory at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -27,25 +28,41 @@ def outputs(streamed: StreamedModel | StreamedQuantized, ids: Sequence[int]) -> 
         start = decoder.start(ids)
     hidden = start.hidden
     for number, (name, call) in enumerate(zip(decoder.names, start.calls, strict=True)):
-        hidden = _output(streamed, name, partial(decoder.run, number, hidden, call))
+        (hidden,) = layer_outputs(streamed, name, 1, lambda _: decoder.run(number, hidden, call))  # noqa: B023
         yield hidden
     with streamed.present(around):
         logits = decoder.logits(ids, hidden)
     yield logits
 
 
-def _output(streamed: StreamedModel | StreamedQuantized, layer: str, run: Callable[[], Tensor]) -> Tensor:
-    """What a layer computes; of large experts, some are in memory at a time."""
+def layer_outputs(
+    streamed: StreamedModel | StreamedQuantized,
+    layer: str,
+    samples: int,
+    run: Callable[[int], Tensor],
+    scratch: Path | None = None,
+) -> Iterator[Tensor]:
+    """What a decoder layer computes for each sample, in order; of large experts, some are in memory at a time.
+
+    Args:
+        run: (number of the sample) -> its pass through the layer, which is repeated where the experts are large.
+        scratch: an existing folder for what the experts compute; None: where temporary files are.
+    """
     mixture = large_mixture(streamed, layer)
     if mixture is None:
         with streamed.present(within(layer)):
-            return run()
+            yield from map(run, range(samples))
+        return
     others = mixture.others(within(layer))
-    with GroupedProducts() as products:
+    with GroupedProducts(scratch) as products:
         for matrix in mixture.matrices:
             with streamed.present(others):
-                products.until(0, run)
+                for sample in range(samples):
+                    products.until(sample, partial(run, sample))
             for _ in mixture.multiplied(streamed, products, matrix):
                 pass
-        with streamed.present(others), products.known(0):
-            return run()
+        with streamed.present(others):
+            for sample in range(samples):
+                with products.known(sample):
+                    output = run(sample)
+                yield output

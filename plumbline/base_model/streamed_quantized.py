@@ -33,7 +33,7 @@ from plumbline.base_model.quiet import quiet
 from plumbline.base_model.stored_experts import stored_experts
 from plumbline.base_model.streamed import compute_buffers, unread, weights_of
 from plumbline.base_model.tensor_reader import UnreadTensor
-from plumbline.base_model.weight_files import weight_files
+from plumbline.base_model.weight_files import header, weight_files
 
 
 class StreamedQuantized:
@@ -68,7 +68,9 @@ class StreamedQuantized:
         state = model.state_dict()
         if unknown := sorted(key for key, name in self.names.items() if name not in state):
             raise ValueError(f"the quantized model loads with unexpected keys: {', '.join(unknown[:3])}")
-        self.stored_experts = stored_experts(model, self.names, {})
+        headers = [header(folder / file) for file in sorted(set(self.files.values()))]
+        shapes = {key: entry["shape"] for entries in headers for key, entry in entries.items()}
+        self.stored_experts = stored_experts(model, self.names, shapes)
         """By name, the modules of fused experts of which `experts` loads some."""
         self.quantizer.compressor.remove_decompression_hook(model)  # `present` decompresses what it loads
         self.quantizer.postprocess_model(model)

@@ -19,8 +19,9 @@ from plumbline.activation_stats.hidden import HiddenStates
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
-from plumbline.base_model.names import outside, within
+from plumbline.base_model.names import outside
 from plumbline.base_model.streamed import StreamedModel
+from plumbline.base_model.streamed_pass import layer_outputs
 from plumbline.base_model.streamed_quantized import StreamedQuantized
 from plumbline.divergence import BasePrediction, TokenDivergence, predict, token_divergence
 from plumbline.evaluation.flips import likelihoods
@@ -63,13 +64,17 @@ class LastStates:
         done = 0 if saved is None else saved.read(hidden)
         progress(done * sum(batch.input_ids.numel() for batch in work))
         for number, name in list(enumerate(self.decoder.names))[done:]:
-            with streamed.present(within(name)):
-                for row, batch in enumerate(work):
-                    x, call = hidden[row].to(streamed.device), calls.call(number, batch.input_ids)
-                    hidden[row] = self.decoder.run(number, x, call)
-                    progress(batch.input_ids.numel())
+            run = partial(self._through, number, calls)
+            for row, output in enumerate(layer_outputs(streamed, name, len(work), run, hidden.scratch)):
+                hidden[row] = output
+                progress(work[row].input_ids.numel())
             if saved is not None:
                 saved.write(number, hidden)
+
+    def _through(self, number: int, calls: DecoderCalls, row: int) -> Tensor:
+        """What a decoder layer computes for a batch."""
+        hidden = self._hidden[row].to(self.streamed.device)
+        return self.decoder.run(number, hidden, calls.call(number, self.work[row].input_ids))
 
     def save(self, pieces: Pieces, model: str) -> None:
         """Put them on disk for an evaluation that did not run the model itself.

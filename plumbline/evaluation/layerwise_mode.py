@@ -10,16 +10,20 @@ from transformers import PreTrainedModel
 from plumbline.activation_stats.memory import REST, SHARE, free_bytes, gib, outline_of, weight_bytes
 from plumbline.activation_stats.params import ExecutionParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.base_model.decoder import decoder_layers
+from plumbline.base_model.decoder import decoder_layers, layer_names
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.language import text_config
+from plumbline.base_model.large_mixture import large_mixture
 from plumbline.base_model.names import outside, within
+from plumbline.base_model.streamed import StreamedModel
 from plumbline.evaluation.evaluate import Layerwise
 from plumbline.evaluation.params import EvaluationParams
 
 log = logging.getLogger(__name__)
 LOGITS = 256 << 20
 """Layer by layer: bytes of base logits in memory; one batch in any case."""
+COPIES = 2
+"""Copies of a decoder layer while it is loaded: as it is stored, and decompressed."""
 AT_A_TIME = 3
 """Logits of a batch in memory at a time: all of them, those that predict, and the base model's."""
 
@@ -43,7 +47,7 @@ def layerwise_of(
         return None
     free, whole = free_bytes(torch_device(base.device)), needed_whole(outline.model, params, tokens)
     hidden = int(execution.hidden_gib * 2**30)
-    layerwise = needed_layerwise(outline.model, params, tokens, hidden)
+    layerwise = needed_layerwise(outline, params, tokens, hidden)
     if execution.mode == "auto" and whole <= SHARE * free:
         log.info("mode: whole, at most %s of memory, %s are free", gib(whole + REST), gib(free))
         return None
@@ -56,18 +60,24 @@ def needed_whole(model: PreTrainedModel, params: EvaluationParams, tokens: int) 
     return 2 * weight_bytes(model) + _logits_in_memory(model, params, tokens, params.base_logits_bytes)
 
 
-def needed_layerwise(model: PreTrainedModel, params: EvaluationParams, tokens: int, hidden: int) -> int:
+def needed_layerwise(streamed: StreamedModel, params: EvaluationParams, tokens: int, hidden: int) -> int:
     """Bytes that an evaluation layer by layer takes at most, beside `REST`.
 
     Args:
-        model: weights may be on the meta device.
+        streamed: the base model.
         tokens: that are evaluated.
         hidden: bytes of hidden states in memory.
     """
-    prefix, layers = decoder_layers(model)
-    largest = max(weight_bytes(model, within(f"{prefix}.{number}")) for number in range(len(layers)))
+    model, needed = streamed.model, list[int]()
+    for name in layer_names(model):
+        weights, mixture = weight_bytes(model, within(name)), large_mixture(streamed, name)
+        if mixture is None:
+            needed.append(COPIES * weights)
+        else:
+            needed.append(max(COPIES * (weights - mixture.bytes), mixture.loaded_bytes))
+    prefix, _ = decoder_layers(model)
     head = weight_bytes(model, outside(prefix)) + _logits_in_memory(model, params, tokens, LOGITS)
-    return max(2 * largest, head) + hidden
+    return max(*needed, head) + hidden
 
 
 def _logits_in_memory(model: PreTrainedModel, params: EvaluationParams, tokens: int, kept: int) -> int:

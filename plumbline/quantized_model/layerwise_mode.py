@@ -34,8 +34,6 @@ COPIES = 2
 """The same of a decoder layer: its weights, and codes and simulated weights, or kept ones while they are written."""
 CODES = 1.25
 """Bytes per weight of what experts become: codes, and scales and zero points."""
-COPIES_OF_EXPERTS = 3
-"""Copies of the experts that are in memory at a time, while they are loaded."""
 FOLDED = 6
 """Copies of a decoder layer while its scales are folded: in float64, in which a fold is checked, and in float32."""
 AGAIN = 2
@@ -121,7 +119,7 @@ def _part_bytes(weights: int, hessians: list[int], mixture: LargeMixture | None 
     if mixture is None:
         return COPIES * weights + solved
     codes = int(CODES * mixture.numel)
-    return max(COPIES * (weights - mixture.bytes), COPIES_OF_EXPERTS * mixture.bytes_at_a_time) + codes + solved
+    return max(COPIES * (weights - mixture.bytes), mixture.loaded_bytes) + codes + solved
 
 
 def _hessians(header: Mapping[str, Any], wanted: Names) -> list[int]:

@@ -101,10 +101,9 @@ class Steps:
     def said(self) -> dict[str, Callable[[], int]]:
         """By step, the bytes that it is said to need layer by layer, beside `REST`."""
         streamed = self.base.streamed("cpu")
-        model = streamed.model
         header = self.root / f"statistics-{self.read}" / "header.json"
         return {
             "statistics": lambda: memory.needed_layerwise(streamed, SETTINGS, 0),
             "quantization": lambda: needed_bytes(streamed, read_json(header), SCHEME, 0).layerwise,
-            "evaluation": lambda: layerwise_mode.needed_layerwise(model, EVALUATION, 4 * 48, 0),
+            "evaluation": lambda: layerwise_mode.needed_layerwise(streamed, EVALUATION, 4 * 48, 0),
         }

@@ -160,7 +160,7 @@ def collect(name):
     for part in layer_by_layer(StreamedModel(folder / name, "cpu"), inputs, scratch, in_memory=0):
         pass
 
-expert_calls.EXPERTS = large_mixture.AT_A_TIME = 8 << 20
+expert_calls.EXPERTS = large_mixture.AT_A_TIME = 6 << 20
 large_mixture.LARGE = 0
 collect("small")
 large_mixture.LARGE = large
@@ -179,7 +179,7 @@ def test_a_layer_that_does_not_fit_passes(tmp_path: Path, monkeypatch: pytest.Mo
     streamed = StreamedModel(tmp_path / "large", "cpu")
     monkeypatch.setattr(large_mixture, "LARGE", 0)
     for module, name in ((large_mixture, "AT_A_TIME"), (memory, "EXPERTS")):
-        monkeypatch.setattr(module, name, 8 << 20)
+        monkeypatch.setattr(module, name, 6 << 20)
     said = needed_layerwise(streamed, settings, 0)
     layer = sum(weight.nbytes for weight in streamed.model.model.layers.parameters())
     assert said + (16 << 20) < layer / 2
