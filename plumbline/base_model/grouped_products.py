@@ -54,7 +54,7 @@ class GroupedProducts:
         Raises:
             UnknownProduct: in the context, at the first product that is not.
         """
-        return _Known([file.read(sample) for file in self._known if sample in file])
+        return _KnownProducts([file.read(sample) for file in self._known if sample in file])
 
     def until(self, sample: int, run: Callable[[], object]) -> None:
         """Run a pass of the sample up to the first product that is not known, and keep the input of that."""
@@ -100,7 +100,7 @@ class UnknownProduct(ValueError):
         )
 
 
-class _Known(TorchFunctionMode):
+class _KnownProducts(TorchFunctionMode):
     """Within the context, on this thread, grouped products are these results, in order."""
 
     def __init__(self, results: Sequence[Tensor]) -> None:

@@ -1,7 +1,8 @@
 """Quantizing a model that does not fit into memory: one decoder layer after the other, each written before the next.
 
 Memory holds the weights of one layer, what they become, and the statistics of the sites that are being solved. The
-bytes are those of the whole model: every site is solved by itself, by the same functions.
+bytes are those of the whole model: every site is solved by itself, by the same functions. Of large experts, some are in
+memory at a time.
 
 The parts are the decoder layers and, last, what is outside them. A part that is on disk is not made again.
 """
