@@ -24,7 +24,7 @@ from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.activation_stats.totals import Masks, Sample, Totals, in_order
 from plumbline.base_model.as_quantized import called_as_quantized
 from plumbline.base_model.cache import caching_modules
-from plumbline.base_model.decoder import Decoder
+from plumbline.base_model.decoder import Call, Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.experts import are_fused_experts, expert_of
 from plumbline.base_model.grouped_products import GroupedProducts
@@ -142,8 +142,9 @@ class Collection:
             def until_unknown(noted: Callable[[int], AbstractContextManager[None]]) -> None:
                 with walk.streamed.present(others), called_as_quantized(walk.decoder.model):
                     for row, (_, ids) in enumerate(self.ordered):
+                        given = walk.given(hidden, number, row, ids)
                         with noted(row):
-                            products.until(row, partial(walk.output, hidden, number, row, ids))
+                            products.until(row, partial(walk.decoder.run, number, *given))
 
             def through(row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
                 with products.known(row):
@@ -193,13 +194,13 @@ class _Walk:
 
     def through(self, hidden: HiddenStates, number: int, row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
         """Run one sample through one decoder layer."""
+        given = self.given(hidden, number, row, ids)
         with inputs.hooked():
-            hidden[row] = self.output(hidden, number, row, ids)
+            hidden[row] = self.decoder.run(number, *given)
 
-    def output(self, hidden: HiddenStates, number: int, row: int, ids: Sequence[int]) -> Tensor:
-        """What one decoder layer computes for one sample."""
-        x, call = hidden[row].to(self.streamed.device), self.calls.call(number, ids)
-        return self.decoder.run(number, x, call)
+    def given(self, hidden: HiddenStates, number: int, row: int, ids: Sequence[int]) -> tuple[Tensor, Call]:
+        """What one decoder layer is called with for one sample; finding it may run the model up to its layers."""
+        return hidden[row].to(self.streamed.device), self.calls.call(number, ids)
 
     def finish(self, hidden: HiddenStates, row: int, ids: Sequence[int], inputs: LinearInputs) -> None:
         """Run one sample through the modules before and after the layers."""
