@@ -107,11 +107,11 @@ class Collection:
             yield walk.observed(self._totals(), walk.outside, walk.around, partial(walk.finish, hidden), self.progress)
             return
         number, inside = walk.decoder.names.index(name), within(name)
-        experts = {part: layer for part, layer in walk.layers.items() if inside(part) and are_fused_experts(layer)}
-        run = partial(walk.through, hidden, number)
         if (mixture := large_mixture(walk.streamed, name)) is not None:
             yield from self._some_experts_at_a_time(mixture, number, hidden)
             return
+        experts = {part: layer for part, layer in walk.layers.items() if inside(part) and are_fused_experts(layer)}
+        run = partial(walk.through, hidden, number)
         if len(groups := groups_of(experts, self.settings)) < 2:
             yield walk.observed(self._totals(), inside, inside, run, self.progress)
             return

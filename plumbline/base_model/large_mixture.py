@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plumbline.base_model.experts import DOWN, are_fused_experts, up_name
 from plumbline.base_model.grouped_products import GroupedProducts
-from plumbline.base_model.names import Names, within
+from plumbline.base_model.names import Names
 from plumbline.base_model.streamed import StreamedModel
 from plumbline.base_model.streamed_quantized import StreamedQuantized
 
@@ -92,10 +92,8 @@ class LargeMixture:
 def large_mixture(streamed: Streamed, layer: str) -> LargeMixture | None:
     """The module of fused experts in a decoder layer, if they are loaded some at a time: it is the only one, it is
     large, its checkpoint lets some experts be read, and the model multiplies them as `GroupedProducts` does."""
-    modules = streamed.model.named_modules()
-    mixtures = [
-        LargeMixture(name, module) for name, module in modules if within(layer)(name) and are_fused_experts(module)
-    ]
+    modules = streamed.model.get_submodule(layer).named_modules(prefix=layer)
+    mixtures = [LargeMixture(name, module) for name, module in modules if are_fused_experts(module)]
     if len(mixtures) != 1 or mixtures[0].name not in streamed.stored_experts or streamed.device.type != "cpu":
         return None
     (mixture,) = mixtures

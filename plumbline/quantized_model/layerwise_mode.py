@@ -15,7 +15,7 @@ import torch
 from plumbline.activation_stats.memory import REST, SHARE, free_bytes, gib, outline_of, weight_bytes
 from plumbline.activation_stats.params import ExecutionParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.base_model.decoder import decoder_layers
+from plumbline.base_model.decoder import decoder_layers, layer_names
 from plumbline.base_model.device import torch_device
 from plumbline.base_model.large_mixture import LargeMixture, large_mixture
 from plumbline.base_model.names import Names, outside, within
@@ -87,9 +87,8 @@ def needed_bytes(streamed: StreamedModel, header: Mapping[str, Any], scheme: Sch
         ValueError: the model has no decoder layers.
     """
     model = streamed.model
-    prefix, layers = decoder_layers(model)
-    names = [f"{prefix}.{number}" for number in range(len(layers))]
-    parts = {name: (weight_bytes(model, within(name)), _hessians(header, within(name))) for name in names}
+    prefix, _ = decoder_layers(model)
+    parts = {name: (weight_bytes(model, within(name)), _hessians(header, within(name))) for name in layer_names(model)}
     around = weight_bytes(model, outside(prefix)), _hessians(header, outside(prefix))
     whole = sum(size + sum(hessians) for size, hessians in (*parts.values(), around))
     whole += (COPIES_WHOLE - 1) * sum(size for size, _ in (*parts.values(), around))
