@@ -28,6 +28,7 @@ MISSING = {
     ),
     "No compressed-tensors compatible scheme": "vLLM does not take this format on a CPU",
     "Forced .* kernel .* is not supported": "vLLM has no kernel for it on a CPU",
+    "FP8 KV cache on CPU requires": "this machine lacks the kernel for an FP8 cache (AVX-512 or AMX)",
 }
 """What vLLM's errors contain where a kernel is missing -> the reason; the first that fits counts."""
 CACHES = {
@@ -117,7 +118,7 @@ def lacking_kernel(error: str, kernels: Mapping[str, int], cpu: Mapping[str, boo
         return f"vLLM has no kernel for it on this CPU ({lines[0] if lines else error.splitlines()[0]})"
     if "CPUInt8ScaledMMLinearKernel" in kernels and not cpu.get("vnni", False):
         return "this machine lacks the kernel for 8-bit products (AVX-512 VNNI; without it they saturate)"
-    return CACHES.get(kv_cache, "")
+    return "" if error else CACHES.get(kv_cache, "")
 
 
 def _n(value: float) -> str:

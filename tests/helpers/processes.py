@@ -14,6 +14,8 @@ from typing import TypeVar
 from tests.helpers.workspace import Workspace
 
 T = TypeVar("T")
+PATIENCE = 600.0
+"""Seconds after which a server or a run hangs; on a slow machine under load a run of Dagster takes minutes."""
 
 
 @contextlib.contextmanager
@@ -31,7 +33,7 @@ def running(command: Sequence[str], workspace: Workspace, log: Path) -> Iterator
         process.wait()
 
 
-def until(process: subprocess.Popen[bytes], ask: Callable[[], T], log: Path, seconds: float = 180) -> T:
+def until(process: subprocess.Popen[bytes], ask: Callable[[], T], log: Path, seconds: float = PATIENCE) -> T:
     """Ask until the answer is true; an end of the process ends the wait at once."""
     deadline = time.monotonic() + seconds
     while not (answer := ask()):

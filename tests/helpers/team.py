@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.helpers.paths import BIN, PROJECT
+from tests.helpers.processes import PATIENCE
 from tests.helpers.s3_server import environment_of
 
 DEPLOY = PROJECT / "deploy"
@@ -61,7 +62,7 @@ class Server:
     user: str | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
-    def start(self, seconds: float = 120) -> None:
+    def start(self, seconds: float = PATIENCE) -> None:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,

@@ -61,7 +61,7 @@ def test_killed_runs_in_odd_surroundings_give_the_same_bytes(
     for step in ("sample_features", "quantized_model"):
         log = tmp_path / step
         with running([*bound_by_modes(), *RUN], again, log) as process:
-            until(process, lambda log=log, step=step: re.search(f"▸.* {step}", log.read_text()), log, 600)
+            until(process, lambda log=log, step=step: re.search(f"▸.* {step}", log.read_text()), log)
     again.command(*bound_by_modes(), *RUN)
     assert again.lock() == finished.lock()
     assert not list((root / "data/.tmp").glob("*"))

@@ -84,7 +84,7 @@ def test_a_day_of_twelve_drops_and_three_kills(history: tuple[Workspace, dg.Dags
     (inbox / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": text(2)}).encode())[:-40])  # 8
     pq.write_table(pa.table({"text": [text(3), text(4)]}), inbox / "table.parquet")  # 9
     with running(DAEMON, workspace, log) as daemon:
-        until(daemon, lambda: inbox_runs(instance)[:1] == ["SUCCESS"] and len(inbox_runs(instance)) == 3, log, 600)
+        until(daemon, lambda: inbox_runs(instance)[:1] == ["SUCCESS"] and len(inbox_runs(instance)) == 3, log)
         assert inbox_runs(instance) == ["SUCCESS", "SUCCESS", "FAILURE"]  # what was killed ran again; then what came
         whole = "".join(json.dumps({"text": text(seed)}) + "\n" for seed in (5, 6, 7))
         for part in range(3):  # 10: a file that is still being written waits
@@ -105,7 +105,7 @@ def test_a_day_of_twelve_drops_and_three_kills(history: tuple[Workspace, dg.Dags
     # killed as soon as the run was there
     with running(DAEMON, workspace, log) as daemon:
         until(
-            daemon, lambda: inbox_runs(instance)[:1] == ["SUCCESS"] and not unfinished(instance), log, 600
+            daemon, lambda: inbox_runs(instance)[:1] == ["SUCCESS"] and not unfinished(instance), log
         )  # a start that was cut off times out first
         seen = looks(instance)
         until(daemon, lambda: looks(instance) >= seen + 2, log)

@@ -72,7 +72,7 @@ def test_from_the_champion_to_its_samples_and_back(served: tuple[str, str]) -> N
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         _follow(page, address, printed)
         browser.close()
 

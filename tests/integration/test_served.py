@@ -70,15 +70,20 @@ def test_vllm_reads_every_format_as_it_is_meant(environment, folders, prompts, t
     """In float32 with products in plain torch, what is left is the last bits; zero points: transformers decompresses
     them in bfloat16 whatever the dtype; rounded activations multiply the last bits."""
     records = served(environment, folders, prompts, tmp_path / "log", dtype="float32", products="reference")
-    assert {name: record["verdict"] for name, record in records.items()} == dict.fromkeys(SCHEMES, "passed"), records
     assert {record["products"] for record in records.values()} == {"reference"}
+    if not records["cache"]["cpu"]["avx512"]:  # vLLM has no FP8 cache there, not even in plain torch
+        cache = records.pop("cache")
+        assert (cache["verdict"], cache["sentence"]) == ("no kernel", cache["lacking"]), cache
+        assert "AVX-512" in cache["lacking"] and "FP8 KV cache" in cache["error"]
+    assert {record["verdict"] for record in records.values()} == {"passed"}, records
     found = {name: record["measurements"]["engines"] for name, record in records.items()}
     for name in ("w4", "w3", "mixed"):
         assert found[name]["largest"] <= 1e-4 and found[name]["equal_next"] == 1, name
         assert found[name]["equal_continuations"] == found[name]["sequences"] >= 10
         assert records[name]["kernels"] == {"ReferencePacked": 24}
     assert 1e-4 < found["zero"]["mean"] < 0.01
-    assert records["cache"]["kv_cache"] == "tensor" and found["cache"]["mean"] < 1e-3
+    if "cache" in records:
+        assert records["cache"]["kv_cache"] == "tensor" and found["cache"]["mean"] < 1e-3
     assert records["static"]["kernels"] == records["dynamic"]["kernels"] == {"ReferenceInt8": 24}
     for name in ("static", "dynamic"):
         measurements = records[name]["measurements"]
@@ -101,4 +106,5 @@ def test_its_own_kernels_compute_it_where_the_machine_has_them(environment, fold
         record = records[name]
         assert record["verdict"] == ("passed" if expected else "no kernel"), record
         assert record["products"] == "native" and bool(record["lacking"]) is not expected, name
-    assert "supported types are" in records["w3"]["lacking"] and "truncates" in records["cache"]["lacking"]
+    assert "supported types are" in records["w3"]["lacking"]
+    assert ("truncates" if cpu["avx512"] else "AVX-512") in records["cache"]["lacking"]

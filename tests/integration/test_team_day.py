@@ -22,6 +22,7 @@ from benchmarks.peers.articles import pieces
 from plumbline.artifact import read_json
 from plumbline.graph.intake import unread
 from plumbline.provenance import dvc_digest
+from tests.helpers.processes import PATIENCE
 from tests.helpers.s3_server import KEY
 from tests.helpers.team import Server, Team, postgres_programs, running_team
 from tests.helpers.without_dvc import BLOCKED
@@ -128,7 +129,7 @@ class Day:
         """The runs of the inbox, oldest first."""
         return self.history.get_runs(dg.RunsFilter(tags={"plumbline/trigger": "inbox"}))[::-1]
 
-    def until(self, ask: Callable[[], object], seconds: float = 240) -> None:
+    def until(self, ask: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Wait, and start again what ended, as `restart: unless-stopped` does."""
         deadline = time.monotonic() + seconds
         servers = (*self.daemons, self.code, self.team.mlflow)

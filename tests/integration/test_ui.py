@@ -19,7 +19,7 @@ import yaml
 
 from plumbline.artifact import read_json
 from tests.helpers.paths import BIN
-from tests.helpers.processes import running, until
+from tests.helpers.processes import PATIENCE, running, until
 from tests.helpers.workspace import Workspace, stale
 
 pytestmark = pytest.mark.integration
@@ -68,7 +68,7 @@ def page(server: tuple[Workspace, str]) -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000}, base_url=server[1])
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         yield page
         browser.close()
 
@@ -93,7 +93,7 @@ def materialize(page: Any, asset: str, partition: str, config: str | None = None
     page.wait_for_url("**/runs/*")
     run = re.search(r"/runs/([0-9a-f-]{36})", page.url)
     assert run is not None, page.url
-    page.get_by_text(re.compile("^(Success|Failure|Canceled)$")).first.wait_for()
+    page.get_by_text(re.compile("^(Success|Failure|Canceled)$")).first.wait_for(timeout=1000 * PATIENCE)
     return run[1]
 
 
@@ -197,7 +197,7 @@ def test_a_file_dropped_into_the_inbox_is_a_run_that_one_can_watch(
     (workspace.root / "inbox/letters.txt").write_text("Dear Sir, the plumb line hangs straight again. " * 200)
     row = page.locator("[class*=RunsFeedRow_rowGrid]")  # the table has no roles
     run = row.filter(has_text="inbox_sensor").filter(has_text="plumbline/trigger: inbox")
-    run.get_by_text("Success", exact=True).wait_for(timeout=180_000)
+    run.get_by_text("Success", exact=True).wait_for(timeout=1000 * PATIENCE)
     page.screenshot(path=str(tmp_path / "inbox.png"))
     assert read_json(workspace.root / MANIFEST)["totals"]["documents"] == before + 1
 
@@ -214,7 +214,7 @@ def test_a_failing_check_keeps_the_champion_and_says_by_how_much(
 
     # `deployed_model` follows by itself
     page.goto("/assets/deployed_model?view=checks&checkDetail=no_worse_than_the_champion")
-    page.get_by_text("Failed", exact=True).first.wait_for(timeout=180_000)
+    page.get_by_text("Failed", exact=True).first.wait_for(timeout=1000 * PATIENCE)
     sentence = page.get_by_text(re.compile(r"^Mean KL \+[\d.]+ % against the champion's"))
     sentence.wait_for()
     page.screenshot(path=str(tmp_path / "check.png"))

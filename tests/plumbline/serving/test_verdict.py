@@ -87,6 +87,12 @@ def test_the_cache_of_a_cpu_is_not_that_of_the_checkpoint() -> None:
     assert "one scale for all heads" in lacking_kernel("", {}, {}, "attn_head")
 
 
+def test_what_an_engine_refused_is_not_put_down_to_its_cache() -> None:
+    refused = "NotImplementedError: FP8 KV cache on CPU requires x86 with AVX-512 or AMX."
+    assert "AVX-512 or AMX" in lacking_kernel(refused, {}, {}, "tensor")
+    assert lacking_kernel("ValueError: the engine broke", {}, {}, "tensor") == ""
+
+
 def test_limits_grow_with_what_they_are_made_of() -> None:
     quiet = measured()
     assert replace(quiet, noise=of_mean(0.5)).allowed == 1.0
