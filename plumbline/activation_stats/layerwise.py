@@ -30,13 +30,11 @@ from plumbline.base_model.experts import are_fused_experts, expert_of
 from plumbline.base_model.grouped_products import GroupedProducts
 from plumbline.base_model.inputs import LinearInputs, Visit, network_of, output_layers, watched_layers
 from plumbline.base_model.large_mixture import LargeMixture, large_mixture
-from plumbline.base_model.names import Names, outside, within
+from plumbline.base_model.names import OUTSIDE, Names, outside, within
 from plumbline.base_model.streamed import StreamedModel
 
 IN_MEMORY = 4 << 30
 """Bytes of hidden states that are kept in memory."""
-OUTSIDE = "outside"
-"""Name of the part that is outside the decoder layers."""
 
 Progress = Callable[[int], object]
 """Called with the number of tokens that are done."""

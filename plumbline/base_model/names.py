@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 Names = Callable[[str], bool]
 """Selects modules or weights by name."""
+OUTSIDE = "outside"
+"""Name of the part of a model that is outside its decoder layers."""
 
 
 def within(module: str) -> Names:

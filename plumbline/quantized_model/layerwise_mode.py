@@ -93,12 +93,10 @@ def needed_bytes(streamed: StreamedModel, header: Mapping[str, Any], scheme: Sch
     whole = sum(size + sum(hessians) for size, hessians in (*parts.values(), around))
     whole += (COPIES_WHOLE - 1) * sum(size for size, _ in (*parts.values(), around))
     layerwise = [_part_bytes(*around)]
+    any_large = any(large_mixture(streamed, name) is not None for name in parts)
+    matrices = suited(model, scheme).matrices if any_large else {}
     for name, (size, hessians) in parts.items():
-        if large_mixture(streamed, name) is not None:
-            mixture = solved_apart(streamed, name, scheme, suited(model, scheme).matrices)
-            layerwise.append(_part_bytes(size, hessians, mixture))
-        else:
-            layerwise.append(_part_bytes(size, hessians))
+        layerwise.append(_part_bytes(size, hessians, solved_apart(streamed, name, scheme, matrices)))
         if scheme.transform is not None:
             layerwise[-1] += FOLDED * size
         if scheme.propagate == "quantized":

@@ -17,7 +17,7 @@ from plumbline.base_model.experts import expert_of, expert_renumbered
 from plumbline.base_model.in_parallel import in_parallel
 from plumbline.base_model.large_mixture import LargeMixture
 from plumbline.base_model.matrices import matrix_of
-from plumbline.base_model.names import Names, within
+from plumbline.base_model.names import OUTSIDE, Names, within
 from plumbline.quantized_model.export import kept_tensors, tensors_of_layers
 from plumbline.quantized_model.fold_search import FoldCheck
 from plumbline.quantized_model.folding import Transform
@@ -25,7 +25,7 @@ from plumbline.quantized_model.kv_cache import CacheScales, cache_record, cache_
 from plumbline.quantized_model.layer import Layer, Quantized
 from plumbline.quantized_model.layerwise_experts import run_quantized, solved_apart
 from plumbline.quantized_model.layerwise_model import LayerwiseModel
-from plumbline.quantized_model.layerwise_parts import COMPUTED, OUTSIDE, computed_by
+from plumbline.quantized_model.layerwise_parts import COMPUTED, computed_by
 from plumbline.quantized_model.layerwise_propagate import Propagation
 from plumbline.quantized_model.quantization_config import ConfigTarget
 from plumbline.quantized_model.quantize import quantize_transformed, transform_of

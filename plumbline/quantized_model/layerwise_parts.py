@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from plumbline.base_model.decoder import Decoder
-from plumbline.base_model.names import Names, outside, within
+from plumbline.base_model.names import OUTSIDE, Names, outside, within
 
-OUTSIDE = "outside"
-"""Name of the part that is outside the decoder layers."""
 COMPUTED = "computed"
 """What a simulated part computes for the sample of the check: a part of its own, and the name of its tensor."""
 
