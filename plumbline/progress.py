@@ -1,4 +1,5 @@
-"""How far long work has come: a bar in a terminal, and a log record per step for whoever listens.
+"""How far long work has come: a bar in a terminal, a line a minute in a file, and a log record per step for whoever
+listens.
 
 The records are messages of level DEBUG of the logger `plumbline.progress`, with a `Progress` as their attribute
 `progress`. Nothing here can change an output, so this module is no part of a code version (versioning/code.py).
@@ -7,6 +8,7 @@ The records are messages of level DEBUG of the logger `plumbline.progress`, with
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from tqdm import tqdm
 from plumbline.amounts import duration
 
 log = logging.getLogger(__name__)
+EVERY = 60.0
+"""Seconds between two lines where no terminal shows the bar."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class Progress:
 
 
 class Bar(tqdm):
-    """A tqdm bar with tqdm's arguments, hidden where there is no terminal, that also logs unless `disable` is True.
+    """A tqdm bar with tqdm's arguments, that also logs. Without a terminal: a line a minute on standard error.
 
-    Threads may update it.
+    `disable=True` silences all three. Threads may update it.
     """
 
     def __init__(self, *args: Any, desc: str, unit: str, total: int | None = None, **options: Any) -> None:
@@ -60,6 +64,7 @@ class Bar(tqdm):
         self._silent = options.get("disable") is True
         self._what, self._units = desc, f"{unit.strip().removesuffix('s')}s"
         self._done, self._began, self._guard = 0, time.monotonic(), Lock()
+        self._next_line = self._began + EVERY
         self._tell()
 
     def __iter__(self) -> Iterator[Any]:
@@ -76,7 +81,15 @@ class Bar(tqdm):
             return super().update(n)
 
     def _tell(self) -> None:
-        if not self._silent and log.isEnabledFor(logging.DEBUG):
-            total = None if self.total is None else int(self.total)
-            state = Progress(self._what, self._done, total, self._units, time.monotonic() - self._began)
-            log.debug("%s", state, extra={"progress": state})
+        if self._silent:
+            return
+        now = time.monotonic()
+        is_due = self.disable and now >= self._next_line
+        if not is_due and not log.isEnabledFor(logging.DEBUG):
+            return
+        total = None if self.total is None else int(self.total)
+        state = Progress(self._what, self._done, total, self._units, now - self._began)
+        log.debug("%s", state, extra={"progress": state})
+        if is_due:
+            self._next_line = now + EVERY
+            print(f"  {state}", file=sys.stderr, flush=True)

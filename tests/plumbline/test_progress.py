@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +63,33 @@ def test_nothing_is_made_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("plumbline.progress.Progress", None)
     with Bar(total=1, desc="x", unit="y") as bar:
         bar.update()
+
+
+def test_a_file_gets_a_line_every_so_often(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([0, 0, 59, 60, 61, 119, 120, 500, 500])
+    monkeypatch.setattr("plumbline.progress.time", SimpleNamespace(monotonic=lambda: next(times)))
+    with Bar(total=80, desc="study", unit="set") as bar:
+        for _ in range(6):  # after 59, 60, 61, 119, 120 and 500 s
+            bar.update(10)
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [
+        "  study: 20 of 80 sets (25 %), about 3 min left",
+        "  study: 50 of 80 sets (62 %), about 72 s left",
+        "  study: 60 of 80 sets (75 %), about 3 min left",
+    ]
+    assert not shown.out
+
+
+def test_a_terminal_gets_the_bar_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setattr("plumbline.progress.EVERY", 0.0)
+    with Bar(total=2, desc="study", unit="set", file=terminal, delay=0) as bar:
+        bar.update()
+    assert "study:" in terminal.getvalue() and "study: 1 of 2" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize(
