@@ -48,19 +48,20 @@ def disagreements(study: Study, comparisons: Sequence[Mapping[str, Any]]) -> lis
 
 def _opposed(study: Study, c: Mapping[str, Any]) -> tuple[float, str] | None:
     """The relative difference in perplexity and the sentence, if it points the other way than that in KL, and the page
-    shows two different KLs."""
+    shows two different KLs and perplexities."""
     ours, theirs = (
         study.metrics[choice, c["scheme"]].get("perplexity_quantized") for choice in (c["choice"], c["baseline"])
     )
     if ours is None or theirs is None or (ours - theirs) * (c["kl_mean"] - c["kl_mean_baseline"]) >= 0:
         return None
     kls = nats(c["kl_mean"]), nats(c["kl_mean_baseline"])
-    if kls[0] == kls[1]:
+    perplexities = f"{ours:.2f}", f"{theirs:.2f}"
+    if kls[0] == kls[1] or perplexities[0] == perplexities[1]:
         return None
     more = "lower" if c["kl_mean"] < c["kl_mean_baseline"] else "higher"
     text = (
         f"{c['scheme']}: KL and perplexity disagree on {c['choice']}: its KL is {more} than that of {c['baseline']} "
-        f"({' and '.join(kls)}), its perplexity {_other(more)} ({ours:.2f} and {theirs:.2f})"
+        f"({' and '.join(kls)}), its perplexity {_other(more)} ({' and '.join(perplexities)})"
     )
     chance = c["verdict"] == "no difference detected"
     return abs(ours / theirs - 1), text + ("; the difference in KL may be chance." if chance else ".")

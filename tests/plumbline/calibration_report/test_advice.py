@@ -85,3 +85,4 @@ def test_a_lower_kl_with_a_higher_perplexity_is_explained() -> None:
     assert "disagree on b" in chance and chance.endswith("the difference in KL may be chance.")
     assert disagreements(study(random=7.0, a=6.9, b=7.1), compared) == []
     assert disagreements(study(random=7.0, a=7.0, b=6.9), [comparison("b", "no difference detected", 0.00002)]) == []
+    assert disagreements(study(random=7.0, a=7.004, b=7.0), [comparison("a", "better", -0.01)]) == []  # 7.00 and 7.00
