@@ -7,6 +7,7 @@ The records are messages of level DEBUG of the logger `plumbline.progress`, with
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -92,4 +93,5 @@ class Bar(tqdm):
         log.debug("%s", state, extra={"progress": state})
         if is_due:
             self._next_line = now + EVERY
-            print(f"  {state}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # a closed pipe or file ends no work
+                print(f"  {state}", file=sys.stderr, flush=True)

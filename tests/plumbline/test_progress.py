@@ -80,6 +80,17 @@ def test_a_file_gets_a_line_every_so_often(monkeypatch: pytest.MonkeyPatch, caps
     assert not shown.out
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_nobody_left_to_read_ends_no_work(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    monkeypatch.setattr("sys.stderr", Closed())
+    monkeypatch.setattr("plumbline.progress.EVERY", 0.0)
+    assert list(Bar(["a", "b"], desc="study", unit="set")) == ["a", "b"]
+
+
 def test_a_terminal_gets_the_bar_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
