@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -61,6 +62,19 @@ def test_factor_is_that_of_the_damped_hessian(n, act_order, implementation, requ
         H = H[F.order][:, F.order]
         assert bool((H.diagonal().diff() <= 0).all())
     torch.testing.assert_close(F.L.T * F.D @ F.L, H, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, module.PERMUTED_ROWS, 3 * module.PERMUTED_ROWS + 7])
+def test_channels_are_put_into_order_beside_the_hessian_alone(n: int) -> None:
+    S, order = hessian(n), torch.randperm(n, generator=torch.Generator().manual_seed(n))
+    tracemalloc.start()
+    try:
+        H = module._permuted(S, order)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(H, S[order][:, order]) and H.is_contiguous()
+    assert peak < (n + module.PERMUTED_ROWS) * n * 8 + 50_000
 
 
 def test_the_hessian_is_left_as_it_was() -> None:
