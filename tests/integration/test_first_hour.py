@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.helpers.paths import BIN, PROJECT
 from tests.helpers.shared import made_once
 from tests.helpers.small_model import CHAT_TEMPLATE, WORDS, write_base_model
 from tests.helpers.snippets import Snippet, marked
+from tests.helpers.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 
@@ -81,8 +81,7 @@ def test_the_run_says_first_what_it_does_and_then_the_verdict(place: Path) -> No
 
 @pytest.mark.minutes(3)
 def test_the_tutorials_go_on_from_there(place: Path, tmp_path: Path) -> None:
-    root = tmp_path / "support"
-    shutil.copytree(place / "support", root, symlinks=True)  # the other tests read it as it was
+    root = Workspace(place / "support").copy(tmp_path / "support").root  # the other tests read it as it was
     blocks = sorted(marked("run after", "first hour"), key=lambda block: (ORDER.index(block.page), block.line))
     *most, change = blocks
     output = paste(place, root, *most)
