@@ -42,7 +42,8 @@ that gains."""
 JOINT = 4
 """Size of the moments of a site in both streams to that of its Hessian, at most; they are there beside it."""
 MATRICES = 3
-"""Matrices as large as a site's Hessian while the site is solved: as it is read, the Hessian, and its factor."""
+"""Matrices as large as a site's Hessian while the site is solved, at most: as it is read, its factor, and with a
+transform the one between the two."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,11 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.browser import chromium, open_page
 from tests.helpers.paths import PROJECT
 from tests.helpers.small_chain import chain, register, second
 
 pytestmark = pytest.mark.integration
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SAMPLE = "the quick sample of this page"
 
 
@@ -66,15 +64,9 @@ def _answers(url: str) -> bool:
 
 
 def test_from_the_champion_to_its_samples_and_back(served: tuple[str, str]) -> None:
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
     address, printed = served
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
-        page.set_default_timeout(120_000)
-        _follow(page, address, printed)
-        browser.close()
+    with chromium() as browser:
+        _follow(open_page(browser, viewport={"width": 1600, "height": 1000}), address, printed)
 
 
 def _follow(page: Any, address: str, printed: str) -> None:

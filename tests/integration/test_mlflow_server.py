@@ -21,6 +21,7 @@ from plumbline.tracking.promotion import history, promote
 from plumbline.tracking.reading import ClientReader
 from plumbline.tracking.registry import Registry
 from plumbline.tracking.store import TrackingError
+from tests.helpers.processes import PATIENCE
 from tests.helpers.small_chain import MODEL as FOLDER
 from tests.helpers.small_chain import chain, register, second
 from tests.helpers.tracking import evaluation, log_evaluation, mlflow_client
@@ -97,7 +98,7 @@ def test_record_find_again_promote_and_trace(server: str, tmp_path: Path) -> Non
     downloaded = MlflowClient(server, server).download_artifacts(logged.run_id, "plots/kl_histogram.png", str(tmp_path))
     assert Path(downloaded).read_bytes() == PNG
     assert logged.url.startswith(f"{server}/#/experiments/")
-    with urllib.request.urlopen(server, timeout=30) as page:
+    with urllib.request.urlopen(server, timeout=PATIENCE) as page:
         assert b"<title>MLflow</title>" in page.read()
 
 

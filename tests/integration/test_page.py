@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ import pytest
 from plumbline.base_model.load import load_tokenizer
 from plumbline.sample_page.page import render
 from plumbline.sample_page.shown import read_shown_set
+from tests.helpers.browser import chromium, open_page
 from tests.helpers.calibration_report import Disk, add_items, build_report
 from tests.helpers.shown_set import CHOICES, HOSTILE, write_workspace
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("page")]
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +29,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 def test_the_page_fits_screens_sorts_and_prints(browser: Any, report: str, tmp_path: Path) -> None:
     for width, scheme in ((1280, "light"), (390, "dark")):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page = open_page(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
         errors: list[str] = []
         page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
         page.goto(report)
@@ -90,7 +83,7 @@ def test_the_page_of_samples_searches_sorts_and_runs_no_text(browser: Any, tmp_p
     for number, shown in enumerate((sets[:1], sets)):
         (tmp_path / f"{number}.html").write_text(render(*shown), encoding="utf-8")
     for number, width in ((0, 1280), (0, 390), (1, 1280), (1, 390)):
-        page = browser.new_page(viewport={"width": width, "height": 900})
+        page = open_page(browser, viewport={"width": width, "height": 900})
         trouble: list[str] = []
         page.on("pageerror", lambda error, trouble=trouble: trouble.append(str(error)))
         page.on("request", lambda request, trouble=trouble: trouble.append(request.url))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import urllib.error
 import urllib.parse
@@ -18,18 +17,12 @@ import pytest
 import yaml
 
 from plumbline.artifact import read_json
+from tests.helpers.browser import chromium, expect, open_page
 from tests.helpers.paths import BIN
 from tests.helpers.processes import PATIENCE, running, until
 from tests.helpers.workspace import Workspace, stale
 
 pytestmark = pytest.mark.integration
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 MANIFEST, PROMOTION = "data/raw_corpus/manifest.json", "data/deployed_model/promotion.json"
 GROUPS = ["1_corpus", "2_calibration", "3_model", "4_verdict", "5_live"]
 
@@ -63,14 +56,8 @@ def server(finished: Workspace, tmp_path: Path) -> Iterator[tuple[Workspace, str
 
 @pytest.fixture
 def page(server: tuple[Workspace, str]) -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1440, "height": 1000}, base_url=server[1])
-        page.set_default_timeout(120_000)
-        yield page
-        browser.close()
+    with chromium() as browser:
+        yield open_page(browser, viewport={"width": 1440, "height": 1000}, base_url=server[1])
 
 
 def materialize(page: Any, asset: str, partition: str, config: str | None = None) -> str:
@@ -93,7 +80,7 @@ def materialize(page: Any, asset: str, partition: str, config: str | None = None
     page.wait_for_url("**/runs/*")
     run = re.search(r"/runs/([0-9a-f-]{36})", page.url)
     assert run is not None, page.url
-    page.get_by_text(re.compile("^(Success|Failure|Canceled)$")).first.wait_for(timeout=1000 * PATIENCE)
+    page.get_by_text(re.compile("^(Success|Failure|Canceled)$")).first.wait_for()
     return run[1]
 
 
@@ -111,7 +98,7 @@ def asked(url: str, method: str = "GET", data: bytes | None = None, **headers: s
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, data, named, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -140,7 +127,7 @@ def test_no_other_site_reads_the_ui_or_acts_through_it(server: tuple[Workspace, 
 def test_the_graph_is_there_in_the_order_of_flow(page: Any, tmp_path: Path) -> None:
     page.goto("/asset-groups")
     collapsed = page.locator("foreignObject.group")
-    playwright.expect(collapsed).to_have_count(len(GROUPS))
+    expect(collapsed).to_have_count(len(GROUPS))
     lefts = [collapsed.filter(has_text=group).bounding_box()["x"] for group in GROUPS]
     assert lefts == sorted(lefts)
     page.keyboard.press("Alt+KeyE")  # expands all groups
@@ -197,7 +184,7 @@ def test_a_file_dropped_into_the_inbox_is_a_run_that_one_can_watch(
     (workspace.root / "inbox/letters.txt").write_text("Dear Sir, the plumb line hangs straight again. " * 200)
     row = page.locator("[class*=RunsFeedRow_rowGrid]")  # the table has no roles
     run = row.filter(has_text="inbox_sensor").filter(has_text="plumbline/trigger: inbox")
-    run.get_by_text("Success", exact=True).wait_for(timeout=1000 * PATIENCE)
+    run.get_by_text("Success", exact=True).wait_for()
     page.screenshot(path=str(tmp_path / "inbox.png"))
     assert read_json(workspace.root / MANIFEST)["totals"]["documents"] == before + 1
 
@@ -214,7 +201,7 @@ def test_a_failing_check_keeps_the_champion_and_says_by_how_much(
 
     # `deployed_model` follows by itself
     page.goto("/assets/deployed_model?view=checks&checkDetail=no_worse_than_the_champion")
-    page.get_by_text("Failed", exact=True).first.wait_for(timeout=1000 * PATIENCE)
+    page.get_by_text("Failed", exact=True).first.wait_for()
     sentence = page.get_by_text(re.compile(r"^Mean KL \+[\d.]+ % against the champion's"))
     sentence.wait_for()
     page.screenshot(path=str(tmp_path / "check.png"))
