@@ -23,6 +23,8 @@ from plumbline.amounts import duration
 log = logging.getLogger(__name__)
 EVERY = 60.0
 """Seconds between two lines where no terminal shows the bar."""
+OVER_LAYERS = "tokens × layers"
+"""The unit of work that takes all tokens through one layer, then the next."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.inputs import left_out
 from plumbline.execution.share_out import require_executor, shares_out
-from plumbline.progress import Bar
+from plumbline.progress import OVER_LAYERS, Bar
 
 log = logging.getLogger(__name__)
 PARTS = ".parts"
@@ -105,11 +105,11 @@ def _collect(
         return
     streamed = base.streamed()
     passes = len(Decoder(streamed.model).names)
-    with _bar(source.tokens * passes) as bar:
+    with _bar(source.tokens * passes, OVER_LAYERS) as bar:
         collection = Collection(streamed, CollectionInputs(source.samples, params, **known), bar.update)
         collect_pieces(collection, pieces, out, int(execution.hidden_gib * 2**30))
     save_pieces(pieces, collection.names, out, provenance)
 
 
-def _bar(total: int) -> Any:
-    return Bar(total=total, unit="token", unit_scale=True, desc="activations")
+def _bar(total: int, unit: str = "tokens") -> Any:
+    return Bar(total=total, unit=unit, unit_scale=True, desc="activations")

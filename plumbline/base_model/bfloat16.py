@@ -5,7 +5,8 @@ Of bfloat16 matrices on processors without bfloat16 units: computed in float32, 
 PyTorch 2.13 multiplies bfloat16 fast where the processor has AVX512-BF16 or AMX. Elsewhere (most laptops) a
 product takes about 7 times as long as in float32, which is most of a forward pass. The product of two bfloat16 numbers
 is exact in float32. So converting both matrices to float32, multiplying, and rounding the sums to bfloat16 gives what
-those units compute, up to the order of the sums.
+those units compute, up to the order of the sums. The weight is converted some rows at a time, which stay in the cache:
+a whole copy would take twice the memory of the largest matrix, that of the vocabulary, and up to twice the time.
 
 Only the Linears of one model are changed, not all in the process. `with_wide_products` changes a model that Plumbline
 loaded (whole, layer by layer, or quantized). `wide_products` changes a caller's model and restores it afterwards.
@@ -20,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import repeat
+from math import ceil
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -32,6 +35,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 FEW = 16
 """Number of rows below which widening the weight costs more than it saves: reading the weight dominates there."""
+WIDENED = 8 << 20
+"""Bytes of a weight in float32 at a time; of the powers of two from 1 to 128 MiB, those around it were fastest."""
+TILE = 64
+"""Rows that are not parted: products of a few rows go through other kernels, which may add up in another order."""
 WIDE = "plumbline_wide"
 """Attribute that marks a `forward` with wide products; `functools.wraps` copies it."""
 
@@ -42,7 +49,17 @@ def wide_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         return functional.linear(input, weight, bias)
     if input.numel() < FEW * input.shape[-1]:
         return functional.linear(input, weight, bias)
-    return functional.linear(input.float(), weight.float(), None if bias is None else bias.float()).bfloat16()
+    wide, step = input.float(), _rows_at_a_time(*weight.shape)
+    biases = repeat(None) if bias is None else torch.split(bias.float(), step)
+    parts = zip(torch.split(weight, step), biases, strict=False)
+    products = [functional.linear(wide, rows.float(), own).bfloat16() for rows, own in parts]
+    return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def _rows_at_a_time(rows: int, width: int) -> int:
+    """Of a weight, in blocks of about the same size, whole TILEs: WIDENED bytes in float32, rounded up."""
+    blocks = max(1, ceil(4 * rows * width / WIDENED))
+    return TILE * max(1, ceil(rows / blocks / TILE))
 
 
 @lru_cache(maxsize=1)

@@ -29,7 +29,7 @@ from plumbline.evaluation.measure import measure
 from plumbline.evaluation.metrics import subset
 from plumbline.evaluation.params import EvaluationParams
 from plumbline.evaluation.saved_states import Figures, SavedStates, figures
-from plumbline.progress import Bar
+from plumbline.progress import OVER_LAYERS, Bar
 
 REMEMBERED = 8
 """Measurements in memory. A repeated one recurs after as many evaluations as there are schemes."""
@@ -159,7 +159,7 @@ class Layerwise:
         tokens = len(layers) * sum(batch.input_ids.numel() for batch in work)
         hidden = HiddenStates(self.hidden // 2, self.scratch)
         saved = None if self.pieces is None else SavedStates(self.pieces, model, layers, len(work))
-        with Bar(total=tokens, unit="tokens", unit_scale=True, desc="evaluation") as bar:
+        with Bar(total=tokens, unit=OVER_LAYERS, unit_scale=True, desc=f"evaluation ({model})") as bar:
             return LastStates(streamed, work, hidden, saved, bar.update)
 
     def opened(self, base: BaseCheckpoint, quantized: Path) -> StreamedModel | StreamedQuantized:

@@ -6,11 +6,13 @@ import copy
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from plumbline.base_model import bfloat16
 from plumbline.base_model.bfloat16 import wide_linear, wide_products, with_narrow_products, with_wide_products
@@ -43,6 +45,41 @@ def test_every_product_is_exact_and_every_sum_is_rounded_once(width: int, bias: 
     magnitude = torch.from_numpy(abs(x.double().numpy()) @ abs(W.T) + abs(b))
     rounding = exact.abs() * 2**-8  # half a unit in the last of bfloat16's 8 places
     assert bool(((product.double() - exact).abs() <= rounding + magnitude * width * 2**-24).all())
+
+
+class Widened(TorchDispatchMode):
+    """Notes the size of everything that is converted to float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and made.dtype == torch.float32:
+            self.bytes.append(made.numel() * 4)
+        return made
+
+
+@pytest.mark.parametrize(("width", "rows"), [(64, 1000), (512, 128), (512, 129), (1000, 191), (4096, 70)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_large_weight_is_widened_some_rows_at_a_time_and_gives_the_same_product(
+    width: int, rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = linear(width, rows, bias)
+    whole = wide_linear(x, layer.weight, layer.bias)
+    assert torch.equal(whole, functional.linear(x.float(), layer.weight.float(), _float(layer.bias)).bfloat16())
+    monkeypatch.setattr(bfloat16, "WIDENED", 4 * 64 * 512)
+    with Widened() as made:
+        product = wide_linear(x, layer.weight, layer.bias)
+    assert torch.allclose(product.double(), whole.double(), rtol=2**-7, atol=width * 2**-20)  # a unit in the last place
+    weights = [size for size in made.bytes if size not in (4 * x.numel(), 4 * rows)]
+    assert sum(weights) == 4 * layer.weight.numel() and len(weights) > 1
+    assert max(weights) <= bfloat16.WIDENED + 4 * bfloat16.TILE * width
+
+
+def _float(bias: torch.Tensor | None) -> torch.Tensor | None:
+    return None if bias is None else bias.float()
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -82,6 +82,18 @@ def test_the_base_model_runs_once_for_all_models(
     assert opened == ["base", "quantized", "perturbed"]
 
 
+def test_progress_names_the_model_and_counts_each_layer(
+    root: Path, samples: Path, quantized: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG", logger="plumbline.progress"):
+        run(root, "quantized", samples, tmp_path / "layerwise", "layerwise")
+    ends = {record.progress.what: record.progress for record in caplog.records}  # type: ignore[attr-defined]
+    assert list(ends) == ["evaluation (base)", "evaluation (quantized)"]
+    padded = {progress.total // 2 for progress in ends.values()}  # two layers
+    assert len(padded) == 1 and all(progress.done == progress.total > 0 for progress in ends.values())
+    assert str(ends["evaluation (base)"]).endswith(" tokens × layers (100 %)")
+
+
 @pytest.mark.parametrize(("free", "mode"), [(1 << 60, "whole"), (1 << 10, "layerwise")])
 def test_the_memory_decides_and_the_mode_is_said(
     free: int, mode: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
