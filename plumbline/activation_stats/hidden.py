@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class HiddenStates:
-    """One CPU tensor per row; a row keeps its shape and dtype when it is written again.
+    """One CPU tensor per row, which may be written again with another shape or dtype: some layers widen what they get.
 
     The file has no name, so it disappears with the process however that ends.
     """
@@ -42,19 +42,20 @@ class HiddenStates:
 
     def __setitem__(self, row: int, hidden: Tensor) -> None:
         hidden = hidden.detach().cpu()
-        size = hidden.numel() * hidden.element_size()
-        if row not in self._kept and row not in self._places:
-            if size <= self.left:
-                self.left -= size
-                self._kept[row] = hidden
-            else:
-                self._places[row] = (self._end, hidden.shape, hidden.dtype)
-                self._end += size
-        if row in self._kept:
+        before = self._kept.pop(row, None)
+        if before is not None:
+            self.left += before.nbytes
+        if row not in self._places and hidden.nbytes <= self.left:
+            self.left -= hidden.nbytes
             self._kept[row] = hidden
-        else:
-            self._file.seek(self._places[row][0])
-            self._file.write(_bytes(hidden.contiguous()))
+            return
+        offset, shape, dtype = self._places.get(row, (self._end, torch.Size([0]), hidden.dtype))
+        if hidden.nbytes > shape.numel() * dtype.itemsize:  # it would reach into the next row
+            offset = self._end
+            self._end += hidden.nbytes
+        self._places[row] = (offset, hidden.shape, hidden.dtype)
+        self._file.seek(offset)
+        self._file.write(_bytes(hidden.contiguous()))
 
     def __getitem__(self, row: int) -> Tensor:
         if row in self._kept:
@@ -62,7 +63,7 @@ class HiddenStates:
         offset, shape, dtype = self._places[row]
         hidden = torch.empty(shape, dtype=dtype)
         self._file.seek(offset)
-        if self._file.readinto(_bytes(hidden)) != hidden.numel() * hidden.element_size():  # type: ignore[attr-defined]
+        if self._file.readinto(_bytes(hidden)) != hidden.nbytes:  # type: ignore[attr-defined]
             raise OSError("the file of hidden states ends early: is the disk full?")
         return hidden
 

@@ -97,7 +97,8 @@ def _statistics(
     mode: Literal["whole", "layerwise"],
 ) -> Path:
     out.mkdir()
-    build_activation_stats(settings, base, calibration, out, ExecutionParams(mode=mode))
+    # layer by layer, hidden states go through the disk
+    build_activation_stats(settings, base, calibration, out, ExecutionParams(mode=mode, hidden_gib=0))
     return out
 
 

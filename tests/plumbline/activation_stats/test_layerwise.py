@@ -17,6 +17,7 @@ from transformers import (
     GPT2Config,
     Llama4TextConfig,
     LlamaConfig,
+    Mamba2Config,
     MistralConfig,
     MixtralConfig,
     OPTConfig,
@@ -203,6 +204,30 @@ def test_hidden_states_come_back_from_memory_and_disk(tmp_path: Path) -> None:
             rows = [-x.transpose(0, 1).reshape(x.shape) for x in rows]
         assert hidden.on_disk == sum(2 * x.numel() for x in rows[2:])  # 30 + 40 bytes stay, 50 and 60 go
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("in_memory", [0, 300, 10_000])
+def test_hidden_states_may_change_their_shape_and_dtype(in_memory: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(in_memory)
+    expected: dict[int, Tensor] = {}
+    with HiddenStates(in_memory, tmp_path) as hidden:
+        for _ in range(300):
+            dtype = (torch.bfloat16, torch.float32, torch.float64)[rng.integers(3)]
+            row, length = int(rng.integers(8)), int(rng.integers(1, 8))
+            hidden[row] = expected[row] = torch.from_numpy(rng.normal(size=(1, length, 3))).to(dtype)
+            assert all(hidden[row].dtype == x.dtype and torch.equal(hidden[row], x) for row, x in expected.items())
+            assert sum(x.nbytes for x in hidden._kept.values()) == in_memory - hidden.left <= in_memory
+
+
+def test_a_layer_that_widens_its_hidden_states_keeps_them_apart_on_disk(samples: Any, tmp_path: Path) -> None:
+    """Mamba's residual is float32 where its weights are bfloat16."""
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3}
+    config = Mamba2Config(**sizes, num_heads=4, head_dim=16, state_size=8, n_groups=2, residual_in_fp32=True)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "mamba2")
+    expected = ordinary(tmp_path / "mamba2", samples, StatisticsParams())
+    for in_memory in (0, 5000, 1 << 30):
+        found = layerwise(tmp_path / "mamba2", samples, StatisticsParams(), tmp_path, in_memory=in_memory)
+        assert_identical(found, expected)
 
 
 def test_calls_that_depend_on_the_tokens_are_asked_for_anew(
