@@ -54,10 +54,27 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def known_json(path: Path) -> Any | None:
+    """The content of a JSON file that can be made again; None: it is not there, or is cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def to_disk(path: Path) -> None:
+    """Return once the content of a file is on the disk. What is written later can rely on it if the power fails."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Replace the content of a file by `text` (UTF-8) atomically; for one writer at a time."""
+    """Replace the content of a file by `text` (UTF-8) atomically, also in a power failure; for one writer at a time."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)
 
 

@@ -20,7 +20,7 @@ from plumbline.activation_stats.source import Source, read_source
 from plumbline.activation_stats.store import save, save_parts, save_pieces
 from plumbline.artifact import sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
-from plumbline.base_model.decoder import Decoder
+from plumbline.base_model.device import torch_device
 from plumbline.base_model.inputs import left_out
 from plumbline.execution.share_out import require_executor, shares_out
 from plumbline.progress import OVER_LAYERS, Bar
@@ -45,7 +45,8 @@ def build_activation_stats(
         execution: how statistics are collected; None: the default.
         code_version: of this step.
         resume: where the parts of statistics wait that are collected layer by layer or by workers; a later call with
-            the same inputs goes on from the parts that are there. It is removed at the end. None: a folder in `out`.
+            the same inputs goes on from the parts that are there. The caller removes it once the artifact is where it
+            belongs. None: a folder in `out`, which is removed.
 
     Raises:
         ValueError: samples.parquet does not match manifest.json, Ray is requested and not installed, or `collect`
@@ -56,10 +57,12 @@ def build_activation_stats(
     require_executor(execution)
     source = read_source(calibration_set, params)
     provenance = {"base_model": base.origin(), "calibration_set": source.digest}
-    key = sha256_json([base.digest(), source.digest, params.model_dump(mode="json"), code_version])
+    device = str(torch_device(base.device))
+    key = sha256_json([base.digest(), device, source.content, params.model_dump(mode="json"), code_version])
     pieces = Pieces(resume or out / PARTS, key)
     _collect(params, base, calibration_set, source, execution, pieces, out, provenance)
-    shutil.rmtree(pieces.folder, ignore_errors=True)
+    if resume is None:
+        shutil.rmtree(pieces.folder, ignore_errors=True)
     for tokens, count in counted(source.masks, len(source.samples), source.tokens).items():
         log.info("%s: %d", tokens, count)
     for module, reason in left_out(base.skeleton(), params.ignore).items():
@@ -103,10 +106,9 @@ def _collect(
             stats = collect(model, source.samples, params, progress=bar.update, **known)
         save(stats, out, provenance)
         return
-    streamed = base.streamed()
-    passes = len(Decoder(streamed.model).names)
-    with _bar(source.tokens * passes, OVER_LAYERS) as bar:
-        collection = Collection(streamed, CollectionInputs(source.samples, params, **known), bar.update)
+    collection = Collection(base.streamed(), CollectionInputs(source.samples, params, **known))
+    with _bar(source.tokens * len(collection.names), OVER_LAYERS) as bar:
+        collection.progress = bar.update
         collect_pieces(collection, pieces, out, int(execution.hidden_gib * 2**30))
     save_pieces(pieces, collection.names, out, provenance)
 

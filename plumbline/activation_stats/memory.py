@@ -67,9 +67,10 @@ def outline_of(execution: ExecutionParams, base: BaseCheckpoint) -> StreamedMode
     try:
         outline = base.streamed()
         Decoder(outline.model)  # refuses a model whose layers need more than hidden states
-    except ValueError:  # if the model is broken, loading it whole reports why
+    except ValueError as error:  # if the model is broken, loading it whole reports why
         if execution.mode == "layerwise":
             raise
+        log.info("mode: whole, also if memory is short: %s", error)
         return None
     return outline
 

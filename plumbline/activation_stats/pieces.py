@@ -1,6 +1,7 @@
 """Parts of an artifact on disk, in the order in which they are made; each is a point to resume from.
 
-A part is a safetensors file, and a JSON file of facts, which is written last: a part without it does not exist.
+A part is a safetensors file, and a JSON file of facts, which is written once the other is on the disk: a part without
+it does not exist.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from plumbline.activation_stats.tensor_file import TensorFile
-from plumbline.artifact import read_json, replace_text
+from plumbline.artifact import known_json, replace_text, to_disk
 from plumbline.base_model.weight_files import header
 
 KEY = "key.json"
@@ -31,7 +32,7 @@ class Pieces:
             key: digest of everything that decides the content of the parts.
         """
         self.folder, self._key = folder, key
-        self._is_ours = (folder / KEY).is_file() and read_json(folder / KEY) == key
+        self._is_ours = known_json(folder / KEY) == key
 
     def claim(self) -> None:
         """Make the folder, and remove what another artifact left there."""
@@ -54,8 +55,7 @@ class Pieces:
 
     def saved(self, name: str) -> dict[str, Any] | None:
         """`facts` and `size` of a part that was written, whatever its file is by now; None: it was not."""
-        path = self.folder / f"{name}.json"
-        saved: dict[str, Any] | None = read_json(path) if self._is_ours and path.is_file() else None
+        saved: dict[str, Any] | None = known_json(self.folder / f"{name}.json") if self._is_ours else None
         return saved
 
     def write(self, name: str, tensors: Iterable[Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
@@ -71,6 +71,7 @@ class Pieces:
                 for key, tensor in group.items():
                     writer.add(key, tensor)
             writer.finish()
+        to_disk(self.path(name))
         size = self.path(name).stat().st_size
         replace_text(self.folder / f"{name}.json", json.dumps({"size": size, "facts": dict(facts)}))
 

@@ -28,10 +28,12 @@ def collect_pieces(collection: Collection, pieces: Pieces, scratch: Path, in_mem
         return  # all parts were complete, and may be used up
     names, rows = collection.names, range(len(collection.ordered))
     done = len(list(takewhile(lambda name: pieces.facts(name) is not None, names)))
+    if 0 < done < len(names) and pieces.facts(states_after(names[done - 1])) is None:
+        done = 0  # they were damaged
+    if collection.progress is not None:
+        collection.progress(done * sum(len(ids) for _, ids in collection.ordered))
     if done == len(names):
         return
-    if done and pieces.facts(states_after(names[done - 1])) is None:
-        done = 0  # they were damaged
     with HiddenStates(in_memory, scratch) as hidden:
         collection.begin(hidden)
         for row in rows if done else ():

@@ -9,6 +9,7 @@ from pathlib import Path
 from plumbline.activation_stats.masks import masks_of
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.totals import Masks, Sample
+from plumbline.artifact import sha256_json
 from plumbline.calibration_set.reader import read_calibration_set, read_manifest
 
 
@@ -25,6 +26,12 @@ class Source:
     @property
     def tokens(self) -> int:
         return sum(len(ids) for _, ids in self.samples)
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the set's digest and of which of its tokens count."""
+        counted = {name: mask.nonzero().flatten().tolist() for name, mask in (self.masks or {}).items()}
+        return sha256_json([self.digest, self.masks is None, counted])
 
     @property
     def longest(self) -> Sequence[int]:

@@ -6,6 +6,7 @@ of the histogram in the narrowest integer that holds the largest count; and extr
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,9 @@ def save_parts(parts: Iterable[ActivationStats], folder: Path, provenance: Mappi
 
 
 def save_pieces(pieces: Pieces, names: Sequence[str], folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Write both files from parts on disk, which are used up; a call that was interrupted is taken up again.
+    """Write both files from parts on disk, which are joined into one there; an interrupted call is taken up again.
+
+    The joined file stays with the parts, as a second name of what is in `folder` where the file system allows that.
 
     Args:
         names: of the parts, each with the tensors and facts of `tensors_of` and `facts_of`.
@@ -70,7 +73,10 @@ def save_pieces(pieces: Pieces, names: Sequence[str], folder: Path, provenance: 
     """
     join([pieces.path(name) for name in names], pieces.folder / JOINED)
     facts = [saved["facts"] for name in names if (saved := pieces.saved(name)) is not None]
-    shutil.move(pieces.folder / JOINED, folder / TENSORS)
+    try:
+        os.link(pieces.folder / JOINED, folder / TENSORS)
+    except OSError:  # another file system, or one without links
+        shutil.move(pieces.folder / JOINED, folder / TENSORS)
     return write_header(facts, folder, provenance)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from plumbline.activation_stats.params import ExecutionParams
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.artifact import read_json, sha256_file, sha256_json, write_json, write_table
 from plumbline.base_model.checkpoint import BaseCheckpoint
+from plumbline.base_model.device import torch_device
 from plumbline.evaluation.checks import checked_base_model, checked_fingerprint, checked_weights
 from plumbline.evaluation.evaluate import answers, decisive, divergences
 from plumbline.evaluation.flips import flip_figures
@@ -57,7 +57,8 @@ def build_evaluation(
             default.
         code_version: of this step.
         resume: where the hidden states of models wait that are run layer by layer; a later call with the same inputs
-            goes on from there. It is removed at the end. None: a folder in `out`.
+            goes on from there. The caller removes it once the artifact is where it belongs. None: a folder in `out`,
+            which is removed.
 
     Raises:
         ValueError: model and samples were tokenized differently, the model was quantized from another base model, its
@@ -75,14 +76,13 @@ def build_evaluation(
     with TemporaryDirectory(dir=out) as scratch:
         layerwise = layerwise_of(execution or ExecutionParams(), params, evaluated, base, Path(scratch))
         if layerwise is not None:
-            inputs = [base_digest, base.device, decisive(quantized, weights), *(part.digest for part in parts)]
+            inputs = [base_digest, str(torch_device(base.device)), decisive(quantized, weights)]
+            inputs += [*(part.digest for part in parts)]
             inputs += [params.model_dump_json(), _items(params, base), code_version]
             pieces = Pieces(resume or Path(scratch) / PARTS, sha256_json(inputs))
             layerwise = replace(layerwise, pieces=pieces)
         measured = divergences(params, base, base_digest, quantized, weights, parts, layerwise)
         chosen = None if params.items is None else answers(params, base, quantized, layerwise)
-    if resume is not None:
-        shutil.rmtree(resume, ignore_errors=True)
     tokens, sample_of_token = measured[0]
     figures, documents = summarize(tokens, sample_of_token, held_out, params.length_buckets)
     weight_files = [name for name in weights if name.endswith(".safetensors")]

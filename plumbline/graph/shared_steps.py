@@ -32,6 +32,7 @@ from plumbline.versioning.code import code_version, library_of
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import resolved
 from plumbline.versioning.recording import InputsChanged, Step, planned
+from plumbline.versioning.scratch import alone, parts_of, remove
 from plumbline.versioning.status import changed_stages
 from plumbline.workspace import VARIABLE
 
@@ -165,10 +166,13 @@ def compute(job: StepJob) -> Built | Failed:
     started, said = time.perf_counter(), list[tuple[int, str]]()
     try:
         _require_same_code(job)
-        with logged(job.step.name, lambda level, text: said.append((level, text)), NEVER), draft(job.step) as out:
+        noted = logged(job.step.name, lambda level, text: said.append((level, text)), NEVER)
+        with noted, alone(job.step.root, job.step.name), draft(job.step) as out:
             _build(job, out)
             seconds = round(time.perf_counter() - started, 2)
-            return finish(job.step, out, asdict(WorkerPlace.here()), seconds, tuple(said))
+            built = finish(job.step, out, asdict(WorkerPlace.here()), seconds, tuple(said))
+            remove(parts_of(job.step.root, job.step.name))
+            return built
     except Exception as error:
         if isinstance(error, OSError) or raised_by_us(error):
             return Failed(sentence(error), is_expected=True)

@@ -19,6 +19,7 @@ from plumbline.activation_stats.stored import StoredStatistics
 from plumbline.artifact import read_json, sha256_files, sha256_json
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.checkpoint_check import unloaded_tensors
+from plumbline.base_model.device import torch_device
 from plumbline.calibration_set.reader import read_calibration_set, read_manifest
 from plumbline.quantized_model.apply import apply_scheme
 from plumbline.quantized_model.card import write_card
@@ -89,13 +90,16 @@ def build_quantized_model(
         model = base.loaded()
         outcome = _whole(model, scheme, base, _loaded_stats(stats.resolve(), digest_of_stats), source, out)
     else:
-        parts = sha256_json([base.digest(), digest_of_stats, scheme.model_dump(mode="json"), code_version])
+        inputs: list[Any] = [base.digest(), str(torch_device(base.device)), digest_of_stats, source.content]
+        inputs += [scheme.model_dump(mode="json"), code_version]
         streamed = base.streamed()
         model = streamed.model
         hidden = int((execution or ExecutionParams()).hidden_gib * 2**30)
         again = SetAgain(source.samples, source.masks, hidden, out)
-        pieces = Pieces(resume or out / PARTS, parts)
+        pieces = Pieces(resume or out / PARTS, sha256_json(inputs))
         outcome = _layer_by_layer(streamed, scheme, base, stats, source, out, pieces, again)
+        if resume is None:
+            shutil.rmtree(pieces.folder)
     base.write_template(out)
 
     origin = {
@@ -150,12 +154,10 @@ def _layer_by_layer(
     pieces: Pieces,
     again: SetAgain,
 ) -> Outcome:
-    """Quantize a model on disk and write its folder; the parts are removed once it is there."""
+    """Quantize a model on disk and write its folder."""
     done = partial(log.info, "on disk: %s")
     inputs = scheme, out, pieces, source.longest, again, base.trust_remote_code, done
-    outcome = quantized_layer_by_layer(streamed, StoredStatistics(stats), *inputs)
-    shutil.rmtree(pieces.folder)
-    return outcome
+    return quantized_layer_by_layer(streamed, StoredStatistics(stats), *inputs)
 
 
 def _results(outcome: Outcome, header: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def quantized_layer_by_layer(
             if number:
                 pieces.remove(states_after(parts[number - 1]))
         else:
-            hidden = pieces.tensor(computed_by(name), COMPUTED)
+            hidden = pieces.tensor(computed_by(name), COMPUTED).to(streamed.device)
         done(name)
     return write_folder(whole, ids, pieces, out, trust_remote_code)
 

@@ -28,7 +28,7 @@ def require_loads_layerwise(
         folder: the exported model.
         ids: tokens of a sample, all of which are read.
         simulated: by part, what its simulation computed: the hidden states after every decoder layer, in order, and
-            last the logits.
+            last the logits; on the CPU.
 
     Returns:
         {"tokens": number of tokens whose logits were compared}.
@@ -40,7 +40,7 @@ def require_loads_layerwise(
     try:
         with quiet():
             loaded = StreamedQuantized(folder, device, trust_remote_code)
-            found = list(outputs(loaded, ids))
+            found = [computed.cpu() for computed in outputs(loaded, ids)]
     except Exception as error:
         raise ValueError(
             f"the quantized model does not load in transformers: {type(error).__name__}: {error}"

@@ -9,11 +9,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
 
-from plumbline.artifact import read_json, sha256_json, write_json
+from plumbline.artifact import known_json, sha256_json, to_disk, write_json
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class ResultCache:
         return self.folder / f"{sha256_json({**self.conditions, **key})}.json"
 
     def _read(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        path = self._path(key)
-        return dict(read_json(path)) if path.is_file() else None
+        return known_json(self._path(key))
 
     def _write(self, key: Mapping[str, Any], content: Mapping[str, Any]) -> None:
         path = self._path(key)
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.draft")
+        draft = path.with_suffix(f".{gethostname()}.{os.getpid()}.draft")
         write_json(draft, content)
+        to_disk(draft)
         draft.replace(path)

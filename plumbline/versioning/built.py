@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from plumbline.artifact import read_json, sha256_json, write_json
+from plumbline.artifact import read_json, sha256_json, to_disk, write_json
 from plumbline.versioning.digest import dvc_digest
 from plumbline.versioning.pipeline import plain, resolved
 from plumbline.versioning.recording import Step
@@ -78,6 +78,7 @@ def finish(step: Step, out: Path, where: Mapping[str, Any], seconds: float, said
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     built = Built(dvc_digest(out), size, seconds, said=said, **where)
     write_json(out.parent / RECORD, asdict(built))
+    to_disk(out.parent / RECORD)
     with contextlib.suppress(OSError):  # not empty: it is there already
         out.parent.rename(folder_of(step))
     return built

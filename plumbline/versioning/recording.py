@@ -21,7 +21,7 @@ from plumbline.versioning.dvc_locks import busy_in_words
 from plumbline.versioning.facts import BASE_MODEL, FACTS, NAMED_OUTPUTS, STAGES
 from plumbline.versioning.lock import dump, read_lock, write_entry
 from plumbline.versioning.pipeline import pipeline, plain, resolved
-from plumbline.versioning.scratch import acted_on, aside_of, remove, scratch, sweep
+from plumbline.versioning.scratch import acted_on, aside_of, parts_of, remove, scratch, sweep
 from plumbline.versioning.status import changed_stages
 
 if TYPE_CHECKING:
@@ -229,6 +229,7 @@ def recording(root: Path, name: str, overrides: Mapping[str, Any] | None = None)
         yield step, folder
         if not step.is_current:
             _publish(step, folder, overridden=bool(overrides))
+            remove(parts_of(root, name))
 
 
 def _publish(step: Step, made: Path, overridden: bool) -> None:

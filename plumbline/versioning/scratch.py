@@ -21,12 +21,9 @@ ASIDE = ".old"
 @contextlib.contextmanager
 def scratch(root: Path, name: str) -> Iterator[Path]:
     """An empty folder on the file system of the outputs, for one process at a time. It is removed at the end."""
-    from filelock import FileLock
-
-    locks, place = root / ".plumbline" / "locks", _place(root)
-    locks.mkdir(parents=True, exist_ok=True)
+    place = _place(root)
     place.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{name}.lock"):
+    with alone(root, name):
         for aside in place.glob(f"*{ASIDE}"):
             if _step_of(aside) == name:
                 _put_back(root, name, aside)
@@ -38,8 +35,20 @@ def scratch(root: Path, name: str) -> Iterator[Path]:
             remove(folder)
 
 
+@contextlib.contextmanager
+def alone(root: Path, name: str) -> Iterator[None]:
+    """Within the context, no other process runs this step, or computes its output for one that publishes it."""
+    from filelock import FileLock
+
+    locks = root / ".plumbline" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{name}.lock"):
+        yield
+
+
 def parts_of(root: Path, name: str) -> Path:
-    """Where a step leaves what a later run of it goes on from. It need not exist; the step removes it at its end."""
+    """Where a step leaves what a later run of it goes on from. It need not exist. It is removed once the step's output
+    is published, or kept for the process that publishes it."""
     return root / ".plumbline" / "parts" / name
 
 

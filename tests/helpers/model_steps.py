@@ -51,14 +51,15 @@ def files(folder: Path) -> dict[str, bytes]:
 class Steps:
     """What they read is the output in mode `auto`, where there is one."""
 
-    def __init__(self, root: Path, mode: Any, resume: Path | None = None) -> None:
+    def __init__(self, root: Path, mode: Any, resume: Path | None = None, device: str = "cpu") -> None:
         """
         Args:
             resume: a folder for the points to resume from.
+            device: of the models.
         """
         self.root, self.mode, self.resume = root, mode, resume
         self.read = "auto" if (root / "quantization-auto").is_dir() else mode
-        self.base = BaseCheckpoint.of(ModelParams(name=str(root / "base"), device="cpu"))
+        self.base = BaseCheckpoint.of(ModelParams(name=str(root / "base"), device=device))
         self.execution = ExecutionParams(mode=mode, hidden_gib=0)
 
     def out(self, step: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from plumbline.activation_stats import expert_calls, layerwise, memory, store, t
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.layerwise import Collection, CollectionInputs
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
-from plumbline.activation_stats.pieces import Pieces
+from plumbline.activation_stats.pieces import KEY, Pieces
 from plumbline.activation_stats.resumable import collect_pieces
 from plumbline.activation_stats.tensor_file import TensorFile, join
 from plumbline.base_model import weight_files
@@ -91,8 +92,53 @@ def test_every_layer_is_a_point_to_resume_from(root: Path, tmp_path: Path, stop:
         build(root, tmp_path / "stopped", tmp_path / "parts")
     with noted(collected):
         assert build(root, tmp_path / "last", tmp_path / "parts") == undisturbed(root)
+        assert collected == [*PARTS[: stop + 1], *PARTS[stop:]]
+        # the caller may fail to publish it
+        assert build(root, tmp_path / "again", tmp_path / "parts") == undisturbed(root)
     assert collected == [*PARTS[: stop + 1], *PARTS[stop:]]
-    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("torn", [KEY, f"{PARTS[0]}.json"])
+def test_a_note_that_is_cut_short_is_as_good_as_none(root: Path, tmp_path: Path, torn: str) -> None:
+    with noted([], PARTS[1]), pytest.raises(KeyboardInterrupt):
+        build(root, tmp_path / "stopped", tmp_path / "parts")
+    (tmp_path / "parts" / torn).write_text("")
+    collected: list[str] = []
+    with noted(collected):
+        assert build(root, tmp_path / "last", tmp_path / "parts") == undisturbed(root)
+    assert collected == PARTS
+
+
+def test_parts_that_another_device_computed_are_not_used(root: Path, tmp_path: Path) -> None:
+    with noted([], PARTS[1]), pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("plumbline.activation_stats.build.torch_device", lambda name: "cuda:0")
+        build(root, tmp_path / "stopped", tmp_path / "parts")
+    collected: list[str] = []
+    with noted(collected):
+        assert build(root, tmp_path / "last", tmp_path / "parts") == undisturbed(root)
+    assert collected == PARTS
+
+
+def test_a_part_is_on_the_disk_before_the_note_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_disk: dict[int, int] = {}
+
+    def noted_fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        on_disk[found.st_ino] = found.st_size
+
+    replaced, seen = Path.replace, list[str]()
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        part = target.with_suffix(".safetensors")
+        for file in (path, *([part] if part.exists() else [])):
+            assert on_disk.get(file.stat().st_ino) == file.stat().st_size, file
+        seen.append(target.name)
+        return replaced(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    Pieces(tmp_path / "parts", "key").write("part", [{"x": torch.ones(3)}], {})
+    assert seen == [KEY, "part.json"]
 
 
 KILLED = """

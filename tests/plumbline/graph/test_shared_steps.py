@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from plumbline.execution.params import ExecutionParams
 from plumbline.graph import shared_steps
@@ -25,6 +26,7 @@ from plumbline.graph.shared_steps import (
 from plumbline.versioning.built import Built, is_built, take
 from plumbline.versioning.pipeline import Stage
 from plumbline.versioning.recording import InputsChanged, Step
+from plumbline.versioning.scratch import parts_of
 
 TWO = ExecutionParams(workers=2)
 
@@ -55,6 +57,19 @@ def test_what_a_worker_wrote_and_said_comes_back(step: Step, worker: Any, tmp_pa
     assert isinstance(built, Built) and built.said == ((logging.WARNING, "a fallback"),) and built.size == 4
     (folder := tmp_path / "folder").mkdir()
     assert take(step, folder) == built and (folder / "file").read_text() == "made"
+
+
+def test_a_worker_is_alone_with_its_step_and_leaves_no_parts(step: Step, worker: Any) -> None:
+    parts, lock = parts_of(step.root, step.name), step.root / ".plumbline" / "locks" / f"{step.name}.lock"
+
+    def build(out: Path) -> None:
+        (parts / "layer").mkdir(parents=True)
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+
+    assert isinstance(worker(build), Built) and not parts.exists()
+    failed = worker(lambda out: [parts.mkdir(), [][1]])
+    assert isinstance(failed, Failed) and parts.is_dir()  # the next one goes on from there
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, InputsChanged, OSError])

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.sketch import ActivationStats
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.simulate import simulate
+from tests.helpers.model_steps import STEPS, Steps, files, write_inputs
 from tests.helpers.quantizing import quantize
 from tests.helpers.schemes import SHIPPED
 
@@ -66,3 +70,29 @@ def test_schemes(
         found = simulate(on_gpu, quantized, scheme)(tokens.to(DEVICE)).logits.cpu()
         damage = float((expected - base(tokens).logits).norm())
     assert float((found - expected).norm()) <= 0.1 * damage  # a tie may round the other way
+
+
+def test_an_interrupted_step_layer_by_layer_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"num_hidden_layers": 3, "hidden_size": 128, "intermediate_size": 128, "vocab_size": 128}
+    for name in ("undisturbed", "interrupted"):
+        write_inputs(tmp_path / name, LlamaConfig, values | {"num_attention_heads": 4, "num_key_value_heads": 4})
+    write, broken = Pieces.write, set[Path]()
+
+    def breaks_once(pieces: Pieces, name: str, tensors: Any, facts: Any) -> None:
+        if pieces.folder.suffix == ".parts" and name == "model.layers.1" and pieces.folder not in broken:
+            broken.add(pieces.folder)
+            raise KeyboardInterrupt
+        write(pieces, name, tensors, facts)
+
+    monkeypatch.setattr(Pieces, "write", breaks_once)
+    for step in STEPS:
+        getattr(Steps(tmp_path / "undisturbed", "layerwise", device=DEVICE), step)()
+        steps = Steps(tmp_path / "interrupted", "layerwise", tmp_path / "interrupted" / f"{step}.parts", DEVICE)
+        if step != "evaluation":  # its points have other names
+            with pytest.raises(KeyboardInterrupt):
+                getattr(steps, step)()
+        getattr(steps, step)()
+        found, expected = (files(tmp_path / name / f"{step}-layerwise") for name in ("interrupted", "undisturbed"))
+        assert found == expected

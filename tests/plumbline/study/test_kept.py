@@ -57,3 +57,11 @@ def test_factors_are_cached_only_if_they_are_read_twice() -> None:
     mixed = SchemeParams.model_validate({"method": "gptq", "group_size": 64, "mixed": {"average_bits": 3.5}})
     for schemes, cached in (([w4, w3], True), ([w4, plain], False), ([w4, w3, plain], True), ([mixed], True)):
         assert (_factors(schemes).max_bytes > 0) is cached
+
+
+def test_a_result_that_is_cut_short_is_measured_again(tmp_path: Path) -> None:
+    cache = ResultCache(tmp_path, {"code": "1"})
+    cache.store(RESULT, scheme="w4")
+    [file] = tmp_path.iterdir()
+    file.write_text(file.read_text()[:-9])
+    assert cache.load(scheme="w4") is None

@@ -24,7 +24,7 @@ from plumbline.versioning.dvc_locks import Busy
 from plumbline.versioning.lock import read_lock, upstream
 from plumbline.versioning.pipeline import on_request
 from plumbline.versioning.recording import InputsChanged, Step, recording
-from plumbline.versioning.scratch import acted_on, keep_acted_on, scratch, sweep
+from plumbline.versioning.scratch import acted_on, keep_acted_on, parts_of, scratch, sweep
 from plumbline.versioning.status import changed_stages, unfinished_mark
 
 DVC_YAML = """
@@ -118,6 +118,22 @@ def test_failed_commit_restores_the_last_good_version(root: Path, monkeypatch: p
         make(root, "letters", "two")
     assert dvc_digest(root / "data/letters") == step.md5
     assert (root / "dvc.lock").read_bytes() == lock
+
+
+def test_what_a_step_goes_on_from_stays_until_its_output_is_published(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = parts_of(root, "letters")
+    with recording(root, "letters") as (_, out):
+        (parts / "layer").mkdir(parents=True)
+        (out / "file.txt").write_text("one")
+        assert parts.is_dir()
+    assert not parts.exists()
+    parts.mkdir()
+    monkeypatch.setattr(recording_module, "_commit", lambda *_: [][1])
+    with pytest.raises(IndexError):
+        make(root, "letters", "two")
+    assert parts.is_dir()
 
 
 def test_input_that_moves_during_the_run_fails_it(root: Path) -> None:
