@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import subprocess
+import sys
+from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from plumbline.execution import ray_cluster
@@ -37,6 +42,24 @@ def die_once(job):
 
 def die(job):
     os.kill(os.getpid(), signal.SIGKILL)
+
+def wait(job):
+    if job:
+        print(job, os.getpid(), flush=True)
+        signal.pause()
+"""
+PARENT = """
+import os, sys
+from plumbline.execution.params import ExecutionParams
+from plumbline.execution.share_out import share_out
+from work_of_a_test import wait
+
+def fork(job):
+    if not os.fork():
+        wait("fork")
+
+if __name__ == "__main__":
+    share_out(wait, ["", "worker", "worker"], ExecutionParams(workers=2), fork if "fork" in sys.argv else print)
 """
 
 
@@ -106,3 +129,24 @@ def test_a_job_whose_worker_was_killed_runs_again(work: Any, execution: Executio
 def test_a_job_that_kills_every_worker_is_named(work: Any, execution: ExecutionParams) -> None:
     with pytest.raises(RuntimeError, match="job 1 of 1: its worker died 2 times .* execution.workers in params.yaml"):
         share_out(work.die, [0], execution)
+
+
+@pytest.mark.parametrize("forks", [0, 1], ids=["alone", "and a fork of it lives on"])
+def test_workers_end_when_their_parent_is_killed(work: Any, tmp_path: Path, forks: int) -> None:
+    """They would compute for nobody, hold their memory, and write into the folders of the next run."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, tmp_path / "parent.py", *["fork"] * forks]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        lines = (line.split() for line in parent.stdout if line.strip())
+        started = [(kind, psutil.Process(int(pid))) for kind, pid in islice(lines, 2 + forks)]
+        assert sorted(kind for kind, _ in started) == ["fork"] * forks + ["worker"] * 2
+        parent.kill()
+        try:
+            _, alive = psutil.wait_procs([process for kind, process in started if kind == "worker"], timeout=30)
+        finally:
+            for _, process in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+    assert not alive
