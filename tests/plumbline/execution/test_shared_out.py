@@ -18,6 +18,7 @@ import pytest
 from plumbline.execution import ray_cluster
 from plumbline.execution.params import ExecutionParams
 from plumbline.execution.share_out import share_out, shares_out
+from plumbline.execution.worker_check import checked_workers
 
 WORK = """
 import os, signal
@@ -43,9 +44,15 @@ def die_once(job):
 def die(job):
     os.kill(os.getpid(), signal.SIGKILL)
 
+def refuse():
+    raise RuntimeError("another torch")
+
+def accept():
+    pass
+
 def wait(job):
     if job:
-        print(job, os.getpid(), flush=True)
+        os.write(1, f"{job} {os.getpid()}\\n".encode())  # in one piece, unlike print without a buffer
         signal.pause()
 """
 PARENT = """
@@ -59,7 +66,7 @@ def fork(job):
         wait("fork")
 
 if __name__ == "__main__":
-    share_out(wait, ["", "worker", "worker"], ExecutionParams(workers=2), fork if "fork" in sys.argv else print)
+    share_out(wait, [0, "worker", "worker"], ExecutionParams(workers=2), fork if "fork" in sys.argv else abs)
 """
 
 
@@ -93,6 +100,14 @@ def test_results_come_in_order_from_other_processes(work: Any, execution: Execut
 def test_an_error_is_the_one_that_was_raised(work: Any, execution: ExecutionParams) -> None:
     with pytest.raises(KeyError, match="job three"):
         share_out(work.fail, [1, 2, 3], execution)
+
+
+def test_a_worker_runs_the_check_of_the_context_before_a_job(work: Any, execution: ExecutionParams) -> None:
+    with checked_workers(work.accept):
+        assert share_out(work.fail, [1, 2], execution) == [1, 2]
+    with checked_workers(work.refuse), pytest.raises(RuntimeError, match="another torch"):
+        share_out(work.fail, [3], execution)
+    assert share_out(work.fail, [1], execution) == [1]
 
 
 @pytest.mark.parametrize("failures", [1, 2])
@@ -139,13 +154,15 @@ def test_workers_end_when_their_parent_is_killed(work: Any, tmp_path: Path, fork
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
-        lines = (line.split() for line in parent.stdout if line.strip())
-        started = [(kind, psutil.Process(int(pid))) for kind, pid in islice(lines, 2 + forks)]
-        assert sorted(kind for kind, _ in started) == ["fork"] * forks + ["worker"] * 2
-        parent.kill()
+        started: list[tuple[str, psutil.Process]] = []
         try:
+            lines = (line.split() for line in parent.stdout)
+            started += [(kind, psutil.Process(int(pid))) for kind, pid in islice(lines, 2 + forks)]
+            assert sorted(kind for kind, _ in started) == ["fork"] * forks + ["worker"] * 2
+            parent.kill()
             _, alive = psutil.wait_procs([process for kind, process in started if kind == "worker"], timeout=30)
         finally:
+            parent.kill()
             for _, process in started:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
