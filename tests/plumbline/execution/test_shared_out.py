@@ -21,7 +21,7 @@ from plumbline.execution.share_out import share_out, shares_out
 from plumbline.execution.worker_check import checked_workers
 
 WORK = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 from plumbline.execution.params import ExecutionParams
 from plumbline.execution.share_out import shares_out
@@ -49,6 +49,16 @@ def refuse():
 
 def accept():
     pass
+
+def fail_or_stay(job):
+    number, folder = job
+    if number == 1:
+        raise KeyError("job one")
+    (Path(folder) / f"{number} began").touch()
+    end = time.monotonic() + 40
+    while time.monotonic() < end:
+        time.sleep(0.05)
+    (Path(folder) / f"{number} ended").touch()
 
 def wait(job):
     if job:
@@ -108,6 +118,18 @@ def test_a_worker_runs_the_check_of_the_context_before_a_job(work: Any, executio
     with checked_workers(work.refuse), pytest.raises(RuntimeError, match="another torch"):
         share_out(work.fail, [3], execution)
     assert share_out(work.fail, [1], execution) == [1]
+
+
+@pytest.mark.integration
+def test_when_a_job_fails_the_others_on_a_cluster_are_cancelled(work: Any, tmp_path: Path) -> None:
+    """They would keep its workers from whatever is shared out next."""
+    pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
+    execution = ExecutionParams(executor="ray", workers=2)
+    with ray_cluster.kept():  # as a cluster stays
+        with pytest.raises(KeyError, match="job one"):
+            share_out(work.fail_or_stay, [(number, str(tmp_path)) for number in range(6)], execution)
+        assert share_out(work.fail, [1, 2], execution) == [1, 2]
+        assert list(tmp_path.glob("* ended")) == []
 
 
 @pytest.mark.parametrize("failures", [1, 2])
