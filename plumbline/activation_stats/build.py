@@ -90,9 +90,7 @@ def _collect(
         with _bar(source.tokens) as bar:
             layerwise = mode == "layerwise"
             pieces.claim()
-            shards = collected_by_workers(
-                calibration_set, base, params, layerwise, execution, pieces.folder, bar.update
-            )
+            shards = collected_by_workers(calibration_set, base, params, layerwise, execution, pieces, bar.update)
             save_parts(shards, out, provenance)
         return
     known: dict[str, Any] = {

@@ -48,7 +48,7 @@ def mode_of(
     outline = outline_of(execution, base)
     if outline is None:
         return "whole"
-    workers = execution.workers if shares_out(execution) else 1
+    workers = min(execution.workers, settings.shards) if shares_out(execution) else 1  # one set: its shards at most
     needed = needed_bytes(outline.model, settings) * workers
     free = free_bytes(torch_device(base.device))
     if execution.mode == "auto" and needed <= SHARE * free:

@@ -34,6 +34,16 @@ class Pieces:
         self.folder, self._key = folder, key
         self._is_ours = known_json(folder / KEY) == key
 
+    @property
+    def key(self) -> str:
+        """Digest of everything that decides the content of the parts."""
+        return self._key
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the folder holds parts of this artifact, as far as they are complete."""
+        return self._is_ours
+
     def claim(self) -> None:
         """Make the folder, and remove what another artifact left there."""
         if not self._is_ours:

@@ -6,6 +6,7 @@ merged one at a time, in the order of the shards, so the bytes are those of one 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -21,9 +22,9 @@ from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.resumable import collect_pieces
 from plumbline.activation_stats.sketch import ActivationStats, merge
 from plumbline.activation_stats.source import read_source
-from plumbline.activation_stats.store import HEADER, load, save, save_pieces
+from plumbline.activation_stats.store import HEADER, TENSORS, load, save, save_pieces
 from plumbline.activation_stats.totals import shards
-from plumbline.artifact import read_json
+from plumbline.artifact import read_json, to_disk
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.threads import product_threads
 from plumbline.execution.share_out import share_out
@@ -43,13 +44,23 @@ class Shard:
     in_memory: int
     """Bytes of hidden states; see `layer_by_layer`."""
     threads: int
-    out: Path
-    """A folder that is there once the shard is complete; until then its parts are beside it."""
+    key: str
+    """Digest of everything that decides the statistics of all shards."""
+    folder: Path
+    """Existing folder of all shards."""
+
+    @property
+    def out(self) -> Path:
+        """A folder that is there once the shard is complete; until then its parts are beside it.
+
+        Its name differs by key: a worker whose parent was killed may still write a shard of other settings.
+        """
+        return self.folder / f"shard-{self.number}.{self.key[:16]}"
 
 
 def collect_shard(shard: Shard) -> Path:
     """Collect the statistics of one shard into its folder and return the folder."""
-    if shard.out.is_dir():
+    if Pieces(shard.out, shard.key).is_ours:
         return shard.out  # an earlier run, which was killed, completed it
     torch.set_num_threads(shard.threads)
     source = read_source(shard.calibration_set, shard.settings)
@@ -61,7 +72,7 @@ def collect_shard(shard: Shard) -> Path:
         "masks": source.masks,
     }
     draft = shard.out.with_name(f"{shard.out.name}.draft")
-    pieces = Pieces(draft, shard.out.name)
+    pieces = Pieces(draft, shard.key)
     if shard.layerwise:
         collection = Collection(shard.base.streamed(), CollectionInputs(run, alone, **known))
         collect_pieces(collection, pieces, draft, shard.in_memory)
@@ -69,6 +80,9 @@ def collect_shard(shard: Shard) -> Path:
     else:
         pieces.claim()
         save(collect(shard.base.load(), run, alone, **known), draft, {})
+    for name in (TENSORS, HEADER):
+        to_disk(draft / name)
+    shutil.rmtree(shard.out, ignore_errors=True)  # of another key
     draft.rename(shard.out)
     return shard.out
 
@@ -79,14 +93,14 @@ def collected_by_workers(
     settings: StatisticsParams,
     layerwise: bool,
     execution: ExecutionParams,
-    folder: Path,
+    pieces: Pieces,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[ActivationStats]:
     """Yield what `collect` returns for the set, site by site.
 
     Args:
-        folder: an existing folder for the statistics of the shards, which must exist until the last site is yielded.
-            Complete shards, and complete layers of others, that are there are not collected again.
+        pieces: claimed; its folder holds the statistics of the shards and must exist until the last site is yielded.
+            Complete shards, and complete layers of others, of the same key are not collected again.
         progress: called after each shard with its number of tokens.
 
     Raises:
@@ -106,7 +120,8 @@ def collected_by_workers(
                 layerwise,
                 int(execution.hidden_gib * 2**30),
                 _threads(base.folder, execution.workers),
-                folder.resolve() / f"shard-{number}",
+                pieces.key,
+                pieces.folder.resolve(),
             )
         )
     folders = share_out(
@@ -127,9 +142,20 @@ def _threads(model: Path, workers: int) -> int:
 
 
 def merged(folders: Sequence[Path], settings: StatisticsParams) -> Iterator[ActivationStats]:
-    """Yield the statistics of shards on disk, merged in order, site by site; `settings` holds the number of shards."""
-    stats = reduce(merge, [load(folder, []) for folder in folders])
-    yield replace(stats, settings=settings)
+    """Yield the statistics of shards on disk, merged in order, site by site; `settings` holds the number of shards.
+
+    Raises:
+        ValueError: a shard was collected with other settings.
+    """
+    alone = settings.model_copy(update={"shards": 1})
+    stats = [load(folder, []) for folder in folders]
+    for folder, shard in zip(folders, stats, strict=True):
+        if shard.settings != alone:
+            raise ValueError(
+                f"{folder}: found statistics of the settings {shard.settings}, expected {alone}; remove the folder and "
+                "run the step again"
+            )
+    yield replace(reduce(merge, stats), settings=settings)
     names = sorted({name for folder in folders for name in read_json(folder / HEADER)["sites"]})
     for name in names:
         site = reduce(merge, [load(folder, [name]) for folder in folders])

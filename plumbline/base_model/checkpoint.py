@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class BaseCheckpoint:
     """The base model as `model:` in params.yaml names it.
 
-    Nothing is downloaded, read or imported until it is needed. The value can be pickled for a worker process.
+    Nothing is downloaded, read or imported until it is needed. The value can be pickled for a worker process, which may
+    run on a machine that has not downloaded the model, or has it in another folder.
     """
 
     params: ModelParams
@@ -33,6 +34,10 @@ class BaseCheckpoint:
     def of(cls, params: ModelParams, root: Path = Path()) -> BaseCheckpoint:
         """The checkpoint that `model:` in the params.yaml of `root` names."""
         return cls(params, root.absolute())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, without the folder, which is this machine's."""
+        return {name: value for name, value in self.__dict__.items() if name != "folder"}
 
     @cached_property
     def folder(self) -> Path:

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from plumbline.execution.died import died
+from plumbline.execution.orphan import end_with_parent
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -42,7 +43,7 @@ def _round(
     done: Callable[[Job], object],
 ) -> None:
     # Spawn, not fork: a fork copies held locks but not the threads that would release them.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         futures = {pool.submit(work, jobs[number]): number for number in numbers}
         for future in as_completed(futures):
             try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plumbline.distribution import version
+from plumbline.execution.packages import other_packages, package_versions
 from plumbline.execution.params import ExecutionParams
 from plumbline.execution.ray_cluster import connected
 
@@ -24,6 +25,8 @@ class MachineAnswer:
     """Whether it sees the file that it was asked for."""
     version: str
     """Of Plumbline."""
+    packages: Mapping[str, str]
+    """As `package_versions` gives them."""
 
 
 def cluster_problems(execution: ExecutionParams, folder: Path) -> Iterator[str]:
@@ -65,7 +68,7 @@ def cluster_problems(execution: ExecutionParams, folder: Path) -> Iterator[str]:
 
 def answer(mark: str) -> MachineAnswer:
     """What this machine says of itself."""
-    return MachineAnswer(socket.gethostname(), Path(mark).is_file(), version())
+    return MachineAnswer(socket.gethostname(), Path(mark).is_file(), version(), package_versions())
 
 
 def _differences(said: MachineAnswer, address: str, folder: Path) -> Iterator[str]:
@@ -79,3 +82,4 @@ def _differences(said: MachineAnswer, address: str, folder: Path) -> Iterator[st
             f"Ray's machine {said.host} ({address}) has Plumbline {said.version}, this one {version()}: install the "
             "same version on both"
         )
+    yield from other_packages(f"Ray's machine {said.host} ({address})", said.packages, package_versions())

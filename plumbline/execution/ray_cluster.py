@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -54,10 +54,8 @@ def run(
             options = {"scheduling_strategy": _preferring(ray, place)} if place in alive else {}
             numbers[remote.options(**options).remote(work, job)] = number
         results: dict[int, Result] = {}
-        waiting = list(numbers)
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            for reference in ready:
+        try:
+            for reference in _as_completed(ray, numbers):
                 number = numbers[reference]
                 try:
                     results[number] = ray.get(reference)
@@ -66,7 +64,18 @@ def run(
                 except ray.exceptions.RayError as error:  # the worker or its machine died, or memory ran out
                     raise RuntimeError(died(number, len(jobs))) from error
                 done(jobs[number])
+        except BaseException:
+            for reference in numbers:  # on a cluster they would go on; a finished one is left alone
+                ray.cancel(reference)
+            raise
         return [results[number] for number in range(len(jobs))]
+
+
+def _as_completed(ray: Any, references: Iterable[Any]) -> Iterator[Any]:
+    waiting = list(references)
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        yield from ready
 
 
 def _call(work: Callable[[Job], Result], job: Job) -> Result:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from plumbline.execution import local, ray_cluster
 from plumbline.execution.params import ExecutionParams
 from plumbline.execution.probe import problem
+from plumbline.execution.worker_check import with_check
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -76,6 +77,8 @@ def share_out(
 ) -> list[Result]:
     """The results of `work` for every job, in the order of the jobs, computed by other processes.
 
+    A worker first runs the check of `worker_check.checked_workers`, within its context.
+
     Args:
         work: a function that another process can import by name, as it can the types of jobs and results.
         done: called in this process when a job is finished.
@@ -88,6 +91,7 @@ def share_out(
     """
     if not jobs:
         return []
+    work = with_check(work)
     paths = os.pathsep.join(path for path in sys.path if path)
     with _environment(ENVIRONMENT | {"PYTHONPATH": paths, WORKERS: str(execution.workers)}):
         if execution.executor == "ray":

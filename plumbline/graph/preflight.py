@@ -119,16 +119,24 @@ def _execution(params: Params, root: Path, stages: Collection[str]) -> Iterator[
     """Why workers cannot compute what these stages share out."""
     from plumbline.execution.machines import cluster_problems
     from plumbline.execution.probe import problem
-    from plumbline.graph.shared_steps import is_shared
 
     counts = Counter(name.split("@")[0] for name in stages)
-    if not any(is_shared(asset, count, params.execution) for asset, count in counts.items()):
+    if not any(_needs_workers(params, asset, count) for asset, count in counts.items()):
         return
     if said := problem(params.execution):
         yield said
         return
     (folder := root / ".plumbline").mkdir(exist_ok=True)
     yield from cluster_problems(params.execution, folder)
+
+
+def _needs_workers(params: Params, asset: str, count: int) -> bool:
+    """Whether so many stages of an asset are computed by workers, or share out their work themselves."""
+    from plumbline.execution.share_out import shares_out
+    from plumbline.graph.shared_steps import is_shared
+
+    by_itself = asset == "study" or (asset == "activation_stats" and params.statistics.shards > 1)
+    return is_shared(asset, count, params.execution) or (by_itself and shares_out(params.execution))
 
 
 def _named(root: Path, stage: str, params: Params) -> Iterator[str]:

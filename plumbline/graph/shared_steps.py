@@ -28,10 +28,10 @@ from plumbline.graph.failure import raised_by_us, sentence
 from plumbline.graph.run_log import logged
 from plumbline.progress import Bar
 from plumbline.versioning.built import Built, clear, draft, finish, identity, is_built
-from plumbline.versioning.code import code_version, library_of
 from plumbline.versioning.lock import stage_name
 from plumbline.versioning.pipeline import resolved
 from plumbline.versioning.recording import InputsChanged, Step, planned
+from plumbline.versioning.same_code import RecordedCode
 from plumbline.versioning.scratch import alone, parts_of, remove
 from plumbline.versioning.status import changed_stages
 from plumbline.workspace import VARIABLE
@@ -68,6 +68,7 @@ class StepJob:
     """Of the launch."""
     threads: int
     """Of a matrix product, as in the process that shares out: in float32 they decide bits."""
+    code: RecordedCode
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def compute_ahead(
         clear(root, wanted)
         threads = product_threads()
         jobs = [
-            StepJob(replace(step, reads=[]), asset, key, config, threads)
+            StepJob(replace(step, reads=[]), asset, key, config, threads, RecordedCode(asset, step.code_version, root))
             for key, step in steps.items()
             if not is_built(step)
         ]
@@ -165,7 +166,7 @@ def compute(job: StepJob) -> Built | Failed:
     torch.set_num_threads(job.threads)
     started, said = time.perf_counter(), list[tuple[int, str]]()
     try:
-        _require_same_code(job)
+        job.code.require()
         noted = logged(job.step.name, lambda level, text: said.append((level, text)), NEVER)
         with noted, alone(job.step.root, job.step.name), draft(job.step) as out:
             _build(job, out)
@@ -177,16 +178,6 @@ def compute(job: StepJob) -> Built | Failed:
         if isinstance(error, OSError) or raised_by_us(error):
             return Failed(sentence(error), is_expected=True)
         return Failed(traceback.format_exc(), is_expected=False)
-
-
-def _require_same_code(job: StepJob) -> None:
-    """Raise StepFailed if the library of this machine is not the one that is recorded."""
-    step = job.step
-    if step.code_version and step.code_version != code_version(job.asset, library_of(step.root)):
-        raise StepFailed(
-            f"{WorkerPlace.here().host} has another version of the code of {job.asset} than the machine that shares "
-            "out: install the same version of Plumbline there, with or without its compiled kernels on both"
-        )
 
 
 def _build(job: StepJob, out: Path) -> None:

@@ -16,6 +16,7 @@ import dagster as dg
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.params import ModelParams
 from plumbline.execution.params import ExecutionParams
+from plumbline.execution.worker_check import checked_workers
 from plumbline.graph.declared import declare
 from plumbline.graph.failure import explained
 from plumbline.graph.launch import launched
@@ -42,6 +43,7 @@ from plumbline.versioning.lock import Entry, read_lock, stage_name
 from plumbline.versioning.pipeline import resolved
 from plumbline.versioning.recording import InputsChanged, recording
 from plumbline.versioning.recording import Step as Step  # for the asset definitions
+from plumbline.versioning.same_code import RecordedCode
 from plumbline.versioning.status import unfinished_mark
 from plumbline.workspace import workspace_root
 
@@ -212,7 +214,8 @@ def _one(
         if step.is_current:
             discard(step)
         elif (built := take(step, folder)) is None:
-            build(step, key, folder)
+            with checked_workers(RecordedCode(asset, step.code_version, step.root).require):
+                build(step, key, folder)
         if after:
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             unfinished.touch()

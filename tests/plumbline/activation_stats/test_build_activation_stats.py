@@ -102,7 +102,8 @@ def test_shards_are_put_together_in_their_order(workspace: Path, tmp_path: Path,
             layerwise=layerwise,
             in_memory=0,
             threads=product_threads(),
-            out=tmp_path / f"{number}",
+            key="k" * 64,
+            folder=tmp_path,
         )
         folders.append(collect_shard(shard))
     provenance = {key: read_json(tmp_path / "whole" / HEADER)[key] for key in ("base_model", "calibration_set")}
@@ -115,6 +116,36 @@ def test_shards_are_put_together_in_their_order(workspace: Path, tmp_path: Path,
     assert written(folders, "merged") == (tmp_path / "whole" / TENSORS).read_bytes()
     assert (tmp_path / "merged" / HEADER).read_bytes() == (tmp_path / "whole" / HEADER).read_bytes()
     assert written(folders[::-1], "reversed") != (tmp_path / "whole" / TENSORS).read_bytes()
+
+
+@pytest.mark.parametrize("same_name", [False, True])
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_a_shard_of_other_settings_is_not_taken_over(
+    workspace: Path, tmp_path: Path, layerwise: bool, same_name: bool
+) -> None:
+    """A worker whose parent was killed completes its shard after a run with other settings has begun."""
+    base, threads = checkpoint("model", workspace), product_threads()
+
+    def shards(normalization: str, key: str) -> list[Path]:
+        settings = StatisticsParams.model_validate({"shards": 2, "normalization": normalization})
+        jobs = (
+            Shard(number, 0, workspace / "set", base, settings, layerwise, 0, threads, key, tmp_path)
+            for number in range(2)
+        )
+        return [collect_shard(job) for job in jobs]
+
+    after = "a" * 63 + "c" if same_name else "c" * 64
+    token, sequence = shards("token", "a" * 64), shards("sequence", after)
+    assert (token == sequence) is same_name
+    wanted = StatisticsParams(shards=2, normalization="sequence")
+    build(workspace, tmp_path / "whole", wanted)
+    (tmp_path / "merged").mkdir()
+    save_parts(merged(sequence, wanted), tmp_path / "merged", {})
+    assert (tmp_path / "merged" / TENSORS).read_bytes() == (tmp_path / "whole" / TENSORS).read_bytes()
+    before = [(path / HEADER).stat().st_mtime_ns for path in sequence]
+    assert [(path / HEADER).stat().st_mtime_ns for path in shards("sequence", after)] == before  # taken over
+    with pytest.raises(ValueError, match="found statistics of the settings .*normalization='sequence'.* expected"):
+        list(merged(sequence, StatisticsParams(shards=2)))
 
 
 def test_a_library_that_changes_openmps_threads_changes_no_byte(workspace: Path, tmp_path: Path) -> None:
@@ -130,7 +161,8 @@ def test_a_library_that_changes_openmps_threads_changes_no_byte(workspace: Path,
             build(workspace, tmp_path / "whole", settings)
             build(workspace, tmp_path / "layerwise", settings, mode="layerwise")
             base = checkpoint("model", workspace)
-            collect_shard(Shard(0, 0, workspace / "set", base, settings, False, 0, threads, tmp_path / "shard"))
+            shard = Shard(0, 0, workspace / "set", base, settings, False, 0, threads, "k" * 64, tmp_path)
+            collect_shard(shard).rename(tmp_path / "shard")
     finally:
         torch.set_num_threads(before)
     for name in ("whole", "layerwise", "shard"):

@@ -34,6 +34,28 @@ def test_auto_goes_by_memory_where_it_can(models: Path, monkeypatch: pytest.Monk
         assert memory.mode_of(ExecutionParams(), checkpoint(name, models), StatisticsParams()) == expected
 
 
+@pytest.mark.parametrize(("shards", "workers", "times"), [(1, 4, 1), (2, 4, 2), (8, 4, 4), (8, 1, 1)])
+def test_memory_is_counted_once_for_each_process_that_collects(
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    shards: int,
+    workers: int,
+    times: int,
+) -> None:
+    caplog.set_level("INFO", "plumbline")
+    base, settings = checkpoint("llama", models), StatisticsParams(shards=shards)
+    outline = memory.outline_of(ExecutionParams(), base)
+    assert outline is not None
+    needed = times * memory.needed_bytes(outline.model, settings)
+    said = times * (memory.needed_layerwise(outline, settings, 4 << 30) + memory.REST)
+    for free, mode in ((needed + 8, "whole"), (needed - 8, "layerwise")):
+        there = int(free / memory.SHARE)
+        monkeypatch.setattr(memory, "free_bytes", lambda device, there=there: there)
+        assert memory.mode_of(ExecutionParams(workers=workers), base, settings) == mode
+    assert f"at most {memory.gib(said)} of memory" in caplog.messages[-1]
+
+
 def test_layerwise_is_refused_with_the_reason_where_layers_share_keys(models: Path) -> None:
     write_set(models / "set", vocabulary=50)
     (models / "out").mkdir()

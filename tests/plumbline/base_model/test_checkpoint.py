@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from plumbline.base_model import checkpoint
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.folder import BUNDLED, base_model_digest
 from plumbline.base_model.params import ModelParams
@@ -44,6 +46,22 @@ def test_a_worker_process_is_given_the_same_checkpoint(tmp_path: Path) -> None:
     base = BaseCheckpoint.of(ModelParams(device="cpu"), tmp_path)
     there = pickle.loads(pickle.dumps(base))
     assert there == base and there.folder == BUNDLED
+
+
+def test_a_worker_on_another_machine_downloads_the_model_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head's folder of the hub's cache may not be there, or hold nothing."""
+    base = BaseCheckpoint.of(ModelParams(name="org/model", revision="0" * 40), tmp_path)
+    for machine in ("head", "worker"):
+        shutil.copytree(BUNDLED, tmp_path / machine)
+    monkeypatch.setattr(checkpoint, "model_folder", lambda params, root: tmp_path / "head")
+    digest, job = base.digest(), pickle.dumps(base)
+    assert base.folder == tmp_path / "head"
+    shutil.rmtree(tmp_path / "head")
+    monkeypatch.setattr(checkpoint, "model_folder", lambda params, root: tmp_path / "worker")
+    there = pickle.loads(job)
+    assert there.folder == tmp_path / "worker" and there.digest() == digest and there == base
 
 
 def test_weights_on_disk_or_in_memory_are_the_same_modules() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import subprocess
+import sys
+from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from plumbline.execution import ray_cluster
 from plumbline.execution.params import ExecutionParams
 from plumbline.execution.share_out import share_out, shares_out
+from plumbline.execution.worker_check import checked_workers
 
 WORK = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 from plumbline.execution.params import ExecutionParams
 from plumbline.execution.share_out import shares_out
@@ -37,6 +43,40 @@ def die_once(job):
 
 def die(job):
     os.kill(os.getpid(), signal.SIGKILL)
+
+def refuse():
+    raise RuntimeError("another torch")
+
+def accept():
+    pass
+
+def fail_or_stay(job):
+    number, folder = job
+    if number == 1:
+        raise KeyError("job one")
+    (Path(folder) / f"{number} began").touch()
+    end = time.monotonic() + 40
+    while time.monotonic() < end:
+        time.sleep(0.05)
+    (Path(folder) / f"{number} ended").touch()
+
+def wait(job):
+    if job:
+        os.write(1, f"{job} {os.getpid()}\\n".encode())  # in one piece, unlike print without a buffer
+        signal.pause()
+"""
+PARENT = """
+import os, sys
+from plumbline.execution.params import ExecutionParams
+from plumbline.execution.share_out import share_out
+from work_of_a_test import wait
+
+def fork(job):
+    if not os.fork():
+        wait("fork")
+
+if __name__ == "__main__":
+    share_out(wait, [0, "worker", "worker"], ExecutionParams(workers=2), fork if "fork" in sys.argv else abs)
 """
 
 
@@ -70,6 +110,26 @@ def test_results_come_in_order_from_other_processes(work: Any, execution: Execut
 def test_an_error_is_the_one_that_was_raised(work: Any, execution: ExecutionParams) -> None:
     with pytest.raises(KeyError, match="job three"):
         share_out(work.fail, [1, 2, 3], execution)
+
+
+def test_a_worker_runs_the_check_of_the_context_before_a_job(work: Any, execution: ExecutionParams) -> None:
+    with checked_workers(work.accept):
+        assert share_out(work.fail, [1, 2], execution) == [1, 2]
+    with checked_workers(work.refuse), pytest.raises(RuntimeError, match="another torch"):
+        share_out(work.fail, [3], execution)
+    assert share_out(work.fail, [1], execution) == [1]
+
+
+@pytest.mark.integration
+def test_when_a_job_fails_the_others_on_a_cluster_are_cancelled(work: Any, tmp_path: Path) -> None:
+    """They would keep its workers from whatever is shared out next."""
+    pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
+    execution = ExecutionParams(executor="ray", workers=2)
+    with ray_cluster.kept():  # as a cluster stays
+        with pytest.raises(KeyError, match="job one"):
+            share_out(work.fail_or_stay, [(number, str(tmp_path)) for number in range(6)], execution)
+        assert share_out(work.fail, [1, 2], execution) == [1, 2]
+        assert list(tmp_path.glob("* ended")) == []
 
 
 @pytest.mark.parametrize("failures", [1, 2])
@@ -106,3 +166,26 @@ def test_a_job_whose_worker_was_killed_runs_again(work: Any, execution: Executio
 def test_a_job_that_kills_every_worker_is_named(work: Any, execution: ExecutionParams) -> None:
     with pytest.raises(RuntimeError, match="job 1 of 1: its worker died 2 times .* execution.workers in params.yaml"):
         share_out(work.die, [0], execution)
+
+
+@pytest.mark.parametrize("forks", [0, 1], ids=["alone", "and a fork of it lives on"])
+def test_workers_end_when_their_parent_is_killed(work: Any, tmp_path: Path, forks: int) -> None:
+    """They would compute for nobody, hold their memory, and write into the folders of the next run."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, tmp_path / "parent.py", *["fork"] * forks]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        started: list[tuple[str, psutil.Process]] = []
+        try:
+            lines = (line.split() for line in parent.stdout)
+            started += [(kind, psutil.Process(int(pid))) for kind, pid in islice(lines, 2 + forks)]
+            assert sorted(kind for kind, _ in started) == ["fork"] * forks + ["worker"] * 2
+            parent.kill()
+            _, alive = psutil.wait_procs([process for kind, process in started if kind == "worker"], timeout=30)
+        finally:
+            parent.kill()
+            for _, process in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+    assert not alive

@@ -90,6 +90,25 @@ def test_only_what_will_run_is_checked(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("stages", "shards", "asked"),
+    [
+        (["study@lengths"], 1, True),
+        (["activation_stats@random-8"], 2, True),
+        (["activation_stats@random-8"], 1, False),
+        (["activation_stats@random-8", "activation_stats@stratified-8"], 1, True),
+        (["raw_corpus", "calibration_report"], 2, False),
+    ],
+)
+def test_a_dead_cluster_is_said_before_whatever_would_use_it(
+    root: Path, stages: list[str], shards: int, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # as if Ray were installed
+    set_params(root, execution={"executor": "ray", "address": "127.0.0.1:9"}, statistics={"shards": shards})
+    said = "execution.address in params.yaml: found '127.0.0.1:9', but no Ray cluster can be used there"
+    assert [line.startswith(said) for line in problems(root, stages)] == [True] * asked
+
+
+@pytest.mark.parametrize(
     ("file", "said"),
     [
         ("config.json", "model: base: no config.json"),

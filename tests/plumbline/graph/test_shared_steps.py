@@ -23,9 +23,11 @@ from plumbline.graph.shared_steps import (
     ready,
     shown,
 )
+from plumbline.versioning import same_code
 from plumbline.versioning.built import Built, is_built, take
 from plumbline.versioning.pipeline import Stage
 from plumbline.versioning.recording import InputsChanged, Step
+from plumbline.versioning.same_code import RecordedCode
 from plumbline.versioning.scratch import parts_of
 
 TWO = ExecutionParams(workers=2)
@@ -42,7 +44,8 @@ def worker(step: Step, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[P
 
     def work(build: Callable[[Path], object]) -> Built | Failed:
         monkeypatch.setattr(shared_steps, "_build", lambda job, out: build(out))
-        return compute(StepJob(step, "evaluation", "a", {}, 1))
+        code = RecordedCode("evaluation", step.code_version, step.root)
+        return compute(StepJob(step, "evaluation", "a", {}, 1, code))
 
     monkeypatch.setenv("PLUMBLINE_ROOT", "")
     return work
@@ -90,7 +93,7 @@ def test_a_fault_of_the_library_comes_with_its_stack(step: Step, worker: Any) ->
 
 def test_a_worker_with_other_code_refuses(step: Step, worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     step.code_version = "recorded"
-    monkeypatch.setattr(shared_steps, "code_version", lambda asset, library: "another")
+    monkeypatch.setattr(same_code, "code_version", lambda asset, library: "another")
     failed = worker(lambda out: pytest.fail("it computed"))
     assert "another version of the code of evaluation" in failed.message and failed.is_expected
 

@@ -14,6 +14,7 @@ import dagster as dg
 import pytest
 
 from assets.production_drift import production_drift
+from plumbline.execution.worker_check import with_check
 from plumbline.graph import drift, step
 from plumbline.graph.check_result import as_result
 from plumbline.graph.checks import CheckOutcome
@@ -21,6 +22,8 @@ from plumbline.graph.metadata import as_metadata
 from plumbline.graph.preflight import NotReady
 from plumbline.graph.resources import BASE_MODEL, DVC, MLFLOW
 from plumbline.markdown import plain
+from plumbline.versioning import same_code
+from plumbline.versioning.same_code import OtherCode
 from plumbline.versioning.status import unfinished_mark
 
 UNESCAPED = r"(?<!\\)[<>\[\]`*!#]"
@@ -180,6 +183,23 @@ def test_a_launch_that_nobody_looked_ahead_for_does_so_itself(tmp_path: Path, mo
     result = dg.materialize([sets], partition_key="a", raise_on_error=False, instance=dg.DagsterInstance.ephemeral())
     assert not result.success and asked == [{"sets@a"}]
     assert "1 problem found before the first step" in str(result.get_step_failure_events()[0].step_failure_data.error)
+
+
+def test_workers_that_a_step_has_compute_must_have_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shards of statistics, the cells of a study, blocks of embeddings: what `share_out` is given."""
+    made = SimpleNamespace(
+        is_current=False, code_version="a", md5="m", name="n", params={}, inputs={}, out=tmp_path, root=tmp_path
+    )
+    monkeypatch.setattr(step, "recording", lambda *_: contextlib.nullcontext((made, tmp_path)))
+    monkeypatch.setattr(step, "workspace_root", lambda: tmp_path)
+    monkeypatch.setattr(step, "code_version", lambda asset: "a")
+    done: list[int] = []
+    for version in ("a", "b"):  # of the worker's machine
+        monkeypatch.setattr(same_code, "code_version", lambda asset, library, version=version: version)
+        refused = contextlib.nullcontext() if version == "a" else pytest.raises(OtherCode, match="code of study")
+        with refused:
+            step._one("study", "x", lambda *_: with_check(done.append)(1), lambda _: {}, None, None)
+    assert done == [1] and with_check(done.append) == done.append
 
 
 def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
