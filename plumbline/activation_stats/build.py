@@ -11,7 +11,7 @@ from typing import Any
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.layerwise import Collection, CollectionInputs
 from plumbline.activation_stats.masks import counted
-from plumbline.activation_stats.memory import mode_of
+from plumbline.activation_stats.memory import collectors, mode_of
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
 from plumbline.activation_stats.resumable import collect_pieces
@@ -85,7 +85,7 @@ def _collect(
         source: the content of `calibration_set`.
     """
     mode = mode_of(execution, base, params)
-    log.info("mode: %s, workers: %d", mode, execution.workers)
+    log.info("mode: %s, workers: %d", mode, collectors(execution, params))
     if shares_out(execution) and params.shards > 1:
         with _bar(source.tokens) as bar:
             layerwise = mode == "layerwise"

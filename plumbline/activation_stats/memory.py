@@ -48,7 +48,7 @@ def mode_of(
     outline = outline_of(execution, base)
     if outline is None:
         return "whole"
-    workers = min(execution.workers, settings.shards) if shares_out(execution) else 1  # one set: its shards at most
+    workers = collectors(execution, settings)
     needed = needed_bytes(outline.model, settings) * workers
     free = free_bytes(torch_device(base.device))
     if execution.mode == "auto" and needed <= SHARE * free:
@@ -56,6 +56,11 @@ def mode_of(
     most = needed_layerwise(outline, settings, int(execution.hidden_gib * 2**30)) * workers
     log.info("mode: layerwise, at most %s of memory, %s are free", gib(most + REST * workers), gib(free))
     return "layerwise"
+
+
+def collectors(execution: ExecutionParams, settings: StatisticsParams) -> int:
+    """Number of processes that collect the statistics of a set together, each at least one of its shards."""
+    return min(execution.workers, settings.shards) if shares_out(execution) else 1
 
 
 def outline_of(execution: ExecutionParams, base: BaseCheckpoint) -> StreamedModel | None:
