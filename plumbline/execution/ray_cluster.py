@@ -19,6 +19,8 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
+STARTS = 4
+"""Attempts to start Ray, each of which it gives 30 seconds: too few for one on a busy machine."""
 OBJECTS = 80 << 20
 """Bytes that Ray reserves for results; the minimum it accepts."""
 FORWARDED = ("OMP_WAIT_POLICY", "PLUMBLINE_WORKERS", "PYTHONPATH")
@@ -144,12 +146,12 @@ def _join(ray: Any, execution: ExecutionParams) -> None:
 
 
 def _start(ray: Any, workers: int, quiet: Mapping[str, Any]) -> None:
-    """Start Ray on this machine; a second time if its processes are not up within its 30 seconds.
+    """Start Ray on this machine; again, up to STARTS times, if its processes are not up within its 30 seconds.
 
     Raises:
         RuntimeError: it does not start.
     """
-    for attempt in range(ATTEMPTS):
+    for attempt in range(STARTS):
         try:
             ray.init(
                 address="local",
@@ -162,7 +164,7 @@ def _start(ray: Any, workers: int, quiet: Mapping[str, Any]) -> None:
             return
         except Exception as error:  # Ray raises a bare one
             ray.shutdown()
-            if attempt + 1 == ATTEMPTS:
+            if attempt + 1 == STARTS:
                 raise RuntimeError(
                     f"Ray does not start on this machine ({str(error).strip().splitlines()[0]}); it may be too busy or "
                     "short of memory: run again later, or say `executor: local` in params.yaml"

@@ -132,8 +132,8 @@ def test_when_a_job_fails_the_others_on_a_cluster_are_cancelled(work: Any, tmp_p
         assert list(tmp_path.glob("* ended")) == []
 
 
-@pytest.mark.parametrize("failures", [1, 2])
-def test_ray_is_started_twice_before_it_is_said_that_it_does_not(failures: int) -> None:
+@pytest.mark.parametrize("failures", range(ray_cluster.STARTS + 1))
+def test_ray_is_started_some_times_before_it_is_said_that_it_does_not(failures: int) -> None:
     calls: list[str] = []
 
     def init(**options: Any) -> None:
@@ -142,12 +142,12 @@ def test_ray_is_started_twice_before_it_is_said_that_it_does_not(failures: int) 
             raise Exception("The current node timed out during startup.\nand more")
 
     ray = SimpleNamespace(init=init, shutdown=lambda: calls.append("shutdown"))
-    if failures == 2:
+    if failures == ray_cluster.STARTS:
         with pytest.raises(RuntimeError, match=r"Ray does not start .* \(The current node .* startup\.\);"):
             ray_cluster._start(ray, 2, {})
     else:
         ray_cluster._start(ray, 2, {})
-    assert calls == ["init", "shutdown", "init", "shutdown"][: 2 + failures]
+    assert calls == (["init", "shutdown"] * ray_cluster.STARTS)[: 2 * failures + 1]
 
 
 def test_what_ray_reports_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
