@@ -22,6 +22,8 @@ import numpy as np
 from benchmarks.peak_memory import peak_bytes
 
 STEPS = ("statistics", "quantization", "evaluation")
+PARTS = "parts"
+"""Folder of what a killed quantization goes on from."""
 SCHEME = {"method": "gptq", "weight_bits": 4, "group_size": 128}
 
 
@@ -97,6 +99,7 @@ def run_step(given: argparse.Namespace) -> None:
     started = time.perf_counter()
     {"statistics": collect, "quantization": quantize, "evaluation": evaluate}[given.step](given, base, execution)
     seconds = time.perf_counter() - started
+    shutil.rmtree(given.folder / PARTS, ignore_errors=True)  # a killed step goes on from there, a new one does not
     if peak_bytes() > given.limit * 2**30:
         sys.exit(f"{given.step}: {peak_bytes() / 2**30:.2f} GiB resident, the limit is {given.limit} GiB")
     print(f"{given.step:<14}{seconds:>9.0f}{peak_bytes() / 2**30:>11.2f}   {'; '.join(said)}")
@@ -117,7 +120,7 @@ def quantize(given: argparse.Namespace, base: Any, execution: Any) -> None:
 
     inputs = given.folder / "statistics", given.folder / "set", given.folder / "quantization"
     scheme = SchemeParams.model_validate(SCHEME)
-    build_quantized_model("w4a16-gptq", scheme, base, *inputs, "", execution, given.folder / "parts")
+    build_quantized_model("w4a16-gptq", scheme, base, *inputs, "", execution, given.folder / PARTS)
 
 
 def evaluate(given: argparse.Namespace, base: Any, execution: Any) -> None:
