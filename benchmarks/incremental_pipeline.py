@@ -111,8 +111,8 @@ def build(root: Path, name: str, previous: str | None, embed: bool) -> dict[str,
     return costs
 
 
-def measure(root: Path, documents: int, words: int, embed: bool, once: bool) -> dict[str, dict[str, Cost]]:
-    """Cost per stage of each build.
+def measure(root: Path, documents: int, words: int, embed: bool, once: bool = False) -> dict[str, dict[str, Cost]]:
+    """Cost per stage of each build: `first`, `increment`, and `anew` unless `once`.
 
     Raises:
         AssertionError: the increment and everything anew give different bytes.
