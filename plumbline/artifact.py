@@ -71,10 +71,8 @@ def to_disk(path: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace the content of a file by `text` (UTF-8) atomically, also in a power failure; for one writer at a time."""
     draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    draft.write_text(text, encoding="utf-8")
+    to_disk(draft)
     draft.replace(path)
 
 

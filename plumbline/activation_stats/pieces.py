@@ -31,26 +31,17 @@ class Pieces:
             folder: created with the first part; parts of another artifact are removed from it then.
             key: digest of everything that decides the content of the parts.
         """
-        self.folder, self._key = folder, key
-        self._is_ours = known_json(folder / KEY) == key
-
-    @property
-    def key(self) -> str:
-        """Digest of everything that decides the content of the parts."""
-        return self._key
-
-    @property
-    def is_ours(self) -> bool:
+        self.folder, self.key = folder, key
+        self.is_ours: bool = known_json(folder / KEY) == key
         """Whether the folder holds parts of this artifact, as far as they are complete."""
-        return self._is_ours
 
     def claim(self) -> None:
         """Make the folder, and remove what another artifact left there."""
-        if not self._is_ours:
+        if not self.is_ours:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            replace_text(self.folder / KEY, json.dumps(self._key))
-            self._is_ours = True
+            replace_text(self.folder / KEY, json.dumps(self.key))
+            self.is_ours = True
 
     def path(self, name: str) -> Path:
         """The safetensors file of a part."""
@@ -65,7 +56,7 @@ class Pieces:
 
     def saved(self, name: str) -> dict[str, Any] | None:
         """`facts` and `size` of a part that was written, whatever its file is by now; None: it was not."""
-        saved: dict[str, Any] | None = known_json(self.folder / f"{name}.json") if self._is_ours else None
+        saved: dict[str, Any] | None = known_json(self.folder / f"{name}.json") if self.is_ours else None
         return saved
 
     def write(self, name: str, tensors: Iterable[Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:

@@ -77,8 +77,7 @@ def build_evaluation(
         layerwise = layerwise_of(execution or ExecutionParams(), params, evaluated, base, Path(scratch))
         if layerwise is not None:
             inputs = [base_digest, str(torch_device(base.device)), decisive(quantized, weights)]
-            inputs += [*(part.digest for part in parts)]
-            inputs += [params.model_dump_json(), _items(params, base), code_version]
+            inputs += [*(part.digest for part in parts), params.model_dump_json(), _items(params, base), code_version]
             pieces = Pieces(resume or Path(scratch) / PARTS, sha256_json(inputs))
             layerwise = replace(layerwise, pieces=pieces)
         measured = divergences(params, base, base_digest, quantized, weights, parts, layerwise)

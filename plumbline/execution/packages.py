@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
 PACKAGES = ("torch", "transformers")
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Package -> version here, without what marks a build (`+cpu`); without those that are not installed."""
     versions = {}
