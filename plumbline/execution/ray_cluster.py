@@ -6,9 +6,13 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
+
+from filelock import FileLock
 
 from plumbline.execution.died import ATTEMPTS, died
 from plumbline.execution.params import ExecutionParams
@@ -145,22 +149,30 @@ def _join(ray: Any, execution: ExecutionParams) -> None:
         raise ValueError(unusable(execution.address, reason[0] if reason else type(error).__name__)) from error
 
 
+def lock_of_starts() -> Path:
+    """The file that a process locks while it starts Ray on this machine."""
+    return Path(tempfile.gettempdir()) / f"plumbline-ray-{os.getuid()}.lock"
+
+
 def _start(ray: Any, workers: int, quiet: Mapping[str, Any]) -> None:
     """Start Ray on this machine; again, up to STARTS times, if its processes are not up within its 30 seconds.
+
+    One process of a user at a time: two that start together, and try again together, keep each other from it.
 
     Raises:
         RuntimeError: it does not start.
     """
     for attempt in range(STARTS):
         try:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                object_store_memory=OBJECTS,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+            with FileLock(lock_of_starts()):
+                ray.init(
+                    address="local",
+                    num_cpus=workers,
+                    object_store_memory=OBJECTS,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
             return
         except Exception as error:  # Ray raises a bare one
             ray.shutdown()

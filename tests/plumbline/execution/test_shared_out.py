@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock, Timeout
 
 from plumbline.execution import ray_cluster
 from plumbline.execution.params import ExecutionParams
@@ -150,6 +151,16 @@ def test_ray_is_started_some_times_before_it_is_said_that_it_does_not(failures: 
     assert calls == (["init", "shutdown"] * ray_cluster.STARTS)[: 2 * failures + 1]
 
 
+def test_two_processes_do_not_start_ray_together() -> None:
+    """Each would take the other's processors, fail in Ray's 30 seconds, and try again together with the other."""
+
+    def init(**options: Any) -> None:
+        with pytest.raises(Timeout), FileLock(ray_cluster.lock_of_starts(), timeout=0):
+            pass
+
+    ray_cluster._start(SimpleNamespace(init=init), 2, {})
+
+
 def test_what_ray_reports_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
     report = "A worker died or was killed by an unexpected system error. To troubleshoot" + " the problem" * 99
     ray_cluster._log_report({"lines": [report], "pid": "raylet", "is_err": False}, ignore_prefix=False)
@@ -182,7 +193,7 @@ def test_workers_end_when_their_parent_is_killed(work: Any, tmp_path: Path, fork
             started += [(kind, psutil.Process(int(pid))) for kind, pid in islice(lines, 2 + forks)]
             assert sorted(kind for kind, _ in started) == ["fork"] * forks + ["worker"] * 2
             parent.kill()
-            _, alive = psutil.wait_procs([process for kind, process in started if kind == "worker"], timeout=30)
+            _, alive = psutil.wait_procs([process for kind, process in started if kind == "worker"], timeout=600)
         finally:
             parent.kill()
             for _, process in started:

@@ -16,17 +16,8 @@ import pytest
 
 from plumbline.artifact import canonical_json, read_json
 from plumbline.provenance.papers.bom import NAMESPACE
-from tests.helpers.papers import papers
+from tests.helpers.papers import papers, problems_of_bom
 from tests.helpers.small_chain import MODEL, flip, run
-
-
-def problems(text: str) -> str:
-    """What the standard's library finds wrong; skips where it is not installed."""
-    pytest.importorskip("cyclonedx", reason="needs the extra `papers`")
-    from cyclonedx.schema import SchemaVersion
-    from cyclonedx.validation.json import JsonStrictValidator
-
-    return str(JsonStrictValidator(SchemaVersion.V1_7).validate_str(text) or "")
 
 
 def values(component: dict[str, Any]) -> dict[str, str]:
@@ -39,10 +30,16 @@ def part(bom: dict[str, Any], reference: str) -> dict[str, Any]:
 
 def test_it_is_valid_and_the_validator_looks_at_the_card(written: Path) -> None:
     text = (written / "bom.cdx.json").read_text("utf-8")
-    assert problems(text) == ""
+    assert problems_of_bom(text) == ""
     wrong = json.loads(text)
     wrong["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0]["value"] = 1.5
-    assert "is not of type 'string'" in problems(json.dumps(wrong))
+    assert "is not of type 'string'" in problems_of_bom(json.dumps(wrong))
+
+
+def test_the_validator_looks_at_addresses(written: Path) -> None:
+    wrong = json.loads((written / "bom.cdx.json").read_text("utf-8"))
+    wrong["externalReferences"] = [{"type": "other", "url": "https://example.org/a b"}]
+    assert "On instance['externalReferences'][0]['url']" in problems_of_bom(json.dumps(wrong))
 
 
 def test_every_reference_leads_to_one_component(bom: dict[str, Any]) -> None:
@@ -128,7 +125,7 @@ def test_what_stayed_in_full_precision_is_said(bom: dict[str, Any]) -> None:
 def test_what_is_not_known_is_left_out(pristine: Path, tmp_path: Path) -> None:
     """No evaluation, no licence, no revision, no time: the document says none of them, and is still valid."""
     bom, _ = papers(pristine, tmp_path)
-    assert problems((tmp_path / "bom.cdx.json").read_text("utf-8")) == ""
+    assert problems_of_bom((tmp_path / "bom.cdx.json").read_text("utf-8")) == ""
     text = json.dumps(bom)
     for absent in ("licenses", "quantitativeAnalysis", "timestamp", "purl", "confidence", "null", "evaluation-texts"):
         assert absent not in text, absent
@@ -180,7 +177,7 @@ def test_links_that_could_not_be_checked_are_named(evaluated: Path, tmp_path: Pa
     )
     assert result.exit_code == 1
     bom = read_json(tmp_path / "bom.json")
-    assert problems((tmp_path / "bom.json").read_text("utf-8")) == ""
+    assert problems_of_bom((tmp_path / "bom.json").read_text("utf-8")) == ""
     said = values(bom["metadata"]["component"])
     assert "documents" in said["audit.not_checked"] and said["audit.verified"].startswith("record, weights")
     assert "hashes" not in json.dumps(bom["components"])  # the corpus is not here
