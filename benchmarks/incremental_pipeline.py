@@ -55,7 +55,7 @@ def write_documents(folder: Path, first: int, count: int, words: int) -> None:
         rng = np.random.default_rng(start)
         lines = []
         for number in range(start, min(start + FILE, first + count)):
-            length = int(np.clip(rng.lognormal(np.log(words), 0.5), 20, 20 * words))
+            length = int(np.clip(rng.lognormal(np.log(words), 0.5), min(20, words), 20 * words))
             rows = np.searchsorted(zipf / zipf[-1], rng.random(length))
             text = f"{number} " + " ".join(vocabulary[row] for row in rows)
             lines.append(json.dumps({"text": text}))

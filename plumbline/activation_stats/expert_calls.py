@@ -27,13 +27,14 @@ from plumbline.base_model.experts import expert_renumbered, routed_inputs
 class ExpertCalls:
     """What the modules of fused experts are called with; a context manager."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], scratch: Path) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], scratch: Path, in_memory: int = 0) -> None:
         """
         Args:
             modules: by name, each one that `are_fused_experts` accepts.
             scratch: an existing folder.
+            in_memory: bytes that need not go there.
         """
-        self.modules, self._kept = modules, HiddenStates(0, scratch)
+        self.modules, self._kept = modules, HiddenStates(in_memory, scratch)
         self._calls: dict[int, list[tuple[str, int]]] = {}
         """Row -> the modules that were called, and where the arguments are."""
         self._count = 0
@@ -69,11 +70,20 @@ class ExpertCalls:
                 handle.remove()
 
     def observed(self, totals: Totals, group: Sequence[str], at_least: int | None, first: int = 0) -> ActivationStats:
-        """The statistics of some experts' matrices; their weights must be in memory.
+        """The statistics of some experts' matrices; the arguments are those of `add`."""
+        return totals.result(self.add(totals, group, at_least, first), group)
+
+    def add(
+        self, totals: Totals, group: Sequence[str], at_least: int | None, first: int = 0
+    ) -> dict[str, tuple[str, ...]]:
+        """Add what the matrices of some experts are multiplied with; their weights must be in memory.
 
         Args:
             at_least: as for `routed_inputs`.
             first: the expert from which on the modules hold experts.
+
+        Returns:
+            The sites -> their one member each.
         """
         watched: dict[str, set[str]] = {}
         for name in group:
@@ -90,7 +100,7 @@ class ExpertCalls:
                     site = expert_renumbered(f"{name}.{part}", first)
                     members[site] = (site,)
                     totals.add(site, x, positions)
-        return totals.result(members, group)
+        return members
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -108,7 +118,7 @@ def experts_at_a_time(module: nn.Module, settings: StatisticsParams) -> int:
 
 
 def groups_of(experts: Mapping[str, nn.Module], settings: StatisticsParams) -> list[list[str]]:
-    """Divide the matrices of fused experts into groups whose totals take at most `EXPERTS` bytes; experts stay whole.
+    """Divide the matrices of experts into groups whose totals take at most `EXPERTS` bytes; experts stay whole.
 
     Args:
         experts: by name of a matrix, the module that holds it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import SimpleNamespace
@@ -35,6 +36,7 @@ def dev() -> None:
         return start(guarded_command(command), **options)
 
     dagster_dev.open_ipc_subprocess = start_guarded
+    warnings.filterwarnings("ignore", message="Function `dev_command` is superseded")  # nobody can act on it
     dagster_dev.dev_command()
 
 
@@ -67,6 +69,7 @@ def webserver() -> None:
     hosts = [host for host in os.environ.get(HOSTS, "").split(",") if host]
 
     def run(app: Any, **options: Any) -> None:
+        print(f"Dagster: http://{options['host']}:{options['port']}", flush=True)
         uvicorn.run(guarded(WithPages(app, workspace_root() / "data"), hosts), **options)
 
     assert cli.uvicorn is uvicorn, "this version of Dagster serves in another way; install that of constraints.txt"

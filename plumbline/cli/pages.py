@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plumbline.graph.metadata import PAGES
@@ -21,8 +21,12 @@ PROTECTION = {
 }
 
 
+GRAPH = "/asset-groups"
+"""Dagster's page of the graph. It begins with a timeline of jobs otherwise, which is empty after `plumbline run`."""
+
+
 class WithPages:
-    """Answers /pages/… with an HTML file below `data`, and leaves every other request to the app."""
+    """Answers /pages/… with an HTML file below `data`, begins with the graph, and leaves other requests to the app."""
 
     def __init__(self, app: ASGIApp, data: Path) -> None:
         self._app, self._data = app, data.absolute()
@@ -30,6 +34,8 @@ class WithPages:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(f"{PAGES}/"):
             await self._page(Request(scope))(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/":
+            await RedirectResponse(GRAPH)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -37,8 +37,10 @@ def ui(port: int, hosts: tuple[str, ...]) -> None:
                 f"{host!r}: expected a host name such as ui.example.org", param_hint="--allow-host"
             )
     require_free(port)
-    click.echo(f"Dagster: http://{ADDRESS}:{port}  (Ctrl-C stops it; the history is kept in .dagster)")
-    serve(workspace_root(), ["-m", MODULE, "dev", "-h", ADDRESS, "-p", str(port)], {HOSTS: ",".join(hosts)})
+    click.echo("Dagster starts, half a minute  (Ctrl-C stops it; the history is kept in .dagster)")
+    where = ["-h", ADDRESS, "-p", str(port)]
+    # What sensors do every few seconds stands in the UI, under Automation.
+    serve(workspace_root(), ["-m", MODULE, "dev", *where, "--log-level", "warning"], {HOSTS: ",".join(hosts)})
 
 
 @click.command()

@@ -25,13 +25,17 @@ def show(root: Path) -> None:
     console.print(_table(root))
     scheme = load_params(root).deployment.scheme
     verdict_file = read_json(root / "data" / "calibration_report" / "verdict.json")
+    console.print(f"[bold]{escape(verdict_file['headline'])}[/bold]")
     verdict = Table.grid(padding=(0, 1))
     for sentence in (s for s in verdict_file["sentences"] if s.startswith(f"{scheme}:")):
         verdict.add_row("•", escape(sentence))
+    for advice in verdict_file["advice"]:
+        if advice["matters"] and advice["scheme"] != scheme:
+            verdict.add_row("•", escape(advice["sentence"]))
     verdict.add_row("•", escape(verdict_file["caveat"]))
     if others := len(load_params(root).grid.schemes) - 1:
         shown = "the other scheme" if others == 1 else f"the other {others} schemes"
-        verdict.add_row("•", f"the verdict on {shown} is in the report")
+        verdict.add_row("•", f"all that was found on {shown} is in the report")
     console.print(verdict)
     for warning in _left_out(root):
         console.print(f"[bold]![/bold] {escape(warning)}")

@@ -12,11 +12,21 @@ from typing import Any, Literal
 
 import torch
 
-from plumbline.activation_stats.memory import REST, SHARE, free_bytes, gib, outline_of, weight_bytes
-from plumbline.activation_stats.params import ExecutionParams
+from plumbline.activation_stats.memory import (
+    EXPERTS,
+    REST,
+    SHARE,
+    free_bytes,
+    gib,
+    outline_of,
+    site_bytes,
+    weight_bytes,
+)
+from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.base_model.checkpoint import BaseCheckpoint
 from plumbline.base_model.decoder import decoder_layers, layer_names
 from plumbline.base_model.device import torch_device
+from plumbline.base_model.inputs import EXPERT
 from plumbline.base_model.large_mixture import LargeMixture, large_mixture
 from plumbline.base_model.names import Names, outside, within
 from plumbline.base_model.streamed import StreamedModel
@@ -103,7 +113,8 @@ def needed_bytes(streamed: StreamedModel, header: Mapping[str, Any], scheme: Sch
         if scheme.propagate == "quantized":
             moments = (MATRICES + (JOINT if scheme.correction else 0)) * max(hessians, default=0)
             records = RECORDED_BYTES if scheme.correction else 0
-            layerwise[-1] = max(layerwise[-1], COPIES * size + moments) + AGAIN * size + hidden + records
+            collected = _experts_bytes(header, within(name))
+            layerwise[-1] = max(layerwise[-1], COPIES * size + moments + collected) + AGAIN * size + hidden + records
     return Needed(whole, max(layerwise))
 
 
@@ -124,3 +135,13 @@ def _hessians(header: Mapping[str, Any], wanted: Names) -> list[int]:
     """Bytes of the Hessians of some sites."""
     sites = header["sites"].items()
     return [8 * site["width"] ** 2 for name, site in sites if site["hessian"] and wanted(name)]
+
+
+def _experts_bytes(header: Mapping[str, Any], wanted: Names) -> int:
+    """Of the experts' sites that are collected at a time behind quantized layers: one part of some experts."""
+    settings = StatisticsParams.model_validate(header["settings"])
+    parts: dict[str, list[int]] = {}
+    for name, site in header["sites"].items():
+        if wanted(name) and EXPERT.search(name):
+            parts.setdefault(name.rpartition(".")[2], []).append(site_bytes(site["width"], settings))
+    return max((min(sum(sizes), max(EXPERTS, *sizes)) for sizes in parts.values()), default=0)

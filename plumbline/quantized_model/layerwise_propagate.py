@@ -23,9 +23,10 @@ from plumbline.base_model.decoder import Decoder
 from plumbline.base_model.decoder_calls import DecoderCalls
 from plumbline.base_model.matrices import matrix_of
 from plumbline.quantized_model.layer import Layer
+from plumbline.quantized_model.layer_walk import PropagatedLayer
 from plumbline.quantized_model.paired_streams import Streams
 from plumbline.quantized_model.params import SchemeParams
-from plumbline.quantized_model.propagate import PropagatedLayer, settings_of, solver, through
+from plumbline.quantized_model.propagate import settings_of, solver, through
 from plumbline.quantized_model.propagation_gain import Gain
 
 
@@ -87,7 +88,8 @@ class Propagation:
         paired = self.scheme.correction > 0
         share = self.again.in_memory // (2 if paired else 1)
         hidden, base = (_OnDevice(HiddenStates(share, self.again.scratch), self.device) for _ in range(2))
-        self.calls, self.streams = DecoderCalls(self.decoder, self.around), Streams(hidden, base, paired)
+        self.calls = DecoderCalls(self.decoder, self.around)
+        self.streams = Streams(hidden, base, paired, self.again.scratch)
         with self.around():
             for row, (_, ids) in enumerate(self.ordered):
                 hidden[row] = start = self.calls.begin(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -30,6 +31,7 @@ class Streams:
     Attributes:
         base: of the base model; advances only where `paired`.
         hidden: behind the quantized layers.
+        scratch: an existing folder for what experts are called with; None: they stay in memory.
         original, layer: the current layer of the base model, and the copy of it that is being quantized.
         records: per sample, what the base model's layer showed; empty if that is too large.
     """
@@ -37,13 +39,13 @@ class Streams:
     original: nn.Module
     layer: nn.Module
 
-    def __init__(self, hidden: Rows, base: Rows, paired: bool) -> None:
+    def __init__(self, hidden: Rows, base: Rows, paired: bool, scratch: Path | None = None) -> None:
         """
         Args:
             hidden, base: the inputs of the first decoder layer; replaced as the samples advance. Without `paired`,
                 `base` is not read.
         """
-        self.hidden, self.base, self.paired = hidden, base, paired
+        self.hidden, self.base, self.paired, self.scratch = hidden, base, paired, scratch
         self.records: list[Observed] = []
 
     def enter(self, original: nn.Module) -> None:

@@ -14,19 +14,24 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
 import torch
 
+from plumbline.activation_stats import expert_calls, memory
 from plumbline.base_model import large_mixture
+from plumbline.quantized_model import layerwise_mode
 from tests.helpers.model_steps import STEPS, Steps
 
 ROOM = 16 << 20
 """Bytes beside what is said: buffers of products and activations, for which `REST` allows 1 GB."""
 LARGE, AT_A_TIME = 8 << 20, 4 << 20
 """Bytes of a layer's experts beyond which they are loaded some at a time (the large mixture), and of those."""
+SITES = 128 << 20
+"""Bytes of the sites of experts that are summed at a time."""
 SAID_BY_TORCH = ("allocate memory", "unable to mmap", "could not create a primitive", "memory ran out")
 
 
@@ -56,17 +61,18 @@ def attempt(run: Callable[[], None], size: int) -> str:
 def main(root: Path, mode: str, steps: Sequence[str]) -> None:
     torch.set_num_threads(1)
     large_mixture.LARGE, large_mixture.AT_A_TIME = LARGE, AT_A_TIME
-    models = sorted(path.name for path in root.iterdir())
+    expert_calls.EXPERTS = memory.EXPERTS = layerwise_mode.EXPERTS = SITES
+    models, named = (sorted(set(names)) for names in zip(*(name.split("/") for name in steps), strict=True))
     with TemporaryDirectory() as scratch:
         for model in models:
             shutil.copytree(root / model / "small", Path(scratch) / model)
-            for step in STEPS:
-                getattr(Steps(Path(scratch) / model, mode), step)()
+            for step in dict.fromkeys((*STEPS, *named)):
+                Steps(Path(scratch) / model, mode).run(step)
     for name in steps:
         model, step = name.split("/")
         large = Steps(root / model / "large", mode)
         size = large.said()[step]()
-        print(json.dumps([name, attempt(getattr(large, step), size + ROOM)]), flush=True)
+        print(json.dumps([name, attempt(partial(large.run, step), size + ROOM)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,19 @@ from plumbline.quantized_model.layerwise_mode import needed_bytes
 from plumbline.quantized_model.params import SchemeParams
 
 STEPS = ("statistics", "quantization", "evaluation")
-SCHEME = SchemeParams.model_validate({"method": "gptq", "weight_bits": 4, "group_size": 128})
+IN_GROUPS: dict[str, Any] = {"method": "gptq", "weight_bits": 4, "group_size": 128}
+SCHEME = SchemeParams.model_validate(IN_GROUPS)
+STATIC: dict[str, Any] = {"method": "rtn", "weight_bits": 8, "activations": {"range": "minmax"}}
+OTHER_SCHEMES = {
+    "adaround": SchemeParams.model_validate(IN_GROUPS | {"method": "adaround"}),
+    "awq": SchemeParams.model_validate(IN_GROUPS | {"transform": "awq"}),
+    "mixed": SchemeParams.model_validate(
+        {"method": "gptq", "group_size": 128, "mixed": {"widths": [4, 8], "average_bits": 6}}
+    ),
+    "propagated": SchemeParams.model_validate(IN_GROUPS | {"propagate": "quantized", "correction": 0}),
+    "smoothquant": SchemeParams.model_validate(STATIC | {"transform": "smoothquant"}),
+}
+"""Schemes for which quantizing layer by layer keeps more in memory than for `SCHEME`, or something else."""
 SETTINGS = StatisticsParams(mantissa_bits=0)
 EVALUATION = EvaluationParams(batch_tokens=64)
 
@@ -73,8 +85,11 @@ class Steps:
         )
 
     def quantization(self) -> None:
-        inputs = self.base, self.root / f"statistics-{self.read}", self.root / "set", self.out("quantization")
-        build_quantized_model("s", SCHEME, *inputs, "", self.execution, self.resume)
+        self._quantize(SCHEME, "quantization")
+
+    def _quantize(self, scheme: SchemeParams, step: str) -> None:
+        inputs = self.base, self.root / f"statistics-{self.read}", self.root / "set", self.out(step)
+        build_quantized_model("s", scheme, *inputs, "", self.execution, self.resume)
 
     def evaluation(self) -> None:
         evaluate._measured.clear()
@@ -103,8 +118,19 @@ class Steps:
         """By step, the bytes that it is said to need layer by layer, beside `REST`."""
         streamed = self.base.streamed("cpu")
         header = self.root / f"statistics-{self.read}" / "header.json"
+
+        def quantizing(scheme: SchemeParams) -> Callable[[], int]:
+            return lambda: needed_bytes(streamed, read_json(header), scheme, 0).layerwise
+
         return {
             "statistics": lambda: memory.needed_layerwise(streamed, SETTINGS, 0),
-            "quantization": lambda: needed_bytes(streamed, read_json(header), SCHEME, 0).layerwise,
             "evaluation": lambda: layerwise_mode.needed_layerwise(streamed, EVALUATION, 4 * 48, 0),
+            **{step: quantizing(scheme) for step, scheme in {"quantization": SCHEME, **OTHER_SCHEMES}.items()},
         }
+
+    def run(self, step: str) -> None:
+        """A step by its name in `said`."""
+        if step in OTHER_SCHEMES:
+            self._quantize(OTHER_SCHEMES[step], step)
+        else:
+            getattr(self, step)()

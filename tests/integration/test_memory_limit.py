@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, Qwen3MoeConfig
 
-from tests.helpers.model_steps import STEPS, Steps, files, write_inputs
+from tests.helpers.model_steps import OTHER_SCHEMES, STEPS, Steps, files, write_inputs
 from tests.helpers.paths import PROJECT
 
 COMMON = {"vocab_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -54,6 +54,16 @@ def test_every_step_keeps_to_the_memory_that_is_said_before(root: Path) -> None:
             assert files(layerwise) == files(whole)
             shutil.rmtree(whole)
     assert ends(root, "whole", largest) == dict.fromkeys(largest, "out of memory")
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA limits memory on Linux")
+def test_transforms_mixed_bits_and_propagation_keep_to_what_is_said(root: Path) -> None:
+    """The weights are a sixth of the memory that is said, so a mode `whole` would often fit, too."""
+    steps = [*(f"dense/{scheme}" for scheme in OTHER_SCHEMES), "mixture/propagated"]
+    for model in SHAPES:
+        Steps(root / model / "large", "layerwise").statistics()
+    assert ends(root, "layerwise", steps) == dict.fromkeys(steps, "done")
 
 
 def steps_of(*models: str) -> list[str]:

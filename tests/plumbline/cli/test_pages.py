@@ -49,7 +49,12 @@ def test_a_path_that_goes_up_is_refused(tmp_path: Path) -> None:
     async def as_sent(scope: Scope, receive: Receive, send: Send) -> None:
         await pages({**scope, "path": "/pages/../secret.html"}, receive, send)
 
-    assert TestClient(as_sent).get("/").status_code == 404
+    assert TestClient(as_sent).get("/any").status_code == 404
+
+
+def test_it_begins_with_the_graph(client: TestClient) -> None:
+    answer = client.get("/", follow_redirects=False)
+    assert answer.status_code == 307 and answer.headers["location"] == "/asset-groups"
 
 
 def test_the_rest_is_the_ui(client: TestClient) -> None:

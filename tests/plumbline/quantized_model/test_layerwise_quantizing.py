@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.subjects import write_set
+from plumbline.activation_stats import expert_calls
 from plumbline.activation_stats.build import build_activation_stats
 from plumbline.activation_stats.params import ExecutionParams, StatisticsParams
 from plumbline.activation_stats.pieces import Pieces
@@ -52,6 +53,16 @@ SCHEMES: dict[str, dict[str, Any]] = {
         "mixed": {"widths": [4, 8], "average_bits": 5},
         "transform": "awq",
     },
+    "adaround": {"method": "adaround", "weight_bits": 4, "group_size": 32},
+    "overrides": {
+        "method": "gptq",
+        "weight_type": "nvfp4",
+        "activations": {"type": "nvfp4"},
+        "overrides": {"attention": {"weight_type": "fp8", "activations": {"type": "fp8", "dynamic": True}}},
+    },
+    "fp8": {"method": "rtn", "weight_type": "fp8", "activations": {"type": "fp8", "range": "percentile"}},
+    "mxfp4": {"method": "gptq", "weight_type": "mxfp4", "activations": {"type": "mxfp4"}},
+    "mxfp8": {"method": "rtn", "weight_type": "mxfp8", "activations": {"type": "mxfp8"}},
 }
 CASES = [
     *(("llama-bias", scheme) for scheme in SCHEMES),
@@ -68,6 +79,8 @@ CASES = [
     ("qwen3-moe", "awq"),
     ("qwen3-moe", "mixed"),
     ("llama4-text", "mixed"),
+    ("qwen3-moe", "adaround"),
+    ("qwen3-moe", "mxfp4"),
 ]
 FEW_EXPERTS = [*(("qwen3-moe", scheme) for scheme in ("gptq", "awq", "propagated")), ("deepseek-v3", "gptq")]
 """Cases in which some experts of a layer are in memory at a time, where the scheme lets them be solved apart."""
@@ -133,6 +146,15 @@ def test_experts_some_at_a_time_give_the_same_files(
     assert build(bases[name], scheme, tmp_path / "layerwise", "layerwise") == whole
     passes = 2 if scheme == "gptq" else 1  # simulated, and loaded again
     assert loaded == [1] * (passes * 2 * experts) and experts
+
+
+def test_propagation_with_experts_in_groups_gives_the_same_files(
+    bases: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = build(bases["qwen3-moe"], "propagated", tmp_path / "together", "whole")
+    monkeypatch.setattr(expert_calls, "EXPERTS", 1)
+    for mode in ("whole", "layerwise"):
+        assert build(bases["qwen3-moe"], "propagated", tmp_path / mode, mode) == together
 
 
 def test_a_base_model_without_settings_of_generation(bases: Mapping[str, Path], tmp_path: Path) -> None:

@@ -7,15 +7,18 @@ import copy
 import pytest
 import torch
 
+from plumbline.activation_stats import expert_calls
 from plumbline.activation_stats.collect import collect
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.base_model.decoder import Decoder
+from plumbline.quantized_model import layer_walk
 from plumbline.quantized_model.grid import Grid, QuantizedWeight, dequantize
 from plumbline.quantized_model.layer import Layer
 from plumbline.quantized_model.params import SchemeParams
 from plumbline.quantized_model.propagate import propagated, walk
 from plumbline.quantized_model.quantize import quantize_model
 from plumbline.quantized_model.quantize_site import quantize_site
+from tests.helpers.mixtures import make_mixture
 
 SCHEME = SchemeParams.model_validate({"method": "gptq", "group_size": 32, "weight_bits": 3, "propagate": "quantized"})
 PLAIN = SCHEME.model_copy(update={"correction": 0.0})
@@ -40,7 +43,7 @@ def samples(tokens):
 @pytest.fixture
 def unchanged(monkeypatch):
     """Quantizing that changes nothing: every weight stays what it is."""
-    monkeypatch.setattr("plumbline.quantized_model.propagate.put", lambda *given: None)
+    monkeypatch.setattr("plumbline.quantized_model.layer_walk.put", lambda *given: None)
 
 
 @pytest.mark.parametrize("scheme", [PLAIN, SCHEME], ids=["plain", "corrected"])
@@ -110,6 +113,31 @@ def test_equals_quantizing_the_model_piece_by_piece(llama, samples) -> None:
     for name, value in llama.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all("forward" not in layer.__dict__ and not layer._forward_pre_hooks for layer in llama.modules())
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "qwen2_moe"])
+@pytest.mark.parametrize("fused", [True, False], ids=["called once", "a pass per group"])
+def test_experts_in_groups_are_quantized_as_together(kind, fused, monkeypatch) -> None:
+    """Their Hessians need not fit into memory beside each other."""
+    model = make_mixture(kind)
+    random = torch.Generator().manual_seed(0)
+    samples = [(f"{row}", torch.randint(0, 50, (n,), generator=random).tolist()) for row, n in enumerate((40, 9, 25))]
+    stats = collect(model, samples, StatisticsParams(), base_model_digest="", fingerprint="")
+    scheme = SCHEME.model_copy(update={"group_size": 8})
+    together = propagated(model, samples, scheme, stats)
+
+    groups, groups_of = list[int](), expert_calls.groups_of
+    monkeypatch.setattr(expert_calls, "EXPERTS", 1)
+    monkeypatch.setattr(
+        layer_walk, "groups_of", lambda *args: (found := groups_of(*args), groups.append(len(found)))[0]
+    )
+    monkeypatch.setattr(layer_walk, "are_fused_experts", lambda module: fused)
+    apart = propagated(model, samples, scheme, stats)
+    assert groups.count(6) == 2 * 2  # layers x (up and down)
+    assert apart.notes == together.notes
+    for name, layer in apart.layers.items():
+        assert torch.equal(layer.weight.codes, together.layers[name].weight.codes), name
+        assert torch.equal(layer.weight.scale, together.layers[name].weight.scale), name
 
 
 def test_the_order_of_samples_does_not_matter(llama, samples) -> None:
