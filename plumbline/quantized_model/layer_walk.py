@@ -114,7 +114,6 @@ class LayerWalk:
             return
         with self._called(step[0][0]) as called:
             for group in named:
-                called.modules = {name: holder(self.streams.layer, self.local[group[0][0]]) for name in called.modules}
                 totals = Totals(self.ordered, self.settings, "", "", self.masks)
                 firsts = [members[0] for members in group]
                 members = called.add(totals, firsts, self.settings.expert_tokens)
