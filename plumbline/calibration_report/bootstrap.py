@@ -48,8 +48,8 @@ class Resampled:
         rank = int(np.ceil(confidence * (len(self.t) + 1))) - 1
         if rank >= len(self.t):
             raise ValueError(
-                f"{len(self.t)} resamples cannot give an interval of {confidence:.4%}; raise `report.resamples` in "
-                f"params.yaml to at least {int(np.ceil(1 / (1 - confidence)))}"
+                f"{len(self.t)} resamples cannot give an interval of {100 * confidence:.4f} %; raise "
+                f"`report.resamples` in params.yaml to at least {int(np.ceil(1 / (1 - confidence)))}"
             )
         if not self.standard_error:
             return 0.0

@@ -78,7 +78,7 @@ def describe_scheme(scheme: Mapping[str, Any], sizes: Mapping[str, int], bits: M
     if scheme.get("propagate") == "quantized":
         parts.append(
             "each layer is solved behind the ones that are already quantized, so the set is run again"
-            + (f", and undoes {scheme['correction']:.0%} of their error" if scheme.get("correction") else "")
+            + (f", and undoes {100 * scheme['correction']:.0f} % of their error" if scheme.get("correction") else "")
         )
     return "; ".join(parts) + "."
 

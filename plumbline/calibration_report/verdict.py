@@ -138,5 +138,5 @@ def _enough_resamples(params: ReportParams, tested: int) -> None:
     if params.resamples < needed:
         raise ValueError(
             f"report.resamples: found {params.resamples}, too few to find any of {tested} comparisons different at "
-            f"{params.confidence:.0%}; expected at least {needed} (2000 or ten times that is better)"
+            f"{100 * params.confidence:.0f} %; expected at least {needed} (2000 or ten times that is better)"
         )

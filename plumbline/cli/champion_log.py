@@ -45,7 +45,7 @@ def _figures(figures: Mapping[str, float]) -> str:
     if {"perplexity_base", "perplexity_quantized"} <= figures.keys():
         parts.append(f"perplexity {figures['perplexity_quantized']:.4g} (base {figures['perplexity_base']:.4g})")
     if "top1_agreement" in figures:
-        parts.append(f"top-1 agreement {figures['top1_agreement']:.1%}")
+        parts.append(f"top-1 agreement {100 * figures['top1_agreement']:.1f} %")
     if "weights_bytes" in figures:
         parts.append(f"{figures['weights_bytes']:,.0f} bytes")
     return ", ".join(parts)

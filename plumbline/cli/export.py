@@ -96,8 +96,8 @@ def tasks(
     click.echo(f"first: {first.name}, second: {model.name}")
     for row in rows:
         click.echo(
-            f"{row['task']}: {row['accuracy_first']:.1%} and {row['accuracy_second']:.1%} of {row['items']} items, "
-            f"{row['only_first']} only by the first, {row['only_second']} only by the second, "
+            f"{row['task']}: {100 * row['accuracy_first']:.1f} % and {100 * row['accuracy_second']:.1f} % "
+            f"of {row['items']} items, {row['only_first']} only by the first, {row['only_second']} only by the second, "
             f"p = {row['p_value']:.3g}, over all tasks {row['p_adjusted']:.3g}"
         )
 

@@ -108,8 +108,9 @@ def quality(
     passed = comparison["difference"] < 0 and comparison["relative"]["high"] <= deployment.max_worse
     allowed = "lower is asked" if middle >= 0 else f"at most {100 * deployment.max_worse:+.2g} % is allowed at its end"
     sentence = (
-        f"Mean KL {middle:+.2f} % against the champion's on {documents} documents ({report.confidence:.0%} interval "
-        f"{low:+.2f} to {high:+.2f} %)" + ("." if passed else f"; {allowed} (deployment.max_worse).")
+        f"Mean KL {middle:+.2f} % against the champion's on {documents} documents "
+        f"({100 * report.confidence:.0f} % interval {low:+.2f} to {high:+.2f} %)"
+        + ("." if passed else f"; {allowed} (deployment.max_worse).")
     )
     return Gate(name, passed, sentence, comparison, limit)
 
@@ -174,7 +175,7 @@ def leak(calibration_set: Path, samples: Path, deployment: DeploymentParams) -> 
         first = next(iter(nearest.values()))
         sentence += (
             f", {allowed} allowed (deployment.max_near_duplicates); nearest: {first.document[:12]} shares "
-            f"{first.share:.0%} of its runs with sample {first.sample}."
+            f"{100 * first.share:.0f} % of its runs with sample {first.sample}."
         )
     shown = {"exact": len(exact), "near_duplicates": len(nearest), "documents": len(documents)}
     return Gate("no_report_text_is_used", passed, sentence, shown, {"near_duplicates": allowed})

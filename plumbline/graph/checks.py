@@ -207,6 +207,6 @@ def _outcome(
     wrong: Sequence[str], good: str, metadata: Mapping[str, Any] | None = None, warn: bool = False
 ) -> CheckOutcome:
     """One sentence: what is good, or the first of what is wrong, which is the worst; all of it is in the metadata."""
-    more = f" (and {len(wrong) - 1} more, in the metadata)" if len(wrong) > 1 else ""
+    more = f"; and {len(wrong) - 1} more, in the metadata" if len(wrong) > 1 else ""
     every = {"all": list(wrong)} if len(wrong) > 1 else {}
     return CheckOutcome(not wrong, wrong[0] + more if wrong else good, {**(metadata or {}), **every}, warn)

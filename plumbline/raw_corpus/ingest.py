@@ -197,6 +197,6 @@ def require_enough(totals: dict[str, Any], entries: list[dict[str, Any]], out: P
     where = "the file" if example["row"] is None else f"row {example['row']}"
     raise ValueError(
         f"{bad} of {rows} rows were rejected; corpus.max_rejected in params.yaml allows "
-        f"{params.max_rejected:.1%}. Worst: {example['file']}, {count} of {entry['rows']} rows, {reason} "
+        f"{100 * params.max_rejected:.1f} %. Worst: {example['file']}, {count} of {entry['rows']} rows, {reason} "
         f"({REASONS[reason]}), first at {where}: {example['detail']}. Repair or remove the file, or raise the limit"
     )

@@ -153,7 +153,7 @@ def _require_enough(evidence: Evidence, params: StudyParams, schemes: Mapping[st
     if params.resamples < needed:
         raise ValueError(
             f"studies, resamples: found {params.resamples}, too few to find any of {tests} comparisons different at "
-            f"{params.confidence:.0%}; expected at least {needed} (ten times that is better)"
+            f"{100 * params.confidence:.0f} %; expected at least {needed} (ten times that is better)"
         )
 
 

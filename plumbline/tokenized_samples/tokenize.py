@@ -272,7 +272,7 @@ def require_complete(accounting: dict[str, Any], params: TokenizeParams, out: Pa
         first = pq.read_table(refused_path(out, shard)).to_pylist()[0]
         raise ValueError(
             f"the chat template refused {refused} of {accounting['documents_in']} documents; tokenize.max_refused in "
-            f"params.yaml allows {params.max_refused:.1%}. First: {first['source']} row {first['row']}: "
+            f"params.yaml allows {100 * params.max_refused:.1f} %. First: {first['source']} row {first['row']}: "
             f"{first['detail']}. Repair the chats, or raise the limit"
         )
     if not accounting["samples_out"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 from tests.helpers.paths import PROJECT
@@ -46,3 +47,15 @@ def test_no_function_is_long_without_a_reason() -> None:
 
 def test_no_file_has_a_name_that_could_hold_anything() -> None:
     assert [path for path in TREES if VAGUE & set(Path(path).stem.split("_"))] == []
+
+
+def test_a_number_and_its_percent_sign_have_a_space_between_them() -> None:
+    """As everywhere on the pages. `:.1%` in a format writes none."""
+    formats = re.compile(r":[^{}\s]*%\}")
+    found = [
+        f"{path}:{number}"
+        for path in PATHS
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if formats.search(line)
+    ]
+    assert found == []

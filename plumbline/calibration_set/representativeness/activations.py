@@ -50,18 +50,18 @@ class Activations:
         "clip_rate": Metric(
             "activations beyond the calibrated range",
             "share of production activations, mean over channels and sites",
-            "Activations: {value:.3%} of production's are beyond the largest that the set shows in their channel",
+            "Activations: {percent:.3f} % of production's are beyond the largest that the set shows in their channel",
         ),
         "clip_rate_worst_site": Metric(
             "activations beyond the calibrated range (worst site)",
             "share of a site's production activations, mean over channels",
-            "Activations: at the site that fares worst ({where}), {value:.3%} of production's are beyond the largest "
-            "that the set shows in their channel",
+            "Activations: at the site that fares worst ({where}), {percent:.3f} % of production's are beyond the "
+            "largest that the set shows in their channel",
         ),
         "peaks_not_reached": Metric(
             "channels whose peaks are not reached",
             "share of channels",
-            "Activations: in {value:.2%} of the channels the set never reaches production's 99.9th percentile",
+            "Activations: in {percent:.2f} % of the channels the set never reaches production's 99.9th percentile",
         ),
         "hessian_error": Metric(
             "second moments (mean over sites)",

@@ -27,7 +27,7 @@ class Domains:
         "domain_mix": Metric(
             "domain mix",
             "share of tokens (total variation)",
-            "Domains: {value:.1%} of the set's tokens would have to change domain to match production's mix",
+            "Domains: {percent:.1f} % of the set's tokens would have to change domain to match production's mix",
         )
     }
 

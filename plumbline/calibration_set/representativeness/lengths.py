@@ -30,7 +30,7 @@ class Lengths:
         "log_length_ks": Metric(
             "sample lengths (largest gap)",
             "share of samples",
-            "Sample lengths: the set's share of samples up to some length is off from production's by {value:.1%}",
+            "Sample lengths: the set's share of samples up to some length is off from production's by {percent:.1f} %",
         ),
         "log_length_w1": Metric(
             "sample lengths (average)",
@@ -41,7 +41,7 @@ class Lengths:
             "lengths by token (largest gap)",
             "share of tokens",
             "Lengths by token: the set's share of tokens in samples up to some length is off from production's by "
-            "{value:.1%}",
+            "{percent:.1f} %",
         ),
         "token_length_w1": Metric(
             "lengths by token (average)",
@@ -52,7 +52,7 @@ class Lengths:
         "tokens_beyond_longest": Metric(
             "tokens beyond the longest sample",
             "share of production tokens",
-            "{value:.1%} of production tokens sit in samples longer than any calibration sample",
+            "{percent:.1f} % of production tokens sit in samples longer than any calibration sample",
         ),
     }
 

@@ -20,7 +20,7 @@ class Metric:
     """A few words, for plots and headlines."""
     unit: str
     sentence: str
-    """Format string with {value}, {factor} (e to the power of the value) and {where}."""
+    """Format string with {value}, {percent} (100 times that), {factor} (e to the power of it) and {where}."""
     zero: float = 0.0
     """The value for equal distributions."""
 

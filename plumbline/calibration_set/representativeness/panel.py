@@ -181,7 +181,8 @@ class Panel:
 
 
 def _sentence(about: Metric, metric: Mapping[str, Any]) -> str:
-    text = about.sentence.format(value=metric["value"], factor=np.exp(metric["value"]), where=metric.get("where"))
+    value, where = metric["value"], metric.get("where")
+    text = about.sentence.format(value=value, percent=100 * value, factor=np.exp(value), where=where)
     ratio = f", {metric['ratio']:.2g} times the typical random draw" if metric["ratio"] is not None else ""
     if about.zero:
         ratio = f", where the typical random draw has {metric['null']['median']:.2f}"

@@ -46,25 +46,25 @@ class Tokens:
         "missing_vocabulary": Metric(
             "vocabulary not seen",
             "share of production tokens",
-            "{value:.1%} of production tokens are of ids that the set never shows",
+            "{percent:.1f} % of production tokens are of ids that the set never shows",
         ),
         "missing_vocabulary_worst_domain": Metric(
             "vocabulary not seen (worst domain)",
             "share of a domain's production tokens",
-            "In the domain that fares worst ({where}), {value:.1%} of production tokens are of ids that the set never "
-            "shows",
+            "In the domain that fares worst ({where}), {percent:.1f} % of production tokens are of ids that the set "
+            "never shows",
         ),
         "missing_special": Metric(
             "special tokens not seen",
             "share of production's special tokens",
-            "{value:.1%} of production's special tokens (beginning of text, turns of a chat) are of kinds that the "
+            "{percent:.1f} % of production's special tokens (beginning of text, turns of a chat) are of kinds that the "
             "set never shows",
         ),
         "special_beginning": Metric(
             "special token at the beginning",
             "share of samples (total variation)",
-            "{value:.1%} of the samples would have to begin with another special token, or with one at all, to match "
-            "production",
+            "{percent:.1f} % of the samples would have to begin with another special token, or with one at all, to "
+            "match production",
         ),
     }
 

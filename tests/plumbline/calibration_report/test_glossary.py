@@ -83,7 +83,7 @@ def test_the_widths_that_mixed_precision_came_to_are_named() -> None:
     [
         ({"method": "rtn", "weight_bits": 8, "activations": {}, "transform": "smoothquant"}, "SmoothQuant"),
         ({"method": "gptq", "transform": "awq"}, "AWQ"),
-        ({"method": "gptq", "propagate": "quantized"}, "the set is run again, and undoes 50% of their error"),
+        ({"method": "gptq", "propagate": "quantized"}, "the set is run again, and undoes 50 % of their error"),
     ],
 )
 def test_what_is_asked_for_is_said_and_nothing_else(entry: dict[str, Any], word: str) -> None:

@@ -43,7 +43,7 @@ def test_a_row_that_is_neither_read_nor_set_aside_is_named(data: Path) -> None:
     assert "total" not in outcome.description
     edit(path, lambda manifest: manifest["totals"].update(rejected={"empty": 2}))
     both = checks.every_row_is_accounted_for(data)
-    assert_fails(both, f"{file}: 3 rows", "(and 1 more, in the metadata)")
+    assert_fails(both, f"{file}: 3 rows", "; and 1 more, in the metadata")
     assert both.metadata["all"][1] == "total: 40 rows, but 40 documents + 2 set aside"
 
 
@@ -169,7 +169,7 @@ def test_a_set_that_is_like_random_draws_passes_and_says_so(tmp_path: Path) -> N
 
 
 def test_sets_that_are_not_warn_in_one_sentence_of_the_worst(tmp_path: Path) -> None:
-    flagged = {"length": "7.0% of tokens sit in longer samples.", "b": "And more.", "c": "Third.", "d": "Fourth."}
+    flagged = {"length": "7.0 % of tokens sit in longer samples.", "b": "And more.", "c": "Third.", "d": "Fourth."}
     outcome = represented(
         tmp_path,
         off=comparison(tuning=block({"length": "Too short."}, 0.04)),
@@ -177,7 +177,7 @@ def test_sets_that_are_not_warn_in_one_sentence_of_the_worst(tmp_path: Path) -> 
         fair=comparison(tuning=block({}, 0.9)),
     )
     said = (
-        "cut: 7.0% of tokens sit in longer samples (and 3 more distances beyond chance) (and 1 more, in the metadata)"
+        "cut: 7.0 % of tokens sit in longer samples (and 3 more distances beyond chance); and 1 more, in the metadata"
     )
     assert_fails(outcome, warn=True)
     assert outcome.description == said

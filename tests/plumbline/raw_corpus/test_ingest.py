@@ -227,7 +227,7 @@ def test_too_many_rejected_rows_stop_the_run(tmp_path: Path, ingest: Ingest) -> 
     write(tmp_path / "docs/bad.jsonl", "nonsense\n")
     ingest(tmp_path, max_rejected=1 / 37)
     write(tmp_path / "docs/bad.jsonl", "\nnonsense\nnonsense\n")
-    with pytest.raises(ValueError, match=r"2 of 39 rows.*5\.1%.*docs/bad\.jsonl, 2 of 3 rows, broken_json.*row 1"):
+    with pytest.raises(ValueError, match=r"2 of 39 rows.*5\.1 %.*docs/bad\.jsonl, 2 of 3 rows, broken_json.*row 1"):
         ingest(tmp_path, max_rejected=0.0510)
 
 

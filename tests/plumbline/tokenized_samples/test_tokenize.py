@@ -130,7 +130,7 @@ def test_a_chat_that_the_template_refuses_is_set_aside(build: Any, tokenizer_fol
     )
     folder = tokenizer_folder(template=template)
     corpus = corpus_of({"d": ["text", CHAT[::-1], CHAT]})
-    with pytest.raises(ValueError, match=r"refused 1 of 3 documents.*allows 5\.0%.*docs/d/rows.jsonl row 1.*roles!"):
+    with pytest.raises(ValueError, match=r"refused 1 of 3 documents.*allows 5\.0 %.*docs/d/rows.jsonl row 1.*roles!"):
         build(SHORT, folder, corpus)
     params = SHORT.model_copy(update={"max_refused": 0.34})
     samples, summary = build(params, folder, corpus)
