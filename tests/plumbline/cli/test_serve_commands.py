@@ -55,7 +55,8 @@ def became(result: Result) -> list[str]:
 
 def test_ui_is_dagster_in_the_workspace_on_this_machine_alone(root: Path) -> None:
     command = became(CliRunner().invoke(main, ["ui", "--port", "3001"]))
-    assert command == ["-m", "plumbline.cli.guarded_dagster", "dev", "-h", "127.0.0.1", "-p", "3001"]
+    quiet = ["--log-level", "warning"]
+    assert command == ["-m", "plumbline.cli.guarded_dagster", "dev", "-h", "127.0.0.1", "-p", "3001", *quiet]
     assert Path.cwd() == root and os.environ["DAGSTER_HOME"] == str(root / ".dagster")
     assert os.environ["PLUMBLINE_UI_HOSTS"] == ""
     became(CliRunner().invoke(main, ["ui", "--allow-host", "ui.example.org", "--allow-host", "*.corp.example"]))
