@@ -61,7 +61,8 @@ def test_a_set_that_cuts_long_samples_is_flagged(panel: Panel, texts: tuple) -> 
     assert {"log_length_ks", "log_length_w1", "token_length_ks", "tokens_beyond_longest"} <= set(found["flagged"])
     beyond = [sentence for sentence in found["sentences"] if "longer than any calibration sample" in sentence]
     lengths = panel.production.lengths
-    assert beyond[0].startswith(f"{100 * lengths[lengths > 40].sum() / lengths.sum():.1f} % of production tokens sit in ")
+    percent = 100 * lengths[lengths > 40].sum() / lengths.sum()
+    assert beyond[0].startswith(f"{percent:.1f} % of production tokens sit in ")
 
 
 def test_a_set_of_another_tokenizer_is_flagged(panel: Panel) -> None:
