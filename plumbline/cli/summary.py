@@ -23,6 +23,15 @@ def show(root: Path) -> None:
     """Print the table of choice × scheme, the verdict, and what to open and try next."""
     console = Console(highlight=False)
     console.print(_table(root))
+    _show_verdict(console, root)
+    for warning in _left_out(root):
+        console.print(f"[bold]![/bold] {escape(warning)}")
+    _show_champion(console, root)
+    _show_what_to_look_at(console, root)
+
+
+def _show_verdict(console: Console, root: Path) -> None:
+    """Print the headline, what was found under the scheme that is deployed, and the others where the choice matters."""
     scheme = load_params(root).deployment.scheme
     verdict_file = read_json(root / "data" / "calibration_report" / "verdict.json")
     console.print(f"[bold]{escape(verdict_file['headline'])}[/bold]")
@@ -37,10 +46,6 @@ def show(root: Path) -> None:
         shown = "the other scheme" if others == 1 else f"the other {others} schemes"
         verdict.add_row("•", f"all that was found on {shown} is in the report")
     console.print(verdict)
-    for warning in _left_out(root):
-        console.print(f"[bold]![/bold] {escape(warning)}")
-    _show_champion(console, root)
-    _show_what_to_look_at(console, root)
 
 
 def _show_what_to_look_at(console: Console, root: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from plumbline.artifact import write_json
-from plumbline.cli.summary import _next, _show_champion, _show_what_to_look_at
+from plumbline.cli.summary import _next, _show_champion, _show_verdict, _show_what_to_look_at
 from tests.helpers.paths import PROJECT
 
 
@@ -49,6 +49,30 @@ def test_a_refused_candidate_leaves_the_earlier_champion_which_is_loaded_by_its_
     assert 'mlflow.transformers.load_model("models:/plumbline@champion")' in text
     none = said(tmp_path, decision="rejected", pair="new", why="it falls back.", champion_before=None)
     assert none.strip() == "Champion  none: it falls back."
+
+
+def test_the_verdict_names_every_scheme_under_which_the_choice_matters(tmp_path: Path) -> None:
+    """Its headline speaks of them; the sentences are those of the deployed scheme."""
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "data/calibration_report").mkdir(parents=True)
+    advice = {"w4a16-gptq": True, "w3a16-gptq": True, "w8a8-minmax": False}
+    verdict = {
+        "headline": "The calibration choice matters under 2 of 4 schemes.",
+        "sentences": ["w4a16-gptq: b is worse than a.", "w8a8-minmax: b is better than a."],
+        "advice": [{"scheme": s, "matters": m, "sentence": f"{s}: use a."} for s, m in advice.items()],
+        "caveat": "Each choice was drawn once.",
+    }
+    write_json(tmp_path / "data/calibration_report/verdict.json", verdict)
+    console = Console(highlight=False, width=80)
+    with console.capture() as captured:
+        _show_verdict(console, tmp_path)
+    assert [line.strip() for line in captured.get().splitlines()] == [
+        "The calibration choice matters under 2 of 4 schemes.",
+        "• w4a16-gptq: b is worse than a.",
+        "• w3a16-gptq: use a.",
+        "• Each choice was drawn once.",
+        "• all that was found on the other 3 schemes is in the report",
+    ]
 
 
 def test_the_lines_load_the_name_in_params(tmp_path: Path) -> None:
