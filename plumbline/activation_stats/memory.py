@@ -109,8 +109,17 @@ def sites_bytes(model: nn.Module, settings: StatisticsParams, wanted: Names = la
     watched = watched_layers(model, settings.ignore)
     sizes = {name: site_bytes(width_of(layer), settings) for name, layer in watched.items() if wanted(name)}
     experts = [size for name, size in sizes.items() if are_fused_experts(watched[name])]
-    at_a_time = min(sum(experts), max([EXPERTS, *(2 * size for size in experts)]))
-    return sum(sizes.values()) - sum(experts) + at_a_time
+    return sum(sizes.values()) - sum(experts) + at_a_time(experts, 2)
+
+
+def at_a_time(experts: Sequence[int], together: int) -> int:
+    """Upper bound on the bytes of the sites of experts that are summed at a time.
+
+    Args:
+        experts: bytes of each site.
+        together: sites of an expert that are summed together.
+    """
+    return min(sum(experts), max([EXPERTS, *(together * size for size in experts)]))
 
 
 def site_bytes(width: int, settings: StatisticsParams) -> int:

@@ -32,7 +32,8 @@ def show(root: Path) -> None:
 
 def _show_verdict(console: Console, root: Path) -> None:
     """Print the headline, what was found under the scheme that is deployed, and the others where the choice matters."""
-    scheme = load_params(root).deployment.scheme
+    params = load_params(root)
+    scheme = params.deployment.scheme
     verdict_file = read_json(root / "data" / "calibration_report" / "verdict.json")
     console.print(f"[bold]{escape(verdict_file['headline'])}[/bold]")
     verdict = Table.grid(padding=(0, 1))
@@ -42,7 +43,7 @@ def _show_verdict(console: Console, root: Path) -> None:
         if advice["matters"] and advice["scheme"] != scheme:
             verdict.add_row("•", escape(advice["sentence"]))
     verdict.add_row("•", escape(verdict_file["caveat"]))
-    if others := len(load_params(root).grid.schemes) - 1:
+    if others := len(params.grid.schemes) - 1:
         shown = "the other scheme" if others == 1 else f"the other {others} schemes"
         verdict.add_row("•", f"all that was found on {shown} is in the report")
     console.print(verdict)

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
-
 from plumbline.execution.died import ATTEMPTS, died
 from plumbline.execution.params import ExecutionParams
 from plumbline.execution.probe import problem, unusable
@@ -162,6 +160,8 @@ def _start(ray: Any, workers: int, quiet: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: it does not start.
     """
+    from filelock import FileLock
+
     for attempt in range(STARTS):
         try:
             with FileLock(lock_of_starts()):

@@ -190,4 +190,4 @@ def _short(value: Any) -> str:
 
 
 def _change(pair: Pair) -> str:
-    return f"  ({100 * ((pair.b - pair.a) / pair.a):+.1f} %)" if pair.a and pair.a != pair.b else ""
+    return f"  ({100 * (pair.b - pair.a) / pair.a:+.1f} %)" if pair.a and pair.a != pair.b else ""

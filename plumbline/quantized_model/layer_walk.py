@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
 from plumbline.activation_stats.expert_calls import ExpertCalls, groups_of, layer_name
 from plumbline.activation_stats.params import StatisticsParams
 from plumbline.activation_stats.sketch import SiteStats
@@ -104,15 +106,17 @@ class LayerWalk:
         one pass of the samples, others one per group.
         """
         by_first = {members[0]: members for members in step}
-        groups = groups_of({first: holder(self.streams.layer, self.local[first]) for first in by_first}, self.settings)
+        holders = {first: holder(self.streams.layer, self.local[first]) for first in by_first}
+        groups = groups_of(holders, self.settings)
         if len(groups) == 1:
             yield step, self._statistics(step, pair, stop_at)
             return
         named = [[by_first[first] for first in group] for group in groups]
-        if not are_fused_experts(holder(self.streams.layer, self.local[step[0][0]])):
+        first, module = next(iter(holders.items()))
+        if not are_fused_experts(module):
             yield from ((group, self._statistics(group, None, None)) for group in named)
             return
-        with self._called(step[0][0]) as called:
+        with self._called({layer_name(first): module}) as called:
             for group in named:
                 totals = Totals(self.ordered, self.settings, "", "", self.masks)
                 firsts = [members[0] for members in group]
@@ -122,10 +126,9 @@ class LayerWalk:
                 yield group, found
 
     @contextmanager
-    def _called(self, first: str) -> Iterator[ExpertCalls]:
-        """What the experts of a matrix are called with, for every sample."""
+    def _called(self, modules: Mapping[str, nn.Module]) -> Iterator[ExpertCalls]:
+        """What modules of fused experts are called with, for every sample."""
         streams = self.streams
-        modules = {layer_name(first): holder(streams.layer, self.local[first])}
         scratch, in_memory = streams.scratch or Path(tempfile.gettempdir()), 0 if streams.scratch else sys.maxsize
         with ExpertCalls(modules, scratch, in_memory) as called:
             for row in range(len(self.ordered)):

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 
 from plumbline.activation_stats.memory import (
-    EXPERTS,
     REST,
     SHARE,
+    at_a_time,
     free_bytes,
     gib,
     outline_of,
@@ -144,4 +144,4 @@ def _experts_bytes(header: Mapping[str, Any], wanted: Names) -> int:
     for name, site in header["sites"].items():
         if wanted(name) and EXPERT.search(name):
             parts.setdefault(name.rpartition(".")[2], []).append(site_bytes(site["width"], settings))
-    return max((min(sum(sizes), max(EXPERTS, *sizes)) for sizes in parts.values()), default=0)
+    return max((at_a_time(sizes, 1) for sizes in parts.values()), default=0)

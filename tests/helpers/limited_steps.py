@@ -23,7 +23,6 @@ import torch
 
 from plumbline.activation_stats import expert_calls, memory
 from plumbline.base_model import large_mixture
-from plumbline.quantized_model import layerwise_mode
 from tests.helpers.model_steps import STEPS, Steps
 
 ROOM = 16 << 20
@@ -61,7 +60,7 @@ def attempt(run: Callable[[], None], size: int) -> str:
 def main(root: Path, mode: str, steps: Sequence[str]) -> None:
     torch.set_num_threads(1)
     large_mixture.LARGE, large_mixture.AT_A_TIME = LARGE, AT_A_TIME
-    expert_calls.EXPERTS = memory.EXPERTS = layerwise_mode.EXPERTS = SITES
+    expert_calls.EXPERTS = memory.EXPERTS = SITES
     models, named = (sorted(set(names)) for names in zip(*(name.split("/") for name in steps), strict=True))
     with TemporaryDirectory() as scratch:
         for model in models:
